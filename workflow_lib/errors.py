@@ -1,0 +1,66 @@
+"""Every error a person can meet, and the exit code each one means.
+
+    EverstepError              1   failed: a bug, a broken disk, a run that cannot go on
+    ├── UserError              2   the person's mistake: one message, no traceback, nothing lost
+    │   ├── ConfigError            an experiment file, a setting, a plugin name
+    │   └── DataError              a data file that cannot be used
+    ├── CheckpointError        1   checkpoints exist, but none can be trusted
+    ├── SaveError              1   a checkpoint could not be written
+    ├── RankError              1   a rank died, hung or raised
+    ├── StalledError           1   attempt after attempt without a new step
+    └── TryAgain               75  saved; the same command goes on from here
+        ├── Stopped                asked to stop: a signal or the deadline
+        └── WorkspaceBusy          another live attempt owns the run
+"""
+
+from __future__ import annotations
+
+
+class EverstepError(Exception):
+    """Failed, with a message that says what to do."""
+
+    exit_code = 1
+
+
+class UserError(EverstepError):
+    """What was given cannot be used; the message says what, where and what is allowed."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """An experiment that cannot be run as written."""
+
+
+class DataError(UserError):
+    """A data file that cannot be used as it is."""
+
+
+class CheckpointError(EverstepError):
+    """Checkpoints exist, but none of them verifies."""
+
+
+class SaveError(EverstepError):
+    """A checkpoint could not be made durable."""
+
+
+class RankError(EverstepError):
+    """A training process died, hung or raised."""
+
+
+class StalledError(EverstepError):
+    """Several attempts in a row ended without a newer step."""
+
+
+class TryAgain(EverstepError):
+    """Nothing is lost: the same command continues."""
+
+    exit_code = 75
+
+
+class Stopped(TryAgain):
+    """The run stopped when asked, after saving."""
+
+
+class WorkspaceBusy(TryAgain):
+    """A live attempt owns the workspace; the message says which."""
