@@ -1,0 +1,280 @@
+"""The verbs of ``everstep``, and the one place that turns an error into a message and an exit code.
+
+A verb imports what it needs when it is called, so that ``--help`` and ``validate`` stay fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import __version__
+from workflow_lib.errors import ConfigError, EverstepError
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+
+Arguments = argparse.Namespace
+WORK = Path("work")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the person's mistake."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except EverstepError as error:
+        print(f"everstep {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _init(arguments: Arguments) -> None:
+    from workflow_lib import config
+
+    print(config.template(), end="")
+
+
+def _schema(arguments: Arguments) -> None:
+    import json
+
+    from workflow_lib import config
+
+    print(json.dumps(config.schema(), indent=2, sort_keys=True))
+
+
+def _validate(arguments: Arguments) -> None:
+    from workflow_lib import config, plan
+
+    experiment = config.load([arguments.config], arguments.set)
+    runs = plan.expand(experiment)
+    trials = f", {experiment.tune.trials} trials" if experiment.tune else ""
+    print(f"{arguments.config}: valid; {len(runs)} run{'s' if len(runs) != 1 else ''}{trials}")
+
+
+def _plan(arguments: Arguments) -> None:
+    from workflow_lib import config, plan
+
+    print(plan.table(config.load([arguments.config], arguments.set)))
+
+
+def _explain(arguments: Arguments) -> None:
+    from workflow_lib import plan
+
+    print(plan.explain(arguments.a, arguments.b, WORK))
+
+
+def _freeze(arguments: Arguments) -> None:
+    from workflow_lib import plan
+
+    plan.write_plan(_experiment(arguments), WORK, arguments.output)
+
+
+def _preprocess(arguments: Arguments) -> None:
+    from workflow_lib import shards
+
+    shards.preprocess(_experiment(arguments), arguments.data, WORK, arguments.output)
+
+
+def _train(arguments: Arguments) -> None:
+    from workflow_lib import launch
+
+    launch.train(
+        _experiment(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        output=arguments.output,
+        deadline_minutes=arguments.deadline_minutes,
+    )
+
+
+def _suggest(arguments: Arguments) -> None:
+    from workflow_lib import tuning
+
+    tuning.suggest(_experiment(arguments), arguments.number, arguments.tune_dir, WORK, arguments.output)
+
+
+def _trial(arguments: Arguments) -> None:
+    from workflow_lib import launch, tuning
+
+    suggestion = tuning.load_suggestion(arguments.suggestion)
+    history = launch.trial(
+        _experiment(arguments),
+        run=str(arguments.suggestion),
+        data=arguments.data,
+        work=WORK,
+        stop_early=tuning.pruner(suggestion),
+        deadline_minutes=arguments.deadline_minutes,
+    )
+    tuning.write_result(suggestion, history, arguments.output)
+
+
+def _best(arguments: Arguments) -> None:
+    from workflow_lib import tuning
+
+    tuning.best(_experiment(arguments), arguments.tune_dir, WORK, arguments.output)
+
+
+def _evaluate(arguments: Arguments) -> None:
+    from workflow_lib import evaluation
+
+    evaluation.evaluate(
+        _experiment(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        model=arguments.model,
+        output=arguments.output,
+    )
+
+
+def _export(arguments: Arguments) -> None:
+    from workflow_lib import export
+
+    export.export(
+        _experiment(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        model=arguments.model,
+        evaluation=arguments.evaluation,
+        output=arguments.output,
+    )
+
+
+def _report(arguments: Arguments) -> None:
+    from workflow_lib import report
+
+    report.report(_experiment(arguments), arguments.results, arguments.run, WORK, arguments.output)
+
+
+def _summary(arguments: Arguments) -> None:
+    from workflow_lib import report
+
+    print(report.summary(arguments.results))
+
+
+def _experiment(arguments: Arguments) -> Experiment:
+    from workflow_lib import config
+
+    path = arguments.experiment or os.environ.get("EVERSTEP_EXPERIMENT")
+    if not path:
+        raise ConfigError("no experiment given: pass --experiment FILE (or set EVERSTEP_EXPERIMENT)")
+    return config.load([Path(path)])
+
+
+Option = tuple[tuple[str, ...], dict[str, object]]
+
+
+def _path(*names: str, text: str) -> Option:
+    return names, {"type": Path, "required": True, "metavar": "FILE", "help": text}
+
+
+CONFIG: Option = (("config",), {"type": Path, "metavar": "CONFIG", "help": "experiment file (YAML)"})
+SET: Option = (
+    ("--set",),
+    {"action": "append", "default": [], "metavar": "'A.B=1 C=2'", "help": "settings that win over the file"},
+)
+EXPERIMENT: Option = (
+    ("--experiment",),
+    {"type": Path, "metavar": "FILE", "help": "experiment file (default: $EVERSTEP_EXPERIMENT)"},
+)
+RUN: Option = (("--run",), {"required": True, "metavar": "RUN", "help": "run id, or a file that points to a run"})
+DATA = _path("--data", text="manifest of the preprocessed data")
+MODEL = _path("--model", text="trained weights (safetensors)")
+OUTPUT = _path("--output", text="what to write, last and whole")
+TUNE_DIR = _path("--tune-dir", text="folder of the study's suggestions and results")
+RESULTS = _path("--results", text="results folder of the experiment")
+DEADLINE: Option = (
+    ("--deadline-minutes",),
+    {"type": float, "metavar": "M", "help": "time limit of the job; stops and saves before it"},
+)
+
+Verb = tuple[str, str, Callable[[Arguments], None], tuple[Option, ...]]
+
+FOR_PEOPLE: tuple[Verb, ...] = (
+    ("init", "print an experiment file with every setting, its default and meaning", _init, ()),
+    ("validate", "say what is wrong with an experiment file, where, and what is allowed", _validate, (CONFIG, SET)),
+    ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET)),
+    (
+        "explain",
+        "say which settings make two runs different",
+        _explain,
+        ((("a",), {"metavar": "A", "help": "run id or file"}), (("b",), {"metavar": "B", "help": "run id or file"})),
+    ),
+    ("schema", "print the JSON schema of experiment files, for editors", _schema, ()),
+)
+
+FOR_RULES: tuple[Verb, ...] = (
+    ("freeze", "write the plan and freeze its runs", _freeze, (EXPERIMENT, OUTPUT)),
+    (
+        "preprocess",
+        "prepare a data set's shards and manifest",
+        _preprocess,
+        (EXPERIMENT, (("--data",), {"required": True, "metavar": "ID", "help": "data id of the plan"}), OUTPUT),
+    ),
+    ("train", "train a run, or continue it", _train, (EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE)),
+    (
+        "suggest",
+        "suggest a trial of the study",
+        _suggest,
+        (EXPERIMENT, (("--number",), {"type": int, "required": True, "metavar": "N"}), TUNE_DIR, OUTPUT),
+    ),
+    (
+        "trial",
+        "train a suggested run and note its result",
+        _trial,
+        (EXPERIMENT, _path("--suggestion", text="suggested trial"), DATA, OUTPUT, DEADLINE),
+    ),
+    ("best", "choose the best trial of the study", _best, (EXPERIMENT, TUNE_DIR, OUTPUT)),
+    ("evaluate", "measure a model on the test split", _evaluate, (EXPERIMENT, RUN, DATA, MODEL, OUTPUT)),
+    (
+        "export",
+        "export a model to ONNX and check it",
+        _export,
+        (EXPERIMENT, RUN, DATA, MODEL, _path("--evaluation", text="its evaluation"), OUTPUT),
+    ),
+    (
+        "report",
+        "write the report of an experiment",
+        _report,
+        (EXPERIMENT, RESULTS, (("--run",), {"nargs": "+", "metavar": "RUN", "required": True}), OUTPUT),
+    ),
+    ("summary", "print the best run, its metrics and what to type next", _summary, (RESULTS,)),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(verb) for verb, *_ in FOR_PEOPLE + FOR_RULES) + 2
+    listing = "\n".join(
+        f"{title}\n" + "\n".join(f"  {verb:<{width}}{text}" for verb, text, *_ in verbs) + "\n"
+        for title, verbs in (("for people:", FOR_PEOPLE), ("for rules:", FOR_RULES))
+    )
+    parser = argparse.ArgumentParser(
+        prog="everstep",
+        description="Training pipelines that never lose a step.",
+        epilog=listing,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="everstep VERB ...",
+    )
+    parser.add_argument("--version", action="version", version=f"everstep {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
+    for verb, text, call, options in FOR_PEOPLE + FOR_RULES:
+        one = verbs.add_parser(verb, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        one.set_defaults(call=call)
+        for names, settings in options:
+            one.add_argument(*names, **settings)  # type: ignore[arg-type]
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
