@@ -1,0 +1,231 @@
+"""One owner per workspace: a lease is a numbered file that only its owner ever ends.
+
+    leases/000007.json        who: attempt, host, pid, start time, job
+    leases/000007.beat        its modification time moves while the owner lives
+    leases/000007.released    the owner has gone, in peace
+
+To own the workspace is to have created the highest number. A successor does not remove its predecessor's file: it
+creates the next one, with ``link``, which only one contender can win. An owner that was taken over sees the higher
+number, and publishes nothing more.
+
+A holder is taken over at once when it released, or when its process is gone from this host or its job from the
+scheduler; otherwise when its beat has not moved for ``timeout_s`` of the contender's own clock. Clocks of two hosts
+are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from workflow_lib.errors import WorkspaceBusy
+
+logger = logging.getLogger(__name__)
+
+BEATS_PER_TIMEOUT = 6
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds, or held, a workspace."""
+
+    attempt: str
+    host: str
+    boot: str
+    pid: int
+    start_time: float
+    job: str | None
+
+    @classmethod
+    def this_process(cls, attempt: str) -> Holder:
+        """The holder that the calling process would be."""
+        return cls(
+            attempt=attempt,
+            host=socket.gethostname(),
+            boot=boot_id(),
+            pid=os.getpid(),
+            start_time=psutil.Process().create_time(),
+            job=os.environ.get("SLURM_JOB_ID"),
+        )
+
+    def is_gone(self) -> bool:
+        """Whether the holder certainly lives no more, as far as can be told from this host."""
+        if self.host == socket.gethostname():
+            return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
+        return self.job is not None and self.job != os.environ.get("SLURM_JOB_ID") and _job_is_gone(self.job)
+
+    def is_running_here(self) -> bool:
+        """Whether the holder is a process of this host that can make progress (not a stopped one)."""
+        if self.host != socket.gethostname() or self.is_gone():
+            return False
+        try:
+            return psutil.Process(self.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.NoSuchProcess:
+            return False
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"attempt {self.attempt[:8]} (host {self.host}, pid {self.pid}{job})"
+
+
+class Lease:
+    """The right to publish in a workspace, kept alive by a heartbeat until it is released."""
+
+    def __init__(self, directory: Path, number: int, timeout_s: float) -> None:
+        self.number = number
+        self._directory = directory
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._beat = directory / f"{number:06d}.beat"
+        self._thread = threading.Thread(
+            target=self._keep_beating, args=(timeout_s / BEATS_PER_TIMEOUT,), name="lease", daemon=True
+        )
+        self._beat.touch()
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, workspace: Path, attempt: str, *, timeout_s: float, wait_s: float = 0.0) -> Lease:
+        """The lease of the workspace; a live holder is waited for ``wait_s``, then WorkspaceBusy names it."""
+        directory = workspace / "leases"
+        directory.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        watched: tuple[int, float] | None = None  # the lease number and the beat it had when first seen
+        first_seen = started
+        while True:
+            number, holder = current(directory)
+            if holder is None or _is_released(directory, number) or holder.is_gone():
+                if _create(directory, number + 1, Holder.this_process(attempt)):
+                    return cls(directory, number + 1, timeout_s)
+                continue
+            beat = _beat_of(directory, number)
+            now = time.monotonic()
+            beating = watched is not None and watched[0] == number and watched[1] != beat
+            if watched is None or watched != (number, beat):
+                if watched is None:
+                    logger.info("workspace is held by %s; waiting", holder)
+                watched, first_seen = (number, beat), now
+            if (beating or holder.is_running_here()) and now - started >= wait_s:
+                raise WorkspaceBusy(
+                    f"{workspace} is being trained by {holder}. Nothing was changed. Let it finish and run this "
+                    f"again, or stop that process first"
+                )
+            if now - first_seen >= timeout_s:
+                logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, timeout_s)
+                if _create(directory, number + 1, Holder.this_process(attempt)):
+                    return cls(directory, number + 1, timeout_s)
+            time.sleep(POLL_S)
+
+    def holds(self) -> bool:
+        """Whether nobody has taken over: to be asked before anything is published."""
+        return current(self._directory)[0] == self.number
+
+    def release(self) -> None:
+        """The next contender need not wait. Only the process that acquired the lease can release it."""
+        if self._ended.is_set() or os.getpid() != self._owner:
+            return
+        self._ended.set()
+        self._thread.join()
+        (self._directory / f"{self.number:06d}.released").touch()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _keep_beating(self, every_s: float) -> None:
+        while not self._ended.wait(every_s):
+            try:
+                os.utime(self._beat)
+            except OSError as error:
+                logger.warning("cannot renew the lease of %s: %s", self._directory.parent, error)
+
+
+def current(directory: Path) -> tuple[int, Holder | None]:
+    """The highest lease number (0: never held) and who created it."""
+    numbers = [int(path.stem) for path in directory.glob("*.json")]
+    if not numbers:
+        return 0, None
+    content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
+    return max(numbers), Holder(**content)
+
+
+def holder_of(workspace: Path) -> Holder | None:
+    """Who holds the workspace now, as far as files and this host's process table tell."""
+    directory = workspace / "leases"
+    number, holder = current(directory)
+    if holder is None or _is_released(directory, number) or holder.is_gone():
+        return None
+    return holder
+
+
+def is_alive(pid: int, start_time: float) -> bool:
+    """Whether that very process, not another that got its number, still exists (a zombie does not)."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def boot_id() -> str:
+    """A name of the host's current boot; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _create(directory: Path, number: int, holder: Holder) -> bool:
+    """Whether this contender, and so no other, created the numbered file, whole."""
+    temporary = directory / f".{uuid.uuid4().hex}.tmp"
+    temporary.write_text(json.dumps(asdict(holder), sort_keys=True))
+    try:
+        os.link(temporary, directory / f"{number:06d}.json")
+    except FileExistsError:
+        # NFS may report a link as refused although it was made: the link count tells
+        return temporary.stat().st_nlink == 2
+    finally:
+        temporary.unlink()
+    return True
+
+
+def _is_released(directory: Path, number: int) -> bool:
+    return (directory / f"{number:06d}.released").exists()
+
+
+def _beat_of(directory: Path, number: int) -> float:
+    try:
+        return (directory / f"{number:06d}.beat").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _job_is_gone(job: str) -> bool:
+    """Whether SLURM knows for certain that the job does not run; False when there is no SLURM to ask."""
+    if shutil.which("squeue") is None:
+        return False
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    if answer.returncode != 0:
+        return "Invalid job id" in answer.stderr
+    states = set(answer.stdout.split())
+    return not states & {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "RESIZING"}
