@@ -1,0 +1,26 @@
+# The commands of the project. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check slurm-demo clean
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## .venv with the pinned packages
+	@scripts/setup
+
+run: setup ## the pipeline on config/config.yaml, here; ARGS="..." is passed on to snakemake
+	snakemake --profile profiles/local $(ARGS)
+
+test: setup ## every check: style, types, tests, and a real SLURM where it is installed
+	scripts/check
+
+check: setup ## style and types only, in seconds
+	scripts/check style
+
+slurm-demo: setup ## the same pipeline on a four-node SLURM cluster that lives on this machine
+	scripts/slurm-sandbox demo
+
+clean: setup ## what `everstep clean` would delete from the store; it lists first
+	everstep clean
