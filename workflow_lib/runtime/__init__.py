@@ -1,0 +1,1 @@
+"""What touches the machine: processes, devices, threads, random generators, locks, logs."""
