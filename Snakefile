@@ -1,0 +1,44 @@
+"""Everstep: training runs that never lose a step.
+
+    plan ──► preprocess ──► train ──► evaluate ──► export ──► report
+                              ▲
+             tune: suggest[n] ──► trial[n] ──► best
+
+Each phase is one file in rules/. `experiment` and the few functions they share stand in rules/common.smk.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+include: "rules/common.smk"
+include: "rules/plan.smk"
+include: "rules/preprocess.smk"
+include: "rules/train.smk"
+include: "rules/tune.smk"
+include: "rules/evaluate.smk"
+include: "rules/export.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+    plan,
+    suggest,
+    best,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        targets,
+
+
+onsuccess:
+    shell("exec python -m workflow_lib summary --results results/{experiment.name}")
+
+
+onerror:
+    tell_what_failed()

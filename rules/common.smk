@@ -1,0 +1,92 @@
+"""What the rule files share: the experiment, its runs, and the inputs that follow from a run.
+
+The experiment comes from `--configfile` (default: config/config.yaml) and `--config set="a.b=1 c=2"`. It is validated
+here, once, and frozen in work/experiments/: every job, also one that waits in a queue for days, reads the frozen file, so
+that nobody can break it by editing the YAML.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from workflow_lib import config as experiments
+from workflow_lib import controller, plan as plans
+from workflow_lib.errors import EverstepError
+
+WORK = Path("work")
+
+try:
+    experiment = controller.load_experiment(
+        workflow.overwrite_configfiles or [Path("config/config.yaml")],
+        workflow.config_settings.config,
+    )
+    frozen = experiments.snapshot(experiment, WORK)
+    RUNS = {run.id: run for run in plans.expand(experiment)}
+except EverstepError as error:
+    print(f"everstep: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+# What the commands of the rules read, and what Snakemake hands to the Snakemake inside each cluster job.
+os.environ["EVERSTEP_EXPERIMENT"] = str(frozen)
+workflow.config_settings.configfiles = [frozen.absolute()]
+workflow.config_settings.config_args = ""
+
+# Jobs run with the interpreter that runs Snakemake, whether or not its environment is activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+if workflow.is_main_process:
+    for killed in controller.enter(Path(".snakemake")):
+        print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
+
+RESULTS = f"results/{experiment.name}"
+# What the pipeline makes; a rule file appends to it. {experiment} and {run} stand for today's.
+TARGETS = []
+
+
+# Patterns, not today's list: a run of yesterday's plan stays a valid target.
+wildcard_constraints:
+    experiment=re.escape(experiment.name),
+    run=r"[a-z0-9._-]+-[0-9a-f]{12}|tuned",
+    data_id=r"[A-Za-z0-9._-]+-[0-9a-f]{12}",
+
+
+def reported_runs():
+    """Every run of the plan, and the tuned one."""
+    return [*RUNS, *(["tuned"] if experiment.tune else [])]
+
+
+def targets(wildcards):
+    """Every file that `rule all` wants."""
+    return expand(TARGETS, experiment=experiment.name, run=reported_runs())
+
+
+def settings_of(run):
+    """The settings of a run: of the plan, or, when it is no longer in it, as they were frozen."""
+    if run == "tuned":
+        return plans.tuned_base(experiment)
+    return RUNS[run].config if run in RUNS else plans.load_run(run, WORK)[0]
+
+
+def run_inputs(wildcards):
+    """The data manifest of a run; for the tuned run also the file that says which run it is."""
+    inputs = {"data": f"{RESULTS}/data/{plans.data_id(settings_of(wildcards.run))}.json"}
+    if wildcards.run == "tuned":
+        inputs["best"] = f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"
+    return inputs
+
+
+def run_reference(wildcards):
+    """How a command names the run: by its id, or by the file that points to it."""
+    return run_inputs(wildcards).get("best", wildcards.run)
+
+
+def training_threads(wildcards):
+    """The threads of every rank together."""
+    return experiment.runtime.nproc * experiment.runtime.threads
+
+
+def tell_what_failed():
+    """Each failed job's last line and log, and the command that goes on, are on stderr."""
+    jobs = sorted((f"{job.name} {dict(job.wildcards) or ''}", next(map(Path, job.log), None)) for job in workflow.scheduler.failed)
+    print(controller.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)

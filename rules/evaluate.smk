@@ -1,0 +1,30 @@
+"""Measure a trained model on the test split.
+
+REQUIRED INPUTS: the trained model, the data manifest
+OUTPUTS: results/{experiment}/runs/{run}/evaluation.json, predictions.csv
+"""
+
+
+rule evaluate:
+    input:
+        unpack(run_inputs),
+        train="results/{experiment}/runs/{run}/train.json",
+        model="results/{experiment}/runs/{run}/model.safetensors",
+    output:
+        evaluation="results/{experiment}/runs/{run}/evaluation.json",
+        predictions="results/{experiment}/runs/{run}/predictions.csv",
+    log:
+        "logs/evaluate/{experiment}/{run}.log",
+    benchmark:
+        "benchmarks/evaluate/{experiment}/{run}.tsv"
+    params:
+        stage=plans.STAGES["evaluate"],
+        settings=plans.section_digest(experiment, "evaluate"),
+        run=run_reference,
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "exec python -m workflow_lib evaluate --run {params.run:q} --data {input.data:q} --model {input.model:q}"
+        " --output {output.evaluation:q} >> {log:q} 2>&1"

@@ -1,0 +1,24 @@
+"""Cut a data set into checksummed shards.
+
+REQUIRED INPUTS: results/{experiment}/plan.json
+OUTPUTS: results/{experiment}/data/{data_id}.json (the manifest), work/data/*/
+"""
+
+
+rule preprocess:
+    input:
+        plan=ancient("results/{experiment}/plan.json"),
+    output:
+        manifest="results/{experiment}/data/{data_id}.json",
+    log:
+        "logs/preprocess/{experiment}/{data_id}.log",
+    benchmark:
+        "benchmarks/preprocess/{experiment}/{data_id}.tsv"
+    params:
+        stage=plans.STAGES["preprocess"],
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    shell:
+        "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --output {output.manifest:q} >> {log:q} 2>&1"

@@ -1,0 +1,47 @@
+"""Write the one page that shows every run.
+
+REQUIRED INPUTS: the statements of every run of the plan, and of the study
+OUTPUTS: results/{experiment}/report.html, runs.csv
+"""
+
+
+def study_results(wildcards):
+    """What the study leaves behind, when the experiment has one."""
+    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json" if experiment.tune else []
+
+
+def of_each_run(name):
+    """The statement of that name of every reported run."""
+    return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
+
+
+rule report:
+    input:
+        study=study_results,
+        train=of_each_run("train.json"),
+        history=of_each_run("history.csv"),
+        evaluation=of_each_run("evaluation.json"),
+        predictions=of_each_run("predictions.csv"),
+        export=of_each_run("export.json"),
+    output:
+        report="results/{experiment}/report.html",
+        runs="results/{experiment}/runs.csv",
+    log:
+        "logs/report/{experiment}.log",
+    benchmark:
+        "benchmarks/report/{experiment}.tsv"
+    params:
+        stage=plans.STAGES["report"],
+        settings=plans.section_digest(experiment, "report"),
+        results=subpath(output.report, parent=True),
+        run=reported_runs(),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "exec python -m workflow_lib report --results {params.results:q} --run {params.run:q}"
+        " --output {output.report:q} >> {log:q} 2>&1"
+
+
+TARGETS.append("results/{experiment}/report.html")

@@ -1,0 +1,29 @@
+"""Train a run, or go on with it. Its checkpoints lie in work/, where Snakemake deletes nothing.
+
+REQUIRED INPUTS: the plan, the data manifest; for the run `tuned` the result of the study
+OUTPUTS: results/{experiment}/runs/{run}/train.json, model.safetensors, history.csv
+"""
+
+
+rule train:
+    input:
+        unpack(run_inputs),
+        plan=ancient("results/{experiment}/plan.json"),
+    output:
+        train="results/{experiment}/runs/{run}/train.json",
+        model="results/{experiment}/runs/{run}/model.safetensors",
+        history="results/{experiment}/runs/{run}/history.csv",
+    log:
+        "logs/train/{experiment}/{run}.log",
+    benchmark:
+        "benchmarks/train/{experiment}/{run}.tsv"
+    params:
+        stage=plans.STAGES["train"],
+        run=run_reference,
+    threads: training_threads
+    resources:
+        mem_mb=2000,
+        runtime=1440,
+    shell:
+        "exec python -m workflow_lib train --run {params.run:q} --data {input.data:q} --output {output.train:q}"
+        " --deadline-minutes {resources.runtime} >> {log:q} 2>&1"

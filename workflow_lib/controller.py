@@ -1,0 +1,87 @@
+"""What surrounds the DAG in the Snakemake process: its experiment, its lock, and what it says at the end.
+
+A directory that a killed Snakemake left locked is unlocked by the next one; the lock of a living one is never touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import shlex
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from workflow_lib import config
+from workflow_lib.errors import ConfigError
+
+_held: list[TextIO] = []
+
+
+def load_experiment(files: Sequence[Path], given: Mapping[str, Any]) -> config.Experiment:
+    """The validated experiment of a command line; `given` is what follows --config."""
+    unknown = sorted(set(given) - {"set"})
+    if unknown:
+        raise ConfigError(
+            f"--config {' '.join(unknown)}: the only name it takes is 'set'. "
+            'A setting is overridden with --config set="training.epochs=20 seed=7"'
+        )
+    return config.load(files, shlex.split(str(given.get("set", ""))))
+
+
+def enter(folder: Path) -> list[str]:
+    """The killed Snakemakes (host and pid) whose lock on the directory is removed now.
+
+    Each one holds a file in `controllers/` under an exclusive flock for as long as it lives, which the kernel lets go
+    however it dies. A file of another host, or one still held, keeps every lock where it is.
+    """
+    controllers = folder / "controllers"
+    controllers.mkdir(parents=True, exist_ok=True)
+    others = list(controllers.glob("*.held"))
+    _hold(controllers / f"{uuid.uuid4().hex}.held")
+    if not others or not all(_is_dead(path) for path in others):
+        return []
+    shutil.rmtree(folder / "locks", ignore_errors=True)
+    killed = [path.read_text() for path in others if path.exists()]
+    for path in others:
+        path.unlink(missing_ok=True)
+    return killed
+
+
+def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) -> str:
+    """For each failed job (its name, its log) the last line it wrote, then the command that goes on."""
+    told = []
+    for name, log in jobs:
+        text = log.read_text(errors="replace") if log and log.exists() else ""
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "it left no message")
+        told.append(f"everstep: {name} failed: {last}\n    log: {log}")
+    return "\n".join([*told, f"everstep: what was trained is kept. To go on: {shlex.join(command)}"])
+
+
+def _hold(path: Path) -> None:
+    """The file exists, and is under this process's lock from the moment it has its name."""
+    new = path.with_suffix(".new")
+    file = new.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(f"{socket.gethostname()} {os.getpid()}")
+    file.flush()
+    new.rename(path)
+    _held.append(file)
+    atexit.register(path.unlink, missing_ok=True)
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        with path.open() as file:
+            if file.read().split()[0] != socket.gethostname():
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass  # it ended in this moment, in peace
+    return True
