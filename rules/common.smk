@@ -88,5 +88,8 @@ def training_threads(wildcards):
 
 def tell_what_failed():
     """Each failed job's last line and log, and the command that goes on, are on stderr."""
-    jobs = sorted((f"{job.name} {dict(job.wildcards) or ''}", next(map(Path, job.log), None)) for job in workflow.scheduler.failed)
+    jobs = sorted(
+        (f"{job.name} {dict(job.wildcards) or ''}", next(map(Path, job.log), None))
+        for job in workflow.scheduler.failed
+    )
     print(controller.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)

@@ -17,14 +17,14 @@ rule evaluate:
         "logs/evaluate/{experiment}/{run}.log",
     benchmark:
         "benchmarks/evaluate/{experiment}/{run}.tsv"
-    params:
-        stage=plans.STAGES["evaluate"],
-        settings=plans.section_digest(experiment, "evaluate"),
-        run=run_reference,
     threads: 1
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        stage=plans.STAGES["evaluate"],
+        settings=plans.section_digest(experiment, "evaluate"),
+        run=run_reference,
     shell:
         "exec python -m workflow_lib evaluate --run {params.run:q} --data {input.data:q} --model {input.model:q}"
         " --output {output.evaluation:q} >> {log:q} 2>&1"

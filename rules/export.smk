@@ -17,14 +17,14 @@ rule export:
         "logs/export/{experiment}/{run}.log",
     benchmark:
         "benchmarks/export/{experiment}/{run}.tsv"
-    params:
-        stage=plans.STAGES["export"],
-        settings=plans.section_digest(experiment, "export"),
-        run=run_reference,
     threads: 1
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        stage=plans.STAGES["export"],
+        settings=plans.section_digest(experiment, "export"),
+        run=run_reference,
     shell:
         "exec python -m workflow_lib export --run {params.run:q} --data {input.data:q} --model {input.model:q}"
         " --evaluation {input.evaluation:q} --output {output.export:q} >> {log:q} 2>&1"

@@ -12,12 +12,12 @@ rule plan:
         "logs/plan/{experiment}.log",
     benchmark:
         "benchmarks/plan/{experiment}.tsv"
-    params:
-        stage=plans.STAGES["plan"],
-        digest=plans.plan_digest(experiment),
     threads: 1
     resources:
         mem_mb=500,
         runtime=10,
+    params:
+        stage=plans.STAGES["plan"],
+        digest=plans.plan_digest(experiment),
     shell:
         "exec python -m workflow_lib freeze --output {output.plan:q} >> {log:q} 2>&1"

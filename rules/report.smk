@@ -30,15 +30,15 @@ rule report:
         "logs/report/{experiment}.log",
     benchmark:
         "benchmarks/report/{experiment}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         stage=plans.STAGES["report"],
         settings=plans.section_digest(experiment, "report"),
         results=subpath(output.report, parent=True),
         run=reported_runs(),
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=60,
     shell:
         "exec python -m workflow_lib report --results {params.results:q} --run {params.run:q}"
         " --output {output.report:q} >> {log:q} 2>&1"

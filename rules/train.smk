@@ -17,13 +17,13 @@ rule train:
         "logs/train/{experiment}/{run}.log",
     benchmark:
         "benchmarks/train/{experiment}/{run}.tsv"
-    params:
-        stage=plans.STAGES["train"],
-        run=run_reference,
     threads: training_threads
     resources:
         mem_mb=2000,
         runtime=1440,
+    params:
+        stage=plans.STAGES["train"],
+        run=run_reference,
     shell:
         "exec python -m workflow_lib train --run {params.run:q} --data {input.data:q} --output {output.train:q}"
         " --deadline-minutes {resources.runtime} >> {log:q} 2>&1"

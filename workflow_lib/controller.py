@@ -1,6 +1,7 @@
 """What surrounds the DAG in the Snakemake process: its experiment, its lock, and what it says at the end.
 
-A directory that a killed Snakemake left locked is unlocked by the next one; the lock of a living one is never touched.
+A directory that a killed Snakemake left locked is unlocked by the next one; the lock of a living one is never
+touched.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def load_experiment(files: Sequence[Path], given: Mapping[str, Any]) -> config.E
 def enter(folder: Path) -> list[str]:
     """The killed Snakemakes (host and pid) whose lock on the directory is removed now.
 
-    Each one holds a file in `controllers/` under an exclusive flock for as long as it lives, which the kernel lets go
-    however it dies. A file of another host, or one still held, keeps every lock where it is.
+    Each one holds a file in `controllers/` under an exclusive flock for as long as it lives, which the kernel
+    lets go however it dies. A file of another host, or one still held, keeps every lock where it is.
     """
     controllers = folder / "controllers"
     controllers.mkdir(parents=True, exist_ok=True)
