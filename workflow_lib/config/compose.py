@@ -1,0 +1,172 @@
+"""Files, the files they extend and overrides become one tree of values that knows who set what."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflow_lib.config.sections import VARIANTS
+from workflow_lib.config.yaml12 import KeyPath, Origins, parse_yaml
+from workflow_lib.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tree of values and their origins."""
+
+    values: dict[str, Any]
+    origins: Origins
+
+
+def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
+    """The values of a file over those of the file it `extends`."""
+    where = _shown(path)
+    if path.resolve() in opened:
+        chain = " -> ".join(_shown(p) for p in (*opened, path.resolve()))
+        raise ConfigError(f"{where}: extends: the files extend each other: {chain}")
+    value, entries = _parse(path, where)
+    if value is None:
+        raise ConfigError(
+            f"{where}: empty; an experiment has at least a `name:` (`everstep init` prints every setting)"
+        )
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else "a single value"
+        raise ConfigError(f"{where}: an experiment is a mapping of settings (name: value), not {kind}")
+    base = value.pop("extends", None)
+    if base is None:
+        return Source(value, Origins(entries))
+    if not isinstance(base, str):
+        raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
+    target = path.parent / base
+    if not target.is_file():
+        raise ConfigError(f"{entries[('extends',)]}: extends: no file {_shown(target)}")
+    return merge(read(target, (*opened, path.resolve())), Source(value, Origins(entries)))
+
+
+def _shown(path: Path) -> str:
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
+
+
+def _parse(path: Path, where: str) -> tuple[Any, dict[KeyPath, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{where}: not UTF-8 text (byte {error.start}); an experiment is a YAML file"
+        ) from error
+    if path.suffix != ".json":
+        return parse_yaml(text, where)
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite), {(): where}
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is written twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    raise ValueError(f"{text} is not allowed; numbers are finite")
+
+
+def merge(base: Source, over: Source) -> Source:
+    """The first with the second on top: mappings merge, anything else replaces."""
+    values = overlay(base.values, over.values)
+    entries: dict[KeyPath, str] = {}
+    for path in paths(values):
+        origin = over.origins.exactly(path) or base.origins.exactly(path)
+        if origin:
+            entries[path] = origin
+    return Source(values, Origins(entries))
+
+
+def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The settings with others on top; a section whose `name` changes keeps what both variants have."""
+    kept = {
+        section: _kept(section, base.get(section), over.get(section))
+        for section in VARIANTS
+        if section in over
+    }
+    return deep_merge({**base, **kept}, over)
+
+
+def _kept(section: str, base: Any, over: Any) -> Any:
+    default, fields = VARIANTS[section]
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return base
+    old, new = base.get("name", default), over.get("name", base.get("name", default))
+    if old == new:
+        return base
+    return {key: value for key, value in base.items() if key in fields.get(str(new), fields["*"])}
+
+
+def deep_merge(base: Any, over: Any) -> Any:
+    """Mappings merged key by key, the second on top."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return {
+        **base,
+        **{key: deep_merge(base[key], value) if key in base else value for key, value in over.items()},
+    }
+
+
+def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Every key path in a tree, parents first."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths(item, (*path, key))
+
+
+# Mappings whose keys are themselves dotted names: what follows in an override is one key.
+_DOTTED_KEYS = (("sweep", "grid"), ("sweep", "zip"), ("tune", "set"), ("labels",))
+_SPACE_FIELDS = {"type", "low", "high", "log", "step", "choices"}
+
+
+def overrides(texts: Sequence[str]) -> list[Source]:
+    """One tree for each `a.b=value` in the texts; values are YAML, quotes hold spaces."""
+    return [_override(word) for text in texts for word in _words(text)]
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"set: {text!r}: {error}; close the quotes") from error
+
+
+def _override(word: str) -> Source:
+    name, equals, text = word.partition("=")
+    if not equals or not name or not all(name.split(".")):
+        raise ConfigError(f"set: {word!r} is not of the form section.setting=value")
+    where = f"set {name}={text}"
+    value, inner = parse_yaml(text, where, numbered=False)
+    path = _override_path(name.split("."))
+    for key in reversed(path):
+        value = {key: value}
+    entries: dict[KeyPath, str] = {(*path, *rest): where for rest in inner or {(): where}}
+    entries.update({path[:length]: where for length in range(1, len(path))})
+    return Source(value, Origins(entries))
+
+
+def _override_path(parts: list[str]) -> tuple[str, ...]:
+    for prefix in _DOTTED_KEYS:
+        if tuple(parts[: len(prefix)]) == prefix and len(parts) > len(prefix):
+            return (*prefix, ".".join(parts[len(prefix) :]))
+    if parts[:2] == ["tune", "space"] and len(parts) > 3 and parts[-1] in _SPACE_FIELDS:
+        return ("tune", "space", ".".join(parts[2:-1]), parts[-1])
+    if parts[:2] == ["tune", "space"] and len(parts) > 2:
+        return ("tune", "space", ".".join(parts[2:]))
+    return tuple(parts)

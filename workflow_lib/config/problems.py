@@ -1,0 +1,212 @@
+"""One line for each thing that is wrong: where it was written, which setting, what, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import Discriminator
+from pydantic.fields import FieldInfo
+
+from workflow_lib.config.sections import VARIANTS
+from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
+from workflow_lib.plugins import Section
+
+
+def messages(
+    errors: Sequence[Any], section: type[Section], values: Any, origins: Origins, at: KeyPath = ()
+) -> list[str]:
+    """A message for each error of a validation of `section`, whose settings stand at the key path `at`."""
+    lines: dict[str, None] = {}
+    for error in errors:
+        path, field, owner = _walk(section, error["loc"])
+        whole = (*at, *path)
+        if error["type"] == "params":
+            context = error["ctx"]
+            lines.update(
+                dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole))
+            )
+            continue
+        if error["type"] == "plugin":
+            whole = (*whole[:-1], "name")
+        what = _what(error, field, owner, whole, values)
+        lines[f"{_place(origins, whole, error['type'])}{dotted(whole)}: {what}"] = None
+    return list(lines)
+
+
+def _place(origins: Origins, path: KeyPath, kind: str) -> str:
+    origin = origins.of(path[:-1] if kind == "missing" else path)
+    return f"{origin}: " if origin else ""
+
+
+def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any]:
+    """The key path of an error, the annotation or field there, and the class that should have had it."""
+    path: list[Any] = []
+    here: Any = section
+    owner: Any = section
+    for part in loc:
+        here = _plain(here)
+        if isinstance(here, type) and issubclass(here, Section):
+            owner = here
+            path.append(part)
+            here = here.model_fields.get(part)
+            if here is None:
+                break
+        elif (chosen := _variant(here, part)) is not None:
+            here = owner = chosen
+        elif get_origin(here) in (dict, list, tuple) and part != "[key]":
+            path.append(part)
+            inner = get_args(here)
+            here = (
+                inner[-1] if get_origin(here) is dict or len(inner) == 1 else inner[min(part, len(inner) - 1)]
+            )
+        else:
+            break
+    return tuple(path), here, owner
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation without Annotated, FieldInfo and `| None`."""
+    if isinstance(annotation, FieldInfo):
+        return _plain(annotation.annotation)
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [m for m in get_args(annotation) if m is not type(None)]
+        return _plain(members[0]) if len(members) == 1 else annotation
+    return annotation
+
+
+def variants(annotation: Any) -> dict[str, type[Section]]:
+    """The sections that a field may hold, by the name that chooses each; empty for any other field."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    found = {}
+    for member in map(_plain, members):
+        if isinstance(member, type) and issubclass(member, Section):
+            key = "name" if "name" in member.model_fields else "type"
+            found[str(get_args(member.model_fields[key].annotation)[0])] = member
+    return found
+
+
+def _variant(annotation: Any, tag: Any) -> type[Section] | None:
+    return variants(annotation).get(tag) if isinstance(tag, str) else None
+
+
+def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner))
+    if kind == "missing":
+        meaning = field.description if isinstance(field, FieldInfo) else ""
+        return f"is missing: {meaning}; allowed: {allowed(field)}"
+    if kind in ("plugin", "value_error"):
+        return str(error["msg"]).removeprefix("Value error, ") + (
+            f"; allowed: {allowed(field)}" if kind != "plugin" else ""
+        )
+    if kind.startswith("union_tag"):
+        key = "name" if len(path) == 1 else "type"
+        names = list(variants(_plain(field)))
+        given = value.get(key) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return f"{shown(value)} is not allowed; a mapping with `{key}`: {', '.join(names)}"
+        if given is None:
+            return f"`{key}` is missing; allowed: {', '.join(names)}"
+        return f"no {path[-1]} {shown(given)}{_near(str(given), names)}; allowed: {', '.join(names)}"
+    near = _near(value, get_args(_plain(field))) if kind == "literal_error" else ""
+    return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}"
+
+
+def _near(given: Any, names: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(str(given), [str(name) for name in names], 1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
+    """The message for a name that does not exist, with the nearest and all that do."""
+    names = list(names)
+    valid = f"the settings here are: {', '.join(names)}" if names else "there are no settings here"
+    return f"no such setting{elsewhere or _near(name, names)}; {valid}"
+
+
+def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
+    """Which variant of a section has the setting that the chosen one lacks."""
+    if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
+        return ""
+    having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields and name != "*"]
+    return (
+        f" for {owner.model_fields['name'].default}: it belongs to {path[0]} `{' and '.join(having)}`"
+        if having
+        else ""
+    )
+
+
+def shown(value: Any) -> str:
+    """The value as a person would recognise it, shortened."""
+    text = (
+        repr(value)
+        if not isinstance(value, bool | type(None))
+        else {True: "true", False: "false", None: "null"}[value]
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def allowed(field: Any) -> str:
+    """What a setting takes, in words: `a whole number, at least 1`."""
+    if isinstance(field, FieldInfo):
+        return _allowed(field.annotation, field.metadata)
+    return _allowed(field, [])
+
+
+def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [m for item in args[1:] for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+        return _allowed(args[0], [m for m in inner if not isinstance(m, Discriminator)])
+    if origin in (Union, types.UnionType):
+        found = variants(annotation)
+        if found:
+            words = [f"settings of one of {', '.join(found)}"]
+            return " or ".join(words + (["null"] if type(None) in args else []))
+        return " or ".join(_allowed(member, metadata if member is not type(None) else []) for member in args)
+    return ", ".join([_kind(annotation), *_bounds(metadata)])
+
+
+def _kind(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str(args[0]) if len(args) == 1 else f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        return f"a list of {len(args)}: {_allowed(args[0], [])}"
+    if origin is list:
+        return f"a list of: {_allowed(args[0], [])}" if args[0] is not Any else "a list of values"
+    if origin is dict:
+        return "a mapping of names to " + (_allowed(args[1], []) if args[1] is not Any else "values")
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"a mapping of settings ({', '.join(annotation.model_fields)})"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text (in quotes if it looks like a number)",
+        Path: "a path",
+        type(None): "null",
+    }
+    return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
+
+
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    found: list[str] = []
+    for item in metadata:
+        for key, word in words.items():
+            if (bound := getattr(item, key, None)) is not None:
+                found.append(f"{word} {bound}")
+        if isinstance(item, annotated_types.MinLen):
+            found.append(f"{item.min_length} or more of them")
+        if getattr(item, "pattern", None):
+            found.append(f"of the form {item.pattern}")
+    return found

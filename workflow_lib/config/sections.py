@@ -1,0 +1,389 @@
+"""The settings a person can write: a class a section, a field a setting, with default, bounds and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from workflow_lib import plugins
+from workflow_lib.config.yaml12 import Origins
+from workflow_lib.plugins import Section
+
+# The mark of a field that cannot change the result of a run: it stays out of the run's identity.
+ASIDE: dict[str, Any] = {"identity": False}
+
+Metric = Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+Points = list[dict[str, Any]]
+Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+class _Plugged(Section):
+    """A section whose `params` are those of the plugin it names."""
+
+    @field_validator("params", mode="after", check_fields=False)
+    @classmethod
+    def _params_of_the_plugin(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "name" not in info.data:
+            return value
+        kind = "data" if cls is Data else "models"
+        try:
+            params = plugins.load(kind, info.data["name"]).Params
+        except plugins.PluginError as error:
+            raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+        try:
+            filled = params.model_validate(value, context=info.context)
+        except ValidationError as error:
+            details = {"message": str(error), "section": params, "errors": error.errors()}
+            raise PydanticCustomError("params", "{message}", details) from error
+        return filled.model_dump(mode="json")
+
+
+class Data(_Plugged):
+    """The data set and how it is split."""
+
+    name: str = Field("digits", description="the data set: a file of workflow_lib/data, or an import path")
+    params: dict[str, Any] = Field({}, description="settings of this data set")
+    validation_fraction: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="part of the data held out for validation, where the data set brings no such split",
+    )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="part of the data held out for the final test, where the data set brings no such split",
+    )
+    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified splits")
+    shard_samples: int = Field(4096, ge=1, description="samples in one shard file", json_schema_extra=ASIDE)
+    in_memory: bool | Literal["auto"] = Field(
+        "auto", description="hold the whole data in memory; auto decides by size", json_schema_extra=ASIDE
+    )
+
+
+class Model(_Plugged):
+    """The model; its input shape and classes come from the data."""
+
+    name: str = Field("mlp", description="the model: a file of workflow_lib/models, or an import path")
+    params: dict[str, Any] = Field({}, description="settings of this model")
+
+
+class _Optimizer(Section):
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay (decoupled in adamw, L2 in sgd)")
+
+
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = Field("adamw", description="the optimizer")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay of the averages of the gradient and of its square"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the denominator")
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = Field("sgd", description="the optimizer")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; 0 is none")
+    nesterov: bool = Field(False, description="Nesterov's form of momentum")
+
+
+class _Schedule(Section):
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="epochs of linear growth to the peak; fractions are fine"
+    )
+
+
+class Constant(_Schedule):
+    """The peak learning rate throughout."""
+
+    name: Literal["constant"] = Field("constant", description="the learning-rate schedule")
+
+
+class Cosine(_Schedule):
+    """Half a cosine from the peak down to the end of the training."""
+
+    name: Literal["cosine"] = Field("cosine", description="the learning-rate schedule")
+    final_fraction: float = Field(
+        0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak"
+    )
+
+
+class Plateau(_Schedule):
+    """A lower learning rate each time training.select_metric stops improving."""
+
+    name: Literal["plateau"] = Field("plateau", description="the learning-rate schedule")
+    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by")
+    patience: int = Field(5, ge=0, description="epochs without improvement before that")
+
+
+def variant(key: str, default: str) -> Discriminator:
+    """Chooses the class of a section by one of its settings, or the default one where it is not given."""
+
+    def name_of(value: Any) -> str:
+        return str(value.get(key, default) if isinstance(value, dict) else getattr(value, key, default))
+
+    return Discriminator(name_of)
+
+
+Optimizer = Annotated[Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")], variant("name", "adamw")]
+Schedule = Annotated[
+    Annotated[Constant, Tag("constant")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[Plateau, Tag("plateau")],
+    variant("name", "constant"),
+]
+
+
+class EarlyStopping(Section):
+    """End the training when a metric stops improving."""
+
+    metric: Metric = Field("val_loss", description="what must improve (loss: lower, accuracy: higher)")
+    patience: int = Field(10, ge=1, description="epochs without improvement before the end")
+    min_delta: float = Field(0.0, ge=0, description="smallest change that counts as improvement")
+
+
+class Training(Section):
+    """The training itself."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training split")
+    batch_size: int = Field(
+        64, ge=1, description="samples of one optimizer step, over all ranks and accumulated parts"
+    )
+    accumulation: int = Field(1, ge=1, description="parts that the batch is computed in, to save memory")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of the gradient; null does not clip"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
+        "fp32", description="arithmetic of forward and backward"
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running mean of the weights, which is then what is evaluated; null has none",
+    )
+    select_metric: Metric = Field(
+        "val_loss", description="the epoch that is best by it gives the final model"
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="null trains all epochs")
+    determinism: Literal["strict", "standard"] = Field(
+        "strict",
+        description="strict uses deterministic algorithms only; standard is seeded, with the fastest kernels",
+    )
+
+
+class Checkpoint(Section):
+    """When the state is saved, and how much is kept."""
+
+    interval_s: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="seconds between saves; auto chooses from the measured cost and mtbf_s"
+    )
+    interval_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between saves, in place of interval_s"
+    )
+    mtbf_s: float = Field(
+        14400.0, gt=0, description="expected time between failures of the machines, in seconds"
+    )
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every_h: float | None = Field(
+        None, gt=0, description="one more is kept for each so many hours; null keeps none"
+    )
+    max_stalled_attempts: int = Field(
+        3, ge=1, description="attempts in a row without a new step before giving up"
+    )
+
+
+class Runtime(Section):
+    """The machine: nothing here changes the result."""
+
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N"
+    )
+    nproc: int = Field(1, ge=1, description="training processes on each node")
+    nodes: int = Field(1, ge=1, description="nodes")
+    threads: int = Field(1, ge=1, description="CPU threads of each process")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log shows")
+    lease_timeout_s: float = Field(
+        60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead"
+    )
+    lease_wait_s: float = Field(30.0, ge=0, description="seconds to wait for a run that another process owns")
+    hang_timeout_s: float = Field(
+        600.0, gt=0, description="seconds without progress before a rank counts as hung"
+    )
+    shutdown_s: float = Field(
+        30.0, gt=0, description="seconds that ranks have to save and end when asked to stop"
+    )
+
+
+class Sweep(Section):
+    """Many runs from one file. Names are dotted (optimizer.lr); the runs are grid x zip x list, less exclude."""
+
+    grid: Axes = Field({}, description="every combination of the values of these settings")
+    zip: Axes = Field({}, description="values taken side by side: the first of each, the second of each, ...")
+    list: Points = Field([], description="points written out, each a mapping of settings")
+    exclude: Points = Field([], description="points to leave out: those with all the values of a mapping")
+
+
+class _Range(Section):
+    log: bool = Field(False, description="draw on a logarithmic scale")
+
+
+class FloatSpace(_Range):
+    """Numbers between two bounds."""
+
+    type: Literal["float"] = Field("float", description="float, int or categorical")
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    step: float | None = Field(None, gt=0, description="distance between values")
+
+
+class IntSpace(_Range):
+    """Whole numbers between two bounds."""
+
+    type: Literal["int"] = Field(description="float, int or categorical")
+    low: int = Field(description="smallest value")
+    high: int = Field(description="largest value")
+    step: int = Field(1, ge=1, description="distance between values")
+
+
+class CategoricalSpace(Section):
+    """One of some values."""
+
+    type: Literal["categorical"] = Field(description="float, int or categorical")
+    choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(
+        description="the values"
+    )
+
+
+Space = Annotated[
+    Annotated[FloatSpace, Tag("float")]
+    | Annotated[IntSpace, Tag("int")]
+    | Annotated[CategoricalSpace, Tag("categorical")],
+    variant("type", "float"),
+]
+
+
+class Tune(Section):
+    """A study: trials suggested one after the other from the results of earlier ones."""
+
+    name: str = Field(
+        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=ASIDE
+    )
+    trials: int = Field(
+        20, ge=1, description="trials in all; more can be added later", json_schema_extra=ASIDE
+    )
+    window: int = Field(2, ge=1, description="trials that may run at once")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
+    metric: Metric = Field(
+        "val_accuracy", description="what the study improves (loss: lower, accuracy: higher)"
+    )
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how values are suggested")
+    pruner: Literal["none", "median"] = Field(
+        "none", description="median ends trials worse than half of the others"
+    )
+    warmup_epochs: int = Field(1, ge=0, description="epochs before a trial can be pruned")
+    min_trials: int = Field(
+        5, ge=1, description="finished trials before tpe leaves random search and median prunes"
+    )
+    space: dict[str, Space] = Field(
+        description="what is tuned: dotted name -> type with low, high or choices", min_length=1
+    )
+    set: dict[str, Any] = Field(
+        {}, description="settings that differ from the experiment in all trials, dotted names"
+    )
+
+
+class Evaluate(Section):
+    """The final test."""
+
+    bootstrap: int = Field(1000, ge=0, description="resamples for the intervals; 0 makes none")
+    confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
+    batch_size: int = Field(256, ge=1, description="samples in one forward pass")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the resamples")
+
+
+class Export(Section):
+    """The ONNX model and its check against torch."""
+
+    opset: int | None = Field(18, ge=7, description="ONNX opset; null takes the exporter's newest")
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 2, 7], min_length=1, description="batch sizes checked"
+    )
+    max_batch: int = Field(
+        256, ge=1, description="the largest batch checked, as far as the test split has samples"
+    )
+    atol: float = Field(1e-4, ge=0, description="absolute tolerance of the check")
+    rtol: float = Field(1e-3, ge=0, description="relative tolerance of the check")
+
+
+class Report(Section):
+    """The report."""
+
+    title: str | None = Field(None, description="title; null takes the experiment's name")
+    theme: Literal["light", "dark", "auto"] = Field(
+        "auto", description="colours; auto follows the reader's browser"
+    )
+
+
+class Tracking(Section):
+    """Exporters of the metrics; the metric files are always written."""
+
+
+class Experiment(Section):
+    """The whole file: one training, or a sweep and a study around it."""
+
+    name: str = Field(
+        pattern=NAME, description="name of the experiment and its folder in results/", json_schema_extra=ASIDE
+    )
+    labels: dict[str, str] = Field(
+        {}, description="notes for people: any name, any text", json_schema_extra=ASIDE
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of weights, order and everything else random in the training"
+    )
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    optimizer: Optimizer = Field(default_factory=AdamW)
+    schedule: Schedule = Field(default_factory=Constant)
+    training: Training = Field(default_factory=Training)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, json_schema_extra=ASIDE)
+    runtime: Runtime = Field(default_factory=Runtime, json_schema_extra=ASIDE)
+    sweep: Sweep = Field(default_factory=Sweep, json_schema_extra=ASIDE)
+    tune: Tune | None = Field(None, description="null has no study", json_schema_extra=ASIDE)
+    evaluate: Evaluate = Field(default_factory=Evaluate, json_schema_extra=ASIDE)
+    export: Export = Field(default_factory=Export, json_schema_extra=ASIDE)
+    report: Report = Field(default_factory=Report, json_schema_extra=ASIDE)
+    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=ASIDE)
+
+    _origins: Origins = PrivateAttr(Origins())
+
+
+# Sections that change shape with their `name`: the default name, and the settings each name has. The params
+# of a plugin are nobody else's, so a change of plugin keeps all but them.
+VARIANTS: dict[str, tuple[str, dict[str, frozenset[str]]]] = {
+    "optimizer": (
+        "adamw",
+        {name: frozenset(c.model_fields) for name, c in {"adamw": AdamW, "sgd": SGD}.items()},
+    ),
+    "schedule": (
+        "constant",
+        {
+            n: frozenset(c.model_fields)
+            for n, c in {"constant": Constant, "cosine": Cosine, "plateau": Plateau}.items()
+        },
+    ),
+    "data": ("digits", {"*": frozenset(Data.model_fields) - {"params"}}),
+    "model": ("mlp", {"*": frozenset(Model.model_fields) - {"params"}}),
+}
+for _, _fields in VARIANTS.values():
+    _fields.setdefault("*", frozenset().union(*_fields.values()))

@@ -1,0 +1,186 @@
+"""YAML 1.2 values, and for each of them the file and line, or the override, that set it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from workflow_lib.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+LARGEST = 2_000_000  # values in one file: beyond it, aliases of aliases would fill the memory
+
+
+def dotted(path: KeyPath) -> str:
+    """The path as people write it: `training.epochs`, `sweep.list[2]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Who set which value; two of them are equal, so that settings compare by value alone."""
+
+    entries: dict[KeyPath, str] = field(default_factory=dict, compare=False)
+
+    def of(self, path: KeyPath) -> str | None:
+        """The file and line, or the override, that set the value or the nearest thing around it."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.entries:
+                return self.entries[path[:length]]
+        return None
+
+    def exactly(self, path: KeyPath) -> str | None:
+        """The same, for the value itself only: None where a default applies."""
+        return self.entries.get(path)
+
+
+class _Yaml12(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML 1.2's core schema: `1e-3` is a number; `no` and `on` are words, good for true-or-false settings."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+_TAG = "tag:yaml.org,2002:"
+_Yaml12.add_implicit_resolver(_TAG + "null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Yaml12.add_implicit_resolver(
+    _TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml12.add_implicit_resolver(
+    _TAG + "int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Yaml12.add_implicit_resolver(
+    _TAG + "float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+_Yaml12.add_implicit_resolver(_TAG + "merge", re.compile(r"^<<$"), ["<"])
+
+
+class _Tree:
+    """Turns YAML nodes into values, and refuses what is ambiguous."""
+
+    def __init__(self, where: str, numbered: bool) -> None:
+        self.where = where
+        self.numbered = numbered
+        self.origins: dict[KeyPath, str] = {}
+        self.open: list[yaml.Node] = []
+        self.count = 0
+
+    def origin(self, node: yaml.Node) -> str:
+        return f"{self.where}:{node.start_mark.line + 1}" if self.numbered else self.where
+
+    def error(self, node: yaml.Node, path: KeyPath, what: str) -> ConfigError:
+        place = f"{dotted(path)}: " if path else ""
+        return ConfigError(f"{self.origin(node)}: {place}{what}")
+
+    def value(self, node: yaml.Node, path: KeyPath, origin: str | None = None) -> Any:
+        self.count += 1
+        if any(node is outer for outer in self.open):
+            raise self.error(node, path, "this alias contains itself")
+        if self.count > LARGEST:
+            raise self.error(node, path, f"more than {LARGEST:,} values: do aliases repeat aliases?")
+        self.origins[path] = origin or self.origin(node)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        self.open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self.mapping(node, path)
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        finally:
+            self.open.pop()
+
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        try:
+            if kind == "str":
+                return text
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return text.lower() == "true"
+            if kind == "int":
+                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+            if kind == "float":
+                return self.number(node, path)
+        except ValueError as error:
+            raise self.error(node, path, f"{text!r} is not a {kind}") from error
+        raise self.error(
+            node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values"
+        )
+
+    def number(self, node: yaml.ScalarNode, path: KeyPath) -> float:
+        text = node.value.lower()
+        number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        if not math.isfinite(number):
+            raise self.error(node, path, f"{node.value} is not allowed; numbers are finite")
+        return number
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                values = {**self.merged(value_node, path), **values}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                continue
+            key, line = self.key(key_node, path), key_node.start_mark.line + 1
+            if key in lines:
+                both = f"on lines {lines[key]} and {line}" if line != lines[key] else f"twice on line {line}"
+                raise self.error(key_node, (*path, key), f"the key is written {both}; keep one")
+            lines[key] = line
+            values[key] = self.value(value_node, (*path, key), self.origin(key_node))
+        return values
+
+    def merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
+        """What `<<` brings; of several mappings the first that has a key wins."""
+        values: dict[str, Any] = {}
+        for source in reversed(node.value if isinstance(node, yaml.SequenceNode) else [node]):
+            if not isinstance(source, yaml.MappingNode):
+                raise self.error(node, path, "`<<` takes a mapping or a list of mappings")
+            values.update(self.value(source, path))
+        return values
+
+    def key(self, node: yaml.Node, path: KeyPath) -> str:
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in (
+            _TAG + "str",
+            _TAG + "int",
+            _TAG + "bool",
+        ):
+            raise self.error(node, path, "a key is a plain name; put it in quotes if it is meant so")
+        return str(node.value)
+
+
+def parse_yaml(text: str, where: str, *, numbered: bool = True) -> tuple[Any, dict[KeyPath, str]]:
+    """The value of a YAML document and the origin of each part; `where` names the text in errors."""
+    try:
+        node = yaml.compose(text, Loader=_Yaml12)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}" if mark and numbered else where
+        hint = (
+            "; indent with spaces, not tabs"
+            if "\\t" in str(error.problem) or "'\t'" in str(error.problem)
+            else ""
+        )
+        context = f" {error.context}" if error.context else ""
+        raise ConfigError(f"{place}: not valid YAML{context}: {error.problem}{hint}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if node is None:
+        return None, {}
+    tree = _Tree(where, numbered)
+    try:
+        return tree.value(node, ()), tree.origins
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply") from error

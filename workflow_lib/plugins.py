@@ -1,0 +1,106 @@
+"""A data set or a model is one file: its name is the one in the experiment, its `Params` are its settings."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from workflow_lib.errors import ConfigError
+
+ENTRY = {"data": "open_source", "models": "build"}
+
+
+class PluginError(ConfigError):
+    """A data set or model that does not exist, cannot be imported, or lacks a part."""
+
+
+class Section(BaseModel):
+    """Typed settings: frozen, unknown names refused, numbers finite, paths relative to the project's root."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is not a value for this setting")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _inside_the_project(cls, value: Any, info: ValidationInfo) -> Any:
+        return project_path(value, (info.context or {}).get("root")) if isinstance(value, Path) else value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_takes_bool(member) for member in get_args(annotation))
+    return annotation not in (int, float, str)
+
+
+def project_path(path: Path, root: Path | None) -> Path:
+    """The path without `.` and `..`; relative to the root when it lies inside."""
+    lexical = Path(os.path.normpath(path.expanduser()))
+    if root is not None and lexical.is_absolute() and lexical.is_relative_to(root):
+        return lexical.relative_to(root)
+    return lexical
+
+
+def available(kind: str) -> list[str]:
+    """Names of the data sets or models in the package, sorted."""
+    folder = Path(__file__).parent / kind
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """The module of a data set (`data`) or a model (`models`); a dotted name is an import path."""
+    target = name if "." in name else f"workflow_lib.{kind}.{name}"
+    if target in sys.modules:
+        return _checked(kind, name, sys.modules[target])
+    if "." not in name and name not in available(kind):
+        raise PluginError(_unknown(kind, name))
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return _checked(kind, name, importlib.import_module(target))
+    except PluginError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (target == error.name or target.startswith(error.name + ".")):
+            raise PluginError(_unknown(kind, name)) from error
+        raise PluginError(
+            f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed"
+        ) from error
+    except Exception as error:
+        raise PluginError(
+            f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
+    params = getattr(module, "Params", None)
+    if not (isinstance(params, type) and issubclass(params, Section)):
+        raise PluginError(
+            f"{module.__file__}: needs `class Params(Section)` with its settings (plugin `{name}`)"
+        )
+    if not callable(getattr(module, ENTRY[kind], None)):
+        raise PluginError(f"{module.__file__}: needs a function `{ENTRY[kind]}` (plugin `{name}`)")
+    return module
+
+
+def _unknown(kind: str, name: str) -> str:
+    names = available(kind)
+    what = "data set" if kind == "data" else "model"
+    if "." in name:
+        return f"no module `{name}` to import as a {what}; in the package: {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"no {what} `{name}`{hint} (there are: {', '.join(names)}; or an import path: mypackage.module)"
