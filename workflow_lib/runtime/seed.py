@@ -1,9 +1,9 @@
 """Random numbers are a function of the seed, and the state of every generator can be kept as tensors.
 
 A snapshot of the generators is taken at every optimizer step. Python's and numpy's own `getstate` take 25 and
-75 microseconds, nearly all of it to build one object for each of the 624 words of the Mersenne twister; a copy
-of the memory they lie in takes one. Where they lie is found once, by comparison with `getstate`; where that
-does not succeed, `getstate` itself is used. Both ways give the same bytes.
+75 microseconds, nearly all of it to build one object for each of the 624 words of the Mersenne twister; a
+copy of the memory they lie in takes one. Where they lie is found once, by comparison with `getstate`; where
+that does not succeed, `getstate` itself is used. Both ways give the same bytes.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _numpy_reader(bit_generator: Any) -> Callable[[], bytearray]:
     """Copies the words from the address numpy publishes, and the kept deviate from numpy's global object."""
     if not isinstance(bit_generator, np.random.MT19937):
         raise UserError(
-            f"numpy's global generator was replaced by {type(bit_generator).__name__}: its state cannot be kept."
-            " Leave it at MT19937, or draw from a numpy.random.Generator seeded with (seed, epoch, sample)."
+            f"numpy's global generator was replaced by {type(bit_generator).__name__}, whose state cannot be "
+            "kept. Leave it at MT19937, or draw from a Generator of your own seeded with (seed, epoch, sample)."
         )
     places = _deviate_offsets()
     if places is None:

@@ -1,0 +1,192 @@
+"""The device is the one that was asked for, or there is an error: nothing falls back except `auto`.
+
+What the launcher asks here is answered without a CUDA context, since a process that has one cannot be forked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from workflow_lib.errors import ConfigError, TryAgain
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_S = 0.5
+
+
+def visible_cuda() -> int:
+    """Number of CUDA devices this process may use, asked of the driver's library without a CUDA context."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visible_cuda) -> torch.device:
+    """The device of a local rank: cpu, cuda (one a rank), cuda:N, mps; auto takes the best kind there is."""
+    kind = _best(count) if name == "auto" else name
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(f"runtime.device: {name} is not on this machine. {_on_this_machine(count())}")
+        if local_rank > 0:
+            raise ConfigError("runtime.nproc: there is one mps device, for one process. Set runtime.nproc: 1")
+        return torch.device("mps")
+    available = count()
+    index = local_rank if kind == "cuda" else int(kind.removeprefix("cuda:"))
+    if kind != "cuda" and local_rank > 0:
+        raise ConfigError(f"runtime.device: {kind} is for one process. For several, set runtime.device: cuda")
+    if index >= available:
+        needed = f"cuda:{index} for local rank {local_rank}" if kind == "cuda" else kind
+        raise ConfigError(f"runtime.device: {name} needs {needed}. {_on_this_machine(available)}")
+    return torch.device("cuda", index)
+
+
+def bind(device: torch.device) -> None:
+    """CUDA work of this process goes to the device unless it says otherwise. Only for ranks: starts CUDA."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def cuda_capability(device: torch.device) -> tuple[int, int] | None:
+    """Capability of the device (before CUDA runs, of the least capable visible one); None if unknown."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_capability(device)
+    capabilities = [gpu["compute_cap"].split(".") for gpu in query_gpus()]
+    return min(((int(major), int(minor)) for major, minor in capabilities), default=None)
+
+
+def query_gpus() -> list[dict[str, str]]:
+    """Name, driver, memory and compute capability of each visible GPU; empty without `nvidia-smi`."""
+    keys = ("name", "driver_version", "memory.total", "compute_cap")
+    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
+    if os.environ.get(VISIBLE):
+        command.append(f"--id={os.environ[VISIBLE]}")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [dict(zip(keys, line.split(", "), strict=True)) for line in answer.stdout.splitlines()]
+
+
+def check_precision(
+    device: torch.device,
+    precision: str,
+    *,
+    capability: Callable[[torch.device], tuple[int, int] | None] = cuda_capability,
+) -> None:
+    """The device computes in this precision; else a ConfigError says which it has."""
+    if precision == "fp32":
+        return
+    if device.type == "cuda":
+        least = {"bf16": (8, 0), "tf32": (8, 0), "fp16": (5, 3)}[precision]
+        has = capability(device)
+        if has is not None and has < least:
+            raise ConfigError(
+                f"training.precision: {precision} needs a GPU of compute capability {least[0]}.{least[1]}; "
+                f"this one has {has[0]}.{has[1]}. Use {'fp16 or fp32' if has >= (5, 3) else 'fp32'}"
+            )
+    elif precision == "tf32":
+        raise ConfigError(f"training.precision: tf32 exists on NVIDIA GPUs only, not on {device}. Use fp32")
+    elif not _can_autocast(device, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
+        raise ConfigError(f"training.precision: torch does not do {precision} on {device}. Use fp32")
+
+
+@contextmanager
+def lease_devices(
+    count: int,
+    work_dir: Path,
+    ids: Sequence[str] | None = None,
+    *,
+    wait_s: float = 0.0,
+    environ: Mapping[str, str] = os.environ,
+) -> Iterator[tuple[str, ...]]:
+    """Ids of `count` GPUs that no other local job uses meanwhile; they are free again when this process and
+    every rank forked from it are gone, however they end.
+
+    Inside a scheduler's allocation the ids are those it gave, and nothing is leased. With `ids` None, the
+    choice is CUDA_VISIBLE_DEVICES if it is set, else all. TryAgain after `wait_s` without enough free ones.
+    """
+    given = environ[VISIBLE].split(",") if environ.get(VISIBLE) else None
+    if ids is None and given and "SLURM_JOB_ID" in environ:
+        yield _enough(given, count)[:count]
+        return
+    choice = _enough(ids or given or [str(index) for index in range(visible_cuda())], count)
+    folder = work_dir / "devices" / socket.gethostname()
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    while True:
+        with ExitStack() as held:
+            taken = _take(choice, count, folder, held)
+            if len(taken) == count:
+                yield taken
+                return
+        if time.monotonic() >= deadline:
+            raise TryAgain(
+                f"{count} GPUs are needed, but of {', '.join(choice)} only {len(taken)} are free of other local "
+                "jobs. Run this again when one of them ends"
+            )
+        time.sleep(POLL_S)
+
+
+def _take(choice: Sequence[str], count: int, folder: Path, held: ExitStack) -> tuple[str, ...]:
+    """Up to `count` ids, locked until `held` closes. A turnstile keeps two jobs from taking half each."""
+    with _turnstile(folder):
+        taken: list[str] = []
+        for device in choice:
+            if len(taken) < count and _lock(folder / f"{device.replace('/', '_')}.lock", held):
+                taken.append(device)
+        return tuple(taken)
+
+
+@contextmanager
+def _turnstile(folder: Path) -> Iterator[None]:
+    with (folder / "turnstile").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(path: Path, held: ExitStack) -> bool:
+    """Whether the file is locked now. The lock lives as long as a process that inherited it by fork."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    held.callback(file.close)
+    return True
+
+
+def _enough(ids: Sequence[str], count: int) -> tuple[str, ...]:
+    if len(ids) < count:
+        raise ConfigError(f"runtime.nproc: {count} GPUs are needed; there are {', '.join(ids) or 'none'}")
+    return tuple(ids)
+
+
+def _best(count: Callable[[], int]) -> str:
+    if count() > 0:
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _on_this_machine(cuda: int) -> str:
+    devices = ["auto", "cpu", *(f"cuda:{index}" for index in range(cuda))]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
+    return f"Here are: {', '.join(devices)}{visible}"
+
+
+def _can_autocast(device: torch.device, dtype: torch.dtype) -> bool:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.autocast(device.type, dtype=dtype)
+    return not said
