@@ -131,8 +131,8 @@ def lease_devices(
                 return
         if time.monotonic() >= deadline:
             raise TryAgain(
-                f"{count} GPUs are needed, but of {', '.join(choice)} only {len(taken)} are free of other local "
-                "jobs. Run this again when one of them ends"
+                f"{count} GPUs are needed, but of {', '.join(choice)} only {len(taken)} are free of other "
+                "local jobs. Run this again when one of them ends"
             )
         time.sleep(POLL_S)
 

@@ -112,7 +112,7 @@ def _numpy_reader(bit_generator: Any) -> Callable[[], bytearray]:
     if not isinstance(bit_generator, np.random.MT19937):
         raise UserError(
             f"numpy's global generator was replaced by {type(bit_generator).__name__}, whose state cannot be "
-            "kept. Leave it at MT19937, or draw from a Generator of your own seeded with (seed, epoch, sample)."
+            "kept. Leave it at MT19937, or draw from a Generator of your own, seeded from the sample."
         )
     places = _deviate_offsets()
     if places is None:

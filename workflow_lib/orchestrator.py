@@ -1,0 +1,222 @@
+"""A training process is set up in seven phases, and all that was taken is given back on the way out.
+
+    1 determinism      seeds, deterministic algorithms
+    2 runtime          threads, precision, the device (resolved once)
+    3 filesystem       the workspace's folders
+    4 logging          lines on the standard error, events in the workspace
+    5 configuration    the frozen settings: written if missing, else compared
+    6 guard            ghosts ended, the workspace and local GPUs leased
+    7 environment      what this machine is, into the events
+
+The launcher of the first node does all of them: it owns the workspace and never touches CUDA, so that it can
+be forked. Ranks, and the launchers of other nodes, do 1, 2 and 4, and ranks bind their device. Phases 3 to 5
+come before the lease, so they are harmless to a live owner: they create what is missing, append, and compare.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from workflow_lib.config import Experiment
+from workflow_lib.errors import WorkspaceBusy
+from workflow_lib.plan import RunConfig, freeze
+from workflow_lib.runtime import device
+from workflow_lib.runtime import workspace as layout
+from workflow_lib.runtime.ghosts import end_ghosts
+from workflow_lib.runtime.lease import Lease
+from workflow_lib.runtime.log import NAME, EventLog, open_log
+from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.seed import seed_everything
+from workflow_lib.runtime.telemetry import environment
+from workflow_lib.runtime.threads import set_threads
+
+
+def set_determinism(is_strict: bool) -> None:
+    """Kernels give equal bits for equal inputs, or raise; if not strict, the fastest kernels are used."""
+    if is_strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.set_deterministic_debug_mode("error" if is_strict else "default")
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # it only costs time: nothing reads that memory
+    torch.backends.cudnn.deterministic = is_strict
+    torch.backends.cudnn.benchmark = not is_strict
+
+
+def set_precision(precision: str) -> None:
+    """Matrix products and convolutions on CUDA round to TF32 only if that was asked for."""
+    mode = "tf32" if precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn
+    for operations in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+        operations.fp32_precision = mode
+
+
+def empty_caches() -> None:
+    """Memory that torch keeps on a device is given back; a device that was never used stays untouched."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the phases call outside of themselves."""
+
+    seed: Callable[[int, int], None] = seed_everything
+    set_determinism: Callable[[bool], None] = set_determinism
+    set_threads: Callable[[int], None] = set_threads
+    set_precision: Callable[[str], None] = set_precision
+    resolve_device: Callable[[str, int], torch.device] = device.resolve
+    check_precision: Callable[[torch.device, str], None] = device.check_precision
+    bind_device: Callable[[torch.device], None] = device.bind
+    create_workspace: Callable[[Path], None] = layout.create
+    open_log: Callable[[str, Ranks, EventLog], AbstractContextManager[logging.Logger]] = open_log
+    record_config: Callable[[RunConfig, Path], Path] = freeze
+    end_ghosts: Callable[[Path], Any] = end_ghosts
+    acquire_lease: Callable[..., Lease] = Lease.acquire
+    lease_devices: Callable[..., AbstractContextManager[tuple[str, ...]]] = device.lease_devices
+    report_environment: Callable[[torch.device], dict[str, Any]] = environment
+    empty_caches: Callable[[], None] = empty_caches
+
+
+class RootOrchestrator:
+    """A process made ready for one attempt, between `with` and its end.
+
+    Inside: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs).
+    Entering again while it is open changes nothing; once released, it cannot be used again.
+    """
+
+    device: torch.device
+    lease: Lease
+    environment: dict[str, Any]
+
+    def __init__(
+        self,
+        settings: Experiment,
+        run_config: RunConfig,
+        workspace: Path,
+        attempt: str,
+        ranks: Ranks,
+        services: Services | None = None,
+    ) -> None:
+        self.settings = settings
+        self.run_config = run_config
+        self.workspace = workspace
+        self.attempt = attempt
+        self.ranks = ranks
+        self.services = services or Services()
+        self.log = logging.getLogger(NAME)
+        self.events = EventLog(layout.events_file(workspace), attempt=attempt, rank=ranks.rank)
+        self.devices: tuple[str, ...] = ()
+        self._held: ExitStack | None = None
+        self._is_spent = False
+
+    def __enter__(self) -> RootOrchestrator:
+        if self._held is not None:
+            return self
+        if self._is_spent:
+            raise RuntimeError("a RootOrchestrator is for one attempt: make another")
+        self._is_spent = True
+        with ExitStack() as held:
+            held.callback(self.services.empty_caches)
+            for name, phase, every_rank in PHASES:
+                if every_rank or self.ranks.is_owner:
+                    self._run(name, phase, held)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lease, GPUs, log and caches are given back; again, it does nothing."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    def _run(self, name: str, phase: Phase, held: ExitStack) -> None:
+        try:
+            phase(self, held)
+        except BaseException as error:
+            error.add_note(f"while setting up: {name}")
+            raise
+
+    def _set_determinism(self, held: ExitStack) -> None:
+        self.services.seed(self.run_config.seed, self.ranks.rank)
+        self.services.set_determinism(self.run_config.training.determinism == "strict")
+
+    def _configure_runtime(self, held: ExitStack) -> None:
+        runtime, precision = self.settings.runtime, self.run_config.training.precision
+        self.services.set_threads(runtime.threads)
+        self.services.set_precision(precision)
+        if self.ranks.is_launcher:
+            self.services.resolve_device(runtime.device, runtime.nproc - 1)  # the last rank's is there too
+        self.device = self.services.resolve_device(runtime.device, self.ranks.local_rank)
+        if not self.ranks.is_launcher:
+            self.services.bind_device(self.device)
+        self.services.check_precision(self.device, precision)
+
+    def _make_workspace(self, held: ExitStack) -> None:
+        self.services.create_workspace(self.workspace)
+
+    def _open_log(self, held: ExitStack) -> None:
+        level = self.settings.runtime.log_level
+        self.log = held.enter_context(self.services.open_log(level, self.ranks, self.events))
+
+    def _record_config(self, held: ExitStack) -> None:
+        self.services.record_config(self.run_config, self.workspace.parents[2])
+
+    def _guard(self, held: ExitStack) -> None:
+        runtime = self.settings.runtime
+        self.services.end_ghosts(self.workspace)
+        try:
+            self.lease = self.services.acquire_lease(
+                self.workspace, self.attempt, timeout_s=runtime.lease_timeout_s, wait_s=runtime.lease_wait_s
+            )
+        except WorkspaceBusy as error:
+            self.events.append("refused", reason=str(error))
+            raise
+        held.callback(self.lease.release)
+        if self.device.type == "cuda" and ":" not in runtime.device:
+            self._lease_devices(held)
+
+    def _lease_devices(self, held: ExitStack) -> None:
+        """The ranks see GPUs that no other local job uses; one who names a device asks to share it."""
+        work, runtime = self.workspace.parents[2], self.settings.runtime
+        leased = self.services.lease_devices(runtime.nproc, work, wait_s=runtime.lease_wait_s)
+        self.devices = held.enter_context(leased)
+        held.callback(_restore, device.VISIBLE, os.environ.get(device.VISIBLE))
+        os.environ[device.VISIBLE] = ",".join(self.devices)
+
+    def _report_environment(self, held: ExitStack) -> None:
+        self.environment = self.services.report_environment(self.device)
+        self.events.append("environment", **self.environment)
+
+
+Phase = Callable[[RootOrchestrator, ExitStack], None]
+PHASES: tuple[tuple[str, Phase, bool], ...] = (  # name, function, whether every rank does it
+    ("determinism", RootOrchestrator._set_determinism, True),
+    ("runtime", RootOrchestrator._configure_runtime, True),
+    ("filesystem", RootOrchestrator._make_workspace, False),
+    ("logging", RootOrchestrator._open_log, True),
+    ("configuration", RootOrchestrator._record_config, False),
+    ("guard", RootOrchestrator._guard, False),
+    ("environment", RootOrchestrator._report_environment, False),
+)
+
+
+def _restore(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
