@@ -1,0 +1,299 @@
+"""A model is judged once, on samples it never met, and every number comes with its uncertainty.
+
+Probabilities are softmax in float64 of the model's float32 logits. For a batch size, a device and a thread
+count the results are the same bits; another batch size may change the last bits of a probability, because
+matrix kernels sum in another order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workflow_lib import plan, plugins, provenance, shards
+from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.files import read_json, write_atomic, write_json
+from workflow_lib.runtime.device import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+    from workflow_lib.config import Experiment
+
+METRICS = ("accuracy", "macro_f1", "roc_auc", "log_loss")
+WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
+
+
+def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
+    """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
+    subject = load_subject(run, data, work, model)
+    settings = experiment.evaluate
+    split = shards.load_split(subject.manifest, "test", work)
+    device = resolve(experiment.runtime.device)
+    logits = predict(subject.network, split.inputs, settings.batch_size, device)
+    targets = split.targets.numpy()
+    result = {
+        **subject.identity,
+        "split": "test",
+        "samples": len(targets),
+        **measure(
+            logits,
+            targets,
+            subject.manifest.classes,
+            resamples=settings.bootstrap,
+            confidence=settings.confidence,
+            seed=settings.seed,
+        ),
+        "provenance": provenance.record([data, model], device),
+    }
+    write_atomic(
+        output.with_name("predictions.csv"), predictions_csv(logits, targets, subject.manifest.classes)
+    )
+    write_json(output, result)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model with the data it belongs to."""
+
+    network: nn.Module
+    manifest: shards.Manifest
+    identity: dict[str, Any]  # run, digest, data, model: who this is, in every result
+
+
+def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
+    """The model of a run; refused when its weights were trained as another run or on other data."""
+    from safetensors.torch import load_file
+
+    config, digest = plan.load_run(run, work)
+    manifest = shards.Manifest.load(data)
+    trained = read_json(model.with_name("train.json"))
+    if (trained["digest"], trained["data"]) != (digest, manifest.digest):
+        raise UserError(
+            f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
+            f"but run {digest} on data {manifest.digest} was asked for: train it again"
+        )
+    plugin = plugins.load("models", config.model.name)
+    network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
+    network.load_state_dict(load_file(model))
+    identity = {
+        "run": trained["run"],
+        "digest": digest,
+        "data": manifest.digest,
+        "model": provenance.file_digest(model),
+    }
+    return Subject(network.eval(), manifest, identity)
+
+
+def predict(network: nn.Module, inputs: Tensor, batch_size: int, device: device | None = None) -> np.ndarray:
+    """Logits, float32 [n, classes], of normalised inputs."""
+    import torch
+
+    where = device or torch.device("cpu")
+    network = network.to(where).eval()
+    with torch.inference_mode():
+        parts = [network(batch.to(where)).float().cpu() for batch in inputs.split(batch_size)]
+    logits = torch.cat(parts).numpy()
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise EverstepError(
+            f"the model gives no finite number for {len(bad)} of {len(logits)} test samples "
+            f"(first: sample {bad[0]}): the training diverged; try a lower optimizer.lr or training.clip_norm"
+        )
+    return logits
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities, float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def measure(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Metrics with percentile bootstrap intervals, the per-class table and the confusion matrix.
+
+    Samples are drawn with replacement from the whole test split, not class by class: the class counts of a
+    test split are as random as its samples. In a resample without a class its ROC AUC has no value; such
+    resamples are left out of that interval and counted.
+    """
+    sample = _Sample(logits, targets)
+    ones = np.ones((len(targets), 1), dtype=np.int32)
+    point = {name: values[0] for name, values in sample.scores(ones).items()}
+    drawn = _bootstrap(sample, resamples, seed)
+    confusion = sample.confusion(ones)[..., 0]
+    return {
+        "metrics": {
+            name: _interval(point[name], drawn[name], confidence, sample.undefined(name, class_names))
+            for name in METRICS
+        },
+        "bootstrap": {"method": "percentile", "resamples": resamples, "confidence": confidence, "seed": seed},
+        "classes": list(class_names),
+        "per_class": _per_class(confusion, sample.class_auc(ones)[:, 0], class_names),
+        "confusion": confusion.tolist(),
+    }
+
+
+class _Sample:
+    """What the metrics need of a test split; each metric is a function of how often every sample counts.
+
+    Weights are integers [samples, columns], one column a resample: reordering samples then moves whole rows,
+    which makes a thousand resamples of 10,000 samples and 10 classes a matter of a second.
+    """
+
+    def __init__(self, logits: np.ndarray, targets: np.ndarray) -> None:
+        log_probabilities = log_softmax(logits)
+        self.targets = targets
+        self.loss = -np.take_along_axis(log_probabilities, targets[:, None], axis=1)[:, 0]
+        self.classes = logits.shape[1]
+        cells = targets * self.classes + logits.argmax(axis=1)
+        self.by_cell = np.argsort(cells, kind="stable")
+        self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
+        # Two classes: both columns order the samples alike, so the second one says all there is to say.
+        self.scored = (1,) if self.classes == 2 else tuple(range(self.classes))
+        self.rankings = [_Ranking(log_probabilities[:, label], targets == label) for label in self.scored]
+
+    def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Each metric for each column of weights; NaN where it has no value."""
+        confusion = self.confusion(weights)
+        total = len(self.targets)
+        return {
+            "accuracy": np.trace(confusion) / total,
+            "macro_f1": _macro_f1(confusion),
+            "roc_auc": self.class_auc(weights).mean(axis=0),
+            "log_loss": self.loss @ weights / total,
+        }
+
+    def confusion(self, weights: np.ndarray) -> np.ndarray:
+        """Counts [target, predicted, columns]."""
+        matrix = np.zeros((self.classes * self.classes, weights.shape[1]), dtype=np.int64)
+        matrix[self.cells] = np.add.reduceat(weights[self.by_cell], self.cell_starts)
+        return matrix.reshape(self.classes, self.classes, -1)
+
+    def class_auc(self, weights: np.ndarray) -> np.ndarray:
+        """One-vs-rest areas [classes, columns], one row for two classes."""
+        return np.stack([ranking.auc(weights) for ranking in self.rankings])
+
+    def undefined(self, metric: str, class_names: Sequence[str]) -> str | None:
+        """Why the metric has no value on this split, if it has none."""
+        present = np.bincount(self.targets, minlength=self.classes)
+        if metric != "roc_auc" or present.all():
+            return None
+        missing = ", ".join(name for name, count in zip(class_names, present, strict=True) if not count)
+        return f"the test split has no sample of: {missing}"
+
+
+class _Ranking:
+    """Samples ordered by the score of a class, cut into runs of negatives and ties that hold a positive."""
+
+    def __init__(self, scores: np.ndarray, positive: np.ndarray) -> None:
+        order = np.argsort(scores, kind="stable")
+        ranks = np.unique(scores, return_inverse=True)[1][order]
+        positive = positive[order]
+        with_positive = np.isin(ranks, ranks[positive])
+        piece = np.where(with_positive, ranks, -1)
+        self.order = order
+        self.starts = np.flatnonzero(np.concatenate(([True], piece[1:] != piece[:-1])))
+        self.positives = order[positive]
+        self.groups, self.group_starts = np.unique(
+            np.searchsorted(self.starts, np.flatnonzero(positive), side="right") - 1, return_index=True
+        )
+
+    def auc(self, weights: np.ndarray) -> np.ndarray:
+        """How often a positive outranks a negative, ties counted half (Mann-Whitney), for each column."""
+        if not len(self.positives):
+            return np.full(weights.shape[1], np.nan)
+        negatives = np.add.reduceat(weights[self.order], self.starts).astype(np.float64)
+        positives = np.add.reduceat(weights[self.positives], self.group_starts).astype(np.float64)
+        negatives[self.groups] -= positives
+        below = np.cumsum(negatives, axis=0) - negatives / 2
+        pairs = positives.sum(axis=0) * negatives.sum(axis=0)
+        outranked = (positives * below[self.groups]).sum(axis=0)
+        return np.divide(outranked, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that occur as target or as prediction, as scikit-learn does it."""
+    hits = np.diagonal(confusion).T
+    occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
+    f1 = np.divide(2 * hits, occurrences, out=np.zeros(hits.shape), where=occurrences > 0)
+    return f1.sum(axis=0) / (occurrences > 0).sum(axis=0)
+
+
+def _bootstrap(sample: _Sample, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Each metric on each resample."""
+    generator = np.random.default_rng(seed)
+    size = len(sample.targets)
+    at_once = max(1, WEIGHTS_AT_ONCE // size)
+    parts: list[dict[str, np.ndarray]] = []
+    for first in range(0, resamples, at_once):
+        columns = min(at_once, resamples - first)
+        drawn = generator.integers(0, size, (columns, size)) + np.arange(columns)[:, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=columns * size).astype(np.int32)
+        parts.append(sample.scores(np.ascontiguousarray(counts.reshape(columns, size).T)))
+    return {name: np.concatenate([part[name] for part in parts] or [np.empty(0)]) for name in METRICS}
+
+
+def _interval(value: float, drawn: np.ndarray, confidence: float, reason: str | None) -> dict[str, Any]:
+    """Value, low and high; null with the reason where there is none."""
+    if reason:
+        return {"value": None, "low": None, "high": None, "reason": reason}
+    defined = drawn[~np.isnan(drawn)]
+    interval: dict[str, Any] = {"value": float(value), "low": None, "high": None}
+    if 2 * len(defined) > len(drawn):
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        interval.update(low=float(low), high=float(high))
+    elif len(drawn):
+        interval["reason"] = "no interval: most resamples lack a class"
+    if len(defined) < len(drawn):
+        interval["undefined_resamples"] = len(drawn) - len(defined)
+    return interval
+
+
+def _per_class(confusion: np.ndarray, auc: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1, support and ROC AUC of each class; a ratio without cases is null."""
+    areas = auc if len(auc) == len(class_names) else np.repeat(auc, len(class_names))
+    rows = []
+    for label, name in enumerate(class_names):
+        hits, predicted, support = confusion[label, label], confusion[:, label].sum(), confusion[label].sum()
+        rows.append(
+            {
+                "class": name,
+                "precision": _ratio(hits, predicted),
+                "recall": _ratio(hits, support),
+                "f1": _ratio(2 * hits, predicted + support),
+                "support": int(support),
+                "roc_auc": None if np.isnan(areas[label]) else float(areas[label]),
+            }
+        )
+    return rows
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def predictions_csv(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> str:
+    """One line a sample; every probability reads back as the same float64."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sample", "target", "predicted", *(f"p({name})" for name in class_names)])
+    probabilities = np.exp(log_softmax(logits))
+    predicted = logits.argmax(axis=1)
+    for index, row in enumerate(probabilities.tolist()):
+        writer.writerow([index, targets[index], predicted[index], *map(repr, row)])
+    return text.getvalue()

@@ -1,0 +1,102 @@
+"""A result says what made it, so that anyone can make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import __version__
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
+    """What is making a result now: the command, the code, the digests of its input files, the environment."""
+    from workflow_lib.runtime import telemetry
+
+    environment = telemetry.environment(device)
+    return {
+        "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
+        "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
+        "code": {"version": __version__, "commit": environment["git"], "modified": _is_modified()},
+        "inputs": {str(path): file_digest(path) for path in inputs},
+        "environment": environment,
+    }
+
+
+def _is_modified() -> bool | None:
+    """Whether files of the checkout differ from its commit; None outside of a repository or without git."""
+    command = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
+    try:
+        return bool(subprocess.run(command, capture_output=True, timeout=20, check=True).stdout)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def trace(path: Path, work: Path) -> str:
+    """Where a result in the folder of a run comes from and how to make it again, for a terminal."""
+    statement = _statement(path)
+    result = read_json(statement)
+    if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
+        raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
+    trained = read_json(statement.with_name("train.json"))
+    made = result.get("provenance", {})
+    code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
+    rows = {
+        "file": path,
+        "run": result["run"],
+        "config": work / "runs" / result["digest"] / "config.json",
+        "data": result["data"],
+        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, {trained['attempts']} attempt(s)",
+        "sealed in": trained["sealed"],
+        "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
+        + (" with uncommitted changes" if code["modified"] else ""),
+        "made by": made.get("command", "unknown"),
+    }
+    for name, digest in made.get("inputs", {}).items():
+        rows[f"from {name}"] = digest + _now(Path(name), digest)
+    rows["again"] = rebuild_command(path, made.get("experiment"))
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def rebuild_command(path: Path, experiment: str | None) -> str:
+    """The command that makes the file again, also when it is there and up to date."""
+    command = ["snakemake", "--profile", "profiles/local"]
+    if experiment:
+        command += ["--replace-workflow-config", "--configfile", experiment]
+    return shlex.join([*command, "--force", "--", str(path)])
+
+
+def _statement(path: Path) -> Path:
+    """The JSON file that speaks for a result."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".json":
+        return path
+    speaker = {"model.onnx": "export.json", "predictions.csv": "evaluation.json"}.get(path.name, "train.json")
+    if not path.with_name(speaker).exists():
+        raise UserError(f"{path}: no {speaker} beside it to say where it comes from")
+    return path.with_name(speaker)
+
+
+def _now(path: Path, digest: str) -> str:
+    """How an input differs today from what was read then; empty when it does not."""
+    if not path.exists():
+        return " (gone)"
+    return "" if file_digest(path) == digest else " (changed since)"

@@ -1,0 +1,327 @@
+"""What an experiment found, on one page that needs no network, and in a few lines for the terminal.
+
+The best run is the one with the best validation metric; the test split only says how good it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json, write_atomic
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workflow_lib.config import Experiment
+
+TEMPLATES = Path(__file__).parent / "templates"
+TUNED = "tuned"
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"}
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+MOST_CLASSES_OF_A_MATRIX = 40
+MOST_CONFUSED_PAIRS = 15
+
+Row = dict[str, Any]
+
+
+def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:
+    """The page is in `output` and the table of runs beside it in runs.csv, best run first."""
+    found = load_results(results, runs, experiment.training.select_metric)
+    swept = sorted({name for run in found for name in run.swept})
+    table = [run.row(swept) for run in found]
+    page = _render(
+        title=experiment.report.title or experiment.name,
+        experiment=experiment,
+        runs=found,
+        table=table,
+        swept=swept,
+        study=_study(experiment, results),
+        reproduce=_reproduction(experiment, work, output),
+    )
+    write_atomic(output.with_name("runs.csv"), _csv(table))
+    write_atomic(output, page)
+
+
+def summary(results: Path) -> str:
+    """Best run, its metrics, where the report is and what to type next."""
+    table = results / "runs.csv"
+    if not table.exists():
+        raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = rows[0]
+    low, high = best["accuracy_low"], best["accuracy_high"]
+    interval = f" [{_short(low)}, {_short(high)}]" if low else ""
+    folder = results / "runs" / best["name"]
+    lines = {
+        "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
+        "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
+        "test": f"accuracy {_short(best['accuracy'])}{interval}, macro F1 {_short(best['macro_f1'])}, "
+        f"ROC AUC {_short(best['roc_auc'])}, log loss {_short(best['log_loss'])}",
+        "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
+        "report": results / "report.html",
+        "next": f"python -m webbrowser {results / 'report.html'}",
+        "or": "everstep init > config/my.yaml; snakemake --profile profiles/local --configfile config/my.yaml",
+    }
+    return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything the pipeline found out about one run; `name` is its folder."""
+
+    name: str
+    swept: Row
+    train: Row
+    evaluation: Row
+    export: Row
+    history: list[Row]
+    select_metric: str
+
+    @property
+    def id(self) -> str:
+        return str(self.train["run"])
+
+    def best(self) -> tuple[float, int]:
+        """Best value of the metric that ranks the runs, and its epoch."""
+        chosen = self.train["best"]
+        if chosen["metric"] == self.select_metric:
+            return chosen["value"], chosen["epoch"]
+        sign = _sign(self.select_metric)
+        rows = [row for row in self.history if row[self.select_metric] is not None]
+        row = max(rows, key=lambda row: sign * row[self.select_metric])
+        return row[self.select_metric], row["epoch"]
+
+    def rank(self) -> tuple[float, float]:
+        """Sorts the best run first; equal ones by their lowest validation loss."""
+        losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
+        return -_sign(self.select_metric) * self.best()[0], min(losses, default=math.inf)
+
+    def row(self, settings: Sequence[str]) -> Row:
+        """The run's line in the table of runs, with a column for each of the settings that any run sweeps."""
+        value, epoch = self.best()
+        row: Row = {"name": self.name, "run": self.id, **{name: self.swept.get(name) for name in settings}}
+        row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
+        for name, metric in self.evaluation["metrics"].items():
+            row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
+        row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
+        return row | {
+            "onnx_max_abs_error": self.export["check"]["split"]["max_abs_error"],
+            "digest": self.train["digest"],
+        }
+
+
+def load_results(results: Path, runs: Sequence[str], select_metric: str) -> list[RunResults]:
+    """Results of the runs, best first."""
+    planned = {run["id"]: run["swept"] for run in read_json(results / "plan.json")["runs"]}
+    found = []
+    for name in runs:
+        folder = results / "runs" / name
+        found.append(
+            RunResults(
+                name=name,
+                swept=_tuned_values(results) if name == TUNED else planned.get(name, {}),
+                train=read_json(folder / "train.json"),
+                evaluation=read_json(folder / "evaluation.json"),
+                export=read_json(folder / "export.json"),
+                history=_history(folder / "history.csv"),
+                select_metric=select_metric,
+            )
+        )
+    return sorted(found, key=RunResults.rank)
+
+
+def _tuned_values(results: Path) -> Row:
+    """What the tuner chose."""
+    plan = read_json(results / "plan.json")
+    best: Row = read_json(results / "tune" / plan["study"]["id"] / "best.json")
+    return dict(best["params"])
+
+
+def _history(path: Path) -> list[Row]:
+    """Rows of a learning curve; a value that is missing or not a number is None."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | int | None:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text or "nan")
+        return value if math.isfinite(value) else None
+
+
+def _csv(table: Sequence[Row]) -> str:
+    """The table of runs, numbers exact; what a run does not have is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric.endswith("_loss") else 1
+
+
+def _short(text: str) -> str:
+    return f"{float(text):.4f}" if text else "undefined"
+
+
+def _study(experiment: Experiment, results: Path) -> Row | None:
+    """Trials, figures and best point of the study; None without one."""
+    if experiment.tune is None:
+        return None
+    import optuna
+    from optuna import visualization
+
+    from workflow_lib import plan, tuning
+
+    folder = results / "tune" / plan.study_id(experiment)
+    study, metric = tuning.load_study(experiment, folder), experiment.tune.metric
+    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    history = visualization.plot_optimization_history(study, target_name=metric)
+    slices = visualization.plot_slice(study, target_name=metric)
+    figures = [_figure("history", "Tuning history", history), _figure("slice", "Trials by parameter", slices)]
+    importances = tuning.importances(study)
+    if importances:
+        figures.insert(1, _importance_figure(importances, metric))
+    return {
+        "name": experiment.tune.name,
+        "metric": metric,
+        "best": read_json(folder / "best.json"),
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value if trial in complete else None,
+                "params": trial.params,
+                "run": trial.user_attrs.get("run", ""),
+            }
+            for trial in study.trials
+        ],
+        "names": sorted({name for trial in study.trials for name in trial.params}),
+        "figures": figures,
+    }
+
+
+def _figure(name: str, label: str, figure: go.Figure) -> Row:
+    """A figure for the page: drawn in the page's own colours, titled by its heading."""
+    figure.update_layout(template=None, title=None)
+    return {"name": name, "label": label, **json.loads(figure.to_json())}
+
+
+def _importance_figure(importances: dict[str, float], metric: str) -> Row:
+    names = list(importances)[::-1]
+    shares = [importances[name] for name in names]
+    text = [f"{share:.2f}" for share in shares]
+    bars = {"type": "bar", "orientation": "h", "x": shares, "y": names, "text": text}
+    axes = {"xaxis": {"title": {"text": f"importance for {metric}"}}, "yaxis": {"automargin": True}}
+    return {"name": "importance", "label": "Importance of the parameters", "data": [bars], "layout": axes}
+
+
+def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
+    """The commands and the whole experiment that make the page again."""
+    import yaml
+
+    from workflow_lib import config, provenance
+
+    frozen = config.snapshot(experiment, work)
+    return {
+        "command": provenance.rebuild_command(output, str(frozen)),
+        "experiment": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    }
+
+
+def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> str:
+    """The page. What people wrote is escaped: as text by the template, as data by `_script_json`."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _shown, "setting": _setting}
+    best = runs[0]
+    made = best.evaluation["provenance"]
+    data = {"curves": [_curve(run) for run in runs], "figures": study["figures"] if study else []}
+    return environment.get_template("report.html").render(
+        runs=runs,
+        best=best,
+        metrics=METRICS,
+        matrix=_matrix(best.evaluation),
+        confused=_confused(best.evaluation),
+        study=study,
+        code=made["code"],
+        machine=_flat(made["environment"]),
+        data=_script_json(data),
+        plotly=get_plotlyjs(),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        **values,
+    )
+
+
+def _curve(run: RunResults) -> Row:
+    columns = {name: [row[name] for row in run.history] for name in ("epoch", *CURVES)}
+    return {"name": run.name, "best_epoch": run.best()[1], **columns}
+
+
+def _matrix(evaluation: Row) -> list[list[tuple[int, float]]] | None:
+    """Counts with their share of the row; None where there are too many classes to look at."""
+    if len(evaluation["classes"]) > MOST_CLASSES_OF_A_MATRIX:
+        return None
+    return [[(count, count / max(1, sum(row))) for count in row] for row in evaluation["confusion"]]
+
+
+def _confused(evaluation: Row) -> list[Row]:
+    """Pairs of classes that the model takes for each other, the most frequent first."""
+    names, counts = evaluation["classes"], evaluation["confusion"]
+    pairs = [
+        {"target": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    return sorted(pairs, key=lambda pair: -pair["count"])[:MOST_CONFUSED_PAIRS]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested values by dotted name, for a table of two columns."""
+    if not isinstance(value, dict):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for part, inner in value.items():
+        flat |= _flat(inner, f"{name}.{part}" if name else part)
+    return flat
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, nor start a comment there."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    """A number for people."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _setting(value: Any) -> str:
+    """A swept value as it is written in an experiment file."""
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)

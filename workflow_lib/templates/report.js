@@ -1,0 +1,118 @@
+"use strict";
+(() => {
+  const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
+  const { curves, figures } = JSON.parse(document.getElementById("data").textContent);
+  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const drawn = [];
+
+  // Plotly knows nothing of style sheets: its colours are read from the page's.
+  const colours = () => {
+    const style = getComputedStyle(document.documentElement);
+    const of = (name) => style.getPropertyValue(name).trim();
+    return { ink: of("--ink"), line: of("--line"), card: of("--card"), accent: of("--accent") };
+  };
+  const themed = (layout) => {
+    const { ink, line, card } = colours();
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
+    const all = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
+      hoverlabel: { bgcolor: card, bordercolor: line, font: { color: ink }, namelength: -1 } };
+    for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
+      all[name] = { ...layout[name], ...axis };
+    }
+    return all;
+  };
+  const draw = (id, data, layout) => {
+    const place = document.getElementById(id);
+    Plotly.newPlot(place, data, themed(layout), config);
+    drawn.push({ place, layout });
+    return place;
+  };
+  const redraw = () => drawn.forEach(({ place, layout }) => {
+    const current = { ...layout };
+    for (const key of Object.keys(place.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
+      const { range, autorange } = place.layout[key];
+      current[key] = { ...layout[key], range, autorange };
+    }
+    Plotly.react(place, place.data, themed(current), config);
+  });
+
+  // Learning curves: three traces a run and plot (validation, training, the epoch kept).
+  const colour = (run) => PALETTE[run % PALETTE.length];
+  const traces = (kind) => curves.flatMap((run, index) => {
+    const line = { color: colour(index), width: 2 };
+    const best = run.epoch.indexOf(run.best_epoch);
+    const shared = { type: "scatter", showlegend: false };
+    return [
+      { ...shared, mode: "lines", name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], line },
+      { ...shared, mode: "lines", name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`], line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
+      { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best_epoch], y: best < 0 ? [] : [run[`val_${kind}`][best]],
+        hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
+    ];
+  });
+  const curve = (kind, y) => draw(`curve-${kind}`, traces(kind), {
+    margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest",
+    xaxis: { title: { text: "epoch" }, automargin: true }, yaxis: { automargin: true, ...y },
+  });
+  const plots = [curve("loss", { type: "log", exponentformat: "power", dtick: "D2" }), curve("accuracy", {})];
+
+  const controls = document.getElementById("curve-controls");
+  const boxes = curves.map((run, index) => {
+    const label = document.createElement("label");
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
+    const swatch = document.createElement("i");
+    swatch.style.background = colour(index);
+    label.append(box, swatch, run.name);
+    return { box, label };
+  });
+  const training = Object.assign(document.createElement("input"), { type: "checkbox", checked: curves.length <= 6 });
+  const show = () => {
+    const visible = boxes.flatMap(({ box }) => [box.checked, box.checked && training.checked, box.checked]);
+    plots.forEach((plot) => Plotly.restyle(plot, { visible }));
+  };
+  const button = (text, wanted) => {
+    const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    made.addEventListener("click", () => { boxes.forEach(({ box }, index) => { box.checked = wanted(index); }); show(); });
+    return made;
+  };
+  const trainingLabel = document.createElement("label");
+  trainingLabel.append(training, "training curves");
+  controls.append(button("all", () => true), button("best", (index) => index === 0), button("none", () => false), trainingLabel,
+    ...boxes.map(({ label }) => label));
+  controls.addEventListener("change", show);
+  show();
+
+  for (const { name, data, layout } of figures) {
+    const place = document.getElementById(`figure-${name}`);
+    const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
+    if (panels > 1) place.style.minWidth = `${panels * 15}rem`;
+    draw(`figure-${name}`, data, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, ...layout });
+  }
+
+  // Tables: a press on a heading sorts by it, again the other way round; what has no value stays last.
+  const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+  const compare = (a, b) => (a !== "" && b !== "" && !isNaN(a) && !isNaN(b) ? a - b : a.localeCompare(b));
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const headings = [...table.tHead.rows[0].cells];
+    headings.forEach((heading, column) => {
+      const press = document.createElement("button");
+      press.type = "button";
+      press.append(...heading.childNodes);
+      heading.append(press);
+      press.addEventListener("click", () => {
+        const direction = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", direction);
+        const sign = direction === "ascending" ? 1 : -1;
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((x, y) => {
+          const [a, b] = [value(x, column), value(y, column)];
+          return a === "" || b === "" ? (a === "") - (b === "") : sign * compare(a, b);
+        });
+        table.tBodies[0].append(...rows);
+      });
+    });
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  for (const media of ["beforeprint", "afterprint"]) addEventListener(media, redraw);
+})();
