@@ -1,0 +1,89 @@
+"""Suggest trials, train each, and choose the best.
+
+A suggestion waits for the one before it and for the trial that is one window behind, so that up to tune.window trials
+run at once, and their order does not matter: see docs/tuning.md.
+
+REQUIRED INPUTS: the plan, the data manifest
+OUTPUTS: results/{experiment}/tune/{study}/suggest-*.json, trial-*.json, best.json
+"""
+
+STUDY = plans.study_id(experiment) if experiment.tune else "none"
+TUNE = f"{RESULTS}/tune/{STUDY}"
+
+
+wildcard_constraints:
+    study=re.escape(STUDY),
+    number=r"[0-9]{4,}",
+
+
+def earlier_trials(wildcards):
+    """The suggestion before this one, and the newest result that it may know."""
+    number, window = int(wildcards.number), experiment.tune.window
+    inputs = {"previous": f"{TUNE}/suggest-{number - 1:04d}.json"} if number > 0 else {}
+    return inputs | ({"result": f"{TUNE}/trial-{number - window:04d}.json"} if number >= window else {})
+
+
+rule suggest:
+    input:
+        unpack(earlier_trials),
+        plan=ancient("results/{experiment}/plan.json"),
+    output:
+        suggestion="results/{experiment}/tune/{study}/suggest-{number}.json",
+    log:
+        "logs/suggest/{experiment}/{study}/{number}.log",
+    benchmark:
+        "benchmarks/suggest/{experiment}/{study}/{number}.tsv"
+    priority: 10
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        stage=plans.STAGES["suggest"],
+        folder=subpath(output.suggestion, parent=True),
+    shell:
+        "exec python -m workflow_lib suggest --number {wildcards.number} --tune-dir {params.folder:q}"
+        " --output {output.suggestion:q} >> {log:q} 2>&1"
+
+
+rule trial:
+    input:
+        suggestion="results/{experiment}/tune/{study}/suggest-{number}.json",
+        data=lambda wildcards: f"{RESULTS}/data/{plans.data_id(plans.tuned_base(experiment))}.json",
+    output:
+        result="results/{experiment}/tune/{study}/trial-{number}.json",
+    log:
+        "logs/trial/{experiment}/{study}/{number}.log",
+    benchmark:
+        "benchmarks/trial/{experiment}/{study}/{number}.tsv"
+    priority: 10
+    threads: training_threads
+    resources:
+        mem_mb=2000,
+        runtime=1440,
+    params:
+        stage=plans.STAGES["train"],
+    shell:
+        "exec python -m workflow_lib trial --suggestion {input.suggestion:q} --data {input.data:q}"
+        " --output {output.result:q} --deadline-minutes {resources.runtime} >> {log:q} 2>&1"
+
+
+rule best:
+    input:
+        results=lambda wildcards: [f"{TUNE}/trial-{n:04d}.json" for n in range(experiment.tune.trials)],
+    output:
+        best="results/{experiment}/tune/{study}/best.json",
+    log:
+        "logs/best/{experiment}/{study}.log",
+    benchmark:
+        "benchmarks/best/{experiment}/{study}.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        stage=plans.STAGES["suggest"],
+        full_run=plans.run_digest(plans.base(experiment)),
+        folder=subpath(output.best, parent=True),
+    shell:
+        "exec python -m workflow_lib best --tune-dir {params.folder:q} --output {output.best:q} >> {log:q} 2>&1"
