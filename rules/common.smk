@@ -10,11 +10,14 @@ import re
 import sys
 from pathlib import Path
 
+WORK = Path("work")
+
+# The package beside this Snakefile, also where the environment holds another clone of it.
+sys.path.insert(0, workflow.basedir)
+
 from workflow_lib import config as experiments
 from workflow_lib import controller, plan as plans
 from workflow_lib.errors import EverstepError
-
-WORK = Path("work")
 
 try:
     experiment = controller.load_experiment(
@@ -47,7 +50,7 @@ TARGETS = []
 # Patterns, not today's list: a run of yesterday's plan stays a valid target.
 wildcard_constraints:
     experiment=re.escape(experiment.name),
-    run=r"[a-z0-9._-]+-[0-9a-f]{12}|tuned",
+    run=r"[A-Za-z0-9._-]+-[0-9a-f]{12}|tuned",
     data_id=r"[A-Za-z0-9._-]+-[0-9a-f]{12}",
 
 
@@ -64,7 +67,7 @@ def targets(wildcards):
 def settings_of(run):
     """The settings of a run: of the plan, or, when it is no longer in it, as they were frozen."""
     if run == "tuned":
-        return plans.tuned_base(experiment)
+        return plans.base(experiment)
     return RUNS[run].config if run in RUNS else plans.load_run(run, WORK)[0]
 
 

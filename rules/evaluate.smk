@@ -11,7 +11,12 @@ rule evaluate:
         train="results/{experiment}/runs/{run}/train.json",
         model="results/{experiment}/runs/{run}/model.safetensors",
     output:
-        evaluation="results/{experiment}/runs/{run}/evaluation.json",
+        evaluation=report(
+            "results/{experiment}/runs/{run}/evaluation.json",
+            caption="../report/evaluation.rst",
+            category="Evaluation",
+            subcategory="{run}",
+        ),
         predictions="results/{experiment}/runs/{run}/predictions.csv",
     log:
         "logs/evaluate/{experiment}/{run}.log",

@@ -11,7 +11,12 @@ rule export:
         model="results/{experiment}/runs/{run}/model.safetensors",
         evaluation="results/{experiment}/runs/{run}/evaluation.json",
     output:
-        export="results/{experiment}/runs/{run}/export.json",
+        export=report(
+            "results/{experiment}/runs/{run}/export.json",
+            caption="../report/export.rst",
+            category="Export",
+            subcategory="{run}",
+        ),
         onnx="results/{experiment}/runs/{run}/model.onnx",
     log:
         "logs/export/{experiment}/{run}.log",

@@ -24,8 +24,16 @@ rule report:
         predictions=of_each_run("predictions.csv"),
         export=of_each_run("export.json"),
     output:
-        report="results/{experiment}/report.html",
-        runs="results/{experiment}/runs.csv",
+        report=report(
+            "results/{experiment}/report.html",
+            caption="../report/report.rst",
+            category="Report",
+        ),
+        runs=report(
+            "results/{experiment}/runs.csv",
+            caption="../report/runs.rst",
+            category="Report",
+        ),
     log:
         "logs/report/{experiment}.log",
     benchmark:

@@ -12,7 +12,12 @@ rule train:
     output:
         train="results/{experiment}/runs/{run}/train.json",
         model="results/{experiment}/runs/{run}/model.safetensors",
-        history="results/{experiment}/runs/{run}/history.csv",
+        history=report(
+            "results/{experiment}/runs/{run}/history.csv",
+            caption="../report/history.rst",
+            category="Training",
+            subcategory="{run}",
+        ),
     log:
         "logs/train/{experiment}/{run}.log",
     benchmark:

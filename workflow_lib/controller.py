@@ -31,7 +31,7 @@ def load_experiment(files: Sequence[Path], given: Mapping[str, Any]) -> config.E
             f"--config {' '.join(unknown)}: the only name it takes is 'set'. "
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
-    return config.load(files, shlex.split(str(given.get("set", ""))))
+    return config.load(files, [str(given.get("set", ""))])
 
 
 def enter(folder: Path) -> list[str]:

@@ -1,0 +1,10 @@
+"""What every test finds: one thread a library, and no experiment left over from the shell."""
+
+from __future__ import annotations
+
+import os
+
+# Set before numpy or torch are imported: tests run beside each other.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.pop("EVERSTEP_EXPERIMENT", None)
