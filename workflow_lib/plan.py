@@ -1,9 +1,9 @@
-"""A run is one fully resolved training; its digest is its name, and what stands behind a digest never changes."""
+"""A run is one fully resolved training; its digest names it, and what a digest names never changes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,21 @@ from pydantic import Field, ValidationError
 
 from workflow_lib import config, files
 from workflow_lib.config import points
-from workflow_lib.config.identity import canonical
-from workflow_lib.config.problems import messages
+from workflow_lib.config.checks import run_problems
+from workflow_lib.config.compose import overlay
+from workflow_lib.config.identity import canonical, digest_text
+from workflow_lib.config.problems import messages, shown
 from workflow_lib.config.sections import Data, Experiment, Model, Optimizer, Schedule, Training
-from workflow_lib.config.yaml12 import Origins
+from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 
 # Bumped by hand when the results of a stage change; the first two are part of a run's digest.
 STAGES = {"plan": 1, "preprocess": 1, "train": 1, "evaluate": 1, "suggest": 1, "export": 1, "report": 1}
-PARTS = ("seed", "data", "model", "optimizer", "schedule", "training")
+
+
+def _stages() -> dict[str, int]:
+    return {name: STAGES[name] for name in ("preprocess", "train")}
 
 
 class RunConfig(Section):
@@ -33,9 +38,7 @@ class RunConfig(Section):
     optimizer: Optimizer
     schedule: Schedule
     training: Training
-    stages: dict[str, int] = Field(
-        default_factory=lambda: {name: STAGES[name] for name in ("preprocess", "train")}
-    )
+    stages: dict[str, int] = Field(default_factory=lambda: _stages())
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,15 @@ def data_settings(run: RunConfig | Experiment) -> dict[str, Any]:
     return run.data.model_dump(mode="json")
 
 
-def data_id(run: RunConfig | Experiment) -> str:
+def data_id(run: RunConfig | Experiment | Data) -> str:
     """`<data set>-<12 hex>`: equal for runs that share their shards."""
-    return f"{slug(run.data.name)}-{config.digest(config.identity(run.data), 'data')[:12]}"
+    data = run if isinstance(run, Data) else run.data
+    return f"{slug(data.name)}-{config.digest(config.identity(data), 'data')[:12]}"
 
 
 def base(experiment: Experiment) -> RunConfig:
     """The run of the experiment itself, without sweep or study."""
-    return RunConfig.model_construct(**{name: getattr(experiment, name) for name in PARTS})
+    return RunConfig(**{name: getattr(experiment, name) for name in points.PARTS})
 
 
 def tuned_base(experiment: Experiment) -> RunConfig:
@@ -78,8 +82,8 @@ def tuned_base(experiment: Experiment) -> RunConfig:
 
 def apply(run: RunConfig | Experiment, point: Mapping[str, Any], name: str = "the point") -> RunConfig:
     """The run with dotted settings on top; `name` says in errors where they come from."""
-    values = {part: _dump(getattr(run, part)) for part in PARTS}
-    laid = points.lay(values, dict(point))
+    values = {part: _dump(getattr(run, part)) for part in points.PARTS}
+    laid = overlay(values, points.nested(point))
     try:
         return RunConfig.model_validate(laid, context={"root": None})
     except ValidationError as error:
@@ -94,16 +98,56 @@ def _dump(value: Any) -> Any:
 
 def expand(experiment: Experiment) -> tuple[Run, ...]:
     """The runs of the experiment in the order of the sweep; points with equal settings are one run."""
+    layers, stages = points.Layers(experiment), _stages()
     runs: dict[str, Run] = {}
-    shorts: dict[str, str] = {}
-    for number, point in enumerate(points.points(experiment.sweep)):
-        run = apply(experiment, point, f"sweep point {number}") if point else base(experiment)
-        name = run_digest(run)
-        if name in runs:
+    problems: dict[str, None] = {}
+    data_ids: dict[str, str] = {}
+    for number, point in enumerate(_points(experiment)):
+        where = _where(experiment, number, point)
+        try:
+            parts = layers.parts(point, where)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(str(error).splitlines()))
             continue
+        values = {name: part.value for name, part in parts.items()}
+        if point:
+            found = run_problems(values, experiment.runtime)
+            problems.update((f"{where}: {dotted(path)}: {what}", None) for path, what in found)
+        name = digest_text(
+            _identity_text({**{n: p.text for n, p in parts.items()}, "stages": canonical(stages)}), "run"
+        )
+        data = data_ids.setdefault(parts["data"].text, data_id(values["data"]))
+        run = RunConfig.model_construct(**values, stages=stages)
+        runs.setdefault(name, Run(run_id(experiment.name, point, name), name, run, point, data))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return _told_apart(runs)
+
+
+def _points(experiment: Experiment) -> Iterator[points.Point]:
+    try:
+        yield from points.points(experiment.sweep)
+    except ConfigError as error:
+        origin = experiment._origins.of(("sweep",))
+        raise ConfigError(f"{origin}: {error}" if origin else str(error)) from error
+
+
+def _where(experiment: Experiment, number: int, point: points.Point) -> str:
+    origin = experiment._origins.of(("sweep",))
+    values = ", ".join(f"{name}={shown(value)}" for name, value in point.items())
+    return f"{origin + ': ' if origin else ''}sweep point {number} ({values})"
+
+
+def _identity_text(texts: dict[str, str]) -> str:
+    return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
+
+
+def _told_apart(runs: dict[str, Run]) -> tuple[Run, ...]:
+    """The runs, none of which shares its short name with another."""
+    shorts: dict[str, str] = {}
+    for name in runs:
         if shorts.setdefault(name[:12], name) != name:
-            raise ConfigError(f"two runs share the short id {name[:12]}: change a setting of one of them")
-        runs[name] = Run(run_id(experiment.name, point, name), name, run, point, data_id(run))
+            raise ConfigError(f"two runs share the short name {name[:12]}: change the seed of one of them")
     return tuple(runs.values())
 
 
@@ -123,7 +167,7 @@ def _word(key: str, value: Any) -> str:
 
 def slug(text: str) -> str:
     """The text in letters that are safe in a path, at most 64 of them."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text)[:64].strip("-.")
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text.lower())[:64].strip("-.")
 
 
 def freeze(run: RunConfig, work: Path) -> Path:

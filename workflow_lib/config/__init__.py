@@ -35,7 +35,7 @@ __all__ = [
 
 
 def load(paths: Sequence[Path], overrides: Sequence[str] = (), *, root: Path | None = None) -> Experiment:
-    """The experiment of the files, later ones on top, then the overrides; one ConfigError has all problems."""
+    """The experiment of the files, later ones on top, then the overrides; a ConfigError has all problems."""
     if not paths:
         raise ConfigError("no experiment file given")
     source = read(Path(paths[0]))
@@ -55,7 +55,7 @@ def validate(source: Source, root: Path | None) -> Experiment:
             "\n".join(messages(error.errors(), Experiment, source.values, source.origins))
         ) from error
     experiment._origins = source.origins
-    if problems := check(experiment):
+    if problems := check(experiment, source.origins):
         raise ConfigError("\n".join(problems))
     return experiment
 

@@ -2,9 +2,244 @@
 
 from __future__ import annotations
 
-from workflow_lib.config.sections import Experiment
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Union, get_args, get_origin
+
+from workflow_lib.config.identity import counts
+from workflow_lib.config.points import PARTS, Layers, Point
+from workflow_lib.config.problems import nearest, shown, unknown, variants
+from workflow_lib.config.sections import (
+    CategoricalSpace,
+    Experiment,
+    FloatSpace,
+    IntSpace,
+    Runtime,
+    Sweep,
+    Tune,
+)
+from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
+from workflow_lib.errors import ConfigError
+from workflow_lib.plugins import Section
+
+# What each kind of device can compute in; `auto` is known only where the training runs.
+PRECISIONS = {
+    "cpu": ("fp32", "bf16"),
+    "mps": ("fp32", "bf16", "fp16"),
+    "cuda": ("fp32", "bf16", "fp16", "tf32"),
+}
 
 
-def check(experiment: Experiment) -> list[str]:
-    """A message for each contradiction."""
+def check(experiment: Experiment, origins: Origins) -> list[str]:
+    """A message for each contradiction, sweep points apart: those are checked when the sweep is expanded."""
+    found: list[tuple[KeyPath, str]] = []
+    if not is_swept(experiment.sweep):
+        found += run_problems({name: getattr(experiment, name) for name in PARTS}, experiment.runtime)
+    found += _sweep_problems(experiment.sweep)
+    if experiment.tune is not None:
+        found += _tune_problems(experiment.tune, experiment.sweep)
+    lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in found]
+    if experiment.tune is not None and not found:
+        lines += _trial_problems(experiment, experiment.tune, origins)
+    return lines
+
+
+def _place(origins: Origins, path: KeyPath) -> str:
+    origin = origins.of(path)
+    return f"{origin}: " if origin else ""
+
+
+def is_swept(sweep: Sweep) -> bool:
+    """True when the experiment has points of its own, and its plain settings are no run."""
+    return bool(sweep.grid or sweep.zip or sweep.list)
+
+
+def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
+    """The contradictions inside one run, given its parts, on the machine it is meant for."""
+    training, schedule = run["training"], run["schedule"]
+    if schedule.warmup_epochs > training.epochs:
+        yield (
+            ("schedule", "warmup_epochs"),
+            f"the warm-up ({schedule.warmup_epochs:g} epochs) is longer than the training"
+            f" (training.epochs={training.epochs}); allowed: at most that",
+        )
+    ranks = runtime.nproc * runtime.nodes
+    parts = ranks * training.accumulation
+    if training.batch_size < parts:
+        yield (
+            ("training", "batch_size"),
+            f"{training.batch_size} samples are too few for {ranks} ranks (runtime.nproc x runtime.nodes) x"
+            f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
+        )
+    device = runtime.device.partition(":")[0]
+    if training.precision not in PRECISIONS.get(device, (training.precision,)):
+        yield (
+            ("training", "precision"),
+            f"{training.precision} cannot be computed on runtime.device={runtime.device};"
+            f" allowed there: {', '.join(PRECISIONS[device])}",
+        )
+
+
+def name_problem(name: str) -> str | None:
+    """Why a dotted name cannot be swept or tuned; None when it can."""
+    here: Any = Experiment
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        if part not in (fields := _fields(here)):
+            return unknown(name, [".".join([*parts[:depth], field]) for field in fields])
+        owners = [section for section in _sections(here) if part in section.model_fields]
+        if not all(counts(section, part) for section in owners):
+            return (
+                f"{'.'.join(parts[: depth + 1])} cannot change the result of a run, so all these runs would be one;"
+                f" set it once for the experiment. Settings that can: {', '.join(PARTS)} and what is in them"
+            )
+        here = owners[0].model_fields[part].annotation
+        if get_origin(here) is dict:
+            return None
+    return None
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if found := variants(annotation):
+        return list(found.values())
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [section for member in get_args(annotation) for section in _sections(member)]
     return []
+
+
+def _fields(annotation: Any) -> list[str]:
+    """The settings that a section has in any of its variants."""
+    return list(dict.fromkeys(name for section in _sections(annotation) for name in section.model_fields))
+
+
+def _sweep_problems(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    lengths = {name: len(values) for name, values in sweep.zip.items()}
+    if len(set(lengths.values())) > 1:
+        counted = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        yield ("sweep", "zip"), f"the lists go side by side and need one length, but {counted}"
+    axes: dict[str, str] = {}
+    for path, name, value in _swept(sweep):
+        if reason := name_problem(name):
+            yield path, reason
+        elif _takes_settings(name) and not isinstance(value, dict | None):
+            yield path, f"{shown(value)} is not allowed; a mapping of settings"
+        axis = str(path[1])
+        if axes.setdefault(name, axis) != axis:
+            yield path, f"{name} is in sweep.{axes[name]} too; write it once"
+    if sweep.exclude and not axes:
+        yield ("sweep", "exclude"), "there is no sweep to leave points out of; write grid, zip or list"
+    for number, pattern in enumerate(sweep.exclude):
+        for name in pattern:
+            if axes and name not in axes:
+                yield (
+                    ("sweep", "exclude", number),
+                    f"{name} is not swept{nearest(name, axes)}; the sweep sets: {', '.join(axes)}",
+                )
+
+
+def _swept(sweep: Sweep) -> Iterator[tuple[KeyPath, str, Any]]:
+    for axis, mapping in (("grid", sweep.grid), ("zip", sweep.zip)):
+        for name, values in mapping.items():
+            yield from ((("sweep", axis, name), name, value) for value in values)
+    for number, point in enumerate(sweep.list):
+        yield from ((("sweep", "list", number, name), name, value) for name, value in point.items())
+
+
+def _takes_settings(name: str) -> bool:
+    here: Any = Experiment
+    for part in name.split("."):
+        owners = [section for section in _sections(here) if part in section.model_fields]
+        if not owners:
+            return False
+        here = owners[0].model_fields[part].annotation
+    return bool(_sections(here)) or get_origin(here) is dict
+
+
+def _tune_problems(tune: Tune, sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    swept = {name for _, name, _ in _swept(sweep)}
+    for name in (*tune.space, *tune.set):
+        path: KeyPath = ("tune", "space" if name in tune.space else "set", name)
+        if reason := name_problem(name):
+            yield path, reason
+        elif name.split(".")[0] == "data":
+            yield (
+                path,
+                (
+                    "a study does not change the data: scores on different data cannot be compared;"
+                    " write it in `sweep:`, which reports each data set by itself"
+                ),
+            )
+    for name, space in tune.space.items():
+        path = ("tune", "space", name)
+        if clash := next((other for other in sorted(swept) if _overlap(name, other)), None):
+            yield path, f"{clash} is swept too: a point fixes it and the study varies it; keep one of them"
+        if clash := next((other for other in tune.set if _overlap(name, other)), None):
+            yield path, f"{clash} is in tune.set too: it is fixed or it is tuned; keep one of them"
+        yield from ((path, what) for what in _space_problems(space))
+
+
+def _overlap(a: str, b: str) -> bool:
+    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
+
+
+def _space_problems(space: FloatSpace | IntSpace | CategoricalSpace) -> Iterator[str]:
+    if isinstance(space, CategoricalSpace):
+        if len({(type(choice), choice) for choice in space.choices}) < len(space.choices):
+            yield "a choice is written twice"
+        return
+    if space.low >= space.high:
+        yield f"low={space.low:g} is not below high={space.high:g}"
+    if space.log and space.low <= 0:
+        yield f"a logarithmic scale needs low above 0 (it is {space.low:g})"
+    stepped = space.step not in (None, 1) if isinstance(space, IntSpace) else space.step is not None
+    if space.log and stepped:
+        yield "log and step exclude each other; keep one"
+    elif stepped and space.step is not None and space.low < space.high:
+        steps = (space.high - space.low) / space.step
+        if abs(steps - round(steps)) > 1e-8 * max(1.0, steps):
+            reachable = space.low + int(steps) * space.step
+            yield f"steps of {space.step:g} from low={space.low:g} do not reach high; write high: {reachable:g}"
+
+
+def _trial_problems(experiment: Experiment, tune: Tune, origins: Origins) -> list[str]:
+    """What is wrong with a trial somewhere in the space: at the ends of each range, and at each choice."""
+    layers = Layers(experiment)
+    lines: dict[str, None] = {}
+    for path, point in _corners(tune):
+        where = f"{_place(origins, path)}{dotted(path)}"
+        try:
+            parts = layers.parts(point, where)
+        except ConfigError as error:
+            lines.update(dict.fromkeys(str(error).splitlines()))
+            continue
+        values = {name: part.value for name, part in parts.items()}
+        lines.update(
+            (f"{where}: {dotted(p)}: {what}", None) for p, what in run_problems(values, experiment.runtime)
+        )
+    return list(lines)
+
+
+def _blamed(tune: Tune, path: KeyPath, what: str, where: str, origins: Origins) -> str:
+    """The message, placed at the setting it is about where the study sets that one, else at the trial's."""
+    name = dotted(path)
+    if name in tune.space:
+        return f"{_place(origins, ('tune', 'space', name))}tune.space.{name}: {what}"
+    return f"{where}: {name}: {what}"
+
+
+def _corners(tune: Tune) -> Iterator[tuple[KeyPath, Point]]:
+    values = {name: _ends(space) for name, space in tune.space.items()}
+    first: Point = {**tune.set, **{name: ends[0] for name, ends in values.items()}}
+    yield from ((("tune", "set", name), tune.set) for name in list(tune.set)[:1])
+    for name, ends in values.items():
+        yield from ((("tune", "space", name), {**first, name: value}) for value in ends)
+
+
+def _ends(space: FloatSpace | IntSpace | CategoricalSpace) -> list[Any]:
+    if isinstance(space, CategoricalSpace):
+        return list(space.choices)
+    if isinstance(space, IntSpace):
+        return [space.low, space.high]
+    return [space.low, space.low + (space.step or (space.high - space.low) * 0.382), space.high]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def _kept(section: str, base: Any, over: Any) -> Any:
     old, new = base.get("name", default), over.get("name", base.get("name", default))
     if old == new:
         return base
-    return {key: value for key, value in base.items() if key in fields.get(str(new), fields["*"])}
+    kept = fields.get(str(new)) or fields.get("*") or frozenset(base)
+    return {key: value for key, value in base.items() if key in kept}
 
 
 def deep_merge(base: Any, over: Any) -> Any:
@@ -136,15 +138,29 @@ _SPACE_FIELDS = {"type", "low", "high", "log", "step", "choices"}
 
 
 def overrides(texts: Sequence[str]) -> list[Source]:
-    """One tree for each `a.b=value` in the texts; values are YAML, quotes hold spaces."""
+    """One tree for each `a.b=value` in the texts; values are YAML."""
     return [_override(word) for text in texts for word in _words(text)]
 
 
 def _words(text: str) -> list[str]:
+    """The assignments in a text: quotes hold spaces, and so do brackets, since a word without `=` goes on."""
+    if not re.search(r"\s", text.strip()):
+        return [text.strip()] if text.strip() else []
     try:
-        return shlex.split(text)
+        parts = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"set: {text!r}: {error}; close the quotes") from error
+    words: list[str] = []
+    for part in parts:
+        if (
+            words
+            and not re.match(r"[A-Za-z_][\w.-]*=", part)
+            and words[-1].partition("=")[2][:1] in ("[", "{")
+        ):
+            words[-1] += f" {part}"
+        else:
+            words.append(part)
+    return words
 
 
 def _override(word: str) -> Source:

@@ -1,4 +1,4 @@
-"""Equal settings have equal names on any machine: a digest of canonical JSON of what can change the result."""
+"""Equal settings have equal names on any machine: a digest of canonical JSON of what can change a result."""
 
 from __future__ import annotations
 

@@ -115,12 +115,13 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
             return f"{shown(value)} is not allowed; a mapping with `{key}`: {', '.join(names)}"
         if given is None:
             return f"`{key}` is missing; allowed: {', '.join(names)}"
-        return f"no {path[-1]} {shown(given)}{_near(str(given), names)}; allowed: {', '.join(names)}"
-    near = _near(value, get_args(_plain(field))) if kind == "literal_error" else ""
+        return f"no {path[-1]} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
+    near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
     return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}"
 
 
-def _near(given: Any, names: Iterable[Any]) -> str:
+def nearest(given: Any, names: Iterable[Any]) -> str:
+    """`; did you mean ...?` with the name that the given one resembles, or nothing."""
     close = difflib.get_close_matches(str(given), [str(name) for name in names], 1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
@@ -129,14 +130,14 @@ def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
     """The message for a name that does not exist, with the nearest and all that do."""
     names = list(names)
     valid = f"the settings here are: {', '.join(names)}" if names else "there are no settings here"
-    return f"no such setting{elsewhere or _near(name, names)}; {valid}"
+    return f"no such setting{elsewhere or nearest(name, names)}; {valid}"
 
 
 def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
     """Which variant of a section has the setting that the chosen one lacks."""
     if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
         return ""
-    having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields and name != "*"]
+    having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
     return (
         f" for {owner.model_fields['name'].default}: it belongs to {path[0]} `{' and '.join(having)}`"
         if having

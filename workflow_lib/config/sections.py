@@ -226,7 +226,7 @@ class Runtime(Section):
 
 
 class Sweep(Section):
-    """Many runs from one file. Names are dotted (optimizer.lr); the runs are grid x zip x list, less exclude."""
+    """Many runs: grid x zip x list, less exclude. Names are dotted, as in optimizer.lr."""
 
     grid: Axes = Field({}, description="every combination of the values of these settings")
     zip: Axes = Field({}, description="values taken side by side: the first of each, the second of each, ...")
@@ -370,20 +370,17 @@ class Experiment(Section):
 
 # Sections that change shape with their `name`: the default name, and the settings each name has. The params
 # of a plugin are nobody else's, so a change of plugin keeps all but them.
+_OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD}
+_SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
+
+
+def _fields(sections: dict[str, type[Section]]) -> dict[str, frozenset[str]]:
+    return {name: frozenset(section.model_fields) for name, section in sections.items()}
+
+
 VARIANTS: dict[str, tuple[str, dict[str, frozenset[str]]]] = {
-    "optimizer": (
-        "adamw",
-        {name: frozenset(c.model_fields) for name, c in {"adamw": AdamW, "sgd": SGD}.items()},
-    ),
-    "schedule": (
-        "constant",
-        {
-            n: frozenset(c.model_fields)
-            for n, c in {"constant": Constant, "cosine": Cosine, "plateau": Plateau}.items()
-        },
-    ),
+    "optimizer": ("adamw", _fields(_OPTIMIZERS)),
+    "schedule": ("constant", _fields(_SCHEDULES)),
     "data": ("digits", {"*": frozenset(Data.model_fields) - {"params"}}),
     "model": ("mlp", {"*": frozenset(Model.model_fields) - {"params"}}),
 }
-for _, _fields in VARIANTS.values():
-    _fields.setdefault("*", frozenset().union(*_fields.values()))

@@ -42,7 +42,7 @@ class Origins:
 
 
 class _Yaml12(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML 1.2's core schema: `1e-3` is a number; `no` and `on` are words, good for true-or-false settings."""
+    """YAML 1.2: `1e-3` is a number; `no` and `on` are words, fine for a true-or-false setting."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
