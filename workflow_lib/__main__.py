@@ -188,7 +188,10 @@ EXPERIMENT: Option = (
     ("--experiment",),
     {"type": Path, "metavar": "FILE", "help": "experiment file (default: $EVERSTEP_EXPERIMENT)"},
 )
-RUN: Option = (("--run",), {"required": True, "metavar": "RUN", "help": "run id, or a file that points to a run"})
+RUN: Option = (
+    ("--run",),
+    {"required": True, "metavar": "RUN", "help": "run id, or a file that points to a run"},
+)
 DATA = _path("--data", text="manifest of the preprocessed data")
 MODEL = _path("--model", text="trained weights (safetensors)")
 OUTPUT = _path("--output", text="what to write, last and whole")
@@ -203,13 +206,21 @@ Verb = tuple[str, str, Callable[[Arguments], None], tuple[Option, ...]]
 
 FOR_PEOPLE: tuple[Verb, ...] = (
     ("init", "print an experiment file with every setting, its default and meaning", _init, ()),
-    ("validate", "say what is wrong with an experiment file, where, and what is allowed", _validate, (CONFIG, SET)),
+    (
+        "validate",
+        "say what is wrong with an experiment file, where, and what is allowed",
+        _validate,
+        (CONFIG, SET),
+    ),
     ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET)),
     (
         "explain",
         "say which settings make two runs different",
         _explain,
-        ((("a",), {"metavar": "A", "help": "run id or file"}), (("b",), {"metavar": "B", "help": "run id or file"})),
+        (
+            (("a",), {"metavar": "A", "help": "run id or file"}),
+            (("b",), {"metavar": "B", "help": "run id or file"}),
+        ),
     ),
     ("schema", "print the JSON schema of experiment files, for editors", _schema, ()),
 )
@@ -220,7 +231,11 @@ FOR_RULES: tuple[Verb, ...] = (
         "preprocess",
         "prepare a data set's shards and manifest",
         _preprocess,
-        (EXPERIMENT, (("--data",), {"required": True, "metavar": "ID", "help": "data id of the plan"}), OUTPUT),
+        (
+            EXPERIMENT,
+            (("--data",), {"required": True, "metavar": "ID", "help": "data id of the plan"}),
+            OUTPUT,
+        ),
     ),
     ("train", "train a run, or continue it", _train, (EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE)),
     (

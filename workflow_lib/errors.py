@@ -1,16 +1,17 @@
 """Every error a person can meet, and the exit code each one means.
 
-    EverstepError              1   failed: a bug, a broken disk, a run that cannot go on
-    ├── UserError              2   the person's mistake: one message, no traceback, nothing lost
-    │   ├── ConfigError            an experiment file, a setting, a plugin name
-    │   └── DataError              a data file that cannot be used
-    ├── CheckpointError        1   checkpoints exist, but none can be trusted
-    ├── SaveError              1   a checkpoint could not be written
-    ├── RankError              1   a rank died, hung or raised
-    ├── StalledError           1   attempt after attempt without a new step
-    └── TryAgain               75  saved; the same command goes on from here
-        ├── Stopped                asked to stop: a signal or the deadline
-        └── WorkspaceBusy          another live attempt owns the run
+EverstepError              1   failed: a bug, a broken disk, a run that cannot go on
+├── UserError              2   the person's mistake: one message, no traceback, nothing lost
+│   ├── ConfigError            an experiment file, a setting, a plugin name
+│   └── DataError              a data file that cannot be used
+├── CheckpointError        1   checkpoints exist, but none can be trusted
+├── SaveError              1   a checkpoint could not be written
+├── RankError              1   a rank died, hung or raised
+├── DivergedError          1   the loss is no longer a number
+├── StalledError           1   attempt after attempt without a new step
+└── TryAgain               75  saved; the same command goes on from here
+    ├── Stopped                asked to stop: a signal or the deadline
+    └── WorkspaceBusy          another live attempt owns the run
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class SaveError(EverstepError):
 
 class RankError(EverstepError):
     """A training process died, hung or raised."""
+
+
+class DivergedError(EverstepError):
+    """The loss is no longer a number."""
 
 
 class StalledError(EverstepError):

@@ -72,7 +72,10 @@ class Holder:
         if self.host != socket.gethostname() or self.is_gone():
             return False
         try:
-            return psutil.Process(self.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+            return psutil.Process(self.pid).status() not in (
+                psutil.STATUS_STOPPED,
+                psutil.STATUS_TRACING_STOP,
+            )
         except psutil.NoSuchProcess:
             return False
 

@@ -95,6 +95,7 @@ class Attempt:
     began: str
     world_size: int = 1
     resumed_step: int | None = None
+    resumed_from: str | None = None
     devices: int = 0
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
@@ -114,7 +115,13 @@ class Attempt:
 
 
 def begin(
-    workspace: Path, attempt: str, *, world_size: int = 1, resumed_step: int | None = None, devices: int = 0
+    workspace: Path,
+    attempt: str,
+    *,
+    world_size: int = 1,
+    resumed_step: int | None = None,
+    resumed_from: str | None = None,
+    devices: int = 0,
 ) -> Attempt:
     """The record of an attempt that the calling process, its launcher, begins now; on disk."""
     record = Attempt(
@@ -128,6 +135,7 @@ def begin(
         began=utc_now(),
         world_size=world_size,
         resumed_step=resumed_step,
+        resumed_from=resumed_from,
         devices=devices,
     )
     return _write(workspace, record)
@@ -136,11 +144,6 @@ def begin(
 def record_ranks(workspace: Path, attempt: str, ranks: Iterable[RankProcess]) -> Attempt:
     """The record names the training processes, so that a later attempt can end them if the launcher dies."""
     return _write(workspace, replace(read_attempt(workspace, attempt), ranks=tuple(ranks)))
-
-
-def record_resume(workspace: Path, attempt: str, step: int) -> Attempt:
-    """The record says from which step the attempt goes on."""
-    return _write(workspace, replace(read_attempt(workspace, attempt), resumed_step=step))
 
 
 def end(workspace: Path, attempt: str, reason: str, *, step: int | None = None) -> Attempt:

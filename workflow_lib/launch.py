@@ -1,0 +1,478 @@
+"""From a command to the ranks and back: the supervisor of one attempt.
+
+The launcher owns the workspace, the signals, the deadline and the exit code. It starts the ranks by torchrun's engine
+with ``fork``, so they inherit its imports; it never touches CUDA. A run that is finished already costs it one look at
+the digests.
+
+    finished   0      stopped and saved   75      failed   1      the person's mistake   2
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psutil
+
+from workflow_lib import checkpoint, errors, plan
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.errors import CheckpointError, EverstepError, RankError, StalledError, Stopped
+from workflow_lib.files import write_atomic, write_json
+from workflow_lib.runtime import workspace as ws
+from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.ranks import Ranks
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.shards import Manifest
+    from workflow_lib.training import Row, StopEarly
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.5
+STOPPED_S = 30.0  # a rank that something else has stopped (SIGSTOP) is given up after this
+FAILED = 70  # exit code of a rank whose error lies in a file
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one attempt is to do."""
+
+    experiment: Experiment
+    run: plan.RunConfig
+    digest: str
+    manifest: Manifest
+    work: Path
+    workspace: Path
+    attempt: str
+    control: Control
+    stop_early: StopEarly | None
+
+
+def train(
+    experiment: Experiment,
+    *,
+    run: str,
+    data: Path,
+    work: Path,
+    output: Path,
+    deadline_minutes: float | None = None,
+) -> None:
+    """The run is finished, and its statement, weights and history lie at ``output`` and beside it.
+
+    Raises Stopped (exit code 75) when it was asked to stop first; what was done is saved.
+    """
+    job = _job(experiment, run, data, work, deadline_minutes, None)
+    sealed = find_sealed(job.workspace)
+    if sealed is None:
+        _attempt(job)
+        sealed = find_sealed(job.workspace)
+    else:
+        logger.info("%s is finished already: nothing is trained", job.digest[:12])
+    if sealed is None:
+        raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
+    write_outputs(sealed, job, output)
+
+
+def trial(
+    experiment: Experiment,
+    *,
+    run: str,
+    data: Path,
+    work: Path,
+    stop_early: StopEarly,
+    deadline_minutes: float | None = None,
+) -> list[Row]:
+    """The curve of a suggested run, trained to its end or until ``stop_early`` has seen enough of it."""
+    job = _job(experiment, run, data, work, deadline_minutes, stop_early)
+    sealed = find_sealed(job.workspace)
+    if sealed is None:
+        return _attempt(job)
+    history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
+    return history
+
+
+def workspace_of(work: Path, digest: str, data: str) -> Path:
+    """Where a run keeps its state for that data: new data is a new training."""
+    return work / "runs" / digest / data[:12]
+
+
+def find_sealed(workspace: Path) -> Checkpoint | None:
+    """The final state of a finished run, verified; None when it is not finished, or damaged."""
+    for path in reversed(checkpoint.published(ws.checkpoints_dir(workspace))):
+        try:
+            found = checkpoint.read_manifest(path)
+            if found.about["cursor"]["phase"] != "finish":
+                return None
+            checkpoint.verify(found)
+            return found
+        except CheckpointError as error:
+            logger.warning("checkpoint %s cannot be used: %s", path.name, error)
+    return None
+
+
+def write_outputs(sealed: Checkpoint, job: Job, output: Path) -> None:
+    """Weights, history and, last, the statement of a finished run."""
+    state = checkpoint.read_state(sealed)["progress"]
+    weights = "best.safetensors" if "best.safetensors" in sealed.manifest["files"] else "model.safetensors"
+    model = (sealed.path / weights).read_bytes()
+    write_atomic(output.with_name("model.safetensors"), model)
+    write_atomic(output.with_name("history.csv"), _csv(state["history"]))
+    attempts = ws.list_attempts(job.workspace)
+    write_json(
+        output,
+        {
+            "run": job.digest[:12],
+            "digest": job.digest,
+            "data": job.manifest.digest,
+            "sealed": str(sealed.path),
+            "exact": sealed.about["exact"],
+            "steps": sealed.step,
+            "epochs": len(state["history"]),
+            "best": {
+                "metric": job.run.training.select_metric,
+                "value": state["best"][job.run.training.select_metric],
+                "epoch": state["best"]["epoch"],
+                "step": state["best"]["step"],
+            },
+            "final": state["history"][-1],
+            "model": sealed.manifest["files"][weights]["blake2b"],
+            "parameters": sealed.about["parameters"],
+            "seconds": round(sum(one.seconds or 0.0 for one in attempts), 3),
+            "attempts": len(attempts),
+            "world_size": sealed.about["world_size"],
+            "environment": sealed.about["environment"],
+        },
+    )
+
+
+# -- the launcher -------------------------------------------------------------------------------------------------
+
+
+def _job(
+    experiment: Experiment,
+    run: str,
+    data: Path,
+    work: Path,
+    deadline_minutes: float | None,
+    stop_early: StopEarly | None,
+) -> Job:
+    from workflow_lib.shards import Manifest
+
+    config, digest = plan.load_run(run, work)
+    manifest = Manifest.load(data)
+    return Job(
+        experiment=experiment,
+        run=config,
+        digest=digest,
+        manifest=manifest,
+        work=work,
+        workspace=workspace_of(work, digest, manifest.digest),
+        attempt=ws.new_attempt(),
+        control=Control(experiment.runtime.nproc, deadline_minutes),
+        stop_early=stop_early,
+    )
+
+
+def _attempt(job: Job) -> list[Row]:
+    """The curve of the run, finished or pruned by this attempt or by the one that it waited for."""
+    from workflow_lib.orchestrator import RootOrchestrator
+
+    job.control.stop_on_signals()
+    ranks = Ranks.from_env()
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
+        if (sealed := find_sealed(job.workspace)) is not None:
+            history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
+            return history
+        newest = _newest(job.workspace)
+        _refuse_stalled(job, newest)
+        ws.begin(
+            job.workspace,
+            job.attempt,
+            world_size=job.experiment.runtime.nproc * job.experiment.runtime.nodes,
+            resumed_from=newest,
+            resumed_step=_step_of(newest),
+        )
+        return _supervise(job, root)
+
+
+def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
+    """Runs the ranks to their end and writes why they ended; the error of the first that failed is raised."""
+    with tempfile.TemporaryDirectory(prefix="everstep-") as folder:
+        watch = Watch(job, Path(folder))
+        try:
+            outcome = _elastic_launch(job, root, Path(folder))
+        except EverstepError as error:
+            ws.end(job.workspace, job.attempt, f"failed: {error}", step=_step_of(_newest(job.workspace)))
+            raise
+        finally:
+            watch.close()
+        if watch.verdict is not None or outcome is None:
+            failure = _first_failure(Path(folder), watch.verdict)
+            ws.end(job.workspace, job.attempt, f"failed: {failure}", step=_step_of(_newest(job.workspace)))
+            raise failure
+    reason = outcome["ended"] if outcome["ended"] != "stopped" else _why_stopped(job.control)
+    ws.end(job.workspace, job.attempt, reason, step=outcome["step"])
+    if outcome["ended"] == "stopped":
+        raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
+    history: list[Row] = outcome["history"]
+    return history
+
+
+def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str, Any] | None:
+    """What the first rank of this node returned; None when a rank failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.experiment.runtime.nproc,
+        run_id=job.attempt,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        rdzv_configs={"timeout": 60},
+        local_addr="localhost",
+        max_restarts=0,
+        start_method="fork",
+        signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+    )
+    try:
+        results = elastic_launch(launch, _rank)(job, root, folder, os.getpid())
+    except ChildFailedError:
+        return None
+    outcome: dict[str, Any] = results[min(results)]
+    return outcome
+
+
+class Watch:
+    """Sees that the ranks move: one that is stopped from outside, or hangs, is ended with all others, and named."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.verdict: str | None = None
+        self._job = job
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nobody is watched any more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        control, hang_s = self._job.control, self._job.experiment.runtime.hang_timeout_s
+        are_recorded = False
+        stopped_since: dict[int, float] = {}
+        seen, moved_at, looked_at = control.progress, time.monotonic(), time.monotonic()
+        while not self._ended.wait(WATCH_S):
+            now = time.monotonic()
+            if now - looked_at > 10 * WATCH_S:  # this process itself was stopped, or the host slept
+                stopped_since, moved_at = {}, now
+            looked_at = now
+            if not are_recorded and all(control.pids):
+                are_recorded = self._record_ranks()
+            if control.progress != seen:
+                seen, moved_at = control.progress, now
+            for rank, pid in enumerate(control.pids):
+                if pid and _is_stopped(pid):
+                    stopped_since.setdefault(rank, now)
+                else:
+                    stopped_since.pop(rank, None)
+            for rank, since in stopped_since.items():
+                if now - since > min(STOPPED_S, hang_s):
+                    self._end_all(f"rank {rank} (pid {control.pids[rank]}) was stopped from outside (SIGSTOP)")
+                    return
+            if now - moved_at > hang_s:
+                slowest = min(range(len(seen)), key=seen.__getitem__)
+                self._end_all(
+                    f"no rank has made a step for {hang_s:.0f} s (runtime.hang_timeout_s); rank {slowest} "
+                    f"(pid {control.pids[slowest]}) is behind"
+                )
+                return
+
+    def _record_ranks(self) -> bool:
+        """Whether the attempt's record names the processes, so that a later attempt can end them."""
+        try:
+            found = [ws.RankProcess.of(rank, pid) for rank, pid in enumerate(self._job.control.pids)]
+            ws.record_ranks(self._job.workspace, self._job.attempt, found)
+        except (psutil.NoSuchProcess, OSError):
+            return False
+        return True
+
+    def _end_all(self, verdict: str) -> None:
+        self.verdict = f"{verdict}; the ranks were ended. Run the same command again to go on from the last checkpoint"
+        for pid in self._job.control.pids:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _first_failure(folder: Path, verdict: str | None) -> EverstepError:
+    """The error of the rank that failed first; the others only lost their partner."""
+    if verdict is not None:
+        return RankError(verdict)
+    failures = sorted((json.loads(path.read_text()) for path in folder.glob("failure-*.json")), key=lambda f: f["time"])
+    if not failures:
+        return RankError(
+            "a rank was killed (SIGKILL; out of memory?) without a word. Run the same command again to go on from the "
+            "last checkpoint"
+        )
+    first = failures[0]
+    kind = getattr(errors, first["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, EverstepError):
+        return kind(first["message"])
+    logger.error("rank %d failed:\n%s", first["rank"], first["traceback"])
+    return RankError(f"rank {first['rank']} failed: {first['kind']}: {first['message']}")
+
+
+def _why_stopped(control: Control) -> str:
+    if control.stop_signal:
+        return f"stopped by {signal.Signals(control.stop_signal).name}"
+    return "stopped before the deadline"
+
+
+def _newest(workspace: Path) -> str | None:
+    """Name of the newest checkpoint, verified or not."""
+    paths = checkpoint.published(ws.checkpoints_dir(workspace))
+    return paths[-1].name if paths else None
+
+
+def _step_of(name: str | None) -> int:
+    match = checkpoint.NAME.fullmatch(name or "")
+    return int(match["step"]) if match else 0
+
+
+def _refuse_stalled(job: Job, newest: str | None) -> None:
+    """K interrupted attempts in a row that saved nothing new end the run, with the reason."""
+    stalled: list[str] = []
+    for record in reversed(ws.list_attempts(job.workspace)):
+        reason = record.reason or "killed"
+        if record.resumed_from != newest or reason.startswith(("stalled", "failed", "finished", "pruned")):
+            break
+        stalled.append(reason)
+    if len(stalled) < job.experiment.checkpoint.max_stalled_attempts:
+        return
+    ws.begin(job.workspace, job.attempt, resumed_from=newest)
+    ws.end(job.workspace, job.attempt, "stalled", step=_step_of(newest))
+    raise StalledError(
+        f"{len(stalled)} attempts in a row ended without a new step after {newest or 'the start'} "
+        f"({', '.join(reversed(stalled))}). Give the job more time or memory, or a smaller checkpoint.interval_s; "
+        f"running this again starts a new count"
+    )
+
+
+# -- a rank -------------------------------------------------------------------------------------------------------
+
+
+def _rank(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict[str, Any]:
+    """What the ranks do, in a process of their own; what they return is the outcome of the attempt."""
+    ranks = Ranks.from_env()
+    _die_with(launcher)
+    job.control.enter(ranks.local_rank)
+    try:
+        return _fit(job, parent, ranks)
+    except BaseException as error:
+        _fail(folder, ranks, error)
+
+
+def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
+    import torch.distributed as dist
+
+    from workflow_lib import shards
+    from workflow_lib.checkpoint import CheckpointStore
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.runtime import telemetry
+    from workflow_lib.saver import Saver
+    from workflow_lib.training import Trainer
+
+    settings = job.experiment.checkpoint
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
+        if ranks.world_size > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if root.device.type == "cuda" else "gloo")
+        store = CheckpointStore(
+            ws.checkpoints_dir(job.workspace),
+            fingerprint={"run": job.digest, "data": job.manifest.digest},
+            attempt=job.attempt,
+            may_publish=parent.lease.holds,
+            keep_last=settings.keep_last,
+            keep_every_h=settings.keep_every_h,
+        )
+        saver = Saver(
+            store,
+            interval_s=settings.interval_s,
+            interval_steps=settings.interval_steps,
+            mtbf_s=settings.mtbf_s,
+        )
+        trainer = Trainer(
+            job.run,
+            spec=job.manifest.spec,
+            train=shards.load_split(job.manifest, "train", job.work, str(root.device)),
+            validation=shards.load_split(job.manifest, "val", job.work, str(root.device)),
+            ranks=ranks,
+            device=root.device,
+            control=job.control,
+            store=store,
+            saver=saver,
+            events=root.events,
+            environment=telemetry.fingerprint(root.device),
+            metrics_file=ws.metrics_file(job.workspace),
+            stop_early=job.stop_early,
+        )
+        outcome = trainer.fit()
+        if ranks.world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+        return asdict(outcome)
+
+
+def _die_with(launcher: int) -> None:
+    """The kernel ends this process when the launcher ends: no orphan goes on computing."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        os._exit(FAILED)
+
+
+def _fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
+    """The launcher can read what happened; the others notice that this process is gone."""
+    failure: Mapping[str, Any] = {
+        "rank": ranks.rank,
+        "time": time.monotonic(),
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    write_json(folder / f"failure-{ranks.rank}.json", failure)
+    os._exit(FAILED)
+
+
+# -- outputs ------------------------------------------------------------------------------------------------------
+
+
+def _csv(history: list[Row]) -> str:
+    """The curve as a table; numbers read back exactly."""
+    names = list(history[0]) if history else []
+    return "\n".join([",".join(names), *(",".join(repr(row[name]) for name in names) for row in history)]) + "\n"

@@ -1,0 +1,65 @@
+"""What the launcher and its ranks on one node tell each other: a few integers in shared memory.
+
+A signal handler only sets one of them. The ranks look at it between two steps, so no signal has to be forwarded, and
+a rank that does not move can be told from one that works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing.sharedctypes import RawArray
+from types import FrameType
+
+MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Control:
+    """Shared by a launcher and the ranks forked from it."""
+
+    def __init__(self, local_world_size: int, limit_minutes: float | None = None) -> None:
+        self._limit_s = None if limit_minutes is None else limit_minutes * 60
+        self._began = time.monotonic()  # which processes of one host share
+        self._stop = RawArray("q", 1)
+        self._pids = RawArray("q", local_world_size)
+        self._progress = RawArray("q", local_world_size)
+
+    @property
+    def stop_signal(self) -> int:
+        """The signal that asked the run to stop, or 0."""
+        return self._stop[0]
+
+    def stop_on_signals(self) -> None:
+        """Signals that ask a job to end set the flag, here and in every rank forked later."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def is_past_deadline(self, save_s: float) -> bool:
+        """Whether what is left of the job's time is just enough to save, which takes ``save_s``."""
+        if self._limit_s is None:
+            return False
+        margin_s = min(MARGIN_S, self._limit_s / 4) + 3 * save_s
+        return time.monotonic() - self._began >= self._limit_s - margin_s
+
+    def enter(self, local_rank: int) -> None:
+        """The calling process is that rank."""
+        self._pids[local_rank] = os.getpid()
+
+    def tick(self, local_rank: int) -> None:
+        """That rank has moved."""
+        self._progress[local_rank] += 1
+
+    @property
+    def pids(self) -> list[int]:
+        """Process of each local rank; 0 before it started."""
+        return list(self._pids)
+
+    @property
+    def progress(self) -> list[int]:
+        """How often each local rank has moved."""
+        return list(self._progress)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._stop[0] = number

@@ -1,0 +1,164 @@
+"""Saves without stopping the training: copy what changes into kept memory, write in the background, one at a time.
+
+How often: fixed by the person (seconds or steps), or ``auto``: Young's interval sqrt(2 d M), where d is the measured
+time that a save blocks the training and M the expected time between failures, kept between ``MIN_INTERVAL_S`` (and
+twice the time a write takes) and ``MAX_INTERVAL_S``. Source: Young, CACM 17(9), 1974; Daly, FGCS 22(3), 2006.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from workflow_lib.checkpoint import Checkpoint, CheckpointStore, Snapshot
+from workflow_lib.errors import WorkspaceBusy
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 10.0
+MAX_INTERVAL_S = 600.0
+
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
+    """Seconds between saves that lose the least time to saving and to redoing, from measured costs."""
+    best = math.sqrt(2 * blocked_s * mtbf_s)
+    return min(max(best, MIN_INTERVAL_S, 2 * write_s), MAX_INTERVAL_S)
+
+
+class Saver:
+    """The saves of one training process; it decides when one is due, and reports what failed."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        interval_s: float | Literal["auto"],
+        interval_steps: int | None,
+        mtbf_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.saves = 0
+        self.blocked_s = 0.0  # how long the training stood still for its saves
+        self.longest_write_s = 0.0
+        self.latest: Checkpoint | None = None
+        self._store = store
+        self._interval_s = interval_s
+        self._interval_steps = interval_steps
+        self._mtbf_s = mtbf_s
+        self._clock = clock
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._taken_over: WorkspaceBusy | None = None
+        self._started_at = clock()
+        self._saved_step = -1
+
+    def begin_at(self, step: int, latest: Checkpoint | None) -> None:
+        """The interval counts from here."""
+        self._started_at, self._saved_step, self.latest = self._clock(), step, latest
+
+    def is_due(self, step: int) -> bool:
+        """Whether a save should start now: the interval has passed, and no save is under way."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        if self._interval_steps is not None:
+            return step - self._saved_step >= self._interval_steps
+        return step > self._saved_step and self._clock() - self._started_at >= self._seconds()
+
+    def start(
+        self, step: int, tensors: Groups, kept: Groups, state: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> None:
+        """A save is under way. ``tensors`` will change and are copied; ``kept`` are never written to again.
+
+        Raises WorkspaceBusy when the save before this one found that another attempt took over.
+        """
+        self.wait()
+        begun = self._clock()
+        copies = self._copy(tensors)
+        snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about))
+        copied = self._copied
+        self._started_at, self._saved_step = begun, step
+        self._thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
+        self._thread.start()
+        self.saves += 1
+        self.blocked_s += self._clock() - begun
+
+    def wait_copied(self) -> None:
+        """The copy from the device is done: the next optimizer step may change the parameters."""
+        if self._copied is not None:
+            begun = self._clock()
+            self._copied.synchronize()
+            self._copied = None
+            self.blocked_s += self._clock() - begun
+
+    def wait(self) -> None:
+        """No save is under way. Raises WorkspaceBusy when the last one found that another attempt took over."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._taken_over is not None:
+            raise self._taken_over
+
+    def finish(
+        self, step: int, tensors: Groups, kept: Groups, state: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> Checkpoint:
+        """The state, durable, before this returns. Raises SaveError when the disk refuses."""
+        self.wait()
+        cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors.items()}
+        begun = self._clock()
+        self.latest = self._store.publish(Snapshot(step, {**cpu, **kept}, dict(state), dict(about)))
+        self._saved_step = step
+        self.saves += 1
+        self.blocked_s += self._clock() - begun
+        return self.latest
+
+    def _seconds(self) -> float:
+        if self._interval_s != "auto":
+            return self._interval_s
+        return auto_interval_s(self.blocked_s / max(self.saves, 1), self.longest_write_s, self._mtbf_s)
+
+    def _copy(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies in memory that is allocated once: fresh memory costs ten times the copy, in page faults."""
+        copies: dict[str, dict[str, torch.Tensor]] = {}
+        on_cuda = any(one.is_cuda for named in tensors.values() for one in named.values())
+        if on_cuda and self._stream is None:
+            self._stream = torch.cuda.Stream()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # a stream of None changes nothing
+            for group, named in tensors.items():
+                copies[group] = {}
+                for name, one in named.items():
+                    copies[group][name] = self._buffer(group, name, one).copy_(one.detach(), non_blocking=one.is_cuda)
+            if self._stream is not None:
+                self._copied = torch.cuda.Event()
+                self._copied.record(self._stream)
+        return copies
+
+    def _buffer(self, group: str, name: str, like: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get((group, name))
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._buffers[group, name] = buffer
+        return buffer
+
+    def _write(self, snapshot: Snapshot, copied: torch.cuda.Event | None) -> None:
+        begun = self._clock()
+        try:
+            if copied is not None:
+                copied.synchronize()
+            self.latest = self._store.publish(snapshot)
+        except WorkspaceBusy as error:
+            self._taken_over = error
+        except Exception as error:
+            logger.warning("%s. Training goes on; the next save is tried after the usual interval", error)
+        self.longest_write_s = max(self.longest_write_s, self._clock() - begun)

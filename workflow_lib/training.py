@@ -1,0 +1,609 @@
+"""The training loop: a state machine that can be left at any instruction and entered again at the last commit.
+
+    train ──epoch done──► validate ──epochs left──► train
+                             └──last epoch, early stop──► finish
+
+Between two optimizer steps parameters and moments do not change. What a forward pass does change, the generators and
+the buffers of the model, is set aside at the start of a window of more than one micro-batch. So whenever the loop
+looks up (before each optimizer step, between the micro-batches of a window, before each validation batch) the last
+commit is whole in memory and can be saved at once; a resume repeats at most one window.
+
+The order of the data is a function of seed and epoch. The ranks agree by one small all_reduce on a gloo group of
+their own; only rank 0 looks at a clock, and only rank 0 writes.
+
+``sys.audit("everstep", point)`` names the places between which the tests kill; without a hook it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from workflow_lib import plugins
+from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.errors import ConfigError, DataError, DivergedError
+from workflow_lib.files import write_atomic
+from workflow_lib.optim import Plateau, build_optimizer, learning_rate
+from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.log import EventLog
+from workflow_lib.runtime.progress import Progress
+from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
+from workflow_lib.saver import Saver
+
+if TYPE_CHECKING:
+    from workflow_lib.plan import RunConfig
+    from workflow_lib.shards import ModelSpec, Split
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["train", "validate", "finish"]
+Row = dict[str, float]
+StopEarly = Callable[[list[Row]], bool]
+
+WARM_UP_PASSES = 2
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StopRequested(Exception):
+    """Raised inside the loop when all ranks have agreed to stop."""
+
+
+@dataclass
+class Cursor:
+    """Where the run is: optimizer steps done, samples of the epoch used, validation batches done."""
+
+    phase: Phase = "train"
+    epoch: int = 0
+    step: int = 0
+    sample: int = 0
+    val_index: int = 0
+
+
+@dataclass
+class Progressing:
+    """What the run knows besides its tensors; exactly this is ``state.json``."""
+
+    cursor: Cursor = field(default_factory=Cursor)
+    history: list[Row] = field(default_factory=list)
+    best: Row | None = None
+    bad_epochs: int = 0
+    watched: float | None = None
+    plateau: Plateau = field(default_factory=Plateau)
+    validation: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "samples": 0.0})
+    exact: bool = True
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Progressing:
+        """The state that ``dataclasses.asdict`` made."""
+        fields = dict(value)
+        return cls(**{**fields, "cursor": Cursor(**fields["cursor"]), "plateau": Plateau(**fields["plateau"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended, as rank 0 tells the launcher."""
+
+    ended: Literal["finished", "stopped", "pruned"]
+    step: int
+    epoch: int
+    resumed_step: int | None
+    checkpoint: str | None
+    history: list[Row]
+
+
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    """Whether the metric improved: a loss by falling, anything else by rising."""
+    if than is None:
+        return True
+    return value < than if metric.endswith("_loss") else value > than
+
+
+class Trainer:
+    """One training process of a run."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        spec: ModelSpec,
+        train: Split,
+        validation: Split,
+        ranks: Ranks,
+        device: torch.device,
+        control: Control,
+        store: CheckpointStore,
+        saver: Saver,
+        events: EventLog,
+        environment: Mapping[str, Any],
+        metrics_file: Path,
+        stop_early: StopEarly | None = None,
+    ) -> None:
+        self.run, self.ranks, self.device = run, ranks, device
+        self._train_split, self._validation_split = train, validation
+        self._control, self._store, self._saver, self._events = control, store, saver, events
+        self._environment = dict(environment)
+        self._metrics_file = metrics_file
+        self._stop_early = stop_early
+        self._batch = run.training.batch_size
+        self._steps_per_epoch = len(train.targets) // self._batch
+        if self._steps_per_epoch == 0:
+            raise DataError(
+                f"the training split has {len(train.targets)} samples, fewer than training.batch_size = {self._batch}: "
+                f"choose a smaller batch"
+            )
+        if self._batch < ranks.world_size * run.training.accumulation:
+            raise ConfigError(
+                f"training.batch_size = {self._batch} is less than one sample for each of {ranks.world_size} ranks x "
+                f"{run.training.accumulation} micro-batches"
+            )
+        self._windows = _micro_batches(self._batch, ranks, run.training.accumulation)
+        self._validation_batch = math.ceil(self._batch / run.training.accumulation)
+        self.state = Progressing()
+        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._set_aside: dict[str, dict[str, torch.Tensor]] | None = None
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._best: dict[str, torch.Tensor] = {}
+        self._pruned = False
+        self._progress: Progress | None = None
+        self._resumed_step: int | None = None
+        self._build(spec)
+
+    # -- one attempt ---------------------------------------------------------------------------------------------
+
+    def fit(self) -> Outcome:
+        """Trains until the run is finished, pruned, or asked to stop; what was done is saved."""
+        ended: Literal["finished", "stopped", "pruned"] = "finished"
+        try:
+            self._enter()
+            self._go()
+            ended = "pruned" if self._pruned else "finished"
+        except StopRequested:
+            ended = "stopped"
+            if self.state.cursor.step == 0:
+                return self._outcome(ended)
+        finally:
+            if self._progress is not None:
+                self._progress.close()
+        self._save_now()
+        return self._outcome(ended)
+
+    def _go(self) -> None:
+        cursor = self.state.cursor
+        self._pruned = cursor.phase != "finish" and self._is_pruned()
+        while cursor.phase != "finish" and not self._pruned:
+            if cursor.phase == "train":
+                self._train_epoch()
+            else:
+                self._validate()
+
+    def _train_epoch(self) -> None:
+        cursor = self.state.cursor
+        order = epoch_order(self.run.seed, cursor.epoch, len(self._train_split.targets)).to(self.device)
+        self._model.train()
+        while cursor.sample < self._steps_per_epoch * self._batch:
+            if self._look_up():
+                self._start_save()
+            self._step(order[cursor.sample : cursor.sample + self._batch])
+        cursor.phase, cursor.val_index = "validate", 0
+        self.state.validation = {"loss": 0.0, "correct": 0.0, "samples": 0.0}
+
+    def _step(self, batch: torch.Tensor) -> None:
+        training, cursor = self.run.training, self.state.cursor
+        if len(self._windows) > 1:
+            self._set_aside = {"rng": capture_rng(self.device), "buffers": self._buffers()}
+        losses = []
+        self._optimizer.zero_grad(set_to_none=True)
+        for number, (start, stop) in enumerate(self._windows):
+            if number:
+                self._look_up()
+            _at("fetch")
+            rows = batch[start:stop]
+            inputs = self._train_split.inputs.index_select(0, rows)
+            targets = self._train_split.targets.index_select(0, rows)
+            is_last = number == len(self._windows) - 1
+            with contextlib.nullcontext() if is_last else self._no_sync(), self._autocast():
+                _at("forward")
+                loss = self._loss(self._wrapped(inputs), targets)
+                _at("backward")
+                self._scaler.scale(loss * ((stop - start) * self.ranks.world_size / self._batch)).backward()
+            losses.append((loss.detach(), stop - start))
+        self._saver.wait_copied()
+        _at("optimizer")
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        if training.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
+        self._scaler.step(self._optimizer)
+        _at("stepped")
+        self._scaler.update()
+        if self._ema is not None and training.ema_decay is not None:
+            live = [parameter.detach() for parameter in self._parameters]
+            torch._foreach_lerp_(list(self._ema.values()), live, 1 - training.ema_decay)
+        for one, samples in losses:
+            self._loss_sum.add_(one, alpha=samples)
+        cursor.step += 1
+        cursor.sample += self._batch
+        self._set_aside = None
+        _at("commit")
+        self._control.tick(self.ranks.local_rank)
+        if self._progress is not None:
+            self._progress.update(cursor.step, self._loss_sum, cursor.sample // self.ranks.world_size)
+
+    @torch.inference_mode()
+    def _validate(self) -> None:
+        cursor, sums = self.state.cursor, self.state.validation
+        split, size, world = self._validation_split, self._validation_batch, self.ranks.world_size
+        self._model.eval()
+        self._agree_on_buffers()
+        batches = math.ceil(len(split.targets) / size)
+        while cursor.val_index < batches:
+            self._look_up()
+            _at("validate")
+            mine = cursor.val_index + self.ranks.rank
+            found = self._measure(split, mine * size, size) if mine < batches else torch.zeros(3, dtype=torch.float64)
+            for one in self._of_each_rank(found):
+                for name, value in zip(("loss", "correct", "samples"), one.tolist(), strict=True):
+                    sums[name] += value
+            cursor.val_index += world
+            self._control.tick(self.ranks.local_rank)
+        _at("validated")
+        self._end_epoch()
+
+    def _measure(self, split: Split, start: int, size: int) -> torch.Tensor:
+        inputs, targets = split.inputs[start : start + size], split.targets[start : start + size]
+        with self._autocast():
+            logits = torch.func.functional_call(self._model, self._served(), (inputs,)).float()
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        correct = (logits.argmax(1) == targets).sum()
+        return torch.tensor([loss.item(), correct.item(), len(targets)], dtype=torch.float64)
+
+    def _end_epoch(self) -> None:
+        """The epoch's row is written and judged; the next phase is chosen. All ranks decide alike."""
+        state, cursor, training = self.state, self.state.cursor, self.run.training
+        loss_sum = sum(one.item() for one in self._of_each_rank(self._loss_sum.detach().cpu()))
+        row: Row = {
+            "epoch": cursor.epoch + 1,
+            "step": cursor.step,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / (self._steps_per_epoch * self._batch),
+            "val_loss": state.validation["loss"] / state.validation["samples"],
+            "val_accuracy": state.validation["correct"] / state.validation["samples"],
+        }
+        self._refuse_divergence(row)
+        state.history.append(row)
+        metric = training.select_metric
+        is_best = is_better(metric, row[metric], state.best[metric] if state.best else None)
+        if is_best:
+            state.best = row
+            self._best = {name: one.detach().cpu().clone() for name, one in self._served().items()}
+        if self.ranks.is_main:
+            _at("metrics")
+            with self._metrics_file.open("a") as file:
+                file.write(_line(row))
+        if self._progress is not None:
+            self._progress.epoch(row, is_best=is_best)
+        if self.run.schedule.name == "plateau":
+            schedule = self.run.schedule
+            state.plateau.observe(row[metric], not metric.endswith("_loss"), schedule.factor, schedule.patience)
+        is_last = cursor.epoch + 1 == training.epochs or self._is_exhausted(row)
+        self._loss_sum.zero_()
+        cursor.epoch, cursor.sample, cursor.val_index = cursor.epoch + 1, 0, 0
+        cursor.phase = "finish" if is_last else "train"
+        self._pruned = not is_last and self._is_pruned()
+        _at("epoch")
+
+    def _is_exhausted(self, row: Row) -> bool:
+        """Whether early stopping ends the run here."""
+        stopping = self.run.training.early_stopping
+        if stopping is None:
+            return False
+        value, state = row[stopping.metric], self.state
+        margin = stopping.min_delta if stopping.metric.endswith("_loss") else -stopping.min_delta
+        if state.watched is None or is_better(stopping.metric, value + margin, state.watched):
+            state.watched, state.bad_epochs = value, 0
+        else:
+            state.bad_epochs += 1
+        return state.bad_epochs > stopping.patience
+
+    def _is_pruned(self) -> bool:
+        """Whether the caller, who sees the curve so far, has seen enough."""
+        return self._stop_early is not None and self._stop_early(self.state.history)
+
+    def _refuse_divergence(self, row: Row) -> None:
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the training diverged: {name} is {value} after epoch {row['epoch']} (step {row['step']}). "
+                    f"A lower optimizer.lr, a warm-up or training.clip_norm may help"
+                )
+
+    # -- agreement ------------------------------------------------------------------------------------------------
+
+    def _look_up(self) -> bool:
+        """Whether a save is due; raises StopRequested when any rank was asked to stop. All ranks get one answer."""
+        _at("poll")
+        stop = bool(self._control.stop_signal)
+        due = False
+        if self.ranks.is_main:
+            stop = stop or self._control.is_past_deadline(self._saver.longest_write_s)
+            due = self._saver.is_due(self.state.cursor.step)
+        if self._group is not None:
+            vote = torch.tensor([stop, due], dtype=torch.int32)
+            dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self._group)
+            stop, due = (bool(one) for one in vote.tolist())
+        if stop:
+            raise StopRequested
+        return due
+
+    def _of_each_rank(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """The value of every rank, in the order of ranks: sums over it do not depend on timing."""
+        if self._group is None:
+            return [value]
+        values = [torch.empty_like(value) for _ in range(self.ranks.world_size)]
+        dist.all_gather(values, value, group=self._group)
+        return values
+
+    def _agree_on_buffers(self) -> None:
+        """Every rank has the buffers of rank 0, the ones that are saved: each has seen its own samples only."""
+        if self._group is not None:
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def _start_save(self) -> None:
+        _at("save")
+        ranks = self._rank_states()
+        if self.ranks.is_main:
+            step = self.state.cursor.step
+            self._saver.start(step, self._moving(), self._resting(ranks), self._record(), self._about())
+
+    def _save_now(self) -> None:
+        """The last commit is durable."""
+        _at("final save")
+        ranks = self._rank_states()
+        if not self.ranks.is_main:
+            return
+        self._saver.wait()
+        latest = self._saver.latest
+        if latest is None or latest.about["cursor"] != asdict(self.state.cursor):
+            step = self.state.cursor.step
+            self._saver.finish(step, self._moving(), self._resting(ranks), self._record(), self._about())
+
+    def _moving(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the next step changes."""
+        buffers = self._set_aside["buffers"] if self._set_aside else {}
+        optimizer = {
+            f"{index}.{name}": value
+            for index, values in self._optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if value is not None
+        }
+        moving = {"model": {**self._model.state_dict(), **buffers}, "optimizer": optimizer}
+        return moving if self._ema is None else {**moving, "ema": self._ema}
+
+    def _resting(self, ranks: list[dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+        """What is replaced as a whole, never changed in place."""
+        of_ranks = {f"{rank}.{name}": value for rank, values in enumerate(ranks) for name, value in values.items()}
+        return {"ranks": of_ranks, **({"best": self._best} if self._best else {})}
+
+    def _rank_states(self) -> list[dict[str, torch.Tensor]]:
+        """Generators and loss sum of every rank, on rank 0."""
+        rng = self._set_aside["rng"] if self._set_aside else capture_rng(self.device)
+        mine = {**rng, "loss_sum": self._loss_sum.detach().cpu().clone()}
+        if self._group is None:
+            return [mine]
+        gathered: list[Any] = [None] * self.ranks.world_size
+        dist.gather_object(mine, gathered if self.ranks.is_main else None, group=self._group)
+        return gathered
+
+    def _record(self) -> dict[str, Any]:
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.state_dict()["param_groups"]]
+        scaler = self._scaler.state_dict() if self._scaler.is_enabled() else None
+        return {"progress": asdict(self.state), "optimizer": groups, "scaler": scaler}
+
+    def _about(self) -> dict[str, Any]:
+        cursor = self.state.cursor
+        return {
+            "cursor": asdict(cursor),
+            "exact": self.state.exact,
+            "world_size": self.ranks.world_size,
+            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+            "environment": self._environment,
+        }
+
+    def _enter(self) -> None:
+        """The state is that of the newest checkpoint, or of the start; nothing of the warm-up is left in it."""
+        if self.ranks.is_main:
+            self._store.remove_leftovers()
+        _at("load")
+        loaded = self._load()
+        self._warm_up()
+        if loaded is None:
+            self._model.load_state_dict(self._initial)
+            seed_everything(derive(self.run.seed, "train"), self.ranks.rank)
+        else:
+            self._restore(*loaded)
+        del self._initial
+        if self.ranks.is_main:
+            self._repair_metrics_file()
+            self._saver.begin_at(self.state.cursor.step, self._saver.latest)
+            self._progress = Progress(
+                epochs=self.run.training.epochs,
+                steps_per_epoch=self._steps_per_epoch,
+                batch_size=self._batch,
+                step=self.state.cursor.step,
+                events=self._events,
+            )
+        _at("entered")
+
+    def _load(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]] | None:
+        """What rank 0 finds, on every rank: they never look at the disk one by one."""
+        found: list[Any] = [None]
+        if self.ranks.is_main and (latest := self._store.load_latest()):
+            checkpoint, tensors, record = latest
+            self._saver.latest = checkpoint
+            found = [(tensors, record, dict(checkpoint.about))]
+        if self._group is not None:
+            dist.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]
+
+    def _restore(
+        self, tensors: dict[str, dict[str, torch.Tensor]], record: dict[str, Any], about: dict[str, Any]
+    ) -> None:
+        self.state = Progressing.from_json(record["progress"])
+        self._resumed_step = self.state.cursor.step
+        self._model.load_state_dict(tensors["model"])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        shapes = self._optimizer.state_dict()["param_groups"]
+        groups = [{**kept, "params": now["params"]} for kept, now in zip(record["optimizer"], shapes, strict=True)]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if record["scaler"] is not None:
+            self._scaler.load_state_dict(record["scaler"])
+        if self._ema is not None:
+            for name, value in tensors["ema"].items():
+                self._ema[name].copy_(value)
+        self._best = tensors.get("best", {})
+        self._restore_ranks(tensors["ranks"], about)
+
+    def _restore_ranks(self, ranks: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+        """Generators as they were; with other ranks than before they start anew, and the run is no longer exact."""
+        mine = {k.split(".", 1)[1]: v for k, v in ranks.items() if k.split(".", 1)[0] == str(self.ranks.rank)}
+        changed = sorted(k for k in self._environment if self._environment[k] != about["environment"].get(k))
+        if about["world_size"] == self.ranks.world_size:
+            self._loss_sum.copy_(mine.pop("loss_sum"))
+        else:
+            total = sum((v for k, v in ranks.items() if k.endswith(".loss_sum")), torch.zeros((), dtype=torch.float64))
+            self._loss_sum.copy_(total if self.ranks.is_main else torch.zeros_like(total))
+            changed.append("world_size")
+        if changed and self.ranks.is_main:
+            logger.warning("not exact from here: %s changed since the checkpoint", ", ".join(changed))
+        self.state.exact = self.state.exact and not changed
+        seed_everything(derive(self.run.seed, "train", self.state.cursor.step), self.ranks.rank)
+        if "world_size" not in changed:
+            restore_rng(mine)
+
+    def _repair_metrics_file(self) -> None:
+        """The file holds exactly the rows of the state: what a lost attempt wrote after its last save is cut off."""
+        rows = "".join(_line(row) for row in self.state.history).encode()
+        present = self._metrics_file.read_bytes() if self._metrics_file.exists() else b""
+        if present[: len(rows)] != rows:
+            write_atomic(self._metrics_file, rows)
+        elif len(present) > len(rows):
+            with self._metrics_file.open("rb+") as file:
+                file.truncate(len(rows))
+
+    def _outcome(self, ended: Literal["finished", "stopped", "pruned"]) -> Outcome:
+        cursor, latest = self.state.cursor, self._saver.latest
+        return Outcome(
+            ended,
+            step=cursor.step,
+            epoch=cursor.epoch,
+            resumed_step=self._resumed_step,
+            checkpoint=str(latest.path) if latest else None,
+            history=self.state.history,
+        )
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    def _build(self, spec: ModelSpec) -> None:
+        run = self.run
+        seed_everything(derive(run.seed, "initial"))
+        plugin = plugins.load("models", run.model.name)
+        params = plugin.Params.model_validate(run.model.params)
+        self._model: nn.Module = plugin.build(params, spec).to(self.device)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._initial = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        self._optimizer = build_optimizer(run.optimizer, self._parameters)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.training.precision == "fp16")
+        self._loss = nn.CrossEntropyLoss(label_smoothing=run.training.label_smoothing)
+        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        averaged = run.training.ema_decay is not None
+        self._ema = {name: p.detach().clone() for name, p in named} if averaged else None
+        self._wrapped: nn.Module = self._model
+        if self.ranks.world_size > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                self._model, device_ids=ids, gradient_as_bucket_view=True
+            )
+
+    def _warm_up(self) -> None:
+        """DDP sums gradients in other buckets in its first pass: two passes here, so that no step is a first one."""
+        if self.ranks.world_size == 1:
+            return
+        self._model.train()
+        start, stop = self._windows[0]
+        for _ in range(WARM_UP_PASSES):
+            self._look_up()
+            _at("warm-up")
+            with self._autocast():
+                logits = self._wrapped(self._train_split.inputs[start:stop])
+                self._loss(logits, self._train_split.targets[start:stop]).backward()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(
+            self.run.schedule,
+            self.run.optimizer.lr,
+            self.state.cursor.step,
+            steps_per_epoch=self._steps_per_epoch,
+            epochs=self.run.training.epochs,
+            plateau=self.state.plateau,
+        )
+
+    def _served(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers that are validated and handed out: averaged ones where there is an average."""
+        return {**self._model.state_dict(), **(self._ema or {})}
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        kept = self._model.state_dict().keys()
+        return {name: one.detach().clone() for name, one in self._model.named_buffers() if name in kept}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        dtype = DTYPES.get(self.run.training.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
+            return self._wrapped.no_sync()
+        return contextlib.nullcontext()
+
+
+def epoch_order(seed: int, epoch: int, samples: int) -> torch.Tensor:
+    """The order of the samples in an epoch: a function, so that a resume is an index."""
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(samples, generator=generator)
+
+
+def _micro_batches(batch_size: int, ranks: Ranks, accumulation: int) -> list[tuple[int, int]]:
+    """Where this rank's micro-batches begin and end inside a global batch: consecutive, as equal as can be."""
+    parts = ranks.world_size * accumulation
+    edges = [batch_size * part // parts for part in range(parts + 1)]
+    first = ranks.rank * accumulation
+    return [(edges[part], edges[part + 1]) for part in range(first, first + accumulation)]
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _at(point: str) -> None:
+    sys.audit("everstep", point)
