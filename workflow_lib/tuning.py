@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from workflow_lib import config, files, plan
-from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:
     import optuna
@@ -95,6 +95,36 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
     return suggestion
 
 
+def trial(
+    experiment: Experiment,
+    suggestion: Path,
+    *,
+    data: Path,
+    work: Path,
+    output: Path,
+    deadline_minutes: float | None = None,
+) -> Result:
+    """The suggested run is trained, as far as it is worth it, and the trial's result is in the output.
+
+    A training that diverged is a result too, and the study goes on; one that was stopped raises Stopped.
+    """
+    from workflow_lib import launch
+
+    suggested = load_suggestion(suggestion)
+    try:
+        history: Sequence[Row] = launch.trial(
+            experiment,
+            run=str(suggestion),
+            data=data,
+            work=work,
+            stop_early=pruner(suggested),
+            deadline_minutes=deadline_minutes,
+        )
+    except DivergedError as error:
+        return write_result(suggested, [], output, failure=str(error))
+    return write_result(suggested, history, output)
+
+
 def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> dict[str, Any]:
     """The best complete trial of the study, of equals the first, is in the output, and its full run frozen.
 
@@ -154,9 +184,7 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
     )
 
 
-def write_result(
-    suggestion: Suggestion, history: Sequence[Row], output: Path, failure: str | None = None
-) -> Result:
+def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, failure: str | None = None) -> Result:
     """The trial's result, written to the output."""
     answer = result(suggestion, history, failure)
     files.write_json(output, answer)
@@ -272,9 +300,7 @@ def _rebuild(
             )
         )
     for waiting in running:
-        study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=waiting["params"], distributions=distributions)
-        )
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=waiting["params"], distributions=distributions))
     return study
 
 
