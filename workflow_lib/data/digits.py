@@ -1,0 +1,27 @@
+"""Handwritten digits: 1,797 real images of 8x8 pixels, values 0 to 16; they come inside scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib.plugins import Section
+
+if TYPE_CHECKING:
+    from workflow_lib.shards import Source
+
+
+class Params(Section):
+    """No settings."""
+
+
+def open_source(params: Params, root: Path) -> Source:
+    """All images in one piece; validation and test are split off by the settings of the experiment."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from workflow_lib.shards import from_arrays
+
+    digits = load_digits()
+    images = digits.images[:, np.newaxis].astype(np.uint8)
+    return from_arrays(images, digits.target, classes=[str(digit) for digit in range(10)], scale=16)

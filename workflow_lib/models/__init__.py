@@ -1,0 +1,1 @@
+"""Models: one file each, `Params` and `build(params, spec) -> torch.nn.Module`."""
