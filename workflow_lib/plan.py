@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from pydantic import Field, ValidationError
 
 from workflow_lib import config, files
 from workflow_lib.config import points
-from workflow_lib.config.checks import run_problems
+from workflow_lib.config.checks import name_problem, run_problems
 from workflow_lib.config.compose import overlay
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.problems import messages, shown
-from workflow_lib.config.sections import Data, Experiment, Model, Optimizer, Schedule, Training
+from workflow_lib.config.sections import Data, Experiment, Model, Optimizer, Schedule, Training, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
@@ -87,9 +87,7 @@ def apply(run: RunConfig | Experiment, point: Mapping[str, Any], name: str = "th
     try:
         return RunConfig.model_validate(laid, context={"root": None})
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(messages(error.errors(), RunConfig, laid, Origins({(): name})))
-        ) from error
+        raise ConfigError("\n".join(messages(error.errors(), RunConfig, laid, Origins({(): name})))) from error
 
 
 def _dump(value: Any) -> Any:
@@ -182,31 +180,44 @@ def freeze(run: RunConfig, work: Path) -> Path:
 
 
 def load_run(ref: str, work: Path) -> tuple[RunConfig, str]:
-    """The frozen run and its digest; `ref` is an id, a digest, its first 12 digits or a pointer file."""
-    if ref.endswith(".json"):
-        name = str(files.read_json(Path(ref))["run"]["digest"])
-    else:
-        match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", ref)
-        if not match:
-            raise ConfigError(
-                f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it"
-            )
-        name = match[1]
-    found = sorted((work / "runs").glob(f"{name}*/config.json"))
-    if len(found) != 1:
+    """The frozen run and its digest; `ref` is an id, a digest, its first 12 digits or more, or a pointer file."""
+    path = _frozen(ref, work)
+    return _load(path, path.parent.name), path.parent.name
+
+
+def _frozen(ref: str, work: Path) -> Path:
+    match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", _pointed(ref) if ref.endswith(".json") else ref)
+    if not match:
+        raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")
+    found = sorted((work / "runs").glob(f"{match[1]}*/config.json"))
+    if len(found) > 1:
+        raise ConfigError(f"{ref}: {len(found)} runs in {work / 'runs'} begin like this; give more of the digest")
+    if not found:
         raise ConfigError(
-            f"{ref}: {'no frozen run' if not found else 'more than one run'} in {work / 'runs'} by that name"
+            f"{ref}: no such run in {work / 'runs'}; the pipeline's plan freezes the runs of an experiment"
         )
-    return _load(found[0], found[0].parent.name), found[0].parent.name
+    return found[0]
+
+
+def _pointed(ref: str) -> str:
+    """The digest in a JSON file such as best.json."""
+    try:
+        return str(files.read_json(Path(ref))["run"]["digest"])
+    except OSError as error:
+        raise ConfigError(f"{ref}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{ref}: does not point to a run; a file such as best.json holds run.digest") from error
 
 
 def _load(path: Path, name: str) -> RunConfig:
     try:
         run = RunConfig.model_validate(files.read_json(path))
     except ValueError as error:
-        raise ConfigError(f"{path}: not the settings of a run: {error}") from error
+        raise ConfigError(f"{path}: not the settings of a run, or of another version: {error}") from error
     if run_digest(run) != name:
-        raise ConfigError(f"{path}: was changed after it was frozen; delete it and run the plan again")
+        raise ConfigError(
+            f"{path}: not what was frozen under this name; move {path.parent} away and run the plan again"
+        )
     return run
 
 
@@ -239,19 +250,21 @@ def section_digest(experiment: Experiment, section: str) -> str:
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """The plan as JSON values: the runs and the study."""
-    study = None
-    if experiment.tune is not None:
-        study = {
-            "id": study_id(experiment),
-            "digest": study_digest(experiment),
-            "trials": experiment.tune.trials,
-            "window": experiment.tune.window,
-            "data_id": data_id(tuned_base(experiment)),
-        }
-    runs = [
-        {"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in expand(experiment)
-    ]
-    return {"experiment": experiment.name, "runs": runs, "study": study}
+    runs = [{"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in expand(experiment)]
+    return {"experiment": experiment.name, "runs": runs, "study": _study(experiment)}
+
+
+def _study(experiment: Experiment) -> dict[str, Any] | None:
+    if experiment.tune is None:
+        return None
+    return {
+        "id": study_id(experiment),
+        "digest": study_digest(experiment),
+        "base": run_digest(base(experiment)),
+        "data_id": data_id(experiment),
+        "trials": experiment.tune.trials,
+        "window": experiment.tune.window,
+    }
 
 
 def plan_digest(experiment: Experiment) -> str:
@@ -260,9 +273,119 @@ def plan_digest(experiment: Experiment) -> str:
 
 
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
-    """Every run is frozen, the study's base too, and the plan is written, last."""
+    """Every run and the study's definition are frozen, and then the plan is written."""
     for run in expand(experiment):
         freeze(run.config, work)
     if experiment.tune is not None:
-        freeze(tuned_base(experiment), work)
+        frozen = work / "studies" / study_digest(experiment) / "study.json"
+        if not frozen.exists():
+            files.write_json(frozen, study_definition(experiment))
     files.write_json(output, plan(experiment))
+
+
+def table(experiment: Experiment) -> str:
+    """The runs as text: a line a run with its id and the values that the sweep gives it, then the study."""
+    runs = expand(experiment)
+    data = {run.data_id for run in runs}
+    names = list(dict.fromkeys(name for run in runs for name in run.swept))
+    columns = names if len(data) == 1 else [*names, "data"]
+    rows = [[run.id, *(_cell(run.swept, name) for name in names), run.data_id][: len(columns) + 1] for run in runs]
+    total = sum(1 for _ in points.points(experiment.sweep))
+    lines = [f"{experiment.name}: {_count(len(runs), 'run')}, {_count(len(data), 'data set')}"]
+    if total > len(runs):
+        lines[0] += f" ({total} points of the sweep; those with equal settings are one run)"
+    lines += ["", *_aligned([["run", *columns], *rows])]
+    if experiment.tune is not None:
+        lines += ["", *_study_lines(experiment, experiment.tune)]
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return ""
+    return values[name] if isinstance(values[name], str) else canonical(values[name])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
+    head = (
+        f"study {study_id(experiment)}: {_count(tune.trials, 'trial')}, {tune.window} at a time, for {tune.metric};"
+        " the best is trained as `tuned`"
+    )
+    rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
+    rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
+    return [head, *_aligned(rows)]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two things compared: its settings by dotted name, and who set them, where that is known."""
+
+    title: str
+    settings: dict[str, Any]
+    run: str
+    origins: Origins
+
+
+def explain(a: str, b: str, work: Path) -> str:
+    """Which settings differ between two runs or experiment files, who set them, and whether they matter."""
+    one, two = _side(a, work), _side(b, work)
+    names = list(dict.fromkeys([*one.settings, *two.settings]))
+    shared = names if one.origins.entries and two.origins.entries else [n for n in names if _is_of_a_run(n)]
+    different = [n for n in shared if _shown(one, n) != _shown(two, n)]
+    lines = [f"A  {one.title}", f"B  {two.title}", ""]
+    matter = [n for n in different if _matters(n)]
+    if one.run == two.run:
+        lines.append(f"The same run: {one.run}")
+    if matter:
+        lines += ["These settings make them different runs:" if one.run != two.run else "These settings differ:"]
+        lines += _aligned([["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in matter)])
+    if aside := [n for n in different if not _matters(n)]:
+        lines += ["" if matter else "", "These cannot change the result of a run:"]
+        lines += _aligned([["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in aside)])
+    return "\n".join(lines)
+
+
+def _side(ref: str, work: Path) -> _Side:
+    if Path(ref).suffix in (".yaml", ".yml"):
+        experiment = config.load([Path(ref)])
+        runs = expand(experiment)
+        run = runs[0].digest if len(runs) == 1 else f"the {len(runs)} runs of plan {plan_digest(experiment)[:12]}"
+        return _Side(ref, _flat(experiment.model_dump(mode="json")), run, experiment._origins)
+    config_, name = load_run(ref, work)
+    return _Side(f"{ref}  (run {name})", _flat(config_.model_dump(mode="json")), name, Origins())
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}" if name else key).items()}
+
+
+def _is_of_a_run(name: str) -> bool:
+    return name.partition(".")[0] in (*points.PARTS, "stages")
+
+
+def _matters(name: str) -> bool:
+    return name.startswith("stages.") or (_is_of_a_run(name) and name_problem(name) is None)
+
+
+def _shown(side: _Side, name: str) -> str:
+    return canonical(side.settings[name]) if name in side.settings else "-"
+
+
+def _difference(one: _Side, two: _Side, name: str) -> list[str]:
+    path = tuple(name.split("."))
+    setters = []
+    for letter, side in (("A", one), ("B", two)):
+        if side.origins.entries and name in side.settings:
+            setters.append(f"{letter}: {side.origins.exactly(path) or 'default'}")
+    return [f"  {name}", _shown(one, name), _shown(two, name), ", ".join(setters)]

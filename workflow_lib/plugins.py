@@ -9,7 +9,7 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -29,10 +29,11 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+    def _yaml_surprises(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not _takes_bool(annotation):
             raise ValueError(f"{str(value).lower()} is not a value for this setting")
-        return value
+        return _empty(annotation) if value is None else value
 
     @field_validator("*", mode="after")
     @classmethod
@@ -44,6 +45,18 @@ def _takes_bool(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         return any(_takes_bool(member) for member in get_args(annotation))
     return annotation not in (int, float, str)
+
+
+def _empty(annotation: Any) -> Any:
+    """What a name with nothing after it means: no settings, where settings are expected."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _empty(members[0])
+    if origin in (dict, list, tuple):
+        return {} if origin is dict else []
+    if origin in (Union, UnionType):
+        return None if type(None) in members else _empty(members[0])
+    return {} if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def project_path(path: Path, root: Path | None) -> Path:
@@ -76,21 +89,15 @@ def load(kind: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
             raise PluginError(_unknown(kind, name)) from error
-        raise PluginError(
-            f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed"
-        ) from error
+        raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
     except Exception as error:
-        raise PluginError(
-            f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
     params = getattr(module, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Section)):
-        raise PluginError(
-            f"{module.__file__}: needs `class Params(Section)` with its settings (plugin `{name}`)"
-        )
+        raise PluginError(f"{module.__file__}: needs `class Params(Section)` with its settings (plugin `{name}`)")
     if not callable(getattr(module, ENTRY[kind], None)):
         raise PluginError(f"{module.__file__}: needs a function `{ENTRY[kind]}` (plugin `{name}`)")
     return module

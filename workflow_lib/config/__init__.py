@@ -51,9 +51,7 @@ def validate(source: Source, root: Path | None) -> Experiment:
     try:
         experiment = Experiment.model_validate(source.values, context={"root": root})
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(messages(error.errors(), Experiment, source.values, source.origins))
-        ) from error
+        raise ConfigError("\n".join(messages(error.errors(), Experiment, source.values, source.origins))) from error
     experiment._origins = source.origins
     if problems := check(experiment, source.origins):
         raise ConfigError("\n".join(problems))

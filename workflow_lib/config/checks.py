@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_origin
 
 from workflow_lib.config.identity import counts
 from workflow_lib.config.points import PARTS, Layers, Point
-from workflow_lib.config.problems import nearest, shown, unknown, variants
+from workflow_lib.config.problems import nearest, sections_of, shown, unknown
 from workflow_lib.config.sections import (
     CategoricalSpace,
     Experiment,
@@ -20,7 +19,6 @@ from workflow_lib.config.sections import (
 )
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
 
 # What each kind of device can compute in; `auto` is known only where the training runs.
 PRECISIONS = {
@@ -87,7 +85,7 @@ def name_problem(name: str) -> str | None:
     for depth, part in enumerate(parts):
         if part not in (fields := _fields(here)):
             return unknown(name, [".".join([*parts[:depth], field]) for field in fields])
-        owners = [section for section in _sections(here) if part in section.model_fields]
+        owners = [section for section in sections_of(here) if part in section.model_fields]
         if not all(counts(section, part) for section in owners):
             return (
                 f"{'.'.join(parts[: depth + 1])} cannot change the result of a run, so all these runs would be one;"
@@ -99,19 +97,9 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    if found := variants(annotation):
-        return list(found.values())
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [section for member in get_args(annotation) for section in _sections(member)]
-    return []
-
-
 def _fields(annotation: Any) -> list[str]:
     """The settings that a section has in any of its variants."""
-    return list(dict.fromkeys(name for section in _sections(annotation) for name in section.model_fields))
+    return list(dict.fromkeys(name for section in sections_of(annotation) for name in section.model_fields))
 
 
 def _sweep_problems(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
@@ -150,11 +138,11 @@ def _swept(sweep: Sweep) -> Iterator[tuple[KeyPath, str, Any]]:
 def _takes_settings(name: str) -> bool:
     here: Any = Experiment
     for part in name.split("."):
-        owners = [section for section in _sections(here) if part in section.model_fields]
+        owners = [section for section in sections_of(here) if part in section.model_fields]
         if not owners:
             return False
         here = owners[0].model_fields[part].annotation
-    return bool(_sections(here)) or get_origin(here) is dict
+    return bool(sections_of(here)) or get_origin(here) is dict
 
 
 def _tune_problems(tune: Tune, sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
@@ -215,9 +203,7 @@ def _trial_problems(experiment: Experiment, tune: Tune, origins: Origins) -> lis
             lines.update(dict.fromkeys(str(error).splitlines()))
             continue
         values = {name: part.value for name, part in parts.items()}
-        lines.update(
-            (f"{where}: {dotted(p)}: {what}", None) for p, what in run_problems(values, experiment.runtime)
-        )
+        lines.update((f"{where}: {dotted(p)}: {what}", None) for p, what in run_problems(values, experiment.runtime))
     return list(lines)
 
 

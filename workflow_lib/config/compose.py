@@ -59,9 +59,7 @@ def _parse(path: Path, where: str) -> tuple[Any, dict[KeyPath, str]]:
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{where}: not UTF-8 text (byte {error.start}); an experiment is a YAML file"
-        ) from error
+        raise ConfigError(f"{where}: not UTF-8 text (byte {error.start}); an experiment is a YAML file") from error
     if path.suffix != ".json":
         return parse_yaml(text, where)
     try:
@@ -95,11 +93,7 @@ def merge(base: Source, over: Source) -> Source:
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """The settings with others on top; a section whose `name` changes keeps what both variants have."""
-    kept = {
-        section: _kept(section, base.get(section), over.get(section))
-        for section in VARIANTS
-        if section in over
-    }
+    kept = {section: _kept(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
     return deep_merge({**base, **kept}, over)
 
 
@@ -152,11 +146,7 @@ def _words(text: str) -> list[str]:
         raise ConfigError(f"set: {text!r}: {error}; close the quotes") from error
     words: list[str] = []
     for part in parts:
-        if (
-            words
-            and not re.match(r"[A-Za-z_][\w.-]*=", part)
-            and words[-1].partition("=")[2][:1] in ("[", "{")
-        ):
+        if words and not re.match(r"[A-Za-z_][\w.-]*=", part) and words[-1].partition("=")[2][:1] in ("[", "{"):
             words[-1] += f" {part}"
         else:
             words.append(part)

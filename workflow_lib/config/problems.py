@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import Discriminator
 from pydantic.fields import FieldInfo
 
 from workflow_lib.config.sections import VARIANTS
@@ -27,9 +26,7 @@ def messages(
         whole = (*at, *path)
         if error["type"] == "params":
             context = error["ctx"]
-            lines.update(
-                dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole))
-            )
+            lines.update(dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole)))
             continue
         if error["type"] == "plugin":
             whole = (*whole[:-1], "name")
@@ -60,13 +57,18 @@ def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any
             here = owner = chosen
         elif get_origin(here) in (dict, list, tuple) and part != "[key]":
             path.append(part)
-            inner = get_args(here)
-            here = (
-                inner[-1] if get_origin(here) is dict or len(inner) == 1 else inner[min(part, len(inner) - 1)]
-            )
+            here = _item(here, part)
         else:
             break
     return tuple(path), here, owner
+
+
+def _item(annotation: Any, part: Any) -> Any:
+    """The annotation of one item of a dict, list or tuple."""
+    members = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return members[1]
+    return members[part] if get_origin(annotation) is tuple and members[-1] is not ... else members[0]
 
 
 def _plain(annotation: Any) -> Any:
@@ -83,13 +85,22 @@ def _plain(annotation: Any) -> Any:
 
 def variants(annotation: Any) -> dict[str, type[Section]]:
     """The sections that a field may hold, by the name that chooses each; empty for any other field."""
+    annotation = _plain(annotation)
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    found = {}
+    found: dict[str, type[Section]] = {}
     for member in map(_plain, members):
         if isinstance(member, type) and issubclass(member, Section):
             key = "name" if "name" in member.model_fields else "type"
             found[str(get_args(member.model_fields[key].annotation)[0])] = member
     return found
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold: none for a plain setting, several for one with variants."""
+    plain = _plain(annotation)
+    if isinstance(plain, type) and issubclass(plain, Section):
+        return [plain]
+    return list(variants(plain).values())
 
 
 def _variant(annotation: Any, tag: Any) -> type[Section] | None:
@@ -117,7 +128,8 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
             return f"`{key}` is missing; allowed: {', '.join(names)}"
         return f"no {path[-1]} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
     near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
-    return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}"
+    quote = "; in quotes it is text" if kind == "string_type" else ""
+    return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
 
 
 def nearest(given: Any, names: Iterable[Any]) -> str:
@@ -139,64 +151,54 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
         return ""
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
     return (
-        f" for {owner.model_fields['name'].default}: it belongs to {path[0]} `{' and '.join(having)}`"
-        if having
-        else ""
+        f" for {owner.model_fields['name'].default}: it belongs to {path[0]} `{' and '.join(having)}`" if having else ""
     )
 
 
 def shown(value: Any) -> str:
     """The value as a person would recognise it, shortened."""
     text = (
-        repr(value)
-        if not isinstance(value, bool | type(None))
-        else {True: "true", False: "false", None: "null"}[value]
+        repr(value) if not isinstance(value, bool | type(None)) else {True: "true", False: "false", None: "null"}[value]
     )
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def allowed(field: Any) -> str:
     """What a setting takes, in words: `a whole number, at least 1`."""
-    if isinstance(field, FieldInfo):
-        return _allowed(field.annotation, field.metadata)
-    return _allowed(field, [])
+    if not isinstance(field, FieldInfo):
+        return _allowed(field, [])
+    extra = field.json_schema_extra
+    own = extra.get("allowed") if isinstance(extra, dict) else None
+    return str(own) if own else _allowed(field.annotation, field.metadata)
 
 
 def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [m for item in args[1:] for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
-        return _allowed(args[0], [m for m in inner if not isinstance(m, Discriminator)])
-    if origin in (Union, types.UnionType):
-        found = variants(annotation)
-        if found:
-            words = [f"settings of one of {', '.join(found)}"]
-            return " or ".join(words + (["null"] if type(None) in args else []))
-        return " or ".join(_allowed(member, metadata if member is not type(None) else []) for member in args)
-    return ", ".join([_kind(annotation), *_bounds(metadata)])
+        return _allowed(args[0], inner)
+    if found := variants(annotation):
+        words = [f"settings of one of {', '.join(found)}"]
+    elif origin in (Union, types.UnionType):
+        words = [_allowed(m, metadata if m in (int, float, str) else []) for m in args if m is not type(None)]
+    else:
+        return ", ".join([_kind(annotation), *_bounds(metadata)])
+    return ", or ".join([*words, *(["null"] if type(None) in args else [])])
 
 
 def _kind(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return str(args[0]) if len(args) == 1 else f"one of {', '.join(map(str, args))}"
-    if origin is tuple:
-        return f"a list of {len(args)}: {_allowed(args[0], [])}"
-    if origin is list:
-        return f"a list of: {_allowed(args[0], [])}" if args[0] is not Any else "a list of values"
+    if origin in (tuple, list):
+        length = f" of {len(args)}" if origin is tuple and args[-1] is not ... else ""
+        return f"a list{length}" + (f", each {_allowed(args[0], [])}" if args[0] is not Any else "")
     if origin is dict:
-        return "a mapping of names to " + (_allowed(args[1], []) if args[1] is not Any else "values")
+        return "a mapping" + (f", each value {_allowed(args[1], [])}" if args[1] is not Any else "")
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"a mapping of settings ({', '.join(annotation.model_fields)})"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text (in quotes if it looks like a number)",
-        Path: "a path",
-        type(None): "null",
-    }
-    return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return names.get(annotation, "a value" if annotation is Any else str(getattr(annotation, "__name__", annotation)))
 
 
 def _bounds(metadata: Iterable[Any]) -> list[str]:
@@ -207,7 +209,7 @@ def _bounds(metadata: Iterable[Any]) -> list[str]:
             if (bound := getattr(item, key, None)) is not None:
                 found.append(f"{word} {bound}")
         if isinstance(item, annotated_types.MinLen):
-            found.append(f"{item.min_length} or more of them")
+            found.append("not empty" if item.min_length == 1 else f"{item.min_length} or more")
         if getattr(item, "pattern", None):
             found.append(f"of the form {item.pattern}")
     return found

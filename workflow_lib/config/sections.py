@@ -19,6 +19,7 @@ Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_WORDS = {"allowed": "1 to 64 of: letters, digits, and, not first, _ . -"}
 
 
 class _Plugged(Section):
@@ -97,9 +98,7 @@ class SGD(_Optimizer):
 
 
 class _Schedule(Section):
-    warmup_epochs: float = Field(
-        0.0, ge=0, description="epochs of linear growth to the peak; fractions are fine"
-    )
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear growth to the peak; fractions are fine")
 
 
 class Constant(_Schedule):
@@ -112,9 +111,7 @@ class Cosine(_Schedule):
     """Half a cosine from the peak down to the end of the training."""
 
     name: Literal["cosine"] = Field("cosine", description="the learning-rate schedule")
-    final_fraction: float = Field(
-        0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak"
-    )
+    final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak")
 
 
 class Plateau(_Schedule):
@@ -136,9 +133,7 @@ def variant(key: str, default: str) -> Discriminator:
 
 Optimizer = Annotated[Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")], variant("name", "adamw")]
 Schedule = Annotated[
-    Annotated[Constant, Tag("constant")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[Plateau, Tag("plateau")],
+    Annotated[Constant, Tag("constant")] | Annotated[Cosine, Tag("cosine")] | Annotated[Plateau, Tag("plateau")],
     variant("name", "constant"),
 ]
 
@@ -155,26 +150,18 @@ class Training(Section):
     """The training itself."""
 
     epochs: int = Field(10, ge=1, description="passes over the training split")
-    batch_size: int = Field(
-        64, ge=1, description="samples of one optimizer step, over all ranks and accumulated parts"
-    )
+    batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all ranks and accumulated parts")
     accumulation: int = Field(1, ge=1, description="parts that the batch is computed in, to save memory")
-    clip_norm: float | None = Field(
-        None, gt=0, description="largest norm of the gradient; null does not clip"
-    )
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
-    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
-        "fp32", description="arithmetic of forward and backward"
-    )
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="arithmetic of forward and backward")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="decay of a running mean of the weights, which is then what is evaluated; null has none",
     )
-    select_metric: Metric = Field(
-        "val_loss", description="the epoch that is best by it gives the final model"
-    )
+    select_metric: Metric = Field("val_loss", description="the epoch that is best by it gives the final model")
     early_stopping: EarlyStopping | None = Field(None, description="null trains all epochs")
     determinism: Literal["strict", "standard"] = Field(
         "strict",
@@ -188,50 +175,57 @@ class Checkpoint(Section):
     interval_s: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="seconds between saves; auto chooses from the measured cost and mtbf_s"
     )
-    interval_steps: int | None = Field(
-        None, ge=1, description="optimizer steps between saves, in place of interval_s"
-    )
-    mtbf_s: float = Field(
-        14400.0, gt=0, description="expected time between failures of the machines, in seconds"
-    )
+    interval_steps: int | None = Field(None, ge=1, description="optimizer steps between saves, in place of interval_s")
+    mtbf_s: float = Field(14400.0, gt=0, description="expected time between failures of the machines, in seconds")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     keep_every_h: float | None = Field(
         None, gt=0, description="one more is kept for each so many hours; null keeps none"
     )
-    max_stalled_attempts: int = Field(
-        3, ge=1, description="attempts in a row without a new step before giving up"
-    )
+    max_stalled_attempts: int = Field(3, ge=1, description="attempts in a row without a new step before giving up")
 
 
 class Runtime(Section):
     """The machine: nothing here changes the result."""
 
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N"
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="where to compute; auto takes a GPU if there is one",
+        json_schema_extra={"allowed": "auto, cpu, mps, cuda, or cuda:N"},
     )
     nproc: int = Field(1, ge=1, description="training processes on each node")
     nodes: int = Field(1, ge=1, description="nodes")
     threads: int = Field(1, ge=1, description="CPU threads of each process")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log shows")
-    lease_timeout_s: float = Field(
-        60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead"
-    )
+    lease_timeout_s: float = Field(60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead")
     lease_wait_s: float = Field(30.0, ge=0, description="seconds to wait for a run that another process owns")
-    hang_timeout_s: float = Field(
-        600.0, gt=0, description="seconds without progress before a rank counts as hung"
-    )
-    shutdown_s: float = Field(
-        30.0, gt=0, description="seconds that ranks have to save and end when asked to stop"
-    )
+    hang_timeout_s: float = Field(600.0, gt=0, description="seconds without progress before a rank counts as hung")
+    shutdown_s: float = Field(30.0, gt=0, description="seconds that ranks have to save and end when asked to stop")
 
 
 class Sweep(Section):
     """Many runs: grid x zip x list, less exclude. Names are dotted, as in optimizer.lr."""
 
-    grid: Axes = Field({}, description="every combination of the values of these settings")
-    zip: Axes = Field({}, description="values taken side by side: the first of each, the second of each, ...")
-    list: Points = Field([], description="points written out, each a mapping of settings")
-    exclude: Points = Field([], description="points to leave out: those with all the values of a mapping")
+    grid: Axes = Field(
+        {},
+        description="every combination of the values of these settings",
+        examples=[{"optimizer.lr": [0.001, 0.003], "seed": [0, 1]}],
+    )
+    zip: Axes = Field(
+        {},
+        description="values taken side by side: the first of each, the second of each, ...",
+        examples=[{"training.batch_size": [32, 64], "training.epochs": [10, 20]}],
+    )
+    list: Points = Field(
+        [],
+        description="points written out, each a mapping of settings",
+        examples=[[{"model.name": "mlp"}, {"model.name": "cnn", "optimizer.weight_decay": 0.05}]],
+    )
+    exclude: Points = Field(
+        [],
+        description="points to leave out: those with all the values of a mapping",
+        examples=[[{"optimizer.lr": 0.003, "seed": 1}]],
+    )
 
 
 class _Range(Section):
@@ -260,9 +254,7 @@ class CategoricalSpace(Section):
     """One of some values."""
 
     type: Literal["categorical"] = Field(description="float, int or categorical")
-    choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(
-        description="the values"
-    )
+    choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(description="the values")
 
 
 Space = Annotated[
@@ -277,29 +269,30 @@ class Tune(Section):
     """A study: trials suggested one after the other from the results of earlier ones."""
 
     name: str = Field(
-        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=ASIDE
+        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=ASIDE | NAME_WORDS
     )
-    trials: int = Field(
-        20, ge=1, description="trials in all; more can be added later", json_schema_extra=ASIDE
-    )
+    trials: int = Field(20, ge=1, description="trials in all; more can be added later", json_schema_extra=ASIDE)
     window: int = Field(2, ge=1, description="trials that may run at once")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
-    metric: Metric = Field(
-        "val_accuracy", description="what the study improves (loss: lower, accuracy: higher)"
-    )
+    metric: Metric = Field("val_accuracy", description="what the study improves (loss: lower, accuracy: higher)")
     sampler: Literal["tpe", "random"] = Field("tpe", description="how values are suggested")
-    pruner: Literal["none", "median"] = Field(
-        "none", description="median ends trials worse than half of the others"
-    )
+    pruner: Literal["none", "median"] = Field("none", description="median ends trials worse than half of the others")
     warmup_epochs: int = Field(1, ge=0, description="epochs before a trial can be pruned")
-    min_trials: int = Field(
-        5, ge=1, description="finished trials before tpe leaves random search and median prunes"
-    )
+    min_trials: int = Field(5, ge=1, description="finished trials before tpe leaves random search and median prunes")
     space: dict[str, Space] = Field(
-        description="what is tuned: dotted name -> type with low, high or choices", min_length=1
+        min_length=1,
+        description="what is tuned: dotted names, each with a type and its low and high or its choices",
+        examples=[
+            {
+                "optimizer.lr": {"type": "float", "low": 0.0001, "high": 0.01, "log": True},
+                "training.batch_size": {"type": "categorical", "choices": [32, 64]},
+            }
+        ],
     )
     set: dict[str, Any] = Field(
-        {}, description="settings that differ from the experiment in all trials, dotted names"
+        {},
+        description="settings of the trials that the best run does not keep, such as fewer epochs",
+        examples=[{"training.epochs": 5}],
     )
 
 
@@ -316,12 +309,8 @@ class Export(Section):
     """The ONNX model and its check against torch."""
 
     opset: int | None = Field(18, ge=7, description="ONNX opset; null takes the exporter's newest")
-    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [1, 2, 7], min_length=1, description="batch sizes checked"
-    )
-    max_batch: int = Field(
-        256, ge=1, description="the largest batch checked, as far as the test split has samples"
-    )
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 7], min_length=1, description="batch sizes checked")
+    max_batch: int = Field(256, ge=1, description="the largest batch checked, as far as the test split has samples")
     atol: float = Field(1e-4, ge=0, description="absolute tolerance of the check")
     rtol: float = Field(1e-3, ge=0, description="relative tolerance of the check")
 
@@ -330,9 +319,7 @@ class Report(Section):
     """The report."""
 
     title: str | None = Field(None, description="title; null takes the experiment's name")
-    theme: Literal["light", "dark", "auto"] = Field(
-        "auto", description="colours; auto follows the reader's browser"
-    )
+    theme: Literal["light", "dark", "auto"] = Field("auto", description="colours; auto follows the reader's browser")
 
 
 class Tracking(Section):
@@ -343,10 +330,15 @@ class Experiment(Section):
     """The whole file: one training, or a sweep and a study around it."""
 
     name: str = Field(
-        pattern=NAME, description="name of the experiment and its folder in results/", json_schema_extra=ASIDE
+        pattern=NAME,
+        description="name of the experiment and its folder in results/",
+        json_schema_extra=ASIDE | NAME_WORDS,
     )
     labels: dict[str, str] = Field(
-        {}, description="notes for people: any name, any text", json_schema_extra=ASIDE
+        {},
+        description="notes for people: any name, any text",
+        examples=[{"project": "digits"}],
+        json_schema_extra=ASIDE,
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of weights, order and everything else random in the training"

@@ -49,9 +49,7 @@ class _Yaml12(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 _TAG = "tag:yaml.org,2002:"
 _Yaml12.add_implicit_resolver(_TAG + "null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Yaml12.add_implicit_resolver(
-    _TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+_Yaml12.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Yaml12.add_implicit_resolver(
     _TAG + "int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
 )
@@ -114,9 +112,7 @@ class _Tree:
                 return self.number(node, path)
         except ValueError as error:
             raise self.error(node, path, f"{text!r} is not a {kind}") from error
-        raise self.error(
-            node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values"
-        )
+        raise self.error(node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values")
 
     def number(self, node: yaml.ScalarNode, path: KeyPath) -> float:
         text = node.value.lower()
@@ -168,11 +164,7 @@ def parse_yaml(text: str, where: str, *, numbered: bool = True) -> tuple[Any, di
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark and numbered else where
-        hint = (
-            "; indent with spaces, not tabs"
-            if "\\t" in str(error.problem) or "'\t'" in str(error.problem)
-            else ""
-        )
+        hint = "; indent with spaces, not tabs" if "\\t" in str(error.problem) or "'\t'" in str(error.problem) else ""
         context = f" {error.context}" if error.context else ""
         raise ConfigError(f"{place}: not valid YAML{context}: {error.problem}{hint}") from error
     except yaml.YAMLError as error:
