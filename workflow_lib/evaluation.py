@@ -83,7 +83,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
     network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
     network.load_state_dict(load_file(model))
     identity = {
-        "run": trained["run"],
+        "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
         "digest": digest,
         "data": manifest.digest,
         "model": provenance.file_digest(model),

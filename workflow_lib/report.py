@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,15 +34,13 @@ Row = dict[str, Any]
 
 def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:
     """The page is in `output` and the table of runs beside it in runs.csv, best run first."""
-    found = load_results(results, runs, experiment.training.select_metric)
-    swept = sorted({name for run in found for name in run.swept})
-    table = [run.row(swept) for run in found]
+    found = load_results(experiment, results, runs, work)
+    table = [run.row() for run in found]
     page = _render(
         title=experiment.report.title or experiment.name,
         experiment=experiment,
         runs=found,
-        table=table,
-        swept=swept,
+        headings=_headings(found[0].settings),
         study=_study(experiment, results),
         reproduce=_reproduction(experiment, work, output),
     )
@@ -79,7 +77,7 @@ class RunResults:
     """Everything the pipeline found out about one run; `name` is its folder."""
 
     name: str
-    swept: Row
+    settings: Row  # of every setting that any run varies, what this run has
     train: Row
     evaluation: Row
     export: Row
@@ -88,7 +86,7 @@ class RunResults:
 
     @property
     def id(self) -> str:
-        return str(self.train["run"])
+        return str(self.evaluation["run"])
 
     def best(self) -> tuple[float, int]:
         """Best value of the metric that ranks the runs, and its epoch."""
@@ -105,45 +103,60 @@ class RunResults:
         losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
         return -_sign(self.select_metric) * self.best()[0], min(losses, default=math.inf)
 
-    def row(self, settings: Sequence[str]) -> Row:
-        """The run's line in the table of runs, with a column for each of the settings that any run sweeps."""
+    def export_error(self) -> float:
+        """Largest difference between a logit of the ONNX model and of torch, in all comparisons."""
+        check = self.export["check"]
+        return max(compared["max_abs_error"] for compared in (*check["batches"], check["split"]))
+
+    def row(self) -> Row:
+        """The run's line in the table of runs."""
         value, epoch = self.best()
-        row: Row = {"name": self.name, "run": self.id, **{name: self.swept.get(name) for name in settings}}
+        row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
-        for name, metric in self.evaluation["metrics"].items():
+        for name in METRICS:
+            metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
-        return row | {
-            "onnx_max_abs_error": self.export["check"]["split"]["max_abs_error"],
-            "digest": self.train["digest"],
-        }
+        return row | {"onnx_max_abs_error": self.export_error(), "digest": self.train["digest"]}
 
 
-def load_results(results: Path, runs: Sequence[str], select_metric: str) -> list[RunResults]:
+def load_results(experiment: Experiment, results: Path, runs: Sequence[str], work: Path) -> list[RunResults]:
     """Results of the runs, best first."""
-    planned = {run["id"]: run["swept"] for run in read_json(results / "plan.json")["runs"]}
+    from workflow_lib import plan
+
+    varied = {name for run in plan.expand(experiment) for name in run.swept}
+    if TUNED in runs and experiment.tune:
+        varied |= experiment.tune.space.keys()
     found = []
     for name in runs:
         folder = results / "runs" / name
+        train = read_json(folder / "train.json")
+        config = plan.load_run(train["digest"], work)[0].model_dump(mode="json")
         found.append(
             RunResults(
                 name=name,
-                swept=_tuned_values(results) if name == TUNED else planned.get(name, {}),
-                train=read_json(folder / "train.json"),
+                settings={setting: _setting_of(config, setting) for setting in sorted(varied)},
+                train=train,
                 evaluation=read_json(folder / "evaluation.json"),
                 export=read_json(folder / "export.json"),
                 history=_history(folder / "history.csv"),
-                select_metric=select_metric,
+                select_metric=experiment.training.select_metric,
             )
         )
     return sorted(found, key=RunResults.rank)
 
 
-def _tuned_values(results: Path) -> Row:
-    """What the tuner chose."""
-    plan = read_json(results / "plan.json")
-    best: Row = read_json(results / "tune" / plan["study"]["id"] / "best.json")
-    return dict(best["params"])
+def _setting_of(config: Any, name: str) -> Any:
+    """Value of a dotted name; None where the run has no such setting (another model, another optimizer)."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _headings(settings: Iterable[str]) -> dict[str, str]:
+    """Column headings: the last word of a dotted name that says something, the whole name where two share it."""
+    words = {name: name.removesuffix(".name").rpartition(".")[2] for name in settings}
+    return {name: name if list(words.values()).count(word) > 1 else word for name, word in words.items()}
 
 
 def _history(path: Path) -> list[Row]:
@@ -191,6 +204,7 @@ def _study(experiment: Experiment, results: Path) -> Row | None:
     complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     history = visualization.plot_optimization_history(study, target_name=metric)
     slices = visualization.plot_slice(study, target_name=metric)
+    slices.update_traces(marker={"color": None, "colorscale": None, "showscale": False, "size": 7, "line": None})
     figures = [_figure("history", "Tuning history", history), _figure("slice", "Trials by parameter", slices)]
     importances = tuning.importances(study)
     if importances:
@@ -276,7 +290,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> 
 
 
 def _curve(run: RunResults) -> Row:
-    columns = {name: [row[name] for row in run.history] for name in ("epoch", *CURVES)}
+    columns = {name: [row.get(name) for row in run.history] for name in ("epoch", *CURVES)}
     return {"name": run.name, "best_epoch": run.best()[1], **columns}
 
 

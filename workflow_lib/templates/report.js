@@ -2,8 +2,10 @@
 (() => {
   const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
   const { curves, figures } = JSON.parse(document.getElementById("data").textContent);
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const config = { displayModeBar: false, responsive: true };
   const drawn = [];
+  const numbers = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 3].map((digit) => Number(`${digit}e${power}`)));
+  const LOG_TICKS = { tickvals: numbers, ticktext: numbers.map((number) => (number < 1e-3 ? number.toExponential(0) : String(number))) };
 
   // Plotly knows nothing of style sheets: its colours are read from the page's.
   const colours = () => {
@@ -13,11 +15,11 @@
   };
   const themed = (layout) => {
     const { ink, line, card } = colours();
-    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     const all = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: ink }, namelength: -1 } };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
-      all[name] = { ...layout[name], ...axis };
+      all[name] = { ...layout[name], ...axis, ...(layout[name]?.type === "log" ? LOG_TICKS : {}) };
     }
     return all;
   };
@@ -51,9 +53,9 @@
   });
   const curve = (kind, y) => draw(`curve-${kind}`, traces(kind), {
     margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest",
-    xaxis: { title: { text: "epoch" }, automargin: true }, yaxis: { automargin: true, ...y },
+    xaxis: { title: { text: "epoch" } }, yaxis: y,
   });
-  const plots = [curve("loss", { type: "log", exponentformat: "power", dtick: "D2" }), curve("accuracy", {})];
+  const plots = [curve("loss", { type: "log" }), curve("accuracy", {})];
 
   const controls = document.getElementById("curve-controls");
   const boxes = curves.map((run, index) => {
@@ -85,7 +87,7 @@
     const place = document.getElementById(`figure-${name}`);
     const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
     if (panels > 1) place.style.minWidth = `${panels * 15}rem`;
-    draw(`figure-${name}`, data, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, ...layout });
+    draw(`figure-${name}`, data, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, legend: { orientation: "h", y: 1.12 }, ...layout });
   }
 
   // Tables: a press on a heading sorts by it, again the other way round; what has no value stays last.
