@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,41 +328,57 @@ def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two things compared: its settings by dotted name, and who set them, where that is known."""
+    """One of two things compared: its settings by dotted name, who set them where that is known, and its runs."""
 
     title: str
     settings: dict[str, Any]
-    run: str
     origins: Origins
+    runs: frozenset[str]
+    study: str | None = None
 
 
 def explain(a: str, b: str, work: Path) -> str:
     """Which settings differ between two runs or experiment files, who set them, and whether they matter."""
     one, two = _side(a, work), _side(b, work)
-    names = list(dict.fromkeys([*one.settings, *two.settings]))
-    shared = names if one.origins.entries and two.origins.entries else [n for n in names if _is_of_a_run(n)]
-    different = [n for n in shared if _shown(one, n) != _shown(two, n)]
-    lines = [f"A  {one.title}", f"B  {two.title}", ""]
-    matter = [n for n in different if _matters(n)]
-    if one.run == two.run:
-        lines.append(f"The same run: {one.run}")
-    if matter:
-        lines += ["These settings make them different runs:" if one.run != two.run else "These settings differ:"]
-        lines += _aligned([["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in matter)])
-    if aside := [n for n in different if not _matters(n)]:
-        lines += ["" if matter else "", "These cannot change the result of a run:"]
-        lines += _aligned([["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in aside)])
+    names = dict.fromkeys([*one.settings, *two.settings])
+    if not (one.origins.entries and two.origins.entries):
+        names = dict.fromkeys(name for name in names if _is_of_a_run(name))
+    different = [name for name in names if _shown(one, name) != _shown(two, name)]
+    groups = (
+        ("These settings change the result:", [name for name in different if _matters(name)]),
+        ("These change no training:", [name for name in different if not _matters(name)]),
+    )
+    lines = [f"A  {one.title}", f"B  {two.title}", _verdict(one, two)]
+    for head, group in groups:
+        if group:
+            rows = [["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in group)]
+            lines += ["", head, *_aligned(rows)]
     return "\n".join(lines)
 
 
 def _side(ref: str, work: Path) -> _Side:
-    if Path(ref).suffix in (".yaml", ".yml"):
-        experiment = config.load([Path(ref)])
-        runs = expand(experiment)
-        run = runs[0].digest if len(runs) == 1 else f"the {len(runs)} runs of plan {plan_digest(experiment)[:12]}"
-        return _Side(ref, _flat(experiment.model_dump(mode="json")), run, experiment._origins)
-    config_, name = load_run(ref, work)
-    return _Side(f"{ref}  (run {name})", _flat(config_.model_dump(mode="json")), name, Origins())
+    if Path(ref).suffix not in (".yaml", ".yml"):
+        run, name = load_run(ref, work)
+        return _Side(f"{ref}  (run {name})", _flat(run.model_dump(mode="json")), Origins(), frozenset([name]))
+    experiment = config.load([Path(ref)])
+    runs = frozenset(run.digest for run in expand(experiment))
+    settings = _flat(experiment.model_dump(mode="json", exclude={"sweep", "tune"}))
+    study = study_id(experiment) if experiment.tune is not None else None
+    return _Side(f"{ref}  ({_count(len(runs), 'run')})", settings, experiment._origins, runs, study)
+
+
+def _verdict(one: _Side, two: _Side) -> str:
+    """How the runs of two sides overlap."""
+    if one.runs == two.runs:
+        text = "The same run" if len(one.runs) == 1 else f"The same {len(one.runs)} runs"
+    elif len(one.runs) == len(two.runs) == 1:
+        text = "Two different runs"
+    else:
+        shared, only, other = len(one.runs & two.runs), len(one.runs - two.runs), len(two.runs - one.runs)
+        text = f"{_count(shared, 'run')} in both, {only} only in A, {other} only in B"
+    if one.study != two.study and one.origins.entries and two.origins.entries:
+        text += f"; study of A: {one.study or 'none'}, of B: {two.study or 'none'}"
+    return text
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -384,8 +401,9 @@ def _shown(side: _Side, name: str) -> str:
 
 def _difference(one: _Side, two: _Side, name: str) -> list[str]:
     path = tuple(name.split("."))
-    setters = []
-    for letter, side in (("A", one), ("B", two)):
-        if side.origins.entries and name in side.settings:
-            setters.append(f"{letter}: {side.origins.exactly(path) or 'default'}")
-    return [f"  {name}", _shown(one, name), _shown(two, name), ", ".join(setters)]
+    setters = [
+        f"{letter}: {side.origins.exactly(path) or 'default'}"
+        for letter, side in (("A", one), ("B", two))
+        if side.origins.entries and name in side.settings
+    ]
+    return [f"  {name}", *(textwrap.shorten(_shown(side, name), 40) for side in (one, two)), ", ".join(setters)]
