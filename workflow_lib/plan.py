@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from workflow_lib import config, files
 from workflow_lib.config import points
 from workflow_lib.config.checks import name_problem, run_problems
-from workflow_lib.config.compose import overlay
+from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.problems import messages, shown
 from workflow_lib.config.sections import Data, Experiment, Model, Optimizer, Schedule, Training, Tune
@@ -86,7 +86,7 @@ def apply(run: RunConfig | Experiment, point: Mapping[str, Any], name: str = "th
     values = {part: _dump(getattr(run, part)) for part in points.PARTS}
     laid = overlay(values, points.nested(point))
     try:
-        return RunConfig.model_validate(laid, context={"root": None})
+        return RunConfig.model_validate(laid, context={"root": project_root()})
     except ValidationError as error:
         raise ConfigError("\n".join(messages(error.errors(), RunConfig, laid, Origins({(): name})))) from error
 

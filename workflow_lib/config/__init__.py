@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from workflow_lib import files
 from workflow_lib.config import compose
 from workflow_lib.config.checks import check
-from workflow_lib.config.compose import Source, merge, read
+from workflow_lib.config.compose import Source, find_root, merge, project_root, read
 from workflow_lib.config.identity import canonical, digest, identity
 from workflow_lib.config.problems import messages
 from workflow_lib.config.sections import Data, Experiment, Model
@@ -43,7 +43,7 @@ def load(paths: Sequence[Path], overrides: Sequence[str] = (), *, root: Path | N
         source = merge(source, read(Path(path)))
     for override in compose.overrides(overrides):
         source = merge(source, override)
-    return validate(source, root or _root())
+    return validate(source, root or project_root())
 
 
 def validate(source: Source, root: Path | None) -> Experiment:
@@ -56,21 +56,6 @@ def validate(source: Source, root: Path | None) -> Experiment:
     if problems := check(experiment, source.origins):
         raise ConfigError("\n".join(problems))
     return experiment
-
-
-def find_root(start: Path) -> Path:
-    """The project's root: the folder that holds `Snakefile`, `start` or the nearest above it."""
-    for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / "Snakefile").is_file():
-            return folder
-    raise ConfigError(f"{start}: not in a project; no folder from here upward holds a `Snakefile`")
-
-
-def _root() -> Path | None:
-    try:
-        return find_root(Path.cwd())
-    except ConfigError:
-        return None
 
 
 def snapshot(experiment: Experiment, work: Path) -> Path:

@@ -192,7 +192,7 @@ def _space_problems(space: FloatSpace | IntSpace | CategoricalSpace) -> Iterator
 
 
 def _trial_problems(experiment: Experiment, tune: Tune, origins: Origins) -> list[str]:
-    """What is wrong with a trial somewhere in the space: at the ends of each range, and at each choice."""
+    """What is wrong somewhere in the space of the study: at the ends of each range, and at each choice."""
     layers = Layers(experiment)
     lines: dict[str, None] = {}
     for path, point in _corners(tune):
@@ -216,11 +216,12 @@ def _blamed(tune: Tune, path: KeyPath, what: str, where: str, origins: Origins) 
 
 
 def _corners(tune: Tune) -> Iterator[tuple[KeyPath, Point]]:
+    """Points at the ends of the space, as the trials have them and as the best run may."""
     values = {name: _ends(space) for name, space in tune.space.items()}
-    first: Point = {**tune.set, **{name: ends[0] for name, ends in values.items()}}
-    yield from ((("tune", "set", name), tune.set) for name in list(tune.set)[:1])
-    for name, ends in values.items():
-        yield from ((("tune", "space", name), {**first, name: value}) for value in ends)
+    first: Point = {name: ends[0] for name, ends in values.items()}
+    for fixed in (tune.set, {}) if tune.set else ({},):
+        for name, ends in values.items():
+            yield from ((("tune", "space", name), {**fixed, **first, name: value}) for value in ends)
 
 
 def _ends(space: FloatSpace | IntSpace | CategoricalSpace) -> list[Any]:

@@ -23,6 +23,22 @@ class Source:
     origins: Origins
 
 
+def find_root(start: Path) -> Path:
+    """The project's root: the folder that holds `Snakefile`, `start` or the nearest above it."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "Snakefile").is_file():
+            return folder
+    raise ConfigError(f"{start}: not in a project; no folder from here upward holds a `Snakefile`")
+
+
+def project_root() -> Path | None:
+    """The root of the project one stands in; None outside of any."""
+    try:
+        return find_root(Path.cwd())
+    except ConfigError:
+        return None
+
+
 def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     """The values of a file over those of the file it `extends`."""
     where = _shown(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_lib.config.compose import overlay
+from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, identity
 from workflow_lib.config.problems import messages, shown
 from workflow_lib.config.sections import Experiment, Sweep
@@ -90,6 +90,7 @@ class Layers:
         self._values = {name: getattr(experiment, name) for name in PARTS}
         self._dumped = {name: _dumped(value) for name, value in self._values.items()}
         self._base = {name: _part(value) for name, value in self._values.items()}
+        self._root = project_root()
         self._seen: dict[tuple[str, str], Part | list[str]] = {}
 
     def parts(self, point: Mapping[str, Any], where: str) -> dict[str, Part]:
@@ -111,7 +112,9 @@ class Layers:
     def _validated(self, name: str, value: Any, where: str) -> Part | list[str]:
         laid = overlay({name: self._dumped.get(name)}, {name: value})
         try:
-            experiment = Experiment.model_validate({"name": "point", **self._values, **laid})
+            experiment = Experiment.model_validate(
+                {"name": "point", **self._values, **laid}, context={"root": self._root}
+            )
         except ValidationError as error:
             return messages(error.errors(), Experiment, laid, Origins({(): where}))
         return _part(getattr(experiment, name))

@@ -89,6 +89,8 @@ class _Tree:
         self.origins[path] = origin or self.origin(node)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            raise self.bad_tag(node, path)
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
@@ -112,7 +114,10 @@ class _Tree:
                 return self.number(node, path)
         except ValueError as error:
             raise self.error(node, path, f"{text!r} is not a {kind}") from error
-        raise self.error(node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values")
+        raise self.bad_tag(node, path)
+
+    def bad_tag(self, node: yaml.Node, path: KeyPath) -> ConfigError:
+        return self.error(node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values")
 
     def number(self, node: yaml.ScalarNode, path: KeyPath) -> float:
         text = node.value.lower()
@@ -148,11 +153,7 @@ class _Tree:
         return values
 
     def key(self, node: yaml.Node, path: KeyPath) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag not in (
-            _TAG + "str",
-            _TAG + "int",
-            _TAG + "bool",
-        ):
+        if node.tag not in (_TAG + "str", _TAG + "int", _TAG + "bool"):
             raise self.error(node, path, "a key is a plain name; put it in quotes if it is meant so")
         return str(node.value)
 
@@ -160,19 +161,24 @@ class _Tree:
 def parse_yaml(text: str, where: str, *, numbered: bool = True) -> tuple[Any, dict[KeyPath, str]]:
     """The value of a YAML document and the origin of each part; `where` names the text in errors."""
     try:
+        text.encode()
         node = yaml.compose(text, Loader=_Yaml12)
+        tree = _Tree(where, numbered)
+        return (None, {}) if node is None else (tree.value(node, ()), tree.origins)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark and numbered else where
-        hint = "; indent with spaces, not tabs" if "\\t" in str(error.problem) or "'\t'" in str(error.problem) else ""
         context = f" {error.context}" if error.context else ""
-        raise ConfigError(f"{place}: not valid YAML{context}: {error.problem}{hint}") from error
+        raise ConfigError(f"{place}: not valid YAML{context}: {error.problem}{_tab_hint(text, mark)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-    if node is None:
-        return None, {}
-    tree = _Tree(where, numbered)
-    try:
-        return tree.value(node, ()), tree.origins
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{ascii(where)}: not valid Unicode text") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
+
+
+def _tab_hint(text: str, mark: yaml.Mark | None) -> str:
+    line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+    indent = line[0][: len(line[0]) - len(line[0].lstrip())] if line else ""
+    return "; indent with spaces, not with tabs" if "\t" in indent else ""
