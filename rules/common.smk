@@ -30,13 +30,15 @@ except EverstepError as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
-# What the commands of the rules read, and what Snakemake hands to the Snakemake inside each cluster job.
-os.environ["EVERSTEP_EXPERIMENT"] = str(frozen)
+os.environ.update(
+    # What the commands of the rules read.
+    EVERSTEP_EXPERIMENT=str(frozen),
+    # Jobs run with the interpreter that runs Snakemake, whether or not its environment is activated.
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+)
+# What Snakemake hands to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
 workflow.config_settings.config_args = ""
-
-# Jobs run with the interpreter that runs Snakemake, whether or not its environment is activated.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 if workflow.is_main_process:
     for killed in controller.enter(Path(".snakemake")):
@@ -87,6 +89,22 @@ def run_reference(wildcards):
 def training_threads(wildcards):
     """The threads of every rank together."""
     return experiment.runtime.nproc * experiment.runtime.threads
+
+
+def study_results(wildcards):
+    """What the study leaves behind, when the experiment has one."""
+    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json" if experiment.tune else []
+
+
+def of_each_run(name):
+    """The statement of that name of every reported run."""
+    return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
+
+
+def tell_the_result():
+    """The summary of the report, where there is one, is on the terminal."""
+    if Path(f"{RESULTS}/report.html").exists():
+        shell(f"exec python -m workflow_lib summary --results {RESULTS} || true")
 
 
 def tell_what_failed():

@@ -5,16 +5,6 @@ OUTPUTS: results/{experiment}/report.html, runs.csv
 """
 
 
-def study_results(wildcards):
-    """What the study leaves behind, when the experiment has one."""
-    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json" if experiment.tune else []
-
-
-def of_each_run(name):
-    """The statement of that name of every reported run."""
-    return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
-
-
 rule report:
     input:
         study=study_results,

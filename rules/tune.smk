@@ -13,7 +13,7 @@ TUNE = f"{RESULTS}/tune/{STUDY}"
 
 wildcard_constraints:
     study=re.escape(STUDY),
-    number=r"[0-9]{4,}",
+    number=r"[0-9]{4}[0-9]*",
 
 
 def earlier_trials(wildcards):

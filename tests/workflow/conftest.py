@@ -1,0 +1,196 @@
+"""A copy of the repository that real Snakemakes run in, and one finished pipeline that every test copies."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TINY = """\
+name: tiny
+training:
+  epochs: 2
+optimizer:
+  lr: 0.01
+evaluate:
+  bootstrap: 20
+export:
+  batch_sizes: [1, 2]
+sweep:
+  grid:
+    model.params.hidden: [[8], [16]]
+tune:
+  trials: 2
+  space:
+    optimizer.lr: {type: float, low: 0.001, high: 0.1, log: true}
+"""
+
+Job = tuple[str, str | None]
+
+
+@dataclass
+class Project:
+    """A copy of the repository, and how to run its pipeline."""
+
+    folder: Path
+    config: str = "config/tiny.yaml"
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def write(self, text: str) -> None:
+        """The experiment file holds the text."""
+        path = self.folder / self.config
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """The file has `new` where it had `old`, once."""
+        text = (self.folder / path).read_text()
+        assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
+        (self.folder / path).write_text(text.replace(old, new))
+
+    def command(self, *arguments: str) -> list[str]:
+        """The pipeline's command line, as a person types it."""
+        snakemake = str(Path(sys.executable).parent / "snakemake")
+        config = [] if "--configfile" in arguments else ["--configfile", self.config]
+        return [snakemake, *arguments, *config, "--profile", "profiles/local", "--cores", "2"]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The pipeline, running in a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=os.environ | self.environment,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """The pipeline runs; whatever is left of its process group ends with the block."""
+        process = self.start(*arguments)
+        try:
+            yield process
+        finally:
+            kill_group(process)
+
+    def run(self, *arguments: str) -> Outcome:
+        """The pipeline's outcome, once it has ended."""
+        with self.running(*arguments) as process:
+            output, _ = process.communicate(timeout=240)
+            return Outcome(process.returncode, output)
+
+    def make(self, *arguments: str) -> Outcome:
+        """The outcome of a pipeline that must succeed."""
+        outcome = self.run(*arguments)
+        assert outcome.code == 0, outcome.output
+        return outcome
+
+    def plan(self, *arguments: str) -> set[Job]:
+        """The jobs that Snakemake would run: (rule, run), without `all`."""
+        return self.make("--dry-run", *arguments).jobs
+
+    def everstep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The outcome of a verb for people."""
+        command = [sys.executable, "-m", "workflow_lib", *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a Snakemake left behind: its exit code and everything it said."""
+
+    code: int
+    output: str
+
+    @property
+    def jobs(self) -> set[Job]:
+        """The jobs it announced: (rule, run), without `all`."""
+        found = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", self.output, re.MULTILINE)
+        return {(rule, _run_of(details)) for rule, details in found if rule != "all"}
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether Snakemake found nothing to do."""
+        return "Nothing to be done" in self.output
+
+
+def _run_of(details: str) -> str | None:
+    match = re.search(r"wildcards:.*\brun=([^,\s]+)", details)
+    return match[1] if match else None
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """No process of the group is left; as when a machine dies, nothing was asked first."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(timeout=30)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """The condition holds; the process was running all the while."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited for two minutes"
+        time.sleep(0.02)
+
+
+def copy_repository(folder: Path) -> None:
+    """The folder holds the files of the repository, as a clone would."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A fresh clone with the tiny experiment, in a folder whose name needs quoting."""
+    folder = tmp_path / "a project"
+    copy_repository(folder)
+    fresh = Project(folder)
+    fresh.write(TINY)
+    return fresh
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of the finished tiny pipeline: half a minute of work, done once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            copy_repository(folder)
+            tiny = Project(folder)
+            tiny.write(TINY)
+            tiny.make()
+            (folder / "done").touch()
+    return folder
+
+
+@pytest.fixture
+def finished(_finished: Path, tmp_path: Path) -> Project:
+    """A copy of the finished tiny pipeline, as fresh as the original: modification times are kept."""
+    folder = tmp_path / "finished"
+    subprocess.run(["cp", "-a", str(_finished), str(folder)], check=True)
+    return Project(folder)

@@ -1,0 +1,60 @@
+"""What a person types after `snakemake`, and what they read when it cannot be run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.workflow.conftest import Project
+
+
+def test_settings_on_the_command_line_win_over_the_file(project: Project) -> None:
+    project.make("results/tiny/plan.json", "--config", "set=training.epochs=3 seed=7")
+    frozen = [json.loads(path.read_text()) for path in (project.folder / "work/runs").glob("*/config.json")]
+    assert {(run["training"]["epochs"], run["seed"]) for run in frozen} == {(3, 7)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "epochs=3"], "the only name it takes is 'set'"),
+        (["--config", "set=training.epoch=3"], "did you mean `epochs`"),
+        (["--config", "set=training.epochs=-1"], "training.epochs"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[str], message: str) -> None:
+    outcome = project.run("--dry-run", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.output
+    assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
+
+
+def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: Project) -> None:
+    project.write("name: tiny\nseed: 1\nseed: 2\n")
+    outcome = project.run("--dry-run")
+    assert outcome.code == 2
+    assert "seed" in outcome.output and "config/tiny.yaml" in outcome.output
+
+
+def test_a_file_of_ones_own_inherits_nothing_from_the_default(project: Project) -> None:
+    assert (project.folder / "config/config.yaml").exists()
+    project.write("name: bare\n")
+    trained = [run for rule, run in project.plan() if rule in ("train", "trial")]
+    assert len(trained) == 1 and str(trained[0]).startswith("bare-")
+
+
+def test_the_default_experiment_is_the_one_in_config(project: Project) -> None:
+    command = [c for c in project.command("--dry-run") if c not in ("--configfile", project.config)]
+    outcome = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "rule report:" in outcome.stdout + outcome.stderr
+
+
+def test_the_linter_finds_only_that_no_container_is_named(project: Project) -> None:
+    """Everstep runs in the environment that `scripts/setup` makes, and names no image that does not exist."""
+    outcome = project.run("--lint")
+    titles = set(re.findall(r"^    \* (.*):$", outcome.output, re.MULTILINE))
+    assert titles == {"Specify a conda environment or container for each rule."}, outcome.output

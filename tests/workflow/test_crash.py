@@ -1,0 +1,128 @@
+"""The machine dies in the middle: the same command goes on, and one failing run takes no other with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.workflow.conftest import Project, kill_group, wait_until
+
+# Some seconds of training, with a checkpoint every few steps.
+LONG = """\
+name: long
+training:
+  epochs: 40
+  batch_size: 16
+checkpoint:
+  interval_steps: 50
+"""
+
+
+def checkpoints(project: Project) -> list[Path]:
+    """What a restart could go on from."""
+    return sorted((project.folder / "work/runs").glob("*/*/checkpoints/step-*"))
+
+
+def attempts(project: Project) -> list[dict[str, Any]]:
+    """The records of every attempt to train."""
+    paths = (project.folder / "work/runs").glob("*/*/attempts/*.json")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def the_run(project: Project) -> str:
+    """The id of the only run."""
+    return str(json.loads((project.folder / "results/long/plan.json").read_text())["runs"][0]["id"])
+
+
+def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Project) -> None:
+    project.write(LONG)
+    with project.running("results/long/plan.json", "--until", "plan") as process:
+        process.communicate(timeout=60)
+    target = f"results/long/runs/{the_run(project)}/train.json"
+    with project.running(target) as process:
+        wait_until(lambda: len(checkpoints(project)) >= 2, process)
+        kill_group(process)
+    assert list((project.folder / ".snakemake/locks").iterdir()), "the killed Snakemake left no lock"
+    assert not (project.folder / target).exists()
+
+    outcome = project.make(target)
+    assert "its lock is removed" in outcome.output
+    assert {rule for rule, _ in outcome.jobs} == {"train"}
+    assert (project.folder / target).exists()
+    assert len(attempts(project)) == 2
+    assert max(attempt["resumed_step"] or 0 for attempt in attempts(project)) > 0
+
+
+def test_the_lock_of_a_living_snakemake_is_respected(project: Project) -> None:
+    project.write(LONG)
+    with project.running("--until", "train") as first:
+        wait_until(lambda: checkpoints(project), first)
+        second = project.run("--until", "train")
+        assert second.code != 0
+        assert "lock" in second.output.lower()
+        output, _ = first.communicate(timeout=120)
+        assert first.returncode == 0, output
+    assert len(attempts(project)) == 1
+
+
+def test_garbage_in_the_experiment_file_disturbs_no_running_job(project: Project) -> None:
+    project.write(LONG)
+    with project.running("--until", "evaluate") as process:
+        wait_until(lambda: checkpoints(project), process)
+        project.write("]] name: [broken")
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert len(list((project.folder / "results/long/runs").glob("*/evaluation.json"))) == 1
+
+
+def test_the_snakemake_inside_a_job_reads_the_frozen_experiment(project: Project) -> None:
+    """A rule with `run:` starts a Snakemake of its own, as every cluster job does."""
+    probe = """
+rule spoil:
+    output: "spoilt.txt"
+    shell: "echo ']] name: [broken' > config/tiny.yaml; touch {output}"
+
+rule probe:
+    input: "spoilt.txt"
+    output: "probe.txt"
+    params: ids=list(RUNS)
+    run:
+        Path(output[0]).write_text(" ".join([experiment.name, *RUNS]))
+"""
+    with (project.folder / "rules/report.smk").open("a") as file:
+        file.write(probe)
+    project.make("probe.txt", "--config", "set=seed=5")
+    name, *runs = (project.folder / "probe.txt").read_text().split()
+    assert name == "tiny" and len(runs) == 2
+    assert "broken" in (project.folder / "config/tiny.yaml").read_text()
+    snapshot = next((project.folder / "work/experiments").glob("*.json"))
+    assert json.loads(snapshot.read_text())["seed"] == 5
+
+
+def test_a_failing_run_stops_no_other_and_is_told_at_the_end(project: Project) -> None:
+    broken = '''"""A model that cannot be built."""
+
+from typing import Any
+
+from workflow_lib.plugins import Section
+
+
+class Params(Section):
+    """It has no settings."""
+
+
+def build(params: Params, spec: Any) -> Any:
+    raise ValueError("this model cannot be built")
+'''
+    (project.folder / "workflow_lib/models/broken.py").write_text(broken)
+    project.write("name: mixed\ntraining: {epochs: 1}\nsweep: {grid: {model.name: [broken, mlp]}}\n")
+    outcome = project.run("--until", "train", "--retries", "0")
+    assert outcome.code == 1
+    trained = list((project.folder / "results/mixed/runs").glob("*/train.json"))
+    assert [path.parent.name.split("-")[1] for path in trained] == ["mlp"]
+    ending = outcome.output[outcome.output.rindex("everstep: train") :]
+    assert re.search(r"train \{.*mixed-broken-[0-9a-f]{12}.*failed: .*this model cannot be built", ending)
+    assert re.search(r"log: logs/train/mixed/mixed-broken-[0-9a-f]{12}\.log", ending)
+    assert "--configfile config/tiny.yaml" in ending

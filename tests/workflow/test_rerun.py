@@ -1,0 +1,174 @@
+"""What a change redoes, and what it does not. Each law is asked of a real Snakemake on a finished pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.conftest import Job, Project
+
+SWEEP = "[[8], [16]]"
+OF_A_RUN = ("train", "evaluate", "export")
+
+
+def runs_of(project: Project) -> dict[str, dict[str, Any]]:
+    """The planned runs by id."""
+    plan = json.loads((project.folder / "results/tiny/plan.json").read_text())
+    return {run["id"]: run for run in plan["runs"]}
+
+
+def run_with(project: Project, *hidden: int) -> str:
+    """The id of the planned run with these hidden layers."""
+    return next(i for i, r in runs_of(project).items() if r["swept"]["model.params.hidden"] == list(hidden))
+
+
+def jobs_of(run: str) -> set[Job]:
+    """Everything that is made of one run."""
+    return {(rule, run) for rule in OF_A_RUN}
+
+
+def attempts(project: Project) -> set[str]:
+    """Every attempt that was ever made to train something."""
+    return {str(path) for path in (project.folder / "work/runs").glob("*/*/attempts/*.json")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file in the folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_second_time_nothing_is_done(finished: Project) -> None:
+    assert finished.make().is_nothing
+
+
+def test_every_planned_run_and_the_tuned_one_is_finished(finished: Project) -> None:
+    for run in [*runs_of(finished), "tuned"]:
+        assert {"train.json", "model.safetensors", "evaluation.json", "model.onnx", "export.json"} <= set(
+            contents(finished.folder / "results/tiny/runs" / run)
+        )
+    assert (finished.folder / "results/tiny/report.html").exists()
+
+
+def test_a_changed_sweep_value_makes_that_run_and_the_report(finished: Project) -> None:
+    before = attempts(finished)
+    kept = contents(finished.folder / "results/tiny/runs" / run_with(finished, 8))
+    finished.edit("config/tiny.yaml", SWEEP, "[[8], [12]]")
+    outcome = finished.make()
+    new = run_with(finished, 12)
+    assert outcome.jobs == jobs_of(new) | {("plan", None), ("report", None)}
+    assert len(attempts(finished) - before) == 1
+    assert contents(finished.folder / "results/tiny/runs" / run_with(finished, 8)) == kept
+    assert finished.make().is_nothing
+
+
+def test_a_larger_sweep_makes_the_new_runs_only(finished: Project) -> None:
+    finished.edit("config/tiny.yaml", SWEEP, "[[8], [16], [20], [24]]")
+    jobs = finished.plan()
+    new = {run for rule, run in jobs if rule == "train"}
+    assert len(new) == 2 and not new & set(runs_of(finished))
+    assert jobs == set().union(*map(jobs_of, new)) | {("plan", None), ("report", None)}
+
+
+def test_a_smaller_sweep_remakes_the_report_only(finished: Project) -> None:
+    finished.edit("config/tiny.yaml", SWEEP, "[[16]]")
+    assert finished.plan() == {("plan", None), ("report", None)}
+
+
+def test_a_run_of_an_earlier_plan_stays_a_target(finished: Project) -> None:
+    old = run_with(finished, 8)
+    finished.edit("config/tiny.yaml", SWEEP, "[[16]]")
+    finished.make("results/tiny/plan.json")
+    export = f"results/tiny/runs/{old}/export.json"
+    assert finished.make(export).is_nothing
+    (finished.folder / export).unlink()
+    assert finished.make(export).jobs == {("export", old)}
+
+
+def test_a_report_setting_remakes_the_report_only(finished: Project) -> None:
+    assert finished.plan("--config", 'set=report.title="Another title"') == {("report", None)}
+
+
+def test_an_evaluation_setting_retrains_nothing(finished: Project) -> None:
+    runs = [*runs_of(finished), "tuned"]
+    jobs = finished.plan("--config", "set=evaluate.bootstrap=30")
+    assert jobs == {(rule, run) for rule in ("evaluate", "export") for run in runs} | {("report", None)}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "runtime.threads=2",
+        "runtime.nproc=2",
+        "runtime.device=cpu",
+        "runtime.log_level=debug",
+        "checkpoint.interval_steps=5",
+        "labels={who: me}",
+        "data.shard_samples=100",
+    ],
+)
+def test_a_setting_that_cannot_change_the_result_redoes_nothing(finished: Project, setting: str) -> None:
+    assert finished.make("--config", f"set='{setting}'").is_nothing
+
+
+def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
+    run = run_with(finished, 8)
+    folder = finished.folder / "results/tiny/runs" / run
+    before, made = attempts(finished), contents(folder)
+    (folder / "model.safetensors").unlink()
+    assert ("train", run) in finished.make(f"results/tiny/runs/{run}/train.json").jobs
+    assert attempts(finished) == before
+    assert {name: contents(folder)[name] for name in ("model.safetensors", "history.csv")} == {
+        name: made[name] for name in ("model.safetensors", "history.csv")
+    }
+
+
+def test_a_bumped_evaluation_stage_redoes_it_and_what_follows(finished: Project) -> None:
+    runs = [*runs_of(finished), "tuned"]
+    finished.edit("workflow_lib/plan.py", '"evaluate": 1', '"evaluate": 2')
+    assert finished.plan() == {(r, run) for r in ("evaluate", "export") for run in runs} | {("report", None)}
+
+
+def test_a_bumped_report_stage_redoes_the_report(finished: Project) -> None:
+    finished.edit("workflow_lib/plan.py", '"report": 1', '"report": 2')
+    assert finished.plan() == {("report", None)}
+
+
+def test_a_bumped_training_stage_trains_everything_again_under_new_names(finished: Project) -> None:
+    finished.edit("workflow_lib/plan.py", '"train": 1', '"train": 2')
+    jobs = finished.plan()
+    trained = {run for rule, run in jobs if rule == "train" and run}
+    assert len(trained) == 3 and not (trained - {"tuned"}) & set(runs_of(finished))
+    assert {rule for rule, _ in jobs} == {"plan", *OF_A_RUN, "suggest", "trial", "best", "report"}
+
+
+def test_more_trials_keep_the_finished_ones(finished: Project) -> None:
+    done = contents(finished.folder / "work/../results/tiny/tune" / study(finished))
+    jobs = finished.plan("--config", "set=tune.trials=3")
+    assert {rule for rule, _ in jobs} == {"plan", "suggest", "trial", "best", "train", "evaluate", "export", "report"}
+    outcome = finished.run("--dry-run", "--config", "set=tune.trials=3")
+    assert "number=0002" in outcome.output and "number=0001" not in outcome.output
+    assert {name for name in done if name.startswith("trial")} == {"trial-0000.json", "trial-0001.json"}
+
+
+def study(project: Project) -> str:
+    """The id of the planned study."""
+    return str(json.loads((project.folder / "results/tiny/plan.json").read_text())["study"]["id"])
+
+
+def test_a_second_experiment_shares_the_store(finished: Project) -> None:
+    before = attempts(finished)
+    run = run_with(finished, 8)
+    finished.edit("config/tiny.yaml", "name: tiny", "name: other")
+    digest = run.rpartition("-")[2]
+    plan = finished.make("results/other/plan.json")
+    assert plan.jobs == {("plan", None)}
+    other = next(
+        r["id"]
+        for r in json.loads((finished.folder / "results/other/plan.json").read_text())["runs"]
+        if r["id"].endswith(digest)
+    )
+    finished.make(f"results/other/runs/{other}/train.json")
+    assert attempts(finished) == before
