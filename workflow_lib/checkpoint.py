@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -280,12 +281,14 @@ def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str,
     with path.open("xb", buffering=0) as file:
         for chunk in chunks:
             for start in range(0, len(chunk), CHUNK):
+                sys.audit("everstep", "write", str(path))
                 piece = chunk[start : start + CHUNK]
                 hasher.update(piece)
                 written = 0
                 while written < len(piece):
                     written += file.write(piece[written:])
                 size += len(piece)
+        sys.audit("everstep", "fsync", str(path))
         os.fsync(file.fileno())
     return {"bytes": size, "blake2b": hasher.hexdigest()}
 

@@ -13,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -43,8 +44,11 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 STOPPED_S = 30.0  # a rank that something else has stopped (SIGSTOP) is given up after this
+COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "val_accuracy")
 FAILED = 70  # exit code of a rank whose error lies in a file
 PR_SET_PDEATHSIG = 1
+# what a rank says whose partner is gone: never the first cause
+LOST_PARTNER = re.compile(r"gloo.*(Connection|timed out|Timed out|closed)|NCCL|ProcessGroup", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,6 @@ def write_outputs(sealed: Checkpoint, job: Job, output: Path) -> None:
             "parameters": sealed.about["parameters"],
             "seconds": round(sum(one.seconds or 0.0 for one in attempts), 3),
             "attempts": len(attempts),
-            "world_size": sealed.about["world_size"],
             "environment": sealed.about["environment"],
         },
     )
@@ -256,7 +259,10 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str,
     )
     try:
         results = elastic_launch(launch, _rank)(job, root, folder, os.getpid())
-    except ChildFailedError:
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            _note_killed(folder, rank, signal.Signals(-failure.exitcode).name)
         return None
     outcome: dict[str, Any] = results[min(results)]
     return outcome
@@ -335,11 +341,12 @@ def _first_failure(folder: Path, verdict: str | None) -> EverstepError:
     """The error of the rank that failed first; the others only lost their partner."""
     if verdict is not None:
         return RankError(verdict)
-    failures = sorted((json.loads(path.read_text()) for path in folder.glob("failure-*.json")), key=lambda f: f["time"])
-    if not failures:
+    failures = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
+    failures.sort(key=lambda failure: (bool(LOST_PARTNER.search(failure["message"])), failure["time"]))
+    if not failures or LOST_PARTNER.search(failures[0]["message"]):
         return RankError(
-            "a rank was killed (SIGKILL; out of memory?) without a word. Run the same command again to go on from the "
-            "last checkpoint"
+            "a rank was killed without a word (out of memory?). Run the same command again to go on from the last "
+            "checkpoint"
         )
     first = failures[0]
     kind = getattr(errors, first["kind"], None)
@@ -347,6 +354,15 @@ def _first_failure(folder: Path, verdict: str | None) -> EverstepError:
         return kind(first["message"])
     logger.error("rank %d failed:\n%s", first["rank"], first["traceback"])
     return RankError(f"rank {first['rank']} failed: {first['kind']}: {first['message']}")
+
+
+def _note_killed(folder: Path, rank: int, name: str) -> None:
+    message = (
+        f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. Run the same command again to go on "
+        f"from the last checkpoint"
+    )
+    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": f"rank {rank} was {message}"}
+    write_json(folder / "failure-killed.json", failure)
 
 
 def _why_stopped(control: Control) -> str:
@@ -438,7 +454,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             store=store,
             saver=saver,
             events=root.events,
-            environment=telemetry.fingerprint(root.device),
+            environment=telemetry.fingerprint(root.device, ranks.world_size),
             metrics_file=ws.metrics_file(job.workspace),
             stop_early=job.stop_early,
         )
@@ -474,5 +490,5 @@ def _fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
 
 def _csv(history: list[Row]) -> str:
     """The curve as a table; numbers read back exactly."""
-    names = list(history[0]) if history else []
-    return "\n".join([",".join(names), *(",".join(repr(row[name]) for name in names) for row in history)]) + "\n"
+    lines = [",".join(COLUMNS), *(",".join(repr(row[name]) for name in COLUMNS) for row in history)]
+    return "\n".join(lines) + "\n"

@@ -420,7 +420,6 @@ class Trainer:
         return {
             "cursor": asdict(cursor),
             "exact": self.state.exact,
-            "world_size": self.ranks.world_size,
             "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "environment": self._environment,
         }
@@ -439,6 +438,8 @@ class Trainer:
             self._restore(*loaded)
         del self._initial
         if self.ranks.is_main:
+            cursor = self.state.cursor
+            logger.info("%s at step %d, epoch %d", "goes on" if loaded else "starts", cursor.step, cursor.epoch + 1)
             self._repair_metrics_file()
             self._saver.begin_at(self.state.cursor.step, self._saver.latest)
             self._progress = Progress(
@@ -486,12 +487,11 @@ class Trainer:
         """Generators as they were; with other ranks than before they start anew, and the run is no longer exact."""
         mine = {k.split(".", 1)[1]: v for k, v in ranks.items() if k.split(".", 1)[0] == str(self.ranks.rank)}
         changed = sorted(k for k in self._environment if self._environment[k] != about["environment"].get(k))
-        if about["world_size"] == self.ranks.world_size:
+        if "world_size" not in changed:
             self._loss_sum.copy_(mine.pop("loss_sum"))
         else:
             total = sum((v for k, v in ranks.items() if k.endswith(".loss_sum")), torch.zeros((), dtype=torch.float64))
             self._loss_sum.copy_(total if self.ranks.is_main else torch.zeros_like(total))
-            changed.append("world_size")
         if changed and self.ranks.is_main:
             logger.warning("not exact from here: %s changed since the checkpoint", ", ".join(changed))
         self.state.exact = self.state.exact and not changed
@@ -602,7 +602,7 @@ def _micro_batches(batch_size: int, ranks: Ranks, accumulation: int) -> list[tup
 
 
 def _line(row: Mapping[str, float]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _at(point: str) -> None:

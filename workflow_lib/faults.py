@@ -1,0 +1,65 @@
+"""Faults on purpose: a process that kills itself at a named point, to see whether the run survives it.
+
+    python -m workflow_lib.faults '{"point": "optimizer", "count": 7, "signal": "SIGKILL"}' train --run ...
+
+runs a verb with an audit hook that watches the points which the code names by ``sys.audit("everstep", point)``. It is
+installed in the launcher and inherited by the ranks. Nothing else in the package imports this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The ``count``-th time that a process of that rank is at the point, the target gets the signal."""
+
+    point: str
+    count: int = 1
+    signal: str = "SIGKILL"
+    rank: int = 0
+    target: Literal["self", "launcher", "group"] = "self"
+
+    def strike(self) -> None:
+        """The signal is sent; SIGKILL to this process does not return."""
+        number = signal.Signals[self.signal]
+        if self.target == "group":
+            os.killpg(os.getpgid(0), number)
+        else:
+            os.kill(os.getppid() if self.target == "launcher" else os.getpid(), number)
+
+
+def install(faults: Sequence[Fault]) -> None:
+    """Each fault strikes once, in this process or in one forked from it."""
+    seen: dict[Fault, int] = dict.fromkeys(faults, 0)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "everstep":
+            return
+        for fault in seen:
+            if arguments[0] == fault.point and os.environ.get("RANK", "-1") == str(fault.rank):
+                seen[fault] += 1
+                if seen[fault] == fault.count:
+                    fault.strike()
+
+    sys.addaudithook(watch)
+
+
+def main() -> int:
+    """The exit code of a verb that runs with the faults of the first argument, a JSON object or a list of them."""
+    from workflow_lib.__main__ import main as run_verb
+
+    given = json.loads(sys.argv[1])
+    install([Fault(**one) for one in (given if isinstance(given, list) else [given])])
+    return run_verb(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
