@@ -159,6 +159,13 @@ def test_a_result_within_the_window_is_looked_at(finished: Study, tmp_path: Path
     assert study.suggest(9)["params"] != finished.suggest(9)["params"]
 
 
+def test_a_suggestion_needs_the_newest_result_that_it_may_know(finished: Study, tmp_path: Path) -> None:
+    study = Study(finished.experiment, tmp_path).run(trials_first)
+    tuning.result_path(study.tune_dir, 9 - 3).unlink()
+    with pytest.raises(FileNotFoundError, match="trial-0006"):
+        study.suggest(9)
+
+
 def test_the_trials_in_the_window_are_kept_away_from(tmp_path: Path) -> None:
     """Constant liar: what the waiting trials try counts, though their results are not known."""
     study = Study(make_experiment(tmp_path), tmp_path).run(trials_first)
@@ -179,7 +186,8 @@ def test_forty_suggestions_made_again_are_the_same_bytes(tmp_path: Path, sampler
         tuning.suggestion_path(study.tune_dir, n).unlink()
         study.suggest(n)
     assert study.content() == before
-    assert len({name for name in before if name.startswith("suggest")}) == 40
+    params = [json.dumps(study.suggest(n)["params"]) for n in range(40)]
+    assert len(set(params)) == 40
 
 
 def test_another_process_with_other_hashing_gives_the_same_bytes(finished: Study, tmp_path: Path) -> None:
@@ -228,6 +236,12 @@ def test_what_changes_suggestions_is_another_study(tmp_path: Path, changed: dict
     assert plan.study_id(before) != plan.study_id(after)
 
 
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"window": 4}], ids=lambda changed: next(iter(changed)))
+def test_another_study_has_other_random_numbers(tmp_path: Path, changed: dict[str, Any]) -> None:
+    one, other = make_experiment(tmp_path / "a"), make_experiment(tmp_path / "b", **changed)
+    assert Study(one, tmp_path / "a").suggest(0)["params"] != Study(other, tmp_path / "b").suggest(0)["params"]
+
+
 def test_files_of_another_study_are_refused(finished: Study) -> None:
     other = make_experiment(finished.folder / "other", seed=5)
     with pytest.raises(EverstepError, match="belongs to study"):
@@ -238,7 +252,7 @@ def test_files_of_another_study_are_refused(finished: Study) -> None:
 @given(
     seed=st.integers(0, 2**32 - 1),
     low=st.floats(1e-12, 1e6, allow_subnormal=False),
-    factor=st.floats(1.001, 1e9),
+    factor=st.one_of(st.floats(1 + 1e-9, 1 + 1e-6), st.floats(1.001, 1e9)),
     log=st.booleans(),
 )
 def test_suggested_numbers_lie_in_their_bounds_and_survive_json(
@@ -253,7 +267,7 @@ def test_suggested_numbers_lie_in_their_bounds_and_survive_json(
 
 def test_a_point_is_tried_once_while_there_are_others(tmp_path: Path) -> None:
     space = {"training.batch_size": {"type": "int", "low": 1, "high": 8}}
-    study = Study(make_experiment(tmp_path, space=space, trials=10), tmp_path).run(trials_first)
+    study = Study(make_experiment(tmp_path, space=space, trials=10, sampler="random"), tmp_path).run(trials_first)
     tried = [study.suggest(n)["params"]["training.batch_size"] for n in range(10)]
     assert sorted(tried[:6]) == sorted(set(tried[:6]))
     assert set(tried) <= set(range(1, 9))
@@ -310,6 +324,7 @@ def test_a_lower_loss_is_better(tmp_path: Path) -> None:
     study = Study(make_experiment(tmp_path, trials=4, metric="val_loss"), tmp_path).run(trials_first)
     results = [tuning.load_result(tuning.result_path(study.tune_dir, n)) for n in range(4)]
     assert study.best()["value"] == min(result["value"] or 9 for result in results)
+    assert tuning.load_study(study.experiment, study.tune_dir).best_trial.number == study.best()["number"]
 
 
 def test_only_a_trial_trained_in_full_is_best(tmp_path: Path) -> None:
@@ -380,6 +395,14 @@ def test_a_run_trained_further_by_another_gives_the_same_result(finished: Study)
         assert further == tuning.load_result(tuning.result_path(finished.tune_dir, n))
 
 
+def test_only_complete_trials_make_the_median(pruned_with: Callable[..., config.Experiment]) -> None:
+    tune = pruned_with(1, 1, "val_accuracy").tune
+    assert tune is not None
+    complete, others = finished_result([0.5, 0.75, 0.875]), [finished_result([0.0] * 3) for _ in range(2)]
+    results = [complete, {**others[0], "state": "pruned"}, {**others[1], "state": "failed"}]
+    assert tuning.thresholds(tune, results, EPOCHS) == [None, 0.75, 0.875, None, None]
+
+
 GRID = st.integers(0, 16).map(lambda n: n / 16)  # medians of these are exact
 CURVES = st.lists(st.lists(GRID, min_size=1, max_size=EPOCHS), min_size=0, max_size=6)
 
@@ -406,7 +429,7 @@ def test_pruning_is_optunas_median_rule(
     suggestion: Any = {"metric": metric, "thresholds": tuning.thresholds(tune, results, EPOCHS)}
     stop_early = tuning.pruner(suggestion)
     history = [{"epoch": epoch, metric: value} for epoch, value in enumerate(own, start=1)]
-    ours = next((n for n in range(1, EPOCHS) if stop_early(history[:n])), None)
+    ours = next((n for n in range(1, EPOCHS + 1) if stop_early(history[:n])), None)
     assert ours == optunas_median_rule(curves, own, warmup, enough, metric)
     assert all(stop_early(history[:n]) for n in range(ours or EPOCHS, EPOCHS)), "what is pruned stays pruned"
 
