@@ -115,7 +115,8 @@ class RootOrchestrator:
         self.ranks = ranks
         self.services = services or Services()
         self.log = logging.getLogger(NAME)
-        self.events = EventLog(layout.events_file(workspace), attempt=attempt, rank=ranks.rank)
+        place = {} if ranks.is_launcher else {"rank": ranks.rank}
+        self.events = EventLog(layout.events_file(workspace), attempt=attempt, **place)
         self.devices: tuple[str, ...] = ()
         self._held: ExitStack | None = None
         self._is_spent = False

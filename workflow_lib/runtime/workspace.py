@@ -12,7 +12,6 @@ again when it ends: one that still says "running" while its launcher is gone was
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -178,7 +177,7 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
     for path in attempts_dir(workspace).glob("*.json"):
         try:
             records.append(read_attempt(workspace, path.stem))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", path, error)
     return tuple(sorted(records, key=lambda record: (record.began, record.attempt)))
 

@@ -1,0 +1,80 @@
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workflow_lib.runtime import workspace
+
+
+def test_creating_a_workspace_again_leaves_what_is_there(tmp_path: Path) -> None:
+    workspace.create(tmp_path / "run")
+    kept = workspace.checkpoints_dir(tmp_path / "run") / "step-1"
+    kept.mkdir()
+    workspace.create(tmp_path / "run")
+    assert kept.is_dir()
+    assert (
+        workspace.attempts_dir(tmp_path / "run").is_dir() and workspace.leases_dir(tmp_path / "run").is_dir()
+    )
+
+
+def test_an_attempt_is_on_disk_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    name = workspace.new_attempt()
+    began = workspace.begin(tmp_path, name, world_size=2, resumed_step=7)
+    assert workspace.read_attempt(tmp_path, name) == began
+    assert (began.pid, began.start_time) == (os.getpid(), psutil.Process().create_time())
+    assert (began.state, began.job, began.world_size, began.resumed_step) == ("running", "42", 2, 7)
+    assert began.is_alive_here()
+
+
+def test_the_end_says_why_and_keeps_what_was_recorded(tmp_path: Path) -> None:
+    name = workspace.new_attempt()
+    workspace.begin(tmp_path, name, resumed_step=3, devices=2)
+    rank = workspace.RankProcess.of(0, os.getpid())
+    workspace.record_ranks(tmp_path, name, [rank])
+    workspace.end(tmp_path, name, "preempted", step=12)
+    (record,) = workspace.list_attempts(tmp_path)
+    assert (record.state, record.reason, record.step, record.resumed_step) == ("ended", "preempted", 12, 3)
+    assert record.ranks == (rank,)
+    assert record.ended is not None and record.ended >= record.began
+    assert record.seconds is not None and record.gpu_seconds == pytest.approx(2 * record.seconds)
+
+
+def test_attempts_are_listed_in_the_order_they_began(tmp_path: Path) -> None:
+    names = [workspace.new_attempt() for _ in range(4)]
+    for second, name in enumerate(names):
+        workspace.begin(tmp_path, name)
+        path = workspace.attempts_dir(tmp_path) / f"{name}.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"began": f"2026-01-01T00:00:0{second}.000Z"}))
+    assert [record.attempt for record in workspace.list_attempts(tmp_path)] == names
+
+
+def test_a_damaged_record_is_named_and_does_not_hide_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = workspace.new_attempt()
+    workspace.begin(tmp_path, name)
+    (workspace.attempts_dir(tmp_path) / "torn.json").write_text('{"attempt": "to')
+    (workspace.attempts_dir(tmp_path) / "other.json").write_text("[]")
+    assert [record.attempt for record in workspace.list_attempts(tmp_path)] == [name]
+    assert "torn.json" in caplog.text and "other.json" in caplog.text
+
+
+def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:
+    began = workspace.begin(tmp_path, workspace.new_attempt())
+    path = workspace.attempts_dir(tmp_path) / f"{began.attempt}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"carbon_g": 3.1}))
+    assert workspace.read_attempt(tmp_path, began.attempt) == began
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}])
+def test_a_process_number_of_another_host_or_boot_says_nothing_here(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    began = workspace.begin(tmp_path, workspace.new_attempt())
+    path = workspace.attempts_dir(tmp_path) / f"{began.attempt}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    assert not workspace.read_attempt(tmp_path, began.attempt).is_alive_here()
