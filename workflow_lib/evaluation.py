@@ -130,7 +130,7 @@ def measure(
     test split are as random as its samples. In a resample without a class its ROC AUC has no value; such
     resamples are left out of that interval and counted.
     """
-    sample = _Sample(logits, targets)
+    sample = Sample(logits, targets)
     ones = np.ones((len(targets), 1), dtype=np.int32)
     point = {name: values[0] for name, values in sample.scores(ones).items()}
     drawn = _bootstrap(sample, resamples, seed)
@@ -147,7 +147,7 @@ def measure(
     }
 
 
-class _Sample:
+class Sample:
     """What the metrics need of a test split; each metric is a function of how often every sample counts.
 
     Weights are integers [samples, columns], one column a resample: reordering samples then moves whole rows,
@@ -233,7 +233,7 @@ def _macro_f1(confusion: np.ndarray) -> np.ndarray:
     return f1.sum(axis=0) / (occurrences > 0).sum(axis=0)
 
 
-def _bootstrap(sample: _Sample, resamples: int, seed: int) -> dict[str, np.ndarray]:
+def _bootstrap(sample: Sample, resamples: int, seed: int) -> dict[str, np.ndarray]:
     """Each metric on each resample."""
     generator = np.random.default_rng(seed)
     size = len(sample.targets)

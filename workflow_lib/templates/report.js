@@ -116,5 +116,9 @@
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  for (const media of ["beforeprint", "afterprint"]) addEventListener(media, redraw);
+  // Paper is white.
+  const root = document.documentElement;
+  const { theme } = root.dataset;
+  addEventListener("beforeprint", () => { root.dataset.theme = "light"; redraw(); });
+  addEventListener("afterprint", () => { root.dataset.theme = theme; redraw(); });
 })();

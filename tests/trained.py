@@ -1,0 +1,98 @@
+"""A small experiment that was really trained, for the tests of what comes after training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow_lib import config, plan, tuning
+
+EXPERIMENT = """
+name: digits-demo
+labels:
+  who: "Zoë <b>bold</b> & co"
+  "</script><script>alert(1)</script>": "größer"
+model: {name: mlp, params: {hidden: [16]}}
+training: {epochs: 3, select_metric: val_accuracy}
+checkpoint: {interval_steps: 1000}
+sweep: {grid: {optimizer.lr: [0.001, 0.01]}}
+evaluate: {bootstrap: 200}
+tune:
+  trials: 3
+  space: {training.batch_size: {type: int, low: 16, high: 64, step: 16}}
+  set: {training.epochs: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A project whose runs are trained; the paths are what Snakemake would pass."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> config.Experiment:
+        return config.load([self.root / "experiment.yaml"])
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results" / "digits-demo"
+
+    @property
+    def data(self) -> Path:
+        return self.results / "data" / f"{plan.data_id(self.experiment)}.json"
+
+    @property
+    def runs(self) -> list[str]:
+        return [run.id for run in plan.expand(self.experiment)]
+
+    @property
+    def tune_dir(self) -> Path:
+        return self.results / "tune" / plan.study_id(self.experiment)
+
+    def reference(self, run: str) -> str:
+        """How a rule names the run."""
+        return str(self.tune_dir / "best.json") if run == "tuned" else run
+
+
+def train(root: Path) -> Trained:
+    """The project is in the folder, its runs trained in a process of their own."""
+    (root / "Snakefile").touch()
+    (root / "experiment.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    command = [sys.executable, "-m", "tests.trained", str(root)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Trained(root)
+
+
+def _train_all(project: Trained) -> None:
+    from workflow_lib import launch, shards
+
+    experiment, work, tune_dir = project.experiment, project.work, project.tune_dir
+    plan.write_plan(experiment, work, project.results / "plan.json")
+    shards.preprocess(experiment, project.data.stem, work, project.data)
+    for number in range(3):
+        suggestion = tuning.suggest(experiment, number, tune_dir, work, tuning.suggestion_path(tune_dir, number))
+        history = launch.trial(
+            experiment,
+            run=str(tuning.suggestion_path(tune_dir, number)),
+            data=project.data,
+            work=work,
+            stop_early=tuning.pruner(suggestion),
+        )
+        tuning.write_result(suggestion, history, tuning.result_path(tune_dir, number))
+    tuning.best(experiment, tune_dir, work, tune_dir / "best.json")
+    for run in [*project.runs, "tuned"]:
+        output = project.results / "runs" / run / "train.json"
+        launch.train(experiment, run=project.reference(run), data=project.data, work=work, output=output)
+
+
+if __name__ == "__main__":
+    _train_all(Trained(Path(sys.argv[1])))
