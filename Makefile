@@ -20,7 +20,7 @@ check: setup ## style and types only, in seconds
 	scripts/check style
 
 slurm-demo: setup ## the same pipeline on a four-node SLURM cluster that lives on this machine
-	scripts/slurm-sandbox demo
+	scripts/slurm-sandbox run snakemake --profile profiles/slurm --jobs 16 $(ARGS)
 
 clean: setup ## what `everstep clean` would delete from the store; it lists first
 	everstep clean
