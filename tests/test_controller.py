@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workflow_lib import controller
+from workflow_lib.errors import ConfigError
+
+ENTER = """
+import sys
+from pathlib import Path
+from workflow_lib import controller
+print(controller.enter(Path(sys.argv[1])), flush=True)
+if len(sys.argv) > 2:
+    (Path(sys.argv[1]) / "locks").mkdir(exist_ok=True)
+    sys.stdin.read()
+"""
+
+
+def start(folder: Path, *, stays: bool = False) -> subprocess.Popen[str]:
+    """A process that entered the directory; one that stays locks it, as Snakemake does, and waits."""
+    command = [sys.executable, "-c", ENTER, str(folder), *(["stay"] if stays else [])]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if stays:
+        assert process.stdout and process.stdout.readline() == "[]\n"
+        while not (folder / "locks").exists():
+            time.sleep(0.01)
+    return process
+
+
+def enter(folder: Path) -> str:
+    """What a process that comes and goes was told."""
+    return start(folder).communicate(timeout=30)[0].strip()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_the_lock_of_a_killed_snakemake_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = start(tmp_path, stays=True)
+    kill(killed)
+    assert (tmp_path / "locks").exists()
+    assert enter(tmp_path) == str([f"{socket.gethostname()} {killed.pid}"])
+    assert not (tmp_path / "locks").exists()
+    assert not list((tmp_path / "controllers").iterdir())
+
+
+def test_the_lock_of_a_living_snakemake_is_kept(tmp_path: Path) -> None:
+    living = start(tmp_path, stays=True)
+    try:
+        assert enter(tmp_path) == "[]"
+        assert (tmp_path / "locks").exists()
+    finally:
+        kill(living)
+
+
+def test_one_living_snakemake_protects_every_lock(tmp_path: Path) -> None:
+    killed, living = start(tmp_path, stays=True), start(tmp_path, stays=True)
+    kill(killed)
+    try:
+        assert enter(tmp_path) == "[]"
+        assert (tmp_path / "locks").exists()
+    finally:
+        kill(living)
+    assert enter(tmp_path).count(socket.gethostname()) == 2
+    assert not (tmp_path / "locks").exists()
+
+
+def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> None:
+    (tmp_path / "controllers").mkdir()
+    (tmp_path / "controllers/0.held").write_text("another-host 1")
+    (tmp_path / "locks").mkdir()
+    assert enter(tmp_path) == "[]"
+    assert (tmp_path / "locks").exists()
+
+
+def test_only_set_is_taken_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("name: mine\n")
+    assert controller.load_experiment([path], {"set": "training.epochs=3 seed=7"}).training.epochs == 3
+    with pytest.raises(ConfigError, match="--config epochs: the only name it takes is 'set'"):
+        controller.load_experiment([path], {"epochs": 3})
+
+
+def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("starting\nthe reason\n\n")
+    told = controller.failures([("train a", log), ("train b", tmp_path / "none.log")], ["snakemake", "a b"])
+    assert f"train a failed: the reason\n    log: {log}" in told
+    assert "train b failed: it left no message" in told
+    assert told.endswith("To go on: snakemake 'a b'")

@@ -1,0 +1,202 @@
+"""The house: imports go one way, every file we ship can be used, every rule is complete."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from workflow_lib import __main__ as verbs
+from workflow_lib import config, plan
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "workflow_lib"
+
+# From the ground up. A room may use those on the lines above its own, and its own package; not its line.
+LAYERS = (
+    ("",),
+    ("errors",),
+    ("files",),
+    ("plugins",),
+    ("config",),
+    ("plan",),
+    ("controller", "runtime"),
+    ("shards",),
+    ("data", "models"),
+    ("checkpoint",),
+    ("optim", "saver"),
+    ("orchestrator",),
+    ("training",),
+    ("provenance",),
+    ("launch", "evaluation"),
+    ("tuning", "export"),
+    ("report",),
+    ("__main__",),
+    ("faults",),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What a person waits for when nothing is trained: the command line, validation, the Snakefile.
+FAST = ("config", "plan", "plugins", "controller", "__main__")
+HEAVY = ("torch", "pandas", "numpy", "optuna", "sklearn", "onnx", "plotly")
+
+
+def room_of(path: Path) -> str:
+    """The first part of the module's name below the package."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms a module uses, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "workflow_lib":
+            found |= {alias.name if alias.name in LEVEL else "" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workflow_lib."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {parts[1] for parts in names if parts[0] == "workflow_lib" and len(parts) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    assert room in LEVEL, f"{path.name} has no place yet: give it one in LAYERS"
+    upward = {used for used in imports_of(path) - {room} if LEVEL[used] >= LEVEL[room]}
+    assert not upward, f"{path.relative_to(ROOT)} may not use {sorted(upward)}"
+
+
+@pytest.mark.parametrize("room", FAST)
+def test_what_a_person_waits_for_imports_nothing_heavy(room: str) -> None:
+    code = f"import sys, workflow_lib.{room}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/**/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_experiment_can_be_run(path: Path) -> None:
+    experiment = config.load([path])
+    assert plan.expand(experiment)
+
+
+def test_the_template_that_init_prints_can_be_run(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(config.template())
+    assert plan.expand(config.load([path]))
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every rule of the workflow as Snakemake itself understood it."""
+    folder = tmp_path_factory.mktemp("rules")
+    for name in ("Snakefile", "rules", "report", "config", "workflow_lib"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    code = """
+import json
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ResourceSettings
+
+with SnakemakeApi() as api:
+    workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))._workflow
+    print("RULES", json.dumps([
+        {"name": r.name, "shell": r.shellcmd, "log": list(map(str, r.log)), "benchmark": str(r.benchmark or ""),
+         "params": list(r.params.keys()), "resources": list(r.resources), "local": r.name in workflow._localrules}
+        for r in workflow.rules
+    ]))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert shown.returncode == 0, shown.stderr
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("RULES "))
+    found: list[dict[str, Any]] = json.loads(line.removeprefix("RULES "))
+    return [rule for rule in found if rule["shell"]]
+
+
+def test_every_rule_has_a_log_and_a_benchmark_named_after_it(rules: list[dict[str, Any]]) -> None:
+    assert len(rules) >= 9
+    for rule in rules:
+        assert [log.split("/")[:2] for log in rule["log"]] == [["logs", rule["name"]]], rule["name"]
+        assert rule["benchmark"].startswith(f"benchmarks/{rule['name']}/"), rule["name"]
+
+
+def test_every_rule_has_a_stage_and_resources(rules: list[dict[str, Any]]) -> None:
+    for rule in rules:
+        assert "stage" in rule["params"], rule["name"]
+        assert {"mem_mb", "runtime"} <= set(rule["resources"]), rule["name"]
+
+
+def test_every_rule_is_one_verb_with_every_path_quoted(rules: list[dict[str, Any]]) -> None:
+    known = {verb for verb, *_ in verbs.FOR_RULES}
+    for rule in rules:
+        shell = rule["shell"]
+        verb = re.search(r"^exec (?:\S+ )*?python -m workflow_lib (\w+) ", shell)
+        assert verb and verb[1] in known, rule["name"]
+        assert shell.endswith(">> {log:q} 2>&1"), rule["name"]
+        values = re.findall(r"\{(?:input|output|log|params|wildcards)[^}]*\}", shell)
+        assert [v for v in values if not v.endswith(":q}")] in ([], ["{wildcards.number}"]), rule["name"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("profiles/*/config.yaml")), ids=lambda path: path.parent.name)
+def test_every_profile_says_what_each_rule_may_take(path: Path, rules: list[dict[str, Any]]) -> None:
+    profile = yaml.safe_load(path.read_text())
+    described = {*profile["set-resources"], *profile.get("set-threads", {})}
+    assert {rule["name"] for rule in rules if not rule["local"] or path.parent.name == "local"} <= described
+    assert described <= {rule["name"] for rule in rules}
+
+
+def test_there_is_no_profile_that_snakemake_would_load_unasked() -> None:
+    assert not (ROOT / "profiles/default").exists()
+
+
+def test_every_shipped_yaml_is_covered_by_a_test_here() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shipped = {name for name in listed.split() if name.endswith((".yaml", ".yml"))}
+    assert all(re.fullmatch(r"config/.*\.yaml|profiles/\w+/config\.yaml", name) for name in shipped), shipped
+
+
+def test_the_constraints_name_versions_only() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    assert any(line.startswith("torch==") for line in lines)
+
+
+def test_every_dependency_is_pinned() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    pinned = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert {w.lower() for w in wanted} <= {p.lower().replace("_", "-") for p in pinned}
+
+
+def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
+    """A machine whose only Python is too old."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    old = tmp_path / "bin"
+    old.mkdir()
+    for tool in ("bash", "dirname", "env"):
+        (old / tool).symlink_to(str(shutil.which(tool)))
+    (old / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (old / "python3").chmod(0o755)
+    command = [str(tmp_path / "scripts/setup")]
+    shown = subprocess.run(command, env={"PATH": str(old)}, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert "Python 3.11 or newer is needed" in shown.stderr
+    assert not (tmp_path / ".venv").exists()
