@@ -98,9 +98,7 @@ def test_a_process_that_only_has_the_number_of_a_ghost_is_left_alone(start: Star
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}])
-def test_a_record_of_another_host_or_boot_ends_nothing(
-    start: Start, tmp_path: Path, other: dict[str, str]
-) -> None:
+def test_a_record_of_another_host_or_boot_ends_nothing(start: Start, tmp_path: Path, other: dict[str, str]) -> None:
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, **other)
@@ -108,9 +106,7 @@ def test_a_record_of_another_host_or_boot_ends_nothing(
     assert is_alive(rank.pid, rank.start_time)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours", "ends"), [("7", "7", True), ("7", "8", False), ("7", None, False)]
-)
+@pytest.mark.parametrize(("theirs", "ours", "ends"), [("7", "7", True), ("7", "8", False), ("7", None, False)])
 def test_only_ghosts_of_the_own_job_are_ended(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: str, ours: str | None, ends: bool
 ) -> None:

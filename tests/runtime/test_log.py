@@ -27,9 +27,7 @@ def no_handlers_left() -> Iterator[None]:
     assert (logging.getLogger(NAME).handlers, logging.getLogger(NAME).level) == before
 
 
-def test_a_message_is_one_plain_line_and_one_event(
-    events: EventLog, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_message_is_one_plain_line_and_one_event(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log("info", LAUNCHER, events) as log:
         log.info("epoch %d", 3)
         log.warning("slow")
@@ -39,10 +37,7 @@ def test_a_message_is_one_plain_line_and_one_event(
         "info  epoch 3",
         "warn  slow",
     ]
-    kept = [
-        (event["kind"], event["level"], event["message"], event["attempt"])
-        for event in read_events(events.path)
-    ]
+    kept = [(event["kind"], event["level"], event["message"], event["attempt"]) for event in read_events(events.path)]
     assert kept == [("log", "info", "epoch 3", "a1"), ("log", "warning", "slow", "a1")]
 
 
@@ -63,9 +58,7 @@ def test_a_log_opened_twice_says_things_once(events: EventLog, capsys: pytest.Ca
     assert len(read_events(events.path)) == 1
 
 
-def test_the_outer_log_goes_on_when_the_inner_one_closes(
-    events: EventLog, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_outer_log_goes_on_when_the_inner_one_closes(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log("info", LAUNCHER, events) as log:
         with open_log("error", SECOND, events):
             log.warning("hidden")
@@ -92,7 +85,8 @@ def test_lines_of_several_processes_never_mix(events: EventLog) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    lines = [json.loads(line) for line in events.path.read_text().splitlines()]
+    lines = [json.loads(line) for line in events.path.read_text().splitlines() if line]
+    assert lines == read_events(events.path)
     for name in range(3):
         assert [line["number"] for line in lines if line["name"] == name] == list(range(200))
 
@@ -110,9 +104,7 @@ def test_a_file_without_events_reads_as_none(tmp_path: Path) -> None:
     assert read_events(tmp_path / "missing.jsonl") == []
 
 
-def test_an_event_that_cannot_be_kept_is_a_warning_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_event_that_cannot_be_kept_is_a_warning_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = EventLog(tmp_path / "missing" / "events.jsonl")
     with open_log("info", LAUNCHER, events) as log:
         events.append("saved", path=tmp_path)

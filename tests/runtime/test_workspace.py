@@ -14,9 +14,7 @@ def test_creating_a_workspace_again_leaves_what_is_there(tmp_path: Path) -> None
     kept.mkdir()
     workspace.create(tmp_path / "run")
     assert kept.is_dir()
-    assert (
-        workspace.attempts_dir(tmp_path / "run").is_dir() and workspace.leases_dir(tmp_path / "run").is_dir()
-    )
+    assert workspace.attempts_dir(tmp_path / "run").is_dir() and workspace.leases_dir(tmp_path / "run").is_dir()
 
 
 def test_an_attempt_is_on_disk_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +69,7 @@ def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}])
-def test_a_process_number_of_another_host_or_boot_says_nothing_here(
-    tmp_path: Path, other: dict[str, str]
-) -> None:
+def test_a_process_number_of_another_host_or_boot_says_nothing_here(tmp_path: Path, other: dict[str, str]) -> None:
     began = workspace.begin(tmp_path, workspace.new_attempt())
     path = workspace.attempts_dir(tmp_path) / f"{began.attempt}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | other))

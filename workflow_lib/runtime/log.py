@@ -44,7 +44,7 @@ class EventLog:
         try:
             size = os.fstat(descriptor).st_size
             is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, b"\n" * is_torn + line)
+            os.write(descriptor, b"\n" * is_torn + line)  # a neighbour still writing looks torn: an empty line
         finally:
             os.close(descriptor)
 
