@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 WORK = Path("work")
+RESULTS_FOLDER = Path("results")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +71,45 @@ def _explain(arguments: Arguments) -> None:
     from workflow_lib import plan
 
     print(plan.explain(arguments.a, arguments.b, WORK))
+
+
+def _status(arguments: Arguments) -> None:
+    import json
+
+    from workflow_lib import status
+
+    rows = status.runs(WORK, RESULTS_FOLDER)
+    print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
+
+
+def _clean(arguments: Arguments) -> None:
+    from workflow_lib import status
+
+    items = status.removable(WORK, RESULTS_FOLDER)
+    for item in items:
+        print(f"{item.size / 1e6:10.1f} MB  {item.path}  ({item.why})")
+    total = sum(item.size for item in items) / 1e6
+    if not arguments.yes:
+        print(f"{total:10.1f} MB in {len(items)} places. Nothing was removed; --yes removes them")
+        return
+    left = [(item, why) for item, why in status.clean(items) if why is not None]
+    for item, why in left:
+        print(f"left: {item.path}: {why}", file=sys.stderr)
+    print(f"removed {len(items) - len(left)} of {len(items)} places")
+
+
+def _prove_resume(arguments: Arguments) -> None:
+    import uuid
+
+    from workflow_lib import config, prove
+
+    experiment = config.load([arguments.config], arguments.set)
+    verdict = prove.prove(
+        experiment, kills=arguments.kills, folder=WORK / "prove" / uuid.uuid4().hex[:12], seed=arguments.seed
+    )
+    if verdict.difference is not None:
+        raise EverstepError(str(verdict))
+    print(verdict)
 
 
 def _freeze(arguments: Arguments) -> None:
@@ -220,6 +260,29 @@ FOR_PEOPLE: tuple[Verb, ...] = (
         (
             (("a",), {"metavar": "A", "help": "run id or file"}),
             (("b",), {"metavar": "B", "help": "run id or file"}),
+        ),
+    ),
+    (
+        "status",
+        "show the runs: state, step, speed, last checkpoint, attempts, owner",
+        _status,
+        ((("--json",), {"action": "store_true", "help": "all that is known, as JSON"}),),
+    ),
+    (
+        "clean",
+        "list what no result needs, and the space it takes; remove it with --yes",
+        _clean,
+        ((("--yes",), {"action": "store_true", "help": "remove what is listed"}),),
+    ),
+    (
+        "prove-resume",
+        "train a run straight and under kills, and compare every bit",
+        _prove_resume,
+        (
+            CONFIG,
+            SET,
+            (("--kills",), {"type": int, "default": 20, "metavar": "N", "help": "how many (default 20)"}),
+            (("--seed",), {"type": int, "default": 0, "metavar": "S", "help": "of where and how they strike"}),
         ),
     ),
     ("schema", "print the JSON schema of experiment files, for editors", _schema, ()),

@@ -299,7 +299,7 @@ def _serialized(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]
     pieces: list[memoryview] = []
     offset = 0
     for name in sorted(tensors):
-        piece = _bytes_of(tensors[name])
+        piece = bytes_of(tensors[name])
         end = offset + len(piece)
         dtype = DTYPES[str(tensors[name].dtype)]
         header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
@@ -310,7 +310,8 @@ def _serialized(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]
     return [len(text).to_bytes(8, "little") + text, *pieces]
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, in the order of its elements; shared where it is contiguous."""
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)

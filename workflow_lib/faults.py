@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Target = Literal["self", "launcher", "group"]
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -25,7 +27,7 @@ class Fault:
     count: int = 1
     signal: str = "SIGKILL"
     rank: int = 0
-    target: Literal["self", "launcher", "group"] = "self"
+    target: Target = "self"
 
     def strike(self) -> None:
         """The signal is sent; SIGKILL to this process does not return."""

@@ -11,7 +11,7 @@ commit is whole in memory and can be saved at once; a resume repeats at most one
 The order of the data is a function of seed and epoch. The ranks agree by one small all_reduce on a gloo group of
 their own; only rank 0 looks at a clock, and only rank 0 writes.
 
-``sys.audit("everstep", point)`` names the places between which the tests kill; without a hook it does nothing.
+``sys.audit("everstep", point, ...)`` names the places between which the tests kill; without a hook it does nothing.
 """
 
 from __future__ import annotations
@@ -208,13 +208,13 @@ class Trainer:
         for number, (start, stop) in enumerate(self._windows):
             if number:
                 self._look_up()
-            _at("fetch")
             rows = batch[start:stop]
+            _at("fetch", rows)
             inputs = self._train_split.inputs.index_select(0, rows)
             targets = self._train_split.targets.index_select(0, rows)
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._no_sync(), self._autocast():
-                _at("forward")
+                _at("forward", inputs)
                 loss = self._loss(self._wrapped(inputs), targets)
                 _at("backward")
                 self._scaler.scale(loss * ((stop - start) * self.ranks.world_size / self._batch)).backward()
@@ -237,7 +237,7 @@ class Trainer:
         cursor.step += 1
         cursor.sample += self._batch
         self._set_aside = None
-        _at("commit")
+        _at("commit", self)
         self._control.tick(self.ranks.local_rank)
         if self._progress is not None:
             self._progress.update(cursor.step, self._loss_sum, cursor.sample // self.ranks.world_size)
@@ -369,7 +369,7 @@ class Trainer:
         ranks = self._rank_states()
         if self.ranks.is_main:
             step = self.state.cursor.step
-            self._saver.start(step, self._moving(), self._resting(ranks), self._record(), self._about())
+            self._saver.start(step, self._moving(), self._resting(ranks), self.record(), self._about())
 
     def _save_now(self) -> None:
         """The last commit is durable."""
@@ -381,7 +381,12 @@ class Trainer:
         latest = self._saver.latest
         if latest is None or latest.about["cursor"] != asdict(self.state.cursor):
             step = self.state.cursor.step
-            self._saver.finish(step, self._moving(), self._resting(ranks), self._record(), self._about())
+            self._saver.finish(step, self._moving(), self._resting(ranks), self.record(), self._about())
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All tensors of this process that a checkpoint keeps, by group: for a look from outside at a commit."""
+        rng = capture_rng(self.device)
+        return {**self._moving(), "generators": rng, "loss": {"sum": self._loss_sum}}
 
     def _moving(self) -> dict[str, dict[str, torch.Tensor]]:
         """What the next step changes."""
@@ -410,7 +415,8 @@ class Trainer:
         dist.gather_object(mine, gathered if self.ranks.is_main else None, group=self._group)
         return gathered
 
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """All that a checkpoint keeps besides tensors, as JSON values."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.state_dict()["param_groups"]]
         scaler = self._scaler.state_dict() if self._scaler.is_enabled() else None
         return {"progress": asdict(self.state), "optimizer": groups, "scaler": scaler}
@@ -605,5 +611,5 @@ def _line(row: Mapping[str, float]) -> str:
     return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _at(point: str) -> None:
-    sys.audit("everstep", point)
+def _at(point: str, *seen: object) -> None:
+    sys.audit("everstep", point, *seen)

@@ -48,7 +48,9 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         if now - self._said_at >= EVERY_S["line"]:
             self._said_at = now
-            self._events.append("progress", step=step, epoch=epoch, loss=loss, samples_per_s=round(speed, 1))
+            self._events.append(
+                "progress", step=step, steps=self._total, epoch=epoch, loss=loss, samples_per_s=round(speed, 1)
+            )
             if not self._bar:
                 logger.info(
                     "epoch %d/%d  step %d/%d  loss %.4f  %s samples/s  ETA %s",
@@ -64,7 +66,7 @@ class Progress:
             self._bar.console.print(line)
         else:
             logger.info("%s", line)
-        self._events.append("epoch", **row, samples_per_s=round(speed, 1))
+        self._events.append("epoch", **row, steps=self._total, samples_per_s=round(speed, 1))
 
     def close(self) -> None:
         """The bar is gone from the terminal."""
