@@ -19,6 +19,8 @@ training: {epochs: 3, select_metric: val_accuracy}
 checkpoint: {interval_steps: 1000}
 sweep: {grid: {optimizer.lr: [0.001, 0.01]}}
 evaluate: {bootstrap: 200}
+"""
+TUNE = """
 tune:
   trials: 3
   space: {training.batch_size: {type: int, low: 16, high: 64, step: 16}}
@@ -61,10 +63,10 @@ class Trained:
         return str(self.tune_dir / "best.json") if run == "tuned" else run
 
 
-def train(root: Path) -> Trained:
+def train(root: Path, *, tune: bool = False) -> Trained:
     """The project is in the folder, its runs trained in a process of their own."""
     (root / "Snakefile").touch()
-    (root / "experiment.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    (root / "experiment.yaml").write_text(EXPERIMENT + TUNE * tune, encoding="utf-8")
     command = [sys.executable, "-m", "tests.trained", str(root)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
@@ -75,23 +77,27 @@ def train(root: Path) -> Trained:
 def _train_all(project: Trained) -> None:
     from workflow_lib import launch, shards
 
-    experiment, work, tune_dir = project.experiment, project.work, project.tune_dir
+    experiment, work = project.experiment, project.work
     plan.write_plan(experiment, work, project.results / "plan.json")
     shards.preprocess(experiment, project.data.stem, work, project.data)
-    for number in range(3):
-        suggestion = tuning.suggest(experiment, number, tune_dir, work, tuning.suggestion_path(tune_dir, number))
-        history = launch.trial(
-            experiment,
-            run=str(tuning.suggestion_path(tune_dir, number)),
-            data=project.data,
-            work=work,
-            stop_early=tuning.pruner(suggestion),
-        )
-        tuning.write_result(suggestion, history, tuning.result_path(tune_dir, number))
-    tuning.best(experiment, tune_dir, work, tune_dir / "best.json")
-    for run in [*project.runs, "tuned"]:
+    if experiment.tune:
+        _tune(project, experiment)
+    for run in [*project.runs, *(["tuned"] if experiment.tune else [])]:
         output = project.results / "runs" / run / "train.json"
         launch.train(experiment, run=project.reference(run), data=project.data, work=work, output=output)
+
+
+def _tune(project: Trained, experiment: config.Experiment) -> None:
+    from workflow_lib import launch
+
+    work, tune_dir = project.work, project.tune_dir
+    for number in range(3):
+        path = tuning.suggestion_path(tune_dir, number)
+        suggestion = tuning.suggest(experiment, number, tune_dir, work, path)
+        stop_early = tuning.pruner(suggestion)
+        history = launch.trial(experiment, run=str(path), data=project.data, work=work, stop_early=stop_early)
+        tuning.write_result(suggestion, history, tuning.result_path(tune_dir, number))
+    tuning.best(experiment, tune_dir, work, tune_dir / "best.json")
 
 
 if __name__ == "__main__":

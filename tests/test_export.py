@@ -1,0 +1,197 @@
+"""The exporter needs five seconds for the first graph of a process: it compiles its operators."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tests.trained import Trained, train
+from workflow_lib import evaluation, export, plugins, shards
+from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.files import read_json
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trained, and its first run evaluated."""
+    project = train(tmp_path_factory.mktemp("project"))
+    folder = folder_of(project)
+    evaluation.evaluate(
+        project.experiment,
+        run=project.runs[0],
+        data=project.data,
+        work=project.work,
+        model=folder / "model.safetensors",
+        output=folder / "evaluation.json",
+    )
+    return project
+
+
+@pytest.fixture(scope="module")
+def exported(project: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an exported model."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_run(project, folder / "export.json")
+    return folder
+
+
+def folder_of(project: Trained) -> Path:
+    return project.results / "runs" / project.runs[0]
+
+
+def export_run(project: Trained, output: Path, **changes) -> None:
+    folder = folder_of(project)
+    arguments = {
+        "run": project.runs[0],
+        "data": project.data,
+        "work": project.work,
+        "model": folder / "model.safetensors",
+        "evaluation": folder / "evaluation.json",
+        "output": output,
+    }
+    export.export(project.experiment, **{**arguments, **changes})
+
+
+def held_out(project: Trained) -> shards.Split:
+    return shards.load_split(shards.Manifest.load(project.data), "test", project.work)
+
+
+def subject_of(project: Trained) -> evaluation.Subject:
+    return evaluation.load_subject(
+        project.runs[0], project.data, project.work, folder_of(project) / "model.safetensors"
+    )
+
+
+def test_the_exported_model_makes_the_predictions_of_the_evaluation(
+    project: Trained, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    export_run(project, tmp_path / "export.json")
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    logits = session.run(None, {"input": held_out(project).inputs.numpy()})[0]
+    with (folder_of(project) / "predictions.csv").open(newline="") as file:
+        assert logits.argmax(axis=1).tolist() == [int(row["predicted"]) for row in csv.DictReader(file)]
+
+
+def test_the_file_says_what_it_is(project: Trained, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    said = session.get_modelmeta().custom_metadata_map
+    measured = read_json(folder_of(project) / "evaluation.json")
+    for name in ("run", "digest", "data", "model"):
+        assert said[f"everstep.{name}"] == measured[name]
+    assert json.loads(said["everstep.metrics"])["accuracy"] == measured["metrics"]["accuracy"]["value"]
+    assert json.loads(said["everstep.classes"]) == measured["classes"]
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+
+
+def test_the_normalisation_in_the_file_is_the_one_of_the_training(project: Trained, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    said = json.loads(session.get_modelmeta().custom_metadata_map["everstep.normalisation"])
+    manifest = shards.Manifest.load(project.data)
+    stored = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    by_hand = (stored.numpy() / said["scale"] - said["mean"][0]) / said["std"][0]
+    np.testing.assert_allclose(shards.normalise(manifest, stored).numpy(), by_hand, rtol=1e-5)
+
+
+def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Trained, exported: Path) -> None:
+    checked = read_json(exported / "export.json")["check"]
+    assert [row["batch"] for row in checked["batches"]] == [1, 2, 7, 256]
+    measured = read_json(folder_of(project) / "evaluation.json")
+    assert checked["split"]["samples"] == measured["samples"]
+    assert checked["split"]["onnx_accuracy"] == checked["split"]["torch_accuracy"]
+    assert checked["split"]["torch_accuracy"] == measured["metrics"]["accuracy"]["value"]
+
+
+def test_the_largest_batch_is_no_larger_than_the_test_split(project: Trained) -> None:
+    split, network = held_out(project), subject_of(project).network
+    content = export.convert(network, split.inputs[:2], 18).SerializeToString()
+    few = {"inputs": split.inputs[:5], "targets": split.targets[:5].numpy()}
+    checked = export.check(content, network, **few, batch_sizes=[1, 7], max_batch=256, **TOLERANCE)
+    assert [row["batch"] for row in checked["batches"]] == [1, 5]
+
+
+def test_one_wrong_weight_is_caught_and_nothing_stays_published(project: Trained, tmp_path: Path) -> None:
+    def convert_wrongly(network: torch.nn.Module, inputs: torch.Tensor, opset: int | None) -> onnx.ModelProto:
+        proto = export.convert(network, inputs, opset)
+        weight = next(one for one in proto.graph.initializer if len(one.dims) == 2)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[3, 5] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return proto
+
+    export_run(project, tmp_path / "export.json")
+    with pytest.raises(EverstepError, match=r"at batch \d+: test sample .* nothing was published") as raised:
+        export_run(project, tmp_path / "export.json", convert=convert_wrongly)
+    assert raised.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_right_at_batch_1_only_is_caught(project: Trained) -> None:
+    class Mixing(torch.nn.Module):
+        """Samples of a batch influence each other."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            logits = self.inner(inputs)
+            return logits + 0.1 * (logits - logits.mean(0, keepdim=True))
+
+    split, network = held_out(project), subject_of(project).network
+    content = export.convert(Mixing(network), split.inputs[:2], 18).SerializeToString()
+    every = {"inputs": split.inputs, "targets": split.targets.numpy(), "max_batch": 256}
+    with pytest.raises(EverstepError, match="at batch 2"):
+        export.check(content, network, **every, batch_sizes=[1, 2, 7], **TOLERANCE)
+
+
+def test_a_change_within_the_tolerance_that_flips_no_clear_prediction_passes() -> None:
+    logits = np.array([[1.0, 1.00001], [3.0, -3.0]], dtype=np.float32)
+    swapped = logits[:, ::-1].copy()
+    swapped[1] = logits[1]
+    compared = export._compare(logits, swapped, "here", **TOLERANCE)
+    assert compared["agreement"] == 0.5
+    with pytest.raises(EverstepError, match="1 of 2 predictions differ"):
+        export._compare(logits, swapped, "here", atol=1e-9, rtol=0.0)
+
+
+def test_a_nan_never_passes() -> None:
+    logits = np.zeros((2, 2), dtype=np.float32)
+    with pytest.raises(EverstepError, match="sample 1, class 0"):
+        export._compare(logits, np.array([[0, 0], [np.nan, 0]], dtype=np.float32), "here", **TOLERANCE)
+
+
+def test_the_same_weights_give_the_same_bytes_on_any_machine(project: Trained, exported: Path, tmp_path: Path) -> None:
+    export_run(project, tmp_path / "export.json")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert content == (exported / "model.onnx").read_bytes()
+    assert b"site-packages" not in content and str(Path.cwd()).encode() not in content
+
+
+@pytest.mark.parametrize("opset", [18, 20, None])
+def test_each_model_exports_and_agrees(opset: int | None) -> None:
+    spec = shards.ModelSpec(input_shape=(3, 8, 8), classes=5)
+    inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for name in plugins.available("models") if opset == 18 else ["cnn"]:
+        plugin = plugins.load("models", name)
+        network = plugin.build(plugin.Params(), spec)
+        content = export.convert(network, inputs[:2], opset).SerializeToString()
+        targets = np.zeros(9, dtype=np.int64)
+        export.check(content, network, inputs, targets, batch_sizes=[1, 2, 7], max_batch=9, **TOLERANCE)
+
+
+def test_an_evaluation_of_other_weights_is_refused(project: Trained, tmp_path: Path) -> None:
+    measured = read_json(folder_of(project) / "evaluation.json")
+    (tmp_path / "evaluation.json").write_text(json.dumps({**measured, "model": "0" * 32}))
+    with pytest.raises(UserError, match="is about other weights"):
+        export_run(project, tmp_path / "export.json", evaluation=tmp_path / "evaluation.json")
