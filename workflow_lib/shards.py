@@ -15,7 +15,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -79,6 +79,7 @@ class Source:
     scale     stored inputs are divided by it: 255 makes bytes 0 to 1
     files     what the data came from; a changed file is new data
     content   digest of inputs that come from no file
+    close     gives back what `read` holds open
     """
 
     targets: Mapping[str, np.ndarray]
@@ -87,6 +88,7 @@ class Source:
     scale: float = 1.0
     files: tuple[SourceFile, ...] = ()
     content: str = ""
+    close: Callable[[], None] = lambda: None
 
 
 def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[str], scale: float = 1.0) -> Source:
@@ -237,10 +239,14 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path) -> Manifest:
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
-    source = plugin.open_source(plugin.Params.model_validate(data.params), root)
+    with closing(plugin.open_source(plugin.Params.model_validate(data.params), root)) as source:
+        return _stored(data, source, Path(str(plugin.__file__)), root, work)
+
+
+def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: Path) -> Manifest:
     parts = assign(source, data)
     first = _read(source, parts["train"], 0, 1)
-    folder = work / "data" / _store(data, source, Path(str(plugin.__file__)))
+    folder = work / "data" / _store(data, source, plugin)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         tally, made = Tally(first), []
@@ -394,8 +400,9 @@ def _refuse_empty(split: str, part: Part, classes: tuple[str, ...], *, made: boo
     if counts.all():
         return
     advice = "change the fractions in `data`" if made else "leave the split out, to have it made from train"
-    listing = ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True))
-    empty = ", ".join(f"`{name}`" for name, count in zip(classes, counts, strict=True) if not count)
+    each = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True)]
+    listing = ", ".join(each[:20] + ["..."] * (len(each) > 20))
+    empty = ", ".join(f"`{classes[number]}`" for number in np.flatnonzero(counts == 0)[:20])
     raise DataError(f"the {split} split has no sample of class {empty} ({listing}); give more samples, or {advice}")
 
 

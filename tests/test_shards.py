@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from workflow_lib import config, plan, shards
+from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.shards import SPLITS, Manifest, Source
+
+SETTINGS: dict[str, Any] = {"name": "digits", "shard_samples": 200}
+
+
+def prepare(folder: Path, **changed: Any) -> Manifest:
+    return shards.prepare(SETTINGS | changed, folder, folder / "work")
+
+
+def files(manifest: Manifest, folder: Path) -> list[Path]:
+    return [folder / "work" / "data" / manifest.store / shard.name for shard in manifest.shards]
+
+
+# Splits
+
+FRACTIONS = st.lists(st.floats(0.01, 0.45), min_size=1, max_size=2)
+TARGETS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
+
+
+@given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
+def test_every_sample_is_in_exactly_one_split(targets: np.ndarray, fractions: list[float], seed: int) -> None:
+    parts = shards.stratified_split(targets, fractions, seed)
+    assert len(parts) == 1 + len(fractions)
+    assert sorted(np.concatenate(parts)) == list(range(len(targets)))
+    for part in parts:
+        assert list(part) == sorted(part)
+
+
+@given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
+def test_classes_are_in_proportion_in_every_split(targets: np.ndarray, fractions: list[float], seed: int) -> None:
+    _, *taken = shards.stratified_split(targets, fractions, seed)
+    for rows, fraction in zip(taken, fractions, strict=True):
+        for number in set(targets):
+            assert abs((targets[rows] == number).sum() - (targets == number).sum() * fraction) < 1
+
+
+@given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
+def test_a_split_is_a_function_of_its_seed(targets: np.ndarray, fractions: list[float], seed: int) -> None:
+    one, two = (shards.stratified_split(targets, fractions, seed) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_split_is_the_same_for_ever() -> None:
+    left, taken = shards.stratified_split(np.array([0, 1] * 8), [0.25], 7)
+    assert taken.tolist() == [1, 3, 4, 8]
+
+
+def test_seeds_give_different_splits() -> None:
+    targets = np.arange(300) % 3
+    splits = {tuple(shards.stratified_split(targets, [0.2], seed)[1].tolist()) for seed in range(50)}
+    assert len(splits) == 50
+
+
+def test_fractions_that_leave_nothing_to_train_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="validation_fraction and data.test_fraction are 1.1 together"):
+        prepare(tmp_path, validation_fraction=0.6, test_fraction=0.5)
+
+
+def test_a_class_too_rare_for_a_split_is_refused_with_the_counts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the val split has no sample of class .*0: 0, .*fractions in `data`"):
+        prepare(tmp_path, validation_fraction=0.001)
+    assert not (tmp_path / "work").exists()
+
+
+# Statistics
+
+
+@given(arrays.arrays(np.float64, st.integers(1, 300), elements=st.floats(-1e300, 1e300)))
+def test_sums_are_exact(values: np.ndarray) -> None:
+    assert shards.exact_sum(values) == sum(map(Fraction, values.tolist()), Fraction(0))
+
+
+@given(arrays.arrays(np.float32, (12, 2, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.randoms())
+def test_statistics_do_not_depend_on_order_or_parts(inputs: np.ndarray, random: Any) -> None:
+    order = random.sample(range(12), 12)
+    whole, parts = shards.Moments(2), shards.Moments(2)
+    whole.add(inputs)
+    for part in np.array_split(inputs[order], random.randint(1, 12)):
+        parts.add(part)
+    assert whole.mean_and_std(1.0) == parts.mean_and_std(1.0)
+
+
+def test_statistics_are_those_of_numpy(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).normal(5, 3, (500, 3, 7, 5)).astype(np.float32)
+    moments = shards.Moments(3)
+    moments.add(inputs)
+    mean, std = moments.mean_and_std(2.0)
+    np.testing.assert_allclose(mean, inputs.mean(axis=(0, 2, 3), dtype=np.float64) / 2, rtol=1e-12)
+    np.testing.assert_allclose(std, inputs.std(axis=(0, 2, 3), dtype=np.float64) / 2, rtol=1e-12)
+
+
+def test_blocks_of_any_size_give_the_same_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = np.random.default_rng(0).integers(0, 256, (50, 2, 4, 4)).astype(np.uint8)
+    results = set()
+    for block in (1, 100, 1 << 22):
+        monkeypatch.setattr(shards, "BLOCK", block)
+        moments = shards.Moments(2)
+        moments.add(inputs)
+        results.add(moments.mean_and_std(255.0))
+    assert len(results) == 1
+
+
+# Preparing
+
+
+def test_what_is_loaded_is_what_was_given_normalised(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    manifest = prepare(tmp_path)
+    digits = load_digits()
+    source = shards.from_arrays(digits.images[:, None].astype(np.uint8), digits.target, classes=manifest.classes)
+    parts = shards.assign(source, config.Data.model_validate(SETTINGS))
+    for name in SPLITS:
+        split = shards.load_split(manifest, name, tmp_path / "work")
+        images = digits.images[parts[name].rows][:, np.newaxis]
+        expected = (images / 16 - manifest.mean[0]) / manifest.std[0]
+        np.testing.assert_allclose(split.inputs.numpy(), expected, atol=1e-6)
+        assert split.targets.tolist() == digits.target[parts[name].rows].tolist()
+        assert (len(split.targets), split.targets.bincount().tolist()) == (
+            manifest.splits[name].samples,
+            list(manifest.splits[name].per_class),
+        )
+
+
+def test_a_part_is_normalised_to_the_same_bits_as_the_whole(tmp_path: Path) -> None:
+    import torch
+
+    manifest = prepare(tmp_path)
+    stored = torch.randint(0, 17, (101, 1, 8, 8), dtype=torch.uint8)
+    whole = shards.normalise(manifest, stored)
+    assert torch.equal(whole, torch.cat([shards.normalise(manifest, part) for part in stored.split(7)]))
+
+
+def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    manifest.save(tmp_path / "copy.json")
+    assert Manifest.load(tmp_path / "copy.json") == manifest
+    assert Manifest.load(tmp_path / "work" / "data" / manifest.store / "manifest.json") == manifest
+    assert (manifest.spec.input_shape, manifest.spec.classes, manifest.dtype) == ((1, 8, 8), 10, "uint8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: "", "not a manifest"),
+        (lambda text: text[:-100], "not a manifest"),
+        (lambda text: text.replace('"scale": 16.0', '"scale": 17.0'), "its digest is not"),
+        (lambda text: json.dumps(json.loads(text) | {"mean": [0.5]}), "its digest is not"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "copy.json"
+    prepare(tmp_path).save(path)
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        Manifest.load(path)
+
+
+def test_a_lost_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no manifest; run preprocess again"):
+        Manifest.load(tmp_path / "none.json")
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def _swap(path: Path) -> None:
+    path.write_bytes(next(p for p in sorted(path.parent.glob("*.safetensors")) if p != path).read_bytes())
+
+
+DAMAGE = [Path.unlink, _cut_off, _flip, _swap, lambda path: path.write_bytes(b"")]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_never_trained_on(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    path = files(manifest, tmp_path)[1]
+    damage(path)
+    with pytest.raises(DataError, match=f"{path.name}: the shard is damaged or missing; run preprocess again"):
+        shards.load_split(manifest, "train", tmp_path / "work")
+    shards.load_split(manifest, "test", tmp_path / "work")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_only_what_is_missing_or_damaged_is_made_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    paths = files(manifest, tmp_path)
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in paths}
+    damage(paths[1])
+    assert prepare(tmp_path) == manifest
+    after = {path: (path.stat().st_ino, path.read_bytes()) for path in paths}
+    assert [path for path in paths if before[path][1] != after[path][1]] == []
+    assert [path for path in paths if before[path][0] != after[path][0]] in ([paths[1]], [])
+    assert all(before[path][0] == after[path][0] for path in paths if path != paths[1])
+    shards.load_split(manifest, "train", tmp_path / "work")
+
+
+def test_an_interrupted_preparation_with_another_shard_size_leaves_nothing(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path, shard_samples=90)
+    (tmp_path / "work" / "data" / manifest.store / "manifest.json").unlink()
+    again = prepare(tmp_path)
+    assert (again.digest, again.store) == (manifest.digest, manifest.store)
+    assert sorted(files(again, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_the_store_is_keyed_by_all_that_can_change_the_shards(tmp_path: Path) -> None:
+    same = [prepare(tmp_path), prepare(tmp_path, shard_samples=300), prepare(tmp_path, in_memory=False)]
+    other = [prepare(tmp_path, split_seed=1), prepare(tmp_path, test_fraction=0.3)]
+    assert len({manifest.store for manifest in same}) == 1
+    assert len({manifest.store for manifest in same + other}) == 3
+    assert len({manifest.digest for manifest in same + other}) == 3
+
+
+def test_progress_is_plain_lines_where_nobody_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "workflow_lib.shards")
+    manifest = prepare(tmp_path)
+    prepare(tmp_path)
+    assert [record.message for record in caplog.records].count("digits: train samples 0 to 200 written") == 1
+    assert f"0 of {len(manifest.shards)} shards written" in caplog.records[-1].message
+
+
+# A data set outside the package, whose reading can be watched
+
+
+USERS = """
+from pathlib import Path
+
+from workflow_lib.plugins import Section
+
+
+class Params(Section):
+    pass
+
+
+def note(text):
+    with Path("asked").open("a") as file:
+        file.write(f"{text} ")
+
+
+def open_source(params, root):
+    import numpy as np
+    from workflow_lib import shards
+
+    def read(split, rows):
+        READING
+
+    return shards.Source(
+        targets={"train": np.arange(90) % 3}, read=read, classes=("a", "b", "c"), scale=2.0, content="v1"
+    )
+"""
+FLOATS = "return (rows[:, None] * [[0.1, 0.2]]).astype('float32')"
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Writes a person's data set, whose `read` has this body; gives its settings."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"mine_{tmp_path.name}"
+    (tmp_path / name).mkdir()
+
+    def write(reading: str) -> dict[str, Any]:
+        (tmp_path / name / "data.py").write_text(USERS.replace("READING", reading))
+        sys.modules.pop(f"{name}.data", None)
+        return {"name": f"{name}.data", "shard_samples": 20}
+
+    return write
+
+
+def test_a_persons_data_set_is_one_file(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    manifest = shards.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
+    assert (manifest.spec.input_shape, manifest.dtype, manifest.classes) == ((2,), "float32", ("a", "b", "c"))
+    inputs = shards.load_split(manifest, "train", tmp_path / "work").inputs
+    assert inputs.mean(dim=0).abs().max() < 1e-6
+    assert (inputs.std(dim=0, correction=0) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ("return rows[:, None]", "gave int64 of shape"),
+        ("return rows.astype('uint8')", "gave uint8 of shape"),
+        ("return np.zeros((3, 2), 'uint8')", r"inputs are uint8 or float32 of shape \(1, channels"),
+        ("return np.zeros((len(rows), 2 + (rows[0] > 0)), 'uint8')", "all inputs have one shape"),
+        ("return np.where(rows == 33, np.nan, 0)[:, None].astype('float32')", "row 33 of `train` has NaN"),
+    ],
+)
+def test_a_data_set_that_reads_nonsense_is_refused(
+    reading: str, message: str, mine: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        shards.prepare(mine(reading), tmp_path, tmp_path / "work")
+    assert list((tmp_path / "work").rglob("manifest.json")) == []
+
+
+def test_a_constant_channel_is_only_shifted(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    settings = mine("return np.full((len(rows), 1), 7, 'uint8')")
+    manifest = shards.prepare(settings, tmp_path, tmp_path / "work")
+    assert (manifest.mean, manifest.std) == ((3.5,), (1.0,))
+    assert shards.load_split(manifest, "val", tmp_path / "work").inputs.unique().tolist() == [0]
+
+
+def test_other_code_of_a_data_set_never_gets_its_old_shards(
+    mine: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    one = shards.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
+    two = shards.prepare(mine(FLOATS.replace("0.1", "0.3")), tmp_path, tmp_path / "work")
+    three = shards.prepare(mine(FLOATS + "  # as before"), tmp_path, tmp_path / "work")
+    assert len({one.store, two.store, three.store}) == 3
+    assert one.digest == three.digest != two.digest
+
+
+def test_only_the_rows_of_a_shard_are_in_memory(
+    mine: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shards.prepare(mine(f"note(len(rows)); {FLOATS}"), Path(), Path("work"))
+    assert max(map(int, Path("asked").read_text().split())) == 20
+
+
+DEADLY = """import os, signal
+        if rows[0] > 40 and not Path('asked').exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Path('asked').exists():
+            note('read')
+        """
+
+
+def test_a_killed_preparation_costs_one_shard(
+    mine: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = mine(DEADLY + FLOATS)
+    code = f"import pathlib, workflow_lib.shards as s; s.prepare({settings}, pathlib.Path(), pathlib.Path('work'))"
+    environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    died = subprocess.run([sys.executable, "-c", code], env=environment)
+    assert died.returncode == -signal.SIGKILL
+    done = len(list(Path("work").rglob("*.safetensors")))
+    assert done >= 1 and not list(Path("work").rglob("manifest.json"))
+
+    Path("asked").touch()
+    manifest = shards.prepare(settings, Path(), Path("work"))
+    probe, *made = Path("asked").read_text().split()
+    assert len(made) == len(manifest.shards) - done
+
+
+def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
+    settings = SETTINGS | {"shard_samples": 60}
+    code = (
+        "import pathlib, sys, workflow_lib.shards as s; print('ready', flush=True); sys.stdin.readline(); "
+        f"print(s.prepare({settings}, pathlib.Path(), pathlib.Path('work')).model_dump_json())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    with ExitStack() as stack:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = [
+            stack.enter_context(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)) for _ in "123"
+        ]
+        assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 3
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        manifests = {worker.communicate(timeout=120)[0] for worker in workers}
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    (manifest,) = (Manifest.model_validate_json(text) for text in manifests)
+    assert sorted(files(manifest, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
+    assert [path for path in (tmp_path / "work").rglob("*") if path.name.endswith(".tmp")] == []
+
+
+# The verb
+
+
+def test_preprocess_writes_the_manifest_of_a_planned_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text("name: one\nsweep: {grid: {data.split_seed: [0, 1]}}\n")
+    experiment = config.load([Path("one.yaml")])
+    first, second = (run.data_id for run in plan.expand(experiment))
+    for data_id in (first, second):
+        shards.preprocess(experiment, data_id, Path("work"), Path(f"{data_id}.json"))
+    assert Manifest.load(Path(f"{first}.json")).data["split_seed"] == 0
+    assert Manifest.load(Path(f"{second}.json")).data["split_seed"] == 1
+    with pytest.raises(ConfigError, match=f"has no data digits-0; it has .*{first}"):
+        shards.preprocess(experiment, "digits-0", Path("work"), Path("none.json"))
+
+
+def test_a_closed_source_was_used_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workflow_lib import plugins
+
+    plugin, events = plugins.load("data", "digits"), []
+    opened = plugin.open_source
+
+    def watched(params: Any, root: Path) -> Source:
+        source = opened(params, root)
+        read = source.read
+        return replace(
+            source, read=lambda s, rows: (events.append("read"), read(s, rows))[1], close=lambda: events.append("close")
+        )
+
+    monkeypatch.setattr(plugin, "open_source", watched)
+    prepare(tmp_path)
+    assert events.count("close") == 1 and events[-1] == "close" and events.count("read") > math.ceil(1797 / 200)
