@@ -75,10 +75,10 @@ def available(kind: str) -> list[str]:
 
 def load(kind: str, name: str) -> ModuleType:
     """The module of a data set (`data`) or a model (`models`); a dotted name is an import path."""
-    target = name if "." in name else f"workflow_lib.{kind}.{name}"
+    target = name if _is_import_path(name) else f"workflow_lib.{kind}.{name}"
     if target in sys.modules:
         return _checked(kind, name, sys.modules[target])
-    if "." not in name and name not in available(kind):
+    if not _is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -94,6 +94,10 @@ def load(kind: str, name: str) -> ModuleType:
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def _is_import_path(name: str) -> bool:
+    return "." in name and all(part.isidentifier() for part in name.split("."))
+
+
 def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
     params = getattr(module, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Section)):
@@ -106,7 +110,7 @@ def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
 def _unknown(kind: str, name: str) -> str:
     names = available(kind)
     what = "data set" if kind == "data" else "model"
-    if "." in name:
+    if _is_import_path(name):
         return f"no module `{name}` to import as a {what}; in the package: {', '.join(names)}"
     near = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""

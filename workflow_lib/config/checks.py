@@ -36,7 +36,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     found += _sweep_problems(experiment.sweep)
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
-    lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in found]
+    lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
         lines += _trial_problems(experiment, experiment.tune, origins)
     return lines
@@ -194,17 +194,17 @@ def _space_problems(space: FloatSpace | IntSpace | CategoricalSpace) -> Iterator
 def _trial_problems(experiment: Experiment, tune: Tune, origins: Origins) -> list[str]:
     """What is wrong somewhere in the space of the study: at the ends of each range, and at each choice."""
     layers = Layers(experiment)
-    lines: dict[str, None] = {}
+    lines: dict[KeyPath, list[str]] = {}
     for path, point in _corners(tune):
         where = f"{_place(origins, path)}{dotted(path)}"
         try:
-            parts = layers.parts(point, where)
+            values = {name: part.value for name, part in layers.parts(point, where).items()}
         except ConfigError as error:
-            lines.update(dict.fromkeys(str(error).splitlines()))
+            lines.setdefault(path, str(error).splitlines())
             continue
-        values = {name: part.value for name, part in parts.items()}
-        lines.update((f"{where}: {dotted(p)}: {what}", None) for p, what in run_problems(values, experiment.runtime))
-    return list(lines)
+        if found := list(run_problems(values, experiment.runtime)):
+            lines.setdefault(path, [_blamed(tune, p, what, where, origins) for p, what in found])
+    return list(dict.fromkeys(line for found in lines.values() for line in found))
 
 
 def _blamed(tune: Tune, path: KeyPath, what: str, where: str, origins: Origins) -> str:

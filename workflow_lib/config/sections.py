@@ -209,7 +209,7 @@ class Sweep(Section):
     grid: Axes = Field(
         {},
         description="every combination of the values of these settings",
-        examples=[{"optimizer.lr": [0.001, 0.003], "seed": [0, 1]}],
+        examples=[{"training.label_smoothing": [0.0, 0.1], "seed": [0, 1]}],
     )
     zip: Axes = Field(
         {},
@@ -219,12 +219,12 @@ class Sweep(Section):
     list: Points = Field(
         [],
         description="points written out, each a mapping of settings",
-        examples=[[{"model.name": "mlp"}, {"model.name": "cnn", "optimizer.weight_decay": 0.05}]],
+        examples=[[{"model.name": "mlp"}, {"model.name": "cnn", "training.clip_norm": 1.0}]],
     )
     exclude: Points = Field(
         [],
         description="points to leave out: those with all the values of a mapping",
-        examples=[[{"optimizer.lr": 0.003, "seed": 1}]],
+        examples=[[{"training.label_smoothing": 0.1, "seed": 1}]],
     )
 
 
@@ -285,7 +285,7 @@ class Tune(Section):
         examples=[
             {
                 "optimizer.lr": {"type": "float", "low": 0.0001, "high": 0.01, "log": True},
-                "training.batch_size": {"type": "categorical", "choices": [32, 64]},
+                "optimizer.weight_decay": {"type": "categorical", "choices": [0.0, 0.01]},
             }
         ],
     )

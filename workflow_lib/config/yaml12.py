@@ -12,7 +12,7 @@ import yaml
 from workflow_lib.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-LARGEST = 2_000_000  # values in one file: beyond it, aliases of aliases would fill the memory
+LARGEST = 500_000  # values in one file: beyond it, aliases of aliases would fill the memory
 
 
 def dotted(path: KeyPath) -> str:
@@ -130,7 +130,7 @@ class _Tree:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
-                values = {**self.merged(value_node, path), **values}
+                values = {**self.merged(key_node, value_node, path), **values}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
@@ -143,12 +143,12 @@ class _Tree:
             values[key] = self.value(value_node, (*path, key), self.origin(key_node))
         return values
 
-    def merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
+    def merged(self, key: yaml.Node, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
         """What `<<` brings; of several mappings the first that has a key wins."""
         values: dict[str, Any] = {}
         for source in reversed(node.value if isinstance(node, yaml.SequenceNode) else [node]):
             if not isinstance(source, yaml.MappingNode):
-                raise self.error(node, path, "`<<` takes a mapping or a list of mappings")
+                raise self.error(key, path, "`<<` takes a mapping or a list of mappings")
             values.update(self.value(source, path))
         return values
 

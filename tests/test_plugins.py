@@ -1,0 +1,84 @@
+"""A data set or a model is found by its file name or import path, and a wrong one is explained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workflow_lib import plugins
+from workflow_lib.plugins import PluginError
+
+GOOD = """
+from pydantic import Field
+from workflow_lib.plugins import Section
+
+class Params(Section):
+    width: int = Field(8, ge=1, description="units")
+
+def build(params, spec):
+    return params.width
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project folder with a package `mine`, gone from the interpreter afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine").mkdir()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("data", ["digits", "npz"]), ("models", ["cnn", "mlp"])])
+def test_a_file_of_the_package_is_a_plugin_of_its_name(kind: str, names: list[str]) -> None:
+    assert set(names) <= set(plugins.available(kind))
+    for name in plugins.available(kind):
+        assert plugins.load(kind, name).__name__ == f"workflow_lib.{kind}.{name}"
+
+
+def test_a_dotted_name_is_an_import_path_from_the_project(folder: Path) -> None:
+    (folder / "mine" / "net.py").write_text(GOOD)
+    module = plugins.load("models", "mine.net")
+    assert module.build(module.Params(width=3), None) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("models", "mpl", r"no model `mpl`; did you mean `mlp`\? \(there are: .*cnn.*mlp"),
+        ("data", "digit", r"no data set `digit`; did you mean `digits`\?"),
+        ("data", "_archive", r"no data set `_archive`"),
+        ("models", "../mlp", r"no model `../mlp`"),
+        ("models", "", r"no model ``"),
+        ("models", "mine.nothing", r"no module `mine.nothing` to import as a model"),
+        ("models", "nowhere.at.all", r"no module `nowhere.at.all`"),
+        ("models", "a..b", r"no model `a..b`"),
+        ("models", ".b", r"no model `.b`"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_and_all(kind: str, name: str, said: str) -> None:
+    with pytest.raises(PluginError, match=said) as refused:
+        plugins.load(kind, name)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (GOOD.replace("Section)", "object)"), "needs `class Params"),
+        (GOOD.replace("def build", "def make"), "needs a function `build`"),
+        ("import a_module_that_nobody_has", "needs the module `a_module_that_nobody_has`"),
+        ("def build(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_no_plugin_says_what_it_lacks(folder: Path, source: str, said: str) -> None:
+    (folder / "mine" / "net.py").write_text(source)
+    with pytest.raises(PluginError, match=said) as refused:
+        plugins.load("models", "mine.net")
+    assert "mine.net" in str(refused.value)
