@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -47,7 +48,6 @@ class Project:
 
     folder: Path
     config: str = "config/tiny.yaml"
-    environment: dict[str, str] = field(default_factory=dict)
 
     def write(self, text: str) -> None:
         """The experiment file holds the text."""
@@ -67,32 +67,28 @@ class Project:
         config = [] if "--configfile" in arguments else ["--configfile", self.config]
         return [snakemake, *arguments, *config, "--profile", "profiles/local", "--cores", "2"]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The pipeline, running in a process group of its own."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=os.environ | self.environment,
-            start_new_session=True,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
     @contextmanager
-    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    def running(self, *arguments: str) -> Iterator[Running]:
         """The pipeline runs; whatever is left of its process group ends with the block."""
-        process = self.start(*arguments)
+        told = self.folder.parent / f"{uuid.uuid4().hex}.txt"
+        with told.open("w") as output:
+            process = subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                start_new_session=True,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        running = Running(process, told)
         try:
-            yield process
+            yield running
         finally:
-            kill_group(process)
+            running.kill()
 
     def run(self, *arguments: str) -> Outcome:
         """The pipeline's outcome, once it has ended."""
-        with self.running(*arguments) as process:
-            output, _ = process.communicate(timeout=240)
-            return Outcome(process.returncode, output)
+        with self.running(*arguments) as running:
+            return running.outcome()
 
     def make(self, *arguments: str) -> Outcome:
         """The outcome of a pipeline that must succeed."""
@@ -108,6 +104,33 @@ class Project:
         """The outcome of a verb for people."""
         command = [sys.executable, "-m", "workflow_lib", *arguments]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pipeline in a process group of its own, and the file that has what it says."""
+
+    process: subprocess.Popen[bytes]
+    told: Path
+
+    def outcome(self) -> Outcome:
+        """What is left when it has ended by itself."""
+        self.process.wait(timeout=240)
+        return Outcome(self.process.returncode, self.told.read_text())
+
+    def kill(self) -> None:
+        """No process of the group is left; as when a machine dies, nothing was asked first."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=30)
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """The condition holds; the pipeline was running all the while."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.told.read_text()
+            assert time.monotonic() < deadline, "waited for two minutes"
+            time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -132,24 +155,6 @@ class Outcome:
 def _run_of(details: str) -> str | None:
     match = re.search(r"wildcards:.*\brun=([^,\s]+)", details)
     return match[1] if match else None
-
-
-def kill_group(process: subprocess.Popen[str]) -> None:
-    """No process of the group is left; as when a machine dies, nothing was asked first."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait(timeout=30)
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """The condition holds; the process was running all the while."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "waited for two minutes"
-        time.sleep(0.02)
 
 
 def copy_repository(folder: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.workflow.conftest import Project, kill_group, wait_until
+from tests.workflow.conftest import Project
 
 # Some seconds of training, with a checkpoint every few steps.
 LONG = """\
@@ -38,12 +38,11 @@ def the_run(project: Project) -> str:
 
 def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Project) -> None:
     project.write(LONG)
-    with project.running("results/long/plan.json", "--until", "plan") as process:
-        process.communicate(timeout=60)
+    project.make("results/long/plan.json")
     target = f"results/long/runs/{the_run(project)}/train.json"
-    with project.running(target) as process:
-        wait_until(lambda: len(checkpoints(project)) >= 2, process)
-        kill_group(process)
+    with project.running(target) as running:
+        running.wait_until(lambda: len(checkpoints(project)) >= 2)
+        running.kill()
     assert list((project.folder / ".snakemake/locks").iterdir()), "the killed Snakemake left no lock"
     assert not (project.folder / target).exists()
 
@@ -58,22 +57,22 @@ def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Pro
 def test_the_lock_of_a_living_snakemake_is_respected(project: Project) -> None:
     project.write(LONG)
     with project.running("--until", "train") as first:
-        wait_until(lambda: checkpoints(project), first)
+        first.wait_until(lambda: checkpoints(project))
         second = project.run("--until", "train")
         assert second.code != 0
         assert "lock" in second.output.lower()
-        output, _ = first.communicate(timeout=120)
-        assert first.returncode == 0, output
+        outcome = first.outcome()
+        assert outcome.code == 0, outcome.output
     assert len(attempts(project)) == 1
 
 
 def test_garbage_in_the_experiment_file_disturbs_no_running_job(project: Project) -> None:
     project.write(LONG)
-    with project.running("--until", "evaluate") as process:
-        wait_until(lambda: checkpoints(project), process)
+    with project.running("--until", "evaluate") as running:
+        running.wait_until(lambda: checkpoints(project))
         project.write("]] name: [broken")
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        outcome = running.outcome()
+        assert outcome.code == 0, outcome.output
     assert len(list((project.folder / "results/long/runs").glob("*/evaluation.json"))) == 1
 
 
