@@ -3,7 +3,7 @@
 A suggestion waits for the one before it and for the trial that is one window behind, so that up to tune.window trials
 run at once, and their order does not matter: see docs/tuning.md.
 
-REQUIRED INPUTS: the plan, the data manifest
+REQUIRED INPUTS: the data manifest
 OUTPUTS: results/{experiment}/tune/{study}/suggest-*.json, trial-*.json, best.json
 """
 
@@ -26,7 +26,6 @@ def earlier_trials(wildcards):
 rule suggest:
     input:
         unpack(earlier_trials),
-        plan=ancient("results/{experiment}/plan.json"),
     output:
         suggestion="results/{experiment}/tune/{study}/suggest-{number}.json",
     log:
