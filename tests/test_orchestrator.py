@@ -307,6 +307,30 @@ def test_a_forked_rank_sets_itself_up_and_leaves_the_lease_to_its_launcher(make:
     assert messages == ["shown"]
 
 
+def compute(place: Path, answer: Any) -> None:
+    with two_threads(place, Ranks(world_size=1)):
+        answer.put((torch.get_num_threads(), torch.ones(2_000_000).relu().sum().item()))
+
+
+def two_threads(place: Path, ranks: Ranks) -> RootOrchestrator:
+    settings = Experiment.model_validate(SETTINGS | {"runtime": {"device": "cpu", "threads": 2}})
+    return RootOrchestrator(settings, plan.base(settings), place, new_attempt(), ranks)
+
+
+def test_ranks_compute_with_their_threads_whatever_the_launcher_has_computed(place: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    with two_threads(place, LAUNCHER):
+        torch.ones(2_000_000).relu().sum()
+        answer = fork.Queue()
+        rank = fork.Process(target=compute, args=(place, answer))
+        rank.start()
+        try:
+            assert answer.get(timeout=20) == (2, 2_000_000)
+        finally:
+            rank.kill()
+            rank.join()
+
+
 def test_a_killed_owner_is_followed_at_once(make: Make, place: Path, experiment: Experiment) -> None:
     program = (
         "import sys, time; from pathlib import Path; from workflow_lib import plan\n"

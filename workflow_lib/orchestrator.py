@@ -159,7 +159,8 @@ class RootOrchestrator:
 
     def _configure_runtime(self, held: ExitStack) -> None:
         runtime, precision = self.settings.runtime, self.run_config.training.precision
-        self.services.set_threads(runtime.threads)
+        # a process that has computed with several threads cannot be forked: its children would wait for them
+        self.services.set_threads(1 if self.ranks.is_launcher else runtime.threads)
         self.services.set_precision(precision)
         if self.ranks.is_launcher:
             self.services.resolve_device(runtime.device, runtime.nproc - 1)  # the last rank's is there too

@@ -93,6 +93,7 @@ def test_a_process_that_only_has_the_number_of_a_ghost_is_left_alone(start: Star
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, ranks=[{"rank": 0, "pid": rank.pid, "start_time": rank.start_time - 60}])
+    assert find_ghosts(tmp_path) == ()
     assert end_ghosts(tmp_path) == ()
     assert is_alive(rank.pid, rank.start_time)
 
