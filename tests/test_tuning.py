@@ -471,6 +471,54 @@ def optunas_median_rule(
     return None
 
 
+REAL = """
+import sys
+from pathlib import Path
+from workflow_lib import config, plan, shards, tuning
+from workflow_lib.errors import Stopped
+
+experiment, work = config.load([Path("experiment.json")]), Path("work")
+shards.preprocess(experiment, plan.data_id(experiment), work, Path("data.json"))
+tuning.suggest(experiment, 0, Path("tune"), work, Path("tune/suggest-0000.json"))
+
+def trial(deadline_minutes=None):
+    output = Path("tune/trial-0000.json")
+    return tuning.trial(experiment, Path("tune/suggest-0000.json"), data=Path("data.json"), work=work,
+                        output=output, deadline_minutes=deadline_minutes)
+"""
+
+
+def run_real(folder: Path, program: str, low: float, high: float) -> str:
+    """What the program printed, after the first trial of a study of the learning rate was suggested."""
+    space = {"optimizer.lr": {"type": "float", "low": low, "high": high}}
+    make_experiment(folder, {"epochs": 2}, space=space)
+    environment = {**os.environ, "PYTHONPATH": str(Path(tuning.__file__).parents[1])}
+    command = [sys.executable, "-c", REAL + program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_training_that_diverges_is_a_failed_trial(tmp_path: Path) -> None:
+    """A few seconds: a real training."""
+    run_real(tmp_path, "trial()", 1e30, 1e31)
+    result = tuning.load_result(tmp_path / "tune" / "trial-0000.json")
+    assert (result["state"], result["value"]) == ("failed", None)
+    assert "diverged" in (result["reason"] or "")
+
+
+def test_a_trial_that_was_stopped_is_not_a_result(tmp_path: Path) -> None:
+    """A few seconds: a real training, stopped by its deadline and then gone on with."""
+    program = """
+try:
+    trial(deadline_minutes=1e-9)
+except Stopped:
+    print("stopped", Path("tune/trial-0000.json").exists())
+print(trial()["state"])
+"""
+    assert run_real(tmp_path, program, 1e-3, 2e-3).splitlines() == ["stopped False", "complete"]
+
+
 def test_a_study_for_the_report_has_every_trial_in_order(finished: Study) -> None:
     study = tuning.load_study(finished.experiment, finished.tune_dir)
     results = [tuning.load_result(tuning.result_path(finished.tune_dir, n)) for n in range(12)]
