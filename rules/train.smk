@@ -26,9 +26,10 @@ rule train:
     resources:
         mem_mb=2000,
         runtime=1440,
+        on_stop="exit",
     params:
         stage=plans.STAGES["train"],
         run=run_reference,
     shell:
         "exec python -m workflow_lib train --run {params.run:q} --data {input.data:q} --output {output.train:q}"
-        " --deadline-minutes {resources.runtime} >> {log:q} 2>&1"
+        " --deadline-minutes {resources.runtime} --on-stop {resources.on_stop} >> {log:q} 2>&1"

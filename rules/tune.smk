@@ -60,11 +60,12 @@ rule trial:
     resources:
         mem_mb=2000,
         runtime=1440,
+        on_stop="exit",
     params:
         stage=plans.STAGES["train"],
     shell:
         "exec python -m workflow_lib trial --suggestion {input.suggestion:q} --data {input.data:q}"
-        " --output {output.result:q} --deadline-minutes {resources.runtime} >> {log:q} 2>&1"
+        " --output {output.result:q} --deadline-minutes {resources.runtime} --on-stop {resources.on_stop} >> {log:q} 2>&1"
 
 
 rule best:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import __version__
-from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.errors import ConfigError, EverstepError, TryAgain
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -30,12 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.call(arguments)
     except EverstepError as error:
         print(f"everstep {arguments.verb}: {error}", file=sys.stderr)
+        if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
+            _requeue()
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _requeue() -> None:
+    """The cluster's job, if this is one that may be started again, goes back to the queue; one of its nodes asks."""
+    from workflow_lib.runtime import scheduler
+    from workflow_lib.runtime.ranks import Ranks
+
+    if Ranks.from_env().is_owner and scheduler.requeue_own_job():
+        print("everstep: this job goes back to the queue and will go on from here", file=sys.stderr)
 
 
 def _init(arguments: Arguments) -> None:
@@ -241,6 +252,14 @@ DEADLINE: Option = (
     ("--deadline-minutes",),
     {"type": float, "metavar": "M", "help": "time limit of the job; stops and saves before it"},
 )
+ON_STOP: Option = (
+    ("--on-stop",),
+    {
+        "choices": ("exit", "requeue"),
+        "default": "exit",
+        "help": "what a training that saved and stopped does: exit with code 75 only, or have SLURM requeue its job too",
+    },
+)
 
 Verb = tuple[str, str, Callable[[Arguments], None], tuple[Option, ...]]
 
@@ -300,7 +319,7 @@ FOR_RULES: tuple[Verb, ...] = (
             OUTPUT,
         ),
     ),
-    ("train", "train a run, or continue it", _train, (EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE)),
+    ("train", "train a run, or continue it", _train, (EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE, ON_STOP)),
     (
         "suggest",
         "suggest a trial of the study",
@@ -311,7 +330,7 @@ FOR_RULES: tuple[Verb, ...] = (
         "trial",
         "train a suggested run and note its result",
         _trial,
-        (EXPERIMENT, _path("--suggestion", text="suggested trial"), DATA, OUTPUT, DEADLINE),
+        (EXPERIMENT, _path("--suggestion", text="suggested trial"), DATA, OUTPUT, DEADLINE, ON_STOP),
     ),
     ("best", "choose the best trial of the study", _best, (EXPERIMENT, TUNE_DIR, OUTPUT)),
     ("evaluate", "measure a model on the test split", _evaluate, (EXPERIMENT, RUN, DATA, MODEL, OUTPUT)),
