@@ -79,7 +79,7 @@ def rebuild_command(path: Path, experiment: str | None) -> str:
     """The command that makes the file again, also when it is there and up to date."""
     command = ["snakemake", "--profile", "profiles/local"]
     if experiment:
-        command += ["--replace-workflow-config", "--configfile", experiment]
+        command += ["--configfile", experiment]
     return shlex.join([*command, "--force", "--", str(path)])
 
 
