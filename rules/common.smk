@@ -26,6 +26,7 @@ try:
     )
     frozen = experiments.snapshot(experiment, WORK)
     RUNS = {run.id: run for run in plans.expand(experiment)}
+    DATA = {plans.data_id(experiment): experiment.data} | {run.data_id: run.config.data for run in RUNS.values()}
 except EverstepError as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
@@ -71,6 +72,11 @@ def settings_of(run):
     if run == "tuned":
         return plans.base(experiment)
     return RUNS[run].config if run in RUNS else plans.load_run(run, WORK)[0]
+
+
+def source_files(wildcards):
+    """The person's files of a data set: when they change, so does the data. None for one of an earlier plan."""
+    return controller.data_files(DATA[wildcards.data_id]) if wildcards.data_id in DATA else []
 
 
 def run_inputs(wildcards):

@@ -1,6 +1,6 @@
 """Cut a data set into checksummed shards.
 
-REQUIRED INPUTS: results/{experiment}/plan.json
+REQUIRED INPUTS: results/{experiment}/plan.json, the files that the data set is made from
 OUTPUTS: results/{experiment}/data/{data_id}.json (the manifest), work/data/*/
 """
 
@@ -8,6 +8,7 @@ OUTPUTS: results/{experiment}/data/{data_id}.json (the manifest), work/data/*/
 rule preprocess:
     input:
         plan=ancient("results/{experiment}/plan.json"),
+        files=source_files,
     output:
         manifest="results/{experiment}/data/{data_id}.json",
     log:

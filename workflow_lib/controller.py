@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from workflow_lib import config
+from workflow_lib import config, plugins
 from workflow_lib.errors import ConfigError
 
 _held: list[TextIO] = []
@@ -32,6 +32,12 @@ def load_experiment(files: Sequence[Path], given: Mapping[str, Any]) -> config.E
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
     return config.load(files, [str(given.get("set", ""))])
+
+
+def data_files(data: config.Data) -> list[str]:
+    """The person's files that a data set is made from: those of its settings that are paths."""
+    params = plugins.load("data", data.name).Params.model_validate(data.params)
+    return [str(value) for value in dict(params).values() if isinstance(value, Path)]
 
 
 def enter(folder: Path) -> list[str]:

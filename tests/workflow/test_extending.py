@@ -1,0 +1,59 @@
+"""docs/extending.md, followed to the letter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.workflow.conftest import ROOT, Project
+
+BLOCK = re.compile(
+    r"(?:^`(?P<file>[^`]+)`:\n\n|^In `(?P<edited>[^`]+)`, after `(?P<after>[^`]+)`:\n\n)?"
+    r"^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def follow(document: str, project: Project) -> list[str]:
+    """The commands of the document, in order, each run after the files above it were written."""
+    ran = []
+    for block in BLOCK.finditer(document):
+        text = block["text"]
+        if block["file"]:
+            (project.folder / block["file"]).write_text(text)
+        elif block["edited"]:
+            project.edit(block["edited"], f"{block['after']}\n", f"{block['after']}\n{text}")
+        else:
+            assert block["language"] == "sh", f"a block that says not where it belongs:\n{text}"
+            for command in text.splitlines():
+                run(command, project.folder)
+                ran.append(command)
+    return ran
+
+
+def run(command: str, folder: Path) -> None:
+    """The command succeeded, typed in the project's folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shown = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, f"{command}\n{shown.stdout}\n{shown.stderr}"
+
+
+def test_the_document_works_as_it_is_written(project: Project) -> None:
+    """Slow, since its last command is a whole pipeline: train, evaluate, export, report and the new rule."""
+    commands = follow((ROOT / "docs/extending.md").read_text(), project)
+    assert [command.split()[0] for command in commands] == ["everstep", "snakemake"]
+    results = project.folder / "results/wine"
+    bundle = next(results.glob("runs/*/bundle.zip"))
+    assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]
+    assert (results / "report.html").exists()
