@@ -208,6 +208,7 @@ def _attempt(job: Job) -> list[Row]:
             world_size=job.experiment.runtime.nproc * job.experiment.runtime.nodes,
             resumed_from=newest,
             resumed_step=_step_of(newest),
+            devices=job.experiment.runtime.nproc if root.device.type != "cpu" else 0,
         )
         return _supervise(job, root)
 
@@ -406,8 +407,11 @@ def _refuse_stalled(job: Job, newest: str | None) -> None:
 
 def _rank(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict[str, Any]:
     """What the ranks do, in a process of their own; what they return is the outcome of the attempt."""
+    from workflow_lib.runtime.threads import keep_freed_memory
+
     ranks = Ranks.from_env()
     _die_with(launcher)
+    keep_freed_memory()
     job.control.enter(ranks.local_rank)
     try:
         return _fit(job, parent, ranks)

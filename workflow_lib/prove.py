@@ -64,6 +64,7 @@ def prove(
     show: Callable[[str], None] = print,
 ) -> Verdict:
     """The verdict on the experiment's first run. ``folder`` is new, and is kept only when something differs."""
+    _import_once()
     folder.mkdir(parents=True)
     run = plan.expand(experiment)[0]
     data = _prepare(run, folder)
@@ -86,6 +87,15 @@ def prove(
     else:
         shutil.rmtree(folder)
     return Verdict(steps, done, attempts, difference)
+
+
+def _import_once() -> None:
+    """What every attempt needs is imported here, in their parent."""
+    import torch._dynamo  # noqa: F401  (by far the slowest: the first optimizer imports it)
+    from torch.distributed.launcher import api  # noqa: F401
+
+    import workflow_lib.orchestrator
+    import workflow_lib.training  # noqa: F401
 
 
 def _train_under_kills(

@@ -166,7 +166,7 @@ class Trainer:
         """Trains until the run is finished, pruned, or asked to stop; what was done is saved."""
         ended: Literal["finished", "stopped", "pruned"] = "finished"
         try:
-            self._enter()
+            self.enter()
             self._go()
             ended = "pruned" if self._pruned else "finished"
         except StopRequested:
@@ -184,11 +184,12 @@ class Trainer:
         self._pruned = cursor.phase != "finish" and self._is_pruned()
         while cursor.phase != "finish" and not self._pruned:
             if cursor.phase == "train":
-                self._train_epoch()
+                self.train_epoch()
             else:
                 self._validate()
 
-    def _train_epoch(self) -> None:
+    def train_epoch(self) -> None:
+        """The rest of the epoch, from the cursor."""
         cursor = self.state.cursor
         order = epoch_order(self.run.seed, cursor.epoch, len(self._train_split.targets)).to(self.device)
         self._model.train()
@@ -430,7 +431,7 @@ class Trainer:
             "environment": self._environment,
         }
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """The state is that of the newest checkpoint, or of the start; nothing of the warm-up is left in it."""
         if self.ranks.is_main:
             self._store.remove_leftovers()

@@ -58,17 +58,6 @@ def test_a_kept_normal_deviate_is_part_of_the_state(deviates: int) -> None:
     assert random.getstate()[2] is None or deviates % 2 == 1
 
 
-def test_the_fast_copy_is_used_and_equals_the_slow_one_at_every_step() -> None:
-    python, numpy = seed._python_reader(), seed._numpy_reader(np.random.get_bit_generator())
-    assert python is not seed._python_slow and numpy is not seed._numpy_slow
-    for step in range(50):
-        [random.gauss(0, 1) for _ in range(step % 3)]
-        np.random.standard_normal(step % 3)
-        np.random.random_sample(step * 7)
-        assert python() == seed._python_slow()
-        assert numpy() == seed._numpy_slow()
-
-
 def test_a_snapshot_does_not_change_when_the_generators_go_on() -> None:
     state = seed.capture_rng(CPU)
     copies = {name: tensor.clone() for name, tensor in state.items()}

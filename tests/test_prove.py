@@ -1,0 +1,208 @@
+"""The proof of exact resume must pass on what is exact, and must name what was planted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workflow_lib import config, prove, training
+from workflow_lib.config import Experiment
+from workflow_lib.training import Trainer
+
+EXPERIMENT = """
+name: proof
+model: {{name: {model}, params: {params}}}
+optimizer: {{lr: 0.01}}
+schedule: {schedule}
+training: {{epochs: 3, batch_size: 128, accumulation: 2, ema_decay: 0.9, precision: {precision}{more}}}
+"""
+
+NOISY_MODEL = """
+import random
+from torch import nn
+from workflow_lib.plugins import Section
+
+class Params(Section):
+    pass
+
+class Noisy(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.layer = nn.Linear(64, spec.classes)
+    def forward(self, inputs):
+        return self.layer(inputs.flatten(1)) * (1 + random.SystemRandom().random())
+
+def build(params, spec):
+    return Noisy(spec)
+"""
+
+UNSEEDED_DATA = """
+import numpy as np
+from workflow_lib.plugins import Section
+from workflow_lib.shards import from_arrays
+
+class Params(Section):
+    pass
+
+def open_source(params, root):
+    inputs = np.random.default_rng().normal(size=(300, 1, 4, 4)).astype(np.float32)
+    return from_arrays(inputs, np.arange(300) % 3, classes=("a", "b", "c"))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "Snakefile").touch()
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "noisy" / "model.py").write_text(NOISY_MODEL)
+    (tmp_path / "noisy" / "data.py").write_text(UNSEEDED_DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def experiment(
+    project: Path,
+    *,
+    model: str = "mlp",
+    params: str = "{hidden: [16], dropout: 0.2}",
+    schedule: str = "{name: cosine}",
+    precision: str = "fp32",
+    more: str = "",
+    data: str = "",
+) -> Experiment:
+    path = project / "experiment.yaml"
+    text = EXPERIMENT.format(model=model, params=params, schedule=schedule, precision=precision, more=more)
+    path.write_text(text + data)
+    return config.load([path])
+
+
+def verdict(given: Experiment, kills: int = 2) -> prove.Verdict:
+    return prove.prove(given, kills=kills, folder=Path("work") / "proof", seed=1, show=lambda line: None)
+
+
+def test_an_exact_run_is_found_exact_and_leaves_nothing_behind(project: Path) -> None:
+    found = verdict(experiment(project, model="cnn", params="{channels: [4]}"), kills=4)
+    assert found.difference is None
+    assert found.kills == 4 and found.attempts >= 5
+    assert not (project / "work" / "proof").exists()
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def forgets(name: str, forget: Callable[[Trainer], Any]) -> Plant:
+    """A restore after which something is forgotten."""
+    restore = Trainer._restore
+
+    def forgetful(self: Trainer, *loaded: Any) -> None:
+        restore(self, *loaded)
+        forget(self)
+
+    return lambda patch: patch.setattr(Trainer, "_restore", forgetful)
+
+
+def without_generator(name: str) -> Plant:
+    original = training.restore_rng
+
+    def restore(state: dict[str, torch.Tensor]) -> None:
+        now = training.capture_rng(torch.device("cpu"))
+        original({**state, name: now[name]})
+
+    return lambda patch: patch.setattr(training, "restore_rng", restore)
+
+
+def set_cursor(**changes: int) -> Callable[[Trainer], None]:
+    def change(trainer: Trainer) -> None:
+        for name, by in changes.items():
+            setattr(trainer.state.cursor, name, getattr(trainer.state.cursor, name) + by)
+
+    return change
+
+
+def forget_moments(trainer: Trainer) -> None:
+    for state in trainer._optimizer.state.values():
+        state["exp_avg"].zero_()
+
+
+def forget_average(trainer: Trainer) -> None:
+    assert trainer._ema is not None
+    for value in trainer._ema.values():
+        value.zero_()
+
+
+def reset_buffers(trainer: Trainer) -> None:
+    for name, buffer in trainer._model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.zero_()
+
+
+def random_order(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        training, "epoch_order", lambda seed, epoch, n: torch.tensor(random.SystemRandom().sample(range(n), n))
+    )
+
+
+PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
+    "sampler off by one batch": (forgets("cursor", set_cursor(sample=128)), {}, "samples|step"),
+    "an order that no seed decides": (random_order, {}, "samples"),
+    "torch's generator": (without_generator("torch"), {}, "generators"),
+    "python's generator": (without_generator("python"), {}, "generators"),
+    "numpy's generator": (without_generator("numpy"), {}, "generators"),
+    "moments": (forgets("moments", forget_moments), {}, "model|optimizer"),
+    "average": (forgets("average", forget_average), {}, "ema"),
+    "batch-norm buffers": (
+        forgets("buffers", reset_buffers),
+        {"model": "cnn", "params": "{channels: [4]}"},
+        "model",
+    ),
+    "metric sums": (forgets("sums", lambda t: t._loss_sum.zero_()), {}, "loss"),
+    "best weights": (forgets("best", lambda t: t._best.clear()), {"more": ", select_metric: train_loss"}, "best"),
+    "best metric": (forgets("best", lambda t: setattr(t.state, "best", None)), {}, "state"),
+    "curve": (forgets("curve", lambda t: t.state.history.clear()), {}, "state"),
+    "early-stopping counters": (
+        forgets("counters", lambda t: setattr(t.state, "watched", None)),
+        {"more": ", early_stopping: {metric: val_loss, patience: 9}"},
+        "state",
+    ),
+    "plateau": (
+        forgets("plateau", lambda t: setattr(t.state.plateau, "best", None)),
+        {"schedule": "{name: plateau, patience: 1}"},
+        "state",
+    ),
+    "scaler": (
+        forgets("scaler", lambda t: t._scaler.load_state_dict({**t._scaler.state_dict(), "scale": 8.0})),
+        {"precision": "fp16"},
+        "loss|model|optimizer|state",
+    ),
+    "metrics file": (
+        lambda patch: patch.setattr(Trainer, "_repair_metrics_file", lambda self: None),
+        {},
+        "metrics.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_not_restored_is_found_and_named(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plant, settings, expected = PLANTED[name]
+    given = experiment(project, **settings)
+    plant(monkeypatch)
+    found = verdict(given, kills=3)
+    assert found.difference is not None
+    assert any(word in found.difference for word in expected.split("|")), found.difference
+
+
+def test_a_model_that_draws_unseeded_numbers_is_told_from_a_lost_state(project: Path) -> None:
+    found = verdict(experiment(project, model="noisy.model", params="{}"))
+    assert found.difference is not None and "nothing interrupted" in found.difference
+
+
+def test_an_unseeded_data_set_is_found_before_any_training(project: Path) -> None:
+    found = verdict(experiment(project, data="data: {name: noisy.data}\n"))
+    assert found.difference is not None and "preparing it twice" in found.difference
