@@ -40,6 +40,11 @@ def test_a_warm_up_longer_than_the_training_is_refused(tmp_path: Path) -> None:
     assert accepted(tmp_path, schedule={"warmup_epochs": 2}, training={"epochs": 2}) == 1
 
 
+def test_splits_that_leave_nothing_to_train_on_are_refused(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, data={"validation_fraction": 0.5, "test_fraction": 0.5})
+    assert "data.validation_fraction: 0.5 and data.test_fraction=0.5 leave nothing to train on" in line
+
+
 def test_a_batch_that_leaves_a_rank_without_samples_is_refused(tmp_path: Path) -> None:
     runtime = {"nproc": 2, "nodes": 2}
     (line,) = refusal(tmp_path, runtime=runtime, training={"batch_size": 7, "accumulation": 2})
@@ -67,7 +72,10 @@ def test_a_precision_must_be_one_of_the_named_device(tmp_path: Path, device: str
         assert accepted(tmp_path, **sections) == 1
     else:
         (line,) = refusal(tmp_path, **sections)
-        assert f"training.precision: {precision} cannot be computed on runtime.device={device}; allowed there: fp32" in line
+        assert (
+            f"training.precision: {precision} cannot be computed on runtime.device={device}; allowed there: fp32"
+            in line
+        )
 
 
 # Sweeps
@@ -141,7 +149,10 @@ def test_a_bad_point_is_named_with_its_values_and_all_bad_points_are_told(tmp_pa
     sweep = {"list": [{"model.name": "cnn", "model.params.chanels": [1]}], "grid": {"optimizer.lr": [1e-3, 0]}}
     lines = refusal(tmp_path, sweep=sweep)
     assert len(lines) == 2
-    assert "sweep point 0 (model.name='cnn', model.params.chanels=[1], optimizer.lr=0.001): model.params.chanels" in lines[0]
+    assert (
+        "sweep point 0 (model.name='cnn', model.params.chanels=[1], optimizer.lr=0.001): model.params.chanels"
+        in lines[0]
+    )
     assert "did you mean `channels`" in lines[0]
     assert "sweep point 1 (" in lines[1]
     assert "optimizer.lr: 0 is not allowed; allowed: a number, above 0" in lines[1]

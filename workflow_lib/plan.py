@@ -112,15 +112,23 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
         if point:
             found = run_problems(values, experiment.runtime)
             problems.update((f"{where}: {dotted(path)}: {what}", None) for path, what in found)
-        name = digest_text(
-            _identity_text({**{n: p.text for n, p in parts.items()}, "stages": canonical(stages)}), "run"
-        )
-        data = data_ids.setdefault(parts["data"].text, data_id(values["data"]))
+        name = digest_text(_identity_text(parts, stages), "run")
+        if name in runs:
+            continue
+        data = parts["data"].text
+        if data not in data_ids:
+            data_ids[data] = data_id(values["data"])
         run = RunConfig.model_construct(**values, stages=stages)
-        runs.setdefault(name, Run(run_id(experiment.name, point, name), name, run, point, data))
+        runs[name] = Run(run_id(experiment.name, point, name), name, run, point, data_ids[data])
     if problems:
         raise ConfigError("\n".join(problems))
     return _told_apart(runs)
+
+
+def _identity_text(parts: dict[str, points.Part], stages: dict[str, int]) -> str:
+    """The canonical JSON of a run's identity, put together from that of its parts."""
+    texts = {**{name: part.text for name, part in parts.items()}, "stages": canonical(stages)}
+    return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
 
 
 def _points(experiment: Experiment) -> Iterator[points.Point]:
@@ -135,10 +143,6 @@ def _where(experiment: Experiment, number: int, point: points.Point) -> str:
     origin = experiment._origins.of(("sweep",))
     values = ", ".join(f"{name}={shown(value)}" for name, value in point.items())
     return f"{origin + ': ' if origin else ''}sweep point {number} ({values})"
-
-
-def _identity_text(texts: dict[str, str]) -> str:
-    return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
 
 
 def _told_apart(runs: dict[str, Run]) -> tuple[Run, ...]:
@@ -362,7 +366,7 @@ def _side(ref: str, work: Path) -> _Side:
         return _Side(f"{ref}  (run {name})", _flat(run.model_dump(mode="json")), Origins(), frozenset([name]))
     experiment = config.load([Path(ref)])
     runs = frozenset(run.digest for run in expand(experiment))
-    settings = _flat(experiment.model_dump(mode="json", exclude={"sweep", "tune"}))
+    settings = _flat({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": _stages()})
     study = study_id(experiment) if experiment.tune is not None else None
     return _Side(f"{ref}  ({_count(len(runs), 'run')})", settings, experiment._origins, runs, study)
 

@@ -54,7 +54,13 @@ def is_swept(sweep: Sweep) -> bool:
 
 def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
     """The contradictions inside one run, given its parts, on the machine it is meant for."""
-    training, schedule = run["training"], run["schedule"]
+    training, schedule, data = run["training"], run["schedule"], run["data"]
+    if data.validation_fraction + data.test_fraction >= 1:
+        yield (
+            ("data", "validation_fraction"),
+            f"{data.validation_fraction:g} and data.test_fraction={data.test_fraction:g} leave nothing to train on;"
+            " allowed: a sum below 1",
+        )
     if schedule.warmup_epochs > training.epochs:
         yield (
             ("schedule", "warmup_epochs"),

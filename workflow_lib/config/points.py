@@ -87,9 +87,9 @@ class Layers:
     """An experiment with points laid over it; a section that many points share is validated once."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._values = {name: getattr(experiment, name) for name in PARTS}
-        self._dumped = {name: _dumped(value) for name, value in self._values.items()}
-        self._base = {name: _part(value) for name, value in self._values.items()}
+        self._values = {name: getattr(experiment, name) for name in Experiment.model_fields}
+        self._dumped = {name: _dumped(self._values[name]) for name in PARTS}
+        self._base = {name: _part(self._values[name]) for name in PARTS}
         self._root = project_root()
         self._seen: dict[tuple[str, str], Part | list[str]] = {}
 
@@ -112,9 +112,7 @@ class Layers:
     def _validated(self, name: str, value: Any, where: str) -> Part | list[str]:
         laid = overlay({name: self._dumped.get(name)}, {name: value})
         try:
-            experiment = Experiment.model_validate(
-                {"name": "point", **self._values, **laid}, context={"root": self._root}
-            )
+            experiment = Experiment.model_validate({**self._values, **laid}, context={"root": self._root})
         except ValidationError as error:
             return messages(error.errors(), Experiment, laid, Origins({(): where}))
         return _part(getattr(experiment, name))

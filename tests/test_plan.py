@@ -1,0 +1,369 @@
+"""A sweep becomes runs; a run is frozen under its digest, found again by its name, and never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflow_lib import config, files, plan
+from workflow_lib.config import Experiment
+from workflow_lib.errors import ConfigError
+
+TUNE = {"trials": 4, "space": {"optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
+
+
+def experiment(**sections: Any) -> Experiment:
+    return Experiment.model_validate({"name": "a", **sections})
+
+
+def swept(**sweep: Any) -> list[dict[str, Any]]:
+    return [run.swept for run in plan.expand(experiment(sweep=sweep))]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Sweeps
+
+
+def test_no_sweep_is_one_run() -> None:
+    (run,) = plan.expand(experiment())
+    assert (run.swept, run.config, run.id) == ({}, plan.base(experiment()), f"a-{run.digest[:12]}")
+
+
+def test_a_grid_is_every_combination_the_last_axis_fastest() -> None:
+    assert swept(grid={"optimizer.lr": [1e-3, 1e-2], "seed": [0, 1]}) == [
+        {"optimizer.lr": 0.001, "seed": 0},
+        {"optimizer.lr": 0.001, "seed": 1},
+        {"optimizer.lr": 0.01, "seed": 0},
+        {"optimizer.lr": 0.01, "seed": 1},
+    ]
+
+
+def test_a_zip_goes_side_by_side() -> None:
+    assert swept(zip={"training.epochs": [1, 2], "seed": [5, 6]}) == [
+        {"training.epochs": 1, "seed": 5},
+        {"training.epochs": 2, "seed": 6},
+    ]
+
+
+def test_list_zip_and_grid_multiply() -> None:
+    points = swept(
+        list=[{"model.name": "cnn"}, {"model.name": "mlp"}], zip={"seed": [1, 2]}, grid={"training.epochs": [1, 2]}
+    )
+    assert len(points) == 8
+    assert points[1] == {"model.name": "cnn", "seed": 1, "training.epochs": 2}
+
+
+def test_an_excluded_point_is_left_out_in_any_spelling() -> None:
+    points = swept(grid={"optimizer.lr": [1e-3, 1e-2], "seed": [0, 1]}, exclude=[{"optimizer.lr": 0.010, "seed": 1}])
+    assert len(points) == 3
+    assert {"optimizer.lr": 0.01, "seed": 1} not in points
+
+
+def test_points_with_equal_settings_are_one_run() -> None:
+    assert swept(grid={"optimizer.lr": [1e-3, 0.001, 1e-2]}) == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.01}]
+    assert len(swept(list=[{"seed": 0}, {"model.name": "mlp"}, {"model.params.hidden": [128, 64]}])) == 1
+
+
+def test_a_point_gives_a_run_what_it_says_and_leaves_the_rest() -> None:
+    base = experiment(training={"epochs": 7}, sweep={"grid": {"optimizer.lr": [0.5], "training.batch_size": [8]}})
+    (run,) = plan.expand(base)
+    training = base.training.model_copy(update={"batch_size": 8})
+    assert run.config.optimizer.lr == 0.5
+    assert run.config.training == training
+    assert run.config.model == base.model
+
+
+def test_a_point_may_change_the_model_and_its_params() -> None:
+    cnn, mlp = plan.expand(
+        experiment(
+            model={"name": "mlp", "params": {"hidden": [7]}},
+            sweep={"list": [{"model.name": "cnn", "model.params.channels": [3]}, {"model.params.dropout": 0.25}]},
+        )
+    )
+    assert cnn.config.model.params["channels"] == [3]
+    assert mlp.config.model.params == {"hidden": [7], "activation": "relu", "dropout": 0.25}
+
+
+def test_a_point_may_set_a_whole_section() -> None:
+    sgd = {"name": "sgd", "momentum": 0.5}
+    (run,) = plan.expand(experiment(optimizer={"lr": 0.2, "eps": 1e-3}, sweep={"list": [{"optimizer": sgd}]}))
+    assert run.config.optimizer.model_dump() == {
+        "name": "sgd",
+        "lr": 0.2,
+        "weight_decay": 0.01,
+        "momentum": 0.5,
+        "nesterov": False,
+    }
+
+
+def test_points_do_not_change_each_other() -> None:
+    shared = {"name": "cnn", "params": {"channels": [4]}}
+    one, two = plan.expand(
+        experiment(sweep={"list": [{"model": shared, "model.params.dropout": 0.5}, {"model": shared}]})
+    )
+    assert one.config.model.params["dropout"] == 0.5
+    assert two.config.model.params["dropout"] == 0.1
+
+
+def test_a_swept_run_is_the_run_written_by_hand() -> None:
+    (run,) = plan.expand(experiment(name="x", sweep={"grid": {"optimizer.name": ["sgd"], "optimizer.lr": [0.1]}}))
+    (hand,) = plan.expand(experiment(name="y", optimizer={"name": "sgd", "lr": 0.1}))
+    assert run.digest == hand.digest == plan.run_digest(run.config)
+
+
+def test_runs_share_data_unless_the_data_is_swept() -> None:
+    runs = plan.expand(experiment(sweep={"grid": {"data.split_seed": [0, 1], "seed": [0, 1]}}))
+    assert [run.data_id for run in runs] == [runs[0].data_id] * 2 + [runs[2].data_id] * 2
+    assert runs[0].data_id != runs[2].data_id
+    assert runs[0].data_id == plan.data_id(experiment(data={"shard_samples": 10}))
+    assert plan.data_settings(runs[2].config)["split_seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sweep", "slug"),
+    [
+        ({"grid": {"optimizer.lr": [1e-3]}}, "a-lr0.001"),
+        ({"grid": {"model.name": ["cnn"], "model.params.channels": [[8, 16]]}}, "a-cnn-channels-8-16"),
+        ({"grid": {"training.clip_norm": [None]}}, "a-clip_normnull"),
+        ({"list": [{"optimizer": {"name": "sgd", "nesterov": True}}]}, "a-sgd-nesterovtrue"),
+    ],
+)
+def test_people_read_the_swept_values_in_the_id(sweep: dict[str, Any], slug: str) -> None:
+    (run,) = plan.expand(experiment(name="A", sweep=sweep))
+    assert run.id == f"{slug}-{run.digest[:12]}"
+
+
+def test_an_id_is_safe_and_short_whatever_is_swept() -> None:
+    params = {"path": "/a b/../é$(x)/" + "long" * 50 + ".npz"}
+    (run,) = plan.expand(experiment(name="Z" * 64, sweep={"list": [{"data.name": "npz", "data.params": params}]}))
+    assert set(run.id) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert len(run.id) <= 77
+    (other,) = plan.expand(experiment(sweep={"list": [{"data.name": "npz", "data.params": params}]}))
+    assert other.digest == run.digest
+
+
+def test_two_runs_with_one_short_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "digest_text", lambda text, person: f"{'0' * 12}{len(text):020x}")
+    with pytest.raises(ConfigError, match="share the short name 000000000000"):
+        plan.expand(experiment(sweep={"grid": {"seed": [1, 22]}}))
+
+
+# Freezing and finding
+
+
+def test_a_frozen_run_is_found_by_each_of_its_names(folder: Path) -> None:
+    run, other = plan.expand(experiment(sweep={"grid": {"model.name": ["cnn", "mlp"]}}))
+    work = folder / "work"
+    for each in (run, other):
+        assert plan.freeze(each.config, work) == work / "runs" / each.digest / "config.json"
+    files.write_json(folder / "best.json", {"run": {"digest": run.digest}})
+    for name in (run.id, run.digest, run.digest[:12], run.digest[:20], str(folder / "best.json")):
+        assert plan.load_run(name, work) == (run.config, run.digest)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a-000000000000", "no such run"),
+        ("tuned", "is not a run"),
+        ("abc", "is not a run"),
+        ("nowhere.json", "cannot be read"),
+        ("empty.json", "does not point to a run"),
+        ("torn.json", "does not point to a run"),
+    ],
+)
+def test_a_name_without_a_run_is_explained(folder: Path, name: str, said: str) -> None:
+    plan.freeze(plan.base(experiment()), folder / "work")
+    (folder / "empty.json").write_text("{}")
+    (folder / "torn.json").write_text('{"run": {"dig')
+    with pytest.raises(ConfigError, match=said) as refused:
+        plan.load_run(name, folder / "work")
+    assert name in str(refused.value)
+
+
+def test_a_frozen_run_is_never_written_again(folder: Path) -> None:
+    path = plan.freeze(plan.base(experiment()), folder)
+    before = path.stat()
+    plan.freeze(plan.base(experiment(data={"shard_samples": 7})), folder)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 9}, {"stages": {"preprocess": 1, "train": 99}}, {"extra": 1}, {"seed": "x"}]
+)
+def test_a_frozen_run_that_was_edited_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    run = plan.base(experiment())
+    path = plan.freeze(run, folder)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    for use in (lambda: plan.freeze(run, folder), lambda: plan.load_run(path.parent.name, folder)):
+        with pytest.raises(ConfigError, match=str(path)):
+            use()
+
+
+def test_a_run_frozen_before_a_stage_was_bumped_still_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = plan.base(experiment())
+    plan.freeze(old, folder)
+    monkeypatch.setitem(plan.STAGES, "train", 2)
+    new = plan.base(experiment())
+    assert plan.run_digest(new) != plan.run_digest(old)
+    assert plan.load_run(plan.run_digest(old), folder)[0] == old
+
+
+def _freeze_all(work: str) -> list[str]:
+    runs = plan.expand(experiment(sweep={"grid": {"seed": list(range(20))}}))
+    return [str(plan.freeze(run.config, Path(work))) for run in runs]
+
+
+def test_processes_that_freeze_the_same_runs_agree(folder: Path) -> None:
+    with get_context("spawn").Pool(2) as pool:
+        one, two = pool.map(_freeze_all, [str(folder)] * 2, chunksize=1)
+    assert one == two
+    assert all(plan.load_run(Path(path).parent.name, folder) for path in one)
+    assert {len(os.listdir(Path(path).parent)) for path in one} == {1}
+
+
+# The plan and the study
+
+
+def test_the_plan_freezes_its_runs_and_its_study(folder: Path) -> None:
+    whole = experiment(sweep={"grid": {"seed": [0, 1]}}, tune=TUNE)
+    plan.write_plan(whole, folder / "work", folder / "plan.json")
+    written = json.loads((folder / "plan.json").read_text())
+    assert [run["id"] for run in written["runs"]] == [run.id for run in plan.expand(whole)]
+    for run in written["runs"]:
+        assert plan.load_run(run["id"], folder / "work")[1] == run["digest"]
+    study = written["study"]
+    assert study["id"] == plan.study_id(whole) == f"a-{study['digest'][:12]}"
+    assert (folder / "work" / "studies" / study["digest"] / "study.json").is_file()
+
+
+def test_labels_and_machines_do_not_change_the_plan() -> None:
+    before = experiment(sweep={"grid": {"seed": [0, 1]}}, tune=TUNE)
+    after = experiment(
+        sweep={"list": [{"seed": 0}, {"seed": 1}]},
+        tune=TUNE,
+        labels={"a": "b"},
+        runtime={"threads": 2},
+        report={"title": "x"},
+    )
+    assert plan.plan_digest(before) == plan.plan_digest(after)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"tune": {**TUNE, "trials": 9}}, True),
+        ({"tune": {**TUNE, "name": "other"}}, True),
+        ({"labels": {"a": "b"}}, True),
+        ({"runtime": {"threads": 2}}, True),
+        ({"sweep": {"grid": {"seed": [1]}}}, True),
+        ({"tune": {**TUNE, "window": 3}}, False),
+        ({"tune": {**TUNE, "seed": 1}}, False),
+        ({"tune": {**TUNE, "metric": "val_loss"}}, False),
+        ({"tune": {**TUNE, "set": {"training.epochs": 2}}}, False),
+        ({"seed": 1}, False),
+        ({"model": {"name": "cnn"}}, False),
+    ],
+)
+def test_a_study_is_the_same_as_long_as_its_suggestions_are(change: dict[str, Any], same: bool) -> None:
+    before, after = experiment(tune=TUNE), experiment(**{"tune": TUNE, **change})
+    assert (plan.study_digest(before) == plan.study_digest(after)) is same
+
+
+def test_a_trial_has_the_settings_of_the_study_and_the_best_run_has_not() -> None:
+    whole = experiment(training={"epochs": 50}, tune={**TUNE, "set": {"training.epochs": 2}})
+    trial = plan.apply(plan.tuned_base(whole), {"optimizer.lr": 0.004})
+    best = plan.apply(whole, {"optimizer.lr": 0.004})
+    assert (trial.training.epochs, best.training.epochs) == (2, 50)
+    assert trial.optimizer == best.optimizer
+    (hand,) = plan.expand(experiment(training={"epochs": 2}, optimizer={"lr": 0.004}))
+    assert plan.run_digest(trial) == hand.digest
+
+
+def test_a_section_digest_follows_its_section_only() -> None:
+    before = experiment()
+    after = experiment(evaluate={"bootstrap": 5}, report={"title": "x"})
+    assert plan.section_digest(before, "evaluate") != plan.section_digest(after, "evaluate")
+    assert plan.section_digest(before, "export") == plan.section_digest(after, "export")
+
+
+# For people
+
+
+def test_the_table_shows_each_run_and_what_differs() -> None:
+    lines = plan.table(
+        experiment(sweep={"list": [{"model.name": "cnn"}, {"model.name": "mlp", "seed": 0}, {"seed": 0}]}, tune=TUNE)
+    ).splitlines()
+    assert lines[0] == "a: 2 runs, 1 data set (3 points of the sweep; those with equal settings are one run)"
+    assert lines[2].split() == ["run", "model.name", "seed"]
+    assert lines[3].split()[1:] == ["cnn"]
+    assert lines[4].split()[1:] == ["mlp", "0"]
+    assert "4 trials, 2 at a time, for val_accuracy" in lines[6]
+
+
+def test_the_table_shows_the_data_where_it_differs() -> None:
+    text = plan.table(experiment(sweep={"grid": {"data.split_seed": [0, 1]}}))
+    assert "2 data sets" in text
+    assert text.count("digits-") == 2
+
+
+def write(name: str, **sections: Any) -> str:
+    Path(name).write_text(json.dumps({"name": "a", **sections}, indent=1))
+    return name
+
+
+def test_explain_names_the_setting_that_makes_two_runs_different(folder: Path) -> None:
+    one, two = plan.expand(experiment(sweep={"grid": {"optimizer.lr": [1e-3, 1e-2]}}))
+    for run in (one, two):
+        plan.freeze(run.config, folder)
+    lines = plan.explain(one.id, two.digest, folder).splitlines()
+    assert lines[2] == "Two different runs"
+    assert [line.split() for line in lines[5:]] == [
+        ["setting", "A", "B", "set", "by"],
+        ["optimizer.lr", "0.001", "0.01"],
+    ]
+
+
+def test_explain_says_who_set_what(folder: Path) -> None:
+    base = write("base.yaml", seed=3)
+    over = write("over.yaml", extends="base.yaml", training={"epochs": 3}, runtime={"threads": 2})
+    text = plan.explain(base, over, folder)
+    change, aside = text.split("These change no training:")
+    assert "training.epochs  10  3  A: default, B: over.yaml:5" in change
+    assert "runtime.threads  1  2  A: default, B: over.yaml:8" in aside
+    assert "seed" not in text
+
+
+def test_explain_compares_a_file_with_a_run(folder: Path) -> None:
+    (run,) = plan.expand(experiment(seed=4))
+    plan.freeze(run.config, folder)
+    assert "The same run" in plan.explain(write("x.yaml", seed=4, labels={"a": "b"}), run.id, folder)
+    assert "seed     5  4  A: x.yaml:3" in plan.explain(write("x.yaml", seed=5), run.id, folder)
+
+
+def test_explain_counts_the_runs_that_two_sweeps_share(folder: Path) -> None:
+    one = write("one.yaml", sweep={"grid": {"seed": [0, 1, 2]}})
+    two = write("two.yaml", sweep={"grid": {"seed": [2, 3]}}, tune=TUNE)
+    text = plan.explain(one, two, folder)
+    assert "1 run in both, 2 only in A, 1 only in B; study of A: none, of B: a-" in text
+
+
+def test_ten_thousand_runs_expand_in_seconds() -> None:
+    whole = experiment(
+        sweep={"grid": {"seed": list(range(2500)), "optimizer.lr": [1e-3, 2e-3], "training.epochs": [1, 2]}}
+    )
+    runs = plan.expand(whole)
+    assert len({run.id for run in runs}) == 10_000
+    for run in runs[::1111]:
+        assert config.digest(config.identity(run.config), "run") == run.digest
+        assert run.config == plan.apply(whole, run.swept)
