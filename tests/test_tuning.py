@@ -538,6 +538,14 @@ def test_a_study_without_trials_has_no_importances(tmp_path: Path) -> None:
     assert tuning.importances(tuning.load_study(make_experiment(tmp_path), tmp_path)) == {}
 
 
+def test_the_study_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "tuning.md").read_text()
+    path = tmp_path / "documented.yaml"
+    path.write_text("name: documented\n" + text.partition("```yaml\n")[2].partition("```")[0])
+    experiment = config.load([path])
+    assert experiment.tune is not None and experiment.tune.set == {"training.epochs": 8}
+
+
 def test_an_experiment_without_a_study_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.yaml"
     path.write_text("name: plain\n")
