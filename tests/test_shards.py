@@ -377,13 +377,14 @@ def test_a_killed_preparation_costs_one_shard(
 def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
     settings = SETTINGS | {"shard_samples": 60}
     code = (
-        "import pathlib, sys, workflow_lib.shards as s; print('ready', flush=True); sys.stdin.readline(); "
+        "import logging, pathlib, sys, workflow_lib.shards as s; logging.basicConfig(level='INFO', stream=sys.stderr); "
+        "print('ready', flush=True); sys.stdin.readline(); "
         f"print(s.prepare({settings}, pathlib.Path(), pathlib.Path('work')).model_dump_json())"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
     command = [sys.executable, "-c", code]
     with ExitStack() as stack:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         workers = [
             stack.enter_context(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)) for _ in "123"
         ]
@@ -391,9 +392,10 @@ def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        manifests = {worker.communicate(timeout=120)[0] for worker in workers}
+        told = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0]
-    (manifest,) = (Manifest.model_validate_json(text) for text in manifests)
+    (manifest,) = (Manifest.model_validate_json(text) for text in {output for output, _ in told})
+    assert sum(log.count("samples") for _, log in told) == len(manifest.shards)
     assert sorted(files(manifest, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
     assert [path for path in (tmp_path / "work").rglob("*") if path.name.endswith(".tmp")] == []
 

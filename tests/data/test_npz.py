@@ -88,8 +88,9 @@ class TestManyBlocks(NpzContract):
         monkeypatch.setattr("workflow_lib.data._archive.BLOCK_BYTES", 1000)
 
 
-def test_the_images_are_those_in_the_file(tmp_path: Path) -> None:
-    arrays = medmnist(28, 28, 3)
+@pytest.mark.parametrize("order", [np.ascontiguousarray, np.asfortranarray])
+def test_the_images_are_those_in_the_file(tmp_path: Path, order: Callable[[np.ndarray], np.ndarray]) -> None:
+    arrays = {key: order(array) for key, array in medmnist(28, 28, 3).items()}
     with opened(saved(tmp_path, arrays)) as source:
         images = source.read("val", np.arange(12))
     np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), arrays["val_images"])
@@ -217,6 +218,14 @@ def test_bad_content_is_refused_with_its_place(
     assert str(path) in str(error.value)
     assert path.read_bytes() == before
     assert not (tmp_path / "work").exists()
+
+
+def test_a_bad_row_is_numbered_from_the_start_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflow_lib.data._archive.BLOCK_BYTES", 1000)
+    arrays = medmnist(8, 8, dtype=np.float32)
+    arrays["train_images"][41, 3, 3] = np.nan
+    with pytest.raises(DataError, match="`train_images`, row 41:"), opened(saved(tmp_path, arrays)):
+        pass
 
 
 def test_a_split_without_a_class_is_refused_with_the_counts(tmp_path: Path) -> None:
