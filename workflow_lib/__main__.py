@@ -84,6 +84,12 @@ def _explain(arguments: Arguments) -> None:
     print(plan.explain(arguments.a, arguments.b, WORK))
 
 
+def _trace(arguments: Arguments) -> None:
+    from workflow_lib import provenance
+
+    print(provenance.trace(arguments.file, WORK))
+
+
 def _status(arguments: Arguments) -> None:
     import json
 
@@ -155,18 +161,16 @@ def _suggest(arguments: Arguments) -> None:
 
 
 def _trial(arguments: Arguments) -> None:
-    from workflow_lib import launch, tuning
+    from workflow_lib import tuning
 
-    suggestion = tuning.load_suggestion(arguments.suggestion)
-    history = launch.trial(
+    tuning.trial(
         _experiment(arguments),
-        run=str(arguments.suggestion),
+        arguments.suggestion,
         data=arguments.data,
         work=WORK,
-        stop_early=tuning.pruner(suggestion),
+        output=arguments.output,
         deadline_minutes=arguments.deadline_minutes,
     )
-    tuning.write_result(suggestion, history, arguments.output)
 
 
 def _best(arguments: Arguments) -> None:
@@ -257,7 +261,7 @@ ON_STOP: Option = (
     {
         "choices": ("exit", "requeue"),
         "default": "exit",
-        "help": "what a training that saved and stopped does: exit with code 75 only, or have SLURM requeue its job too",
+        "help": "a training that saved and stopped exits with code 75, or has SLURM requeue its job too",
     },
 )
 
@@ -280,6 +284,12 @@ FOR_PEOPLE: tuple[Verb, ...] = (
             (("a",), {"metavar": "A", "help": "run id or file"}),
             (("b",), {"metavar": "B", "help": "run id or file"}),
         ),
+    ),
+    (
+        "trace",
+        "say which run, data, code and command made a result",
+        _trace,
+        ((("file",), {"type": Path, "metavar": "FILE", "help": "a file of a run in results/"}),),
     ),
     (
         "status",
