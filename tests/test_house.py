@@ -37,10 +37,11 @@ LAYERS = (
     ("training",),
     ("provenance",),
     ("launch", "evaluation"),
-    ("tuning", "export"),
+    ("tuning", "export", "status"),
     ("report",),
-    ("__main__",),
     ("faults",),
+    ("prove",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

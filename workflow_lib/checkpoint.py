@@ -118,7 +118,7 @@ class CheckpointStore:
             temporary.mkdir()
             manifest = self._write(temporary, snapshot, serial)
             fsync_dir(temporary)
-            self._refuse_if_taken_over()
+            self.refuse_if_taken_over()
             final = self.directory / name
             os.rename(temporary, final)
             fsync_dir(self.directory)
@@ -181,7 +181,8 @@ class CheckpointStore:
         _write_synced(directory / MANIFEST, [_canonical(manifest)])
         return manifest
 
-    def _refuse_if_taken_over(self) -> None:
+    def refuse_if_taken_over(self) -> None:
+        """Raises WorkspaceBusy when another attempt owns the workspace by now."""
         if not self._may_publish():
             raise WorkspaceBusy(
                 f"attempt {self._attempt[:8]} no longer owns {self.directory.parent}: another attempt took over. "

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from workflow_lib import checkpoint, errors, plan
+from workflow_lib import checkpoint, errors, plan, provenance
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.errors import CheckpointError, EverstepError, RankError, StalledError, Stopped
+from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, StalledError, Stopped
 from workflow_lib.files import write_atomic, write_json
+from workflow_lib.runtime import nodes
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.ranks import Ranks
@@ -64,6 +65,7 @@ class Job:
     attempt: str
     control: Control
     stop_early: StopEarly | None
+    node: int  # which launcher this is, of ``runtime.nodes``; the first one owns the workspace
 
 
 def train(
@@ -88,7 +90,8 @@ def train(
         logger.info("%s is finished already: nothing is trained", job.digest[:12])
     if sealed is None:
         raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
-    write_outputs(sealed, job, output)
+    if job.node == 0:
+        write_outputs(sealed, job, data, output)
 
 
 def trial(
@@ -128,7 +131,7 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
     return None
 
 
-def write_outputs(sealed: Checkpoint, job: Job, output: Path) -> None:
+def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     """Weights, history and, last, the statement of a finished run."""
     state = checkpoint.read_state(sealed)["progress"]
     weights = "best.safetensors" if "best.safetensors" in sealed.manifest["files"] else "model.safetensors"
@@ -158,6 +161,7 @@ def write_outputs(sealed: Checkpoint, job: Job, output: Path) -> None:
             "seconds": round(sum(one.seconds or 0.0 for one in attempts), 3),
             "attempts": len(attempts),
             "environment": sealed.about["environment"],
+            "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
         },
     )
 
@@ -175,7 +179,9 @@ def _job(
 ) -> Job:
     from workflow_lib.shards import Manifest
 
-    config, digest = plan.load_run(run, work)
+    if experiment.runtime.nodes > 1 and not nodes.is_one_of_many():
+        nodes.start(experiment.runtime.nodes)
+    config, digest = _frozen(experiment, run, work)
     manifest = Manifest.load(data)
     return Job(
         experiment=experiment,
@@ -187,7 +193,20 @@ def _job(
         attempt=ws.new_attempt(),
         control=Control(experiment.runtime.nproc, deadline_minutes),
         stop_early=stop_early,
+        node=nodes.number() if experiment.runtime.nodes > 1 else 0,
     )
+
+
+def _frozen(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfig, str]:
+    """The frozen run; one of the experiment that no plan has frozen yet is frozen now."""
+    try:
+        return plan.load_run(run, work)
+    except ConfigError:
+        planned = next((one for one in plan.expand(experiment) if one.id == run), None)
+        if planned is None:
+            raise
+        plan.freeze(planned.config, work)
+        return planned.config, planned.digest
 
 
 def _attempt(job: Job) -> list[Row]:
@@ -195,43 +214,54 @@ def _attempt(job: Job) -> list[Row]:
     from workflow_lib.orchestrator import RootOrchestrator
 
     job.control.stop_on_signals()
-    ranks = Ranks.from_env()
-    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
+    launcher = Ranks(node=job.node, is_launcher=True)
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher) as root:
         if (sealed := find_sealed(job.workspace)) is not None:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
             return history
-        newest = _newest(job.workspace)
-        _refuse_stalled(job, newest)
-        ws.begin(
-            job.workspace,
-            job.attempt,
-            world_size=job.experiment.runtime.nproc * job.experiment.runtime.nodes,
-            resumed_from=newest,
-            resumed_step=_step_of(newest),
-            devices=job.experiment.runtime.nproc if root.device.type != "cpu" else 0,
-        )
+        if launcher.is_owner:
+            _begin(job, root)
         return _supervise(job, root)
+
+
+def _begin(job: Job, root: RootOrchestrator) -> None:
+    """The attempt is on record."""
+    newest, runtime = _newest(job.workspace), job.experiment.runtime
+    _refuse_stalled(job, newest)
+    ranks = runtime.nproc * runtime.nodes
+    ws.begin(
+        job.workspace,
+        job.attempt,
+        world_size=ranks,
+        resumed_from=newest,
+        resumed_step=_step_of(newest),
+        devices=ranks if root.device.type != "cpu" else 0,
+    )
+
+
+def _end(job: Job, reason: str, step: int | None = None) -> None:
+    """The record says why the attempt ended; only the owner keeps one."""
+    if job.node == 0:
+        ws.end(job.workspace, job.attempt, reason, step=_step_of(_newest(job.workspace)) if step is None else step)
 
 
 def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
     """Runs the ranks to their end and writes why they ended; the error of the first that failed is raised."""
     with tempfile.TemporaryDirectory(prefix="everstep-") as folder:
-        watch = Watch(job, Path(folder))
+        watch = Watch(job)
         try:
             outcome = _elastic_launch(job, root, Path(folder))
-        except EverstepError as error:
-            ws.end(job.workspace, job.attempt, f"failed: {error}", step=_step_of(_newest(job.workspace)))
-            raise
         finally:
             watch.close()
         if watch.verdict is not None or outcome is None:
             failure = _first_failure(Path(folder), watch.verdict)
-            ws.end(job.workspace, job.attempt, f"failed: {failure}", step=_step_of(_newest(job.workspace)))
+            _end(job, f"failed: {failure}")
             raise failure
-    reason = outcome["ended"] if outcome["ended"] != "stopped" else _why_stopped(job.control)
-    ws.end(job.workspace, job.attempt, reason, step=outcome["step"])
     if outcome["ended"] == "stopped":
+        reason = _why_stopped(job.control)
+        _end(job, reason, outcome["step"])
         raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
+    _end(job, outcome["ended"], outcome["step"])
     history: list[Row] = outcome["history"]
     return history
 
@@ -243,16 +273,12 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str,
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    runtime = job.experiment.runtime
     launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=job.experiment.runtime.nproc,
-        run_id=job.attempt,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        rdzv_configs={"timeout": 60},
-        local_addr="localhost",
+        min_nodes=runtime.nodes,
+        max_nodes=runtime.nodes,
+        nproc_per_node=runtime.nproc,
+        **(nodes.rendezvous() if runtime.nodes > 1 else nodes.rendezvous_here()),
         max_restarts=0,
         start_method="fork",
         signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
@@ -272,7 +298,7 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str,
 class Watch:
     """Sees that the ranks move: one that is stopped from outside, or hangs, is ended with all others, and named."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job) -> None:
         self.verdict: str | None = None
         self._job = job
         self._ended = threading.Event()
@@ -286,7 +312,7 @@ class Watch:
 
     def _run(self) -> None:
         control, hang_s = self._job.control, self._job.experiment.runtime.hang_timeout_s
-        are_recorded = False
+        are_recorded = self._job.node > 0  # the first node's launcher keeps the record
         stopped_since: dict[int, float] = {}
         seen, moved_at, looked_at = control.progress, time.monotonic(), time.monotonic()
         while not self._ended.wait(WATCH_S):
@@ -437,7 +463,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             ws.checkpoints_dir(job.workspace),
             fingerprint={"run": job.digest, "data": job.manifest.digest},
             attempt=job.attempt,
-            may_publish=parent.lease.holds,
+            may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
             keep_last=settings.keep_last,
             keep_every_h=settings.keep_every_h,
         )

@@ -29,23 +29,31 @@ def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
     """What is making a result now: the command, the code, the digests of its input files, the environment."""
     from workflow_lib.runtime import telemetry
 
-    environment = telemetry.environment(device)
+    return {**made_by(inputs), "environment": telemetry.environment(device)}
+
+
+def made_by(inputs: Sequence[Path]) -> dict[str, Any]:
+    """The command, the code and the digests of the input files of the result that is being made."""
+    modified = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
     return {
         "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
         "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
-        "code": {"version": __version__, "commit": environment["git"], "modified": _is_modified()},
+        "code": {
+            "version": __version__,
+            "commit": _git("rev-parse", "HEAD"),
+            "modified": None if modified is None else bool(modified),
+        },
         "inputs": {str(path): file_digest(path) for path in inputs},
-        "environment": environment,
     }
 
 
-def _is_modified() -> bool | None:
-    """Whether files of the checkout differ from its commit; None outside of a repository or without git."""
-    command = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
+def _git(*arguments: str) -> str | None:
+    """What git says of the current folder; None outside of a repository or without git."""
     try:
-        return bool(subprocess.run(command, capture_output=True, timeout=20, check=True).stdout)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip()
 
 
 def trace(path: Path, work: Path) -> str:

@@ -68,6 +68,8 @@ class Saver:
 
     def is_due(self, step: int) -> bool:
         """Whether a save should start now: the interval has passed, and no save is under way."""
+        if self._taken_over is not None:
+            return True  # and the save will say so
         if self._thread is not None and self._thread.is_alive():
             return False
         if self._interval_steps is not None:

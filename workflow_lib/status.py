@@ -209,11 +209,10 @@ def _in_workspace(workspace: Path) -> Iterator[Removable]:
     for pattern, why in ((".tmp-*", "save that was cut off"), ("corrupt-*", "checkpoint that does not verify")):
         for path in sorted(directory.glob(pattern)):
             yield Removable(path, why, workspace)
-    *older, _ = checkpoint.published(directory) or [None]
     newest = _newest(workspace)
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
-        for path in older:
-            if path is not None:
+        for path in checkpoint.published(directory):
+            if path != newest.path:
                 yield Removable(path, "older checkpoint of a finished run", workspace)
 
 

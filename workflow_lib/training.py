@@ -214,9 +214,10 @@ class Trainer:
             inputs = self._train_split.inputs.index_select(0, rows)
             targets = self._train_split.targets.index_select(0, rows)
             is_last = number == len(self._windows) - 1
-            with contextlib.nullcontext() if is_last else self._no_sync(), self._autocast():
+            with contextlib.nullcontext() if is_last else self._no_sync():
                 _at("forward", inputs)
-                loss = self._loss(self._wrapped(inputs), targets)
+                with self._autocast():
+                    loss = self._loss(self._wrapped(inputs), targets)
                 _at("backward")
                 self._scaler.scale(loss * ((stop - start) * self.ranks.world_size / self._batch)).backward()
             losses.append((loss.detach(), stop - start))
@@ -292,6 +293,7 @@ class Trainer:
             self._best = {name: one.detach().cpu().clone() for name, one in self._served().items()}
         if self.ranks.is_main:
             _at("metrics")
+            self._store.refuse_if_taken_over()
             with self._metrics_file.open("a") as file:
                 file.write(_line(row))
         if self._progress is not None:

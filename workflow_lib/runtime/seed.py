@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 import struct
-from typing import cast
 
 import numpy as np
 import torch
@@ -70,11 +69,11 @@ def _python_state() -> bytearray:
 
 
 def _numpy_state() -> bytearray:
-    state = np.random.get_state()
-    if state[0] != "MT19937":
+    state = np.random.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":
         raise UserError(
-            f"numpy's global generator was replaced by {state[0]}: its state cannot be kept. "
+            f"numpy's global generator was replaced by {state['bit_generator']}: its state cannot be kept. "
             "Leave it at MT19937, or draw from a numpy.random.Generator seeded with (seed, epoch, sample)."
         )
-    _, words, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], state)
-    return bytearray(TWISTER.pack(*words.tolist(), position, bool(has_gauss), gauss))
+    words, position = state["state"]["key"].tolist(), state["state"]["pos"]
+    return bytearray(TWISTER.pack(*words, position, bool(state["has_gauss"]), state["gauss"]))

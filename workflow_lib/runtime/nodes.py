@@ -1,0 +1,70 @@
+"""One launcher on each node: the first one, in the job's allocation, starts them all with ``srun``.
+
+SLURM tells each launcher its number. They meet at the first node, at a port that was free there when the job began, so
+that two jobs on one node do not share it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from workflow_lib.errors import ConfigError
+
+PORT = "EVERSTEP_RENDEZVOUS_PORT"
+TIMEOUT_S = 300  # for the launchers to meet
+
+
+def is_one_of_many(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was started by ``start``."""
+    return PORT in environ
+
+
+def number(environ: Mapping[str, str] = os.environ) -> int:
+    """Which of the nodes this is; 0 is the first."""
+    return int(environ.get("SLURM_NODEID", 0))
+
+
+def start(count: int) -> NoReturn:
+    """This process becomes an ``srun`` of the same command, once on each node of the job."""
+    if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
+        raise ConfigError(
+            f"runtime.nodes: {count} nodes need a SLURM job with as many. Use profiles/slurm, or set runtime.nodes: 1"
+        )
+    os.environ[PORT] = str(_free_port())
+    # one launcher that leaves, having saved, must not have the others killed while they save
+    command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    os.execvp("srun", [*command, sys.executable, "-m", "workflow_lib", *sys.argv[1:]])
+
+
+def rendezvous() -> dict[str, Any]:
+    """Where the launchers of several nodes meet, as settings of torch's LaunchConfig."""
+    return {
+        "run_id": os.environ["SLURM_JOB_ID"],
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{os.environ[PORT]}",
+        "rdzv_configs": {"rank": number(), "timeout": TIMEOUT_S},
+    }
+
+
+def rendezvous_here() -> dict[str, Any]:
+    """The same for the only launcher: nothing leaves the host, and the port is any free one."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return {
+        "run_id": str(os.getpid()),
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",
+        "rdzv_configs": {"timeout": 60},
+        "local_addr": "localhost",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port: int = one.getsockname()[1]
+        return port
