@@ -24,7 +24,7 @@ PACKAGE = ROOT / "workflow_lib"
 LAYERS = (
     ("",),
     ("errors",),
-    ("files",),
+    ("faults", "files"),
     ("plugins",),
     ("config",),
     ("plan",),
@@ -39,7 +39,6 @@ LAYERS = (
     ("launch", "evaluation"),
     ("tuning", "export", "status"),
     ("report",),
-    ("faults",),
     ("prove",),
     ("__main__",),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,14 +55,13 @@ def install(faults: Sequence[Fault]) -> None:
     sys.addaudithook(watch)
 
 
-def main() -> int:
-    """The exit code of a verb that runs with the faults of the first argument, a JSON object or a list of them."""
-    from workflow_lib.__main__ import main as run_verb
-
+def main() -> None:
+    """Runs a verb with the faults of the first argument, a JSON object or a list of them."""
     given = json.loads(sys.argv[1])
     install([Fault(**one) for one in (given if isinstance(given, list) else [given])])
-    return run_verb(sys.argv[2:])
+    del sys.argv[1]
+    runpy.run_module("workflow_lib", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
