@@ -115,7 +115,7 @@ class Running:
 
     def outcome(self) -> Outcome:
         """What is left when it has ended by itself."""
-        self.process.wait(timeout=240)
+        self.process.wait(timeout=800)
         return Outcome(self.process.returncode, self.told.read_text())
 
     def kill(self) -> None:

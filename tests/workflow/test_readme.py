@@ -1,0 +1,77 @@
+"""Every command of the README and of CONTRIBUTING, typed in a clone whose pipeline has been run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import ROOT, TINY, Project
+
+# What cannot be run inside the tests as it stands, and what is run in its place.
+INSTEAD = {
+    # These tests are what it runs.
+    "make test": "make --dry-run test",
+    # Real clusters: tests/slurm.
+    "make slurm-demo": "make --dry-run slurm-demo",
+    "snakemake --profile profiles/slurm --jobs 16": "snakemake --profile profiles/slurm --jobs 16 --dry-run",
+    # The number of kills decides how long it takes.
+    "everstep prove-resume config/quick.yaml --kills 20": "everstep prove-resume config/quick.yaml --kills 1",
+}
+
+
+def commands_of(document: str) -> list[str]:
+    """Each line of each `sh` block."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def make_environment(folder: Path) -> None:
+    """The folder has an up-to-date .venv: the one that the tests run in."""
+    venv = folder / ".venv"
+    venv.mkdir()
+    for part in ("bin", "lib", "include", "pyvenv.cfg"):
+        (venv / part).symlink_to(ROOT / ".venv" / part)
+    stamp = subprocess.run(
+        ["bash", "-c", "cat pyproject.toml constraints.txt <(pwd) | cksum"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (venv / "everstep.stamp").write_text(stamp.stdout)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_command_works(document: str, finished: Project) -> None:
+    """Slow: a dozen Snakemakes and a proof. The default experiment is small here, as is that of `everstep init`."""
+    folder = finished.folder
+    make_environment(folder)
+    for name in ("config/config.yaml", "config/quick.yaml"):
+        (folder / name).write_text(TINY)
+    environment = os.environ | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    commands = commands_of(document)
+    assert commands
+    for command in commands:
+        shown = subprocess.run(
+            ["bash", "-c", INSTEAD.get(command, command)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert shown.returncode == 0, f"{command}\n{shown.stdout}\n{shown.stderr}"
+        if "init" in command:
+            text = (folder / "config/my.yaml").read_text()
+            assert text.count("  epochs: 10\n") == 1
+            (folder / "config/my.yaml").write_text(text.replace("  epochs: 10\n", "  epochs: 1\n"))
+    if document == "README.md":
+        assert (folder / "report.zip").stat().st_size > 100_000
+
+
+def test_what_stands_in_for_a_command_is_needed() -> None:
+    assert set(INSTEAD) <= set(commands_of("README.md") + commands_of("CONTRIBUTING.md"))
