@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets  # noqa: F401  (imported once here, not in each forked process)
 import torch
 
 from workflow_lib import config, prove, training

@@ -107,7 +107,7 @@ def _train_under_kills(
         fault = None
         if struck < kills:
             ahead = (struck + 1) * steps // (kills + 1) - training.step()
-            fault = _choose(dice, max(1, ahead), training.windows)
+            fault = _choose(dice, max(1, ahead), training)
         code = training.attempt(fault)
         attempts += 1
         if code == 0:
@@ -121,11 +121,14 @@ def _train_under_kills(
             show(f"kill {struck}/{kills}: {where}; step {training.step()}/{steps} saved")
 
 
-def _choose(dice: random.Random, ahead: int, windows: int) -> faults.Fault:
+def _choose(dice: random.Random, ahead: int, training: Training) -> faults.Fault:
     """A kill about ``ahead`` steps from now, at a random place of the step, with a random signal."""
     point = dice.choice(POINTS)
-    per_step = windows if point in ("fetch", "forward", "backward") else 1
-    count = 1 if point == "save" else (ahead - 1) * per_step + dice.randint(1, per_step)
+    if point == "save":
+        count = max(1, ahead // training.interval_steps)
+    else:
+        per_step = training.windows if point in ("fetch", "forward", "backward") else 1
+        count = (ahead - 1) * per_step + dice.randint(1, per_step)
     name = dice.choice(("SIGKILL", "SIGTERM"))
     return faults.Fault(point, count, name, rank=0, target=dice.choice(TARGETS))
 
@@ -136,6 +139,7 @@ class Training:
     def __init__(self, experiment: Experiment, run: plan.Run, data: Path, folder: Path) -> None:
         self.log = folder / "log.txt"
         self.windows = run.config.training.accumulation
+        self.interval_steps = experiment.checkpoint.interval_steps or 1
         self._experiment, self._run, self._data, self._folder = experiment, run, data, folder
         self._work = folder / "work"
         self._seen: str | None = None
