@@ -1,0 +1,103 @@
+"""The sandbox comes up, goes, and touches nothing that is not its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SANDBOX = Path(__file__).parents[2] / "scripts" / "slurm-sandbox"
+DAEMONS = 6
+
+
+def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What scripts/slurm-sandbox does with its files in the folder."""
+    inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
+    command = [str(SANDBOX), "--dir", str(folder), *words]
+    return subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def processes_of(folder: Path) -> set[int]:
+    """Processes that were started for the cluster in the folder, and its jobs."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SLURM_CONF") == f"{folder}/slurm.conf":
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name, as sockets need it; no cluster is left in it."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-", dir="/tmp") as name:
+        yield Path(name)
+        call(Path(name), "stop")
+
+
+def test_a_started_sandbox_is_whole_and_a_stopped_one_leaves_no_process(folder: Path) -> None:
+    assert call(folder, "status").returncode == 3
+    assert call(folder, "start").returncode == 0
+    assert call(folder, "status").returncode == 0
+    submit = f". {folder}/env.sh; sbatch --output=/dev/null --wrap 'sleep 1000'; srun --partition gpu --gpus 2 env"
+    shown = subprocess.run(["sh", "-c", submit], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "CUDA_VISIBLE_DEVICES=0,1\n" in shown
+    assert len(processes_of(folder)) > DAEMONS - 1
+    assert call(folder, "stop").returncode == 0
+    assert not processes_of(folder)
+    assert call(folder, "status").returncode == 3
+
+
+def test_starting_twice_is_starting_once(folder: Path) -> None:
+    call(folder, "start")
+    first = processes_of(folder)
+    assert call(folder, "start").returncode == 0
+    assert processes_of(folder) == first
+
+
+def test_a_command_gets_a_cluster_that_goes_with_it(folder: Path) -> None:
+    done = call(folder, "run", "sh", "-c", "sinfo --noheader --format %D; exit 7")
+    assert done.returncode == 7
+    assert "4\n" in done.stdout
+    assert not processes_of(folder)
+
+
+def test_two_sandboxes_do_not_meet(cluster: Any, folder: Path) -> None:
+    others = processes_of(cluster.folder)
+    assert call(folder, "start").returncode == 0
+    assert processes_of(folder).isdisjoint(others)
+    assert call(folder, "stop").returncode == 0
+    assert "n1" in cluster.ask("sinfo", "--noheader", "--Node")
+
+
+def test_where_another_slurm_is_meant_the_sandbox_refuses(cluster: Any, folder: Path) -> None:
+    other = f"{cluster.folder}/slurm.conf"
+    refused = call(folder, "start", SLURM_CONF=other)
+    assert refused.returncode == 1
+    assert f"SLURM_CONF names another cluster ({other})" in refused.stderr
+    assert not processes_of(folder)
+
+
+def test_a_number_that_belongs_to_another_process_now_is_not_ended(folder: Path) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        (folder / "processes.json").write_text(f'{{"n1": [{stranger.pid}, 1]}}')
+        assert call(folder, "stop").returncode == 0
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+@pytest.mark.parametrize("name", ["has space", "x" * 70])
+def test_a_folder_that_slurm_cannot_use_is_refused_with_the_reason(folder: Path, name: str) -> None:
+    refused = call(folder / name, "start")
+    assert refused.returncode == 1
+    assert "--dir" in refused.stderr

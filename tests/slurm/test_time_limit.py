@@ -1,0 +1,40 @@
+"""A training that needs more time than a job gets finishes in a chain of jobs, and none of them is a failure.
+
+SLURM counts time limits in minutes: these take two to three of them, nearly all idle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_a_training_longer_than_its_time_limit_stops_in_time_and_goes_on(
+    project: Any, reference: dict[str, str]
+) -> None:
+    project.train, project.delay_s = {"runtime": 1}, 0.1
+    with project.snakemake() as snakemake:
+        said = snakemake.finish(280)
+    assert project.result() == reference
+    *stopped, last = project.attempts()
+    assert len(stopped) >= 1
+    assert {attempt["reason"] for attempt in stopped} == {"stopped before the deadline"}
+    assert all(attempt["seconds"] < 60 for attempt in stopped)
+    assert {attempt["job"] for attempt in stopped} == {last["job"]}, "one job, started again"
+    assert "Trying to restart" not in said
+
+
+def test_a_signal_before_the_time_limit_does_the_same(project: Any, reference: dict[str, str]) -> None:
+    # SLURM sends it up to a minute earlier than asked: after 30 to 90 seconds
+    project.train = {"runtime": 3, "slurm_extra": "'--exclusive --signal=TERM@90'"}
+    project.delay_s = 0.15
+    with project.snakemake() as snakemake:
+        said = snakemake.finish(280)
+    assert project.result() == reference
+    *stopped, last = project.attempts()
+    assert {attempt["reason"] for attempt in stopped} == {"stopped by SIGTERM"}
+    assert {attempt["job"] for attempt in stopped} == {last["job"]}
+    assert "Trying to restart" not in said
