@@ -18,7 +18,7 @@ from workflow_lib.training import Trainer
 EXPERIMENT = """
 name: proof
 model: {{name: {model}, params: {params}}}
-optimizer: {{lr: 0.01}}
+optimizer: {{lr: {lr}}}
 schedule: {schedule}
 training: {{epochs: 3, batch_size: 128, accumulation: 2, ema_decay: 0.9, precision: {precision}{more}}}
 """
@@ -76,9 +76,10 @@ def experiment(
     precision: str = "fp32",
     more: str = "",
     data: str = "",
+    lr: str = "0.01",
 ) -> Experiment:
     path = project / "experiment.yaml"
-    text = EXPERIMENT.format(model=model, params=params, schedule=schedule, precision=precision, more=more)
+    text = EXPERIMENT.format(model=model, params=params, schedule=schedule, precision=precision, more=more, lr=lr)
     path.write_text(text + data)
     return config.load([path])
 
@@ -163,7 +164,7 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
         "model",
     ),
     "metric sums": (forgets("sums", lambda t: t._loss_sum.zero_()), {}, "loss"),
-    "best weights": (forgets("best", lambda t: t._best.clear()), {"more": ", select_metric: train_loss"}, "best"),
+    "best weights": (forgets("best", lambda t: t._best.clear()), {"lr": "0.5"}, "best"),
     "best metric": (forgets("best", lambda t: setattr(t.state, "best", None)), {}, "state"),
     "curve": (forgets("curve", lambda t: t.state.history.clear()), {}, "state"),
     "early-stopping counters": (

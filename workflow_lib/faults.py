@@ -28,6 +28,7 @@ class Fault:
     count: int = 1
     signal: str = "SIGKILL"
     rank: int = 0
+    from_step: int = 0  # not before so many optimizer steps are done
     target: Target = "self"
 
     def strike(self) -> None:
@@ -42,12 +43,20 @@ class Fault:
 def install(faults: Sequence[Fault]) -> None:
     """Each fault strikes once, in this process or in one forked from it."""
     seen: dict[Fault, int] = dict.fromkeys(faults, 0)
+    step = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal step
         if event != "everstep":
             return
+        if arguments[0] == "commit":
+            step = arguments[1].state.cursor.step
         for fault in seen:
-            if arguments[0] == fault.point and os.environ.get("RANK", "-1") == str(fault.rank):
+            if (
+                arguments[0] == fault.point
+                and step >= fault.from_step
+                and os.environ.get("RANK", "-1") == str(fault.rank)
+            ):
                 seen[fault] += 1
                 if seen[fault] == fault.count:
                     fault.strike()

@@ -106,8 +106,7 @@ def _train_under_kills(
     while True:
         fault = None
         if struck < kills:
-            ahead = (struck + 1) * steps // (kills + 1) - training.step()
-            fault = _choose(dice, max(1, ahead), training)
+            fault = _choose(dice, (struck + 1) * steps // (kills + 1), training)
         code = training.attempt(fault)
         attempts += 1
         if code == 0:
@@ -121,16 +120,12 @@ def _train_under_kills(
             show(f"kill {struck}/{kills}: {where}; step {training.step()}/{steps} saved")
 
 
-def _choose(dice: random.Random, ahead: int, training: Training) -> faults.Fault:
-    """A kill about ``ahead`` steps from now, at a random place of the step, with a random signal."""
+def _choose(dice: random.Random, step: int, training: Training) -> faults.Fault:
+    """A kill soon after that step of the run, at a random place of the loop, with a random signal."""
     point = dice.choice(POINTS)
-    if point == "save":
-        count = max(1, ahead // training.interval_steps)
-    else:
-        per_step = training.windows if point in ("fetch", "forward", "backward") else 1
-        count = (ahead - 1) * per_step + dice.randint(1, per_step)
+    count = dice.randint(1, training.windows) if point in ("fetch", "forward", "backward") else 1
     name = dice.choice(("SIGKILL", "SIGTERM"))
-    return faults.Fault(point, count, name, rank=0, target=dice.choice(TARGETS))
+    return faults.Fault(point, count, name, from_step=max(step - 1, training.step()), target=dice.choice(TARGETS))
 
 
 class Training:
@@ -139,7 +134,6 @@ class Training:
     def __init__(self, experiment: Experiment, run: plan.Run, data: Path, folder: Path) -> None:
         self.log = folder / "log.txt"
         self.windows = run.config.training.accumulation
-        self.interval_steps = experiment.checkpoint.interval_steps or 1
         self._experiment, self._run, self._data, self._folder = experiment, run, data, folder
         self._work = folder / "work"
         self._seen: str | None = None
@@ -210,6 +204,8 @@ def compare(straight: Training, other: Training) -> str | None:
     if first.step != second.step:
         return f"step: the straight run ended at step {first.step}, the other at step {second.step}"
     for name, entry in first.manifest["files"].items():
+        if name not in second.manifest["files"]:
+            return f"{name} is missing from the final state (step {first.step})"
         if second.manifest["files"].get(name) != entry:
             return f"{_what_differs(first, second, name)} of the final state (step {first.step})"
     if ws.metrics_file(straight.workspace).read_bytes() != ws.metrics_file(other.workspace).read_bytes():
