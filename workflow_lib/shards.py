@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 MEND = "run preprocess again (snakemake --forcerun preprocess): it makes what is missing or damaged, no more"
+SHARD_BYTES = 1 << 27  # largest shard, whatever its number of samples: a few of them fit the memory of any job
 BLOCK = 1 << 22  # values summed at once: bounds the memory of the statistics
 
 
@@ -246,11 +247,12 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path) -> Manifest:
 def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: Path) -> Manifest:
     parts = assign(source, data)
     first = _read(source, parts["train"], 0, 1)
+    samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
     folder = work / "data" / _store(data, source, plugin)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         tally, made = Tally(first), []
-        for shard in _shown(_cuts(parts, data.shard_samples), data.name):
+        for shard in _shown(_cuts(parts, samples), data.name):
             path, part = folder / shard.name, parts[shard.split]
             stored = read_shard(path)
             if stored is None or not _fits(stored, first, part.targets[shard.start : shard.stop]):
@@ -541,9 +543,9 @@ class Moments:
         step = max(1, BLOCK // inputs[0].size)
         for block in (inputs[start : start + step] for start in range(0, len(inputs), step)):
             for channel in range(len(self.sums)):
-                values = block[:, channel].ravel().astype(np.float64)
-                self.sums[channel] += exact_sum(values)
-                self.squares[channel] += exact_sum(np.square(values))  # a float64 holds the square of a float32
+                total, squares = _sums(block[:, channel].ravel())
+                self.sums[channel] += total
+                self.squares[channel] += squares
             self.count += block[:, 0].size
 
     def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -552,6 +554,17 @@ class Moments:
         means = [total / self.count for total in self.sums]
         variances = [square / self.count - mean**2 for square, mean in zip(self.squares, means, strict=True)]
         return tuple(float(m / unit) for m in means), tuple(math.sqrt(v / unit**2) or 1.0 for v in variances)
+
+
+def _sums(values: np.ndarray) -> tuple[Fraction, Fraction]:
+    """The exact sum of the values, uint8 or float32, and of their squares."""
+    if values.dtype == np.uint8:
+        counts = np.bincount(values, minlength=256).tolist()
+        return Fraction(sum(v * n for v, n in enumerate(counts))), Fraction(
+            sum(v * v * n for v, n in enumerate(counts))
+        )
+    doubles = values.astype(np.float64)  # which hold the square of a float32, too
+    return exact_sum(doubles), exact_sum(np.square(doubles))
 
 
 def exact_sum(values: np.ndarray) -> Fraction:

@@ -1,1 +1,20 @@
-"""Models: one file each, `Params` and `build(params, spec) -> torch.nn.Module`."""
+"""Models, one file each: `model.name: mine` is `mine.py` here, `model.name: mypackage.mine` is a module of one's own.
+
+    from pydantic import Field
+    from workflow_lib.plugins import Section
+
+    class Params(Section):
+        width: int = Field(64, ge=1, description="hidden units")                   # model.params.width
+
+    def build(params, spec):
+        import math
+        from torch import nn
+
+        inputs = math.prod(spec.input_shape)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, params.width), nn.ReLU(), nn.Linear(params.width, spec.classes)
+        )
+
+`spec` comes from the data (`shards.ModelSpec`). The model takes float32 [B, *input_shape] and gives logits [B, classes].
+Its first weights come from torch's global generator, which the training seeds. `tests/models/contract.py` has the laws.
+"""
