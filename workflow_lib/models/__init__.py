@@ -15,6 +15,6 @@
             nn.Flatten(), nn.Linear(inputs, params.width), nn.ReLU(), nn.Linear(params.width, spec.classes)
         )
 
-`spec` comes from the data (`shards.ModelSpec`). The model takes float32 [B, *input_shape] and gives logits [B, classes].
+`spec`, a `shards.ModelSpec`, comes from the data. The model turns float32 [B, *input_shape] into logits [B, classes].
 Its first weights come from torch's global generator, which the training seeds. `tests/models/contract.py` has the laws.
 """
