@@ -120,15 +120,15 @@ class CheckpointStore:
             fsync_dir(temporary)
             self.refuse_if_taken_over()
             final = self.directory / name
-            os.rename(temporary, final)
+            _rename(temporary, final)
+            self._parent = Checkpoint(final, manifest)
             fsync_dir(self.directory)
-        except OSError as error:
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise SaveError(f"cannot save a checkpoint of step {snapshot.step} in {self.directory}: {error}") from error
-        except WorkspaceBusy:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError):
+                what = f"cannot save a checkpoint of step {snapshot.step} in {self.directory}"
+                raise SaveError(f"{what}: {error}") from error
             raise
-        self._parent = Checkpoint(final, manifest)
         self._retain()
         return self._parent
 
@@ -138,33 +138,35 @@ class CheckpointStore:
         One that does not verify is renamed to ``corrupt-*`` with a warning. Raises CheckpointError when
         checkpoints exist but none can be used: a run never silently starts again.
         """
+        unusable = {path.name for path in self.directory.glob("corrupt-*")}
         for path in reversed(published(self.directory)):
             try:
                 checkpoint = read_manifest(path)
                 self._check_fingerprint(checkpoint)
                 contents = {name: _read_verified(path / name, entry) for name, entry in _files(checkpoint)}
             except CheckpointError as error:
-                self._set_aside(path, error)
+                unusable.add(self._set_aside(path, error).name)
                 continue
             self._parent = checkpoint
             state = json.loads(contents.pop(STATE))
             return checkpoint, {Path(name).stem: _tensors(data) for name, data in contents.items()}, state
-        unusable = sorted(path.name for path in self.directory.glob("corrupt-*"))
         if unusable:
+            names = ", ".join(sorted(unusable))
             raise CheckpointError(
-                f"none of the checkpoints in {self.directory} can be used ({', '.join(unusable)}). Put an intact copy "
-                f"back under its name, or remove the corrupt-* folders to start this run again from step 0"
+                f"none of the checkpoints in {self.directory} can be used ({names}). Put an intact copy back under its "
+                f"name, or remove the corrupt-* folders to start this run again from step 0"
             )
         return None
 
     def remove_leftovers(self) -> None:
-        """Cut-off saves and removals of earlier attempts are gone. To be called by the owner only."""
+        """Cut-off saves and removals of earlier attempts are gone. Raises WorkspaceBusy for all but the owner."""
+        self.refuse_if_taken_over()
         for pattern in (".tmp-*", ".trash-*"):
             for path in self.directory.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, directory: Path, snapshot: Snapshot, serial: int) -> dict[str, Any]:
-        files = {f"{group}.safetensors": _serialized(tensors) for group, tensors in snapshot.tensors.items()}
+        files = {f"{group}.safetensors": _serialized(group, tensors) for group, tensors in snapshot.tensors.items()}
         files[STATE] = [_canonical(snapshot.state)]
         manifest: dict[str, Any] = {
             "version": VERSION,
@@ -196,12 +198,14 @@ class CheckpointStore:
                 mine = self.fingerprint.get(key)
                 raise CheckpointError(f"belongs to another run: its {key} is {theirs.get(key)!r}, not {mine!r}")
 
-    def _set_aside(self, path: Path, error: CheckpointError) -> None:
+    def _set_aside(self, path: Path, error: CheckpointError) -> Path:
+        """Where the checkpoint lies now; it stays where it is if the disk refuses."""
         logger.warning("checkpoint %s is not used: %s; set aside as corrupt-%s", path.name, error, path.name)
         try:
-            os.rename(path, path.with_name(f"corrupt-{path.name}"))
+            return path.rename(path.with_name(f"corrupt-{path.name}"))
         except OSError as refused:
             logger.warning("cannot rename %s: %s", path, refused)
+            return path
 
     def _retain(self) -> None:
         """The last ``keep_last`` remain, and one for every ``keep_every_h`` hours; the others are removed."""
@@ -217,6 +221,15 @@ class CheckpointStore:
                     shutil.rmtree(trash)
                 except OSError as error:
                     logger.warning("cannot remove the old checkpoint %s: %s", path.name, error)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """The target, which did not exist, is what the source was."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        if source.exists() or not target.exists():  # else a network file system has asked twice
+            raise
 
 
 def published(directory: Path) -> list[Path]:
@@ -294,7 +307,7 @@ def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str,
     return {"bytes": size, "blake2b": hasher.hexdigest()}
 
 
-def _serialized(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+def _serialized(group: str, tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
     """The safetensors file of the tensors, as pieces that share their memory; equal tensors give equal bytes."""
     header: dict[str, Any] = {}
     pieces: list[memoryview] = []
@@ -302,7 +315,9 @@ def _serialized(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]
     for name in sorted(tensors):
         piece = bytes_of(tensors[name])
         end = offset + len(piece)
-        dtype = DTYPES[str(tensors[name].dtype)]
+        dtype = DTYPES.get(str(tensors[name].dtype))
+        if dtype is None:
+            raise SaveError(f"{group}: {name} is {tensors[name].dtype}, which a checkpoint cannot hold")
         header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
         pieces.append(piece)
         offset = end

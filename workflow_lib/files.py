@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
+            sys.audit("everstep", "fsync", str(temporary))
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
