@@ -107,6 +107,14 @@ def test_an_undefined_auc_is_null_and_says_why() -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_a_class_that_occurs_nowhere_is_left_out_of_the_mean_f1() -> None:
+    logits, targets = guesses(50, CLASSES)
+    targets[targets == 2] = 0
+    logits[:, 2] = -10
+    by_scikit_learn = metrics.f1_score(targets, logits.argmax(axis=1), average="macro")
+    assert measure(logits, targets)["metrics"]["macro_f1"]["value"] == pytest.approx(by_scikit_learn, abs=1e-12)
+
+
 def test_resamples_without_a_class_are_left_out_and_counted() -> None:
     logits, targets = guesses(40, CLASSES)
     targets[targets == 3] = 0

@@ -52,9 +52,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
         ),
         "provenance": provenance.record([data, model], device),
     }
-    write_atomic(
-        output.with_name("predictions.csv"), predictions_csv(logits, targets, subject.manifest.classes)
-    )
+    write_atomic(output.with_name("predictions.csv"), predictions_csv(logits, targets, subject.manifest.classes))
     write_json(output, result)
 
 
