@@ -39,6 +39,13 @@ rule all:
         targets,
 
 
+# Not an input of the jobs, not even an ancient one: when a job must run, Snakemake asks nothing of those below it, and then
+# lets them off where all that connects them is ancient. A new run would wait for the next `snakemake`.
+onstart:
+    for run in RUNS.values():
+        plans.freeze(run.config, WORK)
+
+
 onsuccess:
     tell_the_result()
 

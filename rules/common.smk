@@ -22,11 +22,13 @@ from workflow_lib.errors import EverstepError
 try:
     experiment = controller.load_experiment(
         workflow.overwrite_configfiles or [Path("config/config.yaml")],
-        workflow.config_settings.config,
+        workflow.config_settings.config_args or [],
     )
     frozen = experiments.snapshot(experiment, WORK)
     RUNS = {run.id: run for run in plans.expand(experiment)}
-    DATA = {plans.data_id(experiment): experiment.data} | {run.data_id: run.config.data for run in RUNS.values()}
+    DATA = {plans.data_id(experiment): experiment.data} | {
+        run.data_id: run.config.data for run in RUNS.values()
+    }
 except EverstepError as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
@@ -93,8 +95,14 @@ def run_reference(wildcards):
 
 
 def training_threads(wildcards):
-    """The threads of every rank together."""
+    """The threads of every rank of a node together."""
     return experiment.runtime.nproc * experiment.runtime.threads
+
+
+def nodes():
+    """Resources of a training: one task on each of its nodes, which the training itself starts with srun."""
+    count = experiment.runtime.nodes
+    return {"nodes": count, "tasks": count, "tasks_per_gpu": 0, "mpi": "srun"} if count > 1 else {}
 
 
 def study_results(wildcards):

@@ -1,7 +1,10 @@
-"""Freeze every run of the experiment, so that queued jobs outlive an edit of the YAML.
+"""Say what the experiment stands for: its runs, what differs between them, its study.
+
+Each run is frozen in work/runs/*/config.json, so that queued jobs outlive an edit of the YAML; so is it before the first
+job of any target (see `onstart` in the Snakefile).
 
 REQUIRED INPUTS: none
-OUTPUTS: results/{experiment}/plan.json, work/runs/*/config.json
+OUTPUTS: results/{experiment}/plan.json
 """
 
 

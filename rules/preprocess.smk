@@ -1,13 +1,12 @@
 """Cut a data set into checksummed shards.
 
-REQUIRED INPUTS: results/{experiment}/plan.json, the files that the data set is made from
+REQUIRED INPUTS: the files that the data set is made from
 OUTPUTS: results/{experiment}/data/{data_id}.json (the manifest), work/data/*/
 """
 
 
 rule preprocess:
     input:
-        plan=ancient("results/{experiment}/plan.json"),
         files=source_files,
     output:
         manifest="results/{experiment}/data/{data_id}.json",

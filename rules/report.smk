@@ -1,12 +1,13 @@
 """Write the one page that shows every run.
 
-REQUIRED INPUTS: the statements of every run of the plan, and of the study
+REQUIRED INPUTS: the plan, the statements of every run of the plan, and of the study
 OUTPUTS: results/{experiment}/report.html, runs.csv
 """
 
 
 rule report:
     input:
+        plan="results/{experiment}/plan.json",
         study=study_results,
         train=of_each_run("train.json"),
         history=of_each_run("history.csv"),

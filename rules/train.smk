@@ -1,6 +1,6 @@
 """Train a run, or go on with it. Its checkpoints lie in work/, where Snakemake deletes nothing.
 
-REQUIRED INPUTS: the plan, the data manifest; for the run `tuned` the result of the study
+REQUIRED INPUTS: the data manifest; for the run `tuned` the result of the study
 OUTPUTS: results/{experiment}/runs/{run}/train.json, model.safetensors, history.csv
 """
 
@@ -8,7 +8,6 @@ OUTPUTS: results/{experiment}/runs/{run}/train.json, model.safetensors, history.
 rule train:
     input:
         unpack(run_inputs),
-        plan=ancient("results/{experiment}/plan.json"),
     output:
         train="results/{experiment}/runs/{run}/train.json",
         model="results/{experiment}/runs/{run}/model.safetensors",
@@ -27,6 +26,7 @@ rule train:
         mem_mb=2000,
         runtime=1440,
         on_stop="exit",
+        **nodes(),
     params:
         stage=plans.STAGES["train"],
         run=run_reference,

@@ -61,6 +61,7 @@ rule trial:
         mem_mb=2000,
         runtime=1440,
         on_stop="exit",
+        **nodes(),
     params:
         stage=plans.STAGES["train"],
     shell:

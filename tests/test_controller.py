@@ -84,9 +84,9 @@ def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> No
 def test_only_set_is_taken_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("name: mine\n")
-    assert controller.load_experiment([path], {"set": "training.epochs=3 seed=7"}).training.epochs == 3
+    assert controller.load_experiment([path], ["set=training.epochs=3 seed=7"]).training.epochs == 3
     with pytest.raises(ConfigError, match="--config epochs: the only name it takes is 'set'"):
-        controller.load_experiment([path], {"epochs": 3})
+        controller.load_experiment([path], ["epochs=3"])
 
 
 def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import shlex
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from workflow_lib import config, plugins
 from workflow_lib.errors import ConfigError
@@ -23,15 +23,18 @@ from workflow_lib.errors import ConfigError
 _held: list[TextIO] = []
 
 
-def load_experiment(files: Sequence[Path], given: Mapping[str, Any]) -> config.Experiment:
-    """The validated experiment of a command line; `given` is what follows --config."""
-    unknown = sorted(set(given) - {"set"})
-    if unknown:
+def load_experiment(files: Sequence[Path], given: Sequence[str]) -> config.Experiment:
+    """The validated experiment of a command line; `given` is what follows --config, as it was typed.
+
+    What Snakemake itself makes of `set="labels={a: b}"` is YAML with its quotes lost.
+    """
+    entries = [entry.partition("=") for entry in given]
+    if unknown := [name for name, *_ in entries if name != "set"]:
         raise ConfigError(
             f"--config {' '.join(unknown)}: the only name it takes is 'set'. "
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
-    return config.load(files, [str(given.get("set", ""))])
+    return config.load(files, [settings for *_, settings in entries])
 
 
 def data_files(data: config.Data) -> list[str]:

@@ -105,12 +105,12 @@ def test_an_evaluation_setting_retrains_nothing(finished: Project) -> None:
         "runtime.device=cpu",
         "runtime.log_level=debug",
         "checkpoint.interval_steps=5",
-        "labels={who: me}",
+        "'labels={who: me}'",
         "data.shard_samples=100",
     ],
 )
 def test_a_setting_that_cannot_change_the_result_redoes_nothing(finished: Project, setting: str) -> None:
-    assert finished.make("--config", f"set='{setting}'").is_nothing
+    assert finished.make("--config", f"set={setting}").is_nothing
 
 
 def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
