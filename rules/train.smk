@@ -23,10 +23,10 @@ rule train:
         "benchmarks/train/{experiment}/{run}.tsv"
     threads: training_threads
     resources:
+        **nodes(),
         mem_mb=2000,
         runtime=1440,
         on_stop="exit",
-        **nodes(),
     params:
         stage=plans.STAGES["train"],
         run=run_reference,

@@ -58,10 +58,10 @@ rule trial:
     priority: 10
     threads: training_threads
     resources:
+        **nodes(),
         mem_mb=2000,
         runtime=1440,
         on_stop="exit",
-        **nodes(),
     params:
         stage=plans.STAGES["train"],
     shell:

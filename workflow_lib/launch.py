@@ -180,7 +180,7 @@ def _job(
     from workflow_lib.shards import Manifest
 
     if experiment.runtime.nodes > 1 and not nodes.is_one_of_many():
-        nodes.start(experiment.runtime.nodes)
+        nodes.start(experiment.runtime.nodes, experiment.runtime.nproc * experiment.runtime.threads)
     config, digest = _frozen(experiment, run, work)
     manifest = Manifest.load(data)
     return Job(

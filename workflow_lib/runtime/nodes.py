@@ -29,15 +29,16 @@ def number(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("SLURM_NODEID", 0))
 
 
-def start(count: int) -> NoReturn:
-    """This process becomes an ``srun`` of the same command, once on each node of the job."""
+def start(count: int, cpus: int) -> NoReturn:
+    """This process becomes an ``srun`` of the same command, once on each node of the job, with so many CPUs there."""
     if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
         raise ConfigError(
             f"runtime.nodes: {count} nodes need a SLURM job with as many. Use profiles/slurm, or set runtime.nodes: 1"
         )
     os.environ[PORT] = str(_free_port())
+    command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
     # one launcher that leaves, having saved, must not have the others killed while they save
-    command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    command.append("--kill-on-bad-exit=0")
     os.execvp("srun", [*command, sys.executable, "-m", "workflow_lib", *sys.argv[1:]])
 
 
