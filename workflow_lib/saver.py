@@ -57,7 +57,7 @@ class Saver:
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._taken_over: WorkspaceBusy | None = None
         self._started_at = clock()
         self._saved_step = -1
@@ -70,7 +70,7 @@ class Saver:
         """Whether a save should start now: the interval has passed, and no save is under way."""
         if self._taken_over is not None:
             return True  # and the save will say so
-        if self._thread is not None and self._thread.is_alive():
+        if self.thread is not None and self.thread.is_alive():
             return False
         if self._interval_steps is not None:
             return step - self._saved_step >= self._interval_steps
@@ -89,8 +89,8 @@ class Saver:
         snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about))
         copied = self._copied
         self._started_at, self._saved_step = begun, step
-        self._thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
-        self._thread.start()
+        self.thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
+        self.thread.start()
         self.saves += 1
         self.blocked_s += self._clock() - begun
 
@@ -104,9 +104,9 @@ class Saver:
 
     def wait(self) -> None:
         """No save is under way. Raises WorkspaceBusy when the last one found that another attempt took over."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
         if self._taken_over is not None:
             raise self._taken_over
 
