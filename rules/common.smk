@@ -48,7 +48,8 @@ if workflow.is_main_process:
         print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 
 RESULTS = f"results/{experiment.name}"
-# What the pipeline makes; a rule file appends to it. {experiment} and {run} stand for today's.
+# What the pipeline makes, and makes again when it is lost; a rule file adds its own. {experiment} and {run} stand for
+# today's.
 TARGETS = []
 
 

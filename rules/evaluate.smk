@@ -33,3 +33,9 @@ rule evaluate:
     shell:
         "exec python -m workflow_lib evaluate --run {params.run:q} --data {input.data:q} --model {input.model:q}"
         " --output {output.evaluation:q} >> {log:q} 2>&1"
+
+
+TARGETS += [
+    "results/{experiment}/runs/{run}/evaluation.json",
+    "results/{experiment}/runs/{run}/predictions.csv",
+]

@@ -33,3 +33,9 @@ rule export:
     shell:
         "exec python -m workflow_lib export --run {params.run:q} --data {input.data:q} --model {input.model:q}"
         " --evaluation {input.evaluation:q} --output {output.export:q} >> {log:q} 2>&1"
+
+
+TARGETS += [
+    "results/{experiment}/runs/{run}/export.json",
+    "results/{experiment}/runs/{run}/model.onnx",
+]

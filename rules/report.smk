@@ -43,4 +43,7 @@ rule report:
         " --output {output.report:q} >> {log:q} 2>&1"
 
 
-TARGETS.append("results/{experiment}/report.html")
+TARGETS += [
+    "results/{experiment}/report.html",
+    "results/{experiment}/runs.csv",
+]

@@ -33,3 +33,10 @@ rule train:
     shell:
         "exec python -m workflow_lib train --run {params.run:q} --data {input.data:q} --output {output.train:q}"
         " --deadline-minutes {resources.runtime} --on-stop {resources.on_stop} >> {log:q} 2>&1"
+
+
+TARGETS += [
+    "results/{experiment}/runs/{run}/train.json",
+    "results/{experiment}/runs/{run}/model.safetensors",
+    "results/{experiment}/runs/{run}/history.csv",
+]
