@@ -62,7 +62,6 @@ ASIDES: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,20}\Z"),
     "labels": st.dictionaries(st.text("abcé", min_size=1), st.text("xyz 漢", max_size=5), max_size=2),
     "data.shard_samples": st.integers(1, 10**6),
-    "data.in_memory": st.sampled_from([True, False, "auto"]),
     "checkpoint.interval_s": st.just("auto") | fractions(0, 100),
     "checkpoint.interval_steps": st.none() | st.integers(1, 99),
     "checkpoint.keep_last": st.integers(1, 9),

@@ -259,7 +259,7 @@ def test_a_shard_of_large_samples_holds_fewer(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_store_is_keyed_by_all_that_can_change_the_shards(tmp_path: Path) -> None:
-    same = [prepare(tmp_path), prepare(tmp_path, shard_samples=300), prepare(tmp_path, in_memory=False)]
+    same = [prepare(tmp_path), prepare(tmp_path, shard_samples=300)]
     other = [prepare(tmp_path, split_seed=1), prepare(tmp_path, test_fraction=0.3)]
     assert len({manifest.store for manifest in same}) == 1
     assert len({manifest.store for manifest in same + other}) == 3

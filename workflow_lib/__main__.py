@@ -26,6 +26,8 @@ RESULTS_FOLDER = Path("results")
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of one verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the person's mistake."""
     arguments = _parser().parse_args(argv)
+    if arguments.verb in {verb for verb, *_ in FOR_RULES}:
+        _log_lines()
     try:
         arguments.call(arguments)
     except EverstepError as error:
@@ -38,6 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _log_lines() -> None:
+    """What the package logs goes to the standard error, which a rule sends to its log."""
+    import logging
+
+    from workflow_lib.runtime.log import NAME, LineHandler
+
+    logging.getLogger(NAME).addHandler(LineHandler(rank=0))
+    logging.getLogger(NAME).setLevel(logging.INFO)
 
 
 def _requeue() -> None:

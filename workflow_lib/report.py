@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 TUNED = "tuned"
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"}
-CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+CURVES = ("train_loss", "val_loss", "val_accuracy")
 MOST_CLASSES_OF_A_MATRIX = 40
 MOST_CONFUSED_PAIRS = 15
 

@@ -14,7 +14,7 @@ from workflow_lib.plugins import Section
 # The mark of a field that cannot change the result of a run: it stays out of the run's identity.
 ASIDE: dict[str, Any] = {"identity": False}
 
-Metric = Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+Metric = Literal["train_loss", "val_loss", "val_accuracy"]
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
@@ -61,9 +61,8 @@ class Data(_Plugged):
         description="part of the data held out for the final test, where the data set brings no such split",
     )
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified splits")
-    shard_samples: int = Field(4096, ge=1, description="samples in one shard file", json_schema_extra=ASIDE)
-    in_memory: bool | Literal["auto"] = Field(
-        "auto", description="hold the whole data in memory; auto decides by size", json_schema_extra=ASIDE
+    shard_samples: int = Field(
+        4096, ge=1, description="at most so many samples in one shard file", json_schema_extra=ASIDE
     )
 
 
@@ -200,7 +199,6 @@ class Runtime(Section):
     lease_timeout_s: float = Field(60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead")
     lease_wait_s: float = Field(30.0, ge=0, description="seconds to wait for a run that another process owns")
     hang_timeout_s: float = Field(600.0, gt=0, description="seconds without progress before a rank counts as hung")
-    shutdown_s: float = Field(30.0, gt=0, description="seconds that ranks have to save and end when asked to stop")
 
 
 class Sweep(Section):
@@ -322,10 +320,6 @@ class Report(Section):
     theme: Literal["light", "dark", "auto"] = Field("auto", description="colours; auto follows the reader's browser")
 
 
-class Tracking(Section):
-    """Exporters of the metrics; the metric files are always written."""
-
-
 class Experiment(Section):
     """The whole file: one training, or a sweep and a study around it."""
 
@@ -355,7 +349,6 @@ class Experiment(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate, json_schema_extra=ASIDE)
     export: Export = Field(default_factory=Export, json_schema_extra=ASIDE)
     report: Report = Field(default_factory=Report, json_schema_extra=ASIDE)
-    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=ASIDE)
 
     _origins: Origins = PrivateAttr(Origins())
 
