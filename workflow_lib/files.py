@@ -19,10 +19,18 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_dirs(path: Path) -> None:
+    """The folder is there, and stays there after a power loss."""
+    if not path.is_dir():
+        make_dirs(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_dir(path.parent)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """The file holds the content, durably; a reader sees the old bytes or the new ones, never a part."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_dirs(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:

@@ -9,18 +9,21 @@ the digests.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +36,7 @@ from workflow_lib.files import write_atomic, write_json
 from workflow_lib.runtime import nodes
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.lease import Lease
 from workflow_lib.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -122,6 +126,9 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
     for path in reversed(checkpoint.published(ws.checkpoints_dir(workspace))):
         try:
             found = checkpoint.read_manifest(path)
+            fingerprint = found.manifest["fingerprint"]
+            if workspace_of(Path(), fingerprint["run"], fingerprint["data"]) != Path("runs", *workspace.parts[-2:]):
+                raise CheckpointError(f"it belongs to run {fingerprint['run'][:12]}")
             if found.about["cursor"]["phase"] != "finish":
                 return None
             checkpoint.verify(found)
@@ -133,12 +140,14 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
 
 def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     """Weights, history and, last, the statement of a finished run."""
+    sys.audit("everstep", "outputs")
     state = checkpoint.read_state(sealed)["progress"]
     weights = "best.safetensors" if "best.safetensors" in sealed.manifest["files"] else "model.safetensors"
     model = (sealed.path / weights).read_bytes()
     write_atomic(output.with_name("model.safetensors"), model)
     write_atomic(output.with_name("history.csv"), _csv(state["history"]))
     attempts = ws.list_attempts(job.workspace)
+    sys.audit("everstep", "statement")
     write_json(
         output,
         {
@@ -211,11 +220,13 @@ def _frozen(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfi
 
 def _attempt(job: Job) -> list[Row]:
     """The curve of the run, finished or pruned by this attempt or by the one that it waited for."""
-    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.orchestrator import RootOrchestrator, Services
 
+    sys.audit("everstep", "attempt")
     job.control.stop_on_signals()
     launcher = Ranks(node=job.node, is_launcher=True)
-    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher) as root:
+    services = Services(acquire_lease=partial(Lease.acquire, must_stop=lambda: job.control.stop_signal))
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher, services) as root:
         if (sealed := find_sealed(job.workspace)) is not None:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
             return history
@@ -242,13 +253,17 @@ def _begin(job: Job, root: RootOrchestrator) -> None:
 def _end(job: Job, reason: str, step: int | None = None) -> None:
     """The record says why the attempt ended; only the owner keeps one."""
     if job.node == 0:
-        ws.end(job.workspace, job.attempt, reason, step=_step_of(_newest(job.workspace)) if step is None else step)
+        try:
+            ws.end(job.workspace, job.attempt, reason, step=_step_of(_newest(job.workspace)) if step is None else step)
+        except OSError as error:  # a full disk must not hide why the attempt ended
+            logger.warning("the end of attempt %s is not on record: %s", job.attempt[:8], error)
 
 
 def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
     """Runs the ranks to their end and writes why they ended; the error of the first that failed is raised."""
     with tempfile.TemporaryDirectory(prefix="everstep-") as folder:
         watch = Watch(job)
+        sys.audit("everstep", "launch")
         try:
             outcome = _elastic_launch(job, root, Path(folder))
         finally:
@@ -257,6 +272,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
             failure = _first_failure(Path(folder), watch.verdict)
             _end(job, f"failed: {failure}")
             raise failure
+    sys.audit("everstep", "ended")
     if outcome["ended"] == "stopped":
         reason = _why_stopped(job.control)
         _end(job, reason, outcome["step"])
@@ -354,7 +370,8 @@ class Watch:
         self.verdict = f"{verdict}; the ranks were ended. Run the same command again to go on from the last checkpoint"
         for pid in self._job.control.pids:
             if pid:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _is_stopped(pid: int) -> bool:
@@ -439,6 +456,7 @@ def _rank(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> di
     _die_with(launcher)
     keep_freed_memory()
     job.control.enter(ranks.local_rank)
+    sys.audit("everstep", "rank")
     try:
         return _fit(job, parent, ranks)
     except BaseException as error:
@@ -458,7 +476,9 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
     settings = job.experiment.checkpoint
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
         if ranks.world_size > 1:
+            sys.audit("everstep", "join")
             dist.init_process_group("cpu:gloo,cuda:nccl" if root.device.type == "cuda" else "gloo")
+        sys.audit("everstep", "build")
         store = CheckpointStore(
             ws.checkpoints_dir(job.workspace),
             fingerprint={"run": job.digest, "data": job.manifest.digest},
@@ -489,6 +509,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             stop_early=job.stop_early,
         )
         outcome = trainer.fit()
+        sys.audit("everstep", "leave")
         if ranks.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()

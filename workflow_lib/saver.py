@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -74,7 +75,7 @@ class Saver:
             return False
         if self._interval_steps is not None:
             return step - self._saved_step >= self._interval_steps
-        return step > self._saved_step and self._clock() - self._started_at >= self._seconds()
+        return self._clock() - self._started_at >= self._seconds()
 
     def start(
         self, step: int, tensors: Groups, kept: Groups, state: Mapping[str, Any], about: Mapping[str, Any]
@@ -85,7 +86,9 @@ class Saver:
         """
         self.wait()
         begun = self._clock()
+        sys.audit("everstep", "copy")
         copies = self._copy(tensors)
+        sys.audit("everstep", "copied")
         snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about))
         copied = self._copied
         self._started_at, self._saved_step = begun, step
@@ -158,6 +161,7 @@ class Saver:
         try:
             if copied is not None:
                 copied.synchronize()
+            sys.audit("everstep", "writing")
             self.latest = self._store.publish(snapshot)
         except WorkspaceBusy as error:
             self._taken_over = error

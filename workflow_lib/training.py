@@ -32,7 +32,7 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.checkpoint import CheckpointStore
-from workflow_lib.errors import ConfigError, DataError, DivergedError
+from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
 from workflow_lib.optim import Plateau, build_optimizer, learning_rate
 from workflow_lib.runtime.control import Control
@@ -202,6 +202,7 @@ class Trainer:
 
     def _step(self, batch: torch.Tensor) -> None:
         training, cursor = self.run.training, self.state.cursor
+        _at("window")
         if len(self._windows) > 1:
             self._set_aside = {"rng": capture_rng(self.device), "buffers": self._buffers()}
         losses = []
@@ -234,6 +235,7 @@ class Trainer:
         if self._ema is not None and training.ema_decay is not None:
             live = [parameter.detach() for parameter in self._parameters]
             torch._foreach_lerp_(list(self._ema.values()), live, 1 - training.ema_decay)
+            _at("averaged")
         for one, samples in losses:
             self._loss_sum.add_(one, alpha=samples)
         cursor.step += 1
@@ -252,7 +254,9 @@ class Trainer:
         self._agree_on_buffers()
         batches = math.ceil(len(split.targets) / size)
         while cursor.val_index < batches:
-            self._look_up()
+            if self._look_up():
+                with torch.inference_mode(False):  # memory kept for copies must not belong to this mode
+                    self._start_save()
             _at("validate")
             mine = cursor.val_index + self.ranks.rank
             found = self._measure(split, mine * size, size) if mine < batches else torch.zeros(3, dtype=torch.float64)
@@ -260,6 +264,7 @@ class Trainer:
                 for name, value in zip(("loss", "correct", "samples"), one.tolist(), strict=True):
                     sums[name] += value
             cursor.val_index += world
+            self._refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
             self._control.tick(self.ranks.local_rank)
         _at("validated")
         self._end_epoch()
@@ -267,7 +272,7 @@ class Trainer:
     def _measure(self, split: Split, start: int, size: int) -> torch.Tensor:
         inputs, targets = split.inputs[start : start + size], split.targets[start : start + size]
         with self._autocast():
-            logits = torch.func.functional_call(self._model, self._served(), (inputs,)).float()
+            logits = torch.func.functional_call(self._model, self._ema or {}, (inputs,)).float()
         loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
         correct = (logits.argmax(1) == targets).sum()
         return torch.tensor([loss.item(), correct.item(), len(targets)], dtype=torch.float64)
@@ -291,11 +296,10 @@ class Trainer:
         if is_best:
             state.best = row
             self._best = {name: one.detach().cpu().clone() for name, one in self._served().items()}
+            _at("best")
         if self.ranks.is_main:
             _at("metrics")
-            self._store.refuse_if_taken_over()
-            with self._metrics_file.open("a") as file:
-                file.write(_line(row))
+            self._keep_metrics()
         if self._progress is not None:
             self._progress.epoch(row, is_best=is_best)
         if self.run.schedule.name == "plateau":
@@ -381,6 +385,9 @@ class Trainer:
         if not self.ranks.is_main:
             return
         self._saver.wait()
+        self._store.refuse_if_taken_over()
+        if self.state.cursor.phase == "finish":
+            self._seal_metrics()
         latest = self._saver.latest
         if latest is None or latest.about["cursor"] != asdict(self.state.cursor):
             step = self.state.cursor.step
@@ -411,6 +418,7 @@ class Trainer:
     def _rank_states(self) -> list[dict[str, torch.Tensor]]:
         """Generators and loss sum of every rank, on rank 0."""
         rng = self._set_aside["rng"] if self._set_aside else capture_rng(self.device)
+        _at("gather")
         mine = {**rng, "loss_sum": self._loss_sum.detach().cpu().clone()}
         if self._group is None:
             return [mine]
@@ -449,7 +457,7 @@ class Trainer:
         if self.ranks.is_main:
             cursor = self.state.cursor
             logger.info("%s at step %d, epoch %d", "goes on" if loaded else "starts", cursor.step, cursor.epoch + 1)
-            self._repair_metrics_file()
+            self._keep_metrics()
             self._saver.begin_at(self.state.cursor.step, self._saver.latest)
             self._progress = Progress(
                 epochs=self.run.training.epochs,
@@ -508,15 +516,32 @@ class Trainer:
         if "world_size" not in changed:
             restore_rng(mine)
 
-    def _repair_metrics_file(self) -> None:
-        """The file holds exactly the rows of the state: what a lost attempt wrote after its last save is cut off."""
-        rows = "".join(_line(row) for row in self.state.history).encode()
-        present = self._metrics_file.read_bytes() if self._metrics_file.exists() else b""
-        if present[: len(rows)] != rows:
-            write_atomic(self._metrics_file, rows)
-        elif len(present) > len(rows):
-            with self._metrics_file.open("rb+") as file:
-                file.truncate(len(rows))
+    def _keep_metrics(self) -> None:
+        """The file holds exactly the rows of the state: what a lost attempt wrote after its last save is cut off.
+
+        Where the disk refuses, a warning says so, and the next epoch makes it good.
+        """
+        self._store.refuse_if_taken_over()
+        rows = self._metrics()
+        try:
+            present = self._metrics_file.read_bytes() if self._metrics_file.exists() else b""
+            if not rows.startswith(present):
+                write_atomic(self._metrics_file, rows)
+            elif present != rows:
+                with self._metrics_file.open("ab") as file:
+                    file.write(rows[len(present) :])
+        except OSError as error:
+            logger.warning("cannot write the metrics: %s. Training goes on", error)
+
+    def _seal_metrics(self) -> None:
+        """The metrics file is whole and durable: once the run is sealed, nobody would mend it."""
+        try:
+            write_atomic(self._metrics_file, self._metrics())
+        except OSError as error:
+            raise SaveError(f"cannot write {self._metrics_file}: {error}") from error
+
+    def _metrics(self) -> bytes:
+        return "".join(_line(row) for row in self.state.history).encode()
 
     def _outcome(self, ended: Literal["finished", "stopped", "pruned"]) -> Outcome:
         cursor, latest = self.state.cursor, self._saver.latest
@@ -580,7 +605,12 @@ class Trainer:
 
     def _served(self) -> dict[str, torch.Tensor]:
         """Weights and buffers that are validated and handed out: averaged ones where there is an average."""
-        return {**self._model.state_dict(), **(self._ema or {})}
+        served = self._model.state_dict()
+        if self._ema is not None:
+            averages = dict(zip(self._parameters, self._ema.values(), strict=True))
+            everyone = self._model.named_parameters(remove_duplicate=False)  # a tied weight has several names
+            served.update({name: averages[one] for name, one in everyone if one in averages})
+        return served
 
     def _buffers(self) -> dict[str, torch.Tensor]:
         kept = self._model.state_dict().keys()

@@ -21,21 +21,25 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-from workflow_lib.errors import WorkspaceBusy
+from workflow_lib.errors import Stopped, WorkspaceBusy
 
 logger = logging.getLogger(__name__)
 
 BEATS_PER_TIMEOUT = 6
 POLL_S = 0.2
+ASK_SCHEDULER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Holder:
         """Whether the holder certainly lives no more, as far as can be told from this host."""
         if self.host == socket.gethostname():
             return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
-        return self.job is not None and self.job != os.environ.get("SLURM_JOB_ID") and _job_is_gone(self.job)
+        if self.job is None or self.job == os.environ.get("SLURM_JOB_ID"):
+            return False
+        return _job_is_gone(self.job, int(time.monotonic() // ASK_SCHEDULER_S))
 
     def is_running_here(self) -> bool:
         """Whether the holder is a process of this host that can make progress (not a stopped one)."""
@@ -84,6 +90,9 @@ class Holder:
         return f"attempt {self.attempt[:8]} (host {self.host}, pid {self.pid}{job})"
 
 
+UNKNOWN = Holder("unknown", host="an unknown host", boot="", pid=0, start_time=0.0, job=None)
+
+
 class Lease:
     """The right to publish in a workspace, kept alive by a heartbeat until it is released."""
 
@@ -100,8 +109,19 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def acquire(cls, workspace: Path, attempt: str, *, timeout_s: float, wait_s: float = 0.0) -> Lease:
-        """The lease of the workspace; a live holder is waited for ``wait_s``, then WorkspaceBusy names it."""
+    def acquire(
+        cls,
+        workspace: Path,
+        attempt: str,
+        *,
+        timeout_s: float,
+        wait_s: float = 0.0,
+        must_stop: Callable[[], object] = bool,
+    ) -> Lease:
+        """The lease of the workspace; a live holder is waited for ``wait_s``, then WorkspaceBusy names it.
+
+        Raises Stopped when ``must_stop`` says so while it waits.
+        """
         directory = workspace / "leases"
         directory.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -129,6 +149,8 @@ class Lease:
                 logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, timeout_s)
                 if _create(directory, number + 1, Holder.this_process(attempt)):
                     return cls(directory, number + 1, timeout_s)
+            if must_stop():
+                raise Stopped(f"asked to stop while {holder} held {workspace}; nothing was changed")
             time.sleep(POLL_S)
 
     def holds(self) -> bool:
@@ -164,8 +186,11 @@ def current(directory: Path) -> tuple[int, Holder | None]:
     numbers = [int(path.stem) for path in directory.glob("*.json")]
     if not numbers:
         return 0, None
-    content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
-    return max(numbers), Holder(**content)
+    try:
+        content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
+        return max(numbers), Holder(**{field.name: content[field.name] for field in fields(Holder)})
+    except (ValueError, KeyError, TypeError):
+        return max(numbers), UNKNOWN
 
 
 def holder_of(workspace: Path) -> Holder | None:
@@ -197,7 +222,11 @@ def boot_id() -> str:
 def _create(directory: Path, number: int, holder: Holder) -> bool:
     """Whether this contender, and so no other, created the numbered file, whole."""
     temporary = directory / f".{uuid.uuid4().hex}.tmp"
-    temporary.write_text(json.dumps(asdict(holder), sort_keys=True))
+    with temporary.open("x") as file:
+        file.write(json.dumps(asdict(holder), sort_keys=True))
+        file.flush()
+        sys.audit("everstep", "fsync", str(temporary))
+        os.fsync(file.fileno())  # a lease without contents could neither be honoured nor taken over
     try:
         os.link(temporary, directory / f"{number:06d}.json")
     except FileExistsError:
@@ -219,8 +248,12 @@ def _beat_of(directory: Path, number: int) -> float:
         return 0.0
 
 
-def _job_is_gone(job: str) -> bool:
-    """Whether SLURM knows for certain that the job does not run; False when there is no SLURM to ask."""
+@lru_cache(maxsize=8)
+def _job_is_gone(job: str, moment: int) -> bool:
+    """Whether SLURM knows for certain that the job does not run; False when there is no SLURM to ask.
+
+    The answer is kept for the ``moment``: a contender looks five times a second, the scheduler is asked less often.
+    """
     if shutil.which("squeue") is None:
         return False
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]

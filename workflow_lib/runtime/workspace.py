@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from workflow_lib.files import read_json, write_json
+from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.runtime.lease import boot_id, is_alive
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def events_file(workspace: Path) -> Path:
 def create(workspace: Path) -> None:
     """The folders of the workspace exist; what was there is untouched."""
     for folder in (attempts_dir(workspace), checkpoints_dir(workspace), leases_dir(workspace)):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_dirs(folder)
 
 
 def new_attempt() -> str:
