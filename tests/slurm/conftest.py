@@ -28,8 +28,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SANDBOX = ROOT / "scripts" / "slurm-sandbox"
 
-MODEL = '''\
-"""The multilayer perceptron, with a pause in each step; while there is a file `hang`, it hangs."""
+MODEL = r'''\
+"""The multilayer perceptron, with a pause in each step; while there is a file `hang`, it hangs.
+
+Each process that builds it says in ranks.txt which one it is.
+"""
 
 import os
 import time
@@ -40,8 +43,14 @@ from workflow_lib.models import mlp
 Params = mlp.Params
 
 
+NAMES = ("RANK", "LOCAL_RANK", "SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES")
+
+
 def build(params, spec):
     from torch import nn
+
+    with open("ranks.txt", "a") as file:
+        file.write(" ".join(os.environ.get(name, "-") for name in NAMES) + "\n")
 
     class Slow(nn.Module):
         def __init__(self):
@@ -116,7 +125,6 @@ class Project:
     folder: Path
     cluster: Cluster
     train: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.02
 
     @property
@@ -157,7 +165,7 @@ class Project:
         """profiles/slurm is the shipped one, with this project's changes and shorter waits."""
         path = self.folder / "profiles" / "slurm" / "config.yaml"
         profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-        profile |= {"slurm-init-seconds-before-status-checks": 2, "latency-wait": 10, **self.settings}
+        profile |= {"slurm-init-seconds-before-status-checks": 2, "latency-wait": 10}
         profile["set-resources"]["train"] |= {"slurm_extra": "'--exclusive'", "mem_mb": 500, **self.train}
         path.write_text(yaml.safe_dump(profile))
 
@@ -178,6 +186,10 @@ class Project:
         """What a Snakemake said that had to succeed."""
         with self.snakemake() as process:
             return process.finish()
+
+    def make_here(self) -> None:
+        """The run's statement was made on this machine, without SLURM."""
+        run_here(self.folder, str(self.target.relative_to(self.folder)))
 
     def result(self) -> dict[str, str]:
         """Every bit that the training decides: the served weights, the curve, and the final checkpoint."""
@@ -274,7 +286,7 @@ def prepared(shared: Path) -> Path:
             copy_repository(folder)
             (folder / "workflow_lib" / "models" / "slow.py").write_text(MODEL)
             (folder / "config" / "slow.yaml").write_text(EXPERIMENT)
-            run_here(folder, "--until", "preprocess")
+            run_here(folder, "--until", "plan", "preprocess")
     return folder
 
 
@@ -286,7 +298,7 @@ def reference(shared: Path, prepared: Path) -> dict[str, str]:
         undisturbed = Project(folder, Cluster(folder))
         if not folder.exists():
             shutil.copytree(prepared, folder)
-            run_here(folder, str(undisturbed.target.relative_to(folder)))
+            undisturbed.make_here()
         return undisturbed.result()
 
 
@@ -311,6 +323,6 @@ def copy_repository(folder: Path) -> None:
 
 def run_here(folder: Path, *arguments: str) -> None:
     """Snakemake has done it on this machine."""
-    command = [*SNAKEMAKE, *arguments, "--profile", "profiles/local", "--cores", "1"]
+    command = [*SNAKEMAKE, *arguments, "--profile", "profiles/local", "--cores", "4"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -48,7 +48,7 @@ def test_a_training_that_does_not_stop_in_the_grace_is_killed_and_requeued(
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         (project.folder / "hang").touch()
         project.cluster.occupy(project.running_job().node, seconds=3)
-        snakemake.wait_for(lambda: project.running_job() is None)
+        snakemake.wait_for(lambda: [job.state for job in project.jobs()] == ["PENDING"])
         (project.folder / "hang").unlink()
         said = snakemake.finish()
     assert project.result() == reference

@@ -1,0 +1,61 @@
+"""A training on several nodes: one launcher on each, the ranks find each other, and an interruption changes no bit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture
+def wide(project: Any) -> Any:
+    """The project, with two processes on each of two nodes."""
+    path = project.folder / "config" / "slow.yaml"
+    path.write_text(path.read_text().replace("runtime: {", "runtime: {nproc: 2, nodes: 2, "))
+    project.train = {"gpu": 0, "gres": "'gpu:2'"}
+    return project
+
+
+def test_two_nodes_with_two_ranks_each_resume_exactly_after_a_preemption(wide: Any, tmp_path: Path) -> None:
+    undisturbed = _trained_here(wide, tmp_path / "undisturbed")
+    with wide.snakemake() as snakemake:
+        snakemake.wait_for(lambda: wide.epochs() >= 5 and wide.running_job())
+        job = wide.running_job()
+        assert job.node.startswith("n["), "two nodes"
+        wide.cluster.occupy(wide.attempts()[0]["node"], seconds=3)
+        said = snakemake.finish()
+    ranks = [line.split() for line in (wide.folder / "ranks.txt").read_text().splitlines()]
+    first_node, second_node = _names(job.node)
+    assert sorted(ranks[:4]) == [
+        ["0", "0", first_node, "0,1"],
+        ["1", "1", first_node, "0,1"],
+        ["2", "0", second_node, "0,1"],
+        ["3", "1", second_node, "0,1"],
+    ]
+    first, second = wide.attempts()
+    assert first["world_size"] == 4
+    assert first["reason"] == "stopped by SIGTERM"
+    assert second["resumed_step"] == first["step"] > 0
+    assert "Trying to restart" not in said
+    assert wide.result() == undisturbed
+
+
+def _trained_here(wide: Any, folder: Path) -> dict[str, str]:
+    """The result of the same four ranks, on one node and without SLURM."""
+    subprocess.run(["cp", "-a", str(wide.folder), str(folder)], check=True)
+    one = type(wide)(folder, wide.cluster)
+    path = folder / "config" / "slow.yaml"
+    path.write_text(path.read_text().replace("nproc: 2, nodes: 2", "nproc: 4"))
+    one.make_here()
+    result: dict[str, str] = one.result()
+    return result
+
+
+def _names(nodes: str) -> list[str]:
+    """n1 and n2 of n[1-2] or n[1,2]."""
+    numbers = nodes.removeprefix("n[").removesuffix("]").replace("-", ",").split(",")
+    return [f"n{number}" for number in numbers]
