@@ -34,7 +34,7 @@ from workflow_lib import plugins
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
-from workflow_lib.optim import Plateau, build_optimizer, learning_rate
+from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rate
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.progress import Progress
@@ -220,7 +220,8 @@ class Trainer:
                 with self._autocast():
                     loss = self._loss(self._wrapped(inputs), targets)
                 _at("backward")
-                self._scaler.scale(loss * ((stop - start) * self.ranks.world_size / self._batch)).backward()
+                share = (stop - start) * self.ranks.world_size / self._batch
+                self._scaler.scale(loss if share == 1.0 else loss * share).backward()
             losses.append((loss.detach(), stop - start))
         self._saver.wait_copied()
         _at("optimizer")
@@ -229,9 +230,12 @@ class Trainer:
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
-        self._scaler.step(self._optimizer)
+        if self._scaler.is_enabled():
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._bare_step()
         _at("stepped")
-        self._scaler.update()
         if self._ema is not None and training.ema_decay is not None:
             live = [parameter.detach() for parameter in self._parameters]
             torch._foreach_lerp_(list(self._ema.values()), live, 1 - training.ema_decay)
@@ -242,7 +246,7 @@ class Trainer:
         cursor.sample += self._batch
         self._set_aside = None
         _at("commit", self)
-        self._control.tick(self.ranks.local_rank)
+        self._control.tick(self.ranks.local_rank, cursor.step)
         if self._progress is not None:
             self._progress.update(cursor.step, self._loss_sum, cursor.sample // self.ranks.world_size)
 
@@ -265,7 +269,7 @@ class Trainer:
                     sums[name] += value
             cursor.val_index += world
             self._refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
-            self._control.tick(self.ranks.local_rank)
+            self._control.tick(self.ranks.local_rank, cursor.step)
         _at("validated")
         self._end_epoch()
 
@@ -459,6 +463,7 @@ class Trainer:
             logger.info("%s at step %d, epoch %d", "goes on" if loaded else "starts", cursor.step, cursor.epoch + 1)
             self._keep_metrics()
             self._saver.begin_at(self.state.cursor.step, self._saver.latest)
+            self._control.start_at(self.state.cursor.step)
             self._progress = Progress(
                 epochs=self.run.training.epochs,
                 steps_per_epoch=self._steps_per_epoch,
@@ -565,6 +570,7 @@ class Trainer:
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._initial = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         self._optimizer = build_optimizer(run.optimizer, self._parameters)
+        self._bare_step = bare_step(self._optimizer)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.training.precision == "fp16")
         self._loss = nn.CrossEntropyLoss(label_smoothing=run.training.label_smoothing)
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]

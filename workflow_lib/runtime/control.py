@@ -12,6 +12,8 @@ import time
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 
+from workflow_lib.runtime.workspace import Reach
+
 MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -25,6 +27,8 @@ class Control:
         self._stop = RawArray("q", 1)
         self._pids = RawArray("q", local_world_size)
         self._progress = RawArray("q", local_world_size)
+        self._steps = RawArray("q", 2)
+        self._ready = RawArray("d", 1)
 
     @property
     def stop_signal(self) -> int:
@@ -47,9 +51,16 @@ class Control:
         """The calling process is that rank."""
         self._pids[local_rank] = os.getpid()
 
-    def tick(self, local_rank: int) -> None:
-        """That rank has moved."""
+    def start_at(self, step: int) -> None:
+        """The run goes on from that step now."""
+        self._steps[:] = [step, step]
+        self._ready[0] = time.time()
+
+    def tick(self, local_rank: int, step: int) -> None:
+        """That rank has moved; so many optimizer steps of the run are done."""
         self._progress[local_rank] += 1
+        if local_rank == 0:
+            self._steps[1] = step
 
     @property
     def pids(self) -> list[int]:
@@ -60,6 +71,12 @@ class Control:
     def progress(self) -> list[int]:
         """How often each local rank has moved."""
         return list(self._progress)
+
+    @property
+    def reach(self) -> Reach | None:
+        """How far the attempt has come; None before the run goes on."""
+        first, last = self._steps
+        return Reach(first, last, self._ready[0]) if self._ready[0] else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._stop[0] = number
