@@ -261,6 +261,16 @@ def read_manifest(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
+def read_newest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint whose manifest is intact, without a look at its files; None if there is none."""
+    for path in reversed(published(directory)):
+        try:
+            return read_manifest(path)
+        except CheckpointError:
+            continue
+    return None
+
+
 def verify(checkpoint: Checkpoint) -> None:
     """Returns when every file has the size and the digest of the manifest; raises CheckpointError."""
     for name, entry in _files(checkpoint):

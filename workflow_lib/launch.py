@@ -33,10 +33,11 @@ from workflow_lib import checkpoint, errors, plan, provenance
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, StalledError, Stopped
 from workflow_lib.files import write_atomic, write_json
-from workflow_lib.runtime import nodes
+from workflow_lib.runtime import nodes, scheduler
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.lease import Lease
+from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def train(
         raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
     if job.node == 0:
         write_outputs(sealed, job, data, output)
+        _note_delivered(job, str(output))
 
 
 def trial(
@@ -110,9 +112,10 @@ def trial(
     """The curve of a suggested run, trained to its end or until ``stop_early`` has seen enough of it."""
     job = _job(experiment, run, data, work, deadline_minutes, stop_early)
     sealed = find_sealed(job.workspace)
-    if sealed is None:
-        return _attempt(job)
-    history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
+    history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"] if sealed else _attempt(job)
+    newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
+    if newest is not None and newest.about["cursor"]["phase"] == "finish":
+        _note_delivered(job, run)
     return history
 
 
@@ -175,6 +178,12 @@ def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> Non
     )
 
 
+def _note_delivered(job: Job, to: str) -> None:
+    """It is on record that the finished run was needed: each time after the first saved a training."""
+    if job.node == 0:
+        EventLog(ws.delivered_file(job.workspace), attempt=job.attempt).append("delivered", to=to)
+
+
 # -- the launcher -------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +233,7 @@ def _attempt(job: Job) -> list[Row]:
 
     sys.audit("everstep", "attempt")
     job.control.stop_on_signals()
+    held = scheduler.gpus_of_own_job(job.experiment.runtime.nodes)
     launcher = Ranks(node=job.node, is_launcher=True)
     services = Services(acquire_lease=partial(Lease.acquire, must_stop=lambda: job.control.stop_signal))
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher, services) as root:
@@ -231,12 +241,12 @@ def _attempt(job: Job) -> list[Row]:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
             return history
         if launcher.is_owner:
-            _begin(job, root)
+            _begin(job, root, held)
         return _supervise(job, root)
 
 
-def _begin(job: Job, root: RootOrchestrator) -> None:
-    """The attempt is on record."""
+def _begin(job: Job, root: RootOrchestrator, held: int) -> None:
+    """The attempt is on record; ``held`` GPUs are the job's, even if it uses fewer."""
     newest, runtime = _newest(job.workspace), job.experiment.runtime
     _refuse_stalled(job, newest)
     ranks = runtime.nproc * runtime.nodes
@@ -246,7 +256,7 @@ def _begin(job: Job, root: RootOrchestrator) -> None:
         world_size=ranks,
         resumed_from=newest,
         resumed_step=_step_of(newest),
-        devices=ranks if root.device.type != "cpu" else 0,
+        devices=max(held, ranks if root.device.type != "cpu" else 0),
     )
 
 
@@ -254,7 +264,13 @@ def _end(job: Job, reason: str, step: int | None = None) -> None:
     """The record says why the attempt ended; only the owner keeps one."""
     if job.node == 0:
         try:
-            ws.end(job.workspace, job.attempt, reason, step=_step_of(_newest(job.workspace)) if step is None else step)
+            ws.end(
+                job.workspace,
+                job.attempt,
+                reason,
+                step=_step_of(_newest(job.workspace)) if step is None else step,
+                reach=job.control.reach,
+            )
         except OSError as error:  # a full disk must not hide why the attempt ended
             logger.warning("the end of attempt %s is not on record: %s", job.attempt[:8], error)
 
@@ -317,6 +333,7 @@ class Watch:
     def __init__(self, job: Job) -> None:
         self.verdict: str | None = None
         self._job = job
+        self._pulse = ws.Pulse(job.workspace, job.attempt) if job.node == 0 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -325,6 +342,8 @@ class Watch:
         """Nobody is watched any more."""
         self._ended.set()
         self._thread.join()
+        if self._pulse is not None:
+            self._pulse.close()
 
     def _run(self) -> None:
         control, hang_s = self._job.control, self._job.experiment.runtime.hang_timeout_s
@@ -336,6 +355,8 @@ class Watch:
             if now - looked_at > 10 * WATCH_S:  # this process itself was stopped, or the host slept
                 stopped_since, moved_at = {}, now
             looked_at = now
+            if self._pulse is not None:
+                self._pulse.beat(control.reach)
             if not are_recorded and all(control.pids):
                 are_recorded = self._record_ranks()
             if control.progress != seen:

@@ -27,5 +27,13 @@ def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
     return _scontrol("requeue", job).returncode == 0
 
 
+def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
+    """GPUs that the job of this process holds on its nodes, used or not; 0 outside of a job."""
+    given = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if "SLURM_JOB_ID" not in environ or given in ("", "NoDevFiles"):
+        return 0
+    return nodes * len(given.split(","))
+
+
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False, timeout=60)

@@ -1,17 +1,22 @@
 """A run's workspace: what lies where, and who worked in it.
 
     attempts/<attempt>.json     one record an attempt: who, where, when, how it ended
+    attempts/<attempt>.pulse    how far it is and how long it has run, until it ends
     checkpoints/                the store of checkpoints
     leases/                     who owns the workspace
+    delivered.jsonl             each time that the run was needed and its result handed out
     metrics.jsonl               the curve, one line an epoch
     events.jsonl                what happened, appended by every attempt
 
 An attempt is one process, the launcher, trying to finish the run. Its record is written when it begins and
-again when it ends: one that still says "running" while its launcher is gone was killed.
+again when it ends: one that still says "running" while its launcher is gone was killed. What that one had used
+and reached is in its pulse, which its launcher writes twice a second.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import socket
@@ -21,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -28,6 +34,8 @@ from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.runtime.lease import boot_id, is_alive
 
 logger = logging.getLogger(__name__)
+
+PULSE_BYTES = 120
 
 
 def attempts_dir(workspace: Path) -> Path:
@@ -55,6 +63,11 @@ def events_file(workspace: Path) -> Path:
     return workspace / "events.jsonl"
 
 
+def delivered_file(workspace: Path) -> Path:
+    """Each time that the run was needed and its result handed out."""
+    return workspace / "delivered.jsonl"
+
+
 def create(workspace: Path) -> None:
     """The folders of the workspace exist; what was there is untouched."""
     for folder in (attempts_dir(workspace), checkpoints_dir(workspace), leases_dir(workspace)):
@@ -64,6 +77,14 @@ def create(workspace: Path) -> None:
 def new_attempt() -> str:
     """A name that no other attempt has."""
     return uuid.uuid4().hex
+
+
+class Reach(NamedTuple):
+    """How far an attempt came: optimizer steps of the run done when it went on (at a time) and at last."""
+
+    first: int
+    last: int
+    ready: float
 
 
 @dataclass(frozen=True)
@@ -95,12 +116,14 @@ class Attempt:
     world_size: int = 1
     resumed_step: int | None = None
     resumed_from: str | None = None
-    devices: int = 0
+    devices: int = 0  # GPUs that were its own, used or not
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
     ended: str | None = None
     reason: str | None = None
-    step: int | None = None
+    step: int | None = None  # optimizer steps of the run that were saved when it ended
+    reached: int | None = None  # those that were done
+    ready_s: float | None = None  # from its start to its first step
     seconds: float | None = None
     gpu_seconds: float | None = None
 
@@ -145,22 +168,38 @@ def record_ranks(workspace: Path, attempt: str, ranks: Iterable[RankProcess]) ->
     return _write(workspace, replace(read_attempt(workspace, attempt), ranks=tuple(ranks)))
 
 
-def end(workspace: Path, attempt: str, reason: str, *, step: int | None = None) -> Attempt:
-    """The record says when and why the attempt ended, after which step, and what it used."""
-    record = read_attempt(workspace, attempt)
-    seconds = round(time.time() - record.start_time, 3)
-    return _write(
-        workspace,
-        replace(
-            record,
-            state="ended",
-            ended=utc_now(),
-            reason=reason,
-            step=step,
-            seconds=seconds,
-            gpu_seconds=round(seconds * record.devices, 3),
-        ),
-    )
+def end(
+    workspace: Path,
+    attempt: str,
+    reason: str,
+    *,
+    step: int | None = None,
+    reach: Reach | None = None,
+) -> Attempt:
+    """The record says when and why the attempt ended, after which saved step, what it used and how far it came."""
+    record = _used(read_attempt(workspace, attempt), time.time(), reach)
+    record = _write(workspace, replace(record, state="ended", ended=utc_now(), reason=reason, step=step))
+    _pulse_file(workspace, attempt).unlink(missing_ok=True)
+    return record
+
+
+class Pulse:
+    """Keeps on disk how far the calling launcher's attempt is: what is known of it if it is killed."""
+
+    def __init__(self, workspace: Path, attempt: str) -> None:
+        path = _pulse_file(workspace, attempt)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.beat(None)
+
+    def beat(self, reach: Reach | None) -> None:
+        """So far it has come now. One write of one size, in place: a reader sees it whole."""
+        text = json.dumps({"now": time.time(), "reach": reach})
+        with contextlib.suppress(OSError):  # a full disk: only the account of a kill becomes less exact
+            os.pwrite(self._file, text.ljust(PULSE_BYTES).encode(), 0)
+
+    def close(self) -> None:
+        """The file stays as it is."""
+        os.close(self._file)
 
 
 def read_attempt(workspace: Path, attempt: str) -> Attempt:
@@ -172,12 +211,16 @@ def read_attempt(workspace: Path, attempt: str) -> Attempt:
 
 
 def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
-    """All attempts, the oldest first. A record that cannot be read is passed over with a warning."""
+    """All attempts, the oldest first; of one without an end, what it had used by its last sign of life.
+
+    A record that cannot be read is passed over with a warning.
+    """
     records = []
     for path in attempts_dir(workspace).glob("*.json"):
         try:
-            records.append(read_attempt(workspace, path.stem))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            record = read_attempt(workspace, path.stem)
+            records.append(record if record.ended else _as_of_pulse(workspace, record))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", path, error)
     return tuple(sorted(records, key=lambda record: (record.began, record.attempt)))
 
@@ -185,6 +228,28 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
 def utc_now() -> str:
     """The time of day as `2026-01-01T00:00:00.000Z`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
+    try:
+        pulse = json.loads(_pulse_file(workspace, record.attempt).read_bytes())
+        return _used(record, pulse["now"], Reach(*pulse["reach"]) if pulse["reach"] else None)
+    except (OSError, ValueError, TypeError, KeyError):
+        return record
+
+
+def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
+    """The record with what was used until ``now``; it may have gone on from an older checkpoint than it meant to."""
+    seconds = round(now - record.start_time, 3)
+    record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
+    if reach is None:
+        return record
+    ready_s = round(reach.ready - record.start_time, 3)
+    return replace(record, resumed_step=reach.first, reached=reach.last, ready_s=ready_s)
+
+
+def _pulse_file(workspace: Path, attempt: str) -> Path:
+    return attempts_dir(workspace) / f"{attempt}.pulse"
 
 
 def _write(workspace: Path, record: Attempt) -> Attempt:
