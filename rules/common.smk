@@ -1,4 +1,4 @@
-"""What the rule files share: the experiment, its runs, and the inputs that follow from a run.
+"""What the rules have in common: the experiment, its runs, and the inputs that follow from a run.
 
 The experiment comes from `--configfile` (default: config/config.yaml) and `--config set="a.b=1 c=2"`. It is validated
 here, once, and frozen in work/experiments/: every job, also one that waits in a queue for days, reads the frozen file, so
@@ -114,6 +114,19 @@ def study_results(wildcards):
 def of_each_run(name):
     """The statement of that name of every reported run."""
     return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
+
+
+def earlier_trials(wildcards):
+    """The suggestion before this one, and the newest result that it may know."""
+    number, window = int(wildcards.number), experiment.tune.window
+    inputs = (
+        {"previous": f"{RESULTS}/tune/{wildcards.study}/suggest-{number - 1:04d}.json"} if number > 0 else {}
+    )
+    return inputs | (
+        {"result": f"{RESULTS}/tune/{wildcards.study}/trial-{number - window:04d}.json"}
+        if number >= window
+        else {}
+    )
 
 
 def tell_the_result():

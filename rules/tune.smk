@@ -16,13 +16,6 @@ wildcard_constraints:
     number=r"[0-9]{4}[0-9]*",
 
 
-def earlier_trials(wildcards):
-    """The suggestion before this one, and the newest result that it may know."""
-    number, window = int(wildcards.number), experiment.tune.window
-    inputs = {"previous": f"{TUNE}/suggest-{number - 1:04d}.json"} if number > 0 else {}
-    return inputs | ({"result": f"{TUNE}/trial-{number - window:04d}.json"} if number >= window else {})
-
-
 rule suggest:
     input:
         unpack(earlier_trials),
@@ -88,3 +81,7 @@ rule best:
         folder=subpath(output.best, parent=True),
     shell:
         "exec python -m workflow_lib best --tune-dir {params.folder:q} --output {output.best:q} >> {log:q} 2>&1"
+
+
+if experiment.tune:
+    TARGETS.append(f"{TUNE}/best.json")
