@@ -103,7 +103,7 @@ def training_threads(wildcards):
 def nodes():
     """Resources of a training: one task on each of its nodes, which the training itself starts with srun."""
     count = experiment.runtime.nodes
-    return {"nodes": count, "tasks": count, "tasks_per_gpu": 0, "mpi": "srun"} if count > 1 else {}
+    return {"nodes": count, **({"tasks": count, "tasks_per_gpu": 0, "mpi": "srun"} if count > 1 else {})}
 
 
 def study_results(wildcards):
