@@ -85,9 +85,16 @@ def _validate(arguments: Arguments) -> None:
 
 
 def _plan(arguments: Arguments) -> None:
-    from workflow_lib import config, plan
+    from workflow_lib import budget, config, plan
 
-    print(plan.table(config.load([arguments.config], arguments.set)))
+    experiment = config.load([arguments.config], arguments.set)
+    print(plan.table(experiment))
+    if arguments.profile:
+        profile = budget.read_profile(arguments.profile)
+        asked = budget.requests(experiment, profile)
+        print(f"\n{budget.table(asked)}\n")
+        is_slurm = profile.values.get("executor") == "slurm"
+        print(budget.check(asked) if is_slurm else f"NOT CHECKED: {profile.path} has no `executor: slurm`")
 
 
 def _explain(arguments: Arguments) -> None:
@@ -251,6 +258,10 @@ SET: Option = (
     ("--set",),
     {"action": "append", "default": [], "metavar": "'A.B=1 C=2'", "help": "settings that win over the file"},
 )
+PROFILE: Option = (
+    ("--profile",),
+    {"type": Path, "metavar": "FOLDER", "help": "what the jobs ask of that cluster, and whether it has it"},
+)
 EXPERIMENT: Option = (
     ("--experiment",),
     {"type": Path, "metavar": "FILE", "help": "experiment file (default: $EVERSTEP_EXPERIMENT)"},
@@ -287,7 +298,7 @@ FOR_PEOPLE: tuple[Verb, ...] = (
         _validate,
         (CONFIG, SET),
     ),
-    ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET)),
+    ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET, PROFILE)),
     (
         "explain",
         "say which settings make two runs different",

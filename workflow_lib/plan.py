@@ -296,16 +296,17 @@ def table(experiment: Experiment) -> str:
     columns = names if len(data) == 1 else [*names, "data"]
     rows = [[run.id, *(_cell(run.swept, name) for name in names), run.data_id][: len(columns) + 1] for run in runs]
     total = sum(1 for _ in points.points(experiment.sweep))
-    lines = [f"{experiment.name}: {_count(len(runs), 'run')}, {_count(len(data), 'data set')}"]
+    lines = [f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"]
     if total > len(runs):
         lines[0] += f" ({total} points of the sweep; those with equal settings are one run)"
-    lines += ["", *_aligned([["run", *columns], *rows])]
+    lines += ["", *aligned([["run", *columns], *rows])]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     return "\n".join(lines)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -315,19 +316,20 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
     return values[name] if isinstance(values[name], str) else canonical(values[name])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line a row, the columns below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
     head = (
-        f"study {study_id(experiment)}: {_count(tune.trials, 'trial')}, {tune.window} at a time, for {tune.metric};"
+        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time, for {tune.metric};"
         " the best is trained as `tuned`"
     )
     rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
     rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
-    return [head, *_aligned(rows)]
+    return [head, *aligned(rows)]
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ def explain(a: str, b: str, work: Path) -> str:
     for head, group in groups:
         if group:
             rows = [["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in group)]
-            lines += ["", head, *_aligned(rows)]
+            lines += ["", head, *aligned(rows)]
     return "\n".join(lines)
 
 
@@ -368,7 +370,7 @@ def _side(ref: str, work: Path) -> _Side:
     runs = frozenset(run.digest for run in expand(experiment))
     settings = _flat({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": _stages()})
     study = study_id(experiment) if experiment.tune is not None else None
-    return _Side(f"{ref}  ({_count(len(runs), 'run')})", settings, experiment._origins, runs, study)
+    return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study)
 
 
 def _verdict(one: _Side, two: _Side) -> str:
@@ -379,7 +381,7 @@ def _verdict(one: _Side, two: _Side) -> str:
         text = "Two different runs"
     else:
         shared, only, other = len(one.runs & two.runs), len(one.runs - two.runs), len(two.runs - one.runs)
-        text = f"{_count(shared, 'run')} in both, {only} only in A, {other} only in B"
+        text = f"{count(shared, 'run')} in both, {only} only in A, {other} only in B"
     if one.study != two.study and one.origins.entries and two.origins.entries:
         text += f"; study of A: {one.study or 'none'}, of B: {two.study or 'none'}"
     return text
