@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import checkpoint, faults, launch, plan, shards
 from workflow_lib.errors import EverstepError, TryAgain
 from workflow_lib.runtime import workspace as ws
+from workflow_lib.runtime.lease import Lease
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,11 @@ def prove(
     """The verdict on the experiment's first run. ``folder`` is new, and is kept only when something differs."""
     _import_once()
     folder.mkdir(parents=True)
+    with Lease.acquire(folder, "prove", timeout_s=60.0):  # so that nobody takes it for a leftover
+        return _prove(experiment, kills, folder, seed, show)
+
+
+def _prove(experiment: Experiment, kills: int, folder: Path, seed: int, show: Callable[[str], None]) -> Verdict:
     run = plan.expand(experiment)[0]
     data = _prepare(run, folder)
     if isinstance(data, str):

@@ -1,232 +1,279 @@
-"""What the store holds: the state of every run, told from its files alone, and what could be removed from it.
+"""What the store holds: the state of every run, told from its files alone, also while it is being trained.
 
-Nothing here waits for a lock or disturbs a live owner; another host's processes are judged by their heartbeat.
+Nothing here waits for a lock, asks a scheduler or disturbs an owner. An owner on this host is looked up among the
+processes; one on another host is believed while its heart beats.
 """
 
 from __future__ import annotations
 
-import shutil
+import re
+import socket
+import textwrap
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from workflow_lib import checkpoint
-from workflow_lib.errors import CheckpointError, WorkspaceBusy
+from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.files import read_json
+from workflow_lib.runtime import accounting
 from workflow_lib.runtime import workspace as ws
-from workflow_lib.runtime.lease import Lease, holder_of
+from workflow_lib.runtime.accounting import Account
+from workflow_lib.runtime.lease import Holder, last_seen
 from workflow_lib.runtime.log import read_events
 
 Row = dict[str, Any]
 
+SILENT_S = 120.0  # twice the default runtime.lease_timeout_s, after which anybody may take over
+RECENT_BYTES = 1 << 16  # of the events: the last hundred or more
+NAME_WIDTH = 44
+WIDTH = 100
+HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
+
 
 def runs(work: Path, results: Path) -> list[Row]:
-    """One row a run and data, the newest activity first."""
+    """One row a run and data, the newest activity first; runs that were never begun come last."""
     names = _names(results)
     rows = [_row(workspace, names) for workspace in workspaces(work)]
-    return sorted(rows, key=lambda row: row["updated"], reverse=True)
+    begun = {row["digest"] for row in rows}
+    rows.sort(key=lambda row: str(row["updated"]), reverse=True)
+    return rows + [_blank(digest, names) for digest in _frozen(work) if digest not in begun]
 
 
 def workspaces(work: Path) -> list[Path]:
     """Folders of the runs that were begun."""
-    return sorted(path.parent for path in work.glob("runs/*/*/attempts"))
+    return sorted(
+        path
+        for path in work.glob("runs/*/*")
+        if re.fullmatch("[0-9a-f]{32}/[0-9a-f]{12}", "/".join(path.parts[-2:])) and path.is_dir()
+    )
 
 
-def table(rows: list[Row]) -> str:
-    """The rows for a terminal."""
-    from io import StringIO
+def is_finished(newest: Checkpoint | None) -> bool:
+    """Whether this, the newest checkpoint of a run, is its final state."""
+    return newest is not None and newest.about["cursor"]["phase"] == "finish"
 
-    from rich.console import Console
-    from rich.table import Table
 
-    if not rows:
-        return "no run has been started here"
-    shown = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "step", "epoch", "samples/s", "last checkpoint", "attempts", "owner"):
-        shown.add_column(
-            heading, overflow="fold", justify="right" if heading in ("step", "epoch", "samples/s") else "left"
-        )
-    for row in rows:
-        steps = f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"])
-        speed = f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-"
-        last = "-" if row["checkpoint_age_s"] is None else f"{_age(row['checkpoint_age_s'])} ago"
-        shown.add_row(
-            row["run"], row["state"], steps, str(row["epoch"]), speed, last, _ends(row["attempts"]), row["owner"] or "-"
-        )
-    width = max(100, shutil.get_terminal_size((140, 24)).columns)
-    console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(shown)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.splitlines())
+def is_held(workspace: Path) -> bool:
+    """Whether somebody owns the workspace, as far as can be told from here."""
+    seen = last_seen(workspace)
+    return seen is not None and _is_believed(*seen)
+
+
+def _is_believed(holder: Holder, silent_s: float) -> bool:
+    return holder.host == socket.gethostname() or silent_s <= SILENT_S
+
+
+def _frozen(work: Path) -> list[str]:
+    return sorted(p.parent.name for p in work.glob("runs/*/config.json") if re.fullmatch("[0-9a-f]{32}", p.parent.name))
+
+
+def _names(results: Path) -> dict[str, str]:
+    """Names that plans and studies give to the runs: the first one found."""
+    names: dict[str, str] = {}
+    for path in (*sorted(results.glob("*/plan.json")), *sorted(results.glob("*/tune/*/suggest-*.json"))):
+        try:
+            content = read_json(path)
+            for run in content["runs"] if path.name == "plan.json" else [content["run"]]:
+                names.setdefault(str(run["digest"]), str(run["id"]))
+        except UNREADABLE:
+            continue
+    return names
+
+
+def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
+    """The row of a run of which no more is known."""
+    return {
+        "run": names.get(digest, digest[:12]),
+        "digest": digest,
+        "data": None,
+        "state": state,
+        "why": None,
+        "step": 0,
+        "steps": None,
+        "epoch": 0,
+        "epochs": None,
+        "samples_per_s": None,
+        "exact": True,
+        "checkpoint": None,
+        "checkpoint_age_s": None,
+        "attempts": [],
+        "owner": None,
+        "account": asdict(Account()),
+        "updated": "",
+    }
 
 
 def _row(workspace: Path, names: dict[str, str]) -> Row:
     digest = workspace.parent.name
+    try:
+        return _blank(digest, names) | {"data": workspace.name} | _known(workspace)
+    except UNREADABLE as error:
+        return _blank(digest, names, "damaged") | {"data": workspace.name, "why": f"{type(error).__name__}: {error}"}
+
+
+def _known(workspace: Path) -> Row:
+    """What the files of a workspace say."""
     attempts = ws.list_attempts(workspace)
-    newest = _newest(workspace)
-    holder = holder_of(workspace)
-    progress = [event for event in read_events(ws.events_file(workspace)) if event.get("kind") in ("progress", "epoch")]
-    seen: Row = progress[-1] if progress else {}
-    saved = newest.step if newest else 0
-    is_finished = newest is not None and newest.about["cursor"]["phase"] == "finish"
+    newest = checkpoint.read_newest(ws.checkpoints_dir(workspace))
+    seen = last_seen(workspace)
+    held = seen if seen and _is_believed(*seen) else None
+    recent = read_events(ws.events_file(workspace), RECENT_BYTES)
+    progress: list[Row] = [event for event in recent if event.get("kind") in ("progress", "epoch")]
     last = attempts[-1] if attempts else None
-    if is_finished:
-        state = "finished"
-    elif holder is not None:
-        state = "running"
-    elif last is None or last.reason is None:
-        state = "killed" if last else "new"
-    else:
-        state = last.reason.split(":")[0]
+    state = _state(newest, last, held is not None)
+    saved = newest.step if newest else 0
+    step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
+    if held and state == "running":
+        now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]
+        reached = [one.reached or 0 for one in attempts if one.attempt == held[0].attempt]
+        step = max([saved, *reached, *(event["step"] for event in now)])
+        epoch = max([epoch, *(event["epoch"] for event in now if event["kind"] == "epoch")])
+        speed = now[-1]["samples_per_s"] if now else None
     return {
-        "run": names.get(digest, digest[:12]),
-        "digest": digest,
-        "data": workspace.name,
         "state": state,
-        "step": max(saved, seen.get("step", 0)) if state == "running" else saved,
-        "steps": seen.get("steps"),
-        "epoch": newest.about["cursor"]["epoch"] if newest else 0,
-        "samples_per_s": seen.get("samples_per_s") if state == "running" else None,
+        "why": last.reason if last and state in ("failed", "stalled") else None,
+        "step": step,
+        "steps": progress[-1]["steps"] if progress else None,
+        "epoch": epoch,
+        "epochs": read_json(workspace.parent / "config.json")["training"]["epochs"],
+        "samples_per_s": speed,
         "exact": newest.about["exact"] if newest else True,
         "checkpoint": newest.path.name if newest else None,
         "checkpoint_age_s": time.time() - newest.manifest["created"] if newest else None,
-        "attempts": [
-            {
-                "attempt": one.attempt,
-                "ended": one.reason or ("running" if holder and holder.attempt == one.attempt else "killed"),
-                "step": one.step,
-                "seconds": one.seconds,
-                "host": one.host,
-                "job": one.job,
-            }
-            for one in attempts
-        ],
-        "owner": str(holder) if holder else None,
-        "updated": last.ended or last.began if last else "",
+        "attempts": _attempts(attempts, held[0] if held else None),
+        "owner": _owner(*seen, is_believed=held is not None) if seen else None,
+        "account": asdict(accounting.account_of(attempts, len(read_events(ws.delivered_file(workspace))))),
+        "updated": (last.ended or last.began) if last else "",
     }
 
 
-def _newest(workspace: Path) -> checkpoint.Checkpoint | None:
-    for path in reversed(checkpoint.published(ws.checkpoints_dir(workspace))):
-        try:
-            return checkpoint.read_manifest(path)
-        except CheckpointError:
-            continue
-    return None
+def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) -> str:
+    if is_finished(newest):
+        return "finished"
+    if is_held:
+        return "running"
+    if last is None:
+        return "new"
+    word = re.split("[: ]", last.reason or "killed")[0]
+    return "damaged" if word == "finished" else word  # its final state is gone
 
 
-def _names(results: Path) -> dict[str, str]:
-    """Names that the plans give to the runs: the first one found."""
-    names: dict[str, str] = {}
-    for path in sorted(results.glob("*/plan.json")):
-        for run in read_json(path)["runs"]:
-            names.setdefault(run["digest"], run["id"])
-    return names
-
-
-def _ends(attempts: list[Row]) -> str:
-    """How the attempts ended, equal ones in a row counted."""
-    parts: list[tuple[str, int]] = []
-    for one in attempts:
-        end = one["ended"].split(":")[0]
-        if parts and parts[-1][0] == end:
-            parts[-1] = (end, parts[-1][1] + 1)
-        else:
-            parts.append((end, 1))
-    return ", ".join(end if count == 1 else f"{count} x {end}" for end, count in parts)
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-# -- cleaning -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Removable:
-    """Something in the store that no result needs."""
-
-    path: Path
-    why: str
-    workspace: Path | None  # whose lease is to be held while it is removed
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk, by file sizes."""
-        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
-
-
-def removable(work: Path, results: Path) -> list[Removable]:
-    """What ``clean`` would remove: never a thing of a live owner, nor the state of a run that a result names."""
-    needed_runs, needed_data = _needed(results)
-    found: list[Removable] = []
-    for workspace in workspaces(work):
-        if holder_of(workspace) is not None:
-            needed_runs.add(workspace.parent.name)
-            continue
-        if workspace.parent.name in needed_runs:
-            found += _in_workspace(workspace)
-        else:
-            found.append(Removable(workspace, "run that no result names", workspace))
-    found += [
-        Removable(path, "data that no result names", None)
-        for path in sorted(work.glob("data/*"))
-        if path.is_dir() and path.name not in needed_data and not _is_used(work, needed_runs)
+def _attempts(attempts: Sequence[ws.Attempt], holder: Holder | None) -> list[Row]:
+    return [
+        {
+            "attempt": one.attempt,
+            "began": one.began,
+            "ended": one.reason or ("running" if holder and holder.attempt == one.attempt else "killed"),
+            "host": one.host,
+            "job": one.job,
+            "saved": one.step,
+            "reached": one.reached,
+            "steps": accounting.steps_of(one),
+            "redone": redone,
+            "seconds": one.seconds,
+            "gpu_seconds": one.gpu_seconds,
+        }
+        for one, redone in zip(attempts, accounting.redone_steps(attempts), strict=True)
     ]
-    found += [Removable(path, "proof of exact resume that failed", None) for path in sorted(work.glob("prove/*"))]
-    return found
 
 
-def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
-    """Each item with None when it is removed, or why it was left."""
-    for item in items:
-        try:
-            if item.workspace is None:
-                _remove(item.path)
-            else:
-                with Lease.acquire(item.workspace, "clean", timeout_s=60.0):
-                    _remove(item.path)
-        except (OSError, WorkspaceBusy) as error:
-            yield item, str(error)
-        else:
-            yield item, None
+def _owner(holder: Holder, silent_s: float, *, is_believed: bool) -> Row:
+    place = {"attempt": holder.attempt, "host": holder.host, "pid": holder.pid, "job": holder.job}
+    return place | {
+        "is_alive": is_believed,
+        "is_running_here": holder.is_running_here(),
+        "silent_s": round(silent_s, 1),
+    }
 
 
-def _remove(path: Path) -> None:
-    trash = path.with_name(f".trash-{path.name}")
-    path.rename(trash)
-    shutil.rmtree(trash)
+# -- for a terminal -----------------------------------------------------------------------------------------------
 
 
-def _in_workspace(workspace: Path) -> Iterator[Removable]:
-    directory = ws.checkpoints_dir(workspace)
-    for pattern, why in ((".tmp-*", "save that was cut off"), ("corrupt-*", "checkpoint that does not verify")):
-        for path in sorted(directory.glob(pattern)):
-            yield Removable(path, why, workspace)
-    newest = _newest(workspace)
-    if newest is not None and newest.about["cursor"]["phase"] == "finish":
-        for path in checkpoint.published(directory):
-            if path != newest.path:
-                yield Removable(path, "older checkpoint of a finished run", workspace)
+def table(rows: Sequence[Row]) -> str:
+    """The rows, and what they cost together, in lines of a hundred characters."""
+    if not rows:
+        return "no run has been started here"
+    cells = [HEADINGS, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_line(HEADINGS, widths)]
+    for row, cell in zip(rows, cells[1:], strict=True):
+        lines += [_line(cell, widths), *_details(row)]
+    return "\n".join([*lines, "", *_wrapped(spent(accounting.total(Account(**row["account"]) for row in rows)), "")])
 
 
-def _needed(results: Path) -> tuple[set[str], set[str]]:
-    """Digests of the runs, and folders of the data, that plans, studies and manifests name."""
-    runs, data = set(), set()
-    for path in results.glob("*/plan.json"):
-        runs |= {run["digest"] for run in read_json(path)["runs"]}
-    for pattern in ("*/tune/*/suggest-*.json", "*/tune/*/best.json"):
-        runs |= {read_json(path)["run"]["digest"] for path in results.glob(pattern)}
-    for path in results.glob("*/data/*.json"):
-        data.add(read_json(path)["store"])
-    return runs, data
+def spent(account: Account) -> str:
+    """The account in words."""
+    times = "attempt" if account.attempts == 1 else "attempts"
+    gpu = f", {account.used_gpu_s / 3600:.2f} GPU-hours" if account.used_gpu_s else ""
+    text = f"used {duration(account.used_s)} in {account.attempts} {times}{gpu}"
+    if account.lost_s:
+        share = 100 * account.lost_s / account.used_s
+        again = f", {account.redone:,} of {account.steps:,} steps computed again" if account.redone else ""
+        text += f"; lost to interruptions {duration(account.lost_s)} ({share:.1f} %{again})"
+    if account.reused:
+        times = "once" if account.reused == 1 else f"{account.reused} times"
+        text += f"; saved by reuse {duration(account.saved_s)} (needed again {times} and not trained)"
+    return text
 
 
-def _is_used(work: Path, runs: set[str]) -> bool:
-    return any(holder_of(workspace) is not None for workspace in workspaces(work) if workspace.parent.name in runs)
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    age = row["checkpoint_age_s"]
+    return (
+        _short(row["run"]),
+        row["state"],
+        f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
+        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-",
+        f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
+        "-" if age is None else f"{duration(age)} ago",
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    left, right = cells[:2], cells[2:]
+    shown = [cell.ljust(width) for cell, width in zip(left, widths[:2], strict=True)]
+    return "  ".join([*shown, *(cell.rjust(width) for cell, width in zip(right, widths[2:], strict=True))])
+
+
+def _short(name: str) -> str:
+    """The name, shortened before its digest."""
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 14]}…{name[-13:]}"
+
+
+def _details(row: Row) -> Iterator[str]:
+    if row["why"]:
+        yield from _wrapped(row["why"])
+    if row["attempts"]:
+        parts = [_ends(one["ended"] for one in row["attempts"]), _who(row["owner"]), spent(Account(**row["account"]))]
+        yield from _wrapped("; ".join(filter(None, parts)))
+
+
+def _ends(ends: Iterable[str]) -> str:
+    """How the attempts ended, equal ones in a row counted."""
+    words = (re.sub("^stopped (by|before the) ", "", end.split(":")[0]) for end in ends)
+    counted = [(word, len(list(group))) for word, group in groupby(words)]
+    return "attempts: " + ", ".join(word if count == 1 else f"{count} x {word}" for word, count in counted)
+
+
+def _who(owner: Row | None) -> str:
+    if owner is None:
+        return ""
+    job = f", job {owner['job']}" if owner["job"] else ""
+    beat = "" if owner["is_running_here"] else f", last sign of life {duration(owner['silent_s'])} ago"
+    return f"{'owner' if owner['is_alive'] else 'last owner'}: pid {owner['pid']} on {owner['host']}{job}{beat}"
+
+
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)

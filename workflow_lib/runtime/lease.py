@@ -15,6 +15,7 @@ are never compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -163,7 +164,8 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        (self._directory / f"{self.number:06d}.released").touch()
+        with contextlib.suppress(FileNotFoundError):  # the workspace itself may have been removed meanwhile
+            (self._directory / f"{self.number:06d}.released").touch()
 
     def __enter__(self) -> Lease:
         return self
@@ -183,7 +185,7 @@ class Lease:
 
 def current(directory: Path) -> tuple[int, Holder | None]:
     """The highest lease number (0: never held) and who created it."""
-    numbers = [int(path.stem) for path in directory.glob("*.json")]
+    numbers = [int(path.stem) for path in directory.glob("*.json") if path.stem.isdecimal()]
     if not numbers:
         return 0, None
     try:
@@ -200,6 +202,20 @@ def holder_of(workspace: Path) -> Holder | None:
     if holder is None or _is_released(directory, number) or holder.is_gone():
         return None
     return holder
+
+
+def last_seen(workspace: Path) -> tuple[Holder, float] | None:
+    """Who holds the workspace, and how long ago its heart beat, by the clock of this host.
+
+    From files and this host's processes alone: the scheduler is not asked. A holder on another host that has not
+    released is told here however long it has been silent.
+    """
+    directory = workspace / "leases"
+    number, holder = current(directory)
+    is_local = holder is not None and holder.host == socket.gethostname()
+    if holder is None or _is_released(directory, number) or (is_local and holder.is_gone()):
+        return None
+    return holder, max(0.0, time.time() - _beat_of(directory, number))
 
 
 def is_alive(pid: int, start_time: float) -> bool:

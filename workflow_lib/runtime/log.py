@@ -49,15 +49,24 @@ class EventLog:
             os.close(descriptor)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events, oldest first; a line that a crash has torn is passed over."""
+def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The events, oldest first, or those in the last bytes; a line that is torn is passed over."""
     events = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in _tail(path, last_bytes).splitlines() if path.exists() else ():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events
+
+
+def _tail(path: Path, last_bytes: int | None) -> bytes:
+    with path.open("rb") as file:
+        if last_bytes is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
+        return file.read()
 
 
 class LineHandler(logging.Handler):
