@@ -119,19 +119,22 @@ def _status(arguments: Arguments) -> None:
 
 
 def _clean(arguments: Arguments) -> None:
-    from workflow_lib import status
+    from workflow_lib import cleaning
 
-    items = status.removable(WORK, RESULTS_FOLDER)
+    items = cleaning.removable(WORK, RESULTS_FOLDER)
     for item in items:
-        print(f"{item.size / 1e6:10.1f} MB  {item.path}  ({item.why})")
-    total = sum(item.size for item in items) / 1e6
-    if not arguments.yes:
-        print(f"{total:10.1f} MB in {len(items)} places. Nothing was removed; --yes removes them")
+        print(f"{item.bytes / 1e6:10.1f} MB  {item.path}  ({item.why})")
+    if not items:
+        print("nothing to remove")
         return
-    left = [(item, why) for item, why in status.clean(items) if why is not None]
-    for item, why in left:
-        print(f"left: {item.path}: {why}", file=sys.stderr)
+    print(f"{sum(item.bytes for item in items) / 1e6:10.1f} MB in {len(items)} places")
+    if not arguments.yes:
+        print("nothing was removed; --yes removes what is listed")
+        return
+    left = [f"{item.path} was left: {why}" for item, why in cleaning.clean(items) if why is not None]
     print(f"removed {len(items) - len(left)} of {len(items)} places")
+    if left:
+        raise EverstepError("\n".join(left))
 
 
 def _prove_resume(arguments: Arguments) -> None:
