@@ -42,6 +42,7 @@ rule all:
 # Not an input of the jobs, not even an ancient one: when a job must run, Snakemake asks nothing of those below it, and then
 # lets them off where all that connects them is ancient. A new run would wait for the next `snakemake`.
 onstart:
+    check_requests()
     for run in RUNS.values():
         plans.freeze(run.config, WORK)
 

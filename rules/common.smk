@@ -16,7 +16,7 @@ WORK = Path("work")
 sys.path.insert(0, workflow.basedir)
 
 from workflow_lib import config as experiments
-from workflow_lib import controller, plan as plans
+from workflow_lib import budget, controller, plan as plans
 from workflow_lib.errors import EverstepError
 
 try:
@@ -127,6 +127,24 @@ def earlier_trials(wildcards):
         if number >= window
         else {}
     )
+
+
+def check_requests():
+    """The cluster, if that is where the jobs go, has what they ask for; or none of them is submitted."""
+    if workflow.executor_plugin.name != "slurm":
+        return
+    jobs = {}
+    for job in workflow.dag.needrun_jobs():
+        if not job.is_local:
+            jobs.setdefault(job.name, []).append(job)
+    asked = [
+        (rule, len(alike), dict(alike[0].resources.items()), alike[0].threads) for rule, alike in jobs.items()
+    ]
+    try:
+        print(f"everstep: {budget.check_jobs(asked, experiment, sys.argv)}", file=sys.stderr)
+    except EverstepError as error:
+        print(f"everstep: nothing was submitted.\n{error}", file=sys.stderr)
+        raise SystemExit(error.exit_code)
 
 
 def tell_the_result():

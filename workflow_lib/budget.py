@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import math
 import operator
+import os
 import re
 import shutil
 import subprocess
@@ -479,3 +481,21 @@ def check(asked: Sequence[Request], ask: Ask = _scontrol) -> str:
     if found := problems(asked, cluster):
         raise ConfigError("\n".join(found))
     return f"checked: the cluster ({', '.join(cluster)}) has all that these jobs ask for"
+
+
+Job = tuple[str, int, Mapping[str, Any], int]
+
+
+def check_jobs(jobs: Iterable[Job], experiment: config.Experiment, command: Sequence[str]) -> str:
+    """The same for what Snakemake is about to submit: rule, number of jobs, resources and threads of each."""
+    profile = _profile_of(command)
+    asked = [placed(request(rule, count, its, threads), experiment, profile) for rule, count, its, threads in jobs]
+    return check(asked)
+
+
+def _profile_of(command: Sequence[str]) -> Profile | None:
+    """The last profile of a Snakemake's command line, where that is a path."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--profile", action="append", default=[os.environ.get("SNAKEMAKE_PROFILE", "none")])
+    path = Path(names.parse_known_args(command)[0].profile[-1])
+    return read_profile(path) if path.exists() else None
