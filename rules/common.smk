@@ -70,11 +70,11 @@ def targets(wildcards):
     return expand(TARGETS, experiment=experiment.name, run=reported_runs())
 
 
-def settings_of(run):
-    """The settings of a run: of the plan, or, when it is no longer in it, as they were frozen."""
+def data_of(run):
+    """The data id of a run: of the plan, or, when it is no longer in it, by its settings as they were frozen."""
     if run == "tuned":
-        return plans.base(experiment)
-    return RUNS[run].config if run in RUNS else plans.load_run(run, WORK)[0]
+        return plans.data_id(experiment)
+    return RUNS[run].data_id if run in RUNS else plans.data_id(plans.load_run(run, WORK)[0])
 
 
 def source_files(wildcards):
@@ -82,17 +82,20 @@ def source_files(wildcards):
     return controller.data_files(DATA[wildcards.data_id]) if wildcards.data_id in DATA else []
 
 
+def tuned_pointer():
+    """The file that says which run the best of the study is."""
+    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"
+
+
 def run_inputs(wildcards):
     """The data manifest of a run; for the tuned run also the file that says which run it is."""
-    inputs = {"data": f"{RESULTS}/data/{plans.data_id(settings_of(wildcards.run))}.json"}
-    if wildcards.run == "tuned":
-        inputs["best"] = f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"
-    return inputs
+    data = f"{RESULTS}/data/{data_of(wildcards.run)}.json"
+    return {"data": data, "best": tuned_pointer()} if wildcards.run == "tuned" else {"data": data}
 
 
 def run_reference(wildcards):
     """How a command names the run: by its id, or by the file that points to it."""
-    return run_inputs(wildcards).get("best", wildcards.run)
+    return tuned_pointer() if wildcards.run == "tuned" else wildcards.run
 
 
 def training_threads(wildcards):
@@ -108,7 +111,7 @@ def nodes():
 
 def study_results(wildcards):
     """What the study leaves behind, when the experiment has one."""
-    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json" if experiment.tune else []
+    return tuned_pointer() if experiment.tune else []
 
 
 def of_each_run(name):
@@ -133,15 +136,16 @@ def check_requests():
     """The cluster, if that is where the jobs go, has what they ask for; or none of them is submitted."""
     if workflow.executor_plugin.name != "slurm":
         return
-    jobs = {}
+    alike = {}
     for job in workflow.dag.needrun_jobs():
         if not job.is_local:
-            jobs.setdefault(job.name, []).append(job)
-    asked = [
-        (rule, len(alike), dict(alike[0].resources.items()), alike[0].threads) for rule, alike in jobs.items()
+            alike.setdefault(job.name, []).append(job)
+    jobs = [
+        (rule, len(found), dict(found[0].resources.items()), found[0].threads)
+        for rule, found in alike.items()
     ]
     try:
-        print(f"everstep: {budget.check_jobs(asked, experiment, sys.argv)}", file=sys.stderr)
+        print(f"everstep: {budget.check(budget.asked_by(jobs, experiment, sys.argv))}", file=sys.stderr)
     except EverstepError as error:
         print(f"everstep: nothing was submitted.\n{error}", file=sys.stderr)
         raise SystemExit(error.exit_code)

@@ -458,7 +458,7 @@ def table(asked: Sequence[Request]) -> str:
             "",
             *plan.aligned(padded),
             "",
-            "GPU-hours: jobs x GPUs x minutes, the most these jobs can take, and mostly far more than they do"
+            "GPU-hours: jobs x GPUs x minutes, the most that these jobs can take; most end earlier"
             + (" (where `?` stands, a number could not be read)" if None in hours else ""),
             "a training that is preempted, or longer than its minutes, goes on in a further job of as many minutes",
         ]
@@ -486,11 +486,10 @@ def check(asked: Sequence[Request], ask: Ask = _scontrol) -> str:
 Job = tuple[str, int, Mapping[str, Any], int]
 
 
-def check_jobs(jobs: Iterable[Job], experiment: config.Experiment, command: Sequence[str]) -> str:
-    """The same for what Snakemake is about to submit: rule, number of jobs, resources and threads of each."""
+def asked_by(jobs: Iterable[Job], experiment: config.Experiment, command: Sequence[str]) -> list[Request]:
+    """What the jobs ask for that this Snakemake is about to submit: rule, number, resources and threads of each."""
     profile = _profile_of(command)
-    asked = [placed(request(rule, count, its, threads), experiment, profile) for rule, count, its, threads in jobs]
-    return check(asked)
+    return [placed(request(rule, count, its, threads), experiment, profile) for rule, count, its, threads in jobs]
 
 
 def _profile_of(command: Sequence[str]) -> Profile | None:
