@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,17 @@ class Cluster:
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
         ).stdout.strip()
+
+    def spent(self, job: str) -> list[float]:
+        """Seconds of each start of the job, as SLURM counts them."""
+        lines = (self.folder / "log" / "jobs.txt").read_text().splitlines()
+        facts = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in lines]
+        times = [
+            [datetime.fromisoformat(one[name]) for name in ("StartTime", "EndTime")]
+            for one in facts
+            if one["JobId"] == job
+        ]
+        return [(end - start).total_seconds() for start, end in times]
 
     def occupy(self, node: str, seconds: int) -> str:
         """The id of a job of high priority that takes the node for so long."""
@@ -236,6 +249,11 @@ class Snakemake:
             pytest.fail(f"waited {timeout_s} s in vain\n{self.log.read_text()}\n{self._project.attempts()}")
         assert condition(), self.log.read_text()
 
+    def until_trained(self, timeout_s: float = 200.0) -> str:
+        """What it had said when the run was finished and its job over; it notices up to a minute later."""
+        self.wait_for(lambda: self._project.target.exists() and not self._project.jobs(), timeout_s)
+        return self.log.read_text()
+
     def finish(self, timeout_s: float = 200.0) -> str:
         """What it said, once it has ended well."""
         self.wait_for(lambda: self.process.poll() is not None, timeout_s)
@@ -250,6 +268,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take minutes start first."""
+    items.sort(key=lambda item: "test_time_limit" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 RESTARTED = "Trying to restart"
+# A job begins with two Snakemakes, one after the other: five seconds, several times that on a busy machine.
+START_S = 30
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,6 +41,9 @@ def test_a_preempted_training_saves_and_goes_on_without_using_up_a_retry(
     assert second["resumed_step"] == first["step"] > 0, "not a step is lost"
     assert first["job"] == second["job"] == job.id, "the job went back to the queue"
     assert RESTARTED not in said
+    accounted = [attempt["seconds"] for attempt in project.attempts()]
+    overheads = [slurm - own for slurm, own in zip(project.cluster.spent(job.id), accounted, strict=True)]
+    assert all(0 <= overhead < START_S for overhead in overheads), overheads
 
 
 def test_a_training_that_does_not_stop_in_the_grace_is_killed_and_requeued(
@@ -50,7 +55,7 @@ def test_a_training_that_does_not_stop_in_the_grace_is_killed_and_requeued(
         project.cluster.occupy(project.running_job().node, seconds=3)
         snakemake.wait_for(lambda: [job.state for job in project.jobs()] == ["PENDING"])
         (project.folder / "hang").unlink()
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert first["state"] == "running", "it never came to write its end"
@@ -63,7 +68,7 @@ def test_a_signal_to_the_job_stops_it_and_it_goes_back_to_the_queue(project: Any
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         job = project.running_job()
         project.cluster.ask("scancel", "--signal=TERM", job.id)
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert second["resumed_step"] == first["step"] > 0
@@ -75,7 +80,7 @@ def test_a_job_that_a_person_cancels_is_tried_again(project: Any, reference: dic
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         project.cluster.ask("scancel", project.running_job().id)
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert second["resumed_step"] == first["step"] > 0
@@ -87,7 +92,7 @@ def test_a_rank_killed_for_memory_is_a_failure_and_is_tried_again(project: Any, 
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.attempts()[0]["ranks"])
         os.kill(project.attempts()[0]["ranks"][0]["pid"], signal.SIGKILL)
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert "killed" in first["reason"]
@@ -104,7 +109,7 @@ def test_a_node_that_dies_takes_nothing_with_it(project: Any, reference: dict[st
             snakemake.wait_for(lambda: len(project.attempts()) == 2)
         finally:
             project.cluster.sandbox("up", node)
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert second["node"] != node
@@ -120,7 +125,7 @@ def test_a_scheduler_that_restarts_disturbs_nobody(project: Any, reference: dict
         seen = project.epochs()
         snakemake.wait_for(lambda: project.epochs() >= seen + 3)
         project.cluster.sandbox("up", "controller")
-        snakemake.finish()
+        snakemake.until_trained()
     assert project.result() == reference
     assert len(project.attempts()) == 1
 
@@ -146,7 +151,7 @@ def test_the_work_of_a_job_whose_controller_was_killed_is_not_lost(project: Any,
         snakemake.kill()
         project.cluster.ask("scancel", orphan.id)
         with project.snakemake() as successor:
-            successor.finish()
+            successor.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
     assert second["resumed_step"] == first["step"] > 0
@@ -157,5 +162,5 @@ def test_an_experiment_edited_while_its_job_waits_changes_nothing(project: Any, 
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: [job.state for job in project.jobs()] == ["PENDING"])
         (project.folder / "config" / "slow.yaml").write_text("this: [is not an experiment")
-        snakemake.finish()
+        snakemake.until_trained()
     assert project.result() == reference

@@ -16,7 +16,7 @@ def wide(project: Any) -> Any:
     """The project, with two processes on each of two nodes."""
     path = project.folder / "config" / "slow.yaml"
     path.write_text(path.read_text().replace("runtime: {", "runtime: {nproc: 2, nodes: 2, "))
-    project.train = {"gpu": 0, "gres": "'gpu:2'"}
+    project.train = {"gpu": 0, "gres": "gpu:2"}
     return project
 
 
@@ -27,7 +27,7 @@ def test_two_nodes_with_two_ranks_each_resume_exactly_after_a_preemption(wide: A
         job = wide.running_job()
         assert job.node.startswith("n["), "two nodes"
         wide.cluster.occupy(wide.attempts()[0]["node"], seconds=3)
-        said = snakemake.finish()
+        said = snakemake.until_trained()
     ranks = [line.split() for line in (wide.folder / "ranks.txt").read_text().splitlines()]
     first_node, second_node = _names(job.node)
     assert sorted(ranks[:4]) == [

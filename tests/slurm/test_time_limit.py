@@ -17,7 +17,7 @@ def test_a_training_longer_than_its_time_limit_stops_in_time_and_goes_on(
 ) -> None:
     project.train, project.delay_s = {"runtime": 1}, 0.1
     with project.snakemake() as snakemake:
-        said = snakemake.finish(280)
+        said = snakemake.until_trained(280)
     assert project.result() == reference
     *stopped, last = project.attempts()
     assert len(stopped) >= 1
@@ -32,7 +32,7 @@ def test_a_signal_before_the_time_limit_does_the_same(project: Any, reference: d
     project.train = {"runtime": 3, "slurm_extra": "'--exclusive --signal=TERM@90'"}
     project.delay_s = 0.15
     with project.snakemake() as snakemake:
-        said = snakemake.finish(280)
+        said = snakemake.until_trained(280)
     assert project.result() == reference
     *stopped, last = project.attempts()
     assert {attempt["reason"] for attempt in stopped} == {"stopped by SIGTERM"}
