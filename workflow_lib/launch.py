@@ -15,13 +15,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -277,15 +278,15 @@ def _end(job: Job, reason: str, step: int | None = None) -> None:
 
 def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
     """Runs the ranks to their end and writes why they ended; the error of the first that failed is raised."""
-    with tempfile.TemporaryDirectory(prefix="everstep-") as folder:
+    with _scratch(job) as folder:
         watch = Watch(job)
         sys.audit("everstep", "launch")
         try:
-            outcome = _elastic_launch(job, root, Path(folder))
+            outcome = _elastic_launch(job, root, folder)
         finally:
             watch.close()
         if watch.verdict is not None or outcome is None:
-            failure = _first_failure(Path(folder), watch.verdict)
+            failure = _first_failure(folder, watch.verdict)
             _end(job, f"failed: {failure}")
             raise failure
     sys.audit("everstep", "ended")
@@ -296,6 +297,20 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
     _end(job, outcome["ended"], outcome["step"])
     history: list[Row] = outcome["history"]
     return history
+
+
+@contextmanager
+def _scratch(job: Job) -> Iterator[Path]:
+    """A folder for what launcher and ranks tell each other; the owner also removes those of attempts that are over."""
+    attempts = ws.attempts_dir(job.workspace)
+    for record in ws.list_attempts(job.workspace) if job.node == 0 else ():
+        shutil.rmtree(attempts / record.attempt, ignore_errors=True)
+    folder = attempts / job.attempt
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str, Any] | None:
