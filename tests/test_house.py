@@ -35,7 +35,7 @@ LAYERS = (
     ("optim", "saver"),
     ("orchestrator",),
     ("training",),
-    ("provenance",),
+    ("accounting", "provenance"),
     ("launch", "evaluation"),
     ("tuning", "export", "status"),
     ("cleaning",),

@@ -16,12 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow_lib import checkpoint
+from workflow_lib import accounting, checkpoint
+from workflow_lib.accounting import Account
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.files import read_json
-from workflow_lib.runtime import accounting
 from workflow_lib.runtime import workspace as ws
-from workflow_lib.runtime.accounting import Account
 from workflow_lib.runtime.lease import Holder, last_seen
 from workflow_lib.runtime.log import read_events
 
@@ -118,15 +117,15 @@ def _row(workspace: Path, names: dict[str, str]) -> Row:
 
 def _known(workspace: Path) -> Row:
     """What the files of a workspace say."""
-    attempts = ws.list_attempts(workspace)
     newest = checkpoint.read_newest(ws.checkpoints_dir(workspace))
+    saved = newest.step if newest else 0
+    attempts = accounting.settled(ws.list_attempts(workspace), saved)
     seen = last_seen(workspace)
     held = seen if seen and _is_believed(*seen) else None
     recent = read_events(ws.events_file(workspace), RECENT_BYTES)
     progress: list[Row] = [event for event in recent if event.get("kind") in ("progress", "epoch")]
     last = attempts[-1] if attempts else None
     state = _state(newest, last, held is not None)
-    saved = newest.step if newest else 0
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
         now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]

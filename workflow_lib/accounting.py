@@ -5,19 +5,20 @@
              start-up of every attempt that follows an interrupted one
     saved    each further time that the finished run was needed and only handed out: what it had used, less what it lost
 
-An attempt that ended itself, or whose launcher saw it end, is exact. One that was killed counts until its pulse, at
-most half a second earlier; when its node was lost, until what had reached the shared disk. The second or so before an
-attempt is on record, and the handing out after it, are not counted.
+An attempt whose launcher saw it end is exact. One that was killed with its launcher counts until its last pulse, at
+most half a second earlier, or its last checkpoint; when its node was lost, until what had reached the shared disk. The
+second or so before an attempt is on record, and the handing out after it, are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from workflow_lib import checkpoint
 from workflow_lib.runtime.log import read_events
-from workflow_lib.runtime.workspace import Attempt, delivered_file, list_attempts
+from workflow_lib.runtime.workspace import Attempt, checkpoints_dir, delivered_file, list_attempts
 
 UNDISTURBED = ("finished", "pruned")
 
@@ -48,7 +49,18 @@ def total(accounts: Iterable[Account]) -> Account:
 
 def account(workspace: Path) -> Account:
     """The account of the run in the workspace, as of now."""
-    return account_of(list_attempts(workspace), len(read_events(delivered_file(workspace))))
+    newest = checkpoint.read_newest(checkpoints_dir(workspace))
+    attempts = settled(list_attempts(workspace), newest.step if newest else 0)
+    return account_of(attempts, len(read_events(delivered_file(workspace))))
+
+
+def settled(attempts: Sequence[Attempt], saved: int) -> list[Attempt]:
+    """The attempts of a run whose newest checkpoint is of step ``saved``: each came as far as the next one began."""
+    began = [*(one.resumed_step or 0 for one in attempts[1:]), saved]
+    return [
+        one if one.reached is None else replace(one, reached=max(one.reached, after))
+        for one, after in zip(attempts, began, strict=False)
+    ]
 
 
 def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
