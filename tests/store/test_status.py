@@ -1,0 +1,180 @@
+"""Real trainings, begun, killed and finished by real signals, as they look from their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.resume.project import KILLED, STOPPED, Project, copy
+from tests.resume.warm import until
+from tests.store.conftest import kill_after, row, rows, start
+from tests.store.paced import FAIL
+from workflow_lib import __main__ as verbs
+from workflow_lib import status
+from workflow_lib.runtime.lease import last_seen
+
+
+def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> None:
+    """Four trainings, one after the other: seconds."""
+    project = copy(prepared, tmp_path / "states")
+    new = row(project)
+    assert (new["state"], new["step"], new["attempts"], new["owner"]) == ("new", 0, [], None)
+    assert new["run"] == project.run
+
+    pid = start(project)
+    running = until(lambda: (seen := row(project))["step"] >= 3 and seen, "three steps")
+    assert running["state"] == "running"
+    assert (running["owner"]["pid"], running["owner"]["host"]) == (pid, socket.gethostname())
+    assert running["owner"]["is_running_here"] and running["owner"]["job"] is None
+    assert [one["ended"] for one in running["attempts"]] == ["running"]
+    until(lambda: row(project)["step"] > running["step"], "another step")
+    os.kill(pid, signal.SIGTERM)
+    assert project.warm.wait(pid) == STOPPED
+    stopped = row(project)
+    assert (stopped["state"], stopped["owner"]) == ("stopped", None)
+    assert stopped["attempts"][0]["ended"] == "stopped by SIGTERM"
+    assert stopped["step"] == project.newest_step() == stopped["attempts"][0]["reached"]
+
+    assert kill_after(project, stopped["step"] + 7) == KILLED
+    dead = row(project)
+    assert (dead["state"], dead["owner"]) == ("killed", None)
+    assert dead["step"] == project.newest_step() <= dead["attempts"][1]["reached"]
+
+    project.finish()
+    done = row(project)
+    assert (done["state"], done["owner"], done["epoch"], done["epochs"]) == ("finished", None, 3, 3)
+    assert done["step"] == done["steps"] == project.sealed().step
+    assert [one["ended"] for one in done["attempts"]] == ["stopped by SIGTERM", "killed", "finished"]
+
+
+def test_a_training_that_raised_has_failed_and_the_reason_is_told(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "failing")
+    (project.folder / FAIL).touch()
+    assert project.attempt() == 1
+    failed = row(project)
+    assert failed["state"] == "failed" and "told to fail" in failed["why"]
+    assert "told to fail" in status.table([failed])
+
+
+def test_a_run_that_makes_no_progress_has_stalled(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "stalling")
+    path = project.folder / "experiment.yaml"
+    path.write_text(path.read_text().replace("max_stalled_attempts: 100", "max_stalled_attempts: 1"))
+    assert project.attempt({"point": "entered", "target": "launcher"}) == KILLED
+    assert project.attempt() == 1
+    assert row(project)["state"] == "stalled"
+
+
+def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "asleep")
+    pid = start(project)
+    until(lambda: row(project)["step"] >= 1, "a step")
+    os.killpg(pid, signal.SIGSTOP)
+    os.utime(beat(project), (time.time() - 1000,) * 2)
+    seen = row(project)
+    os.killpg(pid, signal.SIGKILL)
+    project.warm.wait(pid)
+    assert seen["state"] == "running" and seen["owner"]["pid"] == pid
+    assert not seen["owner"]["is_running_here"] and seen["owner"]["silent_s"] > 900
+
+
+def beat(project: Project) -> Path:
+    return project.workspace / "leases" / "000001.beat"
+
+
+def move_to_another_host(project: Project) -> None:
+    """The lease reads as if the attempt had run elsewhere."""
+    path = project.workspace / "leases" / "000001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "n7", "job": "4242"}))
+
+
+def test_the_owner_on_another_host_is_believed_while_its_heart_beats(killed: Project) -> None:
+    move_to_another_host(killed)
+    os.utime(beat(killed))
+    seen = row(killed)
+    assert (seen["state"], seen["attempts"][0]["ended"]) == ("running", "running")
+    assert (seen["owner"]["host"], seen["owner"]["job"]) == ("n7", "4242")
+    text = " ".join(status.table([seen]).split())
+    assert "on n7, job 4242, last sign of life" in text
+
+    os.utime(beat(killed), (time.time() - 3 * 3600,) * 2)
+    seen = row(killed)
+    assert (seen["state"], seen["attempts"][0]["ended"], seen["owner"]["is_alive"]) == ("killed", "killed", False)
+    assert "last owner: pid" in status.table([seen]) and "3.0 h ago" in " ".join(status.table([seen]).split())
+
+
+def test_looking_changes_nothing(killed: Project) -> None:
+    def everything() -> dict[str, tuple[float, bytes]]:
+        paths = [path for path in killed.folder.rglob("*") if path.is_file()]
+        return {str(path): (path.stat().st_mtime, path.read_bytes()) for path in paths}
+
+    before = everything()
+    status.table(rows(killed))
+    assert everything() == before
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "not text": lambda path: path.write_bytes(b"\x00\xff\xfe\n" * 9),
+    "a list": lambda path: path.write_text("[1]"),
+    "another object": lambda path: path.write_text('{"steps": {}, "kind": "epoch", "seconds": "x", "runs": 3}'),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_hides_no_run(killed: Project, finished: Project, damage: str) -> None:
+    for project in (killed, finished):
+        paths = [p for p in project.workspace.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
+        paths += [project.workspace.parent / "config.json", *project.folder.glob("results/*/plan.json")]
+        assert len(paths) > 10
+        for path in paths:
+            content = path.read_bytes()
+            DAMAGES[damage](path)
+            (seen,) = rows(project)
+            assert seen["digest"] == project.workspace.parent.name, path
+            assert seen["state"] in ("killed", "finished", "damaged", "new", "running"), path
+            assert status.table([seen])
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            path.write_bytes(content)
+
+
+def test_a_finished_run_whose_final_state_is_gone_is_not_called_finished(finished: Project) -> None:
+    (project_checkpoint,) = [p for p in finished.checkpoints.iterdir() if finished.sealed().path.name == p.name]
+    shutil.rmtree(project_checkpoint)
+    assert row(finished)["state"] == "damaged"
+
+
+def test_every_line_fits_a_hundred_columns_and_keeps_the_digest(killed: Project, finished: Project) -> None:
+    long = [one | {"run": f"{'a-long-name-' * 6}{one['digest'][:12]}"} for one in rows(killed) + rows(finished)]
+    lines = status.table(long).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(any(one["digest"][:12] in line for line in lines) for one in long)
+    assert "killed, finished" in " ".join(status.table(long).split())
+
+
+def test_the_verb_prints_the_table_or_json(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    assert verbs.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
+    assert verbs.main(["status"]) == 0
+    assert finished.run in capsys.readouterr().out
+    monkeypatch.chdir(finished.folder / "results")
+    assert verbs.main(["status"]) == 0
+    assert capsys.readouterr().out == "no run has been started here\n"
+
+
+def test_a_released_lease_has_no_owner(finished: Project) -> None:
+    assert last_seen(finished.workspace) is None
