@@ -389,7 +389,6 @@ class Trainer:
         if not self.ranks.is_main:
             return
         self._saver.wait()
-        self._store.refuse_if_taken_over()
         if self.state.cursor.phase == "finish":
             self._seal_metrics()
         latest = self._saver.latest
@@ -526,9 +525,9 @@ class Trainer:
 
         Where the disk refuses, a warning says so, and the next epoch makes it good.
         """
-        self._store.refuse_if_taken_over()
         rows = self._metrics()
         try:
+            self._store.refuse_if_taken_over()
             present = self._metrics_file.read_bytes() if self._metrics_file.exists() else b""
             if not rows.startswith(present):
                 write_atomic(self._metrics_file, rows)
@@ -541,6 +540,7 @@ class Trainer:
     def _seal_metrics(self) -> None:
         """The metrics file is whole and durable: once the run is sealed, nobody would mend it."""
         try:
+            self._store.refuse_if_taken_over()
             write_atomic(self._metrics_file, self._metrics())
         except OSError as error:
             raise SaveError(f"cannot write {self._metrics_file}: {error}") from error

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import load_file
 
-from tests.resume.warm import Order, Warm
+from tests.resume.warm import TIMED_OUT, Order, Warm, members, until
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint, bytes_of
 from workflow_lib.errors import CheckpointError
@@ -20,7 +21,8 @@ from workflow_lib.runtime.log import read_events
 
 NAME = "t"
 FINISHED, FAILED, STOPPED = 0, 1, 75
-KILLED = -9
+KILLED, TERMINATED = -9, -15
+PASS = "PASS"
 
 SETTINGS: dict[str, Any] = {
     "name": NAME,
@@ -44,12 +46,14 @@ def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Project:
-    """One training of a project's only run, in a folder of its own."""
+    """One training of a project's only run, in a folder of its own; ``findings`` are what no attempt may do."""
 
     folder: Path
     warm: Warm
     run: str = ""
     data: str = ""
+    findings: list[str] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
 
     @property
     def workspace(self) -> Path:
@@ -81,14 +85,41 @@ class Project:
         return self.warm.start(self.order(*faults, plant=plant))
 
     def attempt(self, *faults: Mapping[str, Any], plant: str | None = None, timeout_s: float = 60.0) -> int:
-        """The exit code of one attempt."""
-        return self.warm.wait(self.start(*faults, plant=plant), timeout_s)
+        """The exit code of one attempt; it began at the newest checkpoint and left no process, or that is found."""
+        newest, begun = self.newest_step(), len(self.began_at())
+        pid = self.start(*faults, plant=plant)
+        code = self.warm.wait(pid, timeout_s)
+        self.codes.append(code)
+        what = f"attempt {len(self.codes)} ({json.dumps(faults)}, exit code {code})"
+        if code == TIMED_OUT:
+            self.findings.append(f"HARD_FAIL: {what} did not end in {timeout_s:.0f} s")
+        try:
+            until(lambda: not members(pid), "the ranks to end", timeout_s=10.0)
+        except TimeoutError:
+            self.findings.append(f"HARD_FAIL: {what} left processes {members(pid)}")
+        if (began := self.began_at()[begun:]) and began[0] < newest:
+            self.findings.append(f"LOST_WORK: {what} began at step {began[0]} although {newest} was saved")
+        stopped = re.findall(r"stopped by \w+ at step (\d+); saved", self.log)
+        if code == STOPPED and stopped and int(stopped[-1]) != self.newest_step():
+            self.findings.append(
+                f"LOST_WORK: {what} says it saved step {stopped[-1]}, but {self.newest_step()} is there"
+            )
+        return code
 
     def finish(self, plant: str | None = None) -> None:
         """The run is finished by one more attempt."""
         code = self.attempt(plant=plant)
         if code != FINISHED:
             raise RuntimeError(f"the attempt without a fault ended with {code}:\n{self.log[-4000:]}")
+
+    def verdict(self, reference: Project) -> str:
+        """PASS, or what is wrong: the run is finished now, and compared with the reference."""
+        code = self.attempt()
+        if code != FINISHED:
+            return f"HARD_FAIL: the attempt without a fault ended with {code}: {self.log[-2000:]}"
+        if different := differences(reference, self):
+            return f"SILENT_DIVERGENCE: {', '.join(different)}"
+        return "; ".join(self.findings) or PASS
 
     def newest_step(self) -> int:
         """Steps of the newest checkpoint that verifies; 0 without one."""
@@ -105,6 +136,8 @@ class Project:
 
     def began_at(self) -> list[int]:
         """The step that each attempt started or went on from, as far as they came to that."""
+        if not list(self.folder.glob("work/runs/*/*/events.jsonl")):
+            return []
         messages = [event.get("message", "") for event in read_events(self.workspace / "events.jsonl")]
         return [int(text.split()[-3].strip(",")) for text in messages if text.startswith(("goes on at", "starts at"))]
 

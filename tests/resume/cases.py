@@ -1,0 +1,57 @@
+"""The places where a run is struck."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+# A window of two micro-batches, and what else has a state: momentum, a plateau, early stopping, a tied weight
+ACCUMULATED: dict[str, Any] = {
+    "training": {"epochs": 9, "accumulation": 2, "early_stopping": {"metric": "val_loss", "patience": 9}},
+    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "schedule": {"name": "plateau", "warmup_epochs": 0, "patience": 0, "factor": 0.5},
+}
+
+# point, how often it is passed before, rank (-1: the launcher); in the order of an attempt's life
+IN_TRAINING: tuple[tuple[str, int, int], ...] = (
+    ("attempt", 1, -1),
+    ("launch", 1, -1),
+    ("rank", 1, 0),
+    ("build", 1, 0),
+    ("load", 1, 0),
+    ("entered", 1, 0),
+    ("poll", 2, 0),
+    ("window", 3, 0),
+    ("fetch", 2, 0),
+    ("forward", 3, 0),
+    ("backward", 2, 0),
+    ("optimizer", 3, 0),
+    ("stepped", 2, 0),
+    ("averaged", 2, 0),
+    ("commit", 3, 0),
+    ("save", 1, 0),
+    ("gather", 1, 0),
+    ("copy", 1, 0),
+    ("copied", 1, 0),
+    ("writing", 1, 0),
+    ("validate", 1, 0),
+    ("validate", 3, 0),
+    ("validated", 1, 0),
+    ("best", 1, 0),
+    ("metrics", 1, 0),
+    ("epoch", 1, 0),
+    ("fetch", 9, 0),
+)
+AT_THE_END = {"final save": 0, "leave": 0, "ended": -1, "outputs": -1, "statement": -1}
+
+
+def random_fault(dice: random.Random) -> dict[str, Any]:
+    """A kill or a stop at some place within a few steps."""
+    point, _, rank = dice.choice([one for one in IN_TRAINING if one[2] == 0])
+    return {
+        "point": point,
+        "count": dice.randint(1, 4),
+        "signal": dice.choice(["SIGKILL", "SIGKILL", "SIGTERM"]),
+        "rank": rank,
+        "target": dice.choice(["self", "self", "launcher", "group"]),
+    }

@@ -1,0 +1,102 @@
+"""Killed or stopped anywhere, any number of times, a run ends with the bits of the run that was left alone.
+
+One attempt takes about a second; the whole matrix, each case by itself, is run by ``scripts/chaos``.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.resume.cases import (
+    ACCUMULATED,
+    AT_THE_END,
+    IN_TRAINING,
+    random_fault,
+)
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences
+
+
+def test_two_runs_without_a_fault_are_equal(fresh: Fresh, reference: Fresh) -> None:
+    other = fresh()
+    other.finish()
+    assert differences(reference(), other) == []
+
+
+@pytest.mark.parametrize(
+    ("signal", "changes"), [("SIGKILL", None), ("SIGTERM", ACCUMULATED)], ids=["killed", "stopped"]
+)
+def test_one_run_that_is_struck_once_at_every_point_of_the_loop(
+    fresh: Fresh, reference: Fresh, signal: str, changes: Any
+) -> None:
+    run = fresh(changes)
+    for place, number, rank in IN_TRAINING:
+        code = run.attempt({"point": place, "count": number, "signal": signal, "rank": rank})
+        if signal == "SIGTERM":
+            assert code == (STOPPED if place != "attempt" else TERMINATED), place
+        else:
+            assert code == (KILLED if rank < 0 else FAILED), place
+    assert run.verdict(reference(changes)) == PASS
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("place", AT_THE_END)
+def test_a_run_that_is_struck_when_all_steps_are_done(fresh: Fresh, reference: Fresh, place: str, signal: str) -> None:
+    """Sealed or not, what is left to do is done by the next attempt; a signal to stop is too late to matter."""
+    run, rank = fresh(), AT_THE_END[place]
+    code = run.attempt({"point": place, "signal": signal, "rank": rank})
+    killed = KILLED if rank < 0 else FAILED
+    assert code == (killed if signal == "SIGKILL" else FINISHED)
+    assert run.verdict(reference()) == PASS
+
+
+def test_a_chain_of_random_kills_in_one_run(fresh: Fresh, reference: Fresh) -> None:
+    changes = {"training": {"epochs": 5}, "checkpoint": {"interval_steps": 1}}
+    run, dice = fresh(changes), random.Random(1)
+    for _ in range(15):
+        assert run.attempt(random_fault(dice)) in (FINISHED, FAILED, KILLED, STOPPED)
+    assert run.verdict(reference(changes)) == PASS
+
+
+@pytest.mark.parametrize("rank", [0, -1], ids=["rank", "launcher"])
+def test_one_run_that_loses_power_at_one_operation_on_a_file_after_another(
+    fresh: Fresh, reference: Fresh, rank: int
+) -> None:
+    """Loads, saves, retention, records and outputs: every attempt ends at a later operation than the one before."""
+    run = fresh()
+    struck = 0
+    for number, count in enumerate(range(1, 70, 4)):
+        mode = ("before", "torn", "unsynced", "unnamed")[number % 4]
+        fault = {"mode": mode, "path": f"{run.folder}/*", "count": count, "rank": rank, "target": "group"}
+        if run.attempt(fault) == FINISHED:
+            break
+        assert run.codes[-1] == KILLED
+        struck += 1
+    assert struck >= 10
+    assert run.verdict(reference()) == PASS
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_a_disk_that_refuses_for_a_while_costs_a_warning_and_no_bit(fresh: Fresh, reference: Fresh, error: str) -> None:
+    run = fresh()
+    everything = {"mode": error, "path": f"{run.folder}/work/runs/*", "rank": 0, "count": 40, "times": 15}
+    assert run.attempt(everything) == FINISHED
+    assert "Training goes on" in run.log
+    assert run.verdict(reference()) == PASS
+
+
+def test_a_disk_that_refuses_to_the_end_fails_the_run_loudly_and_leaves_the_last_good_state(
+    fresh: Fresh, reference: Fresh
+) -> None:
+    run = fresh()
+    assert run.attempt({"point": "fetch", "count": 12, "signal": "SIGTERM"}) == STOPPED
+    saved = run.newest_step()
+    full = {"mode": "ENOSPC", "operation": "open", "path": f"{run.checkpoints}/*", "rank": 0, "times": 0}
+    assert run.attempt(full) == FAILED
+    assert "cannot save a checkpoint of step 51" in run.log.splitlines()[-1]
+    assert "No space left on device" in run.log.splitlines()[-1]
+    assert run.newest_step() == saved == 12
+    assert run.verdict(reference()) == PASS
