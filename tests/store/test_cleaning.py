@@ -1,0 +1,348 @@
+"""What a clean removes, and above all what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash import operations, run_forked
+from tests.resume.project import FINISHED, NAME, Project, copy
+from tests.resume.warm import until
+from tests.store.conftest import row, start
+from workflow_lib import __main__ as verbs
+from workflow_lib import checkpoint, cleaning, faults
+from workflow_lib.launch import find_sealed
+from workflow_lib.runtime.lease import Lease
+
+LONG_AGO = time.time() - 30 * 86400
+
+
+def listed(project: Project) -> dict[str, str]:
+    """What would be removed, by its path in the store, and why."""
+    work = project.folder / "work"
+    items = cleaning.removable(work, project.folder / "results")
+    assert all(item.bytes == size_of(item.path) for item in items)
+    return {str(item.path.relative_to(work)): item.why for item in items}
+
+
+def clean(project: Project) -> None:
+    """What is listed is removed."""
+    for item, why in cleaning.clean(cleaning.removable(project.folder / "work", project.folder / "results")):
+        assert why is None, (item, why)
+
+
+def size_of(path: Path) -> int:
+    return sum(one.lstat().st_size for one in (path, *path.rglob("*")) if one.is_symlink() or one.is_file())
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below the folder, with the content of the files."""
+    paths = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() and not p.is_symlink() else None for p in paths}
+
+
+def rest(path: Path) -> None:
+    """Nothing was written there for a month."""
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (LONG_AGO, LONG_AGO), follow_symlinks=False)
+
+
+def forget(project: Project) -> Project:
+    """No result names the run or its data any more, and nothing happened in the store for a month."""
+    shutil.rmtree(project.folder / "results")
+    rest(project.folder / "work")
+    return project
+
+
+def run_of(project: Project) -> str:
+    return str(project.workspace.relative_to(project.folder / "work"))
+
+
+def data_of(project: Project) -> Path:
+    (store,) = (project.folder / "work" / "data").glob("*")
+    return store
+
+
+def test_of_a_finished_run_only_the_older_checkpoint_goes(finished: Project) -> None:
+    rest(finished.folder / "work")
+    older, newest = checkpoint.published(finished.checkpoints)
+    assert listed(finished) == {str(older.relative_to(finished.folder / "work")): "older checkpoint of a finished run"}
+    clean(finished)
+    assert checkpoint.published(finished.checkpoints) == [newest]
+    sealed = find_sealed(finished.workspace)
+    assert sealed is not None and listed(finished) == {}
+    before = len(row(finished)["attempts"])
+    shutil.rmtree(finished.output.parent)
+    finished.finish()
+    assert finished.output.exists() and len(row(finished)["attempts"]) == before
+
+
+def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project) -> None:
+    older, newest = checkpoint.published(finished.checkpoints)
+    damaged = newest / "model.safetensors"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    items = cleaning.removable(finished.folder / "work", finished.folder / "results")
+    ((item, why),) = cleaning.clean(items)
+    assert item.path == older and why is not None and "damaged" in why
+    assert checkpoint.published(finished.checkpoints) == [older, newest]
+
+
+def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
+    (snapshot,) = make_snapshots(finished)
+    content = json.loads(snapshot.read_text())
+    content["checkpoint"]["keep_every_h"] = 1.0
+    snapshot.write_text(json.dumps(content))
+    assert listed(finished) == {}
+
+
+def make_snapshots(project: Project) -> list[Path]:
+    """The project's experiment as a pipeline freezes it."""
+    from workflow_lib import config
+
+    here = Path.cwd()
+    os.chdir(project.folder)
+    try:
+        return [project.folder / config.snapshot(config.load([Path("experiment.yaml")]), Path("work"))]
+    finally:
+        os.chdir(here)
+
+
+def test_an_unfinished_run_that_a_plan_names_is_left_alone(killed: Project) -> None:
+    rest(killed.folder / "work")
+    before = tree(killed.folder)
+    assert listed(killed) == {}
+    clean(killed)
+    assert tree(killed.folder) == before
+
+
+def test_what_keeps_an_unfinished_run_from_beginning_again_stays(killed: Project) -> None:
+    for path in checkpoint.published(killed.checkpoints):
+        path.rename(path.with_name(f"corrupt-{path.name}"))
+    rest(killed.folder / "work")
+    assert listed(killed) == {}
+
+
+def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
+    (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd").mkdir()
+    (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd" / "model.safetensors").write_bytes(b"12345")
+    assert list(listed(killed).values()) == ["save that was cut off"]
+    step = killed.newest_step()
+    clean(killed)
+    assert listed(killed) == {} and killed.newest_step() == step > 0
+    killed.finish()
+
+
+def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
+    forget(finished)
+    assert listed(finished) == {
+        run_of(finished): "run that no result names",
+        f"data/{data_of(finished).name}": "data that no result names and no run uses",
+    }
+    config = finished.workspace.parent / "config.json"
+    clean(finished)
+    assert listed(finished) == {} and not list(finished.folder.glob("work/data/*"))
+    assert list(finished.folder.glob("work/runs/*/*")) == [config]
+
+
+def test_data_stays_while_a_run_that_stays_was_trained_on_it(killed: Project) -> None:
+    forget(killed)
+    os.utime(killed.workspace / "events.jsonl")  # it may be waiting in a queue
+    assert listed(killed) == {}
+    rest(killed.folder / "work")
+    assert set(listed(killed)) == {run_of(killed), f"data/{data_of(killed).name}"}
+
+
+@pytest.mark.parametrize("name", ["train.json", "tune"])
+def test_a_result_of_an_earlier_plan_or_of_a_study_keeps_its_run(finished: Project, name: str) -> None:
+    (plan,) = finished.folder.glob("results/*/plan.json")
+    plan.write_text(json.dumps({"runs": []}))
+    if name == "tune":
+        suggestion = finished.folder / "results" / NAME / "tune" / "study" / "suggest-0000.json"
+        suggestion.parent.mkdir(parents=True)
+        suggestion.write_text(json.dumps({"run": {"digest": finished.workspace.parent.name}}))
+        finished.output.unlink()
+    rest(finished.folder / "work")
+    assert run_of(finished) not in listed(finished)
+
+
+def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "live")
+    pid = start(project)
+    until(lambda: row(project)["step"] >= 1, "a step")
+    results = project.folder / "results"
+    results.rename(project.folder / "elsewhere")  # nothing names the run now
+    (project.checkpoints / ".tmp-being-written").mkdir()
+    rest(project.folder / "work")
+    assert listed(project) == {}
+    items = [cleaning.Removable(project.workspace, "", 0, workspace=project.workspace)]  # begun after the listing
+    ((_, why),) = cleaning.clean(items)
+    assert why is not None and f"pid {pid}" in why
+    (project.folder / "elsewhere").rename(results)
+    (project.checkpoints / ".tmp-being-written").rmdir()
+    assert project.warm.wait(pid) == FINISHED
+
+
+def test_data_that_is_being_prepared_is_left(killed: Project) -> None:
+    from filelock import FileLock
+
+    shutil.rmtree(killed.workspace)
+    forget(killed)
+    with FileLock(data_of(killed) / ".lock"):
+        assert listed(killed) == {}
+    assert list(listed(killed)) == [f"data/{data_of(killed).name}"]
+    (data_of(killed) / "manifest.json").unlink()  # a preparation that was cut off now, or long ago
+    assert listed(killed) == {}
+    rest(killed.folder / "work")
+    assert list(listed(killed).values()) == ["preparation of data that was cut off"]
+
+
+def test_the_persons_files_stay(finished: Project) -> None:
+    work = finished.folder / "work"
+    mine = ["notes.txt", "data/my-images/cat.png", "data/readme", "runs/backup/run/attempts/a.json", "prove/mine/x"]
+    mine += ["experiments/draft.yaml", "runs/" + "0" * 32 + "/thesis.tex"]
+    for name in mine:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(name)
+    forget(finished)
+    clean(finished)
+    assert all((work / name).read_text() == name for name in mine)
+    assert listed(finished) == {}
+
+
+def test_a_folder_in_which_a_person_keeps_something_stays_whole(finished: Project) -> None:
+    (finished.workspace / "thoughts.md").write_text("mine")
+    (data_of(finished) / "labels.csv").write_text("mine")
+    forget(finished)
+    before = tree(finished.workspace) | tree(data_of(finished))
+    clean(finished)
+    assert tree(finished.workspace) | tree(data_of(finished)) == before
+
+
+def test_no_link_is_followed(finished: Project, tmp_path: Path) -> None:
+    outside = tmp_path / "other disk"
+    outside.mkdir()
+    work, workspace, data = finished.folder / "work", finished.workspace, data_of(finished)
+    for path in (workspace.parent, data):
+        path.rename(outside / path.name)
+        path.symlink_to(outside / path.name)
+    (outside / "precious").mkdir()
+    (outside / "precious" / "thesis.tex").write_text("mine")
+    links = ["data/" + "a" * 32, "runs/" + "b" * 32, "prove/" + "c" * 12, "data/.trash-1", "experiments/x.json"]
+    for name in links:
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).symlink_to(outside / "precious")
+    forget(finished)
+    rest(outside)
+    before = tree(outside)
+    assert listed(finished) == {}
+    clean(finished)
+    assert tree(outside) == before and all((work / name).is_symlink() for name in links)
+
+
+def test_a_link_inside_what_goes_is_removed_and_not_its_target(killed: Project, tmp_path: Path) -> None:
+    """A proof's folder links to its data."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "file").write_text("mine")
+    left = killed.folder / "work" / "prove" / "0123456789ab"
+    left.mkdir(parents=True)
+    (left / "data").symlink_to(tmp_path / "target")
+    clean(killed)
+    assert not left.exists() and (tmp_path / "target" / "file").read_text() == "mine"
+
+
+def test_a_store_that_is_a_link_itself_is_cleaned(finished: Project, tmp_path: Path) -> None:
+    forget(finished)
+    (finished.folder / "work").rename(tmp_path / "scratch")
+    (finished.folder / "work").symlink_to(tmp_path / "scratch")
+    assert len(listed(finished)) == 2
+    clean(finished)
+    assert listed(finished) == {}
+
+
+def test_a_proof_that_is_running_is_left(killed: Project) -> None:
+    proof = killed.folder / "work" / "prove" / "0123456789ab"
+    (proof / "straight").mkdir(parents=True)
+    with Lease.acquire(proof, "prove", timeout_s=60.0):
+        assert listed(killed) == {}
+    assert list(listed(killed)) == ["prove/0123456789ab"]
+
+
+def test_an_experiment_without_results_goes_when_it_is_old(finished: Project) -> None:
+    (snapshot,) = make_snapshots(finished)
+    rest(snapshot)
+    assert snapshot.name not in str(listed(finished))
+    forget(finished)
+    assert f"experiments/{snapshot.name}" in listed(finished)
+    os.utime(snapshot)
+    assert f"experiments/{snapshot.name}" not in listed(finished)
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """Folders that look like whole workspaces or data."""
+    yield from folder.glob("work/runs/*/[0-9a-f]*")
+    yield from folder.glob("work/data/[0-9a-f]*")
+
+
+def test_a_clean_that_is_cut_off_anywhere_can_be_repeated(finished: Project, tmp_path: Path) -> None:
+    """Killed at each of its operations on files."""
+    forget(finished)
+    whole = {path.name: tree(path) for path in places(finished.folder) if path.is_dir()}
+    tried = copy(finished, tmp_path / "watched")
+    happened = operations(lambda: clean(tried), str(tried.folder))
+    assert any(operation.startswith("rename") for operation in happened)
+    for count in range(1, len(happened) + 1, 3):
+        project = copy(finished, tmp_path / f"cut-{count}")
+        fault = faults.FileFault("before", path=f"{project.folder}/*", count=count, rank=-1)
+        assert run_forked(lambda project=project: clean(project), [fault]) == -signal.SIGKILL
+        for path in (path for path in places(project.folder) if path.is_dir()):
+            left = tree(path)
+            assert all(left[name] == content for name, content in whole[path.name].items())
+        rest(project.folder / "work")
+        clean(project)
+        assert listed(project) == {} and not [path for path in places(project.folder) if path.is_dir()]
+        assert not list(project.folder.rglob(".trash*"))
+
+
+def test_a_result_that_cannot_be_read_stops_everything(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (plan,) = finished.folder.glob("results/*/plan.json")
+    plan.write_text(plan.read_text()[:40])
+    before = tree(finished.folder)
+    monkeypatch.chdir(finished.folder)
+    assert verbs.main(["clean", "--yes"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1
+    assert f"results/{NAME}/plan.json" in told.err and "nothing was removed" in told.err
+    assert tree(finished.folder) == before
+
+
+def test_nothing_is_removed_without_yes(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget(finished)
+    before = tree(finished.folder)
+    size = size_of(finished.workspace) + size_of(data_of(finished))
+    monkeypatch.chdir(finished.folder)
+    assert verbs.main(["clean"]) == 0
+    told = capsys.readouterr().out
+    assert tree(finished.folder) == before
+    assert f"{size / 1e6:.1f} MB in 2 places" in told and "--yes" in told
+    assert verbs.main(["clean", "--yes"]) == 0
+    assert "removed 2 of 2 places" in capsys.readouterr().out
+    assert verbs.main(["clean"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_an_unknown_option_is_refused(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.folder)
+    with pytest.raises(SystemExit) as refused:
+        verbs.main(["clean", "--all"])
+    assert refused.value.code == 2
