@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"everstep {arguments.verb}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -4,6 +4,7 @@ EverstepError              1   failed: a bug, a broken disk, a run that cannot g
 ├── UserError              2   the person's mistake: one message, no traceback, nothing lost
 │   ├── ConfigError            an experiment file, a setting, a plugin name
 │   └── DataError              a data file that cannot be used
+├── StateError             1   a file of results/ or work/ that is not what was written there
 ├── CheckpointError        1   checkpoints exist, but none can be trusted
 ├── SaveError              1   a checkpoint could not be written
 ├── RankError              1   a rank died, hung or raised
@@ -35,6 +36,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data file that cannot be used as it is."""
+
+
+class StateError(EverstepError, ValueError):
+    """A file of results/ or work/ is not what was written there."""
 
 
 class CheckpointError(EverstepError):

@@ -9,6 +9,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from workflow_lib.errors import StateError
+
+REMAKE = "Remove the file and run the pipeline again: it is made anew"
+
 
 def fsync_dir(path: Path) -> None:
     """The entries of the directory survive a power loss."""
@@ -50,6 +54,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, *names: str) -> Any:
+    """The value in a JSON file; with names, a mapping that has them. StateError where it is anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{path}: not a JSON file ({error}). {REMAKE}") from error
+    missing = [name for name in names if not isinstance(value, dict) or name not in value]
+    if missing:
+        raise StateError(f"{path}: has no {', '.join(missing)}. {REMAKE}")
+    return value

@@ -207,7 +207,7 @@ def _frozen(ref: str, work: Path) -> Path:
 def _pointed(ref: str) -> str:
     """The digest in a JSON file such as best.json."""
     try:
-        return str(files.read_json(Path(ref))["run"]["digest"])
+        return str(files.read_json(Path(ref), "run")["run"]["digest"])
     except OSError as error:
         raise ConfigError(f"{ref}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -62,7 +62,7 @@ def trace(path: Path, work: Path) -> str:
     result = read_json(statement)
     if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
         raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
-    trained = read_json(statement.with_name("train.json"))
+    trained = read_json(statement.with_name("train.json"), "steps", "epochs", "attempts", "sealed")
     made = result.get("provenance", {})
     code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
     rows = {

@@ -238,12 +238,12 @@ def result_path(tune_dir: Path, number: int) -> Path:
 
 
 def load_suggestion(path: Path) -> Suggestion:
-    suggestion: Suggestion = files.read_json(path)
+    suggestion: Suggestion = files.read_json(path, *Suggestion.__annotations__)
     return suggestion
 
 
 def load_result(path: Path) -> Result:
-    answer: Result = files.read_json(path)
+    answer: Result = files.read_json(path, *Result.__annotations__)
     return answer
 
 
