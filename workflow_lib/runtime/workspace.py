@@ -113,6 +113,7 @@ class Attempt:
     job: str | None
     node: str | None
     began: str
+    launched: float = 0.0  # when its process started, to a hundredth of a second: `start_time` is a name, up to 1 s off
     world_size: int = 1
     resumed_step: int | None = None
     resumed_from: str | None = None
@@ -155,6 +156,7 @@ def begin(
         job=os.environ.get("SLURM_JOB_ID"),
         node=os.environ.get("SLURMD_NODENAME"),
         began=utc_now(),
+        launched=time.time() - _age_s(),
         world_size=world_size,
         resumed_step=resumed_step,
         resumed_from=resumed_from,
@@ -240,12 +242,21 @@ def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
 
 def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
     """The record with what was used until ``now``; it may have gone on from an older checkpoint than it meant to."""
-    seconds = round(now - record.start_time, 3)
+    seconds = round(now - record.launched, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
     if reach is None:
         return record
-    ready_s = round(reach.ready - record.start_time, 3)
+    ready_s = round(reach.ready - record.launched, 3)
     return replace(record, resumed_step=reach.first, reached=reach.last, ready_s=ready_s)
+
+
+def _age_s() -> float:
+    """Seconds since this process started."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # not Linux
+        return time.time() - psutil.Process().create_time()
 
 
 def _pulse_file(workspace: Path, attempt: str) -> Path:

@@ -1,0 +1,163 @@
+"""What runs used, lost and saved: by hand, and beside the clock on a chain of real kills."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.resume.project import FINISHED, KILLED, STOPPED, Project, copy
+from tests.resume.warm import until
+from tests.store.conftest import row, start
+from tests.store.paced import COUNTED
+from workflow_lib import accounting, status
+from workflow_lib.accounting import Account, account_of
+from workflow_lib.runtime import scheduler
+from workflow_lib.runtime.workspace import Attempt
+
+PULSE_S = 0.5
+PAUSE_S = 0.05
+ATTEMPT = Attempt("a", "host", "boot", 1, 0.0, None, None, "2026-01-01")
+
+
+def attempt(first: int, last: int | None, seconds: float, *, ready_s: float | None = 1.0, why: str | None) -> Attempt:
+    return replace(ATTEMPT, resumed_step=first, reached=last, seconds=seconds, ready_s=ready_s, reason=why)
+
+
+def chain_of(project: Project, *deaths: tuple[int, signal.Signals]) -> float:
+    """The wall seconds of attempts that each got a signal after so many steps, and of a last one that finished."""
+    used = 0.0
+    for step, number in deaths:
+        began = time.monotonic()
+        pid = start(project, PAUSE_S)
+        until(lambda step=step: row(project)["state"] == "running" and row(project)["step"] >= step, f"step {step}")
+        os.kill(pid, number)
+        assert project.warm.wait(pid) == (STOPPED if number == signal.SIGTERM else KILLED)
+        used += time.monotonic() - began
+    began = time.monotonic()
+    assert project.warm.wait(start(project, PAUSE_S)) == FINISHED
+    return used + time.monotonic() - began
+
+
+def computed(project: Project) -> int:
+    """Steps that were really computed, by the model's own count."""
+    return (project.folder / COUNTED).stat().st_size
+
+
+def test_a_chain_of_stops_is_accounted_to_the_step(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "stops")
+    used = chain_of(project, (5, signal.SIGTERM), (20, signal.SIGTERM))
+    found = accounting.account(project.workspace)
+    assert (found.attempts, found.redone, found.reused) == (3, 0, 0)
+    assert found.steps == computed(project) == project.sealed().step
+    assert found.used_s == pytest.approx(used, abs=3 * 0.5)
+    second, third = row(project)["attempts"][1:]
+    assert 0 < found.lost_s < second["seconds"] + third["seconds"]
+
+
+def test_a_chain_of_kills_is_accounted_to_the_pulse(prepared: Project, tmp_path: Path) -> None:
+    """A kill leaves no record of the end; time and steps since the last pulse are all that may be missing."""
+    project = copy(prepared, tmp_path / "kills")
+    path = project.folder / "experiment.yaml"
+    path.write_text(path.read_text().replace("interval_steps: 5", "interval_steps: 16"))
+    kills = ((10, signal.SIGKILL), (25, signal.SIGKILL), (40, signal.SIGKILL))
+    used = chain_of(project, *kills)
+    found = accounting.account(project.workspace)
+    assert found.attempts == 4
+    assert used - 3 * PULSE_S - 1.5 < found.used_s <= used + 0.1
+    missing = computed(project) - found.steps
+    assert 0 <= missing <= len(kills) * (PULSE_S / PAUSE_S + 2)
+    assert found.steps == project.sealed().step + found.redone and found.redone >= 3 * 5
+    assert found.lost_s > found.redone * PAUSE_S
+
+
+def test_handing_out_a_finished_run_again_saves_what_it_cost(finished: Project) -> None:
+    before = accounting.account(finished.workspace)
+    assert (before.reused, before.saved_s) == (0, 0.0)
+    for again in (1, 2):
+        shutil.rmtree(finished.output.parent)
+        assert finished.attempt() == FINISHED
+        found = accounting.account(finished.workspace)
+        assert found == replace(found, attempts=before.attempts, used_s=before.used_s, lost_s=before.lost_s)
+        assert found.reused == again
+        assert found.saved_s == pytest.approx(again * (before.used_s - before.lost_s), abs=0.01)
+
+
+def test_an_interruption_between_the_last_step_and_the_outputs_is_no_reuse(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "between")
+    assert project.attempt({"point": "outputs", "rank": -1}) == KILLED
+    project.finish()
+    assert accounting.account(project.workspace).reused == 0
+
+
+def test_steps_that_were_reached_before_are_redone() -> None:
+    killed = [attempt(0, 100, 11.0, why=None), attempt(80, 90, 2.0, why=None), attempt(80, 200, 13.0, why="finished")]
+    assert accounting.redone_steps(killed) == [0, 10, 20]
+    found = account_of(killed, delivered=1)
+    assert (found.steps, found.redone) == (230, 30)
+    step_s = (26.0 - 3.0) / 230
+    assert found.lost_s == pytest.approx(30 * step_s + 2 * 1.0, abs=0.001)
+
+
+def test_an_attempt_that_never_came_to_a_step_is_lost_whole() -> None:
+    found = account_of([attempt(0, None, 4.0, ready_s=None, why=None), attempt(0, 10, 6.0, why="finished")], 1)
+    assert (found.steps, found.redone, found.used_s) == (10, 0, 10.0)
+    stopped = [attempt(0, 5, 6.0, why="stopped by SIGTERM"), attempt(5, None, 4.0, ready_s=None, why="failed: x")]
+    assert account_of([*stopped, attempt(5, 10, 6.0, why="finished")], 1).lost_s == 5.0
+
+
+def test_what_another_attempt_adds_by_wish_is_not_lost() -> None:
+    """A pruned trial that a sweep later trains to its end."""
+    assert account_of([attempt(0, 5, 6.0, why="pruned"), attempt(5, 10, 6.0, why="finished")], 1).lost_s == 0.0
+
+
+def test_an_attempt_came_as_far_as_the_next_one_began() -> None:
+    pulses = [attempt(0, 7, 1.0, why=None), attempt(10, 15, 1.0, why=None), attempt(10, None, 1.0, why=None)]
+    assert [one.reached for one in accounting.settled(pulses, saved=20)] == [10, 15, None]
+
+
+def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:
+    runs = [replace(attempt(0, 10, 10.0, why="finished"), gpu_seconds=40.0)] * 2
+    found = account_of(runs[:1], delivered=3)
+    assert (found.used_gpu_s, found.saved_gpu_s) == (40.0, 80.0)
+    assert accounting.total(account_of([run], 1) for run in runs).used_gpu_s == 80.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "nodes", "held"),
+    [
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 2, 8),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "3"}, 1, 1),
+        ({"SLURM_JOB_ID": "1"}, 1, 0),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 1, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 1, 0),
+    ],
+)
+def test_a_job_holds_the_gpus_it_was_given_on_each_node(environ: dict[str, str], nodes: int, held: int) -> None:
+    assert scheduler.gpus_of_own_job(nodes, environ) == held
+
+
+def test_a_gpu_that_a_job_holds_and_does_not_use_is_counted(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "held")
+    given = {"SLURM_JOB_ID": "77", "CUDA_VISIBLE_DEVICES": "0,1"}
+    path = project.folder / "experiment.yaml"
+    path.write_text(path.read_text().replace("runtime:", "runtime:\n  device: cpu"))
+    assert project.warm.wait(project.warm.start(project.order(**given))) == FINISHED
+    found = accounting.account(project.workspace)
+    assert found.used_gpu_s == pytest.approx(2 * found.used_s, abs=0.01)
+    assert accounting.seconds_by_job([project.workspace]) == {"77": found.used_s}
+
+
+def test_the_account_is_told_in_words(finished: Project) -> None:
+    told = " ".join(status.table([row(finished)]).split())
+    assert "in 2 attempts" in told and "lost to interruptions" in told and "saved" in told
+    text = status.spent(Account(3, 200, 20, 2, 7200.0, 14400.0, 720.0, 1440.0, 6480.0, 0.0))
+    assert text == (
+        "used 2.0 h in 3 attempts, 4.00 GPU-hours; lost to interruptions 12 min (10.0 %, 20 of 200 steps computed "
+        "again); saved by reuse 1.8 h (needed again 2 times and not trained)"
+    ).replace("1.8 h", "108 min")
