@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.workflow.conftest import Job, Project
@@ -172,3 +173,21 @@ def test_a_second_experiment_shares_the_store(finished: Project) -> None:
     )
     finished.make(f"results/other/runs/{other}/train.json")
     assert attempts(finished) == before
+
+
+def test_a_changed_data_file_is_new_data(project: Project) -> None:
+    """Slow: two trainings. A file with another time and the same content is the same data."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 4, 4), dtype=np.uint8), np.arange(60) % 2
+    path = project.folder / "my images.npz"
+    np.savez(path, train_images=images, train_labels=labels)
+    project.write(
+        "name: mine\ntraining: {epochs: 1, batch_size: 8}\n"
+        "data: {name: npz, params: {path: my images.npz}}\nmodel: {params: {hidden: [4]}}\n"
+    )
+    project.make("--until", "train")
+    path.touch()
+    assert project.make("--until", "train").jobs == set()
+    np.savez(path, train_images=images[::-1], train_labels=labels)
+    assert {rule for rule, _ in project.make("--until", "train").jobs} == {"preprocess", "train"}
+    assert len(attempts(project)) == 2
