@@ -83,7 +83,7 @@ def test_the_page_shows_every_run_and_the_numbers_of_the_best(project: Trained) 
     best = table_of(project.results)[0]
     for name in ("accuracy", "macro_f1", "roc_auc", "log_loss"):
         assert f"{float(best[name]):.4f}" in page
-    for chapter in ("runs", "curves", "classes", "tuning", "onnx", "again"):
+    for chapter in ("runs", "curves", "classes", "tuning", "onnx", "spent", "again"):
         assert f'<section id="{chapter}"' in page
 
 
@@ -153,6 +153,25 @@ def test_many_classes_are_listed_by_confusion_instead_of_drawn() -> None:
 def test_headings_stay_short_unless_two_settings_share_a_word() -> None:
     settings = ["optimizer.lr", "model.name", "optimizer.name", "a.size", "b.size", "seed"]
     assert list(report._headings(settings).values()) == ["lr", "model", "optimizer", "a.size", "b.size", "seed"]
+
+
+def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
+    runs = report.load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
+    *lines, (name, everything) = report._spent(project.experiment, project.results, runs, project.work)
+    assert [line[0] for line in lines[:-1]] == [run.name for run in runs]
+    assert name == "all" and lines[-1][0].endswith(" trials")
+    workspaces = list(project.work.glob("runs/*/*/attempts"))
+    assert everything.attempts == len(workspaces) == 3 + lines[-1][1].attempts
+    assert everything.used_s == pytest.approx(sum(account.used_s for _, account in lines))
+    rows = {row["name"]: row for row in table_of(project.results)}
+    for run in runs:
+        assert float(rows[run.name]["seconds"]) == run.account.used_s > 0
+        assert (rows[run.name]["steps_redone"], rows[run.name]["reused"]) == ("0", "0")
+
+
+def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:
+    train = read_json(project.results / "runs" / project.runs[0] / "train.json")
+    assert report._account(train, tmp_path).used_s == train["seconds"]
 
 
 def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:

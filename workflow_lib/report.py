@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib import accounting
+from workflow_lib.accounting import Account
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_atomic
 
@@ -42,6 +44,7 @@ def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Pat
         runs=found,
         headings=_headings(found[0].settings),
         study=_study(experiment, results),
+        spent=_spent(experiment, results, found, work),
         reproduce=_reproduction(experiment, work, output),
     )
     write_atomic(output.with_name("runs.csv"), _csv(table))
@@ -83,6 +86,7 @@ class RunResults:
     export: Row
     history: list[Row]
     select_metric: str
+    account: Account
 
     @property
     def id(self) -> str:
@@ -117,6 +121,9 @@ class RunResults:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
+        account = self.account
+        row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
+        row |= {"saved_seconds": account.saved_s, "reused": account.reused}
         return row | {"onnx_max_abs_error": self.export_error(), "digest": self.train["digest"]}
 
 
@@ -141,9 +148,36 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 export=read_json(folder / "export.json"),
                 history=_history(folder / "history.csv"),
                 select_metric=experiment.training.select_metric,
+                account=_account(train, work),
             )
         )
     return sorted(found, key=RunResults.rank)
+
+
+def _account(train: Row, work: Path) -> Account:
+    """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
+    from workflow_lib import launch
+
+    workspace = launch.workspace_of(work, train["digest"], train["data"])
+    if workspace.exists():
+        return accounting.account(workspace)
+    return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])
+
+
+def _spent(experiment: Experiment, results: Path, runs: Sequence[RunResults], work: Path) -> list[tuple[str, Account]]:
+    """What each run cost, then the study's other trials, then all together; runs with one digest are one."""
+    from workflow_lib import launch, plan
+
+    rows = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
+    lines = list(rows.values())[::-1]
+    if experiment.tune is not None:
+        data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment))}.json"
+        folder = results / "tune" / plan.study_id(experiment)
+        digests = {read_json(path)["run"]["digest"] for path in folder.glob("suggest-*.json")} - rows.keys()
+        manifest = read_json(data)["digest"]
+        trials = [accounting.account(launch.workspace_of(work, digest, manifest)) for digest in digests]
+        lines.append((f"{len(trials)} trials", accounting.total(trials)))
+    return [*lines, ("all", accounting.total(account for _, account in lines))]
 
 
 def _setting_of(config: Any, name: str) -> Any:
@@ -261,6 +295,8 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> 
     import jinja2
     from plotly.offline import get_plotlyjs
 
+    from workflow_lib.status import duration
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -268,7 +304,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _shown, "setting": _setting}
+    environment.filters |= {"number": _shown, "setting": _setting, "duration": duration}
     best = runs[0]
     made = best.evaluation["provenance"]
     data = {"curves": [_curve(run) for run in runs], "figures": study["figures"] if study else []}
