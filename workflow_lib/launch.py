@@ -286,7 +286,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         finally:
             watch.close()
         if watch.verdict is not None or outcome is None:
-            failure = _first_failure(folder, watch.verdict)
+            failure = _first_failure(folder, watch.verdict, job)
             _end(job, f"failed: {failure}")
             raise failure
     sys.audit("everstep", "ended")
@@ -381,16 +381,15 @@ class Watch:
                     stopped_since.setdefault(rank, now)
                 else:
                     stopped_since.pop(rank, None)
+            is_hung = now - moved_at > hang_s
             for rank, since in stopped_since.items():
-                if now - since > min(STOPPED_S, hang_s):
+                if is_hung or now - since > STOPPED_S:
                     self._end_all(f"rank {rank} (pid {control.pids[rank]}) was stopped from outside (SIGSTOP)")
                     return
-            if now - moved_at > hang_s:
+            if is_hung:
                 slowest = min(range(len(seen)), key=seen.__getitem__)
-                self._end_all(
-                    f"no rank has made a step for {hang_s:.0f} s (runtime.hang_timeout_s); rank {slowest} "
-                    f"(pid {control.pids[slowest]}) is behind"
-                )
+                behind = f"; rank {slowest} (pid {control.pids[slowest]}) is behind" if len(set(seen)) > 1 else ""
+                self._end_all(f"no rank has made a step for {hang_s:.0f} s (runtime.hang_timeout_s){behind}")
                 return
 
     def _record_ranks(self) -> bool:
@@ -417,16 +416,20 @@ def _is_stopped(pid: int) -> bool:
         return False
 
 
-def _first_failure(folder: Path, verdict: str | None) -> EverstepError:
+def _first_failure(folder: Path, verdict: str | None, job: Job) -> EverstepError:
     """The error of the rank that failed first; the others only lost their partner."""
     if verdict is not None:
         return RankError(verdict)
     failures = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
     failures.sort(key=lambda failure: (bool(LOST_PARTNER.search(failure["message"])), failure["time"]))
     if not failures or LOST_PARTNER.search(failures[0]["message"]):
+        spoke = {failure["rank"] for failure in failures}
+        first_rank = job.node * job.experiment.runtime.nproc
+        silent = [rank for rank in range(first_rank, first_rank + job.experiment.runtime.nproc) if rank not in spoke]
+        who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
         return RankError(
-            "a rank was killed without a word (out of memory?). Run the same command again to go on from the last "
-            "checkpoint"
+            f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
+            f"checkpoint"
         )
     first = failures[0]
     kind = getattr(errors, first["kind"], None)

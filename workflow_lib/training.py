@@ -216,9 +216,14 @@ class Trainer:
             targets = self._train_split.targets.index_select(0, rows)
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
+                # ranks wait for each other from here on: this tells who has not come
+                self._control.tick(self.ranks.local_rank, cursor.step)
                 _at("forward", inputs)
                 with self._autocast():
                     loss = self._loss(self._wrapped(inputs), targets)
+                self._control.tick(
+                    self.ranks.local_rank, cursor.step
+                )  # before ranks wait for each other: tells who hangs
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / self._batch
                 self._scaler.scale(loss if share == 1.0 else loss * share).backward()
@@ -549,7 +554,9 @@ class Trainer:
         return "".join(_line(row) for row in self.state.history).encode()
 
     def _outcome(self, ended: Literal["finished", "stopped", "pruned"]) -> Outcome:
-        cursor, latest = self.state.cursor, self._saver.latest
+        latest = self._saver.latest
+        # before the state is loaded, the place of the run is that of the checkpoint
+        cursor = Cursor(**latest.about["cursor"]) if latest and not self.state.cursor.step else self.state.cursor
         return Outcome(
             ended,
             step=cursor.step,

@@ -1,0 +1,160 @@
+"""Several ranks are as exact as one; whatever happens to one of them, the job ends, says why and leaves nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, Project
+from tests.resume.warm import members, until
+from workflow_lib.runtime import workspace as ws
+
+
+def with_ranks(ranks: int, **changes: Any) -> dict[str, Any]:
+    """An experiment of a small convolutional net: with many tensors, the order of sums between ranks matters."""
+    return {
+        "model": {"name": "cnn", "params": {"channels": [4, 8]}},
+        "training": {"epochs": 2, "batch_size": 132},
+        "checkpoint": {"interval_steps": 2},
+        "runtime": {"nproc": ranks, **changes},
+    }
+
+
+def running(run: Project, fault: dict[str, Any] | None = None) -> tuple[int, dict[int, int]]:
+    """A started attempt that is in its loop: its launcher, and the process of each rank."""
+    begun = len(run.began_at())
+    pid = run.start(*([fault] if fault else []))
+    until(lambda: len(run.began_at()) > begun, "the training to begin")
+
+    def ranks() -> dict[int, int]:
+        records = [record for record in ws.list_attempts(run.workspace) if record.pid == pid]
+        return {rank.rank: rank.pid for record in records for rank in record.ranks}
+
+    return pid, until(ranks, "the record of the ranks")
+
+
+# long enough to be found in its loop: nothing is done between two steps that could be waited for
+LONG = {"training": {"epochs": 4000}, "checkpoint": {"interval_steps": 50, "max_stalled_attempts": 9}}
+
+
+def long_with_ranks(ranks: int, **changes: Any) -> dict[str, Any]:
+    return {**with_ranks(ranks, **changes), **LONG}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
+    """Three or more ranks are what tells: two sums are equal in either order."""
+    changes = with_ranks(ranks)
+    run, last = fresh(changes), ranks - 1
+    for fault, code in (
+        ({"point": "join", "rank": last}, FAILED),
+        ({"point": "backward", "count": 2, "rank": 0}, FAILED),
+        ({"point": "optimizer", "count": 4, "rank": last, "signal": "SIGTERM"}, STOPPED),
+        ({"point": "warm-up", "count": 2, "rank": last}, FAILED),
+        ({"point": "validate", "count": 1, "rank": 1, "signal": "SIGTERM"}, STOPPED),
+        ({"point": "gather", "count": 1, "rank": last, "target": "launcher"}, KILLED),
+        ({"point": "poll", "count": 3, "rank": 0, "target": "group"}, KILLED),
+    ):
+        assert run.attempt({"signal": "SIGKILL", **fault}) == code, fault
+    assert run.verdict(reference(changes)) == PASS
+
+
+SIGNALS: dict[str, Callable[[int, dict[int, int]], None]] = {
+    "to one rank": lambda launcher, ranks: os.kill(ranks[1], signal.SIGTERM),
+    "to the launcher": lambda launcher, ranks: os.kill(launcher, signal.SIGTERM),
+    "to the group": lambda launcher, ranks: os.killpg(launcher, signal.SIGTERM),
+    "to the group twice": lambda launcher, ranks: [os.killpg(launcher, signal.SIGTERM) for _ in range(2)] and None,
+    "of the user to the launcher": lambda launcher, ranks: os.kill(launcher, signal.SIGUSR1),
+    "of the keyboard to the group": lambda launcher, ranks: os.killpg(launcher, signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("who", SIGNALS)
+def test_a_signal_to_stop_saves_and_ends_all(fresh: Fresh, who: str) -> None:
+    run = fresh(long_with_ranks(2))
+    launcher, ranks = running(run)
+    SIGNALS[who](launcher, ranks)
+    assert run.warm.wait(launcher, 30) == STOPPED
+    assert members(launcher) == []
+    assert f"at step {run.newest_step()}; saved" in run.log.splitlines()[-1]
+
+
+def test_a_stop_that_is_followed_by_a_kill_loses_nothing_that_was_saved(fresh: Fresh) -> None:
+    run = fresh(long_with_ranks(2))
+    launcher, _ = running(run)
+    until(run.newest_step, "a checkpoint")
+    saved = run.newest_step()
+    os.killpg(launcher, signal.SIGTERM)
+    os.killpg(launcher, signal.SIGKILL)
+    assert run.warm.wait(launcher, 30) == KILLED
+    until(lambda: members(launcher) == [], "all to end")
+    assert run.newest_step() >= saved
+    assert run.attempt({"point": "poll", "signal": "SIGTERM"}) == STOPPED
+    assert run.findings == []
+
+
+def test_a_rank_that_dies_ends_the_job_and_is_named(fresh: Fresh) -> None:
+    run = fresh(long_with_ranks(3))
+    launcher, ranks = running(run)
+    os.kill(ranks[2], signal.SIGKILL)
+    begun = time.monotonic()
+    assert run.warm.wait(launcher, 45) == FAILED
+    assert time.monotonic() - begun < 40
+    assert "rank 2 was killed" in run.log.splitlines()[-1]
+    assert members(launcher) == []
+
+
+def test_a_launcher_that_dies_takes_its_ranks_along(fresh: Fresh) -> None:
+    run = fresh(long_with_ranks(2))
+    launcher, ranks = running(run)
+    os.kill(launcher, signal.SIGKILL)
+    assert run.warm.wait(launcher) == KILLED
+    until(lambda: members(launcher) == [], "the ranks to end", timeout_s=5)
+
+
+def test_a_rank_that_something_stopped_ends_the_job_and_is_named(fresh: Fresh) -> None:
+    run = fresh(long_with_ranks(2, hang_timeout_s=3))
+    launcher, ranks = running(run)
+    os.kill(ranks[1], signal.SIGSTOP)
+    assert run.warm.wait(launcher, 45) == FAILED
+    assert f"rank 1 (pid {ranks[1]}) was stopped from outside" in run.log.splitlines()[-1]
+    assert members(launcher) == []
+
+
+def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
+    run = fresh(with_ranks(2, hang_timeout_s=4))
+    assert run.attempt(plant="tests.resume.plants:rank_one_hangs") == FAILED
+    assert "no rank has made a step for 4 s" in run.log.splitlines()[-1]
+    assert "rank 1 (pid" in run.log.splitlines()[-1]
+    assert run.findings == []
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> None:
+    run = fresh(with_ranks(3))
+    assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED
+    assert "rank 1 failed: ValueError: a bug in a person's model" in run.log.splitlines()[-1]
+    assert run.findings == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 2)])
+def test_another_world_size_loses_and_repeats_no_sample_and_is_not_called_exact(
+    fresh: Fresh, before: int, after: int
+) -> None:
+    run = fresh(with_ranks(before))
+    fault = {"point": "optimizer", "count": 5, "signal": "SIGTERM"}
+    assert run.attempt(fault, plant="tests.resume.plants:samples_are_written") == STOPPED
+    experiment = run.folder / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace(f"nproc: {before}", f"nproc: {after}"))
+    assert run.attempt(plant="tests.resume.plants:samples_are_written") == FINISHED
+    assert "not exact from here: world_size changed" in run.log
+    assert run.sealed().about["exact"] is False
+    used = [line.split() for path in run.folder.glob("samples-*.txt") for line in path.read_text().splitlines()]
+    for epoch in ("0", "1"):
+        samples = sorted(int(one) for number, *samples in used if number == epoch for one in samples)
+        assert len(samples) == len(set(samples)) == 132 * (len(set(range(1168))) // 132)
