@@ -27,7 +27,7 @@ from workflow_lib.runtime.log import read_events
 Row = dict[str, Any]
 
 SILENT_S = 120.0  # twice the default runtime.lease_timeout_s, after which anybody may take over
-RECENT_BYTES = 1 << 16  # of the events: the last hundred or more
+RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them is what a long status costs
 NAME_WIDTH = 44
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
@@ -131,7 +131,7 @@ def _known(workspace: Path) -> Row:
         now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]
         reached = [one.reached or 0 for one in attempts if one.attempt == held[0].attempt]
         step = max([saved, *reached, *(event["step"] for event in now)])
-        epoch = max([epoch, *(event["epoch"] for event in now if event["kind"] == "epoch")])
+        epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in now)])  # those done
         speed = now[-1]["samples_per_s"] if now else None
     return {
         "state": state,
