@@ -115,6 +115,7 @@ class CheckpointStore:
         name = f"step-{snapshot.step:012d}.{serial:05d}.{self._attempt[:8]}"
         temporary = self.directory / f".tmp-{name}"
         try:
+            self.refuse_if_taken_over()  # spares the work; what counts is that it is asked again before the rename
             temporary.mkdir()
             manifest = self._write(temporary, snapshot, serial)
             fsync_dir(temporary)

@@ -221,9 +221,6 @@ class Trainer:
                 _at("forward", inputs)
                 with self._autocast():
                     loss = self._loss(self._wrapped(inputs), targets)
-                self._control.tick(
-                    self.ranks.local_rank, cursor.step
-                )  # before ranks wait for each other: tells who hangs
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / self._batch
                 self._scaler.scale(loss if share == 1.0 else loss * share).backward()

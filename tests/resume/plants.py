@@ -6,6 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from workflow_lib import training
+from workflow_lib.optim import Plateau
+from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.training import Trainer
 
 
@@ -46,3 +51,131 @@ def _in_step(number: int, act: Callable[[], object]) -> None:
         step(self, batch)
 
     Trainer._step = struck  # type: ignore[method-assign]
+
+
+# -- one kind of state is not restored ------------------------------------------------------------------------------
+
+
+def without_model() -> None:
+    """Weights and buffers stay those of a new model."""
+    _restore_instead(model=lambda trainer, saved: _copies(trainer._model.state_dict()))
+
+
+def without_buffers() -> None:
+    """Running means and variances stay those of a new model."""
+    _restore_instead(model=lambda trainer, saved: {**saved, **_copies(dict(trainer._model.named_buffers()))})
+
+
+def without_moments() -> None:
+    """The optimizer starts anew."""
+    _restore_instead(optimizer=lambda trainer, saved: {name: one * 0 for name, one in saved.items()})
+
+
+def without_ema() -> None:
+    """The average starts from the weights of a new model."""
+    _restore_instead(ema=lambda trainer, saved: _copies(trainer._ema))
+
+
+def without_best_weights() -> None:
+    """What was best is forgotten."""
+    _after_restoring(lambda trainer: trainer._best.clear())
+
+
+def without_best_metric() -> None:
+    """How good the best was is forgotten."""
+    _after_restoring(lambda trainer: setattr(trainer.state, "best", None))
+
+
+def without_plateau() -> None:
+    """Reduce-on-plateau starts anew."""
+    _after_restoring(lambda trainer: setattr(trainer.state, "plateau", Plateau()))
+
+
+def without_patience() -> None:
+    """Early stopping counts anew."""
+    _after_restoring(lambda trainer: (setattr(trainer.state, "watched", None), setattr(trainer.state, "bad_epochs", 0)))
+
+
+def without_validation() -> None:
+    """The sums of the validation batches done are forgotten."""
+    _after_restoring(lambda trainer: trainer.state.validation.update(loss=0.0, correct=0.0))
+
+
+def without_loss_sum() -> None:
+    """The loss of the steps done in this epoch is forgotten."""
+    _after_restoring(lambda trainer: trainer._loss_sum.zero_())
+
+
+def without_sample() -> None:
+    """The last batch is drawn again."""
+    _after_restoring(lambda trainer: _move_back(trainer))
+
+
+def without_scaler() -> None:
+    """The loss scale starts anew."""
+    torch.amp.GradScaler.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+
+
+def without_python() -> None:
+    """Python's generator is not restored."""
+    _restore_generators_but("python")
+
+
+def without_numpy() -> None:
+    """Numpy's generator is not restored."""
+    _restore_generators_but("numpy")
+
+
+def without_torch() -> None:
+    """Torch's generator is not restored."""
+    _restore_generators_but("torch")
+
+
+def without_metrics() -> None:
+    """The metrics file is only ever appended to."""
+
+    def append(self: Trainer) -> None:
+        if self._progress is None:
+            return  # it would be mended here
+        with self._metrics_file.open("ab") as file:
+            file.write(self._metrics().splitlines(keepends=True)[-1])
+
+    Trainer._keep_metrics = append  # type: ignore[method-assign]
+    Trainer._seal_metrics = lambda self: None  # type: ignore[method-assign]
+
+
+def _restore_instead(**parts: Callable[[Trainer, dict[str, Any]], dict[str, Any]]) -> None:
+    restore = Trainer._restore
+
+    def partly(self: Trainer, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+        changed = {name: part(self, tensors[name]) for name, part in parts.items()}
+        restore(self, {**tensors, **changed}, record, about)
+
+    Trainer._restore = partly  # type: ignore[method-assign]
+
+
+def _after_restoring(act: Callable[[Trainer], object]) -> None:
+    restore = Trainer._restore
+
+    def spoilt(self: Trainer, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+        restore(self, tensors, record, about)
+        act(self)
+
+    Trainer._restore = spoilt  # type: ignore[method-assign]
+
+
+def _restore_generators_but(name: str) -> None:
+    restore = training.restore_rng
+
+    def partly(state: dict[str, torch.Tensor]) -> None:
+        restore({**state, name: capture_rng(torch.device("cpu"))[name]})
+
+    training.restore_rng = partly
+
+
+def _move_back(trainer: Trainer) -> None:
+    trainer.state.cursor.sample -= trainer.run.training.batch_size
+
+
+def _copies(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in (tensors or {}).items()}

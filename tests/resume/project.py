@@ -192,7 +192,7 @@ def differences(one: Project, other: Project) -> list[str]:
             for project in (one, other)
         ]
         if files[0].read_bytes() != files[1].read_bytes():
-            found.append(name)
+            found.append(f"file {name}")
     return found
 
 

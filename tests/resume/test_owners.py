@@ -1,0 +1,93 @@
+"""One attempt at a time owns a run; one that wakes too late changes nothing, and is told who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import FINISHED, PASS, STOPPED, Project, differences
+from tests.resume.warm import members, until
+from workflow_lib.runtime.lease import Holder
+
+QUICK = {"runtime": {"lease_timeout_s": 1.0}}
+LONG = {"training": {"epochs": 4000}, "checkpoint": {"interval_steps": 50}, **QUICK}
+
+
+def contents(run: Project) -> dict[str, bytes]:
+    """All files of the run that say what was trained."""
+    kept = [run.workspace / "metrics.jsonl", *run.checkpoints.rglob("*"), *run.output.parent.iterdir()]
+    return {str(path): path.read_bytes() for path in kept if path.is_file()}
+
+
+def test_a_second_launcher_leaves_the_first_alone_and_says_who_it_is(fresh: Fresh) -> None:
+    run = fresh(LONG)
+    first = run.start()
+    until(run.newest_step, "a checkpoint")
+    assert run.warm.wait(run.start()) == STOPPED
+    refusal = run.log.splitlines()[-1]
+    assert re.search(rf"is being trained by attempt \w{{8}} \(host .*pid {first}\)", refusal)
+    saved = run.newest_step()
+    until(lambda: run.newest_step() > saved, "the first to go on")
+    os.kill(first, signal.SIGTERM)
+    assert run.warm.wait(first) == STOPPED
+
+
+@pytest.mark.parametrize("place", ["fetch", "writing", "metrics", "final save"])
+def test_an_owner_that_wakes_after_its_successor_finished_changes_nothing(
+    fresh: Fresh, reference: Fresh, place: str
+) -> None:
+    """It is stopped, as a whole, where it would next write; a second attempt takes over and seals the run."""
+    run = fresh(QUICK)
+    zombie = run.start({"point": place, "count": 7 if place == "fetch" else 1, "signal": "SIGSTOP", "target": "group"})
+    until(lambda: all_stopped(zombie), "the first to be stopped")
+    assert run.attempt() == FINISHED
+    assert "has shown no sign of life" in run.log
+    assert differences(reference(QUICK), run) == []
+    before = contents(run)
+    os.killpg(zombie, signal.SIGCONT)
+    assert run.warm.wait(zombie, 30) == STOPPED
+    assert "another attempt took over" in run.log.splitlines()[-1]
+    assert contents(run) == before
+
+
+def all_stopped(group: int) -> bool:
+    processes = members(group)
+    return len(processes) > 1 and all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in processes)
+
+
+def test_the_lease_of_another_host_is_honoured_while_it_beats_and_taken_over_when_it_rests(
+    fresh: Fresh, reference: Fresh
+) -> None:
+    run = fresh(QUICK)
+    assert run.attempt({"point": "fetch", "count": 7, "target": "launcher"}) < 0
+    lease = sorted((run.workspace / "leases").glob("*.json"))[-1]
+    holder = replace(Holder(**json.loads(lease.read_text())), host="elsewhere", pid=1)
+    lease.write_text(json.dumps(asdict(holder)))
+    contender = run.start()
+    until(lambda: "held by attempt" in run.log, "the contender to look")
+    beat_until_refused(lease.with_suffix(".beat"), run, contender)
+    assert "host elsewhere" in run.log.splitlines()[-1]
+    assert run.verdict(reference(QUICK)) == PASS
+    assert "has shown no sign of life" in run.log
+
+
+def beat_until_refused(beat: Path, run: Project, contender: int) -> None:
+    """The holder's heartbeat moves until the contender has given up."""
+    moment = 1e9
+
+    def is_over() -> bool:
+        nonlocal moment
+        moment += 1
+        os.utime(beat, (moment, moment))
+        return not members(contender)
+
+    until(is_over, "the contender to give up")
+    assert run.warm.wait(contender) == STOPPED
