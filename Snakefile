@@ -43,6 +43,10 @@ rule all:
 # lets them off where all that connects them is ancient. A new run would wait for the next `snakemake`.
 onstart:
     check_requests()
+    print(
+        "everstep: to look on from another terminal: everstep status; the jobs' logs are in logs/",
+        file=sys.stderr,
+    )
     for run in RUNS.values():
         plans.freeze(run.config, WORK)
 

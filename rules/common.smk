@@ -29,6 +29,8 @@ try:
     DATA = {plans.data_id(experiment): experiment.data} | {
         run.data_id: run.config.data for run in RUNS.values()
     }
+    if workflow.is_main_process:
+        controller.refuse_missing_files(DATA.values())
 except EverstepError as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
@@ -160,7 +162,7 @@ def tell_the_result():
 def tell_what_failed():
     """Each failed job's last line and log, and the command that goes on, are on stderr."""
     jobs = sorted(
-        (f"{job.name} {dict(job.wildcards) or ''}", next(map(Path, job.log), None))
+        (" ".join([job.name, *dict(job.wildcards).values()]), next(map(Path, job.log), None))
         for job in workflow.scheduler.failed
     )
     print(controller.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)

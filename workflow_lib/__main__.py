@@ -79,12 +79,17 @@ def _schema(arguments: Arguments) -> None:
 
 
 def _validate(arguments: Arguments) -> None:
-    from workflow_lib import config, plan
+    from workflow_lib import config, controller, plan
 
     experiment = config.load([arguments.config], arguments.set)
     runs = plan.expand(experiment)
-    trials = f", {experiment.tune.trials} trials" if experiment.tune else ""
-    print(f"{arguments.config}: valid; {len(runs)} run{'s' if len(runs) != 1 else ''}{trials}")
+    controller.refuse_missing_files([experiment.data, *(run.config.data for run in runs)])
+    trials = f", {_count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
+    print(f"{arguments.config}: valid; {_count(len(runs), 'run')}{trials}")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
 
 
 def _plan(arguments: Arguments) -> None:
@@ -130,12 +135,12 @@ def _clean(arguments: Arguments) -> None:
     if not items:
         print("nothing to remove")
         return
-    print(f"{sum(item.bytes for item in items) / 1e6:10.1f} MB in {len(items)} places")
+    print(f"{sum(item.bytes for item in items) / 1e6:10.1f} MB in {_count(len(items), 'place')}")
     if not arguments.yes:
         print("nothing was removed; --yes removes what is listed")
         return
     left = [f"{item.path} was left: {why}" for item, why in cleaning.clean(items) if why is not None]
-    print(f"removed {len(items) - len(left)} of {len(items)} places")
+    print(f"removed {len(items) - len(left)} of {_count(len(items), 'place')}")
     if left:
         raise EverstepError("\n".join(left))
 
@@ -403,7 +408,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="everstep VERB ...",
     )
     parser.add_argument("--version", action="version", version=f"everstep {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(prog="everstep", dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
     for verb, text, call, options in FOR_PEOPLE + FOR_RULES:
         one = verbs.add_parser(verb, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         one.set_defaults(call=call)

@@ -43,6 +43,14 @@ def data_files(data: config.Data) -> list[str]:
     return [str(value) for value in dict(params).values() if isinstance(value, Path)]
 
 
+def refuse_missing_files(data: Iterable[config.Data]) -> None:
+    """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
+    for one in data:
+        for path in data_files(one):
+            if not Path(path).exists():
+                raise ConfigError(f"data.params: no such file: {path} (looked for in {Path.cwd()})")
+
+
 def enter(folder: Path) -> list[str]:
     """The killed Snakemakes (host and pid) whose lock on the directory is removed now.
 
@@ -69,7 +77,9 @@ def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) ->
         text = log.read_text(errors="replace") if log and log.exists() else ""
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "it left no message")
         told.append(f"everstep: {name} failed: {last}\n    log: {log}")
-    return "\n".join([*told, f"everstep: what was trained is kept. To go on: {shlex.join(command)}"])
+    return "\n".join(
+        [*told, f"everstep: nothing that was done is lost. Mend the cause. To go on: {shlex.join(command)}"]
+    )
 
 
 def _hold(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 METRICS = ("accuracy", "macro_f1", "roc_auc", "log_loss")
 WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
@@ -54,6 +57,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     }
     write_atomic(output.with_name("predictions.csv"), predictions_csv(logits, targets, subject.manifest.classes))
     write_json(output, result)
+    logger.info("accuracy %s on %d test samples: %s", result["metrics"]["accuracy"]["value"], len(targets), output)
 
 
 @dataclass(frozen=True)

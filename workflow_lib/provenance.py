@@ -70,7 +70,7 @@ def trace(path: Path, work: Path) -> str:
         "run": result["run"],
         "config": work / "runs" / result["digest"] / "config.json",
         "data": result["data"],
-        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, {trained['attempts']} attempt(s)",
+        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, {trained['attempts']} attempts",
         "sealed in": trained["sealed"],
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),
@@ -99,7 +99,10 @@ def _statement(path: Path) -> Path:
         return path
     speaker = {"model.onnx": "export.json", "predictions.csv": "evaluation.json"}.get(path.name, "train.json")
     if not path.with_name(speaker).exists():
-        raise UserError(f"{path}: no {speaker} beside it to say where it comes from")
+        raise UserError(
+            f"{path}: no {speaker} beside it to say where it comes from. Give a file of one run: "
+            f"results/EXPERIMENT/runs/RUN/*"
+        )
     return path.with_name(speaker)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workflow_lib.config import Experiment
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 TUNED = "tuned"
@@ -49,6 +52,7 @@ def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Pat
     )
     write_atomic(output.with_name("runs.csv"), _csv(table))
     write_atomic(output, page)
+    logger.info("%d runs are reported in %s", len(found), output)
 
 
 def summary(results: Path) -> str:
@@ -70,7 +74,7 @@ def summary(results: Path) -> str:
         "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
         "report": results / "report.html",
         "next": f"python -m webbrowser {results / 'report.html'}",
-        "or": "everstep init > config/my.yaml; snakemake --profile profiles/local --configfile config/my.yaml",
+        "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
     return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
 

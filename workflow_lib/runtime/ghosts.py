@@ -41,9 +41,7 @@ def find_ghosts(workspace: Path) -> tuple[Ghost, ...]:
     )
 
 
-def end_ghosts(
-    workspace: Path, *, environ: Mapping[str, str] = os.environ, wait_s: float = 10.0
-) -> tuple[Ghost, ...]:
+def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait_s: float = 10.0) -> tuple[Ghost, ...]:
     """The ghosts that were killed, and are gone. One of another job or user is only reported."""
     killed = [ghost for ghost in find_ghosts(workspace) if _kill(ghost, environ)]
     deadline = time.monotonic() + wait_s

@@ -46,7 +46,8 @@
     const shared = { type: "scatter", showlegend: false };
     return [
       { ...shared, mode: "lines", name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], line },
-      { ...shared, mode: "lines", name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`], line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
+      { ...shared, mode: "lines", name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`] || run.epoch.map(() => null),
+        line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
       { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best_epoch], y: best < 0 ? [] : [run[`val_${kind}`][best]],
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
