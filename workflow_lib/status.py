@@ -35,12 +35,12 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def runs(work: Path, results: Path) -> list[Row]:
-    """One row a run and data, the newest activity first; runs that were never begun come last."""
+    """One row a run and data, the newest activity first; planned runs that were never begun come last."""
     names = _names(results)
     rows = [_row(workspace, names) for workspace in workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
-    return rows + [_blank(digest, names) for digest in _frozen(work) if digest not in begun]
+    return rows + [_blank(digest, names) for digest in names if digest not in begun]
 
 
 def workspaces(work: Path) -> list[Path]:
@@ -65,10 +65,6 @@ def is_held(workspace: Path) -> bool:
 
 def _is_believed(holder: Holder, silent_s: float) -> bool:
     return holder.host == socket.gethostname() or silent_s <= SILENT_S
-
-
-def _frozen(work: Path) -> list[str]:
-    return sorted(p.parent.name for p in work.glob("runs/*/config.json") if re.fullmatch("[0-9a-f]{32}", p.parent.name))
 
 
 def _names(results: Path) -> dict[str, str]:

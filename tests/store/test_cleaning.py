@@ -17,7 +17,7 @@ from tests.resume.project import FINISHED, NAME, Project, copy
 from tests.resume.warm import until
 from tests.store.conftest import row, start
 from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, cleaning, faults
+from workflow_lib import checkpoint, cleaning, faults, status
 from workflow_lib.launch import find_sealed
 from workflow_lib.runtime.lease import Lease
 
@@ -149,6 +149,7 @@ def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> Non
     clean(finished)
     assert listed(finished) == {} and not list(finished.folder.glob("work/data/*"))
     assert list(finished.folder.glob("work/runs/*/*")) == [config]
+    assert status.runs(finished.folder / "work", finished.folder / "results") == []
 
 
 def test_data_stays_while_a_run_that_stays_was_trained_on_it(killed: Project) -> None:
