@@ -31,9 +31,9 @@ try:
     }
     if workflow.is_main_process:
         controller.refuse_missing_files(DATA.values())
-except EverstepError as error:
+except (EverstepError, OSError) as error:
     print(f"everstep: {error}", file=sys.stderr)
-    raise SystemExit(error.exit_code)
+    raise SystemExit(getattr(error, "exit_code", 1))
 
 os.environ.update(
     # What the commands of the rules read.

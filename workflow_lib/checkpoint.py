@@ -159,6 +159,10 @@ class CheckpointStore:
             )
         return None
 
+    def is_alone(self) -> bool:
+        """Whether the newest checkpoint is the only one, though more are to be kept."""
+        return self._keep_last > 1 and len(published(self.directory)) == 1
+
     def remove_leftovers(self) -> None:
         """Cut-off saves and removals of earlier attempts are gone. Raises WorkspaceBusy for all but the owner."""
         self.refuse_if_taken_over()

@@ -47,6 +47,10 @@ def refuse_missing_files(data: Iterable[config.Data]) -> None:
     """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
     for one in data:
         for path in data_files(one):
+            if "{" in path or "}" in path:
+                raise ConfigError(
+                    f"data.params: {path}: Snakemake takes braces in a path for wildcards; rename the file"
+                )
             if not Path(path).exists():
                 raise ConfigError(f"data.params: no such file: {path} (looked for in {Path.cwd()})")
 

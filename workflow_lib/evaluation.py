@@ -75,7 +75,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
 
     config, digest = plan.load_run(run, work)
     manifest = shards.Manifest.load(data)
-    trained = read_json(model.with_name("train.json"))
+    trained = read_json(model.with_name("train.json"), "digest", "data", "model")
     if (trained["digest"], trained["data"]) != (digest, manifest.digest):
         raise UserError(
             f"{model} was trained as run {trained['digest']} on data {trained['data']}, "

@@ -73,7 +73,7 @@ def export(
     for stale in (output, published):
         stale.unlink(missing_ok=True)
     subject = load_subject(run, data, work, model)
-    measured = read_json(evaluation)
+    measured = read_json(evaluation, "model", "metrics")
     if measured["model"] != subject.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
     split = shards.load_split(subject.manifest, "test", work)

@@ -32,7 +32,7 @@ import psutil
 
 from workflow_lib import checkpoint, errors, plan, provenance
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, StalledError, Stopped
+from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, SaveError, StalledError, Stopped
 from workflow_lib.files import write_atomic, write_json
 from workflow_lib.runtime import nodes, scheduler
 from workflow_lib.runtime import workspace as ws
@@ -337,6 +337,8 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str,
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             _note_killed(folder, rank, signal.Signals(-failure.exitcode).name)
+        elif failure.exitcode == FAILED and not any(folder.glob("failure-*.json")):
+            raise SaveError(f"rank {rank} failed, and the disk refused to keep why; it stands above") from error
         return None
     outcome: dict[str, Any] = results[min(results)]
     return outcome
@@ -571,7 +573,10 @@ def _fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    write_json(folder / f"failure-{ranks.rank}.json", failure)
+    try:
+        write_json(folder / f"failure-{ranks.rank}.json", failure)
+    except OSError:  # the disk is full, say: the job's log has the last word
+        print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
     os._exit(FAILED)
 
 

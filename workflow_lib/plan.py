@@ -218,7 +218,8 @@ def _load(path: Path, name: str) -> RunConfig:
     try:
         run = RunConfig.model_validate(files.read_json(path))
     except ValueError as error:
-        raise ConfigError(f"{path}: not the settings of a run, or of another version: {error}") from error
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{path}: not the settings of a run, or of another version: {reason}") from error
     if run_digest(run) != name:
         raise ConfigError(
             f"{path}: not what was frozen under this name; move {path.parent} away and run the plan again"

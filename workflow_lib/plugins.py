@@ -61,7 +61,7 @@ def _empty(annotation: Any) -> Any:
 
 def project_path(path: Path, root: Path | None) -> Path:
     """The path without `.` and `..`; relative to the root when it lies inside."""
-    lexical = Path(os.path.normpath(path.expanduser()))
+    lexical = Path(os.path.normpath(os.path.expanduser(path)))
     if root is not None and lexical.is_absolute() and lexical.is_relative_to(root):
         return lexical.relative_to(root)
     return lexical

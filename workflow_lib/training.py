@@ -396,7 +396,10 @@ class Trainer:
         latest = self._saver.latest
         if latest is None or latest.about["cursor"] != asdict(self.state.cursor):
             step = self.state.cursor.step
-            self._saver.finish(step, self._moving(), self._resting(ranks), self.record(), self._about())
+            save = (step, self._moving(), self._resting(ranks), self.record(), self._about())
+            self._saver.finish(*save)
+            if self.state.cursor.phase == "finish" and self._store.is_alone():
+                self._saver.finish(*save)  # one damaged file must not cost a finished run
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All tensors of this process that a checkpoint keeps, by group: for a look from outside at a commit."""
