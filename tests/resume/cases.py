@@ -7,6 +7,7 @@ from typing import Any
 
 # A window of two micro-batches, and what else has a state: momentum, a plateau, early stopping, a tied weight
 ACCUMULATED: dict[str, Any] = {
+    "model": {"params": {"tied": True}},
     "training": {"epochs": 9, "accumulation": 2, "early_stopping": {"metric": "val_loss", "patience": 9}},
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "schedule": {"name": "plateau", "warmup_epochs": 0, "patience": 0, "factor": 0.5},
@@ -43,6 +44,19 @@ IN_TRAINING: tuple[tuple[str, int, int], ...] = (
     ("fetch", 9, 0),
 )
 AT_THE_END = {"final save": 0, "leave": 0, "ended": -1, "outputs": -1, "statement": -1}
+
+# point and how often it is passed before, where several ranks meet
+RANKS = (("join", 1), ("warm-up", 2), ("load", 1), ("poll", 3), ("backward", 4), ("gather", 1), ("validate", 2))
+
+
+def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:
+    """A small convolutional net: with its many tensors, the order of sums between ranks matters."""
+    return {
+        "model": {"name": "cnn", "params": {"channels": [4, 8]}},
+        "training": {"epochs": 2, "batch_size": 132},
+        "checkpoint": {"interval_steps": 2},
+        "runtime": {"nproc": ranks, **runtime},
+    }
 
 
 def random_fault(dice: random.Random) -> dict[str, Any]:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class Params(Section):
-    """Size of the hidden layer."""
+    """Size and shape."""
 
     hidden: int = Field(24, ge=1, description="units of the hidden layer")
+    tied: bool = Field(False, description="two more layers that share one weight")
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
@@ -43,12 +44,16 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
             self.calls += 1
             return inputs * (1 + 0.05 * random.gauss(0, 1) + 0.05 * float(np.random.standard_normal()))
 
+    shared = [nn.Linear(params.hidden, params.hidden, bias=False) for _ in range(2 if params.tied else 0)]
+    for one in shared:
+        one.weight = shared[0].weight
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(spec.input_shape), params.hidden),
         nn.BatchNorm1d(params.hidden),
         nn.ReLU(),
         Noise(),
+        *shared,
         nn.Dropout(0.2),
         nn.Linear(params.hidden, spec.classes),
     )

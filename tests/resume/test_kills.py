@@ -6,6 +6,7 @@ One attempt takes about a second; the whole matrix, each case by itself, is run 
 from __future__ import annotations
 
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -77,6 +78,27 @@ def test_one_run_that_loses_power_at_one_operation_on_a_file_after_another(
         struck += 1
     assert struck >= 10
     assert run.verdict(reference()) == PASS
+
+
+def test_a_finished_run_whose_final_state_is_damaged_is_finished_again(fresh: Fresh, reference: Fresh) -> None:
+    run = fresh()
+    run.finish()
+    weights = run.sealed().path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run.verdict(reference()) == PASS
+    first, second = run.began_at()
+    assert first == 0 < second < 51
+
+
+def test_the_final_state_of_another_run_is_not_taken_for_this_one(fresh: Fresh, reference: Fresh) -> None:
+    other = reference({"training": {"epochs": 1}})
+    run = fresh()
+    assert run.attempt({"point": "fetch", "count": 12, "signal": "SIGTERM"}) == STOPPED
+    stranger = other.sealed().path
+    shutil.copytree(stranger, run.checkpoints / stranger.name)
+    run.finish()
+    assert differences(reference(), run) == []
+    assert "belongs to another run" in run.log
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])

@@ -40,6 +40,19 @@ def test_a_second_launcher_leaves_the_first_alone_and_says_who_it_is(fresh: Fres
     assert run.warm.wait(first) == STOPPED
 
 
+def test_one_that_waits_for_the_owner_stops_at_once_when_asked(fresh: Fresh) -> None:
+    run = fresh({**LONG, "runtime": {"lease_wait_s": 600.0}})
+    first = run.start()
+    until(run.newest_step, "a checkpoint")
+    second = run.start()
+    until(lambda: "held by attempt" in run.log, "the second to wait")
+    os.kill(second, signal.SIGTERM)
+    assert run.warm.wait(second, 10) == STOPPED
+    assert "asked to stop while attempt" in run.log.splitlines()[-1]
+    os.kill(first, signal.SIGTERM)
+    assert run.warm.wait(first) == STOPPED
+
+
 @pytest.mark.parametrize("place", ["fetch", "writing", "metrics", "final save"])
 def test_an_owner_that_wakes_after_its_successor_finished_changes_nothing(
     fresh: Fresh, reference: Fresh, place: str

@@ -10,20 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
 from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, Project
 from tests.resume.warm import members, until
 from workflow_lib.runtime import workspace as ws
-
-
-def with_ranks(ranks: int, **changes: Any) -> dict[str, Any]:
-    """An experiment of a small convolutional net: with many tensors, the order of sums between ranks matters."""
-    return {
-        "model": {"name": "cnn", "params": {"channels": [4, 8]}},
-        "training": {"epochs": 2, "batch_size": 132},
-        "checkpoint": {"interval_steps": 2},
-        "runtime": {"nproc": ranks, **changes},
-    }
 
 
 def running(run: Project, fault: dict[str, Any] | None = None) -> tuple[int, dict[int, int]]:
