@@ -47,8 +47,8 @@ onstart:
         "everstep: to look on from another terminal: everstep status; the jobs' logs are in logs/",
         file=sys.stderr,
     )
-    for run in RUNS.values():
-        plans.freeze(run.config, WORK)
+    for run in runs().values():
+        plans.freeze(run.config, WORK, run.digest)
 
 
 onsuccess:

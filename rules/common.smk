@@ -5,12 +5,17 @@ here, once, and frozen in work/experiments/: every job, also one that waits in a
 that nobody can break it by editing the YAML.
 """
 
+import gc
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 WORK = Path("work")
+
+# The plan of a large sweep is millions of objects that stay: looking for garbage among them took a fifth of its time.
+gc.set_threshold(100_000, 50, 50)
 
 # The package beside this Snakefile, also where the environment holds another clone of it.
 sys.path.insert(0, workflow.basedir)
@@ -19,18 +24,28 @@ from workflow_lib import config as experiments
 from workflow_lib import budget, controller, plan as plans
 from workflow_lib.errors import EverstepError
 
+
+@cache
+def runs():
+    """The runs of the plan by id. A cluster job's own Snakemake does without: its run is frozen."""
+    return {run.id: run for run in plans.expand(experiment)}
+
+
+@cache
+def data_sets():
+    """The settings of every data set by id."""
+    of_runs = {run.data_id: run.config.data for run in runs().values()}
+    return {plans.data_id(experiment): experiment.data} | of_runs
+
+
 try:
     experiment = controller.load_experiment(
         workflow.overwrite_configfiles or [Path("config/config.yaml")],
         workflow.config_settings.config_args or [],
     )
     frozen = experiments.snapshot(experiment, WORK)
-    RUNS = {run.id: run for run in plans.expand(experiment)}
-    DATA = {plans.data_id(experiment): experiment.data} | {
-        run.data_id: run.config.data for run in RUNS.values()
-    }
     if workflow.is_main_process:
-        controller.refuse_missing_files(DATA.values())
+        controller.refuse_missing_files(data_sets().values())
 except (EverstepError, OSError) as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 1))
@@ -64,7 +79,7 @@ wildcard_constraints:
 
 def reported_runs():
     """Every run of the plan, and the tuned one."""
-    return [*RUNS, *(["tuned"] if experiment.tune else [])]
+    return [*runs(), *(["tuned"] if experiment.tune else [])]
 
 
 def targets(wildcards):
@@ -76,12 +91,15 @@ def data_of(run):
     """The data id of a run: of the plan, or, when it is no longer in it, by its settings as they were frozen."""
     if run == "tuned":
         return plans.data_id(experiment)
-    return RUNS[run].data_id if run in RUNS else plans.data_id(plans.load_run(run, WORK)[0])
+    if workflow.is_main_process and run in runs():
+        return runs()[run].data_id
+    return plans.data_id(plans.load_run(run, WORK)[0])
 
 
 def source_files(wildcards):
     """The person's files of a data set: when they change, so does the data. None for one of an earlier plan."""
-    return controller.data_files(DATA[wildcards.data_id]) if wildcards.data_id in DATA else []
+    data = data_sets().get(wildcards.data_id)
+    return controller.data_files(data) if data else []
 
 
 def tuned_pointer():

@@ -21,6 +21,6 @@ rule plan:
         runtime=10,
     params:
         stage=plans.STAGES["plan"],
-        digest=lambda wildcards: plans.plan_digest(experiment),
+        digest=lambda wildcards: plans.plan_digest(experiment, tuple(runs().values())),
     shell:
         "exec python -m workflow_lib freeze --output {output.plan:q} >> {log:q} 2>&1"

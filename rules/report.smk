@@ -37,9 +37,8 @@ rule report:
         stage=plans.STAGES["report"],
         settings=plans.section_digest(experiment, "report"),
         results=subpath(output.report, parent=True),
-        run=reported_runs(),
     shell:
-        "exec python -m workflow_lib report --results {params.results:q} --run {params.run:q}"
+        "exec python -m workflow_lib report --results {params.results:q} --plan {input.plan:q}"
         " --output {output.report:q} >> {log:q} 2>&1"
 
 

@@ -219,6 +219,26 @@ def test_a_run_frozen_before_a_stage_was_bumped_still_loads(folder: Path, monkey
     assert plan.load_run(plan.run_digest(old), folder)[0] == old
 
 
+@pytest.mark.parametrize("torn", ["", '{"seed": 0, "da'])
+def test_a_frozen_run_that_a_power_loss_tore_is_frozen_again(folder: Path, torn: str) -> None:
+    run = plan.base(experiment())
+    path = plan.freeze(run, folder)
+    whole = path.read_bytes()
+    path.write_text(torn)
+    plan.freeze(run, folder)
+    assert path.read_bytes() == whole
+
+
+def test_the_runs_of_a_report_are_those_of_the_plan(folder: Path) -> None:
+    for tune, tuned in ((None, []), (TUNE, ["tuned"])):
+        whole = experiment(sweep={"grid": {"seed": [0, 1]}}, tune=tune)
+        plan.write_plan(whole, folder / "work", folder / "plan.json")
+        assert plan.reported_runs(folder / "plan.json") == [*(run.id for run in plan.expand(whole)), *tuned]
+    (folder / "plan.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a plan"):
+        plan.reported_runs(folder / "plan.json")
+
+
 def _freeze_all(work: str) -> list[str]:
     runs = plan.expand(experiment(sweep={"grid": {"seed": list(range(20))}}))
     return [str(plan.freeze(run.config, Path(work))) for run in runs]
@@ -256,7 +276,7 @@ def test_labels_and_machines_do_not_change_the_plan() -> None:
         runtime={"threads": 2},
         report={"title": "x"},
     )
-    assert plan.plan_digest(before) == plan.plan_digest(after)
+    assert plan.plan_digest(before, plan.expand(before)) == plan.plan_digest(after, plan.expand(after))
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,10 @@ def _export(arguments: Arguments) -> None:
 
 
 def _report(arguments: Arguments) -> None:
-    from workflow_lib import report
+    from workflow_lib import plan, report
 
-    report.report(_experiment(arguments), arguments.results, arguments.run, WORK, arguments.output)
+    runs = plan.reported_runs(arguments.plan)
+    report.report(_experiment(arguments), arguments.results, runs, WORK, arguments.output)
 
 
 def _summary(arguments: Arguments) -> None:
@@ -388,7 +389,7 @@ FOR_RULES: tuple[Verb, ...] = (
         "report",
         "write the report of an experiment",
         _report,
-        (EXPERIMENT, RESULTS, (("--run",), {"nargs": "+", "metavar": "RUN", "required": True}), OUTPUT),
+        (EXPERIMENT, RESULTS, _path("--plan", text="plan of the experiment"), OUTPUT),
     ),
     ("summary", "print the best run, its metrics and what to type next", _summary, (RESULTS,)),
 )

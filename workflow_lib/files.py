@@ -31,8 +31,11 @@ def make_dirs(path: Path) -> None:
         fsync_dir(path.parent)
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """The file holds the content, durably; a reader sees the old bytes or the new ones, never a part."""
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """The file holds the content, durably; a reader sees the old bytes or the new ones, never a part.
+
+    What is not durable may be torn after a power loss, though never otherwise: for what can be made again.
+    """
     data = content.encode() if isinstance(content, str) else content
     make_dirs(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
@@ -40,18 +43,25 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            sys.audit("everstep", "fsync", str(temporary))
-            os.fsync(file.fileno())
+            if durable:
+                sys.audit("everstep", "fsync", str(temporary))
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     """The file holds the value as JSON with sorted keys; NaN is refused."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON with sorted keys; NaN is refused."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, *names: str) -> Any:

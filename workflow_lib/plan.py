@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,15 +174,33 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text.lower())[:64].strip("-.")
 
 
-def freeze(run: RunConfig, work: Path) -> Path:
-    """The file work/runs/<digest>/config.json holds the run; a file already there is only checked."""
-    name = run_digest(run)
+def freeze(run: RunConfig, work: Path, name: str | None = None) -> Path:
+    """The file work/runs/<digest>/config.json holds the run; a file already there is only checked.
+
+    It is not forced to the disk: one that a power loss took, or left torn, is frozen again by the next plan, and of
+    ten thousand runs each would wait for the disk twice.
+    """
+    name = name or run_digest(run)
     path = work / "runs" / name / "config.json"
-    if path.exists():
-        _load(path, name)
-    else:
-        files.write_json(path, run.model_dump(mode="json"))
+    text = files.json_text(run.model_dump(mode="json"))
+    try:
+        there = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = ""
+    if there != text:
+        if _is_torn(there):
+            files.write_atomic(path, text, durable=False)
+        else:
+            _load(path, name)
     return path
+
+
+def _is_torn(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return True
+    return False
 
 
 def load_run(ref: str, work: Path) -> tuple[RunConfig, str]:
@@ -254,10 +273,19 @@ def section_digest(experiment: Experiment, section: str) -> str:
     return config.digest(config.identity(value) if isinstance(value, Section) else value, "section")
 
 
-def plan(experiment: Experiment) -> dict[str, Any]:
+def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
     """The plan as JSON values: the runs and the study."""
-    runs = [{"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in expand(experiment)]
-    return {"experiment": experiment.name, "runs": runs, "study": _study(experiment)}
+    listed = [{"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in runs]
+    return {"experiment": experiment.name, "runs": listed, "study": _study(experiment)}
+
+
+def reported_runs(plan_file: Path) -> list[str]:
+    """The names of the runs in a plan.json, with `tuned` where it has a study."""
+    try:
+        written = files.read_json(plan_file)
+        return [*(str(run["id"]) for run in written["runs"]), *(["tuned"] if written["study"] else [])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{plan_file}: not a plan that `freeze` wrote: {error}") from error
 
 
 def _study(experiment: Experiment) -> dict[str, Any] | None:
@@ -273,20 +301,21 @@ def _study(experiment: Experiment) -> dict[str, Any] | None:
     }
 
 
-def plan_digest(experiment: Experiment) -> str:
+def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
     """A digest of the runs and the study: labels and the like do not change it."""
-    return config.digest(plan(experiment), "plan")
+    return config.digest(plan(experiment, runs), "plan")
 
 
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
     """Every run and the study's definition are frozen, and then the plan is written."""
-    for run in expand(experiment):
-        freeze(run.config, work)
+    runs = expand(experiment)
+    for run in runs:
+        freeze(run.config, work, run.digest)
     if experiment.tune is not None:
         frozen = work / "studies" / study_digest(experiment) / "study.json"
         if not frozen.exists():
             files.write_json(frozen, study_definition(experiment))
-    files.write_json(output, plan(experiment))
+    files.write_json(output, plan(experiment, runs))
 
 
 def table(experiment: Experiment) -> str:
