@@ -128,6 +128,11 @@ def _flip_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a flipped bit": _flip_bit,
     "a flipped last bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
@@ -135,7 +140,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "nothing": lambda path: os.truncate(path, 0),
     "no file": Path.unlink,
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _make_folder,
     "one byte more": lambda path: path.write_bytes(path.read_bytes() + b"}"),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
 }

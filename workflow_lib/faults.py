@@ -91,6 +91,7 @@ class Journal:
             self._unsafe_names.append((folder, partial(os.rmdir, path)))
         elif operation == "rename" and other is not None:
             self._unsafe_names.append((os.path.dirname(other), partial(os.rename, other, path)))
+            self._safe_bytes.pop(other, None)  # what was there is gone
             for old in [old for old in self._safe_bytes if old == path or old.startswith(path + os.sep)]:
                 self._safe_bytes[other + old[len(path) :]] = self._safe_bytes.pop(old)
         elif operation == "link" and other is not None:

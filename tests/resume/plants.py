@@ -93,7 +93,11 @@ def without_plateau() -> None:
 
 def without_patience() -> None:
     """Early stopping counts anew."""
-    _after_restoring(lambda trainer: (setattr(trainer.state, "watched", None), setattr(trainer.state, "bad_epochs", 0)))
+
+    def forget(trainer: Trainer) -> None:
+        trainer.state.watched, trainer.state.bad_epochs = None, 0
+
+    _after_restoring(forget)
 
 
 def without_validation() -> None:
@@ -113,7 +117,7 @@ def without_sample() -> None:
 
 def without_scaler() -> None:
     """The loss scale starts anew."""
-    torch.amp.GradScaler.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+    torch.amp.GradScaler.load_state_dict = lambda self, state_dict: None  # type: ignore[method-assign]
 
 
 def without_python() -> None:
@@ -141,6 +145,11 @@ def without_metrics() -> None:
             file.write(self._metrics().splitlines(keepends=True)[-1])
 
     Trainer._keep_metrics = append  # type: ignore[method-assign]
+    Trainer._seal_metrics = lambda self: None  # type: ignore[method-assign]
+
+
+def without_sealed_metrics() -> None:
+    """The curve on disk is not synced before the run is sealed."""
     Trainer._seal_metrics = lambda self: None  # type: ignore[method-assign]
 
 

@@ -62,21 +62,27 @@ def test_a_chain_of_random_kills_in_one_run(fresh: Fresh, reference: Fresh) -> N
     assert run.verdict(reference(changes)) == PASS
 
 
-@pytest.mark.parametrize("rank", [0, -1], ids=["rank", "launcher"])
+@pytest.mark.parametrize(
+    ("rank", "done"), [(0, 0), (0, 48), (-1, 48)], ids=["rank", "rank at the end", "launcher at the end"]
+)
 def test_one_run_that_loses_power_at_one_operation_on_a_file_after_another(
-    fresh: Fresh, reference: Fresh, rank: int
+    fresh: Fresh, reference: Fresh, rank: int, done: int
 ) -> None:
     """Loads, saves, retention, records and outputs: every attempt ends at a later operation than the one before."""
     run = fresh()
+    if done:
+        assert run.attempt({"point": "optimizer", "count": done, "signal": "SIGTERM"}) == STOPPED
     struck = 0
-    for number, count in enumerate(range(1, 70, 4)):
+    for number, count in enumerate(range(1, 200, 5)):
         mode = ("before", "torn", "unsynced", "unnamed")[number % 4]
         fault = {"mode": mode, "path": f"{run.folder}/*", "count": count, "rank": rank, "target": "group"}
         if run.attempt(fault) == FINISHED:
             break
         assert run.codes[-1] == KILLED
         struck += 1
-    assert struck >= 10
+        if count > 60 and not done:
+            break
+    assert struck >= 5
     assert run.verdict(reference()) == PASS
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, PASS, STOPPED, differences
+from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, differences
 
 PLAIN: dict[str, Any] = {}
 HALF: dict[str, Any] = {"training": {"precision": "fp16"}}
@@ -68,3 +68,17 @@ def test_with_nothing_left_out_nothing_differs(fresh: Fresh, reference: Fresh, c
     run = fresh(changes)
     assert run.attempt(fault) in (STOPPED, FAILED)
     assert run.verdict(reference(changes)) == PASS
+
+
+@pytest.mark.parametrize(
+    ("plant", "expected"), [(None, []), ("tests.resume.plants:without_sealed_metrics", ["file metrics.jsonl"])]
+)
+def test_a_power_cut_just_after_the_run_is_sealed_loses_the_curve_only_if_it_was_not_synced(
+    fresh: Fresh, reference: Fresh, plant: str | None, expected: list[str]
+) -> None:
+    run = fresh()
+    assert run.attempt({"point": "optimizer", "count": 48, "signal": "SIGTERM"}) == STOPPED
+    in_retention = {"mode": "unsynced", "path": "*/checkpoints/step-*", "operation": "rename", "target": "group"}
+    assert run.attempt(in_retention, plant=plant) == KILLED
+    run.finish()
+    assert differences(reference(), run) == expected

@@ -56,11 +56,16 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
     assert run.verdict(reference(changes)) == PASS
 
 
-SIGNALS: dict[str, Callable[[int, dict[int, int]], None]] = {
+def _terminate_twice(launcher: int, ranks: dict[int, int]) -> None:
+    for _ in range(2):
+        os.killpg(launcher, signal.SIGTERM)
+
+
+SIGNALS: dict[str, Callable[[int, dict[int, int]], object]] = {
     "to one rank": lambda launcher, ranks: os.kill(ranks[1], signal.SIGTERM),
     "to the launcher": lambda launcher, ranks: os.kill(launcher, signal.SIGTERM),
     "to the group": lambda launcher, ranks: os.killpg(launcher, signal.SIGTERM),
-    "to the group twice": lambda launcher, ranks: [os.killpg(launcher, signal.SIGTERM) for _ in range(2)] and None,
+    "to the group twice": _terminate_twice,
     "of the user to the launcher": lambda launcher, ranks: os.kill(launcher, signal.SIGUSR1),
     "of the keyboard to the group": lambda launcher, ranks: os.killpg(launcher, signal.SIGINT),
 }

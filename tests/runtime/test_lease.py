@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,13 @@ def test_of_many_contenders_one_wins(tmp_path: Path, forked: Callable[..., int])
 
     pids = [forked(contend) for _ in range(8)]
     start.touch()
-    ended = []
-    until(lambda: len(ended) == 7 or ended.extend(code for code in map(_poll, pids) if code is not None))
+    ended: list[int] = []
+
+    def others_have_left() -> bool:
+        ended.extend(code for code in map(_poll, pids) if code is not None)
+        return len(ended) == 7
+
+    until(others_have_left)
     assert ended == [BUSY] * 7
     assert len(list(tmp_path.glob("won-*"))) == 1
     assert current(tmp_path / "leases")[0] == 1
@@ -285,7 +291,7 @@ def test_a_crash_at_any_operation_leaves_a_workspace_that_the_next_one_takes(tmp
         workspace = tmp_path / str(count)
         workspace.mkdir()
         fault = FileFault(mode, f"{workspace}/*", count=count, rank=-1)
-        code = run_forked(lambda workspace=workspace: work(workspace), [fault])
+        code = run_forked(partial(work, workspace), [fault])
         with take(workspace, "next", timeout_s=3600) as lease:
             assert lease.holds()
         shutil.rmtree(workspace)
