@@ -201,3 +201,16 @@ def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert "Python 3.11 or newer is needed" in shown.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")],
+    ids=lambda path: path.name,
+)
+def test_what_a_document_points_to_exists(path: Path) -> None:
+    text = path.read_text()
+    links = [path.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    links += [ROOT / name for name in re.findall(r"`((?:tests|rules|scripts)/[\w./-]+)`", text)]
+    missing = {str(link) for link in links if not link.exists()}
+    assert missing <= {str(ROOT / name) for name in ("rules/baz.smk", "rules/bundle.smk")}
