@@ -28,6 +28,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from workflow_lib import config
+
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--quiet", "all")
 PARTS = ("Snakefile", "rules", "report", "profiles", "config", "workflow_lib", "scripts")
@@ -73,7 +75,7 @@ echo "$job"
 """
 
 
-def experiment(runs: int) -> str:
+def experiment_of(runs: int) -> str:
     """Small runs: two learning rates and as many seeds as it takes."""
     seeds = ", ".join(str(seed) for seed in range((runs + 1) // 2))
     return (
@@ -90,7 +92,7 @@ def project(runs: int) -> Iterator[Path]:
         for part in PARTS:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
-        (folder / "config" / "wide.yaml").write_text(experiment(runs))
+        (folder / "config" / "wide.yaml").write_text(experiment_of(runs))
         yield folder
 
 
@@ -132,19 +134,21 @@ def job(runs: int) -> None:
     print(f"{'the Snakemake of one job':<58}{'elapsed':>9}{'CPU s':>9}")
     for count in (1, runs):
         with project(count) as folder:
-            verb = (sys.executable, "-m", "workflow_lib", "freeze", "--experiment", "config/wide.yaml")
+            experiment = config.load([folder / "config" / "wide.yaml"], root=folder)
+            frozen = config.snapshot(experiment, folder / "work")
+            verb = (sys.executable, "-m", "workflow_lib", "freeze", "--experiment", str(frozen))
             measured((*verb, "--output", "results/wide/plan.json"), folder)
             written = json.loads((folder / "results/wide/plan.json").read_text())["runs"]
             run, data = written[0]["id"], folder / "results/wide/data" / f"{written[0]['data_id']}.json"
             data.parent.mkdir()
             data.write_text("{}")
             target = f"train:experiment=wide,run={run}"
-            inner = ("--mode", "remote", "--allowed-rules", "train", "preprocess", "--target-jobs", target)
-            command = (*SNAKEMAKE, "--dry-run", "--configfile", "config/wide.yaml", "--cores", "1", *inner)
+            inner = ("--mode", "remote", "--allowed-rules", "train", "--target-jobs", target)
+            command = (*SNAKEMAKE, "--dry-run", "--configfile", str(frozen), "--cores", "1", *inner)
             row(f"of a sweep of {count}", measured(command, folder))
 
 
-def sweep(runs: int, jobs: int, until: str, keep: Path | None) -> None:
+def sweep(runs: int, jobs: int, until: str) -> None:
     """Prints where the time of a job goes, for the sweep on a sandbox of its own."""
     sandbox = str(ROOT / "scripts" / "slurm-sandbox")
     with project(runs) as folder, tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as cluster:
@@ -157,11 +161,12 @@ def sweep(runs: int, jobs: int, until: str, keep: Path | None) -> None:
         profile = ("--configfile", "config/wide.yaml", "--profile", "profiles/slurm", "--jobs", str(jobs))
         snakemake = (*SNAKEMAKE, *profile, "--until", until)
         inside = f"PATH={tools}:$PATH PYTHONPATH={tools} EVERSTEP_BENCH_TRACE={trace} exec {' '.join(snakemake)}"
-        elapsed, _ = measured((sandbox, "--dir", cluster, "run", "sh", "-c", inside), folder)
-        print(f"{runs} runs, --jobs {jobs}, --until {until}: {elapsed:.0f} s; median seconds of a job's phases")
-        if keep:
-            shutil.copy(trace, keep)
-        phases(trace, folder)
+        print(f"{runs} runs, --jobs {jobs}, --until {until}", flush=True)
+        try:
+            elapsed, _ = measured((sandbox, "--dir", cluster, "run", "sh", "-c", inside), folder)
+            print(f"in all {elapsed:.0f} s, {elapsed / runs:.2f} s a run")
+        finally:  # also of a part, when it is interrupted
+            phases(trace, folder)
 
 
 def phases(trace: Path, folder: Path) -> None:
@@ -195,7 +200,7 @@ def phases(trace: Path, folder: Path) -> None:
         cpu["Snakemake of the batch step, until srun's begins"].append(batch["cpu"])
         cpu["Snakemake of the job step, until the command begins"].append(step["cpu"] - ours["cpu"])
         cpu["training, evaluation each epoch, checkpoints"].append(ours["cpu"])
-    print(f"{'phase':<58}{'elapsed':>9}{'CPU s':>9}   ({len(elapsed['sbatch'])} jobs)")
+    print(f"{'medians':<58}{'elapsed':>9}{'CPU s':>9}   ({len(elapsed['sbatch'])} jobs)")
     for phase, seconds in elapsed.items():
         used = f"{statistics.median(cpu[phase]):9.1f}" if phase in cpu else ""
         print(f"{phase:<58}{statistics.median(seconds):9.2f}{used}")
@@ -214,11 +219,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--until", default="train", help="the last rule")
-    parser.add_argument("--trace", type=Path, help="keep the times of every process here")
     arguments = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if arguments.what == "sweep":
-        sweep(arguments.runs or 200, arguments.jobs, arguments.until, arguments.trace)
+        sweep(arguments.runs or 200, arguments.jobs, arguments.until)
     else:
         {"plan": plan, "job": job}[arguments.what](arguments.runs or 10_000)
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, get_origin
 
 from workflow_lib.config.identity import counts
@@ -84,6 +85,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
         )
 
 
+@cache
 def name_problem(name: str) -> str | None:
     """Why a dotted name cannot be swept or tuned; None when it can."""
     here: Any = Experiment
@@ -141,6 +143,7 @@ def _swept(sweep: Sweep) -> Iterator[tuple[KeyPath, str, Any]]:
         yield from ((("sweep", "list", number, name), name, value) for name, value in point.items())
 
 
+@cache
 def _takes_settings(name: str) -> bool:
     here: Any = Experiment
     for part in name.split("."):
