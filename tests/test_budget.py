@@ -239,6 +239,8 @@ def test_what_a_cluster_can_never_grant_is_named(asked: dict[str, Any], said: st
         {"gpu": 4, "nodes": 2},
         {"slurm_partition": "cpu", "runtime": 10**6, "mem_mb": 64000},
         {"slurm_partition": "preempt,gpu"},
+        {"runtime": 481, "nodes": 3, "qos": "long"},
+        {"slurm_partition": "theirs", "gpu": 99, "slurm_cluster": "other"},
     ],
 )
 def test_what_a_cluster_can_grant_passes(asked: dict[str, Any]) -> None:

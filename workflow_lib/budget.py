@@ -44,6 +44,8 @@ class Request:
     mem_mb: Number
     minutes: Number
     ranks: int = 0  # of a node, each of which wants a GPU if there are any
+    has_qos: bool = False  # a quality of service, which may lift the limits of partitions
+    is_elsewhere: bool = False  # on another cluster, of which nothing is known here
     places: Mapping[str, str] = field(default_factory=dict)  # where each resource was written
 
     @property
@@ -90,7 +92,10 @@ Cluster = Mapping[str, Partition]
 def _scontrol(arguments: Sequence[str]) -> str:
     if shutil.which("scontrol") is None:
         raise LookupError("there is no SLURM on this machine (no command `scontrol`)")
-    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False, timeout=30)
+    except subprocess.TimeoutExpired as error:
+        raise LookupError(f"`scontrol {' '.join(arguments)}` does not answer within {error.timeout:g} s") from error
     if done.returncode != 0:
         raise LookupError(f"`scontrol {' '.join(arguments)}` says: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout
@@ -277,6 +282,8 @@ def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> 
         cpus=cpus,
         mem_mb=mem_mb,
         minutes=_quantity(asked.get("runtime"), MINUTES),
+        has_qos="qos" in asked,
+        is_elsewhere=any(asked.get(name) for name in ("cluster", "clusters", "slurm_cluster")),
     )
 
 
@@ -323,6 +330,7 @@ def requests(experiment: config.Experiment, profile: Profile) -> list[Request]:
 def placed(one: Request, experiment: config.Experiment, profile: Profile | None) -> Request:
     """The request, and what the two files say of it: where it was written, and how many ranks share a node."""
     places = profile.places(one.rule) if profile else {}
+    one = replace(one, has_qos=one.has_qos or bool(profile and profile.values.get("slurm-qos")))
     if one.rule not in TRAININGS:
         return replace(one, places=places)
     runtime = experiment.runtime
@@ -337,7 +345,8 @@ def placed(one: Request, experiment: config.Experiment, profile: Profile | None)
 
 def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
     """A message for each request that is never granted: the rule, what it asks, what there is, what to change where."""
-    return [f"{one.rule}: {what}" for one in asked for what in (*_lacking_ranks(one), *_problems(one, cluster))]
+    here = [one for one in asked if not one.is_elsewhere]
+    return [f"{one.rule}: {what}" for one in here for what in (*_lacking_ranks(one), *_problems(one, cluster))]
 
 
 def _lacking_ranks(one: Request) -> Iterator[str]:
@@ -378,12 +387,10 @@ def _misfits(one: Request, partition: Partition, cluster: Cluster) -> Iterator[s
             f"asks for the partition `{partition.name}`, which {state}; up are: {up or 'none'};"
             f" {_change(one, 'slurm_partition')}, or wait"
         )
-    if isinstance(one.minutes, int) and partition.max_minutes is not None and one.minutes > partition.max_minutes:
+    longest = None if one.has_qos else partition.max_minutes
+    if isinstance(one.minutes, int) and longest is not None and one.minutes > longest:
         goes_on = " (a longer training goes on in further jobs)" if one.rule in TRAININGS else ""
-        yield (
-            f"asks for {one.minutes} minutes {of_it}, which allows {partition.max_minutes:g};"
-            f" {_change(one, 'runtime')}{goes_on}"
-        )
+        yield (f"asks for {one.minutes} minutes {of_it}, which allows {longest:g}; {_change(one, 'runtime')}{goes_on}")
     if not nodes:
         return
     lacking = [*_lacking_gpus(one, partition), *_too_large(one, partition)]
@@ -394,7 +401,9 @@ def _misfits(one: Request, partition: Partition, cluster: Cluster) -> Iterator[s
             f"asks for {_shown(one)} on a node {of_it}, and none has all of that at once;"
             f" {_change(one, 'slurm_partition')}, or ask for less"
         )
-    elif fitting and isinstance(one.nodes, int) and one.nodes > (most := min(fitting, partition.max_nodes or fitting)):
+        return
+    most = min(fitting, fitting if one.has_qos else partition.max_nodes or fitting)
+    if fitting and isinstance(one.nodes, int) and one.nodes > most:
         limit = f" and a job gets at most {most}" if most < fitting else ""
         yield (
             f"asks for {plan.count(one.nodes, 'node')} {of_it} with {_shown(one)} each; it has {fitting} such"
@@ -475,7 +484,7 @@ def _row(one: Request) -> list[str]:
 def check(asked: Sequence[Request], ask: Ask = _scontrol) -> str:
     """A line that says what came of the check; ConfigError has every request that the cluster can never grant."""
     try:
-        cluster = read_cluster(*(ask(["--oneliner", "show", what]) for what in ("partition", "node")))
+        cluster = read_cluster(*(ask(["--all", "--oneliner", "show", what]) for what in ("partition", "node")))
     except LookupError as reason:
         return f"NOT CHECKED against the cluster: {reason}"
     if found := problems(asked, cluster):
