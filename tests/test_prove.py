@@ -183,7 +183,7 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
         "loss|model|optimizer|state",
     ),
     "metrics file": (
-        lambda patch: patch.setattr(Trainer, "_repair_metrics_file", lambda self: None),
+        lambda patch: [patch.setattr(Trainer, name, lambda self: None) for name in ("_keep_metrics", "_seal_metrics")],
         {},
         "metrics.jsonl",
     ),

@@ -53,10 +53,8 @@ def set_determinism(is_strict: bool) -> None:
 
 def set_precision(precision: str) -> None:
     """Matrix products and convolutions on CUDA round to TF32 only if that was asked for."""
-    mode = "tf32" if precision == "tf32" else "ieee"
-    cudnn: Any = torch.backends.cudnn
-    for operations in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
-        operations.fp32_precision = mode
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def empty_caches() -> None:

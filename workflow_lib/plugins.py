@@ -76,10 +76,10 @@ def available(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """The module of a data set (`data`) or a model (`models`); a dotted name is an import path."""
     target = name if _is_import_path(name) else f"workflow_lib.{kind}.{name}"
-    if target in sys.modules:
-        return _checked(kind, name, sys.modules[target])
     if not _is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
+    if target in sys.modules:
+        return _checked(kind, name, sys.modules[target])
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

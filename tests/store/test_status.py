@@ -137,7 +137,7 @@ def test_a_damaged_file_hides_no_run(killed: Project, finished: Project, damage:
     for project in (killed, finished):
         paths = [p for p in project.workspace.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
         paths += [project.workspace.parent / "config.json", *project.folder.glob("results/*/plan.json")]
-        assert len(paths) > 10
+        assert len(paths) > 6
         for path in paths:
             content = path.read_bytes()
             DAMAGES[damage](path)
