@@ -182,11 +182,6 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
         {"precision": "fp16"},
         "loss|model|optimizer|state",
     ),
-    "metrics file": (
-        lambda patch: [patch.setattr(Trainer, name, lambda self: None) for name in ("_keep_metrics", "_seal_metrics")],
-        {},
-        "metrics.jsonl",
-    ),
 }
 
 
