@@ -32,7 +32,7 @@ def test_a_second_launcher_leaves_the_first_alone_and_says_who_it_is(fresh: Fres
     first = run.start()
     until(run.newest_step, "a checkpoint")
     assert run.warm.wait(run.start()) == STOPPED
-    assert re.search(rf"is being trained by attempt \w{{8}} \(host .*pid {first}\)", run.log)
+    assert re.search(rf"everstep train: .* is being trained by attempt \w{{8}} \(host .*pid {first}\)", run.log)
     saved = run.newest_step()
     until(lambda: run.newest_step() > saved, "the first to go on")
     os.kill(first, signal.SIGTERM)
@@ -47,7 +47,7 @@ def test_one_that_waits_for_the_owner_stops_at_once_when_asked(fresh: Fresh) -> 
     until(lambda: "held by attempt" in run.log, "the second to wait")
     os.kill(second, signal.SIGTERM)
     assert run.warm.wait(second, 10) == STOPPED
-    assert "asked to stop while attempt" in run.log.splitlines()[-1]
+    assert "everstep train: asked to stop while attempt" in run.log
     os.kill(first, signal.SIGTERM)
     assert run.warm.wait(first) == STOPPED
 

@@ -44,7 +44,6 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
     changes = with_ranks(ranks)
     run, last = fresh(changes), ranks - 1
     for fault, code in (
-        ({"point": "join", "rank": last}, FAILED),
         ({"point": "backward", "count": 2, "rank": 0}, FAILED),
         ({"point": "optimizer", "count": 4, "rank": last, "signal": "SIGTERM"}, STOPPED),
         ({"point": "warm-up", "count": 2, "rank": last}, FAILED),
@@ -92,6 +91,14 @@ def test_a_stop_that_is_followed_by_a_kill_loses_nothing_that_was_saved(fresh: F
     until(lambda: members(launcher) == [], "all to end")
     assert run.newest_step() >= saved
     assert run.attempt({"point": "poll", "signal": "SIGTERM"}) == STOPPED
+    assert run.findings == []
+
+
+def test_a_rank_that_dies_while_the_others_wait_for_it_ends_the_job_too(fresh: Fresh) -> None:
+    """Half a minute: torch gives the others that long to end by themselves, which they cannot."""
+    run = fresh(with_ranks(2))
+    assert run.attempt({"point": "join", "rank": 1}) == FAILED
+    assert "rank 1 was killed by SIGKILL" in run.log.splitlines()[-1]
     assert run.findings == []
 
 
