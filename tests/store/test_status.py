@@ -78,12 +78,18 @@ def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path)
     pid = start(project)
     until(lambda: row(project)["step"] >= 1, "a step")
     os.killpg(pid, signal.SIGSTOP)
+    until(lambda: threads(pid) == {"T"}, "every thread to stop")  # the one that beats is not the first to hear of it
     os.utime(beat(project), (time.time() - 1000,) * 2)
     seen = row(project)
     os.killpg(pid, signal.SIGKILL)
     project.warm.wait(pid)
     assert seen["state"] == "running" and seen["owner"]["pid"] == pid
     assert not seen["owner"]["is_running_here"] and seen["owner"]["silent_s"] > 900
+
+
+def threads(pid: int) -> set[str]:
+    """The states of a process's threads, as in proc(5)."""
+    return {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
 
 
 def beat(project: Project) -> Path:
