@@ -306,7 +306,7 @@ def _scratch(job: Job) -> Iterator[Path]:
     for record in ws.list_attempts(job.workspace) if job.node == 0 else ():
         shutil.rmtree(attempts / record.attempt, ignore_errors=True)
     folder = attempts / job.attempt
-    folder.mkdir()
+    folder.mkdir(parents=True)  # a later node may come before the first one has made the workspace
     try:
         yield folder
     finally:

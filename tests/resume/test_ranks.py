@@ -12,8 +12,9 @@ import pytest
 
 from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, Project
+from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, Project, differences
 from tests.resume.warm import members, until
+from workflow_lib.runtime import nodes
 from workflow_lib.runtime import workspace as ws
 
 
@@ -53,6 +54,17 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
     ):
         assert run.attempt({"signal": "SIGKILL", **fault}) == code, fault
     assert run.verdict(reference(changes)) == PASS
+
+
+def test_a_later_node_may_come_before_the_first(fresh: Fresh, reference: Fresh) -> None:
+    """Two launchers as ``srun`` starts them; the first node's has not even made the workspace yet."""
+    run, port = fresh(with_ranks(1, nodes=2)), str(nodes._free_port())
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", nodes.PORT: port}
+    later = run.warm.start(run.order(**slurm, SLURM_NODEID="1"))
+    until(lambda: list(run.folder.glob("work/runs/*/*/attempts/*")), "the later one to be ready")
+    first = run.warm.start(run.order(**slurm, SLURM_NODEID="0"))
+    assert (run.warm.wait(later), run.warm.wait(first)) == (FINISHED, FINISHED), run.log
+    assert differences(reference(with_ranks(2)), run) == []
 
 
 def _terminate_twice(launcher: int, ranks: dict[int, int]) -> None:
