@@ -240,3 +240,44 @@ def test_what_only_the_trials_could_train_is_refused_before_the_best_run_fails(t
     (line,) = refusal(tmp_path, tune={"space": space, "set": {"model.name": "cnn"}})
     assert "model.params.batch_norm: no such setting" in line
     assert accepted(tmp_path, model={"name": "cnn"}, tune={"space": space}) == 1
+
+
+# Tasks
+
+
+@pytest.fixture
+def regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits are numbers, not classes."""
+    from workflow_lib.data import digits
+
+    monkeypatch.setattr(digits, "task", lambda params: "regression", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"training": {"select_metric": "val_accuracy"}}, "training.select_metric"),
+        ({"training": {"early_stopping": {"metric": "val_accuracy"}}}, "training.early_stopping.metric"),
+        ({"tune": {"space": SPACE, "metric": "val_accuracy"}}, "tune.metric"),
+    ],
+)
+def test_a_metric_that_the_task_does_not_measure_is_refused(
+    tmp_path: Path, regression: None, sections: dict[str, Any], where: str
+) -> None:
+    (line,) = refusal(tmp_path, **sections)
+    assert f"{where}: val_accuracy is not measured in regression; allowed: train_loss, val_loss, val_mae" in line
+
+
+def test_a_study_improves_what_is_usual_for_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(json.dumps({"name": "a", "tune": {"space": SPACE}}))
+    assert plan.study_metric(config.load([file])) == "val_accuracy"
+    request.getfixturevalue("regression")
+    assert plan.study_metric(config.load([file])) == "val_loss"
+
+
+def test_a_loss_of_classes_is_refused_where_there_are_none(tmp_path: Path, regression: None) -> None:
+    (line,) = refusal(tmp_path, training={"label_smoothing": 0.1})
+    assert "training.label_smoothing: 0.1, but regression has no labels; allowed: 0" in line

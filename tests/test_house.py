@@ -33,7 +33,7 @@ LAYERS = (
     ("data", "models"),
     ("checkpoint",),
     ("optim", "saver"),
-    ("orchestrator",),
+    ("orchestrator", "tasks"),
     ("training",),
     ("accounting", "provenance"),
     ("launch", "evaluation"),

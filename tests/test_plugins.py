@@ -82,3 +82,21 @@ def test_a_file_that_is_no_plugin_says_what_it_lacks(folder: Path, source: str, 
     with pytest.raises(PluginError, match=said) as refused:
         plugins.load("models", "mine.net")
     assert "mine.net" in str(refused.value)
+
+
+OF_DATA = GOOD.replace("build(params, spec)", "open_source(params, root)")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [("", "classification"), ("def task(params): return 'language' if params.width > 8 else 'regression'", "language")],
+)
+def test_a_data_set_says_what_is_learned_from_it(folder: Path, said: str, known: str) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\n{said}\n")
+    assert plugins.task("mine.texts", {"width": 9}) == known
+
+
+def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\ndef task(params): return 'ranking'\n")
+    with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, regression, language"):
+        plugins.task("mine.texts", {})

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from workflow_lib import checkpoint, errors, plan, provenance
+from workflow_lib import checkpoint, errors, plan, plugins, provenance
 from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.config.sections import METRICS
 from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, SaveError, StalledError, Stopped
 from workflow_lib.files import write_atomic, write_json
 from workflow_lib.runtime import nodes, scheduler
@@ -51,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 STOPPED_S = 30.0  # a rank that something else has stopped (SIGSTOP) is given up after this
-COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "val_accuracy")
 FAILED = 70  # exit code of a rank whose error lies in a file
 PR_SET_PDEATHSIG = 1
 # what a rank says whose partner is gone: never the first cause
@@ -149,7 +149,7 @@ def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> Non
     weights = "best.safetensors" if "best.safetensors" in sealed.manifest["files"] else "model.safetensors"
     model = (sealed.path / weights).read_bytes()
     write_atomic(output.with_name("model.safetensors"), model)
-    write_atomic(output.with_name("history.csv"), _csv(state["history"]))
+    write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
     attempts = ws.list_attempts(job.workspace)
     sys.audit("everstep", "statement")
     write_json(
@@ -507,7 +507,7 @@ def _rank(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> di
 def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from workflow_lib import shards
+    from workflow_lib import shards, tasks
     from workflow_lib.checkpoint import CheckpointStore
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import telemetry
@@ -537,6 +537,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         trainer = Trainer(
             job.run,
             spec=job.manifest.spec,
+            task=tasks.build(job.run.training, job.manifest.spec),
             train=shards.load_split(job.manifest, "train", job.work, str(root.device)),
             validation=shards.load_split(job.manifest, "val", job.work, str(root.device)),
             ranks=ranks,
@@ -583,7 +584,8 @@ def _fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
 # -- outputs ------------------------------------------------------------------------------------------------------
 
 
-def _csv(history: list[Row]) -> str:
+def _csv(history: list[Row], task: plugins.Task) -> str:
     """The curve as a table; numbers read back exactly."""
-    lines = [",".join(COLUMNS), *(",".join(repr(row[name]) for name in COLUMNS) for row in history)]
+    columns = ("epoch", "step", "lr", *METRICS[task])
+    lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"

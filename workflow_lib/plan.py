@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workflow_lib import config, files
+from workflow_lib import config, files, plugins
 from workflow_lib.config import points
 from workflow_lib.config.checks import name_problem, run_problems
 from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.problems import messages, shown
-from workflow_lib.config.sections import Data, Experiment, Model, Optimizer, Schedule, Training, Tune
+from workflow_lib.config.sections import METRICS, Data, Experiment, Model, Optimizer, Schedule, Training, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
@@ -251,10 +251,18 @@ def study_definition(experiment: Experiment) -> dict[str, Any]:
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
     return {
-        "tune": config.identity(experiment.tune),
+        "tune": config.identity(experiment.tune) | {"metric": study_metric(experiment)},
         "base": config.identity(tuned_base(experiment)),
         "stage": STAGES["suggest"],
     }
+
+
+def study_metric(experiment: Experiment) -> str:
+    """What the study improves: what it names, or what is usual for the task of the data."""
+    if experiment.tune is not None and experiment.tune.metric is not None:
+        return experiment.tune.metric
+    metrics = METRICS[plugins.task(experiment.data.name, experiment.data.params)]
+    return "val_accuracy" if "val_accuracy" in metrics else "val_loss"
 
 
 def study_digest(experiment: Experiment) -> str:
@@ -354,7 +362,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
     head = (
-        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time, for {tune.metric};"
+        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time, for {study_metric(experiment)};"
         " the best is trained as `tuned`"
     )
     rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]

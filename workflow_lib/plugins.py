@@ -7,15 +7,17 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from workflow_lib.errors import ConfigError
 
 ENTRY = {"data": "open_source", "models": "build"}
+Task = Literal["classification", "regression", "language"]
 
 
 class PluginError(ConfigError):
@@ -92,6 +94,17 @@ def load(kind: str, name: str) -> ModuleType:
         raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
     except Exception as error:
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def task(name: str, params: Mapping[str, Any]) -> Task:
+    """What is learned from the data set with these settings; a data set that does not say so has classes."""
+    module = load("data", name)
+    of = getattr(module, "task", None)
+    found = "classification" if of is None else of(module.Params.model_validate(params))
+    if found not in get_args(Task):
+        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
+    known: Task = found
+    return known
 
 
 def _is_import_path(name: str) -> bool:

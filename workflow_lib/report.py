@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import accounting
 from workflow_lib.accounting import Account
+from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_atomic
 
@@ -221,7 +222,7 @@ def _csv(table: Sequence[Row]) -> str:
 
 
 def _sign(metric: str) -> int:
-    return -1 if metric.endswith("_loss") else 1
+    return -1 if is_lower_better(metric) else 1
 
 
 def _short(text: str) -> str:
@@ -238,7 +239,7 @@ def _study(experiment: Experiment, results: Path) -> Row | None:
     from workflow_lib import plan, tuning
 
     folder = results / "tune" / plan.study_id(experiment)
-    study, metric = tuning.load_study(experiment, folder), experiment.tune.metric
+    study, metric = tuning.load_study(experiment, folder), plan.study_metric(experiment)
     complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     history = visualization.plot_optimization_history(study, target_name=metric)
     slices = visualization.plot_slice(study, target_name=metric)

@@ -32,6 +32,7 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
 from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rate
@@ -45,6 +46,7 @@ from workflow_lib.saver import Saver
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig
     from workflow_lib.shards import ModelSpec, Split
+    from workflow_lib.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Progressing:
     bad_epochs: int = 0
     watched: float | None = None
     plateau: Plateau = field(default_factory=Plateau)
-    validation: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "samples": 0.0})
+    validation: dict[str, float] = field(default_factory=dict)
     exact: bool = True
 
     @classmethod
@@ -104,10 +106,10 @@ class Outcome:
 
 
 def is_better(metric: str, value: float, than: float | None) -> bool:
-    """Whether the metric improved: a loss by falling, anything else by rising."""
+    """Whether the metric improved: an accuracy by rising, anything else by falling."""
     if than is None:
         return True
-    return value < than if metric.endswith("_loss") else value > than
+    return value < than if is_lower_better(metric) else value > than
 
 
 class Trainer:
@@ -118,6 +120,7 @@ class Trainer:
         run: RunConfig,
         *,
         spec: ModelSpec,
+        task: Task,
         train: Split,
         validation: Split,
         ranks: Ranks,
@@ -130,7 +133,7 @@ class Trainer:
         metrics_file: Path,
         stop_early: StopEarly | None = None,
     ) -> None:
-        self.run, self.ranks, self.device = run, ranks, device
+        self.run, self.ranks, self.device, self._task = run, ranks, device, task
         self._train_split, self._validation_split = train, validation
         self._control, self._store, self._saver, self._events = control, store, saver, events
         self._environment = dict(environment)
@@ -198,7 +201,7 @@ class Trainer:
                 self._start_save()
             self._step(order[cursor.sample : cursor.sample + self._batch])
         cursor.phase, cursor.val_index = "validate", 0
-        self.state.validation = {"loss": 0.0, "correct": 0.0, "samples": 0.0}
+        self.state.validation = dict.fromkeys(self._task.sums, 0.0)
 
     def _step(self, batch: torch.Tensor) -> None:
         training, cursor = self.run.training, self.state.cursor
@@ -212,15 +215,16 @@ class Trainer:
                 self._look_up()
             rows = batch[start:stop]
             _at("fetch", rows)
-            inputs = self._train_split.inputs.index_select(0, rows)
-            targets = self._train_split.targets.index_select(0, rows)
+            inputs, targets = self._task.parts(
+                self._train_split.inputs.index_select(0, rows), self._train_split.targets.index_select(0, rows)
+            )
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 # ranks wait for each other from here on: this tells who has not come
                 self._control.tick(self.ranks.local_rank, cursor.step)
                 _at("forward", inputs)
                 with self._autocast():
-                    loss = self._loss(self._wrapped(inputs), targets)
+                    loss = self._task.loss(self._wrapped(inputs), targets)
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / self._batch
                 self._scaler.scale(loss if share == 1.0 else loss * share).backward()
@@ -265,9 +269,13 @@ class Trainer:
                     self._start_save()
             _at("validate")
             mine = cursor.val_index + self.ranks.rank
-            found = self._measure(split, mine * size, size) if mine < batches else torch.zeros(3, dtype=torch.float64)
+            found = (
+                self._measure(split, mine * size, size)
+                if mine < batches
+                else torch.zeros(len(sums), dtype=torch.float64)
+            )
             for one in self._of_each_rank(found):
-                for name, value in zip(("loss", "correct", "samples"), one.tolist(), strict=True):
+                for name, value in zip(self._task.sums, one.tolist(), strict=True):
                     sums[name] += value
             cursor.val_index += world
             self._refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
@@ -276,12 +284,11 @@ class Trainer:
         self._end_epoch()
 
     def _measure(self, split: Split, start: int, size: int) -> torch.Tensor:
-        inputs, targets = split.inputs[start : start + size], split.targets[start : start + size]
+        part = slice(start, start + size)
+        inputs, targets = self._task.parts(split.inputs[part], split.targets[part])
         with self._autocast():
-            logits = torch.func.functional_call(self._model, self._ema or {}, (inputs,)).float()
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        correct = (logits.argmax(1) == targets).sum()
-        return torch.tensor([loss.item(), correct.item(), len(targets)], dtype=torch.float64)
+            outputs = torch.func.functional_call(self._model, self._ema or {}, (inputs,)).float()
+        return self._task.measure(outputs, targets)
 
     def _end_epoch(self) -> None:
         """The epoch's row is written and judged; the next phase is chosen. All ranks decide alike."""
@@ -292,8 +299,7 @@ class Trainer:
             "step": cursor.step,
             "lr": self._optimizer.param_groups[0]["lr"],
             "train_loss": loss_sum / (self._steps_per_epoch * self._batch),
-            "val_loss": state.validation["loss"] / state.validation["samples"],
-            "val_accuracy": state.validation["correct"] / state.validation["samples"],
+            **self._task.metrics(state.validation),
         }
         self._refuse_divergence(row)
         state.history.append(row)
@@ -310,7 +316,7 @@ class Trainer:
             self._progress.epoch(row, is_best=is_best)
         if self.run.schedule.name == "plateau":
             schedule = self.run.schedule
-            state.plateau.observe(row[metric], not metric.endswith("_loss"), schedule.factor, schedule.patience)
+            state.plateau.observe(row[metric], not is_lower_better(metric), schedule.factor, schedule.patience)
         is_last = cursor.epoch + 1 == training.epochs or self._is_exhausted(row)
         self._loss_sum.zero_()
         cursor.epoch, cursor.sample, cursor.val_index = cursor.epoch + 1, 0, 0
@@ -324,7 +330,7 @@ class Trainer:
         if stopping is None:
             return False
         value, state = row[stopping.metric], self.state
-        margin = stopping.min_delta if stopping.metric.endswith("_loss") else -stopping.min_delta
+        margin = stopping.min_delta if is_lower_better(stopping.metric) else -stopping.min_delta
         if state.watched is None or is_better(stopping.metric, value + margin, state.watched):
             state.watched, state.bad_epochs = value, 0
         else:
@@ -579,7 +585,6 @@ class Trainer:
         self._optimizer = build_optimizer(run.optimizer, self._parameters)
         self._bare_step = bare_step(self._optimizer)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.training.precision == "fp16")
-        self._loss = nn.CrossEntropyLoss(label_smoothing=run.training.label_smoothing)
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
         averaged = run.training.ema_decay is not None
         self._ema = {name: p.detach().clone() for name, p in named} if averaged else None
@@ -600,8 +605,10 @@ class Trainer:
             self._look_up()
             _at("warm-up")
             with self._autocast():
-                logits = self._wrapped(self._train_split.inputs[start:stop])
-                self._loss(logits, self._train_split.targets[start:stop]).backward()
+                inputs, targets = self._task.parts(
+                    self._train_split.inputs[start:stop], self._train_split.targets[start:stop]
+                )
+                self._task.loss(self._wrapped(inputs), targets).backward()
         self._optimizer.zero_grad(set_to_none=True)
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from workflow_lib import config, files, plan
+from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
     suggestion = Suggestion(
         number=number,
         study=study,
-        metric=tune.metric,
+        metric=plan.study_metric(experiment),
         select_metric=run.training.select_metric,
         params=params,
         run=_reference(experiment, params, run),
@@ -134,13 +135,13 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
     tune, study = _tune(experiment), plan.study_digest(experiment)
     results = [load_result(result_path(tune_dir, i)) for i in range(tune.trials)]
     _check_study(study, results, tune_dir)
-    chosen = _best(results, tune.metric, study)
+    chosen = _best(results, plan.study_metric(experiment), study)
     run = plan.apply(experiment, chosen["params"], f"trial {chosen['number']}")
     plan.freeze(run, work)
     answer = {
         "study": study,
         "number": chosen["number"],
-        "metric": tune.metric,
+        "metric": plan.study_metric(experiment),
         "value": chosen["value"],
         "epoch": chosen["epoch"],
         "params": chosen["params"],
@@ -284,7 +285,7 @@ def _rebuild(
         study_name=name,
         sampler=samplers[tune.sampler](),
         pruner=optuna.pruners.NopPruner(),
-        direction="maximize" if _sign(tune.metric) > 0 else "minimize",
+        direction="maximize" if _sign(str(tune.metric)) > 0 else "minimize",
     )
     distributions = _distributions(tune)
     for trial in results:
@@ -339,7 +340,7 @@ def _reference(experiment: Experiment, params: Mapping[str, Any], run: plan.RunC
 def _tune(experiment: Experiment) -> Tune:
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
-    return experiment.tune
+    return experiment.tune.model_copy(update={"metric": plan.study_metric(experiment)})
 
 
 def _best(results: Sequence[Result], metric: str, study: str) -> Result:
@@ -385,4 +386,4 @@ def _finite(value: float | None) -> float | None:
 
 def _sign(metric: str) -> int:
     """-1 where lower is better."""
-    return -1 if metric.endswith("_loss") else 1
+    return -1 if is_lower_better(metric) else 1

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workflow_lib import config, plan, plugins
+from workflow_lib import config, plan, plugins, tasks
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.config.sections import Model
 from workflow_lib.runtime.control import Control
@@ -81,6 +81,7 @@ def everstep(model: Model, spec: ModelSpec, data: Split, folder: Path) -> Callab
     trainer = Trainer(
         run,
         spec=spec,
+        task=tasks.build(run.training, spec),
         train=data,
         validation=data,
         ranks=Ranks(),

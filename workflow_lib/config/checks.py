@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_origin
 
+from workflow_lib import plugins
 from workflow_lib.config.identity import counts
 from workflow_lib.config.points import PARTS, Layers, Point
 from workflow_lib.config.problems import nearest, sections_of, shown, unknown
 from workflow_lib.config.sections import (
+    METRICS,
     CategoricalSpace,
     Experiment,
     FloatSpace,
@@ -37,6 +39,9 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     found += _sweep_problems(experiment.sweep)
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
+        task = plugins.task(experiment.data.name, experiment.data.params)
+        if experiment.tune.metric not in (None, *METRICS[task]):
+            found.append((("tune", "metric"), _no_metric(str(experiment.tune.metric), task)))
     lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
         lines += _trial_problems(experiment, experiment.tune, origins)
@@ -76,6 +81,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{training.batch_size} samples are too few for {ranks} ranks (runtime.nproc x runtime.nodes) x"
             f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
         )
+    yield from _task_problems(run)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
         yield (
@@ -83,6 +89,23 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{training.precision} cannot be computed on runtime.device={runtime.device};"
             f" allowed there: {', '.join(PRECISIONS[device])}",
         )
+
+
+def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Settings that the task of the data has no use for."""
+    training, task = run["training"], plugins.task(run["data"].name, run["data"].params)
+    metrics = {("training", "select_metric"): training.select_metric}
+    if training.early_stopping is not None:
+        metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
+    for path, metric in metrics.items():
+        if metric not in METRICS[task]:
+            yield path, _no_metric(metric, task)
+    if training.label_smoothing and task == "regression":
+        yield ("training", "label_smoothing"), f"{training.label_smoothing:g}, but {task} has no labels; allowed: 0"
+
+
+def _no_metric(metric: str, task: plugins.Task) -> str:
+    return f"{metric} is not measured in {task}; allowed: {', '.join(METRICS[task])}"
 
 
 @cache

@@ -14,7 +14,12 @@ from workflow_lib.plugins import Section
 # The mark of a field that cannot change the result of a run: it stays out of the run's identity.
 ASIDE: dict[str, Any] = {"identity": False}
 
-Metric = Literal["train_loss", "val_loss", "val_accuracy"]
+Metric = Literal["train_loss", "val_loss", "val_accuracy", "val_mae"]
+METRICS: dict[plugins.Task, tuple[Metric, ...]] = {
+    "classification": ("train_loss", "val_loss", "val_accuracy"),
+    "regression": ("train_loss", "val_loss", "val_mae"),
+    "language": ("train_loss", "val_loss", "val_accuracy"),
+}
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
@@ -121,6 +126,11 @@ class Plateau(_Schedule):
     patience: int = Field(5, ge=0, description="epochs without improvement before that")
 
 
+def is_lower_better(metric: str) -> bool:
+    """Whether a smaller value of the metric is the better one."""
+    return not metric.endswith("_accuracy")
+
+
 def variant(key: str, default: str) -> Discriminator:
     """Chooses the class of a section by one of its settings, or the default one where it is not given."""
 
@@ -140,7 +150,7 @@ Schedule = Annotated[
 class EarlyStopping(Section):
     """End the training when a metric stops improving."""
 
-    metric: Metric = Field("val_loss", description="what must improve (loss: lower, accuracy: higher)")
+    metric: Metric = Field("val_loss", description="what must improve (accuracy: higher, all else: lower)")
     patience: int = Field(10, ge=1, description="epochs without improvement before the end")
     min_delta: float = Field(0.0, ge=0, description="smallest change that counts as improvement")
 
@@ -272,7 +282,11 @@ class Tune(Section):
     trials: int = Field(20, ge=1, description="trials in all; more can be added later", json_schema_extra=ASIDE)
     window: int = Field(2, ge=1, description="trials that may run at once")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
-    metric: Metric = Field("val_accuracy", description="what the study improves (loss: lower, accuracy: higher)")
+    metric: Metric | None = Field(
+        None,
+        description="what the study improves (accuracy: higher, all else: lower); null takes val_accuracy, or val_loss"
+        " where the task has none",
+    )
     sampler: Literal["tpe", "random"] = Field("tpe", description="how values are suggested")
     pruner: Literal["none", "median"] = Field("none", description="median ends trials worse than half of the others")
     warmup_epochs: int = Field(1, ge=0, description="epochs before a trial can be pruned")

@@ -59,7 +59,9 @@ class Progress:
 
     def epoch(self, row: dict[str, float], *, is_best: bool) -> None:
         """An epoch was validated, with these metrics."""
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy")))
+        metrics = "  ".join(
+            f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy", "mae"))
+        )
         speed = self._speed(int(row["step"]), time.monotonic())
         line = f"epoch {row['epoch']}/{self._epochs}  {metrics}{'  best' if is_best else ''}"
         if self._bar:
