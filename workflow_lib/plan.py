@@ -362,8 +362,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
     head = (
-        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time, for {study_metric(experiment)};"
-        " the best is trained as `tuned`"
+        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time,"
+        f" for {study_metric(experiment)}; the best is trained as `tuned`"
     )
     rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
     rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
