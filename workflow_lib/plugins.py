@@ -100,7 +100,7 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """What is learned from the data set with these settings; a data set that does not say so has classes."""
     module = load("data", name)
     of = getattr(module, "task", None)
-    found = "classification" if of is None else of(module.Params.model_validate(params))
+    found: Any = "classification" if of is None else of(module.Params.model_validate(params))
     if found not in get_args(Task):
         raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
     known: Task = found

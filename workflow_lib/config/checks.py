@@ -94,7 +94,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
 def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Settings that the task of the data has no use for."""
     training, task = run["training"], plugins.task(run["data"].name, run["data"].params)
-    metrics = {("training", "select_metric"): training.select_metric}
+    metrics: dict[KeyPath, str] = {("training", "select_metric"): training.select_metric}
     if training.early_stopping is not None:
         metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
     for path, metric in metrics.items():
