@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn import metrics
 
 from tests.trained import Trained, train
 from workflow_lib import evaluation
 from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.evaluation import classification, language, regression
+from workflow_lib.evaluation.bootstrap import Resampling
 from workflow_lib.files import read_json
 from workflow_lib.provenance import file_digest
 
@@ -33,7 +36,7 @@ def guesses(samples: int, classes: int, seed: int = 0, decimals: int = 8) -> tup
 
 def expected(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """The same metrics by scikit-learn."""
-    probabilities = np.exp(evaluation.log_softmax(logits))
+    probabilities = np.exp(classification.log_softmax(logits))
     predicted = logits.argmax(axis=1)
     scores = probabilities if logits.shape[1] > 2 else probabilities[:, 1]
     return {
@@ -46,7 +49,7 @@ def expected(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 def measure(logits: np.ndarray, targets: np.ndarray, resamples: int = 0, seed: int = 0) -> dict:
     names = [f"class {label}" for label in range(logits.shape[1])]
-    return evaluation.measure(logits, targets, names, resamples=resamples, confidence=0.95, seed=seed)
+    return classification.measure(logits, targets, names, Resampling(resamples, 0.95, seed))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -73,7 +76,7 @@ def test_a_resample_is_measured_as_if_its_samples_were_written_out(classes: int,
         column[-1] += max(0, 60 - column.sum())
         while column.sum() > 60:
             column[column.argmax()] -= 1
-    scores = evaluation.Sample(logits, targets).scores(weights)
+    scores = classification.Sample(logits, targets).scores(weights)
     for number, column in enumerate(weights.T):
         written_out = expected(logits.repeat(column, axis=0), targets.repeat(column))
         assert {name: values[number] for name, values in scores.items()} == pytest.approx(written_out, abs=1e-12)
@@ -170,11 +173,11 @@ def test_the_batch_size_changes_no_prediction(project: Trained) -> None:
 
 def test_probabilities_read_back_as_the_same_numbers() -> None:
     logits, targets = guesses(20, CLASSES)
-    text = evaluation.predictions_csv(logits, targets, ["a", "b", 'c, "quoted"', "ü"])
+    text = classification.predictions_csv(logits, targets, ["a", "b", 'c, "quoted"', "ü"])
     header, *rows = csv.reader(text.splitlines())
     assert header[-2:] == ['p(c, "quoted")', "p(ü)"]
     read = np.array([[float(cell) for cell in row[3:]] for row in rows])
-    np.testing.assert_array_equal(read, np.exp(evaluation.log_softmax(logits)))
+    np.testing.assert_array_equal(read, np.exp(classification.log_softmax(logits)))
 
 
 def test_weights_of_another_run_are_refused(project: Trained) -> None:
@@ -184,10 +187,142 @@ def test_weights_of_another_run_are_refused(project: Trained) -> None:
 
 
 def test_a_diverged_model_is_refused() -> None:
-    import torch
-
     network = torch.nn.Linear(3, 2)
     inputs = torch.zeros(5, 3)
     inputs[3, 0] = torch.inf
     with pytest.raises(EverstepError, match=r"1 of 5 test samples \(first: sample 3\)"):
         evaluation.predict(network, inputs, 2)
+
+
+# Regression
+
+
+def numbers(samples: int, targets: int, *, far: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of a fair model, and the targets."""
+    generator = np.random.default_rng(seed)
+    true = generator.normal(size=(samples, targets)) * np.arange(1, targets + 1) + far
+    return true + 0.3 * generator.normal(size=true.shape), true
+
+
+def errors(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """The same metrics by scikit-learn."""
+    return {
+        "mae": metrics.mean_absolute_error(true, predicted),
+        "rmse": metrics.root_mean_squared_error(true, predicted),
+        "r2": metrics.r2_score(true, predicted),
+    }
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("far", [0.0, 1e5])
+def test_errors_equal_those_of_scikit_learn(targets: int, far: float) -> None:
+    predicted, true = numbers(200, targets, far=far)
+    result = regression.measure(predicted, true, Resampling(0, 0.95, 0))
+    values = {name: metric["value"] for name, metric in result["metrics"].items()}
+    assert values == pytest.approx(errors(predicted, true), abs=1e-9)
+    for number, one in enumerate(result["per_target"]):
+        assert one == pytest.approx(errors(predicted[:, [number]], true[:, [number]]), abs=1e-9)
+
+
+def test_a_resample_of_numbers_is_measured_as_if_its_samples_were_written_out() -> None:
+    predicted, true = numbers(50, 2, far=3.0)
+    weights = np.random.default_rng(1).multinomial(50, np.full(50, 1 / 50), size=4).T.astype(np.int32)
+    scores = regression.Sample(predicted, true).scores(weights)
+    for number, column in enumerate(weights.T):
+        written_out = errors(predicted.repeat(column, axis=0), true.repeat(column, axis=0))
+        assert {name: values[number] for name, values in scores.items()} == pytest.approx(written_out, abs=1e-12)
+
+
+def test_the_interval_of_an_error_is_scipys_percentile_bootstrap() -> None:
+    predicted, true = numbers(200, 1)
+    theirs = stats.bootstrap(
+        (np.abs(predicted - true)[:, 0],), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(3)
+    ).confidence_interval
+    ours = regression.measure(predicted, true, Resampling(4000, 0.95, 0))["metrics"]["mae"]
+    assert (ours["low"], ours["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+
+
+def test_r2_of_targets_that_never_vary_is_null_and_says_why() -> None:
+    predicted, true = numbers(30, 1)
+    result = regression.measure(predicted, np.full_like(true, 0.1), Resampling(20, 0.95, 0))
+    assert result["metrics"]["r2"]["value"] is None and "never varies" in result["metrics"]["r2"]["reason"]
+    assert result["metrics"]["mae"]["low"] is not None
+    json.dumps(result, allow_nan=False)
+
+
+def test_predicted_numbers_read_back_as_they_were() -> None:
+    predicted, true = numbers(20, 2)
+    header, *rows = csv.reader(regression.predictions_csv(predicted, true).splitlines())
+    assert header == ["sample", "target_0", "predicted_0", "target_1", "predicted_1"]
+    read = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    np.testing.assert_array_equal(read[:, ::2], true)
+    np.testing.assert_array_equal(read[:, 1::2], predicted)
+
+
+# Language
+
+
+class Bigrams(torch.nn.Module):
+    """Foresees the next token by a table of the last one, and looks at nothing else."""
+
+    def __init__(self, vocabulary: int, seed: int = 0) -> None:
+        super().__init__()
+        table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
+        self.table = torch.nn.Parameter(2 * table)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens]
+
+
+def windows(samples: int, context: int, vocabulary: int) -> torch.Tensor:
+    return torch.randint(vocabulary, (samples, context + 1), generator=torch.Generator().manual_seed(1))
+
+
+def sums_of(network: torch.nn.Module, tokens: torch.Tensor, size: int = 7) -> language.Sums:
+    return language.predict(network, tokens.split(size), torch.device("cpu"))
+
+
+def test_loss_and_accuracy_of_tokens_equal_those_of_scikit_learn() -> None:
+    network, tokens = Bigrams(5), windows(30, 11, 5)
+    result = language.measure(sums_of(network, tokens), Resampling(0, 0.95, 0))
+    seen, true = tokens[:, :-1].flatten(), tokens[:, 1:].flatten().numpy()
+    chances = torch.softmax(network.table.detach().double(), dim=1)[seen].numpy()
+    loss = metrics.log_loss(true, chances, labels=range(5))
+    values = {name: metric["value"] for name, metric in result["metrics"].items()}
+    accuracy = metrics.accuracy_score(true, chances.argmax(axis=1))
+    assert values == pytest.approx({"loss": loss, "perplexity": np.exp(loss), "accuracy": accuracy}, rel=1e-6)
+    assert result["tokens"] == len(true)
+
+
+def test_a_batch_of_windows_gives_the_sums_of_each_alone() -> None:
+    network, tokens = Bigrams(5), windows(10, 4, 5)
+    together, alone = sums_of(network, tokens, 10), sums_of(network, tokens, 1)
+    np.testing.assert_allclose(together.loss, alone.loss, rtol=1e-6)
+    np.testing.assert_array_equal(together.correct, alone.correct)
+
+
+def test_the_interval_of_perplexity_is_that_of_the_loss() -> None:
+    measured = language.measure(sums_of(Bigrams(5), windows(40, 8, 5)), Resampling(500, 0.9, 0))["metrics"]
+    for end in ("low", "high"):
+        assert measured["perplexity"][end] == pytest.approx(np.exp(measured["loss"][end]), rel=1e-3)
+    assert measured["loss"]["low"] < measured["loss"]["value"] < measured["loss"]["high"]
+
+
+def test_a_hopeless_perplexity_is_null_and_says_why() -> None:
+    sums = language.Sums(loss=np.full(3, 8000.0), correct=np.zeros(3, dtype=np.int64), tokens=8)
+    result = language.measure(sums, Resampling(10, 0.95, 0))
+    assert result["metrics"]["perplexity"]["value"] is None and result["metrics"]["loss"]["value"] == 1000
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_logits_held_at_once_are_bounded() -> None:
+    assert language.rows_at_once(256, context=64, vocabulary=100) == 256
+    assert language.rows_at_once(256, context=1024, vocabulary=50_000) == 1
+    assert language.rows_at_once(256, context=512, vocabulary=256) * 512 * 256 <= language.LOGITS_AT_ONCE
+
+
+def test_what_is_generated_follows_from_the_seed() -> None:
+    network, prompt = Bigrams(50), torch.tensor([3, 4])
+    one, again, other = (language.generate(network, prompt, 8, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    assert one == again != other
+    assert len(one) == language.GENERATED_TOKENS

@@ -1,114 +1,17 @@
-"""A model is judged once, on samples it never met, and every number comes with its uncertainty.
-
-Probabilities are softmax in float64 of the model's float32 logits. For a batch size, a device and a thread
-count the results are the same bits; another batch size may change the last bits of a probability, because
-matrix kernels sum in another order.
-"""
+"""Classes told apart: probabilities are softmax in float64 of the model's float32 logits."""
 
 from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from workflow_lib import plan, plugins, provenance, shards
-from workflow_lib.errors import EverstepError, UserError
-from workflow_lib.files import read_json, write_atomic, write_json
-from workflow_lib.runtime.device import resolve
-
-if TYPE_CHECKING:
-    from torch import Tensor, device, nn
-
-    from workflow_lib.config import Experiment
+from workflow_lib.evaluation.bootstrap import Resampling, intervals
 
 METRICS = ("accuracy", "macro_f1", "roc_auc", "log_loss")
-WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
-
-logger = logging.getLogger(__name__)
-
-
-def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
-    """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
-    subject = load_subject(run, data, work, model)
-    settings = experiment.evaluate
-    split = shards.load_split(subject.manifest, "test", work)
-    device = resolve(experiment.runtime.device)
-    logits = predict(subject.network, split.inputs, settings.batch_size, device)
-    targets = split.targets.numpy()
-    result = {
-        **subject.identity,
-        "split": "test",
-        "samples": len(targets),
-        **measure(
-            logits,
-            targets,
-            subject.manifest.classes,
-            resamples=settings.bootstrap,
-            confidence=settings.confidence,
-            seed=settings.seed,
-        ),
-        "provenance": provenance.record([data, model], device),
-    }
-    write_atomic(output.with_name("predictions.csv"), predictions_csv(logits, targets, subject.manifest.classes))
-    write_json(output, result)
-    logger.info("accuracy %s on %d test samples: %s", result["metrics"]["accuracy"]["value"], len(targets), output)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A trained model with the data it belongs to."""
-
-    network: nn.Module
-    manifest: shards.Manifest
-    identity: dict[str, Any]  # run, digest, data, model: who this is, in every result
-
-
-def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
-    """The model of a run; refused when its weights were trained as another run or on other data."""
-    from safetensors.torch import load_file
-
-    config, digest = plan.load_run(run, work)
-    manifest = shards.Manifest.load(data)
-    trained = read_json(model.with_name("train.json"), "digest", "data", "model")
-    if (trained["digest"], trained["data"]) != (digest, manifest.digest):
-        raise UserError(
-            f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
-            f"but run {digest} on data {manifest.digest} was asked for: train it again"
-        )
-    plugin = plugins.load("models", config.model.name)
-    network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
-    network.load_state_dict(load_file(model))
-    identity = {
-        "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
-        "digest": digest,
-        "data": manifest.digest,
-        "model": provenance.file_digest(model),
-    }
-    return Subject(network.eval(), manifest, identity)
-
-
-def predict(network: nn.Module, inputs: Tensor, batch_size: int, device: device | None = None) -> np.ndarray:
-    """Logits, float32 [n, classes], of normalised inputs."""
-    import torch
-
-    where = device or torch.device("cpu")
-    network = network.to(where).eval()
-    with torch.inference_mode():
-        parts = [network(batch.to(where)).float().cpu() for batch in inputs.split(batch_size)]
-    logits = torch.cat(parts).numpy()
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(bad):
-        raise EverstepError(
-            f"the model gives no finite number for {len(bad)} of {len(logits)} test samples "
-            f"(first: sample {bad[0]}): the training diverged; try a lower optimizer.lr or training.clip_norm"
-        )
-    return logits
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -117,15 +20,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def measure(
-    logits: np.ndarray,
-    targets: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, Any]:
+def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str], how: Resampling) -> dict[str, Any]:
     """Metrics with percentile bootstrap intervals, the per-class table and the confusion matrix.
 
     Samples are drawn with replacement from the whole test split, not class by class: the class counts of a
@@ -134,15 +29,10 @@ def measure(
     """
     sample = Sample(logits, targets)
     ones = np.ones((len(targets), 1), dtype=np.int32)
-    point = {name: values[0] for name, values in sample.scores(ones).items()}
-    drawn = _bootstrap(sample, resamples, seed)
     confusion = sample.confusion(ones)[..., 0]
     return {
-        "metrics": {
-            name: _interval(point[name], drawn[name], confidence, sample.undefined(name, class_names))
-            for name in METRICS
-        },
-        "bootstrap": {"method": "percentile", "resamples": resamples, "confidence": confidence, "seed": seed},
+        "metrics": intervals(sample.scores, len(targets), how, reasons=sample.undefined(class_names)),
+        "bootstrap": how.describe(),
         "classes": list(class_names),
         "per_class": _per_class(confusion, sample.class_auc(ones)[:, 0], class_names),
         "confusion": confusion.tolist(),
@@ -189,13 +79,13 @@ class Sample:
         """One-vs-rest areas [classes, columns], one row for two classes."""
         return np.stack([ranking.auc(weights) for ranking in self.rankings])
 
-    def undefined(self, metric: str, class_names: Sequence[str]) -> str | None:
-        """Why the metric has no value on this split, if it has none."""
+    def undefined(self, class_names: Sequence[str]) -> dict[str, str]:
+        """Why a metric has no value on this split, for those that have none."""
         present = np.bincount(self.targets, minlength=self.classes)
-        if metric != "roc_auc" or present.all():
-            return None
+        if present.all():
+            return {}
         missing = ", ".join(name for name, count in zip(class_names, present, strict=True) if not count)
-        return f"the test split has no sample of: {missing}"
+        return {"roc_auc": f"the test split has no sample of: {missing}"}
 
 
 class _Ranking:
@@ -233,37 +123,6 @@ def _macro_f1(confusion: np.ndarray) -> np.ndarray:
     occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
     f1 = np.divide(2 * hits, occurrences, out=np.zeros(hits.shape), where=occurrences > 0)
     return f1.sum(axis=0) / (occurrences > 0).sum(axis=0)
-
-
-def _bootstrap(sample: Sample, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Each metric on each resample."""
-    generator = np.random.default_rng(seed)
-    size = len(sample.targets)
-    at_once = max(1, WEIGHTS_AT_ONCE // size)
-    parts: list[dict[str, np.ndarray]] = []
-    for first in range(0, resamples, at_once):
-        columns = min(at_once, resamples - first)
-        drawn = generator.integers(0, size, (columns, size)) + np.arange(columns)[:, None] * size
-        counts = np.bincount(drawn.ravel(), minlength=columns * size).astype(np.int32)
-        parts.append(sample.scores(np.ascontiguousarray(counts.reshape(columns, size).T)))
-    return {name: np.concatenate([part[name] for part in parts] or [np.empty(0)]) for name in METRICS}
-
-
-def _interval(value: float, drawn: np.ndarray, confidence: float, reason: str | None) -> dict[str, Any]:
-    """Value, low and high; null with the reason where there is none."""
-    if reason:
-        return {"value": None, "low": None, "high": None, "reason": reason}
-    defined = drawn[~np.isnan(drawn)]
-    interval: dict[str, Any] = {"value": float(value), "low": None, "high": None}
-    if 2 * len(defined) > len(drawn):
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(defined, [tail, 1 - tail])
-        interval.update(low=float(low), high=float(high))
-    elif len(drawn):
-        interval["reason"] = "no interval: most resamples lack a class"
-    if len(defined) < len(drawn):
-        interval["undefined_resamples"] = len(drawn) - len(defined)
-    return interval
 
 
 def _per_class(confusion: np.ndarray, auc: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

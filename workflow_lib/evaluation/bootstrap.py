@@ -1,0 +1,75 @@
+"""An interval says what other test samples of the same kind would have given.
+
+Samples are drawn with replacement from the whole test split; a metric is a function of how often every sample counts,
+which makes a thousand resamples a few products of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
+
+Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class Resampling(NamedTuple):
+    """How the intervals are made."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {"method": "percentile", **self._asdict()}
+
+
+def drawn(scores: Scores, samples: int, how: Resampling) -> dict[str, np.ndarray]:
+    """Each metric on each resample; ``scores`` takes weights, integers [samples, columns], one column a resample."""
+    generator = np.random.default_rng(how.seed)
+    at_once = max(1, WEIGHTS_AT_ONCE // samples)
+    parts = [scores(np.empty((samples, 0), dtype=np.int32))] if not how.resamples else []
+    for first in range(0, how.resamples, at_once):
+        columns = min(at_once, how.resamples - first)
+        rows = generator.integers(0, samples, (columns, samples)) + np.arange(columns)[:, None] * samples
+        counts = np.bincount(rows.ravel(), minlength=columns * samples).astype(np.int32)
+        parts.append(scores(np.ascontiguousarray(counts.reshape(columns, samples).T)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def intervals(
+    scores: Scores,
+    samples: int,
+    how: Resampling,
+    *,
+    reasons: dict[str, str] | None = None,
+    lacking: str = "lack a class",
+) -> dict[str, dict[str, Any]]:
+    """Each metric with its percentile interval; `reasons` say which have no value, `lacking` why a resample may not."""
+    point = scores(np.ones((samples, 1), dtype=np.int32))
+    resampled = drawn(scores, samples, how)
+    return {
+        name: _interval(values[0], resampled[name], how.confidence, (reasons or {}).get(name), lacking)
+        for name, values in point.items()
+    }
+
+
+def _interval(value: float, values: np.ndarray, confidence: float, reason: str | None, lacking: str) -> dict[str, Any]:
+    """Value, low and high; null with the reason where there is none."""
+    if reason:
+        return {"value": None, "low": None, "high": None, "reason": reason}
+    defined = values[~np.isnan(values)]
+    interval: dict[str, Any] = {"value": float(value), "low": None, "high": None}
+    if 2 * len(defined) > len(values):
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        interval.update(low=float(low), high=float(high))
+    elif len(values):
+        interval["reason"] = f"no interval: most resamples {lacking}"
+    if len(defined) < len(values):
+        interval["undefined_resamples"] = len(values) - len(defined)
+    return interval
