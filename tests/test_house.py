@@ -30,7 +30,7 @@ LAYERS = (
     ("plan",),
     ("budget", "controller", "runtime"),
     ("shards",),
-    ("data", "models"),
+    ("augment", "data", "models"),
     ("checkpoint",),
     ("optim", "saver"),
     ("orchestrator", "tasks"),

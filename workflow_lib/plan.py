@@ -18,7 +18,7 @@ from workflow_lib.config.checks import name_problem, run_problems
 from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.problems import messages, shown
-from workflow_lib.config.sections import METRICS, Data, Experiment, Model, Optimizer, Schedule, Training, Tune
+from workflow_lib.config.sections import METRICS, Augment, Data, Experiment, Model, Optimizer, Schedule, Training, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
@@ -40,6 +40,7 @@ class RunConfig(Section):
     optimizer: Optimizer
     schedule: Schedule
     training: Training
+    augment: Augment
     stages: dict[str, int] = Field(default_factory=lambda: _stages())
 
 

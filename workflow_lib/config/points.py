@@ -23,7 +23,7 @@ Point = dict[str, Any]
 LARGEST = 100_000  # points of one sweep: beyond it, a range was mistyped
 
 # The parts of an experiment that decide the result of a run.
-PARTS = ("seed", "data", "model", "optimizer", "schedule", "training")
+PARTS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:

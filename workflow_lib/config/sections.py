@@ -178,6 +178,30 @@ class Training(Section):
     )
 
 
+class Augment(Section):
+    """Images changed at random in training, anew in each epoch; all off."""
+
+    flip_horizontal: float = Field(0.0, ge=0, le=1, description="probability to mirror left and right")
+    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability to mirror top and bottom")
+    shift: float = Field(0.0, ge=0, le=1, description="largest shift, as a part of height and of width")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest turn to either side, in degrees")
+    crop: int = Field(0, ge=0, description="pixels put around an image before one of its own size is cut out")
+    brightness: float = Field(0.0, ge=0, description="largest change of all values, in their standard deviations")
+    contrast: float = Field(
+        0.0, ge=0, le=1, description="largest change of the distance from the mean, as a part of it"
+    )
+    saturation: float = Field(0.0, ge=0, le=1, description="largest change of the distance from grey, as a part of it")
+    noise: float = Field(0.0, ge=0, description="standard deviation of normal noise, in those of the data")
+    mixup: float = Field(
+        0.0, ge=0, description="alpha of the Beta distribution by which two samples are blended; 0 blends none"
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of the Beta distribution of the part that stays when a box is replaced; 0 has none",
+    )
+
+
 class Checkpoint(Section):
     """When the state is saved, and how much is kept."""
 
@@ -356,6 +380,7 @@ class Experiment(Section):
     optimizer: Optimizer = Field(default_factory=AdamW)
     schedule: Schedule = Field(default_factory=Constant)
     training: Training = Field(default_factory=Training)
+    augment: Augment = Field(default_factory=Augment)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, json_schema_extra=ASIDE)
     runtime: Runtime = Field(default_factory=Runtime, json_schema_extra=ASIDE)
     sweep: Sweep = Field(default_factory=Sweep, json_schema_extra=ASIDE)

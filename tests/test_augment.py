@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from workflow_lib import augment as room
+from workflow_lib import config, plan
+from workflow_lib.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
+from workflow_lib.config.sections import Augment
+from workflow_lib.errors import ConfigError
+from workflow_lib.shards import ModelSpec
+
+EVERYTHING: dict[str, Any] = {
+    "flip_horizontal": 0.5,
+    "flip_vertical": 0.5,
+    "shift": 0.25,
+    "rotation": 30,
+    "crop": 2,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.5,
+    "noise": 0.1,
+}
+EACH = [{name: value} for name, value in EVERYTHING.items()]
+SHAPES = [(1, 8, 8), (3, 7, 10)]
+
+
+def images(samples: int, shape: tuple[int, ...] = (3, 7, 10), seed: int = 0) -> Tensor:
+    return torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def bits(rows: int, name: str, *, seed: int = 0, epoch: int = 0) -> Tensor:
+    return room._Drawn(torch.arange(rows), seed, epoch)[name]
+
+
+# The law
+
+
+@given(
+    order=st.permutations(range(13)),
+    cuts=st.lists(st.integers(1, 12), max_size=4, unique=True),
+    shape=st.sampled_from(SHAPES),
+    epoch=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=25)
+def test_a_sample_has_the_same_bits_in_any_batch(
+    order: list[int], cuts: list[int], shape: tuple[int, ...], epoch: int
+) -> None:
+    section, inputs, rows = Augment(**EVERYTHING), images(13, shape), torch.arange(100, 113)
+    whole = augment(section, inputs, rows, seed=3, epoch=epoch)
+    edges = [0, *sorted(cuts), 13]
+    batches = [torch.tensor(order[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [augment(section, inputs[one], rows[one], seed=3, epoch=epoch) for one in batches]
+    assert torch.equal(torch.cat(parts), whole[order])
+
+
+@given(samples=st.integers(1, 50), mixup=st.sampled_from([0.0, 0.2, 1.0]), cutmix=st.sampled_from([0.3, 1.0]))
+@settings(deadline=None, max_examples=25)
+def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: float) -> None:
+    section, rows, inputs = Augment(mixup=mixup, cutmix=cutmix), torch.arange(9), images(9)
+    facts = {"seed": 1, "epoch": 2, "samples": samples, "size": (7, 10)}
+    whole = mixing(section, rows, **facts)
+    parts = [mixing(section, one, **facts) for one in rows.split(2)]
+    for name in ("partners", "weights", "boxes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    others = images(9, seed=1)
+    alone = [mix(*three) for three in zip(inputs.split(2), others.split(2), parts, strict=True)]
+    assert torch.equal(torch.cat(alone), mix(inputs, others, whole))
+
+
+@pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
+def test_an_augmentation_is_another_in_another_epoch_seed_or_sample(one: dict[str, Any]) -> None:
+    section = Augment(**one)
+    same = images(1).expand(16, -1, -1, -1).contiguous()
+    first = augment(section, same, torch.arange(16), seed=0, epoch=0)
+    assert not torch.equal(first, augment(section, same, torch.arange(16), seed=0, epoch=1))
+    assert not torch.equal(first, augment(section, same, torch.arange(16), seed=1, epoch=0))
+    assert len({tuple(image.flatten().tolist()) for image in first}) > 1
+
+
+def test_what_is_drawn_from_the_global_generator_is_not_changed() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    room._normal_quantiles.cache_clear()
+    augment(Augment(**EVERYTHING), images(4), torch.arange(4), seed=0, epoch=0)
+    mixing(Augment(mixup=0.7, cutmix=0.7), torch.arange(4), seed=0, epoch=0, samples=9, size=(7, 10))
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_off_gives_the_very_same_images() -> None:
+    inputs = images(4)
+    assert augment(Augment(), inputs, torch.arange(4), seed=0, epoch=0) is inputs
+    assert not is_augmenting(Augment()) and not is_mixing(Augment())
+    assert all(is_augmenting(Augment(**one)) for one in EACH)
+
+
+@pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
+def test_the_weaker_the_closer_to_the_image(one: dict[str, Any]) -> None:
+    inputs = images(64, (3, 16, 16)).cumsum(2).cumsum(3)  # smooth, so that a small move is a small change
+    (name, value), rows = next(iter(one.items())), torch.arange(64)
+    weaker = Augment(**{name: value // 2 if isinstance(value, int) else value / 8})
+    far, near = (
+        (augment(section, inputs, rows, seed=0, epoch=0) - inputs).abs().mean() for section in (Augment(**one), weaker)
+    )
+    assert near < far
+
+
+# Images
+
+
+def test_flips_mirror_and_nothing_else() -> None:
+    inputs, rows = images(5), torch.arange(5)
+    turned = augment(Augment(flip_horizontal=1), inputs, rows, seed=0, epoch=0)
+    assert torch.equal(turned, inputs.flip(3))
+    assert torch.equal(augment(Augment(flip_vertical=1), inputs, rows, seed=0, epoch=0), inputs.flip(2))
+
+
+def test_a_flip_is_as_frequent_as_asked() -> None:
+    inputs = torch.arange(2.0).expand(20_000, 1, 1, 2)
+    share = augment(Augment(flip_horizontal=0.3), inputs, torch.arange(20_000), seed=0, epoch=0)[:, 0, 0, 0].mean()
+    assert abs(share - 0.3) < 0.01
+
+
+@pytest.mark.parametrize(("one", "down", "across"), [({"shift": 0.25}, 2, 3), ({"crop": 2}, 2, 2)])
+def test_moves_are_by_whole_pixels_as_far_as_asked_and_the_edge_is_repeated(
+    one: dict[str, Any], down: int, across: int
+) -> None:
+    height, width = 8, 12
+    y, x = torch.arange(8.0)[:, None].expand(8, 12), torch.arange(12.0).expand(8, 12)
+    inputs = torch.stack((y, x)).expand(2000, 2, 8, 12)
+    moved = augment(Augment(**one), inputs, torch.arange(2000), seed=0, epoch=0)
+    by_y, by_x = moved[:, 0, 4, 6] - 4, moved[:, 1, 4, 6] - 6
+    assert set(by_y.tolist()) == set(range(-down, down + 1)) and set(by_x.tolist()) == set(range(-across, across + 1))
+    expected_y = (torch.arange(height) + by_y[:, None]).clamp(0, height - 1)
+    expected_x = (torch.arange(width) + by_x[:, None]).clamp(0, width - 1)
+    assert torch.equal(moved[:, 0], expected_y[:, :, None].expand(-1, -1, width))
+    assert torch.equal(moved[:, 1], expected_x[:, None, :].expand(-1, height, -1))
+
+
+def test_a_turn_is_that_of_an_affine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = images(1, (3, 9, 9))
+    angle = torch.tensor(0.4)
+    turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(1, 2, 2)
+    grid = torch.nn.functional.affine_grid(torch.cat((turn, torch.zeros(1, 2, 1)), 2), [1, 3, 9, 9], align_corners=True)
+    expected = torch.nn.functional.grid_sample(inputs, grid, padding_mode="border", align_corners=True)
+    table = torch.stack((angle.cos(), angle.sin()))[:, None].expand(2, room.ANGLES)
+    monkeypatch.setattr(room, "_angles", lambda degrees, device: table)
+    torch.testing.assert_close(augment(Augment(rotation=10), inputs, torch.arange(1), seed=0, epoch=0), expected)
+
+
+def test_a_constant_image_stays_what_it_is_wherever_it_is_moved() -> None:
+    inputs = torch.full((64, 3, 8, 8), 0.75)
+    section = Augment(**{k: v for k, v in EVERYTHING.items() if k in room.GEOMETRY})
+    torch.testing.assert_close(augment(section, inputs, torch.arange(64), seed=0, epoch=0), inputs)
+
+
+def test_colours_change_as_far_as_asked() -> None:
+    inputs, rows = torch.ones(4000, 3, 2, 2), torch.arange(4000)
+    lighter = augment(Augment(brightness=0.4), inputs, rows, seed=0, epoch=0)[:, 0, 0, 0] - 1
+    assert stats.kstest(lighter.numpy(), stats.uniform(-0.4, 0.8).cdf).pvalue > 0.01
+    stronger = augment(Augment(contrast=0.4), inputs, rows, seed=0, epoch=0)[:, 0, 0, 0]
+    assert stats.kstest(stronger.numpy(), stats.uniform(0.6, 0.8).cdf).pvalue > 0.01
+    grey = augment(Augment(saturation=1), inputs, rows, seed=0, epoch=0)
+    torch.testing.assert_close(grey, inputs)
+    coloured = images(9)
+    torch.testing.assert_close(
+        augment(Augment(saturation=1), coloured, torch.arange(9), seed=0, epoch=0).mean(1), coloured.mean(1)
+    )
+
+
+def test_noise_is_normal_and_each_value_has_its_own() -> None:
+    noise = augment(Augment(noise=0.5), torch.zeros(400, 3, 5, 5), torch.arange(400), seed=0, epoch=0)
+    assert stats.kstest(noise.flatten().numpy(), stats.norm(0, 0.5).cdf).pvalue > 0.01
+    correlations = torch.corrcoef(noise.flatten(1).T) - torch.eye(75)
+    assert correlations.abs().max() < 0.25
+
+
+# Random numbers
+
+
+def test_each_draw_is_uniform_over_samples_and_over_epochs() -> None:
+    over_samples = room._Drawn(torch.arange(20_000), 0, 0)
+    over_epochs = [room._Drawn(torch.tensor([7]), 0, epoch) for epoch in range(1000)]
+    for name in room.DRAWS:
+        for bits_of in (over_samples[name], torch.cat([drawn[name] for drawn in over_epochs])):
+            values = room._uniform(bits_of)
+            assert 0 <= values.min() and values.max() < 1
+            assert stats.kstest(values.numpy(), stats.uniform.cdf).pvalue > 0.001
+
+
+def test_every_bit_is_fair_and_independent_of_every_other() -> None:
+    words = bits(20_000, "noise")
+    each = torch.stack([(words >> place) & 1 for place in range(64)]).to(torch.float64)
+    assert (each.mean(1) - 0.5).abs().max() < 0.02
+    assert (torch.corrcoef(each) - torch.eye(64, dtype=torch.float64)).abs().max() < 0.04
+
+
+def test_draws_neighbours_epochs_and_seeds_are_independent() -> None:
+    draws = [room._uniform(bits(20_001, name)) for name in room.DRAWS]
+    others = [
+        room._uniform(bits(20_001, "partner", **other)) for other in ({"epoch": 1}, {"seed": 1}, {"epoch": 2**20})
+    ]
+    streams = torch.stack([*(one[:-1] for one in (*draws, *others)), draws[0][1:]])
+    assert (torch.corrcoef(streams) - torch.eye(len(streams))).abs().max() < 0.03
+
+
+def test_one_bit_of_the_sample_changes_half_of_the_bits() -> None:
+    rows = torch.arange(2000)
+    for place in (0, 5, 31, 40):
+        one, other = (room._Drawn(r, 0, 0)["noise"] for r in (rows, rows ^ (1 << place)))
+        changed = sum(((one ^ other) >> k) & 1 for k in range(64))
+        assert abs(changed.to(torch.float32).mean() - 32) < 0.5
+
+
+@given(count=st.integers(1, 2**32), word=st.integers(-(2**63), 2**63 - 1))
+def test_whole_numbers_stay_in_their_range(count: int, word: int) -> None:
+    assert 0 <= room._below(torch.tensor([word]), count).item() < count
+
+
+def test_numbers_are_the_same_in_every_version() -> None:
+    assert bits(2, "flip_horizontal").tolist() == [5865245106255451061, 7643801266420209409]
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 2.5])
+def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
+    pairs = mixing(Augment(mixup=alpha), torch.arange(20_000), seed=0, epoch=0, samples=7, size=(8, 8))
+    assert 0 <= pairs.weights.min() and pairs.weights.max() <= 1
+    for value in (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
+        assert abs((pairs.weights < value).double().mean() - stats.beta(alpha, alpha).cdf(value)) < 0.012
+    assert not pairs.boxes.any()
+
+
+@given(alpha=st.floats(0.05, 20), height=st.integers(1, 40), width=st.integers(1, 40))
+@settings(deadline=None, max_examples=30)
+def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, width: int) -> None:
+    pairs = mixing(Augment(cutmix=alpha), torch.arange(64), seed=0, epoch=0, samples=7, size=(height, width))
+    own, other = torch.ones(64, 2, height, width), torch.zeros(64, 2, height, width)
+    mixed = mix(own, other, pairs)
+    assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), pairs.weights)
+
+
+def test_the_area_of_cutmix_is_near_that_of_its_distribution_anywhere_in_the_image() -> None:
+    pairs = mixing(Augment(cutmix=1.0), torch.arange(20_000), seed=0, epoch=0, samples=7, size=(64, 64))
+    assert stats.kstest(pairs.weights.numpy(), stats.uniform.cdf).statistic < 0.02
+    middle = (pairs.boxes[:, 0] + pairs.boxes[:, 2]) / 2
+    assert abs(middle.mean() - 32) < 0.3
+
+
+def test_a_blend_keeps_what_both_images_share_and_is_linear() -> None:
+    one, other = images(9), images(9, seed=1)
+    pairs = mixing(Augment(mixup=1.0), torch.arange(9), seed=0, epoch=0, samples=9, size=(7, 10))
+    weights = pairs.weights.view(-1, 1, 1, 1)
+    torch.testing.assert_close(mix(one, other, pairs), weights * one + (1 - weights) * other)
+    torch.testing.assert_close(mix(one, one, pairs), one)
+
+
+def test_both_kinds_of_pairs_take_turns() -> None:
+    pairs = mixing(Augment(mixup=1.0, cutmix=1.0), torch.arange(4000), seed=0, epoch=0, samples=9, size=(32, 32))
+    assert 0.45 < (pairs.boxes[:, 2] > 0).float().mean() < 0.55
+
+
+def test_every_sample_is_a_partner_as_often_as_any() -> None:
+    pairs = mixing(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10, size=(8, 8))
+    assert stats.chisquare(torch.bincount(pairs.partners, minlength=10).numpy()).pvalue > 0.01
+
+
+# Settings
+
+
+@pytest.mark.parametrize("one", [*EACH, {"mixup": 0.2}, {"cutmix": 1.0}], ids=lambda one: next(iter(one)))
+def test_what_is_no_image_is_refused_in_one_message(one: dict[str, Any]) -> None:
+    refuse_unfit(Augment(**one), ModelSpec((3, 8, 8), 10))
+    refuse_unfit(Augment(), ModelSpec((13,), 10))
+    with pytest.raises(ConfigError, match=rf"^augment: {next(iter(one))}: needs images .*\(13,\)\. Leave"):
+        refuse_unfit(Augment(**one), ModelSpec((13,), 10))
+
+
+def test_augmentation_is_part_of_what_a_run_is() -> None:
+    plain, noisy = (
+        plan.run_digest(plan.base(config.Experiment(name="t", augment=augment)))
+        for augment in (Augment(), Augment(noise=0.1))
+    )
+    assert plain != noisy

@@ -1,0 +1,296 @@
+"""Augmentation is a function of (seed, epoch, sample): no generator, no worker and no batch has a say in it.
+
+A sample's random numbers are hashes of the seed, the epoch and the sample's number in its split. So the bits of an
+augmented sample do not depend on how a batch is cut into micro-batches or over ranks, and a resume has nothing to
+restore. To keep that law on every device, no arithmetic here rounds in a way that depends on where in a batch a
+sample lies: integers, single additions and products, and tables that are made once; no sums over pixels, no sines.
+
+Images are [B, channels, height, width], normalised. They are turned, flipped and moved, then coloured, then made
+noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that:
+
+    inputs = augment(section, inputs, rows, seed=seed, epoch=epoch)
+    if is_mixing(section):
+        pairs = mixing(section, rows, seed=seed, epoch=epoch, samples=len(split), size=(height, width))
+        others, their_targets = split.batch(pairs.partners)
+        inputs = mix(inputs, augment(section, others, pairs.partners, seed=seed, epoch=epoch), pairs)
+        loss = (pairs.weights * losses(outputs, targets) + (1 - pairs.weights) * losses(outputs, their_targets)).mean()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workflow_lib.config.sections import Augment
+from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.seed import derive
+
+if TYPE_CHECKING:
+    from workflow_lib.shards import ModelSpec
+
+# What a sample draws, each by its place in this tuple: a new one is added at the end.
+DRAWS = (
+    "flip_horizontal",
+    "flip_vertical",
+    "shift_y",
+    "shift_x",
+    "crop_y",
+    "crop_x",
+    "rotation",
+    "brightness",
+    "contrast",
+    "saturation",
+    "noise",
+    "partner",
+    "is_cutmix",
+    "weight",
+    "box_y",
+    "box_x",
+)
+GEOMETRY = ("flip_horizontal", "flip_vertical", "shift", "crop", "rotation")
+COLOUR = ("brightness", "contrast", "saturation")
+MIXES = ("mixup", "cutmix")
+
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as signed
+ANGLES = 1 << 12
+QUANTILES = 1 << 16
+
+
+def is_augmenting(section: Augment) -> bool:
+    """Whether single samples are changed."""
+    return any(getattr(section, name) for name in (*GEOMETRY, *COLOUR, "noise"))
+
+
+def is_mixing(section: Augment) -> bool:
+    """Whether pairs of samples are mixed."""
+    return any(getattr(section, name) for name in MIXES)
+
+
+def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
+    """Raises ConfigError where something is to be augmented that is no image."""
+    if (is_augmenting(section) or is_mixing(section)) and len(spec.input_shape) != 3:
+        asked = ", ".join(name for name in type(section).model_fields if getattr(section, name))
+        raise ConfigError(
+            f"augment: {asked}: needs images (channels, height, width); the data has inputs {spec.input_shape}. "
+            f"Leave `augment` out"
+        )
+
+
+def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """The images, each changed as its number in the split (`rows`, int64 [B]) says; themselves where all is off."""
+    if not is_augmenting(section):
+        return inputs
+    drawn = _Drawn(rows, seed, epoch)
+    if any(getattr(section, name) for name in GEOMETRY):
+        inputs = _moved(section, inputs, drawn)
+    if any(getattr(section, name) for name in COLOUR):
+        inputs = _coloured(section, inputs, drawn)
+    return inputs + _noise(inputs, drawn) * section.noise if section.noise else inputs
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """With whom each sample is mixed, and how; all tensors are on the device of the rows.
+
+    partners  int64 [B], numbers in the split
+    weights   float32 [B], the sample's own part of its image and of its label; the partner has the rest
+    boxes     int64 [B, 4]: top, left, bottom, right of what the partner covers; an empty box is mixup
+    """
+
+    partners: Tensor
+    weights: Tensor
+    boxes: Tensor
+
+
+def mixing(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int, size: tuple[int, int]) -> Mixing:
+    """Partners among `samples` samples, for images of `size` (height, width); with mixup and cutmix on, half each."""
+    drawn = _Drawn(rows, seed, epoch)
+    partners = _below(drawn["partner"], samples)
+    share = (drawn["weight"] >> 48) & (QUANTILES - 1)
+    blended = _beta_quantiles(section.mixup, rows.device)[share] if section.mixup else None
+    if not section.cutmix and blended is not None:
+        return Mixing(partners, blended, torch.zeros((len(rows), 4), dtype=torch.int64, device=rows.device))
+    boxes = _boxes(size, _beta_quantiles(section.cutmix, rows.device)[share], drawn)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    weights = (size[0] * size[1] - area).to(torch.float32) / (size[0] * size[1])
+    if blended is not None:
+        is_cutmix = drawn["is_cutmix"] < 0
+        weights, boxes = torch.where(is_cutmix, weights, blended), boxes * is_cutmix[:, None]
+    return Mixing(partners, weights, boxes)
+
+
+def mix(inputs: Tensor, others: Tensor, pairs: Mixing) -> Tensor:
+    """The images with their partners' blended in, or put into the box."""
+    y = torch.arange(inputs.shape[2], device=inputs.device)[:, None]
+    x = torch.arange(inputs.shape[3], device=inputs.device)
+    top, left, bottom, right = pairs.boxes[:, :, None, None].unbind(1)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    weights = pairs.weights.view(-1, 1, 1, 1)
+    has_box = (pairs.boxes[:, 2] > pairs.boxes[:, 0]).view(-1, 1, 1, 1)
+    share = torch.where(has_box, (~inside)[:, None].to(inputs.dtype), weights)
+    return inputs * share + others * (1 - share)
+
+
+def _boxes(size: tuple[int, int], weights: Tensor, drawn: _Drawn) -> Tensor:
+    """Boxes that cover about 1 - weight of the image, in its proportions, anywhere inside it."""
+    side = (1 - weights).sqrt()
+    height, width = ((side * length).round().to(torch.int64) for length in size)
+    top = _below(drawn["box_y"], size[0] - height + 1)
+    left = _below(drawn["box_x"], size[1] - width + 1)
+    is_empty = (height == 0) | (width == 0)
+    return torch.stack((top, left, top + height, left + width), 1) * ~is_empty[:, None]
+
+
+# Images
+
+
+def _moved(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
+    """Flipped, moved by whole pixels, and turned about the centre; all in one reading of the images."""
+    height, width = inputs.shape[2:]
+    y = _axis(height, section.flip_vertical, drawn["flip_vertical"])
+    x = _axis(width, section.flip_horizontal, drawn["flip_horizontal"])
+    reaches = {"shift": (round(section.shift * height), round(section.shift * width)), "crop": (section.crop,) * 2}
+    for name, (down, across) in reaches.items():
+        if down or across:
+            y = y + (_below(drawn[f"{name}_y"], 2 * down + 1) - down)[:, None]
+            x = x + (_below(drawn[f"{name}_x"], 2 * across + 1) - across)[:, None]
+    if section.rotation:
+        return _turned(inputs, y[:, :, None], x[:, None, :], section.rotation, drawn["rotation"])
+    return _read(inputs, y[:, :, None], x[:, None, :])
+
+
+def _axis(length: int, probability: float, bits: Tensor) -> Tensor:
+    """Where each row (or column) of each image comes from, [B, length]: mirrored in some of them."""
+    places = torch.arange(length, device=bits.device)
+    if not probability:
+        return places.expand(len(bits), length)
+    return torch.where((_uniform(bits) < probability)[:, None], length - 1 - places, places)
+
+
+def _turned(inputs: Tensor, y: Tensor, x: Tensor, degrees: float, bits: Tensor) -> Tensor:
+    """The images between whole pixels, by their four neighbours."""
+    cosine, sine = _angles(degrees, bits.device)[:, (bits >> 40) & (ANGLES - 1), None, None]
+    middle_y, middle_x = (inputs.shape[2] - 1) / 2, (inputs.shape[3] - 1) / 2
+    across, down = x.to(torch.float32) - middle_x, y.to(torch.float32) - middle_y
+    y, x = across * sine + down * cosine + middle_y, across * cosine - down * sine + middle_x
+    above, before = y.floor(), x.floor()
+    part_y, part_x = (y - above)[:, None], (x - before)[:, None]
+    above, before = above.to(torch.int64), before.to(torch.int64)
+    upper = _read(inputs, above, before) * (1 - part_x) + _read(inputs, above, before + 1) * part_x
+    lower = _read(inputs, above + 1, before) * (1 - part_x) + _read(inputs, above + 1, before + 1) * part_x
+    return upper * (1 - part_y) + lower * part_y
+
+
+def _read(inputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The pixels at these places of each image; the edge goes on for ever."""
+    batch, channels, height, width = inputs.shape
+    places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).view(batch, 1, -1)
+    return inputs.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(inputs)
+
+
+def _coloured(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
+    """Lighter or darker, of more or less contrast about the mean of the data, of more or less colour."""
+    if section.brightness:
+        inputs = inputs + _symmetric(drawn["brightness"], section.brightness)
+    if section.contrast:
+        inputs = inputs * (1 + _symmetric(drawn["contrast"], section.contrast))
+    if section.saturation and inputs.shape[1] > 1:
+        first, *rest = inputs.unbind(1)
+        grey = (sum(rest, first) / inputs.shape[1])[:, None]
+        inputs = grey + (inputs - grey) * (1 + _symmetric(drawn["saturation"], section.saturation))
+    return inputs
+
+
+def _noise(inputs: Tensor, drawn: _Drawn) -> Tensor:
+    """Normal deviates of the shape of the images: each 64 bits give four."""
+    values = inputs[0].numel()
+    words = _mixed(drawn["noise"][:, None] + torch.arange(1, 1 + math.ceil(values / 4), device=inputs.device) * GOLDEN)
+    lanes = torch.stack([(words >> shift) & (QUANTILES - 1) for shift in (0, 16, 32, 48)], 2)
+    return _normal_quantiles(inputs.device)[lanes].flatten(1)[:, :values].view_as(inputs)
+
+
+# Random numbers
+
+
+class _Drawn:
+    """64 random bits of each sample by name: hashes of the key and the sample's number, twice mixed (splitmix64)."""
+
+    def __init__(self, rows: Tensor, seed: int, epoch: int) -> None:
+        words = _mixed(rows * GOLDEN + _key(seed, epoch))
+        self._bits = _mixed(words + torch.arange(1, 1 + len(DRAWS), device=rows.device)[:, None] * GOLDEN)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._bits[DRAWS.index(name)]
+
+
+@lru_cache(maxsize=4)
+def _key(seed: int, epoch: int) -> int:
+    return derive(seed, "augment", epoch)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Every bit depends on every bit; products wrap around, as int64 does."""
+    bits = (bits ^ _shifted(bits, 30)) * FIRST
+    bits = (bits ^ _shifted(bits, 27)) * SECOND
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    """To the right, zeros coming in."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """float32 in [0, 1), exactly: 24 bits."""
+    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def _symmetric(bits: Tensor, reach: float) -> Tensor:
+    """float32 [B, 1, 1, 1] between -reach and reach."""
+    return ((_uniform(bits) * 2 - 1) * reach).view(-1, 1, 1, 1)
+
+
+def _below(bits: Tensor, count: int | Tensor) -> Tensor:
+    """Whole numbers from 0 to count - 1; counts up to 2^32."""
+    return (_shifted(bits, 33) * count) >> 31
+
+
+@lru_cache(maxsize=4)
+def _angles(degrees: float, device: torch.device) -> Tensor:
+    """Cosine and sine, [2, ANGLES], of evenly spaced angles between -degrees and degrees."""
+    radians = [math.radians(degrees) * (2 * i / (ANGLES - 1) - 1) for i in range(ANGLES)]
+    return _table([[math.cos(one) for one in radians], [math.sin(one) for one in radians]], device)
+
+
+@cache
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """QUANTILES normal deviates, each as likely as the others."""
+    middles = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+    return torch.special.ndtri(middles).to(torch.float32).to(device)
+
+
+@lru_cache(maxsize=4)
+def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
+    """QUANTILES numbers of the Beta(alpha, alpha) distribution, each as likely as the others.
+
+    With u = x^alpha the density up to 1/2 is (1 - x)^(alpha - 1) du: smooth, also where alpha is below 1.
+    """
+    u = torch.linspace(0, 0.5**alpha, QUANTILES, dtype=torch.float64)
+    x = u ** (1 / alpha)
+    mass = torch.cumulative_trapezoid((1 - x) ** (alpha - 1), u)
+    middles = (torch.arange(QUANTILES // 2, dtype=torch.float64) + 0.5) / (QUANTILES // 2) * mass[-1]
+    after = torch.searchsorted(mass, middles)
+    before = torch.cat((mass.new_zeros(1), mass))[after]
+    part = (middles - before) / (mass[after] - before)
+    lower = (u[after] + part * (u[after + 1] - u[after])) ** (1 / alpha)
+    return torch.cat((lower, 1 - lower.flip(0))).to(torch.float32).to(device)
+
+
+def _table(values: Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(torch.float32).to(device)
