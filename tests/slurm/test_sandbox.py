@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from tests.slurm.conftest import wait_until
 
 SANDBOX = Path(__file__).parents[2] / "scripts" / "slurm-sandbox"
 DAEMONS = 6
@@ -69,6 +72,18 @@ def test_a_command_gets_a_cluster_that_goes_with_it(folder: Path) -> None:
     done = call(folder, "run", "sh", "-c", "sinfo --noheader --format %D; exit 7")
     assert done.returncode == 7
     assert "4\n" in done.stdout
+    assert not processes_of(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_cluster_goes_with_a_command_that_is_interrupted_together_with_it(folder: Path, number: int) -> None:
+    ready = folder / "ready"
+    command = [str(SANDBOX), "--dir", str(folder), "run", "sh", "-c", f"touch {ready}; sleep 1000"]
+    inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
+    with subprocess.Popen(command, env=inherited, start_new_session=True) as process:
+        wait_until(ready.exists, 60)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number
     assert not processes_of(folder)
 
 
