@@ -26,7 +26,7 @@ rule train:
         **nodes(),
         mem_mb=2000,
         runtime=1440,
-        on_stop="exit",
+        on_stop="retry",
     params:
         stage=plans.STAGES["train"],
         run=run_reference,

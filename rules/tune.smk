@@ -54,7 +54,7 @@ rule trial:
         **nodes(),
         mem_mb=2000,
         runtime=1440,
-        on_stop="exit",
+        on_stop="retry",
     params:
         stage=plans.STAGES["train"],
     shell:

@@ -294,8 +294,8 @@ DEADLINE: Option = (
 ON_STOP: Option = (
     ("--on-stop",),
     {
-        "choices": ("exit", "requeue"),
-        "default": "exit",
+        "choices": ("retry", "requeue"),
+        "default": "retry",
         "help": "a training that saved and stopped exits with code 75, or has SLURM requeue its job too",
     },
 )

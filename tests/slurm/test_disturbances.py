@@ -76,6 +76,20 @@ def test_a_signal_to_the_job_stops_it_and_it_goes_back_to_the_queue(project: Any
     assert RESTARTED not in said
 
 
+def test_where_no_job_may_be_requeued_a_stopped_one_is_submitted_again(project: Any, reference: dict[str, str]) -> None:
+    project.train = {"on_stop": "retry", "slurm_extra": "'--exclusive --no-requeue'"}
+    with project.snakemake() as snakemake:
+        snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
+        project.cluster.ask("scancel", "--signal=TERM", project.running_job().id)
+        said = snakemake.until_trained()
+    assert project.result() == reference
+    first, second = project.attempts()
+    assert first["reason"] == "stopped by SIGTERM"
+    assert second["resumed_step"] == first["step"] > 0, "not a step is lost"
+    assert first["job"] != second["job"]
+    assert RESTARTED in said
+
+
 def test_a_job_that_a_person_cancels_is_tried_again(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
