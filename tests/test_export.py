@@ -180,7 +180,7 @@ def test_the_same_weights_give_the_same_bytes_on_any_machine(project: Trained, e
 
 @pytest.mark.parametrize("opset", [18, 20, None])
 def test_each_model_exports_and_agrees(opset: int | None) -> None:
-    spec = shards.ModelSpec(input_shape=(3, 8, 8), classes=5)
+    spec = shards.ModelSpec(input_shape=(3, 8, 8), outputs=5)
     inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for name in plugins.available("models") if opset == 18 else ["cnn"]:
         plugin = plugins.load("models", name)

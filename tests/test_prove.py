@@ -34,7 +34,7 @@ class Params(Section):
 class Noisy(nn.Module):
     def __init__(self, spec):
         super().__init__()
-        self.layer = nn.Linear(64, spec.classes)
+        self.layer = nn.Linear(64, spec.outputs)
     def forward(self, inputs):
         return self.layer(inputs.flatten(1)) * (1 + random.SystemRandom().random())
 

@@ -23,8 +23,9 @@ from hypothesis.extra import numpy as arrays
 
 from workflow_lib import config, plan, shards
 from workflow_lib.errors import ConfigError, DataError
-from workflow_lib.shards import SPLITS, Manifest, Source
+from workflow_lib.shards import SPLITS, Manifest, Source, preparation, statistics
 
+ROOT = str(Path(shards.__file__).parents[2])
 SETTINGS: dict[str, Any] = {"name": "digits", "shard_samples": 200}
 
 
@@ -133,7 +134,7 @@ def test_blocks_of_any_size_give_the_same_statistics(monkeypatch: pytest.MonkeyP
     inputs = np.random.default_rng(0).integers(0, 256, (50, 2, 4, 4)).astype(np.uint8)
     results = set()
     for block in (1, 100, 1 << 22):
-        monkeypatch.setattr(shards, "BLOCK", block)
+        monkeypatch.setattr(statistics, "BLOCK", block)
         moments = shards.Moments(2)
         moments.add(inputs)
         results.add(moments.mean_and_std(255.0))
@@ -176,7 +177,7 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     manifest.save(tmp_path / "copy.json")
     assert Manifest.load(tmp_path / "copy.json") == manifest
     assert Manifest.load(tmp_path / "work" / "data" / manifest.store / "manifest.json") == manifest
-    assert (manifest.spec.input_shape, manifest.spec.classes, manifest.dtype) == ((1, 8, 8), 10, "uint8")
+    assert (manifest.spec.input_shape, manifest.spec.outputs, manifest.dtype) == ((1, 8, 8), 10, "uint8")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_an_interrupted_preparation_with_another_shard_size_leaves_nothing(tmp_p
 
 def test_a_shard_of_large_samples_holds_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepare(tmp_path / "whole")
-    monkeypatch.setattr(shards, "SHARD_BYTES", 30 * 64)
+    monkeypatch.setattr(preparation, "SHARD_BYTES", 30 * 64)
     manifest = prepare(tmp_path / "cut")
     assert max(shard.stop - shard.start for shard in manifest.shards) == 30
     assert manifest.digest == whole.digest
@@ -386,7 +387,7 @@ def test_a_killed_preparation_costs_one_shard(
     monkeypatch.chdir(tmp_path)
     settings = mine(DEADLY + FLOATS)
     code = f"import pathlib, workflow_lib.shards as s; s.prepare({settings}, pathlib.Path(), pathlib.Path('work'))"
-    environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     died = subprocess.run([sys.executable, "-c", code], env=environment)
     assert died.returncode == -signal.SIGKILL
     done = len(list(Path("work").rglob("*.safetensors")))
@@ -405,7 +406,7 @@ def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
         "print('ready', flush=True); sys.stdin.readline(); "
         f"print(s.prepare({settings}, pathlib.Path(), pathlib.Path('work')).model_dump_json())"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     with ExitStack() as stack:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

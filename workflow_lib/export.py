@@ -102,7 +102,7 @@ def export(
                 "bytes": len(content),
                 "opset": proto.opset_import[0].version,
                 "input": ["batch", *subject.manifest.spec.input_shape],
-                "output": ["batch", subject.manifest.spec.classes],
+                "output": ["batch", subject.manifest.spec.outputs],
             },
             "check": checked,
             "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),

@@ -21,7 +21,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,7 +45,7 @@ from workflow_lib.saver import Saver
 
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig
-    from workflow_lib.shards import ModelSpec, Split
+    from workflow_lib.shards import Batch, ModelSpec, Split
     from workflow_lib.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -140,10 +140,10 @@ class Trainer:
         self._metrics_file = metrics_file
         self._stop_early = stop_early
         self._batch = run.training.batch_size
-        self._steps_per_epoch = len(train.targets) // self._batch
+        self._steps_per_epoch = len(train) // self._batch
         if self._steps_per_epoch == 0:
             raise DataError(
-                f"the training split has {len(train.targets)} samples, fewer than training.batch_size = {self._batch}: "
+                f"the training split has {len(train)} samples, fewer than training.batch_size = {self._batch}: "
                 f"choose a smaller batch"
             )
         if self._batch < ranks.world_size * run.training.accumulation:
@@ -194,16 +194,20 @@ class Trainer:
     def train_epoch(self) -> None:
         """The rest of the epoch, from the cursor."""
         cursor = self.state.cursor
-        order = epoch_order(self.run.seed, cursor.epoch, len(self._train_split.targets)).to(self.device)
+        split, end = self._train_split, self._steps_per_epoch * self._batch
+        order = epoch_order(self.run.seed, cursor.epoch, len(split)).to(split.rows_on)
+        starts = range(cursor.sample, end, self._batch)
+        parts = [order[at + start : at + stop] for at in starts for start, stop in self._windows]
         self._model.train()
-        while cursor.sample < self._steps_per_epoch * self._batch:
-            if self._look_up():
-                self._start_save()
-            self._step(order[cursor.sample : cursor.sample + self._batch])
+        with contextlib.closing(split.stream(parts)) as batches:
+            while cursor.sample < end:
+                if self._look_up():
+                    self._start_save()
+                self._step(order[cursor.sample : cursor.sample + self._batch], batches)
         cursor.phase, cursor.val_index = "validate", 0
         self.state.validation = dict.fromkeys(self._task.sums, 0.0)
 
-    def _step(self, batch: torch.Tensor) -> None:
+    def _step(self, batch: torch.Tensor, batches: Iterator[Batch]) -> None:
         training, cursor = self.run.training, self.state.cursor
         _at("window")
         if len(self._windows) > 1:
@@ -213,11 +217,8 @@ class Trainer:
         for number, (start, stop) in enumerate(self._windows):
             if number:
                 self._look_up()
-            rows = batch[start:stop]
-            _at("fetch", rows)
-            inputs, targets = self._task.parts(
-                self._train_split.inputs.index_select(0, rows), self._train_split.targets.index_select(0, rows)
-            )
+            _at("fetch", batch[start:stop])
+            inputs, targets = self._task.parts(*next(batches))
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 # ranks wait for each other from here on: this tells who has not come
@@ -262,30 +263,27 @@ class Trainer:
         split, size, world = self._validation_split, self._validation_batch, self.ranks.world_size
         self._model.eval()
         self._agree_on_buffers()
-        batches = math.ceil(len(split.targets) / size)
-        while cursor.val_index < batches:
-            if self._look_up():
-                with torch.inference_mode(False):  # memory kept for copies must not belong to this mode
-                    self._start_save()
-            _at("validate")
-            mine = cursor.val_index + self.ranks.rank
-            found = (
-                self._measure(split, mine * size, size)
-                if mine < batches
-                else torch.zeros(len(sums), dtype=torch.float64)
-            )
-            for one in self._of_each_rank(found):
-                for name, value in zip(self._task.sums, one.tolist(), strict=True):
-                    sums[name] += value
-            cursor.val_index += world
-            self._refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
-            self._control.tick(self.ranks.local_rank, cursor.step)
+        number = math.ceil(len(split) / size)
+        mine = range(cursor.val_index + self.ranks.rank, number, world)
+        with contextlib.closing(split.stream(slice(one * size, (one + 1) * size) for one in mine)) as batches:
+            while cursor.val_index < number:
+                if self._look_up():
+                    with torch.inference_mode(False):  # memory kept for copies must not belong to this mode
+                        self._start_save()
+                _at("validate")
+                batch = next(batches, None)
+                found = self._measure(*batch) if batch else torch.zeros(len(sums), dtype=torch.float64)
+                for one in self._of_each_rank(found):
+                    for name, value in zip(self._task.sums, one.tolist(), strict=True):
+                        sums[name] += value
+                cursor.val_index += world
+                self._refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
+                self._control.tick(self.ranks.local_rank, cursor.step)
         _at("validated")
         self._end_epoch()
 
-    def _measure(self, split: Split, start: int, size: int) -> torch.Tensor:
-        part = slice(start, start + size)
-        inputs, targets = self._task.parts(split.inputs[part], split.targets[part])
+    def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        inputs, targets = self._task.parts(inputs, targets)
         with self._autocast():
             outputs = torch.func.functional_call(self._model, self._ema or {}, (inputs,)).float()
         return self._task.measure(outputs, targets)
@@ -600,14 +598,11 @@ class Trainer:
         if self.ranks.world_size == 1:
             return
         self._model.train()
-        start, stop = self._windows[0]
+        inputs, targets = self._task.parts(*self._train_split.batch(slice(*self._windows[0])))
         for _ in range(WARM_UP_PASSES):
             self._look_up()
             _at("warm-up")
             with self._autocast():
-                inputs, targets = self._task.parts(
-                    self._train_split.inputs[start:stop], self._train_split.targets[start:stop]
-                )
                 self._task.loss(self._wrapped(inputs), targets).backward()
         self._optimizer.zero_grad(set_to_none=True)
 

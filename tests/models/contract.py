@@ -46,7 +46,7 @@ class ModelContract:
     def batch(self, spec: ModelSpec, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn((samples, *spec.input_shape), generator=generator)
-        return inputs, torch.randint(spec.classes, (samples,), generator=generator)
+        return inputs, torch.randint(spec.outputs, (samples,), generator=generator)
 
     def trained(self, spec: ModelSpec, steps: int) -> tuple[nn.Module, list[float]]:
         """The model after some steps on one batch, and the loss at each."""

@@ -55,5 +55,5 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
         Noise(),
         *shared,
         nn.Dropout(0.2),
-        nn.Linear(params.hidden, spec.classes),
+        nn.Linear(params.hidden, spec.outputs),
     )

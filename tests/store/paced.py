@@ -29,7 +29,7 @@ def build(params: Params, spec: ModelSpec) -> Any:
     class Paced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(64, spec.classes)
+            self.layer = nn.Linear(64, spec.outputs)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             if self.training:

@@ -39,7 +39,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
             layers.append(nn.BatchNorm2d(outer))
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
         channels, height, width = outer, height // 2, width // 2
-    head = (nn.Flatten(), nn.Dropout(params.dropout), nn.Linear(channels * height * width, spec.classes))
+    head = (nn.Flatten(), nn.Dropout(params.dropout), nn.Linear(channels * height * width, spec.outputs))
     return nn.Sequential(*layers, *head)
 
 

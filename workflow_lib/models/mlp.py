@@ -34,4 +34,4 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
         layers += [nn.Linear(inner, outer), activation()]
         if params.dropout:
             layers.append(nn.Dropout(params.dropout))
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], spec.classes))
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], spec.outputs))

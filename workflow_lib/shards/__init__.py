@@ -1,0 +1,50 @@
+"""A data set becomes checksummed shards and a manifest: equal content has an equal digest, however it was cut.
+
+    work/data/<digest of settings and source files>/
+        train-000000000000-000000004096.safetensors   inputs and targets as stored, with the digest of both
+        manifest.json                                 written last; a rule's output is a copy of it
+
+source        what a data set gives
+splits        which of its rows are train, val and test
+preparation   the shards are made: a crash costs those being written, what verifies is kept
+store         a shard on disk
+statistics    mean and deviation, exact
+manifest      all that is known of prepared data
+loading       samples ready for a model, batch by batch
+"""
+
+from workflow_lib.shards.loading import Batch, Split, load_split, normalise
+from workflow_lib.shards.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
+from workflow_lib.shards.preparation import prepare, preprocess
+from workflow_lib.shards.source import Feature, Source, SourceFile, content_digest, first_true, from_arrays
+from workflow_lib.shards.splits import Part, assign, stratified_split
+from workflow_lib.shards.statistics import Moments, exact_sum
+from workflow_lib.shards.store import Stored, read_shard
+
+__all__ = [
+    "MEND",
+    "SPLITS",
+    "Batch",
+    "Feature",
+    "Manifest",
+    "ModelSpec",
+    "Moments",
+    "Part",
+    "Shard",
+    "Source",
+    "SourceFile",
+    "Split",
+    "SplitSummary",
+    "Stored",
+    "assign",
+    "content_digest",
+    "exact_sum",
+    "first_true",
+    "from_arrays",
+    "load_split",
+    "normalise",
+    "prepare",
+    "preprocess",
+    "read_shard",
+    "stratified_split",
+]

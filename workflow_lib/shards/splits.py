@@ -1,0 +1,100 @@
+"""Which rows are train, val and test: a function of the targets, the fractions and the seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workflow_lib import config
+from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.shards.manifest import SPLITS
+from workflow_lib.shards.source import Source, first_true
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as it will be stored: which rows of which of the source's splits, and their targets as stored."""
+
+    origin: str
+    rows: np.ndarray
+    targets: np.ndarray
+
+
+def assign(source: Source, data: config.Data) -> dict[str, Part]:
+    """The rows of train, val and test; a split without one of the classes is refused."""
+    fractions = {"val": data.validation_fraction, "test": data.test_fraction}
+    missing = [name for name in fractions if name not in source.targets]
+    targets = {name: _as_stored(source, name) for name in source.targets}
+    rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
+    if missing:
+        strata = targets["train"] if source.task == "classification" else np.zeros(len(targets["train"]), np.int64)
+        made = stratified_split(strata, [fractions[name] for name in missing], data.split_seed)
+        rows.update(zip(("train", *missing), made, strict=True))
+    parts = {}
+    for name in SPLITS:
+        origin = "train" if name in missing else name
+        parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
+        _refuse_empty(name, parts[name], source, made=bool(missing) and origin == "train")
+    return parts
+
+
+def _as_stored(source: Source, split: str) -> np.ndarray:
+    """Targets of a split: int64 [n]; float32 [n, outputs] of a regression; int64 [n, 0] of a language."""
+    targets = np.asarray(source.targets[split])
+    if source.task == "classification":
+        return targets
+    if source.task == "language":
+        return np.empty((len(targets), 0), np.int64)
+    numbers = np.ascontiguousarray(targets.reshape(len(targets), -1), dtype=np.float32)
+    bad = ~np.isfinite(numbers)
+    if bad.any():
+        row = first_true(bad)
+        raise DataError(f"the target in row {row} of `{split}` is {targets[row]}; every sample needs a finite target")
+    return numbers
+
+
+def _refuse_empty(split: str, part: Part, source: Source, *, made: bool) -> None:
+    classes = source.classes
+    advice = "change the fractions in `data`" if made else "leave the split out, to have it made from train"
+    if source.task != "classification":
+        if not len(part.rows):
+            raise DataError(f"the {split} split has no sample; give more samples, or {advice}")
+        return
+    counts = np.bincount(part.targets, minlength=len(classes))
+    if counts.all():
+        return
+    each = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True)]
+    listing = ", ".join(each[:20] + ["..."] * (len(each) > 20))
+    empty = ", ".join(f"`{classes[number]}`" for number in np.flatnonzero(counts == 0)[:20])
+    raise DataError(f"the {split} split has no sample of class {empty} ({listing}); give more samples, or {advice}")
+
+
+def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+    """Rows of what is left, then of each fraction, ascending: each row once, each class in proportion.
+
+    Proportion is kept to within one row. The random numbers are Philox's raw stream, equal in all numpy versions.
+    """
+    if sum(fractions) >= 1:
+        raise ConfigError(
+            f"data.validation_fraction and data.test_fraction are {sum(fractions):g} together; "
+            "less than 1 leaves data to train"
+        )
+    keys = np.random.Philox(key=seed).random_raw(len(targets))
+    by_class = np.split(np.lexsort((keys, targets)), np.cumsum(np.bincount(targets))[:-1])
+    sizes = [_in_proportion([len(rows) for rows in by_class], fraction) for fraction in fractions]
+    pieces = [np.split(rows, np.cumsum(size)) for rows, size in zip(by_class, zip(*sizes, strict=True), strict=True)]
+    *taken, left = (np.sort(np.concatenate(piece)) for piece in zip(*pieces, strict=True))
+    return (left, *taken)
+
+
+def _in_proportion(counts: Sequence[int], fraction: float) -> list[int]:
+    """A whole number for each count, together the fraction of their sum: the largest remainders go up."""
+    exact = [count * fraction for count in counts]
+    sizes = [math.floor(quota) for quota in exact]
+    by_remainder = sorted(range(len(counts)), key=lambda i: sizes[i] - exact[i])
+    for i in by_remainder[: round(sum(counts) * fraction) - sum(sizes)]:
+        sizes[i] += 1
+    return sizes

@@ -1,0 +1,64 @@
+"""Mean and deviation, exact until the last rounding: any order of any parts of the data gives the same bits."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+BLOCK = 1 << 22  # values summed at once: bounds the memory
+
+
+class Moments:
+    """Mean and deviation by channel, exact until the last rounding: any order of any parts gives the same bits."""
+
+    def __init__(self, channels: int) -> None:
+        self.counts = [0] * channels
+        self.sums = [Fraction(0)] * channels
+        self.squares = [Fraction(0)] * channels
+
+    def add(self, inputs: np.ndarray) -> None:
+        """Inputs [n, channels, ...] are counted in; NaN is no value."""
+        step = max(1, BLOCK // max(1, inputs[:1].size))
+        for block in (inputs[start : start + step] for start in range(0, len(inputs), step)):
+            for channel in range(len(self.sums)):
+                values = block[:, channel].ravel()
+                if values.dtype != np.uint8:
+                    values = values[~np.isnan(values)]
+                if not len(values):
+                    continue
+                total, squares = _sums(values)
+                self.sums[channel] += total
+                self.squares[channel] += squares
+                self.counts[channel] += len(values)
+
+    def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """By channel, of the values divided by the scale; the deviation of a constant is given as 1."""
+        unit, counts = Fraction(scale), [max(1, count) for count in self.counts]
+        means = [total / count for total, count in zip(self.sums, counts, strict=True)]
+        variances = [s / n - mean**2 for s, n, mean in zip(self.squares, counts, means, strict=True)]
+        return tuple(float(m / unit) for m in means), tuple(math.sqrt(v / unit**2) or 1.0 for v in variances)
+
+
+def _sums(values: np.ndarray) -> tuple[Fraction, Fraction]:
+    """The exact sum of the values, uint8 or float32, and of their squares."""
+    if values.dtype == np.uint8:
+        counts = np.bincount(values, minlength=256).tolist()
+        return Fraction(sum(v * n for v, n in enumerate(counts))), Fraction(
+            sum(v * v * n for v, n in enumerate(counts))
+        )
+    doubles = values.astype(np.float64)  # which hold the square of a float32, too
+    return exact_sum(doubles), exact_sum(np.square(doubles))
+
+
+def exact_sum(values: np.ndarray) -> Fraction:
+    """The sum of up to 2^26 finite float64 values without rounding: by exponent, mantissas add up as integers."""
+    mantissas, exponents = np.frexp(values)
+    integers = np.ldexp(mantissas, 53).astype(np.int64)
+    lowest = int(exponents.min())
+    # Halves of 27 bits, so that a float64 holds each of bincount's sums exactly.
+    halves = (integers >> 27, integers & ((1 << 27) - 1))
+    upper, lower = (np.bincount(exponents - lowest, weights=half) for half in halves)
+    total = sum(((int(u) << 27) + int(w)) << shift for shift, (u, w) in enumerate(zip(upper, lower, strict=True)))
+    return Fraction(total) * Fraction(2) ** (lowest - 53)
