@@ -32,10 +32,10 @@ def samples_are_written() -> None:
     """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
     step = Trainer._step
 
-    def watched(self: Trainer, batch: Any) -> None:
+    def watched(self: Trainer, batch: Any, batches: Any) -> None:
         epoch = self.state.cursor.epoch
         mine = [row for start, stop in self._windows for row in batch[start:stop].tolist()]
-        step(self, batch)
+        step(self, batch, batches)
         with open(f"samples-{self.ranks.rank}.txt", "a") as file:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
 
@@ -45,10 +45,10 @@ def samples_are_written() -> None:
 def _in_step(number: int, act: Callable[[], object]) -> None:
     step = Trainer._step
 
-    def struck(self: Trainer, batch: Any) -> None:
+    def struck(self: Trainer, batch: Any, batches: Any) -> None:
         if self.ranks.rank == 1 and self.state.cursor.step == number:
             act()
-        step(self, batch)
+        step(self, batch, batches)
 
     Trainer._step = struck  # type: ignore[method-assign]
 
