@@ -243,7 +243,7 @@ def test_all_problems_are_told_at_once_each_with_its_line() -> None:
         ("optimizer: {lr: .inf}", "numbers are finite"),
         ("optimizer: {lr: 'nan'}", "optimizer.lr: 'nan' is not allowed"),
         ("optimizer: {name: adam}", "optimizer: no optimizer 'adam'; did you mean `adamw`?; allowed: adamw, sgd"),
-        ("optimizer: {momentum: 0.9}", "optimizer.momentum: no such setting for adamw: it belongs to optimizer `sgd`"),
+        ("optimizer: {nesterov: true}", "optimizer.nesterov: no such setting for adamw: it belongs to optimizer `sgd`"),
         ("optimizer: {betas: [0.9]}", "optimizer.betas"),
         (
             "optimizer: {betas: [0.9, 2]}",

@@ -51,6 +51,9 @@ MATTER: dict[str, st.SearchStrategy[Any]] = {
     "training.accumulation": st.integers(1, 8),
     "training.clip_norm": st.none() | fractions(0, 9),
     "training.label_smoothing": fractions(0, 1),
+    "training.focal_gamma": st.just(0.0) | fractions(0, 5),
+    "training.class_weights": st.none() | st.lists(fractions(0, 9), min_size=10, max_size=10),
+    "training.sampling": st.sampled_from(["shuffled", "balanced"]),
     "training.precision": st.sampled_from(["fp32", "bf16", "fp16", "tf32"]),
     "training.ema_decay": st.none() | fractions(0, 1),
     "training.select_metric": st.sampled_from(["val_loss", "val_accuracy", "train_loss"]),
@@ -182,13 +185,19 @@ OTHER = {
     "schedule.name": "cosine",
     "schedule.warmup_epochs": 1,
     "schedule.final_fraction": 0.1,
-    "schedule.factor": 0.1,
+    "schedule.every_epochs": 3,
+    "schedule.rise_fraction": 0.2,
+    "schedule.start_fraction": 0.2,
+    "schedule.factor": 0.2,
     "schedule.patience": 1,
     "training.epochs": 11,
     "training.batch_size": 65,
     "training.accumulation": 2,
     "training.clip_norm": 1,
     "training.label_smoothing": 0.1,
+    "training.focal_gamma": 2.0,
+    "training.class_weights": "balanced",
+    "training.sampling": "balanced",
     "training.precision": "bf16",
     "training.ema_decay": 0.9,
     "training.select_metric": "val_accuracy",
@@ -210,7 +219,8 @@ OTHER = {
 
 @pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
 def test_each_setting_counts(name: str) -> None:
-    variants = [{}, {"optimizer.name": "sgd"}, {"schedule.name": "cosine"}, {"schedule.name": "plateau"}]
+    variants: list[dict[str, str]] = [{}, {"optimizer.name": "sgd"}, {"optimizer.name": "muon"}]
+    variants += [{"schedule.name": one} for one in ("cosine", "step", "one_cycle", "plateau")]
     different = []
     for variant in [variant for variant in variants if name not in variant]:
         try:
@@ -223,8 +233,8 @@ def test_each_setting_counts(name: str) -> None:
 
 def test_every_setting_of_a_run_is_in_the_list_above() -> None:
     found: set[str] = set()
-    for optimizer in ("adamw", "sgd"):
-        for schedule in ("constant", "cosine", "plateau"):
+    for optimizer in ("adamw", "sgd", "lion", "muon"):
+        for schedule in ("constant", "cosine", "linear", "step", "one_cycle", "plateau"):
             experiment = Experiment.model_validate(
                 {"name": "a", "optimizer": {"name": optimizer}, "schedule": {"name": schedule}}
             )
@@ -283,4 +293,4 @@ def test_the_digest_of_a_run_is_the_same_on_every_machine_and_day() -> None:
     # Recorded once. It changes only together with a stage, or with a new setting: then every run trains anew.
     assert (plan.STAGES["preprocess"], plan.STAGES["train"]) == (1, 1)
     run = plan.base(Experiment.model_validate({"name": "a"}))
-    assert plan.run_digest(run) == "6b762297fcc64b99c0992de9b9e6061e"
+    assert plan.run_digest(run) == "2124d878aa4fb3561bdb42515091f2ce"

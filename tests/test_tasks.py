@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional
 
 from workflow_lib.config.sections import METRICS, Training
+from workflow_lib.errors import ConfigError
 from workflow_lib.shards import ModelSpec
-from workflow_lib.tasks import Classification, Language, Regression, Task, build
+from workflow_lib.tasks import Classification, Language, Regression, Task, balanced_order, build, class_weights
 
 BATCH = 12
+CPU = torch.device("cpu")
 
 
 def example(name: str) -> tuple[Task, torch.Tensor, torch.Tensor]:
@@ -65,4 +67,59 @@ def test_smoothing_is_part_of_the_training_and_not_of_the_validation() -> None:
     ("name", "kind"), [("classification", Classification), ("regression", Regression), ("language", Language)]
 )
 def test_the_task_of_the_data_is_built(name: str, kind: type[Task]) -> None:
-    assert type(build(Training(), ModelSpec((3,), 4, name))) is kind
+    assert type(build(Training(), ModelSpec((3,), 4, name), CPU, counts=(1, 2))) is kind
+
+
+def test_focal_loss_counts_less_what_is_told_already() -> None:
+    _, outputs, targets = example("classification")
+    plain = functional.cross_entropy(outputs, targets, reduction="none")
+    known = outputs.softmax(1)[torch.arange(BATCH), targets]
+    expected = plain * (1 - known) ** 2
+    torch.testing.assert_close(Classification(focal_gamma=2.0).losses(outputs, targets), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_has_a_gradient_where_a_sample_is_told_for_certain(gamma: float) -> None:
+    outputs = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    Classification(focal_gamma=gamma).loss(outputs, torch.tensor([0])).backward()
+    assert outputs.grad is not None and torch.isfinite(outputs.grad).all()
+
+
+def test_weights_of_classes_multiply_the_losses_of_their_samples() -> None:
+    _, outputs, targets = example("classification")
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    task = Classification(smoothing=0.1, weights=weights)
+    expected = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=0.1) * weights[targets]
+    torch.testing.assert_close(task.losses(outputs, targets), expected)
+    torch.testing.assert_close(task.loss(outputs, targets), expected.mean())
+
+
+def test_a_weighted_loss_is_the_same_however_the_batch_is_cut() -> None:
+    _, outputs, targets = example("classification")
+    task = Classification(focal_gamma=1.0, weights=torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    parts = [task.loss(outputs[part], targets[part]) * 0.25 for part in map(slice, range(0, 12, 3), range(3, 15, 3))]
+    torch.testing.assert_close(sum(parts), task.loss(outputs, targets))
+
+
+def test_balanced_weights_give_every_class_the_same_sum_and_are_one_in_the_mean() -> None:
+    weights = class_weights("balanced", (10, 30, 60))
+    assert weights is not None
+    assert [weight * count for weight, count in zip(weights, (10, 30, 60), strict=True)] == pytest.approx([100 / 3] * 3)
+
+
+def test_a_list_of_weights_must_have_one_for_each_class() -> None:
+    assert class_weights([1.0, 2.0], (3, 4)) == [1.0, 2.0]
+    with pytest.raises(ConfigError, match="training.class_weights: 2 weights; the data has 3 classes"):
+        class_weights([1.0, 2.0], (3, 4, 5))
+
+
+def test_a_balanced_order_draws_all_classes_equally_often_and_is_a_function_of_seed_and_epoch() -> None:
+    targets = torch.tensor([0] * 900 + [2] * 80 + [1] * 20)[torch.randperm(1000)]
+    order = balanced_order(5, 3, targets)
+    assert order.shape == targets.shape
+    drawn = torch.bincount(targets[order])
+    assert ((drawn > 270) & (drawn < 400)).all()
+    assert len(order[targets[order] == 1].unique()) == 20
+    assert torch.equal(order, balanced_order(5, 3, targets))
+    assert not torch.equal(order, balanced_order(5, 4, targets))
+    assert not torch.equal(order, balanced_order(6, 3, targets))

@@ -537,7 +537,9 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         trainer = Trainer(
             job.run,
             spec=job.manifest.spec,
-            task=tasks.build(job.run.training, job.manifest.spec),
+            task=tasks.build(
+                job.run.training, job.manifest.spec, root.device, counts=job.manifest.splits["train"].per_class
+            ),
             train=shards.load_split(job.manifest, "train", job.work, str(root.device)),
             validation=shards.load_split(job.manifest, "val", job.work, str(root.device)),
             ranks=ranks,

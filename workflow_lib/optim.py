@@ -12,14 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
+from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from workflow_lib.config.sections import Muon as MuonSection
     from workflow_lib.config.sections import Optimizer, Schedule
 
 
-def build_optimizer(section: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of the section, with torch's fused kernel."""
+def build_optimizer(section: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the section for all weights that are trained, with torch's fused kernel where it has one."""
     _leave_compiler_alone()
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    if section.name == "lion":
+        return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
+    if section.name == "muon":
+        return Muon(section, hidden_matrices(model), parameters)
     if section.name == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -37,6 +46,81 @@ def build_optimizer(section: Optimizer, parameters: Iterable[torch.nn.Parameter]
         weight_decay=section.weight_decay,
         fused=True,
     )
+
+
+class Lion(torch.optim.Optimizer):
+    """The sign of a mean of gradient and average. Chen et al., NeurIPS 2023 (arXiv 2302.06675), Program 1."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every weight that has a gradient."""
+        for group in self.param_groups:
+            weights = [one for one in group["params"] if one.grad is not None]
+            for one in weights:
+                if not self.state[one]:
+                    self.state[one]["exp_avg"] = torch.zeros_like(one)
+            averages, gradients = [self.state[one]["exp_avg"] for one in weights], [one.grad for one in weights]
+            near, far = group["betas"]
+            updates = torch._foreach_lerp(averages, gradients, 1 - near)
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(averages, gradients, 1 - far)
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for the hidden matrices and its AdamW for the rest, as one optimizer of two groups.
+
+    The steps of the matrices are scaled to the size of AdamW's, so that one learning rate and decay serve both.
+    Source: Liu et al., Muon is Scalable for LLM Training (arXiv 2502.16982), section 2.2.
+    """
+
+    def __init__(self, section: MuonSection, matrices: list[nn.Parameter], parameters: list[nn.Parameter]) -> None:
+        mine = {id(one) for one in matrices}
+        shared: dict[str, Any] = {"lr": section.lr, "weight_decay": section.weight_decay}
+        self._parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                matrices,
+                momentum=section.momentum,
+                adjust_lr_fn="match_rms_adamw",
+                **shared,
+            ),
+            torch.optim.AdamW(
+                [one for one in parameters if id(one) not in mine],
+                betas=section.betas,
+                eps=section.eps,
+                fused=True,
+                **shared,
+            ),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._steps = [bare_step(part) for part in self._parts]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every weight that has a gradient."""
+        for part, group, step in zip(self._parts, self.param_groups, self._steps, strict=True):
+            part.param_groups, part.state = [group], self.state  # both are new objects after a load
+            step()
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices but those of embeddings and of the last linear layer: what Muon is made for."""
+    last = [module.weight for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    others = {id(one) for one in (*last, *tables)}
+    found = [one for one in model.parameters() if one.requires_grad and one.ndim == 2 and id(one) not in others]
+    if not found:
+        raise ConfigError(
+            "optimizer.name: muon is for the matrices of hidden layers, and this model has none (convolutions, "
+            "embeddings and the last layer do not count); take adamw"
+        )
+    return found
 
 
 def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -84,12 +168,25 @@ def learning_rate(
 ) -> float:
     """The learning rate of the step (from 0): linear warm-up, then the schedule over what is left."""
     warmup = round(section.warmup_epochs * steps_per_epoch)
+    first = section.start_fraction if section.name == "one_cycle" else 1.0
     if step < warmup:
-        return base * (step + 1) / warmup
+        return base * first * (step + 1) / warmup
+    share = min(1.0, (step - warmup) / max(1, epochs * steps_per_epoch - warmup))
     if section.name == "plateau":
         return base * plateau.scale
+    if section.name == "step":
+        return base * section.factor ** (step // (section.every_epochs * steps_per_epoch))
+    if section.name == "linear":
+        return base * (1 - share * (1 - section.final_fraction))
     if section.name == "cosine":
-        share = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
-        low = section.final_fraction
-        return base * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        return base * _half_cosine(1.0, section.final_fraction, share)
+    if section.name == "one_cycle":
+        rise = section.rise_fraction
+        if share < rise:
+            return base * _half_cosine(first, 1.0, share / rise)
+        return base * _half_cosine(1.0, section.final_fraction, (share - rise) / (1 - rise))
     return base
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
     from workflow_lib.config.sections import Training
@@ -56,14 +59,21 @@ class Classification(Task):
 
     sums = ("loss", "correct", "samples")
 
-    def __init__(self, *, smoothing: float = 0.0) -> None:
-        self._smoothing = smoothing
+    def __init__(self, *, smoothing: float = 0.0, focal_gamma: float = 0.0, weights: Tensor | None = None) -> None:
+        self._smoothing, self._gamma, self._weights = smoothing, focal_gamma, weights
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._gamma or self._weights is not None:
+            return self.losses(outputs, targets).mean()
         return functional.cross_entropy(outputs, targets, label_smoothing=self._smoothing)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=self._smoothing)
+        each = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=self._smoothing)
+        if self._gamma:  # Lin et al., ICCV 2017: (1 - p)^gamma
+            known = functional.log_softmax(outputs, 1, dtype=torch.float32).gather(1, targets[:, None]).squeeze(1)
+            # the bound keeps the slope of the power finite where p rounds to 1
+            each = each * (-known.expm1()).clamp_min(1e-7).pow(self._gamma)
+        return each if self._weights is None else each * self._weights[targets]
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = functional.cross_entropy(outputs, targets, reduction="sum")
@@ -126,13 +136,47 @@ class Language(Task):
         return {"val_loss": sums["loss"] / sums["tokens"], "val_accuracy": sums["correct"] / sums["tokens"]}
 
 
-def build(training: Training, spec: ModelSpec, *, target_std: Sequence[float] = ()) -> Task:
-    """The task of the data, with the loss that the training asks for."""
+def build(
+    training: Training,
+    spec: ModelSpec,
+    device: torch.device,
+    *,
+    counts: Sequence[int],
+    target_std: Sequence[float] = (),
+) -> Task:
+    """The task of the data, with the loss that the training asks for; ``counts`` are the samples of each class."""
     if spec.task == "regression":
         return Regression(std=target_std)
     if spec.task == "language":
         return Language(smoothing=training.label_smoothing)
-    return Classification(smoothing=training.label_smoothing)
+    weights = class_weights(training.class_weights, counts)
+    return Classification(
+        smoothing=training.label_smoothing,
+        focal_gamma=training.focal_gamma,
+        weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device),
+    )
+
+
+def class_weights(setting: Literal["balanced"] | Sequence[float] | None, counts: Sequence[int]) -> list[float] | None:
+    """The weight of each class; balanced ones are inverse to its samples, and 1 in the mean over all samples."""
+    if setting is None:
+        return None
+    if setting == "balanced":
+        return [sum(counts) / (len(counts) * count) for count in counts]
+    if len(setting) != len(counts):
+        raise ConfigError(
+            f"training.class_weights: {len(setting)} weights; the data has {len(counts)} classes, and each needs one"
+        )
+    return [float(weight) for weight in setting]
+
+
+def balanced_order(seed: int, epoch: int, targets: Tensor) -> Tensor:
+    """As many samples as there are, drawn with replacement, each class equally often; a function of seed and epoch."""
+    generator = torch.Generator().manual_seed(derive(seed, "balanced order", epoch))
+    counts = torch.bincount(targets)
+    drawn = torch.randint(len(counts), targets.shape, generator=generator)
+    places = (torch.rand(targets.shape, generator=generator, dtype=torch.float64) * counts[drawn]).long()
+    return torch.argsort(targets, stable=True)[(counts.cumsum(0) - counts)[drawn] + places]
 
 
 def _summed(loss: Tensor, other: Tensor, count: int) -> Tensor:

@@ -42,11 +42,11 @@ from workflow_lib.runtime.progress import Progress
 from workflow_lib.runtime.ranks import Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.saver import Saver
+from workflow_lib.tasks import Task, balanced_order
 
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig
     from workflow_lib.shards import Batch, ModelSpec, Split
-    from workflow_lib.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Trainer:
         """The rest of the epoch, from the cursor."""
         cursor = self.state.cursor
         split, end = self._train_split, self._steps_per_epoch * self._batch
-        order = epoch_order(self.run.seed, cursor.epoch, len(split)).to(split.rows_on)
+        order = self._order(cursor.epoch).to(split.rows_on)
         starts = range(cursor.sample, end, self._batch)
         parts = [order[at + start : at + stop] for at in starts for start, stop in self._windows]
         self._model.train()
@@ -206,6 +206,11 @@ class Trainer:
                 self._step(order[cursor.sample : cursor.sample + self._batch], batches)
         cursor.phase, cursor.val_index = "validate", 0
         self.state.validation = dict.fromkeys(self._task.sums, 0.0)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if self.run.training.sampling == "balanced":
+            return balanced_order(self.run.seed, epoch, self._train_split.targets.cpu())
+        return epoch_order(self.run.seed, epoch, len(self._train_split))
 
     def _step(self, batch: torch.Tensor, batches: Iterator[Batch]) -> None:
         training, cursor = self.run.training, self.state.cursor
@@ -580,7 +585,7 @@ class Trainer:
         self._model: nn.Module = plugin.build(params, spec).to(self.device)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._initial = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-        self._optimizer = build_optimizer(run.optimizer, self._parameters)
+        self._optimizer = build_optimizer(run.optimizer, self._model)
         self._bare_step = bare_step(self._optimizer)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.training.precision == "fp16")
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]

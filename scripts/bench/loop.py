@@ -81,7 +81,7 @@ def everstep(model: Model, spec: ModelSpec, data: Split, folder: Path) -> Callab
     trainer = Trainer(
         run,
         spec=spec,
-        task=tasks.build(run.training, spec),
+        task=tasks.build(run.training, spec, torch.device("cpu"), counts=()),
         train=data,
         validation=data,
         ranks=Ranks(),

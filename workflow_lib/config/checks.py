@@ -31,6 +31,15 @@ PRECISIONS = {
 }
 
 
+# Settings of the training that some tasks have no use for.
+OF_TASKS: dict[str, tuple[plugins.Task, ...]] = {
+    "label_smoothing": ("classification", "language"),
+    "focal_gamma": ("classification",),
+    "class_weights": ("classification",),
+    "sampling": ("classification",),
+}
+
+
 def check(experiment: Experiment, origins: Origins) -> list[str]:
     """A message for each contradiction, sweep points apart: those are checked when the sweep is expanded."""
     found: list[tuple[KeyPath, str]] = []
@@ -100,8 +109,15 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     for path, metric in metrics.items():
         if metric not in METRICS[task]:
             yield path, _no_metric(metric, task)
-    if training.label_smoothing and task == "regression":
-        yield ("training", "label_smoothing"), f"{training.label_smoothing:g}, but {task} has no labels; allowed: 0"
+    for name, tasks in OF_TASKS.items():
+        value, default = getattr(training, name), type(training).model_fields[name].default
+        if value != default and task not in tasks:
+            yield (
+                ("training", name),
+                f"{shown(value)} has no meaning in {task}, only in {', '.join(tasks)}; allowed: {shown(default)}",
+            )
+    if training.sampling == "balanced" and training.class_weights == "balanced":
+        yield ("training", "class_weights"), "balanced, and training.sampling is balanced, too; keep one of them"
 
 
 def _no_metric(metric: str, task: plugins.Task) -> str:

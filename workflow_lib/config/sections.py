@@ -80,14 +80,17 @@ class Model(_Plugged):
 
 class _Optimizer(Section):
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay (decoupled in adamw, L2 in sgd)")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay (L2 in sgd, decoupled in all others)")
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(_Optimizer):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"] = Field("adamw", description="the optimizer")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+    betas: tuple[Decay, Decay] = Field(
         (0.9, 0.999), description="decay of the averages of the gradient and of its square"
     )
     eps: float = Field(1e-8, gt=0, description="added to the denominator")
@@ -99,6 +102,25 @@ class SGD(_Optimizer):
     name: Literal["sgd"] = Field("sgd", description="the optimizer")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; 0 is none")
     nesterov: bool = Field(False, description="Nesterov's form of momentum")
+
+
+class Lion(_Optimizer):
+    """The sign of an averaged gradient: one state a weight, and a learning rate 3 to 10 times below adamw's."""
+
+    name: Literal["lion"] = Field("lion", description="the optimizer")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.99), description="part of the average in the step, and decay of the average"
+    )
+
+
+class Muon(_Optimizer):
+    """Orthogonal steps for the matrices of hidden layers; adamw for all else, by the same learning rate."""
+
+    name: Literal["muon"] = Field("muon", description="the optimizer")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of the matrices, in Nesterov's form")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="as in adamw, for what is no hidden matrix")
+    eps: float = Field(1e-8, gt=0, description="as in adamw, for what is no hidden matrix")
 
 
 class _Schedule(Section):
@@ -116,6 +138,30 @@ class Cosine(_Schedule):
 
     name: Literal["cosine"] = Field("cosine", description="the learning-rate schedule")
     final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak")
+
+
+class Linear(_Schedule):
+    """A straight line from the peak down to the end of the training."""
+
+    name: Literal["linear"] = Field("linear", description="the learning-rate schedule")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak")
+
+
+class Step(_Schedule):
+    """A lower learning rate every so many epochs."""
+
+    name: Literal["step"] = Field("step", description="the learning-rate schedule")
+    every_epochs: int = Field(10, ge=1, description="epochs between two drops, from the start of the training")
+    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by")
+
+
+class OneCycle(_Schedule):
+    """Half a cosine up to the peak and half a cosine down; a warm-up comes before, up to where the cycle starts."""
+
+    name: Literal["one_cycle"] = Field("one_cycle", description="the learning-rate schedule")
+    rise_fraction: float = Field(0.3, gt=0, lt=1, description="part of the cycle that rises")
+    start_fraction: float = Field(0.04, gt=0, le=1, description="first learning rate, as a fraction of the peak")
+    final_fraction: float = Field(1e-4, ge=0, le=1, description="last learning rate, as a fraction of the peak")
 
 
 class Plateau(_Schedule):
@@ -140,9 +186,20 @@ def variant(key: str, default: str) -> Discriminator:
     return Discriminator(name_of)
 
 
-Optimizer = Annotated[Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")], variant("name", "adamw")]
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")]
+    | Annotated[SGD, Tag("sgd")]
+    | Annotated[Lion, Tag("lion")]
+    | Annotated[Muon, Tag("muon")],
+    variant("name", "adamw"),
+]
 Schedule = Annotated[
-    Annotated[Constant, Tag("constant")] | Annotated[Cosine, Tag("cosine")] | Annotated[Plateau, Tag("plateau")],
+    Annotated[Constant, Tag("constant")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[Step, Tag("step")]
+    | Annotated[OneCycle, Tag("one_cycle")]
+    | Annotated[Plateau, Tag("plateau")],
     variant("name", "constant"),
 ]
 
@@ -163,6 +220,17 @@ class Training(Section):
     accumulation: int = Field(1, ge=1, description="parts that the batch is computed in, to save memory")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
+    focal_gamma: float = Field(
+        0.0, ge=0, description="focal loss: how much less the samples count that are told already; 0 is cross-entropy"
+    )
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="weight of each class in the loss; balanced weighs rare classes more; null weighs all alike"
+    )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="shuffled takes each sample once an epoch; balanced draws as many, with replacement, all classes"
+        " equally often",
+    )
     precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="arithmetic of forward and backward")
     ema_decay: float | None = Field(
         None,
@@ -394,8 +462,15 @@ class Experiment(Section):
 
 # Sections that change shape with their `name`: the default name, and the settings each name has. The params
 # of a plugin are nobody else's, so a change of plugin keeps all but them.
-_OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD}
-_SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
+_OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon": Muon}
+_SCHEDULES: dict[str, type[Section]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "step": Step,
+    "one_cycle": OneCycle,
+    "plateau": Plateau,
+}
 
 
 def _fields(sections: dict[str, type[Section]]) -> dict[str, frozenset[str]]:

@@ -1,0 +1,44 @@
+"""Every optimizer, schedule and kind of loss is exact: stopped in an epoch and killed after it, the bits are equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.resume.cases import with_ranks
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, PASS, STOPPED, merged
+
+IN_AN_EPOCH = {"point": "optimizer", "count": 21, "signal": "SIGTERM"}
+LATER = {"point": "commit", "count": 14, "signal": "SIGKILL"}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgd, step": {
+        "optimizer": {"name": "sgd", "lr": 0.05, "nesterov": True},
+        "schedule": {"name": "step", "every_epochs": 1, "factor": 0.5},
+    },
+    "lion, one cycle": {"optimizer": {"name": "lion"}, "schedule": {"name": "one_cycle"}},
+    "muon, linear": {
+        "optimizer": {"name": "muon"},
+        "model": {"params": {"tied": True}},
+        "schedule": {"name": "linear"},
+    },
+    "muon, fp16": {
+        "optimizer": {"name": "muon"},
+        "model": {"params": {"tied": True}},
+        "training": {"precision": "fp16", "accumulation": 2},
+    },
+    "focal, weighted": {"training": {"focal_gamma": 2.0, "class_weights": "balanced", "label_smoothing": 0.1}},
+    "balanced sampling": {"training": {"sampling": "balanced"}},
+    "lion, two ranks": merged(with_ranks(2), {"optimizer": {"name": "lion"}, "training": {"epochs": 3}}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_exact(fresh: Fresh, reference: Fresh, name: str) -> None:
+    run = fresh(VARIANTS[name])
+    count = 12 if "ranks" in name else 21
+    assert run.attempt({**IN_AN_EPOCH, "count": count}) == STOPPED
+    assert run.attempt({**LATER, "count": 5 if "ranks" in name else 14}) == FAILED
+    assert run.verdict(reference(VARIANTS[name])) == PASS
