@@ -538,7 +538,11 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             job.run,
             spec=job.manifest.spec,
             task=tasks.build(
-                job.run.training, job.manifest.spec, root.device, counts=job.manifest.splits["train"].per_class
+                job.run.training,
+                job.manifest.spec,
+                root.device,
+                counts=job.manifest.splits["train"].per_class,
+                target_std=job.manifest.target_std,
             ),
             train=shards.load_split(job.manifest, "train", job.work, str(root.device)),
             validation=shards.load_split(job.manifest, "val", job.work, str(root.device)),
