@@ -5,6 +5,9 @@ from tests.models.contract import ModelContract
 class TestMine(ModelContract):
     name = "mypackage.mine"
     shapes = [(1, 8, 8), (3, 28, 28)]
+
+They are checked for each task that the model is for: `tasks = ("regression",)`, or `("language",)` with shapes of one
+number, the context. A model of tables says what its features are: `categories = (0, 3, 0)`.
 """
 
 from __future__ import annotations
@@ -15,28 +18,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from workflow_lib import plugins
+from workflow_lib import export, plugins, tasks
+from workflow_lib.config.sections import Training
 from workflow_lib.plugins import Section
 from workflow_lib.shards import ModelSpec
 
 
 class ModelContract:
-    """Every test here must hold for the model `name` with the settings `params`, for inputs of each of the `shapes`."""
+    """Every test here must hold for the model `name` with the settings `params`, for each of the `shapes` and `tasks`.
+
+    The first task is checked with all shapes, the others with the first shape.
+    """
 
     name: ClassVar[str]
     params: ClassVar[dict[str, Any]] = {}
     shapes: ClassVar[list[tuple[int, ...]]] = [(1, 8, 8), (1, 28, 28), (3, 28, 28)]
-    classes: ClassVar[int] = 10
+    tasks: ClassVar[tuple[Any, ...]] = ("classification", "regression")
+    categories: ClassVar[tuple[int, ...]] = ()
+    outputs: ClassVar[int] = 10
 
     @pytest.fixture
     def specs(self) -> list[ModelSpec]:
-        return [ModelSpec(shape, self.classes) for shape in self.shapes]
+        pairs = [(shape, self.tasks[0]) for shape in self.shapes]
+        pairs += [(self.shapes[0], task) for task in self.tasks[1:]]
+        return [ModelSpec(shape, self.outputs, task, self.categories) for shape, task in pairs]
 
     def built(self, spec: ModelSpec, seed: int = 0) -> nn.Module:
         plugin = plugins.load("models", self.name)
@@ -44,9 +57,22 @@ class ModelContract:
         return plugin.build(plugin.Params.model_validate(self.params), spec)
 
     def batch(self, spec: ModelSpec, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Random samples; a text counts up from a random token."""
         generator = torch.Generator().manual_seed(seed)
+        if spec.task == "language":
+            first = torch.randint(spec.outputs, (samples, 1), generator=generator)
+            tokens = (first + torch.arange(spec.input_shape[0] + 1)) % spec.outputs
+            return tokens[:, :-1], tokens[:, 1:]
         inputs = torch.randn((samples, *spec.input_shape), generator=generator)
+        for feature, count in enumerate(spec.categories):
+            if count:
+                inputs[:, feature] = torch.randint(count, (samples,), generator=generator)
+        if spec.task == "regression":
+            return inputs, torch.randn((samples, spec.outputs), generator=generator)
         return inputs, torch.randint(spec.outputs, (samples,), generator=generator)
+
+    def loss(self, spec: ModelSpec, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return tasks.build(Training(), spec).loss(network(inputs), targets)
 
     def trained(self, spec: ModelSpec, steps: int) -> tuple[nn.Module, list[float]]:
         """The model after some steps on one batch, and the loss at each."""
@@ -56,7 +82,7 @@ class ModelContract:
         losses = []
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(inputs), targets)
+            loss = self.loss(spec, network, inputs, targets)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -82,12 +108,14 @@ class ModelContract:
         loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert loaded.stdout.split() == []
 
-    def test_any_batch_gives_finite_logits_for_each_class(self, specs: list[ModelSpec]) -> None:
+    def test_any_batch_gives_finite_outputs(self, specs: list[ModelSpec]) -> None:
         for spec in specs:
             for mode, samples in ((True, 2), (True, 7), (False, 1), (False, 2), (False, 7)):
-                logits = self.built(spec).train(mode)(self.batch(spec, samples)[0])
-                assert (logits.shape, logits.dtype) == ((samples, self.classes), torch.float32)
-                assert logits.isfinite().all()
+                inputs, _ = self.batch(spec, samples)
+                outputs = self.built(spec).train(mode)(inputs)
+                of_a_sample = (*spec.input_shape, self.outputs) if spec.task == "language" else (self.outputs,)
+                assert (outputs.shape, outputs.dtype) == ((samples, *of_a_sample), torch.float32)
+                assert outputs.isfinite().all()
 
     def test_equal_seeds_give_equal_weights(self, specs: list[ModelSpec]) -> None:
         for spec in specs:
@@ -98,8 +126,7 @@ class ModelContract:
     def test_every_parameter_learns(self, specs: list[ModelSpec]) -> None:
         for spec in specs:
             network = self.built(spec).train()
-            inputs, targets = self.batch(spec, 32)
-            nn.functional.cross_entropy(network(inputs), targets).backward()
+            self.loss(spec, network, *self.batch(spec, 32)).backward()
             for name, parameter in network.named_parameters():
                 assert parameter.grad is not None and parameter.grad.isfinite().all(), name
                 assert parameter.grad.abs().max() > 0, name
@@ -129,3 +156,23 @@ class ModelContract:
         other.load_state_dict(load_file(tmp_path / "model.safetensors"))
         inputs, _ = self.batch(specs[0], 7)
         assert torch.equal(network.eval()(inputs), other.eval()(inputs))
+
+    def test_the_exported_model_gives_the_same_numbers_for_any_batch(self, specs: list[ModelSpec]) -> None:
+        network, _ = self.trained(specs[0], steps=3)
+        inputs, _ = self.batch(specs[0], 7)
+        content = export.convert(network, inputs[:2]).SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        for samples in (1, 2, 7):
+            with torch.inference_mode():
+                expected = network.eval()(inputs[:samples]).numpy()
+            given = session.run(None, {session.get_inputs()[0].name: inputs[:samples].numpy()})[0]
+            np.testing.assert_allclose(np.asarray(given), expected, rtol=1e-3, atol=1e-4)
+
+    def test_a_token_is_predicted_from_those_before_it_alone(self, specs: list[ModelSpec]) -> None:
+        for spec in [spec for spec in specs if spec.task == "language"]:
+            network, (inputs, _), middle = self.built(spec).eval(), self.batch(spec, 3), spec.input_shape[0] // 2
+            changed = torch.cat((inputs[:, :middle], (inputs[:, middle:] + 1) % spec.outputs), 1)
+            before, after = network(inputs), network(changed)
+            torch.testing.assert_close(before[:, :middle], after[:, :middle])
+            torch.testing.assert_close(before[:, :middle], network(inputs[:, :middle]))
+            assert not torch.equal(before[:, middle:], after[:, middle:])

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.models.contract import ModelContract
+from workflow_lib.errors import ConfigError
 from workflow_lib.models import mlp
 from workflow_lib.shards import ModelSpec
 
@@ -33,6 +34,11 @@ def test_the_layers_are_those_asked_for() -> None:
     ]
     assert sum(isinstance(m, nn.Tanh) for m in network.modules()) == 2
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+
+
+def test_a_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mlp gives one answer a sample, and a text needs one a token"):
+        mlp.build(mlp.Params(), ModelSpec((16,), 10, "language"))
 
 
 @pytest.mark.parametrize("bad", [{"hidden": [0]}, {"dropout": 1.0}, {"activation": "swish"}, {"hidden": 128}])

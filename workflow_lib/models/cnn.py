@@ -28,7 +28,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, C, H, W] to logits [B, classes]; weights are drawn from torch's global generator."""
+    """float32 [B, C, H, W] to [B, outputs]; weights are drawn from torch's global generator."""
     from torch import nn
 
     channels, height, width = _image(params, spec)

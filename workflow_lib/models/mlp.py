@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, *input_shape] to logits [B, classes]; weights are drawn from torch's global generator."""
+    """float32 [B, *input_shape] to [B, outputs]; weights are drawn from torch's global generator."""
     from torch import nn
 
+    if spec.task == "language":
+        raise ConfigError("model.name: mlp gives one answer a sample, and a text needs one a token; use transformer")
     activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}[params.activation]
     sizes = (math.prod(spec.input_shape), *params.hidden)
     layers: list[nn.Module] = [nn.Flatten()]
