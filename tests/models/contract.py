@@ -72,7 +72,8 @@ class ModelContract:
         return inputs, torch.randint(spec.outputs, (samples,), generator=generator)
 
     def loss(self, spec: ModelSpec, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return tasks.build(Training(), spec).loss(network(inputs), targets)
+        task = tasks.build(Training(), spec, torch.device("cpu"), counts=(1,) * spec.outputs)
+        return task.loss(network(inputs), targets)
 
     def trained(self, spec: ModelSpec, steps: int) -> tuple[nn.Module, list[float]]:
         """The model after some steps on one batch, and the loss at each."""
