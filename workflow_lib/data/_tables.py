@@ -1,0 +1,236 @@
+"""The rows of a CSV or Parquet file in pieces of bounded memory: first all of them, then any."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from workflow_lib.errors import DataError
+
+PIECE = 1024  # rows held at once
+
+# Of one column: numbers with NaN, or texts with None, for what is missing.
+Values = np.ndarray | Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows: their numbers in the file, how a person finds them there, and their values by column."""
+
+    rows: np.ndarray
+    places: Sequence[str]
+    values: Mapping[str, Values]
+
+
+class Table(Protocol):
+    """A file with columns; `unusable` gives the type of those that are neither numbers nor texts."""
+
+    path: Path
+    columns: tuple[str, ...]
+    unusable: Mapping[str, str]
+
+    def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
+        """Every row of the file; `take` needs one complete scan before it."""
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
+        """These rows, which ascend. Several threads may ask at once."""
+
+    def close(self) -> None:
+        """The file is closed."""
+
+
+class CsvTable:
+    """A CSV file in UTF-8 whose first line has the names of the columns."""
+
+    def __init__(self, path: Path, delimiter: str) -> None:
+        self.path, self.delimiter = path, delimiter
+        self.file = path.open("rb")
+        self.size = path.stat().st_size
+        self.starts: list[int] = []  # byte at which each piece begins
+        header, self.begin, self.lines = next(self._records(0, self.size, 1), ([], 0, 0))
+        self.columns = tuple(name.strip() for name in header)
+        self.unusable: Mapping[str, str] = {}
+
+    def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
+        starts: list[int] = []
+        block: list[list[str]] = []
+        places: list[str] = []
+        begin, rows = self.begin, 0
+        for record, end, line in self._records(self.begin, self.size, self.lines + 1):
+            if len(record) != len(self.columns):
+                raise DataError(
+                    f"{self.path}, line {line}: has {len(record)} values, the first line names {len(self.columns)}"
+                )
+            if not block:
+                starts.append(begin)
+            block.append(record)
+            places.append(f"line {line}")
+            begin = end
+            if len(block) == PIECE:
+                yield self._piece(np.arange(rows, rows + PIECE), block, places, columns)
+                rows, block, places = rows + PIECE, [], []
+        if block:
+            yield self._piece(np.arange(rows, rows + len(block)), block, places, columns)
+        self.starts = [*starts, self.size]
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
+        for number in np.unique(rows // PIECE).tolist():
+            records = [record for record, *_ in self._records(*self.starts[number : number + 2], 0)]
+            wanted = rows[rows // PIECE == number]
+            yield self._piece(wanted, [records[row] for row in (wanted % PIECE).tolist()], (), columns)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _piece(
+        self, rows: np.ndarray, records: list[list[str]], places: Sequence[str], columns: Sequence[str]
+    ) -> Piece:
+        numbers = {name: self.columns.index(name) for name in columns}
+        return Piece(rows, places, {name: [record[n].strip() for record in records] for name, n in numbers.items()})
+
+    def _records(self, start: int, stop: int, line: int) -> Iterator[tuple[list[str], int, int]]:
+        """Each record between two bytes, the byte behind it, and the line it ends on; empty lines are passed over."""
+        lines = _Lines(self.file.fileno(), start, stop, self.path, line)
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        while True:
+            try:
+                record = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"{self.path}, line {lines.line - 1}: not CSV ({error})") from error
+            if record is None:
+                return
+            if record:
+                yield record, lines.end, lines.line - 1
+
+
+class _Lines:
+    """The lines of a file between two bytes as text; `end` is the byte behind the last one given."""
+
+    def __init__(self, descriptor: int, start: int, stop: int, path: Path, line: int) -> None:
+        self.end, self.line, self.path = start, line, path
+        self._lines = io.BufferedReader(_Part(descriptor, start, stop), 1 << 18)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        raw = self._lines.readline()
+        if not raw:
+            raise StopIteration
+        try:
+            text = raw.decode("utf-8-sig" if self.end == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path}, line {self.line}: not UTF-8 (byte {self.end + error.start} of the file); convert it"
+            ) from error
+        self.end += len(raw)
+        self.line += 1
+        return text
+
+
+class _Part(io.RawIOBase):
+    """The bytes of an open file from start to stop, without moving its position."""
+
+    def __init__(self, descriptor: int, start: int, stop: int) -> None:
+        self.descriptor, self.position, self.stop = descriptor, start, stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = os.pread(self.descriptor, min(len(buffer), self.stop - self.position), self.position)
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+
+class ParquetTable:
+    """A Parquet file with columns of numbers, strings and booleans; others can be there, but not be used."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ModuleNotFoundError as error:
+            raise DataError(f"{path}: Parquet needs pyarrow: pip install 'everstep[parquet]' (or use CSV)") from error
+        self.path, self.damage = path, (ArrowException, OSError, ValueError)
+        try:
+            with parquet.ParquetFile(path) as file:
+                schema, groups = file.schema_arrow, file.metadata.num_row_groups
+                self.ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(groups)])
+        except self.damage as error:
+            raise DataError(f"{path}: not a readable Parquet file ({error})") from error
+        # What pandas writes of an index without a name is not a column of the person's.
+        self.columns = tuple(name for name in schema.names if not name.startswith("__index_level_"))
+        self.unusable = {field.name: str(field.type) for field in schema if not (_is_text(field) or _is_number(field))}
+
+    def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
+        for group in range(len(self.ends)):
+            yield from self._pieces(group, columns)
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
+        group_of = np.searchsorted(self.ends, rows, side="right")
+        for group in np.unique(group_of).tolist():
+            wanted = rows[group_of == group]
+            for piece in self._pieces(group, columns):
+                here = wanted[(wanted >= piece.rows[0]) & (wanted <= piece.rows[-1])]
+                if len(here):
+                    yield _some_of(piece, (here - piece.rows[0]).tolist())
+                if piece.rows[-1] >= wanted[-1]:
+                    break
+
+    def close(self) -> None:
+        """The file is open only while it is read."""
+
+    def _pieces(self, group: int, columns: Sequence[str]) -> Iterator[Piece]:
+        from pyarrow import parquet
+
+        first = int(self.ends[group - 1]) if group else 0
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(PIECE, row_groups=[group], columns=list(columns), use_threads=False):
+                    rows = np.arange(first, first + batch.num_rows)
+                    values = {name: _values(batch.column(name)) for name in columns}
+                    yield Piece(rows, [f"row {row}" for row in rows.tolist()], values)
+                    first += batch.num_rows
+        except self.damage as error:
+            raise DataError(f"{self.path}: damaged after row {first} ({error})") from error
+
+
+def _some_of(piece: Piece, places: list[int]) -> Piece:
+    values: dict[str, Values] = {
+        name: column[places] if isinstance(column, np.ndarray) else [column[place] for place in places]
+        for name, column in piece.values.items()
+    }
+    return Piece(piece.rows[places], [piece.places[place] for place in places], values)
+
+
+def _is_text(column: Any) -> bool:
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _is_number(column: Any) -> bool:
+    from pyarrow import types
+
+    is_one = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+    return any(is_kind(column.type) for is_kind in is_one)
+
+
+def _values(column: Any) -> Values:
+    """The values of a column of pyarrow's."""
+    from pyarrow import float64
+
+    if _is_text(column):
+        texts: list[str | None] = column.to_pylist()
+        return texts
+    numbers: np.ndarray = column.cast(float64(), safe=False).to_numpy(zero_copy_only=False)
+    return numbers

@@ -1,0 +1,174 @@
+"""Rows of a CSV or Parquet file: numbers and categories, and a target, which is a class or a number.
+
+A column whose values are all numbers is numeric, one that has none is categorical; one with both is refused, so that a
+slip of the pen does not make a category of each number. In inputs [n, features], all float32:
+
+numeric       the number, NaN where it is missing; if any is, a feature `<name> is missing`, 0 or 1, follows it
+categorical   0 where it is missing, 1 for a category that no row of train has, then the others, sorted
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workflow_lib.data._tables import Piece, Table
+    from workflow_lib.shards import Source
+
+
+class Params(Section):
+    """The file, and what its columns mean."""
+
+    path: Path = Field(description="the CSV or Parquet file, relative to the project's root")
+    target: str = Field(description="the column that is predicted")
+    task: Literal["classification", "regression"] = Field(
+        "classification", description="whether the target is a class or a number"
+    )
+    features: tuple[str, ...] | None = Field(
+        None, min_length=1, description="the columns it is predicted from; null: all others"
+    )
+    categorical: tuple[str, ...] = Field(
+        (), description="columns whose values are names though they look like numbers, such as codes"
+    )
+    split: str | None = Field(
+        None, description="a column that says train, val or test for each row; null: the splits are drawn"
+    )
+    missing: tuple[str, ...] = Field(
+        ("", "NA", "N/A", "NaN", "nan", "null"), description="texts that mean that a value is missing"
+    )
+    delimiter: str = Field(",", min_length=1, max_length=1, description="what stands between the values of a CSV file")
+
+
+def task(params: Params) -> str:
+    """What is learnt from the file."""
+    return params.task
+
+
+def open_source(params: Params, root: Path) -> Source:
+    """The rows of the file, which has been read and checked from end to end."""
+    with ExitStack() as resources:
+        table = resources.enter_context(closing(_opened(root / params.path, params)))
+        return replace(_source(table, params), close=resources.pop_all().close)
+
+
+def _opened(path: Path, params: Params) -> Table:
+    from workflow_lib.data._tables import CsvTable, ParquetTable
+
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path}: {what} (data.params.path)")
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return ParquetTable(path)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return CsvTable(path, params.delimiter)
+    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq")
+
+
+def _source(table: Table, params: Params) -> Source:
+    import numpy as np
+
+    from workflow_lib.data._columns import Classes, Column, Numbers
+    from workflow_lib.shards import SPLITS, Source, SourceFile
+
+    file = SourceFile.of(table.path)
+    names, missing = _features(table, params), frozenset(params.missing)
+    columns = [Column(table.path, name, missing, is_listed=name in params.categorical) for name in names]
+    target = (Classes if params.task == "classification" else Numbers)(table.path, params.target, missing)
+    rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for piece in table.scan([*names, params.target, *([params.split] if params.split else [])]):
+        splits = _splits(table.path, params.split, piece)
+        for column in (*columns, target):
+            column.add(piece, splits == "train")
+        for split in SPLITS:
+            rows[split].append(piece.rows[splits == split])
+    where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
+    if "train" not in where:
+        raise DataError(f"{table.path}: has no rows to train from")
+    inputs = [column.encoded() for column in columns]
+    targets = target.encoded()
+
+    def read(split: str, wanted: np.ndarray) -> np.ndarray:
+        pieces = table.take(where[split][wanted], names)
+        return np.concatenate([np.stack([c for e in inputs for c in e.columns(piece)], axis=1) for piece in pieces])
+
+    return Source(
+        task=params.task,
+        targets={split: targets[places] for split, places in where.items()},
+        read=read,
+        classes=target.classes,
+        features=tuple(feature for encoded in inputs for feature in encoded.features),
+        files=(file,),
+    )
+
+
+def _features(table: Table, params: Params) -> list[str]:
+    """The columns to predict from, which the file has and can be read."""
+    if not table.columns:
+        raise DataError(f"{table.path}: is empty; the first line names the columns")
+    if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
+        raise DataError(
+            f"{table.path}: the column `{twice[0]}` is there {table.columns.count(twice[0])} times; rename them"
+        )
+    asked = {
+        "target": [params.target],
+        "split": [params.split] if params.split else [],
+        "categorical": params.categorical,
+    }
+    for setting, names in (asked | {"features": params.features or ()}).items():
+        for name in names:
+            _refuse_unknown(table, setting, name)
+    others = [name for name in table.columns if name not in (params.target, params.split)]
+    for name in params.features or ():
+        if name not in others:
+            raise DataError(
+                f"{table.path}: column `{name}` is the target or the split, and cannot be one of the features"
+            )
+    features = [name for name in others if params.features is None or name in params.features]
+    if not features:
+        raise DataError(f"{table.path}: has no column besides the target; there is nothing to predict from")
+    if "" in features:
+        raise DataError(
+            f"{table.path}: column {table.columns.index('') + 1} has no name, as when row numbers were saved too; name "
+            "it, or say in data.params.features which columns to use"
+        )
+    for name in (*features, params.target):
+        if name in table.unusable:
+            raise DataError(
+                f"{table.path}: column `{name}` has type {table.unusable[name]}; numbers and strings can be used: "
+                "convert it, or leave it out of data.params.features"
+            )
+    return features
+
+
+def _refuse_unknown(table: Table, setting: str, name: str) -> None:
+    if name not in table.columns:
+        near = difflib.get_close_matches(name, table.columns, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        there = ", ".join(table.columns)
+        raise DataError(f"{table.path}: has no column `{name}` (data.params.{setting}){hint} (there are: {there})")
+
+
+def _splits(path: Path, column: str | None, piece: Piece) -> np.ndarray:
+    """The name of each row's split."""
+    import numpy as np
+
+    from workflow_lib.shards import SPLITS
+
+    if column is None:
+        return np.full(len(piece.rows), "train")
+    for value, place in zip(piece.values[column], piece.places, strict=True):
+        if value not in SPLITS:
+            raise DataError(f"{path}, {place}, column `{column}`: `{value}` is no split; they are {', '.join(SPLITS)}")
+    return np.array(piece.values[column])
