@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(("kind", "names"), [("data", ["digits", "npz"]), ("models", ["cnn", "mlp"])])
+@pytest.mark.parametrize(("kind", "names"), [("data", ["digits", "npz", "table"]), ("models", ["cnn", "mlp"])])
 def test_a_file_of_the_package_is_a_plugin_of_its_name(kind: str, names: list[str]) -> None:
     assert set(names) <= set(plugins.available(kind))
     for name in plugins.available(kind):

@@ -203,9 +203,7 @@ class FileContract(DataContract, ABC):
         assert source.files and all(file.path.is_file() and file.is_unchanged() for file in source.files)
         assert all(file.digest == shards.SourceFile.of(file.path).digest for file in source.files)
 
-    def test_the_persons_files_stay_as_they_are(
-        self, settings: dict[str, Any], source: Source, tmp_path: Path
-    ) -> None:
+    def test_the_persons_files_stay_as_they_are(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         def state() -> list[tuple[Any, ...]]:
             states = [(f.path.read_bytes(), f.path.stat().st_mtime_ns, f.path.stat().st_mode) for f in source.files]
             return [*states, *(sorted(f.path.parent.iterdir()) for f in source.files)]

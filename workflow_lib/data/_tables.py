@@ -30,11 +30,14 @@ class Piece:
 
 
 class Table(Protocol):
-    """A file with columns; `unusable` gives the type of those that are neither numbers nor texts."""
+    """A file with columns."""
 
     path: Path
     columns: tuple[str, ...]
-    unusable: Mapping[str, str]
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """The type of each column that has neither numbers nor texts."""
 
     def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
         """Every row of the file; `take` needs one complete scan before it."""
@@ -56,7 +59,7 @@ class CsvTable:
         self.starts: list[int] = []  # byte at which each piece begins
         header, self.begin, self.lines = next(self._records(0, self.size, 1), ([], 0, 0))
         self.columns = tuple(name.strip() for name in header)
-        self.unusable: Mapping[str, str] = {}
+        self.unusable: dict[str, str] = {}
 
     def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
         starts: list[int] = []
@@ -82,7 +85,7 @@ class CsvTable:
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
         for number in np.unique(rows // PIECE).tolist():
-            records = [record for record, *_ in self._records(*self.starts[number : number + 2], 0)]
+            records = [record for record, *_ in self._records(self.starts[number], self.starts[number + 1], 0)]
             wanted = rows[rows // PIECE == number]
             yield self._piece(wanted, [records[row] for row in (wanted % PIECE).tolist()], (), columns)
 

@@ -92,7 +92,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for path in entries(folder):
         if path.suffix.lower() in SUFFIXES:
             raise DataError(f"{path}: lies beside the folders of classes; move it into the folder of its class")
-    classes = {path.name: list(files_below(path)) for path in entries(folder) if path.is_dir()}
+    classes = {path.name: list(files_below(path, (folder.resolve(),))) for path in entries(folder) if path.is_dir()}
     if len(classes) < 2:
         listing = f"only {', '.join(classes)}" if classes else "none"
         raise DataError(f"{folder}: needs a folder for each class, and at least two; it has {listing}")

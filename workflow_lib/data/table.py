@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Section, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ class Params(Section):
     delimiter: str = Field(",", min_length=1, max_length=1, description="what stands between the values of a CSV file")
 
 
-def task(params: Params) -> str:
+def task(params: Params) -> Task:
     """What is learnt from the file."""
     return params.task
 

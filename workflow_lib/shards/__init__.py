@@ -17,7 +17,7 @@ from workflow_lib.shards.loading import Batch, Split, load_split, normalise
 from workflow_lib.shards.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
 from workflow_lib.shards.preparation import prepare, preprocess
 from workflow_lib.shards.source import Feature, Source, SourceFile, content_digest, first_true, from_arrays
-from workflow_lib.shards.splits import Part, assign, stratified_split
+from workflow_lib.shards.splits import Part, assign, grouped_split, stratified_split
 from workflow_lib.shards.statistics import Moments, exact_sum
 from workflow_lib.shards.store import Stored, read_shard
 
@@ -41,6 +41,7 @@ __all__ = [
     "exact_sum",
     "first_true",
     "from_arrays",
+    "grouped_split",
     "load_split",
     "normalise",
     "prepare",

@@ -61,6 +61,8 @@ class Source:
     classes     names of the classes, in the order of their numbers
     features    the columns of a table; the inputs are [rows, features], and only here NaN stands for a missing number
     vocabulary  the tokens of a language, in the order of their numbers
+    groups      a number for each row of train, int64 [n]: rows of one group are drawn into one split together, and
+                not stratified
     scale       stored inputs are divided by it: 255 makes bytes 0 to 1
     files       what the data came from; a changed file is new data
     content     digest of inputs that come from no file
@@ -73,6 +75,7 @@ class Source:
     classes: tuple[str, ...] = ()
     features: tuple[Feature, ...] = ()
     vocabulary: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
     scale: float = 1.0
     files: tuple[SourceFile, ...] = ()
     content: str = ""

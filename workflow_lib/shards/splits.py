@@ -30,8 +30,7 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     targets = {name: _as_stored(source, name) for name in source.targets}
     rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
     if missing:
-        strata = targets["train"] if source.task == "classification" else np.zeros(len(targets["train"]), np.int64)
-        made = stratified_split(strata, [fractions[name] for name in missing], data.split_seed)
+        made = _drawn(source, targets["train"], [fractions[name] for name in missing], data.split_seed)
         rows.update(zip(("train", *missing), made, strict=True))
     parts = {}
     for name in SPLITS:
@@ -39,6 +38,13 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
         _refuse_empty(name, parts[name], source, made=bool(missing) and origin == "train")
     return parts
+
+
+def _drawn(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+    if source.groups is not None:
+        return grouped_split(source.groups, fractions, seed)
+    strata = targets if source.task == "classification" else np.zeros(len(targets), np.int64)
+    return stratified_split(strata, fractions, seed)
 
 
 def _as_stored(source: Source, split: str) -> np.ndarray:
@@ -77,17 +83,38 @@ def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int)
 
     Proportion is kept to within one row. The random numbers are Philox's raw stream, equal in all numpy versions.
     """
-    if sum(fractions) >= 1:
-        raise ConfigError(
-            f"data.validation_fraction and data.test_fraction are {sum(fractions):g} together; "
-            "less than 1 leaves data to train"
-        )
+    _refuse_all_held_out(fractions)
     keys = np.random.Philox(key=seed).random_raw(len(targets))
     by_class = np.split(np.lexsort((keys, targets)), np.cumsum(np.bincount(targets))[:-1])
     sizes = [_in_proportion([len(rows) for rows in by_class], fraction) for fraction in fractions]
     pieces = [np.split(rows, np.cumsum(size)) for rows, size in zip(by_class, zip(*sizes, strict=True), strict=True)]
     *taken, left = (np.sort(np.concatenate(piece)) for piece in zip(*pieces, strict=True))
     return (left, *taken)
+
+
+def grouped_split(groups: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+    """As `stratified_split`, but rows of a group go together; the fractions are met as nearly as the groups allow.
+
+    The groups come in a drawn order, and each goes where at least half of it is wanted: a very large one is left.
+    """
+    _refuse_all_held_out(fractions)
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    split_of, room = np.full(len(sizes), len(fractions)), [fraction * len(groups) for fraction in fractions]
+    for group in np.argsort(np.random.Philox(key=seed).random_raw(len(sizes)), kind="stable").tolist():
+        split = next((split for split, rows in enumerate(room) if sizes[group] / 2 <= rows), None)
+        if split is not None:
+            split_of[group] = split
+            room[split] -= sizes[group]
+    *taken, left = (np.flatnonzero(split_of[group_of] == split) for split in range(len(fractions) + 1))
+    return (left, *taken)
+
+
+def _refuse_all_held_out(fractions: Sequence[float]) -> None:
+    if sum(fractions) >= 1:
+        raise ConfigError(
+            f"data.validation_fraction and data.test_fraction are {sum(fractions):g} together; "
+            "less than 1 leaves data to train"
+        )
 
 
 def _in_proportion(counts: Sequence[int], fraction: float) -> list[int]:
