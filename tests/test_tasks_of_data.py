@@ -5,66 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.prepared import FEATURES, NUMBERS, TABLE, TOKENS, Prepare, language, prepared, regression, table
 from workflow_lib import shards
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section
-from workflow_lib.shards import SPLITS, Feature, Manifest, ModelSpec, Source
+from workflow_lib.shards import SPLITS, Manifest, ModelSpec, Source
 
-RANDOM = np.random.default_rng(0)
-TOKENS = RANDOM.integers(0, 5, (60, 8)).astype(np.int32)
-TABLE = np.column_stack([RANDOM.normal(3, 2, 60), np.arange(60) % 3, RANDOM.normal(size=60)]).astype(np.float32)
-TABLE[::7, 0] = np.nan
-FEATURES = (Feature("size"), Feature("colour", ("red", "green", "blue")), Feature("age"))
-NUMBERS = RANDOM.normal(50, 9, (60, 2)).astype(np.float32)
-
-Prepare = Callable[..., Manifest]
-
-
-class Params(Section):
-    """No settings."""
-
-
-@pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """Prepares a source, as if a data set had given it."""
-    module = ModuleType(f"given.data_{tmp_path.name.replace('-', '_')}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    module.__file__, module.Params = str(Path(__file__)), Params  # type: ignore[attr-defined]
-
-    def prepare(source: Source, shard_samples: int = 20) -> Manifest:
-        module.open_source = lambda params, root: source  # type: ignore[attr-defined]
-        module.task = lambda params: source.task  # type: ignore[attr-defined]
-        settings = {"name": module.__name__, "shard_samples": shard_samples}
-        manifest = shards.prepare(settings, tmp_path, tmp_path / "work")
-        manifest.save(tmp_path / "manifest.json")
-        assert Manifest.load(tmp_path / "manifest.json") == manifest
-        return manifest
-
-    return prepare
-
-
-def given(inputs: np.ndarray, targets: Any, **fields: Any) -> Source:
-    read = {"read": lambda split, rows: inputs[rows], "content": shards.content_digest(inputs)}
-    return Source(targets={"train": targets}, **(read | fields))
-
-
-def language(tokens: np.ndarray = TOKENS) -> Source:
-    return given(tokens, np.empty((len(tokens), 0), np.int64), task="language", vocabulary=tuple("abcde"))
-
-
-def regression(targets: np.ndarray = NUMBERS) -> Source:
-    return given(TABLE[:, 2:], targets, task="regression")
-
-
-def table(inputs: np.ndarray = TABLE) -> Source:
-    return given(inputs, np.arange(60) % 2, classes=("no", "yes"), features=FEATURES)
+__all__ = ["prepared"]
 
 
 def rows_of(manifest: Manifest, source: Source) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ def export(
     measured = read_json(evaluation, "model", "metrics")
     if measured["model"] != subject.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
-    split = shards.load_split(subject.manifest, "test", work)
+    split = shards.load_split(subject.manifest, "test", work, in_memory=True)
     proto = convert(subject.network, split.inputs[:2], settings.opset)
     _describe(proto, subject.identity, subject.manifest, measured["metrics"])
     onnx.checker.check_model(proto, full_check=True)

@@ -528,6 +528,20 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             keep_last=settings.keep_last,
             keep_every_h=settings.keep_every_h,
         )
+        runtime = job.experiment.runtime
+
+        def load(split: str) -> shards.Split | shards.MappedSplit:
+            return shards.load_split(
+                job.manifest,
+                split,
+                job.work,
+                str(root.device),
+                in_memory=job.experiment.data.in_memory,
+                workers=runtime.workers,
+                ranks=ranks,
+                processes=runtime.nproc,
+            )
+
         saver = Saver(
             store,
             interval_s=settings.interval_s,
@@ -544,8 +558,8 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
                 counts=job.manifest.splits["train"].per_class,
                 target_std=job.manifest.target_std,
             ),
-            train=shards.load_split(job.manifest, "train", job.work, str(root.device)),
-            validation=shards.load_split(job.manifest, "val", job.work, str(root.device)),
+            train=load("train"),
+            validation=load("val"),
             ranks=ranks,
             device=root.device,
             control=job.control,

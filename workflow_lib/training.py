@@ -46,7 +46,7 @@ from workflow_lib.tasks import Task, balanced_order
 
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig
-    from workflow_lib.shards import Batch, ModelSpec, Split
+    from workflow_lib.shards import Batch, MappedSplit, ModelSpec, Split
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class Trainer:
         *,
         spec: ModelSpec,
         task: Task,
-        train: Split,
-        validation: Split,
+        train: Split | MappedSplit,
+        validation: Split | MappedSplit,
         ranks: Ranks,
         device: torch.device,
         control: Control,

@@ -69,6 +69,11 @@ class Data(_Plugged):
     shard_samples: int = Field(
         4096, ge=1, description="at most so many samples in one shard file", json_schema_extra=ASIDE
     )
+    in_memory: bool | Literal["auto"] = Field(
+        "auto",
+        description="whether training holds the data in memory or reads it from the shards; auto goes by its size",
+        json_schema_extra=ASIDE,
+    )
 
 
 class Model(_Plugged):
@@ -297,6 +302,9 @@ class Runtime(Section):
     nproc: int = Field(1, ge=1, description="training processes on each node")
     nodes: int = Field(1, ge=1, description="nodes")
     threads: int = Field(1, ge=1, description="CPU threads of each process")
+    workers: int = Field(
+        2, ge=0, description="threads of each process that read data ahead, where it is not in memory; 0 reads in turn"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log shows")
     lease_timeout_s: float = Field(60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead")
     lease_wait_s: float = Field(30.0, ge=0, description="seconds to wait for a run that another process owns")

@@ -32,7 +32,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
     subject = load_subject(run, data, work, model)
     settings = experiment.evaluate
-    split = shards.load_split(subject.manifest, "test", work)
+    split = shards.load_split(subject.manifest, "test", work, in_memory=True)
     device = resolve(experiment.runtime.device)
     logits = predict(subject.network, split.inputs, settings.batch_size, device)
     targets = split.targets.numpy()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workflow_lib.files import write_atomic
 from workflow_lib.shards.source import content_digest
+
+TYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}  # names of safetensors
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,34 @@ def write_shard(path: Path, stored: Stored) -> None:
 
     tensors = {"inputs": stored.inputs, "targets": stored.targets}
     write_atomic(path, save(tensors, metadata={"digest": stored.digest}))
+
+
+def map_shard(path: Path) -> Stored | None:
+    """A shard whose arrays are read from the file when they are used; None when it is missing or cut short.
+
+    Nothing is verified: `is_whole` does that.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size)))
+        inputs, targets = (_map(path, 8 + length, header[name]) for name in ("inputs", "targets"))
+        return Stored(inputs, targets, header["__metadata__"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _map(path: Path, start: int, entry: Any) -> np.ndarray:
+    shape, kind = tuple(entry["shape"]), TYPES[entry["dtype"]]
+    if not math.prod(shape):
+        return np.empty(shape, kind)
+    first, last = entry["data_offsets"]
+    if last - first != math.prod(shape) * np.dtype(kind).itemsize:
+        raise ValueError("shape and size differ")
+    return np.memmap(path, kind, mode="r", offset=start + first, shape=shape)
+
+
+def is_whole(stored: Stored) -> bool:
+    """True when the content is what was written; reads all of it once, without keeping it in memory."""
+    return stored.digest == content_digest(stored.inputs, stored.targets)
