@@ -4,6 +4,8 @@
                               ▲
              tune: suggest[n] ──► trial[n] ──► best
 
+    track, where tracking.to asks for it, copies the curves to other tools when the trainings are over.
+
 Each phase is one file in rules/. `experiment` and the few functions they share stand in rules/common.smk.
 """
 
@@ -23,6 +25,7 @@ include: "rules/tune.smk"
 include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
+include: "rules/track.smk"
 
 
 localrules:
@@ -31,6 +34,7 @@ localrules:
     suggest,
     best,
     report,
+    track,
 
 
 rule all:

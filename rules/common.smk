@@ -21,7 +21,7 @@ gc.set_threshold(100_000, 50, 50)
 sys.path.insert(0, workflow.basedir)
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, controller, plan as plans
+from workflow_lib import budget, controller, plan as plans, tracking
 from workflow_lib.errors import EverstepError
 
 
@@ -46,6 +46,7 @@ try:
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
         controller.refuse_missing_files(data_sets().values())
+        tracking.refuse_missing(experiment.tracking.to)
 except (EverstepError, OSError) as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 1))

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 Arguments = argparse.Namespace
 WORK = Path("work")
 RESULTS_FOLDER = Path("results")
+TRACKERS = ("mlflow", "tensorboard", "wandb")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of one verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the person's mistake."""
     arguments = _parser().parse_args(argv)
-    if arguments.verb in {verb for verb, *_ in FOR_RULES}:
+    if arguments.verb in {"track", *(verb for verb, *_ in FOR_RULES)}:
         _log_lines()
     try:
         arguments.call(arguments)
@@ -157,6 +158,20 @@ def _prove_resume(arguments: Arguments) -> None:
     if verdict.difference is not None:
         raise EverstepError(str(verdict))
     print(verdict)
+
+
+def _track(arguments: Arguments) -> None:
+    from workflow_lib import tracking
+
+    experiment = _experiment(arguments)
+    tracking.track(
+        experiment,
+        to=arguments.to or experiment.tracking.to,
+        follow=arguments.follow,
+        work=WORK,
+        results=RESULTS_FOLDER,
+        output=arguments.output,
+    )
 
 
 def _freeze(arguments: Arguments) -> None:
@@ -347,6 +362,20 @@ FOR_PEOPLE: tuple[Verb, ...] = (
             SET,
             (("--kills",), {"type": int, "default": 20, "metavar": "N", "help": "how many (default 20)"}),
             (("--seed",), {"type": int, "default": 0, "metavar": "S", "help": "of where and how they strike"}),
+        ),
+    ),
+    (
+        "track",
+        "copy the curves to MLflow, TensorBoard or W&B, beside a training or after it",
+        _track,
+        (
+            (("experiment",), {"nargs": "?", "type": Path, "metavar": "CONFIG", "help": "experiment file (YAML)"}),
+            (("--follow",), {"action": "store_true", "help": "go on until every run is finished"}),
+            (
+                ("--to",),
+                {"action": "append", "choices": TRACKERS, "help": "a tool, in place of tracking.to; may be repeated"},
+            ),
+            (("--output",), {"type": Path, "metavar": "FILE", "help": "how many rows were copied, last and whole"}),
         ),
     ),
     ("schema", "print the JSON schema of experiment files, for editors", _schema, ()),

@@ -114,6 +114,16 @@ def test_a_setting_that_cannot_change_the_result_redoes_nothing(finished: Projec
     assert finished.make("--config", f"set={setting}").is_nothing
 
 
+def test_tracking_copies_the_curves_and_redoes_nothing(finished: Project) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    tracked = ("--config", "set=tracking.to=[tensorboard]")
+    assert finished.make(*tracked).jobs == {("track", None)}
+    rows = json.loads((finished.folder / "results/tiny/tracking.json").read_text())["rows"]
+    assert {*runs_of(finished)} <= rows.keys() and set(rows.values()) == {2}
+    assert len(list(finished.folder.glob("tracking/tensorboard/tiny/*/events.*"))) == len(rows)
+    assert finished.make(*tracked).is_nothing
+
+
 def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
     run = run_with(finished, 8)
     folder = finished.folder / "results/tiny/runs" / run

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -434,6 +435,20 @@ class Report(Section):
     theme: Literal["light", "dark", "auto"] = Field("auto", description="colours; auto follows the reader's browser")
 
 
+Tracker = Literal["mlflow", "tensorboard", "wandb"]
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
+
+class Tracking(Section):
+    """Copies of the curves for other tools, made by a process of its own."""
+
+    to: list[Tracker] = Field([], description="the tools, each an extra of the package; none: no copies")
+    folder: Path = Field(Path("tracking"), description="where the copies lie, those of all experiments together")
+    every_s: float = Field(
+        10.0, gt=0, description="seconds between two looks at the store, with --follow", json_schema_extra=ASIDE
+    )
+
+
 class Experiment(Section):
     """The whole file: one training, or a sweep and a study around it."""
 
@@ -464,6 +479,7 @@ class Experiment(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate, json_schema_extra=ASIDE)
     export: Export = Field(default_factory=Export, json_schema_extra=ASIDE)
     report: Report = Field(default_factory=Report, json_schema_extra=ASIDE)
+    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=ASIDE)
 
     _origins: Origins = PrivateAttr(Origins())
 
