@@ -139,7 +139,7 @@ def _inline(value: Any) -> str:
         return "[" + ", ".join(map(_inline, value)) + "]"
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_yaml(value, "")[0] == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def schema() -> dict[str, Any]:
