@@ -82,6 +82,37 @@ def test_seeds_give_different_splits() -> None:
     assert len(splits) == 50
 
 
+@unhurried
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60),
+    fractions=st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=1, max_size=2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_of_a_group_go_into_one_split(sizes: list[int], fractions: list[float], seed: int) -> None:
+    groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)) * 10, sizes))
+    parts = shards.grouped_split(groups, fractions, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert sum(len(set(groups[part].tolist())) for part in parts) == len(sizes)
+    for part, fraction in zip(parts[1:], fractions, strict=True):
+        assert len(part) <= fraction * len(groups) + max(sizes) / 2
+    again = shards.grouped_split(groups, fractions, seed)
+    assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
+
+
+def test_groups_of_a_row_meet_the_fractions_by_another_draw_for_each_seed() -> None:
+    drawn = [shards.grouped_split(np.arange(1000), [0.15, 0.2], seed) for seed in range(5)]
+    assert all(list(map(len, parts)) == [650, 150, 200] for parts in drawn)
+    assert len({tuple(val.tolist()) for _, val, _ in drawn}) == 5
+
+
+def test_a_group_larger_than_a_fraction_is_left_to_train() -> None:
+    groups = np.array([0] * 800 + list(range(1, 201)))
+    for seed in range(20):
+        left, val, test = shards.grouped_split(groups, [0.05, 0.1], seed)
+        assert set(range(800)) <= set(left.tolist()) and (len(val), len(test)) == (50, 100)
+
+
 def test_fractions_that_leave_nothing_to_train_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="validation_fraction and data.test_fraction are 1.1 together"):
         prepare(tmp_path, validation_fraction=0.6, test_fraction=0.5)

@@ -141,7 +141,7 @@ class DataContract:
 
     def test_equal_data_has_equal_digests_however_it_is_cut(self, settings: dict[str, Any], tmp_path: Path) -> None:
         one = self.prepared(settings, tmp_path, "one")
-        two = self.prepared(settings, tmp_path, "two", shard_samples=7)
+        two = self.prepared(settings, tmp_path, "two", shard_samples=settings["shard_samples"] // 7)
         assert one.digest == two.digest
         assert len(one.shards) < len(two.shards)
 

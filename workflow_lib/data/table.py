@@ -118,9 +118,7 @@ def _features(table: Table, params: Params) -> list[str]:
     if not table.columns:
         raise DataError(f"{table.path}: is empty; the first line names the columns")
     if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
-        raise DataError(
-            f"{table.path}: the column `{twice[0]}` is there {table.columns.count(twice[0])} times; rename them"
-        )
+        raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are called `{twice[0]}`; rename them")
     asked = {
         "target": [params.target],
         "split": [params.split] if params.split else [],
