@@ -30,7 +30,7 @@ LAYERS = (
     ("plan",),
     ("budget", "controller", "runtime"),
     ("shards",),
-    ("augment", "data", "models"),
+    ("augment", "data", "hooks", "models"),
     ("checkpoint",),
     ("optim", "saver"),
     ("orchestrator", "tasks"),

@@ -8,7 +8,7 @@ EverstepError              1   failed: a bug, a broken disk, a run that cannot g
 ├── CheckpointError        1   checkpoints exist, but none can be trusted
 ├── SaveError              1   a checkpoint could not be written
 ├── RankError              1   a rank died, hung or raised
-├── DivergedError          1   the loss is no longer a number
+├── DivergedError          1   a loss, a gradient or a metric is no longer a number
 ├── StalledError           1   attempt after attempt without a new step
 └── TryAgain               75  saved; the same command goes on from here
     ├── Stopped                asked to stop: a signal or the deadline
@@ -55,7 +55,7 @@ class RankError(EverstepError):
 
 
 class DivergedError(EverstepError):
-    """The loss is no longer a number."""
+    """A loss, a gradient or a metric is no longer a number."""
 
 
 class StalledError(EverstepError):

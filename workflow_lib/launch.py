@@ -33,7 +33,16 @@ import psutil
 from workflow_lib import checkpoint, errors, plan, plugins, provenance
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.sections import METRICS
-from workflow_lib.errors import CheckpointError, ConfigError, EverstepError, RankError, SaveError, StalledError, Stopped
+from workflow_lib.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    EverstepError,
+    RankError,
+    SaveError,
+    StalledError,
+    Stopped,
+)
 from workflow_lib.files import write_atomic, write_json
 from workflow_lib.runtime import nodes, scheduler
 from workflow_lib.runtime import workspace as ws
@@ -90,7 +99,12 @@ def train(
     job = _job(experiment, run, data, work, deadline_minutes, None)
     sealed = find_sealed(job.workspace)
     if sealed is None:
-        _attempt(job)
+        try:
+            _attempt(job)
+        except DivergedError as error:
+            newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
+            kept = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
+            raise DivergedError(f"{error}. {kept}") from error
         sealed = find_sealed(job.workspace)
     else:
         logger.info("%s is finished already: nothing is trained", job.digest[:12])
@@ -566,7 +580,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             store=store,
             saver=saver,
             events=root.events,
-            environment=telemetry.fingerprint(root.device, ranks.world_size),
+            environment={**telemetry.fingerprint(root.device, ranks.world_size), **_texts(job.run)},
             metrics_file=ws.metrics_file(job.workspace),
             stop_early=job.stop_early,
         )
@@ -576,6 +590,14 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             dist.barrier()
             dist.destroy_process_group()
         return asdict(outcome)
+
+
+def _texts(run: plan.RunConfig) -> dict[str, str]:
+    """Digests of the person's files that the settings only name: a changed one changes the training."""
+    modules = {"model_text": plugins.load("models", run.model.name)}
+    if run.training.hooks is not None:
+        modules["hooks_text"] = plugins.load_hooks(run.training.hooks)
+    return {name: provenance.file_digest(Path(str(module.__file__))) for name, module in modules.items()}
 
 
 def _die_with(launcher: int) -> None:

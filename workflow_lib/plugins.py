@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from workflow_lib.errors import ConfigError
 
 ENTRY = {"data": "open_source", "models": "build"}
+HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
 Task = Literal["classification", "regression", "language"]
 
 
@@ -80,20 +81,39 @@ def load(kind: str, name: str) -> ModuleType:
     target = name if _is_import_path(name) else f"workflow_lib.{kind}.{name}"
     if not _is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
+    return _checked(kind, name, _imported(kind, name, target))
+
+
+def _imported(kind: str, name: str, target: str) -> ModuleType:
     if target in sys.modules:
-        return _checked(kind, name, sys.modules[target])
+        return sys.modules[target]
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        return _checked(kind, name, importlib.import_module(target))
-    except PluginError:
-        raise
+        return importlib.import_module(target)
     except ModuleNotFoundError as error:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
             raise PluginError(_unknown(kind, name)) from error
         raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
     except Exception as error:
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def load_hooks(name: str) -> ModuleType:
+    """The module of a person's functions that a training calls; one with a name that is never called is refused."""
+    module = _imported("hooks", name, name)
+    names = [one for one in vars(module) if one.startswith("on_")]
+    for wrong in (one for one in names if one not in HOOKS):
+        near = difflib.get_close_matches(wrong, HOOKS, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise PluginError(f"{module.__file__}: `{wrong}` is never called{hint} (there are: {', '.join(HOOKS)})")
+    if not names:
+        raise PluginError(f"{module.__file__}: no function to call; allowed: {', '.join(HOOKS)}")
+    if hasattr(module, "state_dict") != hasattr(module, "load_state_dict"):
+        raise PluginError(
+            f"{module.__file__}: `state_dict()` and `load_state_dict(state)` come together, or not at all"
+        )
+    return module
 
 
 def task(name: str, params: Mapping[str, Any]) -> Task:
@@ -121,6 +141,8 @@ def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
 
 
 def _unknown(kind: str, name: str) -> str:
+    if kind == "hooks":
+        return f"no module `{name}` to import for hooks; give an import path from the project: mypackage.module"
     names = available(kind)
     what = "data set" if kind == "data" else "model"
     if _is_import_path(name):

@@ -20,21 +20,24 @@ import contextlib
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from workflow_lib import plugins
+from workflow_lib.augment import Mixing, augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
+from workflow_lib.hooks import Hooks, View
 from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rate
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
@@ -55,6 +58,8 @@ Row = dict[str, float]
 StopEarly = Callable[[list[Row]], bool]
 
 WARM_UP_PASSES = 2
+UNSEEN_STEPS = 64  # on a device, so many steps may be done before one is seen to have diverged
+SHOWN_SAMPLES = 20
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -161,6 +166,12 @@ class Trainer:
         self._pruned = False
         self._progress: Progress | None = None
         self._resumed_step: int | None = None
+        self._waits_for_device = device.type != "cpu"
+        self._unseen: list[tuple[int, torch.Tensor]] = []
+        self._is_augmenting = is_augmenting(run.augment) or is_mixing(run.augment)
+        refuse_unfit(run.augment, spec)
+        hooks = run.training.hooks if ranks.is_main else None
+        self._hooks = Hooks(plugins.load_hooks(hooks)) if hooks is not None else None
         self._build(spec)
 
     # -- one attempt ---------------------------------------------------------------------------------------------
@@ -172,6 +183,9 @@ class Trainer:
             self.enter()
             self._go()
             ended = "pruned" if self._pruned else "finished"
+        except RuntimeError as error:
+            _explain(error)
+            raise
         except StopRequested:
             ended = "stopped"
             if self.state.cursor.step == 0:
@@ -184,12 +198,17 @@ class Trainer:
 
     def _go(self) -> None:
         cursor = self.state.cursor
-        self._pruned = cursor.phase != "finish" and self._is_pruned()
+        if cursor.phase == "finish":
+            return
+        self._call("on_train_start")
+        self._pruned = self._is_pruned()
         while cursor.phase != "finish" and not self._pruned:
             if cursor.phase == "train":
                 self.train_epoch()
             else:
                 self._validate()
+        if not self._pruned:
+            self._call("on_train_end")
 
     def train_epoch(self) -> None:
         """The rest of the epoch, from the cursor."""
@@ -204,6 +223,7 @@ class Trainer:
                 if self._look_up():
                     self._start_save()
                 self._step(order[cursor.sample : cursor.sample + self._batch], batches)
+        self._look_back()
         cursor.phase, cursor.val_index = "validate", 0
         self.state.validation = dict.fromkeys(self._task.sums, 0.0)
 
@@ -224,13 +244,17 @@ class Trainer:
                 self._look_up()
             _at("fetch", batch[start:stop])
             inputs, targets = self._task.parts(*next(batches))
+            mixed = None
+            if self._is_augmenting:
+                inputs, mixed = self._augmented(inputs, batch[start:stop])
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 # ranks wait for each other from here on: this tells who has not come
                 self._control.tick(self.ranks.local_rank, cursor.step)
                 _at("forward", inputs)
                 with self._autocast():
-                    loss = self._task.loss(self._wrapped(inputs), targets)
+                    outputs = self._wrapped(inputs)
+                    loss = self._task.loss(outputs, targets) if mixed is None else self._mixed(outputs, targets, *mixed)
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / self._batch
                 self._scaler.scale(loss if share == 1.0 else loss * share).backward()
@@ -239,9 +263,11 @@ class Trainer:
         _at("optimizer")
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
+        norm = None
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
+        self._watch(losses, norm)
         if self._scaler.is_enabled():
             self._scaler.step(self._optimizer)
             self._scaler.update()
@@ -257,10 +283,72 @@ class Trainer:
         cursor.step += 1
         cursor.sample += self._batch
         self._set_aside = None
+        if self._hooks is not None:
+            self._call("on_step_end", _mean(losses))
         _at("commit", self)
         self._control.tick(self.ranks.local_rank, cursor.step)
         if self._progress is not None:
             self._progress.update(cursor.step, self._loss_sum, cursor.sample // self.ranks.world_size)
+
+    def _augmented(
+        self, inputs: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Mixing] | None]:
+        """The inputs changed at random, and, where pairs are mixed, the targets of the partners and the pairs."""
+        section, rows = self.run.augment, rows.to(inputs.device)
+        where: Any = {"seed": self.run.seed, "epoch": self.state.cursor.epoch}
+        inputs = augment(section, inputs, rows, **where)
+        if not is_mixing(section):
+            return inputs, None
+        size = (inputs.shape[2], inputs.shape[3])
+        pairs = mixing(section, rows, samples=len(self._train_split), size=size, **where)
+        partners, others = self._train_split.batch(pairs.partners)
+        return mix(inputs, augment(section, partners, pairs.partners, **where), pairs), (others, pairs)
+
+    def _mixed(self, outputs: torch.Tensor, targets: torch.Tensor, others: torch.Tensor, pairs: Mixing) -> torch.Tensor:
+        mine, theirs = self._task.losses(outputs, targets), self._task.losses(outputs, others)
+        return (pairs.weights * mine + (1 - pairs.weights) * theirs).mean()
+
+    def _watch(self, losses: list[tuple[torch.Tensor, int]], norm: torch.Tensor | None) -> None:
+        """A loss or gradient that is no number ends the training: on the CPU now, else at the next look back.
+
+        A gradient that only overflowed the loss scale is not one: its step is left out, and the scale lowered.
+        """
+        seen = [one for one, _ in losses]
+        if norm is not None and not self._scaler.is_enabled():
+            seen.append(norm)
+        elif not self._scaler.is_enabled():
+            seen += [one.grad.sum() for one in self._parameters if one.grad is not None]
+        if self._waits_for_device:
+            self._unseen.append((self.state.cursor.step, torch.stack([one.float() for one in seen]).sum()))
+            if len(self._unseen) == UNSEEN_STEPS:
+                self._look_back()
+        elif not all(math.isfinite(one.item()) for one in seen):
+            self._diverge(self.state.cursor.step, [math.isfinite(one.item()) for one, _ in losses])
+
+    def _look_back(self) -> None:
+        """All steps up to here had finite losses and gradients: asked of a device that runs ahead, before each save."""
+        if not self._unseen:
+            return
+        (steps, sums), self._unseen = zip(*self._unseen, strict=True), []
+        for step, is_finite in zip(steps, torch.stack(sums).isfinite().tolist(), strict=True):
+            if not is_finite:
+                self._diverge(step, [])
+
+    def _diverge(self, step: int, are_finite: list[bool]) -> NoReturn:
+        """Ends the training before the step is saved, and names the samples: those of infinite losses where known."""
+        begun = (step - self.state.cursor.epoch * self._steps_per_epoch) * self._batch
+        batch = self._order(self.state.cursor.epoch)[begun : begun + self._batch]
+        guilty = [window for window, is_finite in zip(self._windows, are_finite, strict=False) if not is_finite]
+        rows = [row for start, stop in guilty or self._windows for row in batch[start:stop].tolist()]
+        what = "loss" if guilty else "gradient" if are_finite else "loss or gradient"
+        where = {"step": step + 1, "epoch": self.state.cursor.epoch + 1, "samples": rows}
+        self._events.append("diverged", what=what, **where)
+        shown = ", ".join(map(str, rows[:SHOWN_SAMPLES])) + (", ..." if len(rows) > SHOWN_SAMPLES else "")
+        raise DivergedError(
+            f"the training diverged: a {what} of step {step + 1} (epoch {where['epoch']}) is not finite, and nothing "
+            f"was saved since. Its samples, by their number in the training split (all are in events.jsonl): {shown}. "
+            f"A lower optimizer.lr, a warm-up or training.clip_norm may help"
+        )
 
     @torch.inference_mode()
     def _validate(self) -> None:
@@ -325,6 +413,7 @@ class Trainer:
         cursor.epoch, cursor.sample, cursor.val_index = cursor.epoch + 1, 0, 0
         cursor.phase = "finish" if is_last else "train"
         self._pruned = not is_last and self._is_pruned()
+        self._call("on_epoch_end")
         _at("epoch")
 
     def _is_exhausted(self, row: Row) -> bool:
@@ -387,6 +476,7 @@ class Trainer:
     # -- state ----------------------------------------------------------------------------------------------------
 
     def _start_save(self) -> None:
+        self._look_back()
         _at("save")
         ranks = self._rank_states()
         if self.ranks.is_main:
@@ -395,6 +485,7 @@ class Trainer:
 
     def _save_now(self) -> None:
         """The last commit is durable."""
+        self._look_back()
         _at("final save")
         ranks = self._rank_states()
         if not self.ranks.is_main:
@@ -447,7 +538,8 @@ class Trainer:
         """All that a checkpoint keeps besides tensors, as JSON values."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.state_dict()["param_groups"]]
         scaler = self._scaler.state_dict() if self._scaler.is_enabled() else None
-        return {"progress": asdict(self.state), "optimizer": groups, "scaler": scaler}
+        kept = {"hooks": self._hooks.state()} if self._hooks is not None else {}
+        return {"progress": asdict(self.state), "optimizer": groups, "scaler": scaler, **kept}
 
     def _about(self) -> dict[str, Any]:
         cursor = self.state.cursor
@@ -516,6 +608,8 @@ class Trainer:
             for name, value in tensors["ema"].items():
                 self._ema[name].copy_(value)
         self._best = tensors.get("best", {})
+        if self._hooks is not None:
+            self._hooks.restore(record["hooks"])
         self._restore_ranks(tensors["ranks"], about)
 
     def _restore_ranks(self, ranks: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
@@ -611,6 +705,23 @@ class Trainer:
                 self._task.loss(self._wrapped(inputs), targets).backward()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _call(self, hook: str, loss: torch.Tensor | None = None) -> None:
+        """The person's function of that name has run, if there is one."""
+        if self._hooks is None:
+            return
+        cursor = self.state.cursor
+        self._hooks.call(
+            hook,
+            View(
+                step=cursor.step,
+                epoch=cursor.epoch,
+                learning_rate=self.learning_rate,
+                loss=loss,
+                history=tuple(self.state.history),
+                model=self._model,
+            ),
+        )
+
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -658,6 +769,20 @@ def _micro_batches(batch_size: int, ranks: Ranks, accumulation: int) -> list[tup
     edges = [batch_size * part // parts for part in range(parts + 1)]
     first = ranks.rank * accumulation
     return [(edges[part], edges[part + 1]) for part in range(first, first + accumulation)]
+
+
+def _mean(losses: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    """The mean loss of the samples of several micro-batches."""
+    return torch.stack([one * samples for one, samples in losses]).sum() / sum(samples for _, samples in losses)
+
+
+def _explain(error: RuntimeError) -> None:
+    """Raises ConfigError where it was the strict determinism that refused a kernel."""
+    if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+        raise ConfigError(
+            f"training.determinism: strict refuses `{found[1]}`, which has no deterministic implementation here. Take "
+            f"standard, with which runs are alike only up to rounding, or a model without it"
+        ) from error
 
 
 def _line(row: Mapping[str, float]) -> str:

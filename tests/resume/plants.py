@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from workflow_lib import training
+from workflow_lib.hooks import Hooks
 from workflow_lib.optim import Plateau
 from workflow_lib.runtime.seed import capture_rng
+from workflow_lib.tasks import Classification
 from workflow_lib.training import Trainer
 
 
@@ -40,6 +42,44 @@ def samples_are_written() -> None:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
 
     Trainer._step = watched  # type: ignore[method-assign]
+
+
+def a_loss_is_infinite() -> None:
+    """The loss of the 20th step, and of no other."""
+    _spoil_loss(lambda loss: loss / 0)
+
+
+def a_gradient_is_not_a_number() -> None:
+    """The gradient of the 20th step, whose loss is finite."""
+    _spoil_loss(lambda loss: loss + (loss - loss.detach()).sqrt())
+
+
+def a_gradient_is_not_a_number_on_a_device() -> None:
+    """The same, where the training would have to wait for the device to see it."""
+    a_gradient_is_not_a_number()
+    build = Trainer._build
+
+    def far_away(self: Trainer, spec: Any) -> None:
+        build(self, spec)
+        self._waits_for_device = True
+
+    Trainer._build = far_away  # type: ignore[method-assign]
+
+
+def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    step, loss = Trainer._step, Classification.loss
+    reached: list[int] = []
+
+    def numbered(self: Trainer, *arguments: Any) -> None:
+        reached[:] = [self.state.cursor.step + 1]
+        step(self, *arguments)
+
+    def spoilt(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found = loss(self, outputs, targets)
+        return act(found) if reached == [20] else found
+
+    Trainer._step = numbered  # type: ignore[method-assign]
+    Classification.loss = spoilt  # type: ignore[method-assign]
 
 
 def _in_step(number: int, act: Callable[[], object]) -> None:
@@ -118,6 +158,11 @@ def without_sample() -> None:
 def without_scaler() -> None:
     """The loss scale starts anew."""
     torch.amp.GradScaler.load_state_dict = lambda self, state_dict: None  # type: ignore[method-assign]
+
+
+def without_hooks() -> None:
+    """What the person's functions kept is forgotten."""
+    Hooks.restore = lambda self, state: None  # type: ignore[method-assign]
 
 
 def without_python() -> None:

@@ -148,9 +148,14 @@ class Project:
         return found
 
 
-def prepare(folder: Path, warm: Warm, settings: Mapping[str, Any] = SETTINGS) -> Project:
-    """The project with its data and its plan, nothing trained."""
+def prepare(
+    folder: Path, warm: Warm, settings: Mapping[str, Any] = SETTINGS, files: Mapping[str, str] | None = None
+) -> Project:
+    """The project with its data, its plan and the person's own files, nothing trained."""
     folder.mkdir(parents=True)
+    for name, text in (files or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     (folder / "Snakefile").touch()
     (folder / "experiment.yaml").write_text(yaml.safe_dump(dict(settings)))
     project = Project(folder, warm)

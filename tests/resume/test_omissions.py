@@ -25,6 +25,7 @@ IN_AN_EPOCH = {"point": "optimizer", "count": 24, "signal": "SIGTERM"}
 IN_VALIDATION = {"point": "validate", "count": 3, "signal": "SIGTERM"}
 IN_THE_THIRD = {"point": "optimizer", "count": 40, "signal": "SIGTERM"}
 LATE = {"point": "optimizer", "count": 90, "signal": "SIGTERM"}
+HOOKED: dict[str, Any] = {"training": {"hooks": "tests.resume.watching"}}
 AFTER_THE_ROW = {"point": "epoch", "count": 2, "signal": "SIGKILL"}
 
 # what is left out: the experiment, where it was stopped, what must differ then, what must not
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = 
     "moments": (PLAIN, IN_AN_EPOCH, "optimizer.0.exp_avg", ("ranks.0.python", "ranks.0.torch")),
     "plateau": (RESTLESS, LATE, "state.progress.plateau.scale", ("ranks.0.python",)),
     "scaler": (HALF, IN_AN_EPOCH, "state.scaler", ("ranks.0.python",)),
+    "hooks": (HOOKED, IN_AN_EPOCH, "state.hooks.steps", ("model", "optimizer", "ranks", "state.progress")),
     "ema": (PLAIN, IN_AN_EPOCH, "ema.1.weight", ("optimizer", "ranks")),
     "python": (PLAIN, IN_AN_EPOCH, "ranks.0.python", ("ranks.0.numpy", "ranks.0.torch")),
     "numpy": (PLAIN, IN_AN_EPOCH, "ranks.0.numpy", ("ranks.0.python", "ranks.0.torch")),
@@ -61,8 +63,15 @@ def test_a_state_that_a_resume_leaves_out_is_seen_and_named(fresh: Fresh, refere
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
-    [(HALF, IN_AN_EPOCH), (RESTLESS, LATE), (PATIENT, IN_THE_THIRD), (PLAIN, IN_VALIDATION), (PLAIN, AFTER_THE_ROW)],
-    ids=["half", "restless", "patient", "validation", "metrics"],
+    [
+        (HOOKED, IN_AN_EPOCH),
+        (HALF, IN_AN_EPOCH),
+        (RESTLESS, LATE),
+        (PATIENT, IN_THE_THIRD),
+        (PLAIN, IN_VALIDATION),
+        (PLAIN, AFTER_THE_ROW),
+    ],
+    ids=["hooks", "half", "restless", "patient", "validation", "metrics"],
 )
 def test_with_nothing_left_out_nothing_differs(fresh: Fresh, reference: Fresh, changes: Any, fault: Any) -> None:
     run = fresh(changes)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, PASS, STOPPED, merged
+from tests.resume.project import FAILED, PASS, STOPPED, differences, merged
 
 IN_AN_EPOCH = {"point": "optimizer", "count": 21, "signal": "SIGTERM"}
 LATER = {"point": "commit", "count": 14, "signal": "SIGKILL"}
@@ -31,14 +31,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "focal, weighted": {"training": {"focal_gamma": 2.0, "class_weights": "balanced", "label_smoothing": 0.1}},
     "balanced sampling": {"training": {"sampling": "balanced"}},
+    "augmented": {
+        "training": {"accumulation": 2},
+        "augment": {"flip_horizontal": 0.5, "rotation": 10, "noise": 0.1, "mixup": 0.4, "cutmix": 1.0},
+    },
+    "augmented, two ranks": merged(with_ranks(2), {"augment": {"shift": 0.2, "mixup": 0.4}, "training": {"epochs": 3}}),
     "lion, two ranks": merged(with_ranks(2), {"optimizer": {"name": "lion"}, "training": {"epochs": 3}}),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_exact(fresh: Fresh, reference: Fresh, name: str) -> None:
+    """And it is another training than the plain one."""
     run = fresh(VARIANTS[name])
     count = 12 if "ranks" in name else 21
     assert run.attempt({**IN_AN_EPOCH, "count": count}) == STOPPED
     assert run.attempt({**LATER, "count": 5 if "ranks" in name else 14}) == FAILED
     assert run.verdict(reference(VARIANTS[name])) == PASS
+    plain = with_ranks(2) | {"training": {**with_ranks(2)["training"], "epochs": 3}} if "ranks" in name else None
+    if name.partition(",")[0] in ("augmented", "focal", "balanced sampling"):
+        assert any(one.startswith("model.") for one in differences(reference(plain), run))

@@ -29,6 +29,16 @@ def test_the_fingerprint_is_the_same_in_the_same_circumstances_only() -> None:
         torch.set_num_threads(threads)
 
 
+def test_deterministic_algorithms_are_in_the_fingerprint() -> None:
+    before = telemetry.fingerprint(CPU)
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(not was)
+    try:
+        assert telemetry.fingerprint(CPU) != before
+    finally:
+        torch.use_deterministic_algorithms(was)
+
+
 def test_no_clock_host_or_job_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     before = telemetry.fingerprint(CPU)
     monkeypatch.setenv("SLURM_JOB_ID", "78")

@@ -250,6 +250,19 @@ class Training(Section):
         "strict",
         description="strict uses deterministic algorithms only; standard is seeded, with the fastest kernels",
     )
+    hooks: str | None = Field(
+        None, description="import path of a module with functions to call, such as on_epoch_end(state); null calls none"
+    )
+
+    @field_validator("hooks")
+    @classmethod
+    def _functions_that_are_called(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                plugins.load_hooks(value)
+        except plugins.PluginError as error:
+            raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+        return value
 
 
 class Augment(Section):

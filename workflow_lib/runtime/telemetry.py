@@ -55,7 +55,16 @@ def fingerprint(device: torch.device, world_size: int = 1) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "world_size": world_size,
-        **(_cuda_versions() if is_cuda else {}),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **(_cuda_versions() | _cuda_switches() if is_cuda else {}),
+    }
+
+
+def _cuda_switches() -> dict[str, Any]:
+    return {
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
     }
 
 

@@ -1,0 +1,90 @@
+"""A training that cannot go on says what, where and from which state; what a person's functions see is in step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
+from tests.resume.warm import Warm
+from workflow_lib.runtime.log import read_events
+from workflow_lib.training import epoch_order
+
+HOOKED: dict[str, Any] = {"training": {"hooks": "tests.resume.watching"}}
+USER_ERROR = 2
+
+
+def diverged(run: Project) -> dict[str, Any]:
+    """The event of a training that diverged."""
+    (event,) = [one for one in read_events(run.workspace / "events.jsonl") if one["kind"] == "diverged"]
+    return event
+
+
+@pytest.mark.parametrize(
+    ("plant", "what"),
+    [
+        ("a_loss_is_infinite", "loss"),
+        ("a_gradient_is_not_a_number", "gradient"),
+        ("a_gradient_is_not_a_number_on_a_device", "loss or gradient"),
+    ],
+)
+def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: Fresh, plant: str, what: str) -> None:
+    run = fresh({"training": {"clip_norm": None}})
+    assert run.attempt(plant=f"tests.resume.plants:{plant}") == FAILED
+    last = run.log.splitlines()[-1]
+    assert f"the training diverged: a {what} of step 20 (epoch 2) is not finite" in last
+    newest = run.newest_step()
+    assert 0 < newest < 20
+    assert f"The state of step {newest} is kept: " in last and f"step-{newest:012d}" in last
+    batch = epoch_order(0, 1, 1168)[2 * 66 : 3 * 66].tolist()
+    event = diverged(run)
+    assert (event["step"], event["epoch"], event["samples"]) == (20, 2, batch)
+    assert ", ".join(map(str, batch[:20])) in last
+
+
+def test_a_gradient_that_only_overflows_the_loss_scale_ends_nothing(fresh: Fresh) -> None:
+    run = fresh({"training": {"precision": "fp16", "clip_norm": None}})
+    assert run.attempt(plant="tests.resume.plants:a_gradient_is_not_a_number") == FINISHED
+
+
+def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_what_is_redone(
+    fresh: Fresh, reference: Fresh
+) -> None:
+    straight, run = reference(HOOKED), fresh(HOOKED)
+    steps = [f"step {step} {(step - 1) // 17}" for step in range(1, 52)]
+    expected = ["start 0 0"]
+    for epoch in range(3):
+        expected += [*steps[17 * epoch : 17 * (epoch + 1)], f"epoch {17 * (epoch + 1)} {epoch + 1}"]
+    assert (straight.folder / "called.txt").read_text().splitlines() == [*expected, "end 51 3"]
+    assert run.attempt({"point": "commit", "count": 23, "signal": "SIGKILL"}) == FAILED
+    assert run.attempt({"point": "validate", "count": 2, "signal": "SIGTERM"}) == STOPPED
+    assert run.verdict(reference(HOOKED)) == PASS
+    called = (run.folder / "called.txt").read_text().splitlines()
+    assert [line for line in called if line.startswith("epoch")] == [f"epoch {17 * n} {n}" for n in (1, 2, 3)]
+    assert set(called) >= {*expected, "end 51 3"}
+    assert called.count("step 23 1") == 2
+
+
+@pytest.mark.parametrize("part", ["hooks", "model"])
+def test_another_text_of_a_persons_file_is_said_at_the_resume(tmp_path: Path, warm: Warm, part: str) -> None:
+    source = {"hooks": "watching", "model": "noisy"}[part]
+    files = {"mine/own.py": (Path(__file__).parent / f"{source}.py").read_text()}
+    changes = {"training": {"hooks": "mine.own"}} if part == "hooks" else {"model": {"name": "mine.own"}}
+    run = prepare(tmp_path / "project", warm, merged(SETTINGS, changes), files)
+    assert run.attempt({"point": "commit", "count": 20, "signal": "SIGTERM"}) == STOPPED
+    text = run.folder / "mine" / "own.py"
+    text.write_text(text.read_text() + "\n# changed\n")
+    assert run.attempt() == FINISHED
+    assert f"not exact from here: {part}_text changed since the checkpoint" in run.log
+    assert run.sealed().about["exact"] is False
+
+
+def test_a_kernel_that_strict_determinism_refuses_is_named(fresh: Fresh) -> None:
+    run = fresh({"model": {"name": "tests.resume.scattering"}})
+    assert run.attempt() == USER_ERROR
+    assert "training.determinism: strict refuses `put_`, which has no deterministic" in run.log.splitlines()[-1]
+    run = fresh({"model": {"name": "tests.resume.scattering"}, "training": {"determinism": "standard"}})
+    assert run.attempt() == FINISHED

@@ -1,0 +1,89 @@
+"""A person's functions: found by their names, refused when they would never be called, kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from workflow_lib import plugins
+from workflow_lib.config.sections import Training
+from workflow_lib.errors import ConfigError
+from workflow_lib.hooks import Hooks
+from workflow_lib.plugins import PluginError
+
+KEEPS = "def state_dict(): return {}\ndef load_state_dict(state): pass\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a module `watch`, which is found from here and gone afterwards."""
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine").mkdir()
+    yield tmp_path / "mine" / "watch.py"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "def on_epoch(state): pass",
+            r"`on_epoch` is never called; did you mean `on_\w+`\? \(there are: on_train_start, on_step_end, ",
+        ),
+        ("def other(state): pass", "no function to call; allowed: on_train_start"),
+        ("def on_step_end(state): pass\ndef state_dict(): return {}", "come together, or not at all"),
+        ("import a_module_that_nobody_has", "needs the module `a_module_that_nobody_has`"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_refused_by_the_settings(folder: Path, text: str, said: str) -> None:
+    folder.write_text(text)
+    with pytest.raises(PluginError, match=said):
+        plugins.load_hooks("mine.watch")
+    with pytest.raises(ValueError, match=said):
+        Training(hooks="mine.watch")
+
+
+def test_a_module_that_is_not_there_is_refused_with_what_is_expected() -> None:
+    with pytest.raises(PluginError, match="no module `mine.nothing` to import for hooks; give an import path"):
+        plugins.load_hooks("mine.nothing")
+
+
+def test_a_module_of_functions_is_accepted(folder: Path) -> None:
+    folder.write_text(f"def on_step_end(state): pass\n{KEEPS}")
+    assert Training(hooks="mine.watch").hooks == "mine.watch"
+
+
+def module(kept: Any) -> ModuleType:
+    made = ModuleType("made")
+    made.__dict__.update(state_dict=lambda: kept, load_state_dict=lambda state: made.__dict__.update(loaded=state))
+    return made
+
+
+def test_what_is_kept_is_a_copy_that_comes_back() -> None:
+    kept = {"seen": [1, 2.5, None, "é"]}
+    hooks = Hooks(made := module(kept))
+    state = hooks.state()
+    kept["seen"].append(3)
+    assert state == {"seen": [1, 2.5, None, "é"]}
+    hooks.restore(state)
+    assert vars(made)["loaded"] == state
+
+
+@pytest.mark.parametrize("kept", [{1, 2}, float("nan"), [object()], {(1, 2): 3}])
+def test_what_json_cannot_hold_is_refused(kept: Any) -> None:
+    with pytest.raises(ConfigError, match=r"training.hooks: made.state_dict\(\) gave what JSON cannot hold"):
+        Hooks(module(kept)).state()
+
+
+def test_a_module_that_keeps_nothing_has_no_state() -> None:
+    hooks = Hooks(ModuleType("made"))
+    assert hooks.state() is None
+    hooks.restore(None)
