@@ -298,3 +298,9 @@ def test_a_loss_of_classes_is_refused_where_there_are_none(
 def test_classes_are_not_evened_out_twice(tmp_path: Path) -> None:
     (line,) = refusal(tmp_path, training={"sampling": "balanced", "class_weights": "balanced"})
     assert "training.class_weights: balanced, and training.sampling is balanced, too" in line
+
+
+def test_texts_are_not_augmented(tmp_path: Path) -> None:
+    text = {"data": {"name": "text"}, "model": {"name": "transformer"}}
+    (line,) = refusal(tmp_path, **text, augment={"flip_horizontal": 0, "mixup": 0.2})
+    assert "augment.mixup: 0.2 is for images, and the data is a text; allowed: 0" in line

@@ -116,6 +116,10 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
                 ("training", name),
                 f"{shown(value)} has no meaning in {task}, only in {', '.join(tasks)}; allowed: {shown(default)}",
             )
+    if task == "language":
+        for name, value in run["augment"]:
+            if value:
+                yield ("augment", name), f"{shown(value)} is for images, and the data is a text; allowed: 0"
     if training.sampling == "balanced" and training.class_weights == "balanced":
         yield ("training", "class_weights"), "balanced, and training.sampling is balanced, too; keep one of them"
 
