@@ -14,11 +14,11 @@ rule preprocess:
         "logs/preprocess/{experiment}/{data_id}.log",
     benchmark:
         "benchmarks/preprocess/{experiment}/{data_id}.tsv"
-    threads: 1
+    threads: 4
     resources:
         mem_mb=2000,
         runtime=120,
     params:
         stage=plans.STAGES["preprocess"],
     shell:
-        "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --output {output.manifest:q} >> {log:q} 2>&1"
+        "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --threads {threads} --output {output.manifest:q} >> {log:q} 2>&1"

@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from workflow_lib import shards
+from workflow_lib import config, plan, shards, tasks
+from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.plugins import Section
+from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.log import EventLog
+from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.saver import Saver
 from workflow_lib.shards import Feature, Manifest, Source
+from workflow_lib.training import Trainer
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.integers(0, 5, (60, 8)).astype(np.int32)
@@ -63,3 +70,40 @@ def regression(targets: np.ndarray = NUMBERS) -> Source:
 
 def table(inputs: np.ndarray = TABLE) -> Source:
     return given(inputs, np.arange(60) % 2, classes=("no", "yes"), features=FEATURES)
+
+
+TRAINING = {"epochs": 2, "batch_size": 16, "accumulation": 2}
+
+
+def trained(
+    manifest: Manifest,
+    folder: Path,
+    control: Control,
+    *,
+    workspace: str,
+    training: dict[str, Any] = TRAINING,
+    hidden: int = 32,
+    **loading: Any,
+) -> Trainer:
+    """A small training, done as far as the control lets it."""
+    model = {"name": "mlp", "params": {"hidden": [hidden]}}
+    run = plan.base(config.Experiment.model_validate({"name": "one", "training": training, "model": model}))
+    cpu = torch.device("cpu")
+    store = CheckpointStore(folder / workspace, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
+    trainer = Trainer(
+        run,
+        spec=manifest.spec,
+        task=tasks.build(run.training, manifest.spec, cpu, counts=manifest.splits["train"].per_class),
+        train=shards.load_split(manifest, "train", folder / "work", **loading),
+        validation=shards.load_split(manifest, "val", folder / "work", **loading),
+        ranks=Ranks(),
+        device=cpu,
+        control=control,
+        store=store,
+        saver=Saver(store, interval_s="auto", interval_steps=1000, mtbf_s=14400.0),
+        events=EventLog(folder / "events.jsonl"),
+        environment={},
+        metrics_file=folder / workspace / "metrics.jsonl",
+    )
+    trainer.fit()
+    return trainer

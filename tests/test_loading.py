@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.prepared import Prepare, given, language, prepared, regression, table
-from workflow_lib import config, plan, shards, tasks
-from workflow_lib.checkpoint import CheckpointStore
+from tests.prepared import Prepare, given, language, prepared, regression, table, trained
+from workflow_lib import shards
 from workflow_lib.errors import DataError
 from workflow_lib.runtime.control import Control
-from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks
-from workflow_lib.saver import Saver
 from workflow_lib.shards import Manifest, MappedSplit, Split, loading
 from workflow_lib.training import Trainer
 
@@ -203,31 +203,6 @@ class StopsAt(Control):
             self._handle(15, None)
 
 
-def trained(manifest: Manifest, folder: Path, control: Control, *, workspace: str, **loading: Any) -> Trainer:
-    """A small training, done as far as the control lets it."""
-    settings = {"epochs": 2, "batch_size": 16, "accumulation": 2}
-    run = plan.base(config.Experiment.model_validate({"name": "one", "training": settings}))
-    cpu = torch.device("cpu")
-    store = CheckpointStore(folder / workspace, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
-    trainer = Trainer(
-        run,
-        spec=manifest.spec,
-        task=tasks.build(run.training, manifest.spec, cpu, counts=manifest.splits["train"].per_class),
-        train=shards.load_split(manifest, "train", folder / "work", **loading),
-        validation=shards.load_split(manifest, "val", folder / "work", **loading),
-        ranks=Ranks(),
-        device=cpu,
-        control=control,
-        store=store,
-        saver=Saver(store, interval_s="auto", interval_steps=1000, mtbf_s=14400.0),
-        events=EventLog(folder / "events.jsonl"),
-        environment={},
-        metrics_file=folder / workspace / "metrics.jsonl",
-    )
-    trainer.fit()
-    return trainer
-
-
 def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
     held = trained(manifest, tmp_path, Control(1), workspace="memory", in_memory=True)
@@ -259,3 +234,14 @@ def _bits(trainer: Trainer) -> dict[str, Any]:
         for name, one in named.items()
     }
     return {**tensors, "history": trainer.state.history}
+
+
+def test_data_larger_than_the_memory_is_prepared_and_trained_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bounded", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    stored = sum(path.stat().st_size for path in (tmp_path / "work").rglob("*.safetensors"))
+    assert stored > 2 * told["room"]
+    assert told["steps"] == 26_000 // 64
+    assert told["refused in one shard"] and told["refused in memory"]  # the bound is one

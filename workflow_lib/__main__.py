@@ -183,7 +183,7 @@ def _freeze(arguments: Arguments) -> None:
 def _preprocess(arguments: Arguments) -> None:
     from workflow_lib import shards
 
-    shards.preprocess(_experiment(arguments), arguments.data, WORK, arguments.output)
+    shards.preprocess(_experiment(arguments), arguments.data, WORK, arguments.output, arguments.threads)
 
 
 def _train(arguments: Arguments) -> None:
@@ -390,6 +390,7 @@ FOR_RULES: tuple[Verb, ...] = (
         (
             EXPERIMENT,
             (("--data",), {"required": True, "metavar": "ID", "help": "data id of the plan"}),
+            (("--threads",), {"type": int, "default": 1, "metavar": "N", "help": "shards made at once"}),
             OUTPUT,
         ),
     ),

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ def make_dirs(path: Path) -> None:
         fsync_dir(path.parent)
 
 
-def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> None:
-    """The file holds the content, durably; a reader sees the old bytes or the new ones, never a part.
+def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview], *, durable: bool = True) -> None:
+    """The file holds the content, or its pieces, durably; a reader sees the old bytes or the new ones, never a part.
 
     What is not durable may be torn after a power loss, though never otherwise: for what can be made again.
     """
-    data = content.encode() if isinstance(content, str) else content
+    text = content.encode() if isinstance(content, str) else content
+    pieces = [text] if isinstance(text, bytes) else text
     make_dirs(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             if durable:
                 sys.audit("everstep", "fsync", str(temporary))

@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from workflow_lib import config, plan, plugins
 from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.shards.ahead import ahead
 from workflow_lib.shards.manifest import SPLITS, Manifest, Shard, SplitSummary
 from workflow_lib.shards.source import Source, SourceFile, blake2b, bytes_of, content_digest, read_rows
 from workflow_lib.shards.splits import Part, assign
 from workflow_lib.shards.statistics import Moments
-from workflow_lib.shards.store import Stored, read_shard, write_shard
+from workflow_lib.shards.store import Stored, is_whole, map_shard, write_shard
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 1 << 27  # largest shard, whatever its number of samples: a few of them fit the memory of any job
+SHARD_BYTES = 1 << 26  # largest shard, whatever its number of samples: a few of them fit the memory of any job
 
 
-def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: Path) -> None:
+def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: Path, threads: int = 1) -> None:
     """The data of a plan is in the store, and its manifest in the output."""
     runs = [run.config for run in plan.expand(experiment)]
     if experiment.tune is not None:
@@ -33,11 +37,11 @@ def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: 
     used = {plan.data_id(run): plan.data_settings(run) for run in runs}
     if data_id not in used:
         raise ConfigError(f"experiment `{experiment.name}` has no data {data_id}; it has {', '.join(sorted(used))}")
-    prepare(used[data_id], Path.cwd(), work).save(output)
+    prepare(used[data_id], Path.cwd(), work, threads).save(output)
 
 
-def prepare(settings: Mapping[str, Any], root: Path, work: Path) -> Manifest:
-    """The manifest of the data, whose shards all lie verified in the store; one shard is in memory at a time.
+def prepare(settings: Mapping[str, Any], root: Path, work: Path, threads: int = 1) -> Manifest:
+    """The manifest of the data, whose shards all lie verified in the store; each thread has one shard in memory.
 
     Several processes may ask at once: one works, the others wait and check. Bad data is refused before any shard.
     """
@@ -46,25 +50,25 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path) -> Manifest:
     with closing(plugin.open_source(plugin.Params.model_validate(data.params), root)) as source:
         if source.task != (told := plugins.task(data.name, data.params)):
             raise DataError(f"{plugin.__file__}: task(params) says {told}, but open_source gave {source.task}")
-        return _stored(data, source, Path(str(plugin.__file__)), root, work)
+        return _stored(data, source, Path(str(plugin.__file__)), root, work, threads)
 
 
-def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: Path) -> Manifest:
+def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: Path, threads: int) -> Manifest:
     parts = assign(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
     folder = work / "data" / _store(data, source, plugin)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        tally, made = Tally(source, first, parts), []
-        for shard in _shown(_cuts(parts, samples), data.name):
-            path, part = folder / shard.name, parts[shard.split]
-            stored = read_shard(path)
-            if stored is None or not _fits(stored, first, part.targets[shard.start : shard.stop]):
-                stored = _make(path, source, part, shard, first)
-                made.append(path)
-                log.info("%s: %s samples %d to %d written", data.name, shard.split, shard.start, shard.stop)
-            tally.add(shard, stored)
+        cuts, tally, made = _cuts(parts, samples), Tally(source, first, parts), []
+        ensure = partial(_ensured, folder=folder, source=_in_turn(source), parts=parts, first=first)
+        with closing(ahead(ensure, cuts, threads if threads > 1 else 0)) as ensured:
+            for number, (shard, one) in enumerate(zip(cuts, _shown(ensured, data.name, len(cuts)), strict=True), 1):
+                tally.add(shard, one)
+                if one.is_new:
+                    made.append(folder / shard.name)
+                    what = (data.name, shard.split, shard.start, shard.stop, number, len(cuts))
+                    log.info("%s: %s samples %d to %d written (%d of %d shards)", *what)
         _refuse_changed(source, made)
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
@@ -106,22 +110,19 @@ class Tally:
         self.samples = Counter[str]()
         self.counts = {split: Counter[int]() for split in SPLITS}
         self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
-        self.moments = Moments(0 if source.task == "language" else first.shape[1])
-        self.target_moments = Moments(0)
-        if source.task == "regression":
-            self.target_moments = Moments(parts["train"].targets.shape[1])
+        self.moments, self.target_moments = _moments(source, first, parts["train"].targets)
 
-    def add(self, shard: Shard, stored: Stored) -> None:
+    def add(self, shard: Shard, one: Ensured) -> None:
         """The next shard of its split is counted in."""
+        stored = one.stored
         self.shards.append(shard.model_copy(update={"digest": stored.digest}))
         self.samples[shard.split] += len(stored.targets)
         if self.source.task == "classification":
             self.counts[shard.split].update(stored.targets.tolist())
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))
-        if shard.split == "train":
-            self.moments.add(stored.inputs)
-            self.target_moments.add(stored.targets)
+        self.moments.merge(one.moments)
+        self.target_moments.merge(one.target_moments)
 
     def manifest(self, store: str, data: config.Data, root: Path) -> Manifest:
         """The manifest of all the shards."""
@@ -177,28 +178,74 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _shown(shards: Sequence[Shard], name: str) -> Iterator[Shard]:
-    """The same shards, with a progress bar when a person is watching."""
+def _shown(results: Iterable[Ensured], name: str, total: int) -> Iterator[Ensured]:
+    """The same results, with a progress bar when a person is watching."""
     if not sys.stderr.isatty():
-        yield from shards
+        yield from results
         return
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(shards, description=name, console=Console(stderr=True), transient=True)
+    yield from track(results, description=name, total=total, console=Console(stderr=True), transient=True)
 
 
-def _make(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarray) -> Stored:
-    """A shard, written whole."""
+def _in_turn(source: Source) -> Source:
+    """The source, which threads may read at once: if it did not say so itself, each waits for the one before."""
+    if source.is_thread_safe:
+        return source
+    turn, read = Lock(), source.read
+
+    def alone(split: str, rows: np.ndarray) -> np.ndarray:
+        with turn:
+            return read(split, rows)
+
+    return replace(source, read=alone)
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """A shard that lies in the store, verified; what it adds to the statistics, if it is of train."""
+
+    stored: Stored
+    is_new: bool
+    moments: Moments
+    target_moments: Moments
+
+
+def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Part], first: np.ndarray) -> Ensured:
+    """The shard, as it is where it is whole and has these targets, else made again; it stays on disk."""
+    path, part = folder / shard.name, parts[shard.split]
+    targets = part.targets[shard.start : shard.stop]
+    stored = map_shard(path)
+    is_new = stored is None or not _fits(stored, first, targets) or not is_whole(stored)
+    if is_new:
+        _make(path, source, part, shard, first)
+        stored = map_shard(path)
+    if stored is None:
+        raise DataError(f"{path}: gone or changed while the data is prepared; leave the folder alone, and run again")
+    moments, target_moments = _moments(source, first, targets)
+    if shard.split == "train":
+        moments.add(stored.inputs)
+        target_moments.add(stored.targets)
+    return Ensured(stored, is_new, moments, target_moments)
+
+
+def _moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:
+    """Statistics of nothing yet: of the inputs, by channel, and of the targets of a regression, by output."""
+    channels = 0 if source.task == "language" else first.shape[1]
+    return Moments(channels), Moments(targets.shape[1] if source.task == "regression" else 0)
+
+
+def _make(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarray) -> None:
+    """The shard is written, whole."""
     rows, targets = part.rows[shard.start : shard.stop], part.targets[shard.start : shard.stop]
-    stored = Stored.of(read_rows(source, part.origin, rows), targets)
-    if not _fits(stored, first, targets):
+    inputs = read_rows(source, part.origin, rows)
+    if (inputs.dtype, inputs.shape[1:]) != (first.dtype, first.shape[1:]):
         raise DataError(
-            f"{shard.split} samples {shard.start} to {shard.stop} are {stored.inputs.dtype} {stored.inputs.shape[1:]}, "
+            f"{shard.split} samples {shard.start} to {shard.stop} are {inputs.dtype} {inputs.shape[1:]}, "
             f"the first of train is {first.dtype} {first.shape[1:]}; all inputs have one shape"
         )
-    write_shard(path, stored)
-    return stored
+    write_shard(path, inputs, targets)
 
 
 def _fits(stored: Stored, first: np.ndarray, targets: np.ndarray) -> bool:

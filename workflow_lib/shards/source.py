@@ -67,6 +67,7 @@ class Source:
     files       what the data came from; a changed file is new data
     content     digest of inputs that come from no file
     close       gives back what `read` holds open
+    is_thread_safe  several threads may `read` at once; otherwise one waits for the other, and large data takes longer
     """
 
     task: Task = "classification"
@@ -79,6 +80,7 @@ class Source:
     scale: float = 1.0
     files: tuple[SourceFile, ...] = ()
     content: str = ""
+    is_thread_safe: bool = False
     close: Callable[[], None] = lambda: None
 
 
@@ -94,6 +96,7 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
         classes=tuple(classes),
         scale=scale,
         content=content_digest(inputs),
+        is_thread_safe=True,
     )
 
 

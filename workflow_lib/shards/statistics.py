@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-BLOCK = 1 << 22  # values summed at once: bounds the memory
+BLOCK = 1 << 16  # values summed at once: they fit the cache
 
 
 class Moments:
@@ -32,6 +32,12 @@ class Moments:
                 self.sums[channel] += total
                 self.squares[channel] += squares
                 self.counts[channel] += len(values)
+
+    def merge(self, other: Moments) -> None:
+        """What the other has counted is counted in."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
 
     def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """By channel, of the values divided by the scale; the deviation of a constant is given as 1."""

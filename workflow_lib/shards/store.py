@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from workflow_lib.files import write_atomic
-from workflow_lib.shards.source import content_digest
+from workflow_lib.shards.source import bytes_of, content_digest
 
-TYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}  # names of safetensors
+NAMES = {"uint8": "U8", "int32": "I32", "int64": "I64", "float32": "F32"}  # of the types in safetensors
+TYPES = {name: kind for kind, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class Stored:
     inputs: np.ndarray
     targets: np.ndarray
     digest: str
-
-    @classmethod
-    def of(cls, inputs: np.ndarray, targets: np.ndarray) -> Stored:
-        """The content with its digest."""
-        return cls(inputs, targets, content_digest(inputs, targets))
 
 
 def read_shard(path: Path) -> Stored | None:
@@ -43,12 +39,17 @@ def read_shard(path: Path) -> Stored | None:
     return Stored(inputs, targets, digest) if digest == content_digest(inputs, targets) else None
 
 
-def write_shard(path: Path, stored: Stored) -> None:
-    """The file holds the shard, whole."""
-    from safetensors.numpy import save
-
-    tensors = {"inputs": stored.inputs, "targets": stored.targets}
-    write_atomic(path, save(tensors, metadata={"digest": stored.digest}))
+def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
+    """The file holds the shard, whole: safetensors, written from the memory of the arrays."""
+    header: dict[str, Any] = {"__metadata__": {"digest": content_digest(inputs, targets)}}
+    pieces, end = [], 0
+    for name, array in (("targets", targets), ("inputs", inputs)):  # the larger numbers first, so that all are aligned
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": NAMES[array.dtype.name], "shape": array.shape, "data_offsets": [start, end]}
+        pieces.append(bytes_of(np.ascontiguousarray(array)))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_atomic(path, [len(text).to_bytes(8, "little"), text, *pieces])
 
 
 def map_shard(path: Path) -> Stored | None:
