@@ -103,6 +103,12 @@ def source_files(wildcards):
     return controller.data_files(data) if data else []
 
 
+def source_folders(wildcards):
+    """A text that changes with the files in the folders of a data set."""
+    data = data_sets().get(wildcards.data_id)
+    return controller.folders_state(data) if data else ""
+
+
 def tuned_pointer():
     """The file that says which run the best of the study is."""
     return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"

@@ -20,5 +20,6 @@ rule preprocess:
         runtime=120,
     params:
         stage=plans.STAGES["preprocess"],
+        folders=source_folders,
     shell:
         "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --threads {threads} --output {output.manifest:q} >> {log:q} 2>&1"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from workflow_lib import controller
+from workflow_lib import config, controller
 from workflow_lib.errors import ConfigError
 
 ENTER = """
 import sys
 from pathlib import Path
-from workflow_lib import controller
+from workflow_lib import config, controller
 print(controller.enter(Path(sys.argv[1])), flush=True)
 if len(sys.argv) > 2:
     (Path(sys.argv[1]) / "locks").mkdir(exist_ok=True)
@@ -96,3 +97,21 @@ def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:
     assert f"train a failed: the reason\n    log: {log}" in told
     assert "train b failed: it left no message" in told
     assert told.endswith("To go on: snakemake 'a b'")
+
+
+def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> None:
+    data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
+    path = tmp_path / "images" / "a" / "deep" / "1.png"
+    path.parent.mkdir(parents=True)
+    states = [controller.folders_state(data)]
+    path.write_bytes(b"1")
+    states.append(controller.folders_state(data))
+    path.write_bytes(b"12")
+    states.append(controller.folders_state(data))
+    os.utime(path, ns=(1, 1))
+    states.append(controller.folders_state(data))
+    path.rename(path.with_name("2.png"))
+    states.append(controller.folders_state(data))
+    assert len(set(states)) == 5
+    (path.parent / ".DS_Store").touch()
+    assert controller.folders_state(data) == states[-1]

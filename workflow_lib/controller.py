@@ -43,6 +43,22 @@ def data_files(data: config.Data) -> list[str]:
     return [str(value) for value in dict(params).values() if isinstance(value, Path)]
 
 
+def folders_state(data: config.Data) -> str:
+    """Another text when a file is added to the folders of a data set, removed from them, or written.
+
+    Snakemake itself sees of a folder only whether an entry directly in it came or went. Hidden files do not count.
+    """
+    files = [
+        Path(folder, name)
+        for path in data_files(data)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if not name.startswith(".")
+    ]
+    states = [(path.lstat(), path) for path in sorted(files)]
+    return config.digest([[str(path), state.st_size, state.st_mtime_ns] for state, path in states], "everstep-folders")
+
+
 def refuse_missing_files(data: Iterable[config.Data]) -> None:
     """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
     for one in data:

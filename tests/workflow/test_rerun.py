@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.workflow.conftest import Job, Project
 
@@ -201,3 +202,17 @@ def test_a_changed_data_file_is_new_data(project: Project) -> None:
     np.savez(path, train_images=images[::-1], train_labels=labels)
     assert {rule for rule, _ in project.make("--until", "train").jobs} == {"preprocess", "train"}
     assert len(attempts(project)) == 2
+
+
+def test_an_image_that_is_written_anew_is_new_data(project: Project) -> None:
+    """Of a folder, Snakemake itself sees only what comes or goes directly in it."""
+    random = np.random.default_rng(0)
+    for number, name in enumerate("ab" * 20):
+        path = project.folder / "images" / name / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (4, 4), dtype=np.uint8)).save(path)
+    project.write("name: mine\ndata: {name: image_folder, params: {path: images}}\nmodel: {params: {hidden: [4]}}\n")
+    project.make("--until", "preprocess")
+    assert project.make("--until", "preprocess").jobs == set()
+    Image.new("L", (4, 4)).save(project.folder / "images" / "a" / "00.png")
+    assert {rule for rule, _ in project.make("--until", "preprocess").jobs} == {"preprocess"}
