@@ -2,6 +2,7 @@
 
     checkpoints/step-000000012345.00017.1b2c3d4e/   step, serial number in the run, attempt
         model.safetensors ...                       one file a group of tensors
+        moving-00001-of-00004.safetensors ...       where the ranks share the tensors: one file a rank
         state.json                                  everything that is not a tensor
         manifest.json                               written last: size and BLAKE2b of each file, and of itself
     checkpoints/.tmp-*                              a save that was cut off; its attempt's successor removes it
@@ -10,6 +11,9 @@
 Publishing: every file is synced, then the manifest, then the folder; then one ``rename`` makes it visible, and the
 parent is synced. Nothing is overwritten and there is no pointer to the newest: the newest is the highest step, then
 the highest serial, whose digests verify. Nothing is pickled.
+
+Where each rank holds a part of the tensors, all write into one folder, and rank 0 publishes when it has the digests of
+all. The files are in the sharded format of torch.distributed.checkpoint's safetensors reader.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
 from workflow_lib.files import fsync_dir
+from workflow_lib.runtime.ranks import Peers
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +44,9 @@ VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CHUNK = 8 << 20
+SHARD = re.compile(r"(?P<group>\w+)-(?P<rank>\d{5})-of-(?P<world>\d{5})")
+SHARDING_INFO = "DCP_SHARDING_INFO"  # where torch's reader of sharded safetensors finds the places of the parts
+T = TypeVar("T")
 NAME = re.compile(r"step-(?P<step>\d{12})\.(?P<serial>\d{5,})\.(?P<attempt>[0-9a-f]{8})")
 
 # names of the dtypes in the safetensors format
@@ -51,12 +59,16 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state to be saved: ``tensors[group][name]`` on the CPU, and JSON for the rest."""
+    """A state to be saved: ``tensors[group][name]`` on the CPU, and JSON for the rest.
+
+    Of a tensor that the ranks share, this rank's part begins at ``offsets[group][name]``.
+    """
 
     step: int
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any]
     about: Mapping[str, Any] = field(default_factory=dict)
+    offsets: Mapping[str, Mapping[str, list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,7 @@ class CheckpointStore:
         may_publish: Callable[[], bool],
         keep_last: int = 2,
         keep_every_h: float | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.directory = directory
         self.fingerprint = dict(fingerprint)
@@ -103,20 +116,23 @@ class CheckpointStore:
         self._keep_last = keep_last
         self._keep_every_h = keep_every_h
         self._parent: Checkpoint | None = None
+        self._peers = peers or Peers()
         directory.mkdir(parents=True, exist_ok=True)
 
-    def publish(self, snapshot: Snapshot) -> Checkpoint:
-        """The snapshot is durable under a new name.
+    def publish(self, snapshot: Snapshot) -> Checkpoint | None:
+        """The snapshot is durable under a new name; None on a rank that only wrote its part.
 
         Raises SaveError when the disk refuses (what was published before is untouched) and WorkspaceBusy when
         another attempt owns the workspace by now.
         """
+        if not self._peers.is_main:
+            self._contribute(snapshot)
+            return None
         serial = self._parent.serial + 1 if self._parent else 0
         name = f"step-{snapshot.step:012d}.{serial:05d}.{self._attempt[:8]}"
         temporary = self.directory / f".tmp-{name}"
         try:
-            self.refuse_if_taken_over()  # spares the work; what counts is that it is asked again before the rename
-            temporary.mkdir()
+            self._open(temporary)
             manifest = self._write(temporary, snapshot, serial)
             fsync_dir(temporary)
             self.refuse_if_taken_over()
@@ -139,25 +155,27 @@ class CheckpointStore:
         One that does not verify is renamed to ``corrupt-*`` with a warning. Raises CheckpointError when
         checkpoints exist but none can be used: a run never silently starts again.
         """
-        unusable = {path.name for path in self.directory.glob("corrupt-*")}
-        for path in reversed(published(self.directory)):
-            try:
-                checkpoint = read_manifest(path)
-                self._check_fingerprint(checkpoint)
-                contents = {name: _read_verified(path / name, entry) for name, entry in _files(checkpoint)}
-            except CheckpointError as error:
-                unusable.add(self._set_aside(path, error).name)
-                continue
-            self._parent = checkpoint
-            state = json.loads(contents.pop(STATE))
-            return checkpoint, {Path(name).stem: _tensors(data) for name, data in contents.items()}, state
-        if unusable:
-            names = ", ".join(sorted(unusable))
-            raise CheckpointError(
-                f"none of the checkpoints in {self.directory} can be used ({names}). Put an intact copy back under its "
-                f"name, or remove the corrupt-* folders to start this run again from step 0"
-            )
-        return None
+        latest = self._find_latest(_contents)
+        if latest is None:
+            return None
+        checkpoint, contents = latest
+        state = json.loads(contents.pop(STATE))
+        return checkpoint, {Path(name).stem: _tensors(data) for name, data in contents.items()}, state
+
+    def find_shared(self) -> Checkpoint | None:
+        """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""
+        if not self._peers.is_main:
+            newest = None
+            while (found := self._peers.announce(None)) is not None:
+                newest = Checkpoint(self.directory / found["name"], found["manifest"])
+                self._peers.collect(self._damage(newest))
+            return newest if self._peers.announce(None) else None
+        try:
+            latest = self._find_latest(self._verify_together)
+        finally:
+            self._peers.announce(None)
+        self._peers.announce(latest is not None)
+        return latest and latest[0]
 
     def is_alone(self) -> bool:
         """Whether the newest checkpoint is the only one, though more are to be kept."""
@@ -170,9 +188,73 @@ class CheckpointStore:
             for path in self.directory.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _find_latest(self, check: Callable[[Checkpoint], T]) -> tuple[Checkpoint, T] | None:
+        """The newest checkpoint that passes, and what the check gave; the check raises CheckpointError."""
+        unusable = {path.name for path in self.directory.glob("corrupt-*")}
+        for path in reversed(published(self.directory)):
+            try:
+                checkpoint = read_manifest(path)
+                self._check_fingerprint(checkpoint)
+                found = check(checkpoint)
+            except CheckpointError as error:
+                unusable.add(self._set_aside(path, error).name)
+                continue
+            self._parent = checkpoint
+            return checkpoint, found
+        if unusable:
+            names = ", ".join(sorted(unusable))
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} can be used ({names}). Put an intact copy back under its "
+                f"name, or remove the corrupt-* folders to start this run again from step 0"
+            )
+        return None
+
+    def _verify_together(self, checkpoint: Checkpoint) -> None:
+        self._peers.announce({"name": checkpoint.path.name, "manifest": dict(checkpoint.manifest)})
+        for damage in self._peers.collect(self._damage(checkpoint)):
+            if damage is not None:
+                raise CheckpointError(damage)
+
+    def _damage(self, checkpoint: Checkpoint) -> str | None:
+        """What is wrong with the files that fall to this rank."""
+        try:
+            for number, (name, entry) in enumerate(_files(checkpoint)):
+                if number % self._peers.world_size == self._peers.rank:
+                    _check(checkpoint.path / name, entry)
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    def _open(self, temporary: Path) -> None:
+        """The folder is there, and the other ranks know it, or that there is none."""
+        announced = None
+        try:
+            self.refuse_if_taken_over()  # spares the work; what counts is that it is asked again before the rename
+            temporary.mkdir()
+            announced = temporary.name
+        finally:
+            self._peers.announce(announced)
+
+    def _contribute(self, snapshot: Snapshot) -> None:
+        """This rank's files are durable in the folder of rank 0, which knows their digests, or why not."""
+        name = self._peers.announce(None)
+        if name is not None:
+            self._peers.collect(_write_groups(self.directory / name, snapshot))
+
+    def _write_all(self, directory: Path, snapshot: Snapshot) -> dict[str, Any]:
+        """Sizes and digests of the files of all ranks, which are durable."""
+        files: dict[str, Any] = {}
+        for rank, written in enumerate(self._peers.collect(_write_groups(directory, snapshot))):
+            if isinstance(written, OSError):
+                raise written
+            for name, entry in written.items():
+                if rank and (directory / name).stat().st_size != entry["bytes"]:
+                    raise OSError(f"{name}, which rank {rank} wrote, is not the same here: is this disk shared?")
+            files.update(written)
+        files[STATE] = _write_synced(directory / STATE, [_canonical(snapshot.state)])
+        return files
+
     def _write(self, directory: Path, snapshot: Snapshot, serial: int) -> dict[str, Any]:
-        files = {f"{group}.safetensors": _serialized(group, tensors) for group, tensors in snapshot.tensors.items()}
-        files[STATE] = [_canonical(snapshot.state)]
         manifest: dict[str, Any] = {
             "version": VERSION,
             "step": snapshot.step,
@@ -182,7 +264,7 @@ class CheckpointStore:
             "fingerprint": self.fingerprint,
             "about": dict(snapshot.about),
             "created": time.time(),
-            "files": {name: _write_synced(directory / name, chunks) for name, chunks in sorted(files.items())},
+            "files": self._write_all(directory, snapshot),
         }
         manifest["digest"] = _digest(_canonical(manifest))
         _write_synced(directory / MANIFEST, [_canonical(manifest)])
@@ -279,13 +361,38 @@ def read_newest(directory: Path) -> Checkpoint | None:
 def verify(checkpoint: Checkpoint) -> None:
     """Returns when every file has the size and the digest of the manifest; raises CheckpointError."""
     for name, entry in _files(checkpoint):
-        _read_verified(checkpoint.path / name, entry)
+        _check(checkpoint.path / name, entry)
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """The state beside the tensors, verified."""
     state: dict[str, Any] = json.loads(_read_verified(checkpoint.path / STATE, checkpoint.manifest["files"][STATE]))
     return state
+
+
+def read_tensors(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
+    """The tensors of a group that one file holds, verified."""
+    name = f"{group}.safetensors"
+    return _tensors(_read_verified(checkpoint.path / name, checkpoint.manifest["files"][name]))
+
+
+def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
+    """The safetensors file of a group, put together where the ranks shared it; None where there is none."""
+    name = f"{group}.safetensors"
+    files = checkpoint.manifest["files"]
+    if name in files:
+        return _read_verified(checkpoint.path / name, files[name])
+    parts: dict[str, list[tuple[list[int], dict[str, Any], memoryview]]] = {}
+    for file in sorted(files):
+        if SHARD.fullmatch(Path(file).stem):
+            for key, offsets, entry, piece in _parts(_read_verified(checkpoint.path / file, files[file])):
+                if key.startswith(f"{group}."):
+                    parts.setdefault(key.removeprefix(f"{group}."), []).append((offsets, entry, piece))
+    return b"".join(_file({key: _joined(parts[key]) for key in sorted(parts)})) if parts else None
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {name: _read_verified(checkpoint.path / name, entry) for name, entry in _files(checkpoint)}
 
 
 def _files(checkpoint: Checkpoint) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -302,6 +409,35 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     if _digest(data) != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return data
+
+
+def _check(path: Path, entry: Mapping[str, Any]) -> None:
+    """Returns when the file has the size and the digest; it is never in memory as a whole."""
+    hasher, size = hashlib.blake2b(digest_size=32), 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+    if size != entry["bytes"]:
+        raise CheckpointError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+    if hasher.hexdigest() != entry["blake2b"]:
+        raise CheckpointError(f"{path.name} is damaged: its digest differs")
+
+
+def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | OSError:
+    """Sizes and digests of one new, durable file a group; or what the disk said."""
+    try:
+        return {
+            f"{group}.safetensors": _write_synced(
+                directory / f"{group}.safetensors", _serialized(group, tensors, snapshot.offsets.get(group))
+            )
+            for group, tensors in sorted(snapshot.tensors.items())
+        }
+    except OSError as error:
+        return error
 
 
 def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
@@ -322,23 +458,55 @@ def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str,
     return {"bytes": size, "blake2b": hasher.hexdigest()}
 
 
-def _serialized(group: str, tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+def _serialized(
+    group: str, tensors: Mapping[str, torch.Tensor], offsets: Mapping[str, list[int]] | None = None
+) -> Iterator[bytes | memoryview]:
     """The safetensors file of the tensors, as pieces that share their memory; equal tensors give equal bytes."""
-    header: dict[str, Any] = {}
-    pieces: list[memoryview] = []
-    offset = 0
+    entries: dict[str, tuple[dict[str, Any], list[memoryview]]] = {}
     for name in sorted(tensors):
-        piece = bytes_of(tensors[name])
-        end = offset + len(piece)
         dtype = DTYPES.get(str(tensors[name].dtype))
         if dtype is None:
             raise SaveError(f"{group}: {name} is {tensors[name].dtype}, which a checkpoint cannot hold")
-        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
-        pieces.append(piece)
-        offset = end
+        entries[name] = {"dtype": dtype, "shape": list(tensors[name].shape)}, [bytes_of(tensors[name])]
+    return _file(entries, offsets)
+
+
+def _file(
+    entries: Mapping[str, tuple[dict[str, Any], list[memoryview]]], offsets: Mapping[str, list[int]] | None = None
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file of entries (dtype, shape) and their bytes, in that order."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (entry, pieces) in entries.items():
+        start, end = end, end + sum(map(len, pieces))
+        header[name] = {**entry, "data_offsets": [start, end]}
+    if offsets is not None:
+        places = {name: {"saved_offsets": place} for name, place in offsets.items()}
+        header["__metadata__"] = {SHARDING_INFO: _canonical(places).decode()}
     text = _canonical(header)
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *pieces]
+    yield len(text).to_bytes(8, "little") + text
+    for _, pieces in entries.values():
+        yield from pieces
+
+
+def _parts(data: bytes) -> Iterator[tuple[str, list[int], dict[str, Any], memoryview]]:
+    """Of each part in a shard file: name, place in the whole tensor, dtype and shape, bytes."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    places = json.loads(header.pop("__metadata__")[SHARDING_INFO])
+    for name, entry in header.items():
+        start, end = entry.pop("data_offsets")
+        yield name, places[name]["saved_offsets"], entry, memoryview(data)[begin + start : begin + end]
+
+
+def _joined(parts: list[tuple[list[int], dict[str, Any], memoryview]]) -> tuple[dict[str, Any], list[memoryview]]:
+    """Dtype and shape, and the bytes, of a tensor that is cut along its first dimension, or not at all."""
+    parts.sort(key=lambda part: part[0])
+    entry = dict(parts[0][1])
+    if len(parts) > 1:
+        entry["shape"] = [sum(part[1]["shape"][0] for part in parts), *entry["shape"][1:]]
+    return entry, [part[2] for part in parts]
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

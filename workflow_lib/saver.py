@@ -26,6 +26,7 @@ MIN_INTERVAL_S = 10.0
 MAX_INTERVAL_S = 600.0
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
+Offsets = Mapping[str, Mapping[str, list[int]]]
 
 
 def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
@@ -78,7 +79,13 @@ class Saver:
         return self._clock() - self._started_at >= self._seconds()
 
     def start(
-        self, step: int, tensors: Groups, kept: Groups, state: Mapping[str, Any], about: Mapping[str, Any]
+        self,
+        step: int,
+        tensors: Groups,
+        kept: Groups,
+        state: Mapping[str, Any],
+        about: Mapping[str, Any],
+        offsets: Offsets | None = None,
     ) -> None:
         """A save is under way. ``tensors`` will change and are copied; ``kept`` are never written to again.
 
@@ -89,7 +96,7 @@ class Saver:
         sys.audit("everstep", "copy")
         copies = self._copy(tensors)
         sys.audit("everstep", "copied")
-        snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about))
+        snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about), offsets or {})
         copied = self._copied
         self._started_at, self._saved_step = begun, step
         self.thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
@@ -114,13 +121,19 @@ class Saver:
             raise self._taken_over
 
     def finish(
-        self, step: int, tensors: Groups, kept: Groups, state: Mapping[str, Any], about: Mapping[str, Any]
-    ) -> Checkpoint:
+        self,
+        step: int,
+        tensors: Groups,
+        kept: Groups,
+        state: Mapping[str, Any],
+        about: Mapping[str, Any],
+        offsets: Offsets | None = None,
+    ) -> Checkpoint | None:
         """The state, durable, before this returns. Raises SaveError when the disk refuses."""
         self.wait()
         cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors.items()}
         begun = self._clock()
-        self.latest = self._store.publish(Snapshot(step, {**cpu, **kept}, dict(state), dict(about)))
+        self.latest = self._store.publish(Snapshot(step, {**cpu, **kept}, dict(state), dict(about), offsets or {}))
         self._saved_step = step
         self.saves += 1
         self.blocked_s += self._clock() - begun

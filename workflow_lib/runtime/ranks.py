@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,37 @@ class Ranks:
     def is_owner(self) -> bool:
         """True for the one process that owns the workspace: the launcher of the first node."""
         return self.is_launcher and self.node == 0
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The ranks that do one thing together; one alone if nothing else is said. All ask in the same order."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """True for rank 0."""
+        return self.rank == 0
+
+    def announce(self, value: Any) -> Any:
+        """The value of rank 0, on every rank."""
+        if self.group is None:
+            return value
+        import torch.distributed as dist
+
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self.group)
+        return told[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """On rank 0 the values of all, in the order of ranks; nothing elsewhere."""
+        if self.group is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.gather_object(value, values if self.is_main else None, group=self.group)
+        return values if self.is_main else []
