@@ -245,7 +245,7 @@ class CheckpointStore:
         """Sizes and digests of the files of all ranks, which are durable."""
         files: dict[str, Any] = {}
         for rank, written in enumerate(self._peers.collect(_write_groups(directory, snapshot))):
-            if isinstance(written, OSError):
+            if isinstance(written, Exception):
                 raise written
             for name, entry in written.items():
                 if rank and (directory / name).stat().st_size != entry["bytes"]:
@@ -427,8 +427,8 @@ def _check(path: Path, entry: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
 
 
-def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | OSError:
-    """Sizes and digests of one new, durable file a group; or what the disk said."""
+def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | Exception:
+    """Sizes and digests of one new, durable file a group; or why not: rank 0 waits for an answer of each."""
     try:
         return {
             f"{group}.safetensors": _write_synced(
@@ -436,7 +436,7 @@ def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | OSErr
             )
             for group, tensors in sorted(snapshot.tensors.items())
         }
-    except OSError as error:
+    except Exception as error:
         return error
 
 
