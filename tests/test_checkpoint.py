@@ -327,7 +327,7 @@ def test_the_planted_bug_of_a_file_that_is_not_synced_is_found(prepared: Path, m
     def write_unsynced(path: Path, chunks: Any) -> dict[str, Any]:
         data = b"".join(bytes(chunk) for chunk in chunks)
         path.write_bytes(data)
-        return {"bytes": len(data), "blake2b": checkpoint._digest(data)}
+        return {"bytes": len(data), "blake2b": checkpoint.digest(data)}
 
     monkeypatch.setattr(checkpoint, "_write_synced", write_unsynced)
     fault = FileFault("unsynced", f"{prepared}/*/.trash*", count=1, rank=-1)

@@ -266,7 +266,7 @@ class CheckpointStore:
             "created": time.time(),
             "files": self._write_all(directory, snapshot),
         }
-        manifest["digest"] = _digest(_canonical(manifest))
+        manifest["digest"] = digest(_canonical(manifest))
         _write_synced(directory / MANIFEST, [_canonical(manifest)])
         return manifest
 
@@ -330,8 +330,8 @@ def read_manifest(path: Path) -> Checkpoint:
     """The checkpoint at the path, if its manifest is intact; its files are not read. Raises CheckpointError."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        digest = manifest.pop("digest")
-        if _digest(_canonical(manifest)) != digest:
+        said = manifest.pop("digest")
+        if digest(_canonical(manifest)) != said:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest differs")
         if manifest["version"] != VERSION:
             raise CheckpointError(f"{MANIFEST} has format {manifest['version']}; this version reads {VERSION}")
@@ -406,7 +406,7 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
     if len(data) != entry["bytes"]:
         raise CheckpointError(f"{path.name} has {len(data)} bytes instead of {entry['bytes']}")
-    if _digest(data) != entry["blake2b"]:
+    if digest(data) != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return data
 
@@ -527,7 +527,8 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """BLAKE2b of the bytes, as manifests have it."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 

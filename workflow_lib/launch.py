@@ -49,7 +49,7 @@ from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.runtime.log import EventLog
-from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.ranks import Peers, Ranks
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -160,8 +160,7 @@ def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> Non
     """Weights, history and, last, the statement of a finished run."""
     sys.audit("everstep", "outputs")
     state = checkpoint.read_state(sealed)["progress"]
-    weights = "best.safetensors" if "best.safetensors" in sealed.manifest["files"] else "model.safetensors"
-    model = (sealed.path / weights).read_bytes()
+    model = checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
     write_atomic(output.with_name("model.safetensors"), model)
     write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
     attempts = ws.list_attempts(job.workspace)
@@ -183,7 +182,7 @@ def write_outputs(sealed: Checkpoint, job: Job, data: Path, output: Path) -> Non
                 "step": state["best"]["step"],
             },
             "final": state["history"][-1],
-            "model": sealed.manifest["files"][weights]["blake2b"],
+            "model": checkpoint.digest(model),
             "parameters": sealed.about["parameters"],
             "seconds": round(sum(one.seconds or 0.0 for one in attempts), 3),
             "attempts": len(attempts),
@@ -530,7 +529,8 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
 
     settings = job.experiment.checkpoint
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
-        if ranks.world_size > 1:
+        is_shared = job.run.training.parallel == "fsdp"
+        if ranks.world_size > 1 or is_shared:
             sys.audit("everstep", "join")
             dist.init_process_group("cpu:gloo,cuda:nccl" if root.device.type == "cuda" else "gloo")
         sys.audit("everstep", "build")
@@ -541,6 +541,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
             keep_last=settings.keep_last,
             keep_every_h=settings.keep_every_h,
+            peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
         )
         runtime = job.experiment.runtime
 
@@ -586,7 +587,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         )
         outcome = trainer.fit()
         sys.audit("everstep", "leave")
-        if ranks.world_size > 1:
+        if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
         return asdict(outcome)

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from workflow_lib.config.sections import Optimizer, Schedule
 
 
-def build_optimizer(section: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the section for all weights that are trained, with torch's fused kernel where it has one."""
+def build_optimizer(
+    section: Optimizer, model: nn.Module, parameters: list[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the section for the weights that are trained, with torch's fused kernel where it has one.
+
+    The parameters are those of the model if none are given.
+    """
     _leave_compiler_alone()
-    parameters = [one for one in model.parameters() if one.requires_grad]
+    parameters = parameters or [one for one in model.parameters() if one.requires_grad]
     if section.name == "lion":
         return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
     if section.name == "muon":

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from workflow_lib.runtime.ranks import Ranks
+
 Named = Mapping[str, torch.Tensor]
 Groups = Mapping[str, Named]
 Offsets = dict[str, dict[str, list[int]]]
@@ -128,10 +130,10 @@ class Replicated:
         return {}
 
 
-def build(kind: str, model: nn.Module, device: torch.device, rank: int, world_size: int) -> Parallel:
+def build(kind: str, model: nn.Module, device: torch.device, ranks: Ranks) -> Parallel:
     """The model, on the device, shared in that way."""
     if kind == "fsdp":
         from workflow_lib.sharding import Sharded  # torch's part of it takes a second to import
 
-        return Sharded(model, device, rank, world_size)
-    return Replicated(model, device, world_size)
+        return Sharded(model, device, ranks)
+    return Replicated(model, device, ranks.world_size)

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from workflow_lib import resharding
 from workflow_lib.parallel import Groups, Named, Offsets
+from workflow_lib.runtime.ranks import Ranks
 
 CUT = ("model", "optimizer", "ema", "best")  # groups with tensors of which a rank may have a part
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -36,9 +37,9 @@ class Sharded:
 
     is_shared = True
 
-    def __init__(self, model: nn.Module, device: torch.device, rank: int, world_size: int) -> None:
-        self._device, self._rank, self._world = device, rank, world_size
-        mesh = init_device_mesh(device.type, (world_size,))
+    def __init__(self, model: nn.Module, device: torch.device, ranks: Ranks) -> None:
+        self._device, self._rank, self._world = device, ranks.rank, ranks.world_size
+        mesh = init_device_mesh(device.type, (ranks.world_size,))
         for unit in (*units(model), model):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self.model = model
@@ -90,7 +91,7 @@ class Sharded:
 
     def state(self) -> dict[str, torch.Tensor]:
         """See Parallel."""
-        return {name: _part(one) for name, one in self.model.state_dict().items()}
+        return {name: _part(one) for name, one in self.model.state_dict(keep_vars=True).items()}
 
     @torch.no_grad()
     def load(self, state: Named) -> None:
@@ -111,6 +112,8 @@ class Sharded:
                     first = self._rows(whole)[0] if is_cut and whole is not None else 0
                     offsets[f"{group}.{name}"] = [first, *[0] * one.dim()][: one.dim()]
         others = {group: named for group, named in groups.items() if group not in CUT and self._rank == 0}
+        if not any(group in CUT for group in groups):
+            return others, {}
         file = f"{label}-{self._rank:05d}-of-{self._world:05d}"
         return {**others, file: mine}, {file: offsets}
 

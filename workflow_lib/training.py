@@ -31,9 +31,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from workflow_lib import plugins
+from workflow_lib import parallel, plugins
 from workflow_lib.augment import Mixing, augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
-from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
@@ -42,7 +42,7 @@ from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rat
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.progress import Progress
-from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.saver import Saver
 from workflow_lib.tasks import Task, balanced_order
@@ -160,6 +160,7 @@ class Trainer:
         self._validation_batch = math.ceil(self._batch / run.training.accumulation)
         self.state = Progressing()
         self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._peers = Peers(ranks.rank, ranks.world_size, self._group)
         self._set_aside: dict[str, dict[str, torch.Tensor]] | None = None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._best: dict[str, torch.Tensor] = {}
@@ -238,7 +239,7 @@ class Trainer:
         if len(self._windows) > 1:
             self._set_aside = {"rng": capture_rng(self.device), "buffers": self._buffers()}
         losses = []
-        self._optimizer.zero_grad(set_to_none=True)
+        self._parallel.zero_grad()
         for number, (start, stop) in enumerate(self._windows):
             if number:
                 self._look_up()
@@ -248,17 +249,18 @@ class Trainer:
             if self._is_augmenting:
                 inputs, mixed = self._augmented(inputs, batch[start:stop])
             is_last = number == len(self._windows) - 1
-            with contextlib.nullcontext() if is_last else self._no_sync():
+            with contextlib.nullcontext() if is_last else self._parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come
                 self._control.tick(self.ranks.local_rank, cursor.step)
                 _at("forward", inputs)
                 with self._autocast():
-                    outputs = self._wrapped(inputs)
+                    outputs = self._parallel.forward(inputs)
                     loss = self._task.loss(outputs, targets) if mixed is None else self._mixed(outputs, targets, *mixed)
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / self._batch
                 self._scaler.scale(loss if share == 1.0 else loss * share).backward()
             losses.append((loss.detach(), stop - start))
+        self._parallel.take_gradients()
         self._saver.wait_copied()
         _at("optimizer")
         for group in self._optimizer.param_groups:
@@ -266,7 +268,7 @@ class Trainer:
         norm = None
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            norm = nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
+            norm = self._parallel.clip(training.clip_norm)
         self._watch(losses, norm)
         if self._scaler.is_enabled():
             self._scaler.step(self._optimizer)
@@ -366,6 +368,8 @@ class Trainer:
                 _at("validate")
                 batch = next(batches, None)
                 found = self._measure(*batch) if batch else torch.zeros(len(sums), dtype=torch.float64)
+                if batch is None and self._parallel.is_shared:  # the others cannot compute without this rank's part
+                    self._measure(*split.batch(slice(0, 1)))
                 for one in self._of_each_rank(found):
                     for name, value in zip(self._task.sums, one.tolist(), strict=True):
                         sums[name] += value
@@ -378,7 +382,7 @@ class Trainer:
     def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         inputs, targets = self._task.parts(inputs, targets)
         with self._autocast():
-            outputs = torch.func.functional_call(self._model, self._ema or {}, (inputs,)).float()
+            outputs = self._parallel.serve(inputs, self._ema).float()
         return self._task.measure(outputs, targets)
 
     def _end_epoch(self) -> None:
@@ -479,27 +483,39 @@ class Trainer:
         self._look_back()
         _at("save")
         ranks = self._rank_states()
-        if self.ranks.is_main:
-            step = self.state.cursor.step
-            self._saver.start(step, self._moving(), self._resting(ranks), self.record(), self._about())
+        if self._writes:
+            self._saver.start(*self._save(ranks))
 
     def _save_now(self) -> None:
         """The last commit is durable."""
         self._look_back()
         _at("final save")
         ranks = self._rank_states()
-        if not self.ranks.is_main:
+        if not self._writes:
             return
         self._saver.wait()
-        if self.state.cursor.phase == "finish":
+        is_sealed = self.state.cursor.phase == "finish"
+        if self.ranks.is_main and is_sealed:
             self._seal_metrics()
         latest = self._saver.latest
-        if latest is None or latest.about["cursor"] != asdict(self.state.cursor):
-            step = self.state.cursor.step
-            save = (step, self._moving(), self._resting(ranks), self.record(), self._about())
-            self._saver.finish(*save)
-            if self.state.cursor.phase == "finish" and self._store.is_alone():
-                self._saver.finish(*save)  # one damaged file must not cost a finished run
+        if self._agreed(latest is None or latest.about["cursor"] != asdict(self.state.cursor)):
+            self._saver.finish(*self._save(ranks))
+            if self._agreed(is_sealed and self._store.is_alone()):
+                self._saver.finish(*self._save(ranks))  # one damaged file must not cost a finished run
+
+    @property
+    def _writes(self) -> bool:
+        return self.ranks.is_main or self._parallel.is_shared
+
+    def _agreed(self, answer: bool) -> bool:
+        """The answer of rank 0, on all ranks that write."""
+        return bool(self._peers.announce(answer)) if self._parallel.is_shared else answer
+
+    def _save(self, ranks: list[dict[str, torch.Tensor]]) -> tuple[Any, ...]:
+        """What the saver is given: step, tensors that move and rest, state, and where this rank's parts begin."""
+        moving, places = self._parallel.files("moving", self._moving())
+        resting, more = self._parallel.files("resting", self._resting(ranks))
+        return self.state.cursor.step, moving, resting, self.record(), self._about(), {**places, **more}
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All tensors of this process that a checkpoint keeps, by group: for a look from outside at a commit."""
@@ -515,7 +531,7 @@ class Trainer:
             for name, value in values.items()
             if value is not None
         }
-        moving = {"model": {**self._model.state_dict(), **buffers}, "optimizer": optimizer}
+        moving = {"model": {**self._parallel.state(), **buffers}, "optimizer": optimizer}
         return moving if self._ema is None else {**moving, "ema": self._ema}
 
     def _resting(self, ranks: list[dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
@@ -527,12 +543,7 @@ class Trainer:
         """Generators and loss sum of every rank, on rank 0."""
         rng = self._set_aside["rng"] if self._set_aside else capture_rng(self.device)
         _at("gather")
-        mine = {**rng, "loss_sum": self._loss_sum.detach().cpu().clone()}
-        if self._group is None:
-            return [mine]
-        gathered: list[Any] = [None] * self.ranks.world_size
-        dist.gather_object(mine, gathered if self.ranks.is_main else None, group=self._group)
-        return gathered
+        return self._peers.collect({**rng, "loss_sum": self._loss_sum.detach().cpu().clone()})
 
     def record(self) -> dict[str, Any]:
         """All that a checkpoint keeps besides tensors, as JSON values."""
@@ -558,7 +569,7 @@ class Trainer:
         loaded = self._load()
         self._warm_up()
         if loaded is None:
-            self._model.load_state_dict(self._initial)
+            self._parallel.load(self._initial)
             seed_everything(derive(self.run.seed, "train"), self.ranks.rank)
         else:
             self._restore(*loaded)
@@ -580,21 +591,29 @@ class Trainer:
 
     def _load(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]] | None:
         """What rank 0 finds, on every rank: they never look at the disk one by one."""
-        found: list[Any] = [None]
+        if self._parallel.is_shared:
+            return self._load_shared()
+        found = None
         if self.ranks.is_main and (latest := self._store.load_latest()):
             checkpoint, tensors, record = latest
             self._saver.latest = checkpoint
-            found = [(tensors, record, dict(checkpoint.about))]
-        if self._group is not None:
-            dist.broadcast_object_list(found, src=0, group=self._group)
-        return found[0]
+            found = (tensors, record, dict(checkpoint.about))
+        return self._peers.announce(found)
+
+    def _load_shared(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]] | None:
+        latest = self._store.find_shared()
+        if latest is None:
+            return None
+        self._saver.latest = latest
+        tensors = self._parallel.read(latest.path, self._group)
+        return {**tensors, "ranks": read_tensors(latest, "ranks")}, read_state(latest), dict(latest.about)
 
     def _restore(
         self, tensors: dict[str, dict[str, torch.Tensor]], record: dict[str, Any], about: dict[str, Any]
     ) -> None:
         self.state = Progressing.from_json(record["progress"])
         self._resumed_step = self.state.cursor.step
-        self._model.load_state_dict(tensors["model"])
+        self._parallel.load(tensors["model"])
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             index, name = key.split(".", 1)
@@ -676,25 +695,20 @@ class Trainer:
         seed_everything(derive(run.seed, "initial"))
         plugin = plugins.load("models", run.model.name)
         params = plugin.Params.model_validate(run.model.params)
-        self._model: nn.Module = plugin.build(params, spec).to(self.device)
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self._initial = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-        self._optimizer = build_optimizer(run.optimizer, self._model)
+        self._model: nn.Module = plugin.build(params, spec)
+        self._parallel = parallel.build(run.training.parallel, self._model, self.device, self.ranks)
+        self._parameters = self._parallel.parameters
+        self._initial = {name: value.detach().clone() for name, value in self._parallel.state().items()}
+        self._optimizer = build_optimizer(run.optimizer, self._model, self._parameters)
         self._bare_step = bare_step(self._optimizer)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.training.precision == "fp16")
-        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        self._scaler = self._parallel.scaler(enabled=run.training.precision == "fp16")
         averaged = run.training.ema_decay is not None
-        self._ema = {name: p.detach().clone() for name, p in named} if averaged else None
-        self._wrapped: nn.Module = self._model
-        if self.ranks.world_size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self._wrapped = nn.parallel.DistributedDataParallel(
-                self._model, device_ids=ids, gradient_as_bucket_view=True
-            )
+        firsts = {id(p): name for name, p in reversed([*self._parallel.names()])}  # a tied weight has several names
+        self._ema = {firsts[id(p)]: p.detach().clone() for p in self._parameters} if averaged else None
 
     def _warm_up(self) -> None:
         """DDP sums gradients in other buckets in its first pass: two passes here, so that no step is a first one."""
-        if self.ranks.world_size == 1:
+        if self.ranks.world_size == 1 and not self._parallel.is_shared:
             return
         self._model.train()
         inputs, targets = self._task.parts(*self._train_split.batch(slice(*self._windows[0])))
@@ -702,8 +716,8 @@ class Trainer:
             self._look_up()
             _at("warm-up")
             with self._autocast():
-                self._task.loss(self._wrapped(inputs), targets).backward()
-        self._optimizer.zero_grad(set_to_none=True)
+                self._task.loss(self._parallel.forward(inputs), targets).backward()
+        self._parallel.zero_grad()
 
     def _call(self, hook: str, loss: torch.Tensor | None = None) -> None:
         """The person's function of that name has run, if there is one."""
@@ -736,11 +750,10 @@ class Trainer:
 
     def _served(self) -> dict[str, torch.Tensor]:
         """Weights and buffers that are validated and handed out: averaged ones where there is an average."""
-        served = self._model.state_dict()
+        served = self._parallel.state()
         if self._ema is not None:
             averages = dict(zip(self._parameters, self._ema.values(), strict=True))
-            everyone = self._model.named_parameters(remove_duplicate=False)  # a tied weight has several names
-            served.update({name: averages[one] for name, one in everyone if one in averages})
+            served.update({name: averages[one] for name, one in self._parallel.names()})
         return served
 
     def _buffers(self) -> dict[str, torch.Tensor]:
@@ -750,11 +763,6 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = DTYPES.get(self.run.training.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
-
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
-            return self._wrapped.no_sync()
-        return contextlib.nullcontext()
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> torch.Tensor:

@@ -246,6 +246,11 @@ class Training(Section):
     )
     select_metric: Metric = Field("val_loss", description="the epoch that is best by it gives the final model")
     early_stopping: EarlyStopping | None = Field(None, description="null trains all epochs")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every rank holds the whole model; fsdp: a part of each tensor, for what does not fit one"
+        " device",
+    )
     determinism: Literal["strict", "standard"] = Field(
         "strict",
         description="strict uses deterministic algorithms only; standard is seeded, with the fastest kernels",
