@@ -304,3 +304,15 @@ def test_texts_are_not_augmented(tmp_path: Path) -> None:
     text = {"data": {"name": "text"}, "model": {"name": "transformer"}}
     (line,) = refusal(tmp_path, **text, augment={"flip_horizontal": 0, "mixup": 0.2})
     assert "augment.mixup: 0.2 is for images, and the data is a text; allowed: 0" in line
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [({"optimizer": {"name": "muon"}}, "allowed with muon: ddp"), ({"runtime": {"device": "mps"}}, "on mps: ddp")],
+)
+def test_a_model_is_cut_only_for_an_optimizer_and_a_device_that_can(
+    tmp_path: Path, other: dict[str, Any], why: str
+) -> None:
+    (line,) = refusal(tmp_path, training={"parallel": "fsdp"}, **other)
+    assert "training.parallel: fsdp" in line
+    assert line.endswith(why)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, differences
+from tests.resume.project import FAILED, KILLED, PASS, STOPPED, differences
 
 
 def shared(ranks: int, **training: Any) -> dict[str, Any]:

@@ -98,6 +98,13 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{training.precision} cannot be computed on runtime.device={runtime.device};"
             f" allowed there: {', '.join(PRECISIONS[device])}",
         )
+    if training.parallel == "fsdp" and run["optimizer"].name == "muon":
+        yield (
+            ("training", "parallel"),
+            "fsdp cuts the matrices that optimizer.name=muon needs whole; allowed with muon: ddp",
+        )
+    if training.parallel == "fsdp" and device == "mps":
+        yield ("training", "parallel"), "fsdp needs runtime.device cpu or cuda; allowed on mps: ddp"
 
 
 def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:

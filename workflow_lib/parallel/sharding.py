@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from workflow_lib import resharding
-from workflow_lib.parallel import Groups, Named, Offsets
+from workflow_lib.errors import ConfigError
+from workflow_lib.parallel import Groups, Named, Offsets, resharding
 from workflow_lib.runtime.ranks import Ranks
 
 CUT = ("model", "optimizer", "ema", "best")  # groups with tensors of which a rank may have a part
@@ -39,6 +39,12 @@ class Sharded:
 
     def __init__(self, model: nn.Module, device: torch.device, ranks: Ranks) -> None:
         self._device, self._rank, self._world = device, ranks.rank, ranks.world_size
+        for name, one in model.named_parameters():
+            if one.dim() == 0:
+                raise ConfigError(
+                    f"training.parallel: fsdp cannot cut the weight {name}, a single number; allowed: ddp, or a model "
+                    f"in which it is a vector of length 1"
+                )
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for unit in (*units(model), model):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
@@ -75,9 +81,10 @@ class Sharded:
         for cut, part in self._pairs:
             part.grad = None if cut.grad is None else _part(cut.grad)
 
-    def clip(self, norm: float) -> None:
+    def clip(self, norm: float) -> torch.Tensor:
         """See Parallel."""
-        nn.utils.clip_grad_norm_([cut for cut, _ in self._pairs], norm)
+        length = nn.utils.clip_grad_norm_([cut for cut, _ in self._pairs], norm)
+        return length.full_tensor() if isinstance(length, DTensor) else length
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
         """See Parallel."""

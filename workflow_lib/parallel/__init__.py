@@ -47,8 +47,8 @@ class Parallel(Protocol):
     def take_gradients(self) -> None:
         """The parameters have the gradients of the backward pass."""
 
-    def clip(self, norm: float) -> None:
-        """The gradient of the whole model is no longer than that."""
+    def clip(self, norm: float) -> torch.Tensor:
+        """The gradient of the whole model is no longer than that; how long it was."""
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
         """The scaler of fp16, which skips a step on all ranks or on none."""
@@ -101,9 +101,9 @@ class Replicated:
     def take_gradients(self) -> None:
         """See Parallel; they are there already."""
 
-    def clip(self, norm: float) -> None:
+    def clip(self, norm: float) -> torch.Tensor:
         """See Parallel."""
-        nn.utils.clip_grad_norm_(self.parameters, norm)
+        return nn.utils.clip_grad_norm_(self.parameters, norm)
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
         """See Parallel."""
@@ -133,7 +133,7 @@ class Replicated:
 def build(kind: str, model: nn.Module, device: torch.device, ranks: Ranks) -> Parallel:
     """The model, on the device, shared in that way."""
     if kind == "fsdp":
-        from workflow_lib.sharding import Sharded  # torch's part of it takes a second to import
+        from workflow_lib.parallel.sharding import Sharded  # torch's part of it takes a second to import
 
         return Sharded(model, device, ranks)
     return Replicated(model, device, ranks.world_size)
