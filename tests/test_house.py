@@ -27,7 +27,7 @@ LAYERS = (
     ("faults", "files"),
     ("plugins",),
     ("config",),
-    ("plan",),
+    ("checksums", "plan"),
     ("budget", "controller", "runtime"),
     ("shards",),
     ("augment", "data", "hooks", "models"),

@@ -322,3 +322,10 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
     manifest = shards.prepare(settings, tmp_path, tmp_path / "work")
     assert manifest.sources == {"data.npz": shards.SourceFile.of(path).digest}
     assert isinstance(manifest, Manifest)
+
+
+def test_a_file_that_is_not_the_one_asked_for_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data.npz").write_bytes(b"half a download")
+    settings = {"name": "npz", "params": {"path": "data.npz", "sha256": "0" * 64}}
+    with pytest.raises(DataError, match="data.npz: its sha256 is .*, but data.params.sha256 is 0000"):
+        shards.prepare(settings, tmp_path, tmp_path / "work")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workflow_lib.shards import Source
 
 
-class Params(Section):
+class Params(Checksums):
     """The file, and what its classes are called."""
 
     path: Path = Field(description="the npz file, relative to the project's root")
@@ -35,6 +35,7 @@ def open_source(params: Params, root: Path) -> Source:
     """The images of the file, which has been read and checked from end to end, and is never written to."""
     from workflow_lib.data._archive import Archive
 
+    params.verify(root / params.path)
     with ExitStack() as resources:
         archive = resources.enter_context(closing(Archive(root / params.path)))
         source = _checked(archive, params.classes)
