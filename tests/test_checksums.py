@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def test_a_file_cut_short_is_refused_with_what_it_has(asked: dict[str, Any], nam
     found = hashlib.new(name, CONTENT[:-1]).hexdigest()
     with pytest.raises(DataError, match=f"some.data: its {name} is {found}, but data.params.{name} is {asked[name]}"):
         Checksums.model_validate(asked).verify(file)
+
+
+@pytest.mark.parametrize("name", ["sha256", "md5"])
+def test_a_folder_has_the_checksum_that_the_shell_gives_it(name: str, tmp_path: Path) -> None:
+    for number, path in enumerate(("b.png", "a/ü b.png", "a/c/d.png", "B.png", "a.png", ".hidden", "a/.git/x")):
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path).write_bytes(bytes([number]))
+    (tmp_path / "data" / "link.png").symlink_to("b.png")
+    lines = (checksums.__doc__ or "").splitlines()
+    command = next(line for line in lines if line.startswith("    find")).replace("sha256sum", f"{name}sum")
+    printed = subprocess.run(["bash", "-c", command], cwd=tmp_path / "data", capture_output=True, text=True, check=True)
+    assert checksums.checksums(tmp_path / "data", name) == {name: printed.stdout.split()[0]}
+    Checksums.model_validate({name: printed.stdout.split()[0]}).verify(tmp_path / "data")
+    (tmp_path / "data" / "a.png").rename(tmp_path / "data" / "c.png")
+    with pytest.raises(DataError, match=f"data: its {name} is "):
+        Checksums.model_validate({name: printed.stdout.split()[0]}).verify(tmp_path / "data")
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", SHA256[:-1] + "g", MD5, SHA256 + "0"])

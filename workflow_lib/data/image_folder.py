@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 Size = tuple[int, int]  # height, width
 
 
-class Params(Section):
+class Params(Checksums):
     """The folder, and what size and colours its images get."""
 
     path: Path = Field(description="the folder, relative to the project's root")
@@ -55,6 +55,7 @@ def open_source(params: Params, root: Path) -> Source:
     from workflow_lib.data._folder import each, splits_of
     from workflow_lib.shards import SPLITS, Source, content_digest
 
+    params.verify(root / params.path)
     found = {split: _classes(folder) for split, folder in splits_of(root / params.path).items()}
     classes = tuple(found["train"])
     for split, folders in found.items():
@@ -82,6 +83,7 @@ def open_source(params: Params, root: Path) -> Source:
         scale=255.0,
         files=files,
         content=content_digest(np.array([file.digest for file in files])),  # a file that swaps its place counts
+        is_thread_safe=True,
     )
 
 

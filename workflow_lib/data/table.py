@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section, Task
+from workflow_lib.plugins import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from workflow_lib.shards import Source
 
 
-class Params(Section):
+class Params(Checksums):
     """The file, and what its columns mean."""
 
     path: Path = Field(description="the CSV or Parquet file, relative to the project's root")
@@ -58,6 +59,7 @@ def task(params: Params) -> Task:
 
 def open_source(params: Params, root: Path) -> Source:
     """The rows of the file, which has been read and checked from end to end."""
+    params.verify(root / params.path)
     with ExitStack() as resources:
         table = resources.enter_context(closing(_opened(root / params.path, params)))
         return replace(_source(table, params), close=resources.pop_all().close)

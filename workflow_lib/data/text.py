@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Section, Task
+from workflow_lib.plugins import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ TOGETHER = 16  # contexts in a passage, and at least so many in the files that s
 LIBRARY = ("asyncio", "email", "http", "importlib", "json", "logging", "re", "urllib")  # 1.8 MB
 
 
-class Params(Section):
+class Params(Checksums):
     """The files, and what their tokens are."""
 
     path: Path | None = Field(
@@ -94,10 +95,13 @@ def _found(params: Params, root: Path) -> dict[str, list[Path]]:
     """The files of each split, by name."""
     from workflow_lib.data._folder import files_below, splits_of
 
+    if params.path is None and (params.sha256 or params.md5):
+        raise DataError("data.params: a checksum is that of the data at data.params.path, which is not given")
     if params.path is None:
         library = Path(sysconfig.get_path("stdlib"))
         return {"train": [path for name in LIBRARY for path in sorted((library / name).rglob("*.py"))]}
     path = root / params.path
+    params.verify(path)
     if path.is_file():
         return {"train": [path]}
     found = {}
