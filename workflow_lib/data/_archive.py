@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ class Archive:
             self.zip = zipfile.ZipFile(path)
         self.resources = ExitStack()
         self.resources.enter_context(self.zip)
-        self.lock = threading.Lock()  # several threads may ask for rows, and a file has one position
         self.keys = tuple(name.removesuffix(".npy") for name in self.zip.namelist())
 
     def member(self, key: str) -> Member:
@@ -51,7 +49,7 @@ class Member:
     """An array in the file: its header is read at once, its rows when they are wanted."""
 
     def __init__(self, archive: Archive, key: str) -> None:
-        self.where, self._lock = f"{archive.path}: key `{key}`", archive.lock
+        self.where = f"{archive.path}: key `{key}`"
         name = f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key
         with _refusing(f"{self.where}: not a readable numpy array"):
             self._file: IO[bytes] = archive.resources.enter_context(archive.zip.open(name))
@@ -98,14 +96,14 @@ class Member:
         if self._is_fortran:
             return self._whole[start:stop]
         shape = (stop - start, *self.shape[1:])
-        with self._lock, _refusing(f"{self.where}: damaged"):
+        with _refusing(f"{self.where}: damaged"):
             self._file.seek(self._start + self._bytes((start, *self.shape[1:])))
             return np.frombuffer(self._content(self._bytes(shape)), self.dtype).reshape(shape)
 
     @cached_property
     def _whole(self) -> np.ndarray:
         """All of an array whose rows are not consecutive in the file."""
-        with self._lock, _refusing(f"{self.where}: damaged"):
+        with _refusing(f"{self.where}: damaged"):
             self._file.seek(self._start)
             content = self._content(self._bytes(self.shape))
         return np.frombuffer(content, self.dtype).reshape(self.shape, order="F")

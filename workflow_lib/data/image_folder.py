@@ -79,6 +79,7 @@ def open_source(params: Params, root: Path) -> Source:
             if split in found
         },
         read=read,
+        is_thread_safe=True,
         classes=classes,
         scale=255.0,
         files=files,

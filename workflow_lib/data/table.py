@@ -109,6 +109,7 @@ def _source(table: Table, params: Params) -> Source:
         task=params.task,
         targets={split: targets[places] for split, places in where.items()},
         read=read,
+        is_thread_safe=True,
         classes=target.classes,
         features=tuple(feature for encoded in inputs for feature in encoded.features),
         files=(file,),

@@ -85,6 +85,7 @@ def open_source(params: Params, root: Path) -> Source:
         targets={split: np.empty((of_split[-1], 0), np.int64) for split, of_split in ends.items()},
         groups=rows // TOGETHER if by_passage else np.searchsorted(ends["train"], rows, side="right"),
         read=windows,
+        is_thread_safe=True,
         vocabulary=vocabulary,
         files=tuple(document.file for document in documents.values()),
         content=content_digest(np.array([document.file.digest for document in documents.values()])),
