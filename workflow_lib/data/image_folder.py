@@ -84,7 +84,6 @@ def open_source(params: Params, root: Path) -> Source:
         scale=255.0,
         files=files,
         content=content_digest(np.array([file.digest for file in files])),  # a file that swaps its place counts
-        is_thread_safe=True,
     )
 
 
