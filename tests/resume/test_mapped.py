@@ -1,0 +1,34 @@
+"""A run that reads its shards, ahead of the training, is as exact as one that holds its data in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.resume.cases import ACCUMULATED, with_ranks
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, PASS, STOPPED
+
+SHARDS: dict[str, Any] = {"data": {"in_memory": False, "shard_samples": 100}}
+
+
+def mapped(changes: dict[str, Any]) -> dict[str, Any]:
+    return {**changes, **SHARDS, "runtime": {**changes.get("runtime", {}), "workers": 3}}
+
+
+@pytest.mark.parametrize("changes", [{}, ACCUMULATED, with_ranks(2)], ids=["one rank", "accumulated", "two ranks"])
+def test_a_run_that_reads_ahead_ends_as_one_from_memory(
+    fresh: Fresh, reference: Fresh, changes: dict[str, Any]
+) -> None:
+    run = fresh(mapped(changes))
+    last = changes.get("runtime", {}).get("nproc", 1) - 1
+    for fault, code in (
+        ({"point": "fetch", "count": 3}, FAILED),
+        ({"point": "backward", "count": 5, "signal": "SIGTERM"}, STOPPED),
+        ({"point": "validate", "count": 1, "signal": "SIGTERM"}, STOPPED),
+        ({"point": "validate", "count": 1}, FAILED),
+    ):
+        assert run.attempt({"signal": "SIGKILL", "rank": last, **fault}) == code, fault
+    assert "are read from" in run.log
+    assert run.verdict(reference(changes)) == PASS
