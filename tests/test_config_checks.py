@@ -316,3 +316,10 @@ def test_a_model_is_cut_only_for_an_optimizer_and_a_device_that_can(
     (line,) = refusal(tmp_path, training={"parallel": "fsdp"}, **other)
     assert "training.parallel: fsdp" in line
     assert line.endswith(why)
+
+
+def test_what_the_compiler_cannot_follow_is_refused(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, training={"compile": True, "activation_checkpointing": True})
+    assert "training.activation_checkpointing: true, and training.compile is true, too" in line
+    (line,) = refusal(tmp_path, training={"compile": True, "parallel": "fsdp"})
+    assert "training.compile: true cannot be combined with training.parallel=fsdp" in line

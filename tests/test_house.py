@@ -31,7 +31,7 @@ LAYERS = (
     ("budget", "controller", "runtime"),
     ("shards",),
     ("augment", "data", "hooks", "models"),
-    ("checkpoint", "parallel"),
+    ("checkpoint", "parallel", "recompute"),
     ("optim", "saver"),
     ("orchestrator", "tasks"),
     ("training",),

@@ -20,7 +20,9 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -39,6 +41,7 @@ from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
 from workflow_lib.hooks import Hooks, View
 from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rate
+from workflow_lib.recompute import recompute_blocks
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.progress import Progress
@@ -696,7 +699,10 @@ class Trainer:
         plugin = plugins.load("models", run.model.name)
         params = plugin.Params.model_validate(run.model.params)
         self._model: nn.Module = plugin.build(params, spec)
-        self._parallel = parallel.build(run.training.parallel, self._model, self.device, self.ranks)
+        if run.training.activation_checkpointing:
+            recompute_blocks(self._model, self.device)
+        compiled = self._compiled if run.training.compile else None
+        self._parallel = parallel.build(run.training.parallel, self._model, self.device, self.ranks, compiled)
         self._parameters = self._parallel.parameters
         self._initial = {name: value.detach().clone() for name, value in self._parallel.state().items()}
         self._optimizer = build_optimizer(run.optimizer, self._model, self._parameters)
@@ -706,10 +712,36 @@ class Trainer:
         firsts = {id(p): name for name, p in reversed([*self._parallel.names()])}  # a tied weight has several names
         self._ema = {firsts[id(p)]: p.detach().clone() for p in self._parameters} if averaged else None
 
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """The model for the training steps; the first call with a shape compiles, always to the same code."""
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise ConfigError(
+                f"training.compile: needs a C++ compiler, and there is no `{compiler}` here; install g++, or let CXX "
+                f"name one, or leave training.compile false"
+            )
+        import torch._inductor.config as inductor
+
+        inductor.compile_threads = 1  # no processes of its own
+        inductor.deterministic = self.run.training.determinism == "strict"  # nothing is chosen by its speed
+        # a graph for each shape: one for all would be used or not by what came before, which a resume has not seen
+        compiled: Any = torch.compile(model, dynamic=False)
+        wrapped: nn.Module = compiled
+        return wrapped
+
     def _warm_up(self) -> None:
-        """DDP sums gradients in other buckets in its first pass: two passes here, so that no step is a first one."""
-        if self.ranks.world_size == 1 and not self._parallel.is_shared:
+        """No step is a first one: DDP sums gradients in other buckets in its first pass, and a compiler may fail."""
+        if self.ranks.world_size == 1 and not self._parallel.is_shared and not self.run.training.compile:
             return
+        try:
+            self._pass_twice()
+        except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                reason = str(error).partition("\n")[0]
+                raise ConfigError(f"training.compile: this model cannot be compiled here: {reason}") from error
+            raise
+
+    def _pass_twice(self) -> None:
         self._model.train()
         inputs, targets = self._task.parts(*self._train_split.batch(slice(*self._windows[0])))
         for _ in range(WARM_UP_PASSES):

@@ -88,3 +88,9 @@ def test_a_kernel_that_strict_determinism_refuses_is_named(fresh: Fresh) -> None
     assert "training.determinism: strict refuses `put_`, which has no deterministic" in run.log.splitlines()[-1]
     run = fresh({"model": {"name": "tests.resume.scattering"}, "training": {"determinism": "standard"}})
     assert run.attempt() == FINISHED
+
+
+def test_a_machine_without_a_compiler_is_said_to_have_none(fresh: Fresh) -> None:
+    run = fresh({"training": {"compile": True}})
+    assert run.warm.run(run.order(CXX="no-compiler-of-this-name")) == USER_ERROR
+    assert "training.compile: needs a C++ compiler, and there is no `no-compiler-of-this-name`" in run.log

@@ -18,6 +18,7 @@ from workflow_lib.config.sections import (
     IntSpace,
     Runtime,
     Sweep,
+    Training,
     Tune,
 )
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
@@ -91,6 +92,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
         )
     yield from _task_problems(run)
+    yield from _together(training)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
         yield (
@@ -127,6 +129,17 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         for name, value in run["augment"]:
             if value:
                 yield ("augment", name), f"{shown(value)} is for images, and the data is a text; allowed: 0"
+
+
+def _together(training: Training) -> Iterator[tuple[KeyPath, str]]:
+    """Switches of the training that exclude each other."""
+    if training.compile and training.activation_checkpointing:
+        yield (
+            ("training", "activation_checkpointing"),
+            "true, and training.compile is true, too: the compiler cannot follow it; keep one of them",
+        )
+    if training.compile and training.parallel == "fsdp":
+        yield ("training", "compile"), "true cannot be combined with training.parallel=fsdp; allowed: false, or ddp"
     if training.sampling == "balanced" and training.class_weights == "balanced":
         yield ("training", "class_weights"), "balanced, and training.sampling is balanced, too; keep one of them"
 

@@ -255,6 +255,10 @@ class Training(Section):
         "strict",
         description="strict uses deterministic algorithms only; standard is seeded, with the fastest kernels",
     )
+    compile: bool = Field(False, description="compile the model by torch.compile: a minute once, faster steps")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again instead of keeping them: less memory, a third more time"
+    )
     hooks: str | None = Field(
         None, description="import path of a module with functions to call, such as on_epoch_end(state); null calls none"
     )

@@ -7,7 +7,7 @@ the model itself uses: a step of an optimizer that works element by element is a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -74,15 +74,18 @@ class Replicated:
 
     is_shared = False
 
-    def __init__(self, model: nn.Module, device: torch.device, world_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, world_size: int, compiled: Callable[[nn.Module], nn.Module] | None
+    ) -> None:
         self.model = model.to(device)
+        trained = compiled(model) if compiled is not None else model
         self.parameters = [one for one in model.parameters() if one.requires_grad]
         self._device = device
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if world_size > 1:
             ids = [device] if device.type == "cuda" else None
-            self._ddp = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-        self.forward: nn.Module = self._ddp or model
+            self._ddp = nn.parallel.DistributedDataParallel(trained, device_ids=ids, gradient_as_bucket_view=True)
+        self.forward: nn.Module = self._ddp or trained
 
     def serve(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
         """See Parallel."""
@@ -130,10 +133,16 @@ class Replicated:
         return {}
 
 
-def build(kind: str, model: nn.Module, device: torch.device, ranks: Ranks) -> Parallel:
-    """The model, on the device, shared in that way."""
+def build(
+    kind: str,
+    model: nn.Module,
+    device: torch.device,
+    ranks: Ranks,
+    compiled: Callable[[nn.Module], nn.Module] | None = None,
+) -> Parallel:
+    """The model, on the device, shared in that way, and compiled for the steps of a training if that is given."""
     if kind == "fsdp":
         from workflow_lib.parallel.sharding import Sharded  # torch's part of it takes a second to import
 
         return Sharded(model, device, ranks)
-    return Replicated(model, device, ranks.world_size)
+    return Replicated(model, device, ranks.world_size, compiled)

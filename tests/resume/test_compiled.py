@@ -1,0 +1,28 @@
+"""A compiled training is exact, too. It compiles for a while the first time on a machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, FINISHED, STOPPED, differences, merged
+
+COMPILED: dict[str, Any] = {
+    "model": {"name": "mlp", "params": {"hidden": [24], "dropout": 0.2}},
+    "training": {"compile": True, "accumulation": 4, "epochs": 2},
+}
+LONG_S = 600.0
+
+
+def test_a_compiled_training_goes_on_with_the_same_bits(fresh: Fresh) -> None:
+    """Micro-batches of 16 and of 17 samples: each shape has code of its own, whichever came first."""
+    straight, run = fresh(COMPILED), fresh(COMPILED)
+    assert straight.attempt(timeout_s=LONG_S) == FINISHED
+    assert run.attempt({"point": "forward", "count": 38, "signal": "SIGTERM"}, timeout_s=LONG_S) == STOPPED
+    assert run.attempt({"point": "commit", "count": 14, "signal": "SIGKILL"}, timeout_s=LONG_S) == FAILED
+    assert run.attempt(timeout_s=LONG_S) == FINISHED
+    assert differences(straight, run) == []
+    assert run.findings == []
+    plain = fresh(merged(COMPILED, {"training": {"compile": False}}))
+    assert plain.attempt() == FINISHED
+    assert differences(straight, plain) != []  # compiled code draws and adds in another order
