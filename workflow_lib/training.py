@@ -220,13 +220,13 @@ class Trainer:
         split, end = self._train_split, self._steps_per_epoch * self._batch
         order = self._order(cursor.epoch).to(split.rows_on)
         starts = range(cursor.sample, end, self._batch)
-        parts = [order[at + start : at + stop] for at in starts for start, stop in self._windows]
+        parts = (order[at + start : at + stop] for at in starts for start, stop in self._windows)
         self._model.train()
         with contextlib.closing(split.stream(parts)) as batches:
             while cursor.sample < end:
                 if self._look_up():
                     self._start_save()
-                self._step(order[cursor.sample : cursor.sample + self._batch], batches)
+                self._step(order, batches)
         self._look_back()
         cursor.phase, cursor.val_index = "validate", 0
         self.state.validation = dict.fromkeys(self._task.sums, 0.0)
@@ -236,7 +236,7 @@ class Trainer:
             return balanced_order(self.run.seed, epoch, self._train_split.targets.cpu())
         return epoch_order(self.run.seed, epoch, len(self._train_split))
 
-    def _step(self, batch: torch.Tensor, batches: Iterator[Batch]) -> None:
+    def _step(self, order: torch.Tensor, batches: Iterator[Batch]) -> None:
         training, cursor = self.run.training, self.state.cursor
         _at("window")
         if len(self._windows) > 1:
@@ -246,11 +246,12 @@ class Trainer:
         for number, (start, stop) in enumerate(self._windows):
             if number:
                 self._look_up()
-            _at("fetch", batch[start:stop])
+            rows = order[cursor.sample + start : cursor.sample + stop]
+            _at("fetch", rows)
             inputs, targets = self._task.parts(*next(batches))
             mixed = None
             if self._is_augmenting:
-                inputs, mixed = self._augmented(inputs, batch[start:stop])
+                inputs, mixed = self._augmented(inputs, rows)
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come
@@ -266,8 +267,9 @@ class Trainer:
         self._parallel.take_gradients()
         self._saver.wait_copied()
         _at("optimizer")
+        lr = self.learning_rate
         for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = lr
         norm = None
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)

@@ -63,7 +63,8 @@ def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_wh
     assert run.attempt({"point": "validate", "count": 2, "signal": "SIGTERM"}) == STOPPED
     assert run.verdict(reference(HOOKED)) == PASS
     called = (run.folder / "called.txt").read_text().splitlines()
-    assert [line for line in called if line.startswith("epoch")] == [f"epoch {17 * n} {n}" for n in (1, 2, 3)]
+    epochs = dict.fromkeys(line for line in called if line.startswith("epoch"))  # a slow save has the first redone
+    assert list(epochs) == [f"epoch {17 * n} {n}" for n in (1, 2, 3)]
     assert set(called) >= {*expected, "end 51 3"}
     assert called.count("step 23 1") == 2
 

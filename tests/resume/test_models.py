@@ -16,6 +16,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet on two ranks": (2, {"model": {"name": "resnet", "params": {"width": 2}}}),
     "transformer": (1, {"data": TOKENS, "model": {"name": "transformer", "params": {"layers": 1, "dropout": 0.1}}}),
     "transformer on two ranks": (2, {"data": TOKENS, "model": {"name": "transformer", "params": {"width": 16}}}),
+    "transformer shared by two ranks": (
+        2,
+        {"data": TOKENS, "model": {"name": "transformer", "params": {"width": 16}}, "training": {"parallel": "fsdp"}},
+    ),
     "tabular": (1, {"data": ROWS, "model": {"name": "tabular", "params": {"dropout": 0.1}}}),
 }
 
@@ -24,7 +28,12 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 def test_a_model_that_is_stopped_and_killed_ends_in_equal_bits(fresh: Fresh, reference: Fresh, case: str) -> None:
     ranks, changes = CASES[case]
     training = {"epochs": 2, "batch_size": 300 if "resnet" in case else 60, "ema_decay": None}
-    changes = {**changes, "training": training, "runtime": {"nproc": ranks}, "checkpoint": {"interval_steps": 1}}
+    changes = {
+        **changes,
+        "training": training | changes.get("training", {}),
+        "runtime": {"nproc": ranks},
+        "checkpoint": {"interval_steps": 1},
+    }
     run, last = fresh(changes), ranks - 1
     assert run.attempt({"point": "backward", "count": 2, "rank": last, "signal": "SIGTERM"}) == STOPPED
     assert run.newest_step() == 2
