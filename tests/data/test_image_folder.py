@@ -306,3 +306,15 @@ def test_damage_anywhere_is_refused_or_decoded_never_a_crash(tmp_path: Path) -> 
                 assert str(path) in str(error)
                 refused += 1
     assert refused > 200
+
+
+def test_copies_of_training_images_in_another_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_of_digits(tmp_path / "images", "train", "test")
+    with caplog.at_level("WARNING"), opened(folder):
+        pass
+    assert caplog.messages == []
+    (folder / "test" / "digit 1" / "x.png").write_bytes((folder / "train" / "digit 2" / "03.png").read_bytes())
+    with caplog.at_level("WARNING"), opened(folder):
+        pass
+    (told,) = caplog.messages
+    assert told.startswith("1 images of other splits are copies") and "test/digit 1/x.png = " in told

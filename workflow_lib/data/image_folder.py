@@ -9,6 +9,7 @@ written, so that a damaged one is named at once.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from workflow_lib.shards import Source, SourceFile
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 90_000_000  # pixels; a small file can promise so many that decoding them takes all memory
@@ -64,6 +67,7 @@ def open_source(params: Params, root: Path) -> Source:
     checked = each(lambda path: _checked(path, params), [path for paths in images.values() for path in paths])
     shape = params.shape or _common_size(checked)
     files = tuple(file for file, _ in checked)
+    _tell_of_copies(files, images)
     channels = 3 if params.channels == "rgb" else 1
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
@@ -111,6 +115,18 @@ def _refuse_other_classes(folder: Path, here: tuple[str, ...], classes: tuple[st
     for name in sorted(set(here) ^ set(classes)):
         where = "is not a class of train" if name in here else "is missing: train has this class"
         raise DataError(f"{folder / name}: the folder {where}; all splits have the same classes")
+
+
+def _tell_of_copies(files: tuple[SourceFile, ...], images: dict[str, list[Path]]) -> None:
+    """A warning where a file of train is in another split too: a test on what was learnt by heart."""
+    digests = {file.path: file.digest for file in files}
+    learnt = {digests[path]: path for path in images["train"]}
+    copies = [path for split, paths in images.items() if split != "train" for path in paths if digests[path] in learnt]
+    if copies:
+        first = learnt[digests[copies[0]]]
+        log.warning(
+            "%d images of other splits are copies of some in train, the first: %s = %s", len(copies), copies[0], first
+        )
 
 
 def _checked(path: Path, params: Params) -> tuple[SourceFile, Size]:
