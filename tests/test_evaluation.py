@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics
 
 from tests.trained import Trained, train
-from workflow_lib import evaluation
+from workflow_lib import evaluation, shards
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import classification, language, regression
 from workflow_lib.evaluation.bootstrap import Resampling
@@ -159,13 +159,11 @@ def test_an_evaluation_follows_from_its_predictions(project: Trained, tmp_path: 
 
 
 def test_the_batch_size_changes_no_prediction(project: Trained) -> None:
-    from workflow_lib import shards
-
     run = project.runs[0]
     model = project.results / "runs" / run / "model.safetensors"
     subject = evaluation.load_subject(run, project.data, project.work, model)
-    inputs = shards.load_split(subject.manifest, "test", project.work).inputs
-    one, seven, all_at_once = (evaluation.predict(subject.network, inputs, size) for size in (1, 7, 256))
+    split, where = shards.load_split(subject.manifest, "test", project.work), torch.device("cpu")
+    one, seven, all_at_once = (evaluation.predict(subject.network, split, size, where) for size in (1, 7, 256))
     np.testing.assert_allclose(one, all_at_once, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(one.argmax(axis=1), all_at_once.argmax(axis=1))
     np.testing.assert_array_equal(seven.argmax(axis=1), all_at_once.argmax(axis=1))
@@ -191,7 +189,7 @@ def test_a_diverged_model_is_refused() -> None:
     inputs = torch.zeros(5, 3)
     inputs[3, 0] = torch.inf
     with pytest.raises(EverstepError, match=r"1 of 5 test samples \(first: sample 3\)"):
-        evaluation.predict(network, inputs, 2)
+        evaluation.predict(network, shards.Split(inputs, torch.zeros(5)), 2, torch.device("cpu"))
 
 
 # Regression

@@ -62,7 +62,11 @@ def export_run(project: Trained, output: Path, **changes) -> None:
 
 
 def held_out(project: Trained) -> shards.Split:
-    return shards.load_split(shards.Manifest.load(project.data), "test", project.work)
+    return shards.load_split(manifest_of(project), "test", project.work, in_memory=True)
+
+
+def manifest_of(project: Trained) -> shards.Manifest:
+    return shards.Manifest.load(project.data)
 
 
 def subject_of(project: Trained) -> evaluation.Subject:
@@ -115,14 +119,14 @@ def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Tra
 def test_the_largest_batch_is_no_larger_than_the_test_split(project: Trained) -> None:
     split, network = held_out(project), subject_of(project).network
     content = export.convert(network, split.inputs[:2], 18).SerializeToString()
-    few = {"inputs": split.inputs[:5], "targets": split.targets[:5].numpy()}
-    checked = export.check(content, network, **few, batch_sizes=[1, 7], max_batch=256, **TOLERANCE)
+    few = shards.Split(split.inputs[:5], split.targets[:5])
+    checked = export.check(content, network, few, manifest_of(project), batch_sizes=[1, 7], max_batch=256, **TOLERANCE)
     assert [row["batch"] for row in checked["batches"]] == [1, 5]
 
 
 def test_one_wrong_weight_is_caught_and_nothing_stays_published(project: Trained, tmp_path: Path) -> None:
-    def convert_wrongly(network: torch.nn.Module, inputs: torch.Tensor, opset: int | None) -> onnx.ModelProto:
-        proto = export.convert(network, inputs, opset)
+    def convert_wrongly(network: torch.nn.Module, inputs: torch.Tensor, *how) -> onnx.ModelProto:
+        proto = export.convert(network, inputs, *how)
         weight = next(one for one in proto.graph.initializer if len(one.dims) == 2)
         values = onnx.numpy_helper.to_array(weight).copy()
         values[3, 5] += 0.5
@@ -150,9 +154,8 @@ def test_a_model_that_is_right_at_batch_1_only_is_caught(project: Trained) -> No
 
     split, network = held_out(project), subject_of(project).network
     content = export.convert(Mixing(network), split.inputs[:2], 18).SerializeToString()
-    every = {"inputs": split.inputs, "targets": split.targets.numpy(), "max_batch": 256}
     with pytest.raises(EverstepError, match="at batch 2"):
-        export.check(content, network, **every, batch_sizes=[1, 2, 7], **TOLERANCE)
+        export.check(content, network, split, manifest_of(project), batch_sizes=[1, 2, 7], max_batch=256, **TOLERANCE)
 
 
 def test_a_change_within_the_tolerance_that_flips_no_clear_prediction_passes() -> None:
@@ -160,7 +163,7 @@ def test_a_change_within_the_tolerance_that_flips_no_clear_prediction_passes() -
     swapped = logits[:, ::-1].copy()
     swapped[1] = logits[1]
     compared = export._compare(logits, swapped, "here", **TOLERANCE)
-    assert compared["agreement"] == 0.5
+    assert compared.agreement == 0.5
     with pytest.raises(EverstepError, match="1 of 2 predictions differ"):
         export._compare(logits, swapped, "here", atol=1e-9, rtol=0.0)
 
@@ -179,15 +182,11 @@ def test_the_same_weights_give_the_same_bytes_on_any_machine(project: Trained, e
 
 
 @pytest.mark.parametrize("opset", [18, 20, None])
-def test_each_model_exports_and_agrees(opset: int | None) -> None:
-    spec = shards.ModelSpec(input_shape=(3, 8, 8), outputs=5)
-    inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for name in plugins.available("models") if opset == 18 else ["cnn"]:
-        plugin = plugins.load("models", name)
-        network = plugin.build(plugin.Params(), spec)
-        content = export.convert(network, inputs[:2], opset).SerializeToString()
-        targets = np.zeros(9, dtype=np.int64)
-        export.check(content, network, inputs, targets, batch_sizes=[1, 2, 7], max_batch=9, **TOLERANCE)
+def test_each_opset_exports_and_agrees(opset: int | None, project: Trained) -> None:
+    plugin, split, manifest = plugins.load("models", "cnn"), held_out(project), manifest_of(project)
+    network = plugin.build(plugin.Params(), manifest.spec)
+    content = export.convert(network, split.inputs[:2], opset).SerializeToString()
+    export.check(content, network, split, manifest, batch_sizes=[1, 2, 7], max_batch=9, **TOLERANCE)
 
 
 def test_an_evaluation_of_other_weights_is_refused(project: Trained, tmp_path: Path) -> None:

@@ -7,23 +7,28 @@ bits of a number, because matrix kernels sum in another order.
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from workflow_lib import plan, plugins, provenance, shards
 from workflow_lib.errors import EverstepError, UserError
-from workflow_lib.evaluation import classification
+from workflow_lib.evaluation import classification, language, regression
 from workflow_lib.evaluation.bootstrap import Resampling
 from workflow_lib.files import read_json, write_atomic, write_json
 from workflow_lib.runtime.device import resolve
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import device, nn
 
     from workflow_lib.config import Experiment
+    from workflow_lib.config.sections import Evaluate
+
+AnySplit: TypeAlias = "shards.Split | shards.MappedSplit"
+Judged: TypeAlias = "tuple[dict[str, Any], str]"  # what was measured, and the table of predictions
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +36,63 @@ logger = logging.getLogger(__name__)
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
     """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
     subject = load_subject(run, data, work, model)
-    settings = experiment.evaluate
-    split = shards.load_split(subject.manifest, "test", work, in_memory=True)
     device = resolve(experiment.runtime.device)
-    logits = predict(subject.network, split.inputs, settings.batch_size, device)
-    targets = split.targets.numpy()
-    how = Resampling(settings.bootstrap, settings.confidence, settings.seed)
+    split = load_test(experiment, subject.manifest, work, str(device))
+    judge = {"classification": _classes, "regression": _numbers, "language": _tokens}[subject.manifest.task]
+    measured, table = judge(subject, split, experiment.evaluate, device)
     result = {
         **subject.identity,
+        "task": subject.manifest.task,
         "split": "test",
-        "samples": len(targets),
-        **classification.measure(logits, targets, subject.manifest.classes, how),
+        "samples": len(split),
+        **measured,
         "provenance": provenance.record([data, model], device),
     }
-    table = classification.predictions_csv(logits, targets, subject.manifest.classes)
     write_atomic(output.with_name("predictions.csv"), table)
     write_json(output, result)
-    logger.info("accuracy %s on %d test samples: %s", result["metrics"]["accuracy"]["value"], len(targets), output)
+    name, metric = next(iter(result["metrics"].items()))
+    logger.info("%s %s on %d test samples: %s", name, metric["value"], len(split), output)
+
+
+def _classes(subject: Subject, split: AnySplit, settings: Evaluate, where: device) -> Judged:
+    logits = predict(subject.network, split, settings.batch_size, where)
+    targets, names = split.targets.cpu().numpy(), subject.manifest.classes
+    measured = classification.measure(logits, targets, names, _how(settings))
+    return measured, classification.predictions_csv(logits, targets, names)
+
+
+def _numbers(subject: Subject, split: AnySplit, settings: Evaluate, where: device) -> Judged:
+    mean, std = (np.array(one) for one in (subject.manifest.target_mean, subject.manifest.target_std))
+    predicted = predict(subject.network, split, settings.batch_size, where).astype(np.float64) * std + mean
+    targets = split.targets.cpu().numpy().astype(np.float64) * std + mean
+    return regression.measure(predicted, targets, _how(settings)), regression.predictions_csv(predicted, targets)
+
+
+def _tokens(subject: Subject, split: AnySplit, settings: Evaluate, where: device) -> Judged:
+    (context,), vocabulary = subject.manifest.spec.input_shape, subject.manifest.vocabulary
+    size = language.rows_at_once(settings.batch_size, context, len(vocabulary))
+    with closing(split.stream(slices(len(split), size))) as batches:
+        sums = language.predict(subject.network, (windows for windows, _ in batches), where)
+    _refuse_divergence(sums.loss[:, None])
+    prompt = split.batch(slice(0, 1))[0][0, : min(language.PROMPT_TOKENS, context)].cpu()
+    tokens = language.generate(subject.network, prompt, context, settings.seed, where)
+    generated = {
+        "prompt": "".join(vocabulary[token] for token in prompt.tolist()),
+        "text": "".join(vocabulary[token] for token in tokens),
+        "temperature": language.TEMPERATURE,
+        "seed": settings.seed,
+    }
+    return language.measure(sums, _how(settings)) | {"generated": generated}, language.predictions_csv(sums)
+
+
+def _how(settings: Evaluate) -> Resampling:
+    return Resampling(settings.bootstrap, settings.confidence, settings.seed)
+
+
+def load_test(experiment: Experiment, manifest: shards.Manifest, work: Path, device: str = "cpu") -> AnySplit:
+    """The test split as the training has its own: in memory, or read from the shards."""
+    in_memory, workers = experiment.data.in_memory, experiment.runtime.workers
+    return shards.load_split(manifest, "test", work, device, in_memory=in_memory, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -83,19 +128,26 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
     return Subject(network.eval(), manifest, identity)
 
 
-def predict(network: nn.Module, inputs: Tensor, batch_size: int, device: device | None = None) -> np.ndarray:
-    """Logits, float32 [n, classes], of normalised inputs."""
+def predict(network: nn.Module, split: AnySplit, batch_size: int, where: device) -> np.ndarray:
+    """What the model gives for each sample of the split, float32 [n, outputs]."""
     import torch
 
-    where = device or torch.device("cpu")
     network = network.to(where).eval()
-    with torch.inference_mode():
-        parts = [network(batch.to(where)).float().cpu() for batch in inputs.split(batch_size)]
-    logits = torch.cat(parts).numpy()
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    with torch.inference_mode(), closing(split.stream(slices(len(split), batch_size))) as batches:
+        outputs = torch.cat([network(inputs.to(where)).float().cpu() for inputs, _ in batches]).numpy()
+    _refuse_divergence(outputs)
+    return outputs
+
+
+def slices(samples: int, size: int) -> list[slice]:
+    """The rows of each batch."""
+    return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+
+
+def _refuse_divergence(outputs: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
     if len(bad):
         raise EverstepError(
-            f"the model gives no finite number for {len(bad)} of {len(logits)} test samples "
+            f"the model gives no finite number for {len(bad)} of {len(outputs)} test samples "
             f"(first: sample {bad[0]}): the training diverged; try a lower optimizer.lr or training.clip_norm"
         )
-    return logits
