@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,40 @@ tune:
   space: {training.batch_size: {type: int, low: 16, high: 64, step: 16}}
   set: {training.epochs: 1}
 """
+
+
+# A table with a category, a missing number and a target far from zero; and a text that is easily learnt.
+NUMBERS = """
+name: digits-demo
+data: {name: table, params: {path: houses.csv, target: price, task: regression}}
+model: {name: tabular, params: {hidden: [16]}}
+optimizer: {lr: 0.01}
+training: {epochs: 5, batch_size: 32, select_metric: val_mae}
+checkpoint: {interval_steps: 1000}
+sweep: {grid: {seed: [0, 1]}}
+evaluate: {bootstrap: 200}
+"""
+TEXT = """
+name: digits-demo
+data: {name: text, params: {path: rhyme.txt, context: 16}}
+model: {name: transformer, params: {layers: 1, heads: 2, width: 32}}
+optimizer: {lr: 0.01}
+training: {epochs: 3, batch_size: 16}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 200}
+"""
+EXPERIMENTS = {"classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT}
+
+
+def write_data(root: Path) -> None:
+    """The table and the text are in the folder."""
+    rows = ["area,kind,age,price"]
+    for number in range(300):
+        area, kind, age = 40 + number * 7 % 160, ("flat", "house")[number * 5 % 7 % 2], number * 11 % 90
+        price = 250_000 + 900 * area + (40_000 if kind == "house" else 0) - 500 * age
+        rows.append(f"{area},{kind},{'' if number % 17 == 0 else age},{price}")
+    (root / "houses.csv").write_text("\n".join(rows) + "\n")
+    (root / "rhyme.txt").write_text("the cat <sat> on the mat & the rat ate the hat. " * 120)
 
 
 @dataclass(frozen=True)
@@ -63,10 +98,11 @@ class Trained:
         return str(self.tune_dir / "best.json") if run == "tuned" else run
 
 
-def train(root: Path, *, tune: bool = False) -> Trained:
+def train(root: Path, *, tune: bool = False, task: str = "classification") -> Trained:
     """The project is in the folder, its runs trained in a process of their own."""
     (root / "Snakefile").touch()
-    (root / "experiment.yaml").write_text(EXPERIMENT + TUNE * tune, encoding="utf-8")
+    (root / "experiment.yaml").write_text(EXPERIMENTS[task] + TUNE * tune, encoding="utf-8")
+    write_data(root)
     command = [sys.executable, "-m", "tests.trained", str(root)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
@@ -101,4 +137,5 @@ def _tune(project: Trained, experiment: config.Experiment) -> None:
 
 
 if __name__ == "__main__":
+    os.chdir(sys.argv[1])  # where the paths of data sets begin
     _train_all(Trained(Path(sys.argv[1])))

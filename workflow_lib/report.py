@@ -30,10 +30,23 @@ logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 TUNED = "tuned"
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"}
-CURVES = ("train_loss", "val_loss", "val_accuracy")
+METRICS = {
+    "classification": {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"},
+    "regression": {"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
+    "language": {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
+}
+SECOND_CURVE = {"classification": "accuracy", "regression": "mae", "language": "accuracy"}  # beside the loss
+CHAPTER = {
+    "classification": ("classes", "Classes"),
+    "regression": ("predictions", "Predictions"),
+    "language": ("text", "Text"),
+}
 MOST_CLASSES_OF_A_MATRIX = 40
 MOST_CONFUSED_PAIRS = 15
+MOST_POINTS = 2000  # of a scatter plot
+MOST_TARGETS = 4  # that are drawn
+BINS = 30
+BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
 
 Row = dict[str, Any]
 
@@ -46,6 +59,7 @@ def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Pat
         title=experiment.report.title or experiment.name,
         experiment=experiment,
         runs=found,
+        predictions=_predictions(found[0], results),
         headings=_headings(found[0].settings),
         study=_study(experiment, results),
         spent=_spent(experiment, results, found, work),
@@ -64,14 +78,15 @@ def summary(results: Path) -> str:
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     best = rows[0]
-    low, high = best["accuracy_low"], best["accuracy_high"]
+    labels = next(names for names in reversed(METRICS.values()) if best.get(next(iter(names))))
+    low, high = (best[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""
+    values = [f"{label} {_short(best[name])}" for name, label in labels.items()]
     folder = results / "runs" / best["name"]
     lines = {
         "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
-        "test": f"accuracy {_short(best['accuracy'])}{interval}, macro F1 {_short(best['macro_f1'])}, "
-        f"ROC AUC {_short(best['roc_auc'])}, log loss {_short(best['log_loss'])}",
+        "test": ", ".join([values[0] + interval, *values[1:]]),
         "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
         "report": results / "report.html",
         "next": f"python -m webbrowser {results / 'report.html'}",
@@ -92,6 +107,10 @@ class RunResults:
     history: list[Row]
     select_metric: str
     account: Account
+
+    @property
+    def task(self) -> str:
+        return str(self.evaluation["task"])
 
     @property
     def id(self) -> str:
@@ -122,7 +141,7 @@ class RunResults:
         value, epoch = self.best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
-        for name in METRICS:
+        for name in METRICS[self.task]:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
@@ -215,7 +234,8 @@ def _number(text: str) -> float | int | None:
 def _csv(table: Sequence[Row]) -> str:
     """The table of runs, numbers exact; what a run does not have is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    names = dict.fromkeys(name for row in table for name in row)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
@@ -226,7 +246,7 @@ def _sign(metric: str) -> int:
 
 
 def _short(text: str) -> str:
-    return f"{float(text):.4f}" if text else "undefined"
+    return _shown(float(text)) if text else "undefined"
 
 
 def _study(experiment: Experiment, results: Path) -> Row | None:
@@ -242,6 +262,8 @@ def _study(experiment: Experiment, results: Path) -> Row | None:
     study, metric = tuning.load_study(experiment, folder), plan.study_metric(experiment)
     complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     history = visualization.plot_optimization_history(study, target_name=metric)
+    if len(study.trials) <= 10:
+        history.update_xaxes(dtick=1)
     slices = visualization.plot_slice(study, target_name=metric)
     slices.update_traces(marker={"color": None, "colorscale": None, "showscale": False, "size": 7, "line": None})
     figures = [_figure("history", "Tuning history", history), _figure("slice", "Trials by parameter", slices)]
@@ -295,7 +317,47 @@ def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
     }
 
 
-def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> str:
+def _predictions(run: RunResults, results: Path) -> list[Row]:
+    """Figures of a regression: predicted against true numbers, and the errors, of each target."""
+    if run.task != "regression":
+        return []
+    with (results / "runs" / run.name / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    several = (len(header) - 1) // 2 > 1
+    figures = []
+    for number in range(min(MOST_TARGETS, (len(header) - 1) // 2)):
+        true, predicted = ([float(row[1 + 2 * number + side]) for row in rows] for side in (0, 1))
+        which = f" of target {number}" if several else ""
+        figures.append(_scatter(f"scatter-{number}", f"Predicted against true{which}", true, predicted))
+        figures.append(_errors(f"errors-{number}", f"Errors{which}", true, predicted))
+    return figures
+
+
+def _scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> Row:
+    every = math.ceil(len(true) / MOST_POINTS)
+    ends = [min(*true, *predicted), max(*true, *predicted)]
+    line = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip"}
+    points = {"type": "scatter", "mode": "markers", "x": true[::every], "y": predicted[::every]}
+    data = [
+        line | {"line": {"color": GREY, "dash": "dot", "width": 1.5}},
+        points | {"marker": {"color": BLUE, "size": 6, "opacity": 0.6}},
+    ]
+    axes = {"xaxis": {"title": {"text": "true"}}, "yaxis": {"title": {"text": "predicted"}}}
+    return {"name": name, "label": label, "data": data, "layout": {**axes, "showlegend": False, "hovermode": "closest"}}
+
+
+def _errors(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> Row:
+    errors = [guess - value for guess, value in zip(predicted, true, strict=True)]
+    low, width = min(errors), (max(errors) - min(errors)) / BINS or 1.0
+    counts = [0] * BINS
+    for error in errors:
+        counts[min(BINS - 1, int((error - low) / width))] += 1
+    bars = {"type": "bar", "x": [low + (place + 0.5) * width for place in range(BINS)], "y": counts, "width": width}
+    axes = {"xaxis": {"title": {"text": "predicted - true"}}, "yaxis": {"title": {"text": "test samples"}}}
+    return {"name": name, "label": label, "data": [bars], "layout": {**axes, "showlegend": False, "bargap": 0}}
+
+
+def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Sequence[Row], **values: Any) -> str:
     """The page. What people wrote is escaped: as text by the template, as data by `_script_json`."""
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -312,13 +374,21 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> 
     environment.filters |= {"number": _shown, "setting": _setting, "duration": duration}
     best = runs[0]
     made = best.evaluation["provenance"]
-    data = {"curves": [_curve(run) for run in runs], "figures": study["figures"] if study else []}
+    figures = [*predictions, *(study["figures"] if study else [])]
+    second = SECOND_CURVE[best.task]
+    data = {"curves": [_curve(run, second) for run in runs], "second": second, "figures": figures}
+    is_classification = best.task == "classification"
     return environment.get_template("report.html").render(
         runs=runs,
         best=best,
-        metrics=METRICS,
-        matrix=_matrix(best.evaluation),
-        confused=_confused(best.evaluation),
+        metrics={
+            name: label for task in dict.fromkeys(run.task for run in runs) for name, label in METRICS[task].items()
+        },
+        chapter=CHAPTER[best.task],
+        second={"accuracy": "Accuracy", "mae": "Mean absolute error"}[second],
+        matrix=_matrix(best.evaluation) if is_classification else None,
+        confused=_confused(best.evaluation) if is_classification else [],
+        predictions=predictions,
         study=study,
         code=made["code"],
         machine=_flat(made["environment"]),
@@ -330,8 +400,9 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, **values: Any) -> 
     )
 
 
-def _curve(run: RunResults) -> Row:
-    columns = {name: [row.get(name) for row in run.history] for name in ("epoch", *CURVES)}
+def _curve(run: RunResults, second: str) -> Row:
+    names = ("epoch", "train_loss", "val_loss", f"val_{second}")
+    columns = {name: [row.get(name) for row in run.history] for name in names}
     return {"name": run.name, "best_epoch": run.best()[1], **columns}
 
 
@@ -374,7 +445,10 @@ def _shown(value: float | None, digits: int = 4) -> str:
     """A number for people."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    large = abs(value) >= 1000
+    return f"{value:,.{max(0, digits - 3)}f}" if large else f"{value:.{digits}f}"
 
 
 def _setting(value: Any) -> str:

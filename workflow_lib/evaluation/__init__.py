@@ -65,6 +65,7 @@ def _numbers(subject: Subject, split: AnySplit, settings: Evaluate, where: devic
     mean, std = (np.array(one) for one in (subject.manifest.target_mean, subject.manifest.target_std))
     predicted = predict(subject.network, split, settings.batch_size, where).astype(np.float64) * std + mean
     targets = split.targets.cpu().numpy().astype(np.float64) * std + mean
+    targets = targets.astype(np.float32).astype(np.float64)  # no more digits than are stored
     return regression.measure(predicted, targets, _how(settings)), regression.predictions_csv(predicted, targets)
 
 

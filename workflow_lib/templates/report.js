@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
-  const { curves, figures } = JSON.parse(document.getElementById("data").textContent);
+  const { curves, second, figures } = JSON.parse(document.getElementById("data").textContent);
   const config = { displayModeBar: false, responsive: true };
   const drawn = [];
   const numbers = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 3].map((digit) => Number(`${digit}e${power}`)));
@@ -52,11 +52,15 @@
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
   });
-  const curve = (kind, y) => draw(`curve-${kind}`, traces(kind), {
+  // A logarithmic axis shows little where the values are close; ticks between two epochs mean nothing.
+  const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
+  const scale = losses.length && Math.max(...losses) > 10 * Math.min(...losses) ? "log" : "linear";
+  const ticks = Math.max(0, ...curves.flatMap((run) => run.epoch)) <= 10 ? { dtick: 1 } : {};
+  const curve = (place, kind, y) => draw(`curve-${place}`, traces(kind), {
     margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest",
-    xaxis: { title: { text: "epoch" } }, yaxis: y,
+    xaxis: { title: { text: "epoch" }, ...ticks }, yaxis: y,
   });
-  const plots = [curve("loss", { type: "log" }), curve("accuracy", {})];
+  const plots = [curve("loss", "loss", { type: scale }), curve("second", second, {})];
 
   const controls = document.getElementById("curve-controls");
   const boxes = curves.map((run, index) => {
