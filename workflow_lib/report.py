@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import accounting
 from workflow_lib.accounting import Account
-from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_atomic
 
@@ -242,6 +241,8 @@ def _csv(table: Sequence[Row]) -> str:
 
 
 def _sign(metric: str) -> int:
+    from workflow_lib.config.sections import is_lower_better
+
     return -1 if is_lower_better(metric) else 1
 
 
