@@ -24,8 +24,8 @@ class Moments:
         for block in (inputs[start : start + step] for start in range(0, len(inputs), step)):
             for channel in range(len(self.sums)):
                 values = block[:, channel].ravel()
-                if values.dtype != np.uint8:
-                    values = values[~np.isnan(values)]
+                if values.dtype != np.uint8 and (is_missing := np.isnan(values)).any():
+                    values = values[~is_missing]
                 if not len(values):
                     continue
                 total, squares = _sums(values)
@@ -59,12 +59,16 @@ def _sums(values: np.ndarray) -> tuple[Fraction, Fraction]:
 
 
 def exact_sum(values: np.ndarray) -> Fraction:
-    """The sum of up to 2^26 finite float64 values without rounding: by exponent, mantissas add up as integers."""
-    mantissas, exponents = np.frexp(values)
-    integers = np.ldexp(mantissas, 53).astype(np.int64)
-    lowest = int(exponents.min())
-    # Halves of 27 bits, so that a float64 holds each of bincount's sums exactly.
-    halves = (integers >> 27, integers & ((1 << 27) - 1))
-    upper, lower = (np.bincount(exponents - lowest, weights=half) for half in halves)
-    total = sum(((int(u) << 27) + int(w)) << shift for shift, (u, w) in enumerate(zip(upper, lower, strict=True)))
-    return Fraction(total) * Fraction(2) ** (lowest - 53)
+    """The sum of up to 2^26 float64 values below 2^990 without rounding.
+
+    Adding and subtracting a large number leaves the upper 26 bits of each value, and these sum up exactly in a float64
+    (Demmel and Nguyen 2015, "Parallel reproducible summation"); what is left of the values comes next.
+    """
+    total, rest = Fraction(0), values.astype(np.float64)
+    while largest := float(np.abs(rest).max()):
+        large = 1.5 * 2.0 ** (math.frexp(largest)[1] + 27)
+        upper = rest + large
+        upper -= large
+        rest -= upper
+        total += Fraction(float(upper.sum()))
+    return total
