@@ -203,6 +203,7 @@ OTHER = {
     "training.select_metric": "val_accuracy",
     "training.early_stopping": {},
     "training.determinism": "standard",
+    "training.parallel": "fsdp",
     "training.compile": True,
     "training.activation_checkpointing": True,
     "training.hooks": "tests.resume.watching",

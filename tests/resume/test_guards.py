@@ -83,6 +83,15 @@ def test_another_text_of_a_persons_file_is_said_at_the_resume(tmp_path: Path, wa
     assert run.sealed().about["exact"] is False
 
 
+def test_the_functions_in_the_documentation_can_be_used(tmp_path: Path, warm: Warm) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    files = {"mypackage/watch.py": text.partition("```python\n")[2].partition("```")[0]}
+    changes = {"training": {"hooks": "mypackage.watch", "epochs": 1}}
+    run = prepare(tmp_path / "project", warm, merged(SETTINGS, changes), files)
+    assert run.attempt() == FINISHED
+    assert "largest loss of a step" in run.log
+
+
 def test_a_kernel_that_strict_determinism_refuses_is_named(fresh: Fresh) -> None:
     run = fresh({"model": {"name": "tests.resume.scattering"}})
     assert run.attempt() == USER_ERROR
