@@ -15,7 +15,9 @@ from torch import nn
 from workflow_lib.config.sections import SGD, AdamW, Constant, Cosine, Linear, Lion, Muon, OneCycle, Step
 from workflow_lib.config.sections import Plateau as PlateauSection
 from workflow_lib.errors import ConfigError
+from workflow_lib.models import transformer
 from workflow_lib.optim import Plateau, bare_step, build_optimizer, hidden_matrices, learning_rate
+from workflow_lib.shards import ModelSpec
 
 SECTIONS = [
     AdamW(lr=0.1),
@@ -80,6 +82,14 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     kinds = {names[id(one)]: "exp_avg" in state for one, state in optimizer.state.items()}
     assert [name for name, is_adamw in kinds.items() if not is_adamw] == ["1.weight", "3.weight"]
     assert len(kinds) == len(list(model.parameters()))
+
+
+def test_muon_takes_the_last_matrix_of_a_model_that_its_embedding_ends() -> None:
+    model = transformer.build(transformer.Params(layers=2, width=8, heads=1), ModelSpec((4,), 5, "language"))
+    names = {id(one): name for name, one in model.named_parameters()}
+    of_a_block = ["attention.inward", "attention.outward", "layers.0", "layers.2"]
+    expected = [f"blocks.{block}.{name}.weight" for block in range(2) for name in of_a_block]
+    assert [names[id(one)] for one in hidden_matrices(model)] == expected
 
 
 def test_muon_without_a_hidden_matrix_is_refused() -> None:

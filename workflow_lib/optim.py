@@ -115,8 +115,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trained matrices but those of embeddings and of the last linear layer: what Muon is made for."""
-    last = [module.weight for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    """The trained matrices but those of embeddings and of a linear layer that ends the model: what Muon is made for."""
+    end = [module for module in model.modules() if list(module.parameters(recurse=False))][-1:]
+    last = [module.weight for module in end if isinstance(module, nn.Linear)]
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     others = {id(one) for one in (*last, *tables)}
     found = [one for one in model.parameters() if one.requires_grad and one.ndim == 2 and id(one) not in others]
