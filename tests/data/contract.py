@@ -126,14 +126,6 @@ class DataContract:
             for part in (rows[-1:], rows[1:4], rows[::3], rows, rows[:1], rows[len(rows) // 2 :]):
                 np.testing.assert_array_equal(source.read(split, part), whole[part])
 
-    def test_several_may_read_at_once_if_it_says_so(self, source: Source) -> None:
-        rows = np.arange(len(source.targets["train"]))
-        whole = np.array(source.read("train", rows))
-        parts = [rows[start::7] for start in range(7)] * 3
-        with ThreadPoolExecutor(4 if source.is_thread_safe else 1) as pool:
-            for part, inputs in zip(parts, pool.map(lambda part: source.read("train", part), parts), strict=True):
-                np.testing.assert_array_equal(inputs, whole[part])
-
     def test_opened_again_it_is_the_same(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
         with self.opened(params, tmp_path) as again:
             for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content"):

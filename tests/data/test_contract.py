@@ -17,9 +17,9 @@ RINGS = '''
 """Points on two rings, in a text file of the person's."""
 from pathlib import Path
 from pydantic import Field
-from workflow_lib.plugins import Section
+from workflow_lib.checksums import Checksums
 
-class Params(Section):
+class Params(Checksums):
     path: Path = Field(description="x, y and the ring of a point on each line")
 
 def open_source(params, root):
@@ -27,10 +27,12 @@ def open_source(params, root):
     from workflow_lib.shards import Source, SourceFile
 
     path = root / params.path
+    params.verify(path)
     points = np.loadtxt(path, np.float32)
     return Source(
         targets={"train": points[:, 2].astype(np.int64)},
         read=lambda split, rows: points[rows, :2],
+        is_thread_safe=True,
         classes=("inner", "outer"),
         files=(SourceFile.of(path),),
     )
