@@ -26,7 +26,7 @@ class TestGroups(ModelContract):
 class TestEighteen(ModelContract):
     name = "resnet"
     params = {"size": "18", "width": 8}
-    shapes = [(1, 32, 32), (3, 70, 66)]
+    shapes = [(1, 16, 16), (3, 70, 66)]
 
 
 @pytest.mark.parametrize(
