@@ -342,11 +342,11 @@ class Trainer:
                 self._diverge(step, [])
 
     def _diverge(self, step: int, are_finite: list[bool]) -> NoReturn:
-        """Ends the training before the step is saved, and names the samples: those of infinite losses where known."""
+        """Ends the training before the step is saved, and names its samples; of a loss, those that it is of."""
         begun = (step - self.state.cursor.epoch * self._steps_per_epoch) * self._batch
         batch = self._order(self.state.cursor.epoch)[begun : begun + self._batch]
         guilty = [window for window, is_finite in zip(self._windows, are_finite, strict=False) if not is_finite]
-        rows = [row for start, stop in guilty or self._windows for row in batch[start:stop].tolist()]
+        rows = [row for start, stop in guilty or [(0, self._batch)] for row in batch[start:stop].tolist()]
         what = "loss" if guilty else "gradient" if are_finite else "loss or gradient"
         where = {"step": step + 1, "epoch": self.state.cursor.epoch + 1, "samples": rows}
         self._events.append("diverged", what=what, **where)

@@ -49,6 +49,19 @@ def a_loss_is_infinite() -> None:
     _spoil_loss(lambda loss: loss / 0)
 
 
+def a_loss_of_rank_one_is_infinite() -> None:
+    """The same on rank 1 alone; rank 0 comes later, so that it is rank 1 that is heard."""
+    _spoil_loss(lambda loss: loss / 0 if torch.distributed.get_rank() == 1 else loss)
+    watch = Trainer._watch
+
+    def slow(self: Trainer, *arguments: Any) -> None:
+        if self.ranks.rank == 0 and self.state.cursor.step == 19:
+            time.sleep(1)
+        watch(self, *arguments)
+
+    Trainer._watch = slow  # type: ignore[method-assign]
+
+
 def a_gradient_is_not_a_number() -> None:
     """The gradient of the 20th step, whose loss is finite."""
     _spoil_loss(lambda loss: loss + (loss - loss.detach()).sqrt())

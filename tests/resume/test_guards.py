@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
 from tests.resume.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
 from tests.resume.warm import Warm
@@ -45,6 +46,16 @@ def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: 
     assert ", ".join(map(str, batch[:20])) in last
 
 
+def test_a_loss_that_diverges_on_one_rank_is_named_with_the_samples_of_that_rank(fresh: Fresh) -> None:
+    run = fresh(merged(with_ranks(2), {"training": {"epochs": 3}}))
+    assert run.attempt(plant="tests.resume.plants:a_loss_of_rank_one_is_infinite") == FAILED
+    assert "a loss of step 20 (epoch 3) is not finite" in run.log.splitlines()[-1]
+    batch = epoch_order(0, 2, 1168)[3 * 132 : 4 * 132].tolist()
+    events = [one for one in read_events(run.workspace / "events.jsonl") if one["kind"] == "diverged"]
+    assert (events[0]["rank"], events[0]["what"], events[0]["samples"]) == (1, "loss", batch[66:])
+    assert all(event["samples"] == batch for event in events[1:])
+
+
 def test_a_gradient_that_only_overflows_the_loss_scale_ends_nothing(fresh: Fresh) -> None:
     run = fresh({"training": {"precision": "fp16", "clip_norm": None}})
     assert run.attempt(plant="tests.resume.plants:a_gradient_is_not_a_number") == FINISHED
@@ -80,6 +91,16 @@ def test_another_text_of_a_persons_file_is_said_at_the_resume(tmp_path: Path, wa
     text.write_text(text.read_text() + "\n# changed\n")
     assert run.attempt() == FINISHED
     assert f"not exact from here: {part}_text changed since the checkpoint" in run.log
+    assert run.sealed().about["exact"] is False
+
+
+def test_another_number_of_threads_is_said_at_the_resume(fresh: Fresh) -> None:
+    run = fresh({"runtime": {"threads": 1}})
+    assert run.attempt({"point": "commit", "count": 20, "signal": "SIGTERM"}) == STOPPED
+    experiment = run.folder / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("threads: 1", "threads: 2"))
+    assert run.attempt() == FINISHED
+    assert "not exact from here: threads changed since the checkpoint" in run.log
     assert run.sealed().about["exact"] is False
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, PASS, STOPPED, differences, merged
+from tests.resume.project import FAILED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
+from tests.resume.warm import Warm
 
 IN_AN_EPOCH = {"point": "optimizer", "count": 21, "signal": "SIGTERM"}
 LATER = {"point": "commit", "count": 14, "signal": "SIGKILL"}
@@ -63,3 +65,42 @@ def test_a_variant_is_exact(fresh: Fresh, reference: Fresh, name: str) -> None:
     if name in ("augmented", "focal, weighted", "balanced sampling"):
         plain = merged(VARIANTS[name], OFF)
         assert any(one.startswith("model.") for one in differences(reference(plain), run))
+
+
+TASKS: dict[str, tuple[dict[str, Any], str]] = {
+    "regression": (
+        {
+            "data": {"name": "tests.resume.numbers"},
+            "model": {"name": "mlp"},
+            "optimizer": {"lr": 0.01},
+            "training": {"select_metric": "val_mae", "ema_decay": None},
+        },
+        "val_mae",
+    ),
+    "language": (
+        {
+            "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
+            "model": {"name": "transformer", "params": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1}},
+            "optimizer": {"name": "muon"},
+            "training": {"label_smoothing": 0.1, "accumulation": 2, "ema_decay": None},
+        },
+        "val_accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_exact(tmp_path: Path, warm: Warm, name: str) -> None:
+    changes, metric = TASKS[name]
+    text = (Path(__file__).parents[2] / "docs" / "exact-resume.md").read_text()
+    run = prepare(tmp_path / "run", warm, merged(SETTINGS, changes), {"text.txt": text})
+    straight = copy(run, tmp_path / "straight")
+    straight.finish()
+    steps = straight.sealed().step
+    assert run.attempt({"point": "optimizer", "count": steps // 2, "signal": "SIGTERM"}) == STOPPED
+    assert run.attempt({"point": "validate", "count": 2, "signal": "SIGKILL"}) == FAILED
+    assert run.verdict(straight) == PASS
+    header, first, *_, last = (run.output.with_name("history.csv")).read_text().splitlines()
+    assert header == f"epoch,step,lr,train_loss,val_loss,{metric}"
+    better = float(last.rpartition(",")[2]) - float(first.rpartition(",")[2])
+    assert better > 0 if metric == "val_accuracy" else better < 0
