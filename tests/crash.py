@@ -8,8 +8,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from workflow_lib import faults
+from workflow_lib.runtime.ranks import Peers
 
 SURVIVED, RAISED = 0, 90
 
@@ -68,3 +71,23 @@ def operations(work: Callable[[], object], under: str) -> list[str]:
     if (code := wait(pid)) != SURVIVED:
         raise RuntimeError(f"the work ended with {code}")
     return found
+
+
+def fork_ranks(
+    count: int, work: Callable[[Peers], object], meeting: Path, given: Sequence[faults.Fault | faults.FileFault] = ()
+) -> list[int]:
+    """How each of so many processes ended that do the work together, joined by gloo; they meet at the file."""
+    meeting.unlink(missing_ok=True)
+
+    def join(rank: int) -> None:
+        import torch.distributed as dist
+
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+        dist.init_process_group("gloo", store=dist.FileStore(str(meeting), count), rank=rank, world_size=count)
+        if given:
+            faults.install(given)
+        work(Peers(rank, count, dist.new_group(backend="gloo")))
+        dist.barrier()
+        dist.destroy_process_group()
+
+    return [wait(pid) for pid in [fork(partial(join, rank)) for rank in range(count)]]

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
+from workflow_lib.errors import CheckpointError, RankError, SaveError, WorkspaceBusy
 from workflow_lib.files import fsync_dir
 from workflow_lib.runtime.ranks import Peers
 
@@ -211,9 +211,10 @@ class CheckpointStore:
 
     def _verify_together(self, checkpoint: Checkpoint) -> None:
         self._peers.announce({"name": checkpoint.path.name, "manifest": dict(checkpoint.manifest)})
-        for damage in self._peers.collect(self._damage(checkpoint)):
+        for rank, damage in enumerate(self._peers.collect(self._damage(checkpoint))):
             if damage is not None:
-                raise CheckpointError(damage)
+                verify(checkpoint)  # what only another rank cannot read is no reason to set it aside
+                raise RankError(f"rank {rank} says of {checkpoint.path}: {damage}; rank 0 can: is this disk shared?")
 
     def _damage(self, checkpoint: Checkpoint) -> str | None:
         """What is wrong with the files that fall to this rank."""
