@@ -111,7 +111,7 @@ def _in_step(number: int, act: Callable[[], object]) -> None:
 
 def without_model() -> None:
     """Weights and buffers stay those of a new model."""
-    _restore_instead(model=lambda trainer, saved: _copies(trainer._model.state_dict()))
+    _restore_instead(model=lambda trainer, saved: _copies(trainer._parallel.state()))
 
 
 def without_buffers() -> None:
