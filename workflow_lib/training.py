@@ -370,6 +370,7 @@ class Trainer:
                 if self._look_up():
                     with torch.inference_mode(False):  # memory kept for copies must not belong to this mode
                         self._start_save()
+                    self._saver.wait_copied()  # a shared model exchanges its weights for the averages to compute
                 _at("validate")
                 batch = next(batches, None)
                 found = self._measure(*batch) if batch else torch.zeros(len(sums), dtype=torch.float64)

@@ -48,7 +48,11 @@ def test_ranks_that_share_a_model_are_exact(fresh: Fresh, reference: Fresh, rank
     assert run.verdict(reference(shared(ranks))) == PASS
 
 
-@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"precision": "bf16"}], ids=["accumulated", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"accumulation": 2}, {"precision": "bf16"}, {"activation_checkpointing": True}],
+    ids=["accumulated", "bf16", "recomputed"],
+)
 def test_ranks_that_share_a_model_are_exact_inside_a_window_and_in_other_arithmetic(
     fresh: Fresh, reference: Fresh, changes: dict[str, Any]
 ) -> None:
