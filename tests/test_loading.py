@@ -164,6 +164,14 @@ def test_the_ranks_verify_every_shard_between_them(prepared: Prepare, tmp_path: 
         path.write_bytes(whole)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_whoever_waits_is_told_of_every_shard(in_memory: bool, prepared: Prepare, tmp_path: Path) -> None:
+    manifest = prepared(images(), shard_samples=7)
+    ticks: list[int] = []
+    shards.load_split(manifest, "train", tmp_path / "work", in_memory=in_memory, tick=lambda: ticks.append(1))
+    assert len(ticks) == sum(shard.split == "train" for shard in manifest.shards)
+
+
 # The choice
 
 

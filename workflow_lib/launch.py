@@ -555,6 +555,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
                 workers=runtime.workers,
                 ranks=ranks,
                 processes=runtime.nproc,
+                tick=lambda: job.control.tick(ranks.local_rank, 0),  # verifying large data may take long
             )
 
         saver = Saver(

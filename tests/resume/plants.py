@@ -12,6 +12,7 @@ from workflow_lib import training
 from workflow_lib.hooks import Hooks
 from workflow_lib.optim import Plateau
 from workflow_lib.runtime.seed import capture_rng
+from workflow_lib.shards import store
 from workflow_lib.tasks import Classification
 from workflow_lib.training import Trainer
 
@@ -42,6 +43,17 @@ def samples_are_written() -> None:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
 
     Trainer._step = watched  # type: ignore[method-assign]
+
+
+def shards_are_slow() -> None:
+    """Every shard that is verified takes half a second."""
+    verify = store.content_digest
+
+    def slow(*arrays: Any) -> str:
+        time.sleep(0.5)
+        return verify(*arrays)
+
+    store.content_digest = slow
 
 
 def a_loss_is_infinite() -> None:

@@ -109,7 +109,7 @@ class MappedSplit:
         """The rows in memory; on the CPU they are normalised, too."""
         import torch
 
-        numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else rows.cpu().numpy()
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu().numpy()
         shape, kind = (len(numbers), *self._parts[0].shape[1:]), self._parts[0].dtype
         is_cuda = self._device.type == "cuda"
         inputs = torch.empty(shape, dtype=getattr(torch, kind.name), pin_memory=is_cuda)
@@ -150,6 +150,7 @@ def load_split(
     workers: int = 2,
     ranks: Ranks | None = None,
     processes: int = 1,
+    tick: Callable[[], object] = lambda: None,
 ) -> Split | MappedSplit: ...
 
 
@@ -163,11 +164,13 @@ def load_split(
     workers: int = 2,
     ranks: Ranks | None = None,
     processes: int = 1,
+    tick: Callable[[], object] = lambda: None,
 ) -> Split | MappedSplit:
     """A split, verified once; a damaged shard is an error that says how to mend it.
 
     `auto` holds it in memory if it takes no more than a part of what is free, shared by the processes of the node. In
-    mapped shards each of the ranks verifies its part; the training waits for all of them before its first step.
+    mapped shards each of the ranks verifies its part; the training waits for all of them before its first step. `tick`
+    is called after each shard.
     """
     import torch
 
@@ -177,11 +180,11 @@ def load_split(
         in_memory = size <= room(where, processes)
     if in_memory:
         log.info("%s: %s in memory, on %s", split, _shown(size), where)
-        return _in_memory(manifest, folder, shards, where, workers)
+        return _in_memory(manifest, folder, shards, where, workers, tick)
     log.info("%s: %s are read from %d shards by %d threads", split, _shown(size), len(shards), workers)
     mapped = [_checked(folder / shard.name, shard, map_shard) for shard in shards]
     ranks = ranks or Ranks()
-    _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers)
+    _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers, tick)
     return MappedSplit(manifest, mapped, where, workers)
 
 
@@ -204,7 +207,14 @@ def _shown(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _in_memory(manifest: Manifest, folder: Path, shards: Sequence[Shard], device: torch.device, workers: int) -> Split:
+def _in_memory(
+    manifest: Manifest,
+    folder: Path,
+    shards: Sequence[Shard],
+    device: torch.device,
+    workers: int,
+    tick: Callable[[], object],
+) -> Split:
     import torch
 
     samples = sum(shard.stop - shard.start for shard in shards)
@@ -213,7 +223,7 @@ def _in_memory(manifest: Manifest, folder: Path, shards: Sequence[Shard], device
     shape, kind = _target(manifest)
     targets, normal = torch.empty((samples, *shape), dtype=kind, device=device), Normal(manifest, device)
     with closing(ahead(lambda shard: _checked(folder / shard.name, shard, read_shard), shards, workers)) as read:
-        for shard, stored in zip(shards, _told(read, len(shards)), strict=True):
+        for shard, stored in zip(shards, _told(read, len(shards), tick), strict=True):
             part = slice(shard.start, shard.stop)
             inputs[part] = normal.kept(torch.from_numpy(stored.inputs).to(device))
             targets[part] = standardise(manifest, torch.from_numpy(stored.targets).to(device))
@@ -227,18 +237,21 @@ def _checked(path: Path, shard: Shard, read: Callable[[Path], Stored | None]) ->
     return stored
 
 
-def _verify(folder: Path, shards: Sequence[Shard], mapped: Sequence[Stored], workers: int) -> None:
+def _verify(
+    folder: Path, shards: Sequence[Shard], mapped: Sequence[Stored], workers: int, tick: Callable[[], object]
+) -> None:
     with closing(ahead(is_whole, mapped, workers)) as answers:
-        for shard, whole in zip(shards, _told(answers, len(shards)), strict=True):
+        for shard, whole in zip(shards, _told(answers, len(shards), tick), strict=True):
             if not whole:
                 raise DataError(f"{folder / shard.name}: the shard is damaged or missing; {MEND}")
 
 
-def _told(results: Iterable[T], total: int) -> Iterator[T]:
-    """The same results; now and then the log says how far they are."""
+def _told(results: Iterable[T], total: int, tick: Callable[[], object]) -> Iterator[T]:
+    """The same results, each with a tick; now and then the log says how far they are."""
     said = time.monotonic()
     for number, result in enumerate(results, 1):
         yield result
+        tick()
         if time.monotonic() - said > SAID_EVERY_S:
             said = time.monotonic()
             log.info("%d of %d shards verified", number, total)

@@ -108,7 +108,7 @@ class Tally:
         self.source, self.first = source, first
         self.shards: list[Shard] = []
         self.samples = Counter[str]()
-        self.counts = {split: Counter[int]() for split in SPLITS}
+        self.counts = {split: np.zeros(len(source.classes), np.int64) for split in SPLITS}
         self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
         self.moments, self.target_moments = _moments(source, first, parts["train"].targets)
 
@@ -118,7 +118,7 @@ class Tally:
         self.shards.append(shard.model_copy(update={"digest": stored.digest}))
         self.samples[shard.split] += len(stored.targets)
         if self.source.task == "classification":
-            self.counts[shard.split].update(stored.targets.tolist())
+            self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))
         self.moments.merge(one.moments)
@@ -153,7 +153,7 @@ class Tally:
 
     def _summary(self, split: str) -> SplitSummary:
         whole = blake2b(b"".join(hasher.digest() for hasher in self.hashers[split]))
-        per_class = tuple(self.counts[split][number] for number in range(len(self.source.classes)))
+        per_class = tuple(self.counts[split].tolist())
         return SplitSummary(samples=self.samples[split], per_class=per_class, digest=whole.hexdigest())
 
 
