@@ -58,6 +58,10 @@ class Hooks:
     def __init__(self, module: ModuleType) -> None:
         self._module = module
 
+    def has(self, name: str) -> bool:
+        """Whether the module has a function of that name."""
+        return hasattr(self._module, name)
+
     def call(self, name: str, view: View) -> None:
         """The function is called, if the module has it."""
         function = getattr(self._module, name, None)

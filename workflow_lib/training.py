@@ -290,7 +290,7 @@ class Trainer:
         cursor.step += 1
         cursor.sample += self._batch
         self._set_aside = None
-        if self._hooks is not None:
+        if self._hooks is not None and self._hooks.has("on_step_end"):
             self._call("on_step_end", _mean(losses))
         _at("commit", self)
         self._control.tick(self.ranks.local_rank, cursor.step)
@@ -350,6 +350,8 @@ class Trainer:
         what = "loss" if guilty else "gradient" if are_finite else "loss or gradient"
         where = {"step": step + 1, "epoch": self.state.cursor.epoch + 1, "samples": rows}
         self._events.append("diverged", what=what, **where)
+        if not self._parallel.is_shared:
+            self._saver.wait()  # a save that is under way is of an earlier state
         shown = ", ".join(map(str, rows[:SHOWN_SAMPLES])) + (", ..." if len(rows) > SHOWN_SAMPLES else "")
         raise DivergedError(
             f"the training diverged: a {what} of step {step + 1} (epoch {where['epoch']}) is not finite, and nothing "
