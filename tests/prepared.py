@@ -82,12 +82,14 @@ def trained(
     *,
     workspace: str,
     training: dict[str, Any] = TRAINING,
+    augment: dict[str, Any] | None = None,
     hidden: int = 32,
     **loading: Any,
 ) -> Trainer:
     """A small training, done as far as the control lets it."""
     model = {"name": "mlp", "params": {"hidden": [hidden]}}
-    run = plan.base(config.Experiment.model_validate({"name": "one", "training": training, "model": model}))
+    settings = {"name": "one", "training": training, "model": model, "augment": augment}
+    run = plan.base(config.Experiment.model_validate(settings))
     cpu = torch.device("cpu")
     store = CheckpointStore(folder / workspace, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
     trainer = Trainer(

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from tests.prepared import Prepare, given, prepared, trained
 from workflow_lib import augment as room
-from workflow_lib import config, plan
+from workflow_lib import config, plan, training
 from workflow_lib.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
 from workflow_lib.config.sections import Augment
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.control import Control
 from workflow_lib.shards import ModelSpec
+
+__all__ = ["prepared"]
 
 EVERYTHING: dict[str, Any] = {
     "flip_horizontal": 0.5,
@@ -42,7 +49,7 @@ def bits(rows: int, name: str, *, seed: int = 0, epoch: int = 0) -> Tensor:
 # The law
 
 
-@given(
+@hypothesis.given(
     order=st.permutations(range(13)),
     cuts=st.lists(st.integers(1, 12), max_size=4, unique=True),
     shape=st.sampled_from(SHAPES),
@@ -60,7 +67,9 @@ def test_a_sample_has_the_same_bits_in_any_batch(
     assert torch.equal(torch.cat(parts), whole[order])
 
 
-@given(samples=st.integers(1, 50), mixup=st.sampled_from([0.0, 0.2, 1.0]), cutmix=st.sampled_from([0.3, 1.0]))
+@hypothesis.given(
+    samples=st.integers(1, 50), mixup=st.sampled_from([0.0, 0.2, 1.0]), cutmix=st.sampled_from([0.3, 1.0])
+)
 @settings(deadline=None, max_examples=25)
 def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: float) -> None:
     section, rows, inputs = Augment(mixup=mixup, cutmix=cutmix), torch.arange(9), images(9)
@@ -110,6 +119,31 @@ def test_the_weaker_the_closer_to_the_image(one: dict[str, Any]) -> None:
         (augment(section, inputs, rows, seed=0, epoch=0) - inputs).abs().mean() for section in (Augment(**one), weaker)
     )
     assert near < far
+
+
+@hypothesis.given(order=st.lists(st.integers(0, 6), min_size=1, max_size=40))
+def test_a_sample_that_comes_again_in_an_epoch_is_another_then(order: list[int]) -> None:
+    expected = [sample + 7 * order[:place].count(sample) for place, sample in enumerate(order)]
+    assert room.numbered(torch.tensor(order), 7).tolist() == expected
+
+
+def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
+    prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, targets = np.arange(240, dtype=np.float32).reshape(60, 1, 2, 2), np.arange(60) % 10 == 0
+    manifest = prepared(given(inputs, targets.astype(np.int64), classes=("often", "seldom")))
+    seen: list[Tensor] = []
+    record = lambda point, *found: seen.extend(one.clone() for one in found if point == "forward")  # noqa: E731
+    monkeypatch.setattr(training, "_at", record)
+    settings = {"epochs": 1, "batch_size": 8, "sampling": "balanced"}
+    images = []
+    for noise in (0.0, 1e-4):
+        seen.clear()
+        trained(manifest, tmp_path, Control(1), workspace=f"{noise}", training=settings, augment={"noise": noise})
+        images.append(torch.cat(seen).flatten(1))
+    plain, noisy = images
+    assert len(plain.unique(dim=0)) < len(plain)
+    assert len(noisy.unique(dim=0)) == len(noisy)
 
 
 # Images
@@ -189,7 +223,7 @@ def test_each_draw_is_uniform_over_samples_and_over_epochs() -> None:
     over_samples = room._Drawn(torch.arange(20_000), 0, 0)
     over_epochs = [room._Drawn(torch.tensor([7]), 0, epoch) for epoch in range(1000)]
     for name in room.DRAWS:
-        for bits_of in (over_samples[name], torch.cat([drawn[name] for drawn in over_epochs])):
+        for bits_of in (over_samples[name], torch.cat([one[name] for one in over_epochs])):
             values = room._uniform(bits_of)
             assert 0 <= values.min() and values.max() < 1
             assert stats.kstest(values.numpy(), stats.uniform.cdf).pvalue > 0.001
@@ -219,7 +253,7 @@ def test_one_bit_of_the_sample_changes_half_of_the_bits() -> None:
         assert abs(changed.to(torch.float32).mean() - 32) < 0.5
 
 
-@given(count=st.integers(1, 2**32), word=st.integers(-(2**63), 2**63 - 1))
+@hypothesis.given(count=st.integers(1, 2**32), word=st.integers(-(2**63), 2**63 - 1))
 def test_whole_numbers_stay_in_their_range(count: int, word: int) -> None:
     assert 0 <= room._below(torch.tensor([word]), count).item() < count
 
@@ -240,7 +274,7 @@ def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
     assert not pairs.boxes.any()
 
 
-@given(alpha=st.floats(0.05, 20), height=st.integers(1, 40), width=st.integers(1, 40))
+@hypothesis.given(alpha=st.floats(0.05, 20), height=st.integers(1, 40), width=st.integers(1, 40))
 @settings(deadline=None, max_examples=30)
 def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, width: int) -> None:
     pairs = mixing(Augment(cutmix=alpha), torch.arange(64), seed=0, epoch=0, samples=7, size=(height, width))

@@ -94,6 +94,16 @@ def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch:
     return inputs + _noise(inputs, drawn) * section.noise if section.noise else inputs
 
 
+def numbered(order: Tensor, samples: int) -> Tensor:
+    """What to take for `rows` where an epoch's order has samples more than once: no two of its places are alike.
+
+    The first time it is the sample's own number, and `samples` more each time that it comes again.
+    """
+    in_order, places = order.sort(stable=True)
+    times = torch.arange(len(order), device=order.device) - torch.searchsorted(in_order, in_order)
+    return order + samples * times.index_select(0, places.argsort())
+
+
 @dataclass(frozen=True)
 class Mixing:
     """With whom each sample is mixed, and how; all tensors are on the device of the rows.

@@ -34,7 +34,7 @@ import torch.distributed as dist
 from torch import nn
 
 from workflow_lib import parallel, plugins
-from workflow_lib.augment import Mixing, augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
+from workflow_lib.augment import Mixing, augment, is_augmenting, is_mixing, mix, mixing, numbered, refuse_unfit
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
@@ -218,7 +218,10 @@ class Trainer:
         """The rest of the epoch, from the cursor."""
         cursor = self.state.cursor
         split, end = self._train_split, self._steps_per_epoch * self._batch
-        order = self._order(cursor.epoch).to(split.rows_on)
+        order = self._order(cursor.epoch)
+        is_repeating = self._is_augmenting and self.run.training.sampling == "balanced"
+        numbers = (numbered(order, len(split)) if is_repeating else order).to(split.rows_on)
+        order = order.to(split.rows_on)
         starts = range(cursor.sample, end, self._batch)
         parts = (order[at + start : at + stop] for at in starts for start, stop in self._windows)
         self._model.train()
@@ -226,7 +229,7 @@ class Trainer:
             while cursor.sample < end:
                 if self._look_up():
                     self._start_save()
-                self._step(order, batches)
+                self._step(order, numbers, batches)
         self._look_back()
         cursor.phase, cursor.val_index = "validate", 0
         self.state.validation = dict.fromkeys(self._task.sums, 0.0)
@@ -236,7 +239,7 @@ class Trainer:
             return balanced_order(self.run.seed, epoch, self._train_split.targets.cpu())
         return epoch_order(self.run.seed, epoch, len(self._train_split))
 
-    def _step(self, order: torch.Tensor, batches: Iterator[Batch]) -> None:
+    def _step(self, order: torch.Tensor, numbers: torch.Tensor, batches: Iterator[Batch]) -> None:
         training, cursor = self.run.training, self.state.cursor
         _at("window")
         if len(self._windows) > 1:
@@ -246,12 +249,12 @@ class Trainer:
         for number, (start, stop) in enumerate(self._windows):
             if number:
                 self._look_up()
-            rows = order[cursor.sample + start : cursor.sample + stop]
-            _at("fetch", rows)
+            part = slice(cursor.sample + start, cursor.sample + stop)
+            _at("fetch", order[part])
             inputs, targets = self._task.parts(*next(batches))
             mixed = None
             if self._is_augmenting:
-                inputs, mixed = self._augmented(inputs, rows)
+                inputs, mixed = self._augmented(inputs, numbers[part])
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come

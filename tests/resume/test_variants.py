@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training": {"accumulation": 2},
         "augment": {"flip_horizontal": 0.5, "rotation": 10, "noise": 0.1, "mixup": 0.4, "cutmix": 1.0},
     },
+    "augmented, balanced": {"augment": {"noise": 0.1, "mixup": 0.4}, "training": {"sampling": "balanced"}},
     "augmented, two ranks": merged(with_ranks(2), {"augment": {"shift": 0.2, "mixup": 0.4}, "training": {"epochs": 3}}),
     "lion, two ranks": merged(with_ranks(2), {"optimizer": {"name": "lion"}, "training": {"epochs": 3}}),
 }
