@@ -19,7 +19,7 @@ from tests.test_report import CHROMIUM, in_browser, own_part
 from tests.trained import Trained, train
 from workflow_lib import evaluation, export, report, shards
 from workflow_lib.errors import EverstepError
-from workflow_lib.evaluation import language
+from workflow_lib.evaluation import language, regression
 from workflow_lib.files import read_json
 
 
@@ -124,6 +124,18 @@ def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Train
     assert figures["scatter-0"]["data"][1]["y"] == rows[2].tolist()
     assert sum(figures["errors-0"]["data"][0]["y"]) == rows.shape[1]
     assert data["curves"][0]["val_mae"][-1] > 0
+
+
+def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> None:
+    run = report.load_results(numbers.experiment, numbers.results, numbers.runs[:1], numbers.work)[0]
+    true = np.arange(12.0).reshape(6, 2)
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "predictions.csv").write_text(regression.predictions_csv(true + 1, true))
+    figures = {figure["name"]: figure for figure in report._predictions(run, tmp_path)}
+    assert list(figures) == ["scatter-0", "errors-0", "scatter-1", "errors-1"]
+    points = figures["scatter-1"]["data"][1]
+    assert (points["x"], points["y"]) == (true[:, 1].tolist(), (true[:, 1] + 1).tolist())
 
 
 def test_a_scatter_of_many_samples_is_thinned_out() -> None:

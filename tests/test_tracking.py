@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,6 +198,25 @@ def test_rows_that_a_kill_left_half_written_in_mlflow_are_completed(folder: Path
     database.close()
     assert write("mlflow", folder, curve(row(1), row(2))) == [1]
     assert in_mlflow(folder, "demo-a") == expected(row(1), row(2))
+
+
+@wants("mlflow")
+def test_an_mlflow_that_is_killed_while_it_writes_is_gone_on_from(folder: Path) -> None:
+    """`folder` has the tables of mlflow."""
+    rows = [row(epoch) for epoch in range(1, 201)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    code = "import json, sys; from tests.test_tracking import curve, write; from pathlib import Path; "
+    code += "from workflow_lib import tracking; tracking.METRICS_AT_ONCE = 50; "
+    code += "here = Path(sys.argv[1]); write('mlflow', here, curve(*json.loads((here / 'rows.json').read_text())))"
+    root = Path(tracking.__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=root, stderr=subprocess.DEVNULL) as process:
+        while not in_mlflow(folder, "demo-a") and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    found = in_mlflow(folder, "demo-a")
+    assert 0 < len(found) < 3 * len(rows)
+    assert sum(write("mlflow", folder, curve(*rows))) < len(rows)
+    assert in_mlflow(folder, "demo-a") == expected(*rows)
 
 
 @wants("mlflow")

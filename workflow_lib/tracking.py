@@ -44,7 +44,7 @@ Row = dict[str, float]
 MODULES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
 UNTOUCHED = "No training is touched by this; what is missing is copied the next time"
 LONGEST_PARAM = 500  # characters of a setting that MLflow shows
-PARAMS_AT_ONCE = 100  # MLflow takes no more
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow takes no more
 
 logger = logging.getLogger(__name__)
 
@@ -235,16 +235,18 @@ class MLflow(Tracker):
         if any(points.get(place) != value for place, value in written.items()):
             self._client.delete_run(run.info.run_id)
             run, written = self._begin(curve), {}
-        missing = 0
-        for row, time_s in zip(curve.rows, curve.times, strict=True):
-            step, metrics = int(row["step"]), _metrics(row)
-            if any((name, step) not in written for name in metrics):
-                values = [Metric(name, value, round(1000 * time_s), step) for name, value in metrics.items()]
-                self._client.log_batch(run.info.run_id, metrics=values)
-                missing += 1
+        new = [
+            (name, value, round(1000 * time_s), int(row["step"]))
+            for row, time_s in zip(curve.rows, curve.times, strict=True)
+            for name, value in _metrics(row).items()
+            if (name, int(row["step"])) not in written
+        ]
+        for first in range(0, len(new), METRICS_AT_ONCE):
+            part = [Metric(*point) for point in new[first : first + METRICS_AT_ONCE]]
+            self._client.log_batch(run.info.run_id, metrics=part)
         if curve.is_finished and run.info.status != "FINISHED":
             self._client.set_terminated(run.info.run_id, end_time=round(1000 * max(curve.times, default=curve.began)))
-        return missing
+        return len({step for *_, step in new})
 
     def _run(self, curve: Curve) -> Any:
         experiment = self._client.get_experiment_by_name(curve.experiment)
@@ -372,6 +374,8 @@ def track(
                 for curve in found:
                     if curve not in seen:
                         _copy(curve, trackers)
+            if not found and not seen:
+                logger.info("no run of %s has a checkpoint yet", experiment.name)
             seen = found
             if not follow or _are_all_finished(experiment, found, results):
                 break

@@ -71,8 +71,8 @@ def predict(network: nn.Module, batches: Iterable[Tensor], where: device) -> Sum
         for windows in batches:
             inputs, targets = windows[:, :-1].to(where), windows[:, 1:].to(where)
             logits = network(inputs).float()
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            losses.append(loss.double().sum(dim=1).cpu())
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.append(loss.view(targets.shape).double().sum(dim=1).cpu())
             correct.append((logits.argmax(dim=2) == targets).sum(dim=1).cpu())
             tokens = targets.shape[1]
     return Sums(torch.cat(losses).numpy(), torch.cat(correct).numpy(), tokens)
