@@ -199,7 +199,7 @@ def find_apart(folder: Path, peers: Peers) -> None:
     try:
         store(folder if peers.is_main else folder / "elsewhere", peers).find_shared()
     except RankError as error:
-        (folder / "said").write_text(str(error))
+        (folder / f"said-{peers.rank}").write_text(str(error))
         raise
 
 
@@ -210,7 +210,7 @@ def test_ranks_that_save_on_different_disks_publish_nothing(prepared: Path) -> N
 
 def test_what_only_another_rank_cannot_read_is_not_set_aside(prepared: Path) -> None:
     assert SURVIVED not in fork_ranks(RANKS, partial(find_apart, prepared), prepared / "meeting")
-    assert "rank 1 says of" in (prepared / "said").read_text()
+    assert "rank 1 says of" in (prepared / "said-0").read_text()
     assert [checkpoint.read_manifest(path).step for path in published(prepared / "checkpoints")] == [1, 2]
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from workflow_lib.checkpoint import Checkpoint, CheckpointStore, Snapshot
-from workflow_lib.errors import WorkspaceBusy
+from workflow_lib.errors import RankError, WorkspaceBusy
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Saver:
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
         self.thread: threading.Thread | None = None
-        self._taken_over: WorkspaceBusy | None = None
+        self._refused: WorkspaceBusy | RankError | None = None
         self._started_at = clock()
         self._saved_step = -1
 
@@ -70,7 +70,7 @@ class Saver:
 
     def is_due(self, step: int) -> bool:
         """Whether a save should start now: the interval has passed, and no save is under way."""
-        if self._taken_over is not None:
+        if self._refused is not None:
             return True  # and the save will say so
         if self.thread is not None and self.thread.is_alive():
             return False
@@ -113,12 +113,12 @@ class Saver:
             self.blocked_s += self._clock() - begun
 
     def wait(self) -> None:
-        """No save is under way. Raises WorkspaceBusy when the last one found that another attempt took over."""
+        """No save is under way. Raises what the last one found: another attempt took over, or a rank is gone."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
-        if self._taken_over is not None:
-            raise self._taken_over
+        if self._refused is not None:
+            raise self._refused
 
     def finish(
         self,
@@ -176,8 +176,8 @@ class Saver:
                 copied.synchronize()
             sys.audit("everstep", "writing")
             self.latest = self._store.publish(snapshot)
-        except WorkspaceBusy as error:
-            self._taken_over = error
+        except (WorkspaceBusy, RankError) as error:
+            self._refused = error
         except Exception as error:
             logger.warning("%s. Training goes on; the next save is tried after the usual interval", error)
         self.longest_write_s = max(self.longest_write_s, self._clock() - begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, differences
+from tests.resume.project import FAILED, FINISHED, KILLED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
+from tests.resume.warm import Warm
 
 
 def shared(ranks: int, **training: Any) -> dict[str, Any]:
@@ -143,3 +145,20 @@ def test_nothing_that_is_best_is_lost(fresh: Fresh, reference: Fresh) -> None:
     run = fresh(RESTING)
     assert run.attempt({"point": "optimizer", "count": 10, "signal": "SIGTERM"}) == STOPPED
     assert run.verdict(reference(RESTING)) == PASS
+
+
+def test_a_transformer_whose_blocks_are_gathered_one_by_one_is_exact(tmp_path: Path, warm: Warm) -> None:
+    """Its embedding and its last layer share a weight, and its activations are computed again."""
+    changes = {
+        "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
+        "model": {"name": "transformer", "params": {"width": 18, "layers": 2, "heads": 2, "dropout": 0.1}},
+        "training": {"epochs": 1, "parallel": "fsdp", "activation_checkpointing": True, "accumulation": 2},
+        "runtime": {"nproc": 2},
+    }
+    text = (Path(__file__).parents[2] / "docs" / "exact-resume.md").read_text()
+    run = prepare(tmp_path / "run", warm, merged(SETTINGS, changes), {"text.txt": text})
+    straight = copy(run, tmp_path / "straight")
+    straight.finish()
+    assert run.attempt({"point": "optimizer", "count": 3, "rank": 1, "signal": "SIGTERM"}) == STOPPED
+    assert run.attempt({"point": "backward", "count": 5, "rank": 1}) == FAILED
+    assert run.verdict(straight) == PASS

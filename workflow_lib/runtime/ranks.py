@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from workflow_lib.errors import RankError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -68,7 +71,8 @@ class Peers:
         import torch.distributed as dist
 
         told = [value]
-        dist.broadcast_object_list(told, src=0, group=self.group)
+        with self._named():
+            dist.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
 
     def collect(self, value: Any) -> list[Any]:
@@ -78,5 +82,14 @@ class Peers:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
-        dist.gather_object(value, values if self.is_main else None, group=self.group)
+        with self._named():
+            dist.gather_object(value, values if self.is_main else None, group=self.group)
         return values if self.is_main else []
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What torch says when another rank is gone becomes an error of ours."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank} has lost another one: {error}") from error
