@@ -35,10 +35,10 @@ def samples_are_written() -> None:
     """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
     step = Trainer._step
 
-    def watched(self: Trainer, order: Any, batches: Any) -> None:
+    def watched(self: Trainer, order: Any, *others: Any) -> None:
         epoch, at = self.state.cursor.epoch, self.state.cursor.sample
         mine = [row for start, stop in self._windows for row in order[at + start : at + stop].tolist()]
-        step(self, order, batches)
+        step(self, order, *others)
         with open(f"samples-{self.ranks.rank}.txt", "a") as file:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
 
@@ -110,10 +110,10 @@ def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
 def _in_step(number: int, act: Callable[[], object]) -> None:
     step = Trainer._step
 
-    def struck(self: Trainer, order: Any, batches: Any) -> None:
+    def struck(self: Trainer, order: Any, *others: Any) -> None:
         if self.ranks.rank == 1 and self.state.cursor.step == number:
             act()
-        step(self, order, batches)
+        step(self, order, *others)
 
     Trainer._step = struck  # type: ignore[method-assign]
 
