@@ -109,6 +109,7 @@ def test_an_evaluation_setting_retrains_nothing(finished: Project) -> None:
         "checkpoint.interval_steps=5",
         "'labels={who: me}'",
         "data.shard_samples=100",
+        "data.in_memory=false",
     ],
 )
 def test_a_setting_that_cannot_change_the_result_redoes_nothing(finished: Project, setting: str) -> None:
