@@ -218,6 +218,19 @@ def test_what_overflows_on_some_ranks_is_left_out_on_all(tmp_path: Path) -> None
     assert [(tmp_path / f"scale-{rank}").read_text() for rank in range(3)] == ["32768.0"] * 3
 
 
+def count(folder: Path, peers: Peers) -> None:
+    """Rank 1 has counted on its own before a step."""
+    shared, _ = built("fsdp", peers)
+    counter = shared.state()["norm.num_batches_tracked"]
+    counter.fill_(100 * peers.rank)
+    shared.forward(data()[0])
+    assert counter.item() == 1
+
+
+def test_every_step_begins_with_the_buffers_of_the_first_rank_which_are_those_that_are_saved(tmp_path: Path) -> None:
+    assert fork_ranks(2, partial(count, tmp_path), tmp_path / "m") == [SURVIVED] * 2
+
+
 # -- units ------------------------------------------------------------------------------------------------------------
 
 
