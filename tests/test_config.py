@@ -254,6 +254,7 @@ def test_all_problems_are_told_at_once_each_with_its_line() -> None:
         ("training: {early_stopping: {metric: val_f1}}", "training.early_stopping.metric: 'val_f1' is not allowed"),
         ("training: {precision: fp8}", "one of fp32, bf16, fp16, tf32"),
         ("model: {name: mpl}", "model.name: no model `mpl`; did you mean `mlp`?"),
+        ("training: {hooks: mine.none}", "training.hooks: no module `mine.none` to import for hooks"),
         ("data: {name: digit}", "data.name: no data set `digit`; did you mean `digits`?"),
         ("model: {params: {hidden: [64, 0]}}", "model.params.hidden[1]: 0 is not allowed"),
         ("labels: {year: 2024}", "labels.year: 2024 is not allowed; allowed: text; in quotes it is text"),

@@ -70,7 +70,8 @@ def _is_believed(holder: Holder, silent_s: float) -> bool:
 def _names(results: Path) -> dict[str, str]:
     """Names that plans and studies give to the runs: the first one found."""
     names: dict[str, str] = {}
-    for path in (*sorted(results.glob("*/plan.json")), *sorted(results.glob("*/tune/*/suggest-*.json"))):
+    kinds = ("*/plan.json", "*/tune/*/suggest-*.json", "*/tune/*/best.json")
+    for path in (path for kind in kinds for path in sorted(results.glob(kind))):
         try:
             content = read_json(path)
             for run in content["runs"] if path.name == "plan.json" else [content["run"]]:

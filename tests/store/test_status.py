@@ -55,6 +55,17 @@ def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> No
     assert [one["ended"] for one in done["attempts"]] == ["stopped by SIGTERM", "killed", "finished"]
 
 
+def test_the_best_run_of_a_study_has_its_name(finished: Project) -> None:
+    """The plan does not know it, and neither does any suggestion."""
+    results = finished.folder / "results"
+    plan = next(results.glob("*/plan.json"))
+    best = plan.parent / "tune" / "study-1" / "best.json"
+    best.parent.mkdir(parents=True)
+    best.write_text(json.dumps({"run": json.loads(plan.read_text())["runs"][0]}))
+    plan.unlink()
+    assert row(finished)["run"] == finished.run
+
+
 def test_a_training_that_raised_has_failed_and_the_reason_is_told(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "failing")
     (project.folder / FAIL).touch()

@@ -28,7 +28,7 @@ def messages(
             context = error["ctx"]
             lines.update(dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole)))
             continue
-        if error["type"] == "plugin":
+        if error["type"] == "plugin" and path[-1] == "params":
             whole = (*whole[:-1], "name")
         what = _what(error, field, owner, whole, values)
         lines[f"{_place(origins, whole, error['type'])}{dotted(whole)}: {what}"] = None
