@@ -4,8 +4,20 @@
   const { curves, second, figures } = JSON.parse(document.getElementById("data").textContent);
   const config = { displayModeBar: false, responsive: true };
   const drawn = [];
-  const numbers = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 3].map((digit) => Number(`${digit}e${power}`)));
-  const LOG_TICKS = { tickvals: numbers, ticktext: numbers.map((number) => (number < 1e-3 ? number.toExponential(0) : String(number))) };
+  const POWERS = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3];
+  const tickText = (number) => (number < 1e-3 ? number.toExponential(0) : String(number));
+  const logTicks = (digits) => {
+    const tickvals = POWERS.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)));
+    return { tickvals, ticktext: tickvals.map(tickText) };
+  };
+  const [FEW_TICKS, MANY_TICKS] = [[1, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map(logTicks);
+  // How many times the smallest value of an axis fits into its largest.
+  const ratio = (data, axis) => {
+    const [key, name] = [axis[0], axis.replace("axis", "")];
+    const own = data.filter((one) => (one[`${key}axis`] ?? key) === name && Array.isArray(one[key]));
+    const values = own.flatMap((one) => one[key]).filter((value) => value > 0);
+    return Math.max(...values) / Math.min(...values);
+  };
 
   // Plotly knows nothing of style sheets: its colours are read from the page's.
   const colours = () => {
@@ -13,19 +25,19 @@
     const of = (name) => style.getPropertyValue(name).trim();
     return { ink: of("--ink"), line: of("--line"), card: of("--card"), accent: of("--accent") };
   };
-  const themed = (layout) => {
+  const themed = (layout, data) => {
     const { ink, line, card } = colours();
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     const all = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: ink }, namelength: -1 } };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
-      all[name] = { ...layout[name], ...axis, ...(layout[name]?.type === "log" ? LOG_TICKS : {}) };
+      all[name] = { ...layout[name], ...axis, ...(layout[name]?.type === "log" ? (ratio(data, name) < 8 ? MANY_TICKS : FEW_TICKS) : {}) };
     }
     return all;
   };
   const draw = (id, data, layout) => {
     const place = document.getElementById(id);
-    Plotly.newPlot(place, data, themed(layout), config);
+    Plotly.newPlot(place, data, themed(layout, data), config);
     drawn.push({ place, layout });
     return place;
   };
@@ -35,7 +47,7 @@
       const { range, autorange } = place.layout[key];
       current[key] = { ...layout[key], range, autorange };
     }
-    Plotly.react(place, place.data, themed(current), config);
+    Plotly.react(place, place.data, themed(current, place.data), config);
   });
 
   // Learning curves: three traces a run and plot (validation, training, the epoch kept).
