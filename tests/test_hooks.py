@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from workflow_lib import plugins
+from workflow_lib import config, plugins
+from workflow_lib.config.compose import Source
 from workflow_lib.config.sections import Training
+from workflow_lib.config.yaml12 import Origins
 from workflow_lib.errors import ConfigError
 from workflow_lib.hooks import Hooks
 from workflow_lib.plugins import PluginError
@@ -67,6 +69,11 @@ def module(kept: Any) -> ModuleType:
     return made
 
 
+def test_a_message_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"training.hooks: no module `mine.nothing`"):
+        config.validate(Source({"name": "x", "training": {"hooks": "mine.nothing"}}, Origins()), None)
+
+
 def test_what_is_kept_is_a_copy_that_comes_back() -> None:
     kept = {"seen": [1, 2.5, None, "é"]}
     hooks = Hooks(made := module(kept))
@@ -77,7 +84,7 @@ def test_what_is_kept_is_a_copy_that_comes_back() -> None:
     assert vars(made)["loaded"] == state
 
 
-@pytest.mark.parametrize("kept", [{1, 2}, float("nan"), [object()], {(1, 2): 3}])
+@pytest.mark.parametrize("kept", [{1, 2}, float("nan"), [object()], {(1, 2): 3}, {1: 2}, (1, 2)])
 def test_what_json_cannot_hold_is_refused(kept: Any) -> None:
     with pytest.raises(ConfigError, match=r"training.hooks: made.state_dict\(\) gave what JSON cannot hold"):
         Hooks(module(kept)).state()

@@ -100,3 +100,17 @@ def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
     (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\ndef task(params): return 'ranking'\n")
     with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, regression, language"):
         plugins.task("mine.texts", {})
+
+
+def test_a_file_that_ends_the_program_is_named(folder: Path) -> None:
+    (folder / "mine" / "leaving.py").write_text("import sys\n\nsys.exit(0)\n")
+    with pytest.raises(PluginError, match=r"plugin `mine.leaving` cannot be imported: SystemExit: 0"):
+        plugins.load("models", "mine.leaving")
+
+
+def test_a_task_that_fails_is_named(folder: Path) -> None:
+    (folder / "mine" / "odd.py").write_text(
+        f"{GOOD}\nopen_source = build\n\n\ndef task(params):\n    return {{}}['x']\n"
+    )
+    with pytest.raises(PluginError, match=r"odd.py: task\(\) failed: KeyError: 'x'"):
+        plugins.task("mine.odd", {})

@@ -172,6 +172,24 @@ def test_blocks_of_any_size_give_the_same_statistics(monkeypatch: pytest.MonkeyP
     assert len(results) == 1
 
 
+# Arrays
+
+
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [
+        ([0, 1], "4 inputs and 2 targets"),
+        ([0, 1, 2, 0], "the target in row 2 is 2; with 2 names"),
+        ([0, -1, 1, 0], "the target in row 1 is -1"),
+        ([0, 0.5, 1, 0], "the target in row 1 is 0.5"),
+        ([[0], [1], [0], [1]], r"shape \(4, 1\); with 2 names"),
+    ],
+)
+def test_targets_that_are_no_numbers_of_classes_are_refused(targets: list[Any], what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        shards.from_arrays(np.zeros((4, 2), np.float32), np.array(targets), classes=["a", "b"])
+
+
 # Preparing
 
 

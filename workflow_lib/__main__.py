@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
             _requeue()
         return error.exit_code
+    except SystemExit as error:  # of a person's code; its 0 would pass for a result
+        print(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -75,13 +75,15 @@ class Hooks:
             return None
         kept = give()
         try:
-            text = json.dumps(kept, allow_nan=False)
+            state = json.loads(json.dumps(kept, allow_nan=False))
+            if state != kept:
+                raise ValueError("a resume would get it back as other values (tuples, keys that are no text)")
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"training.hooks: {self._module.__name__}.state_dict() gave what JSON cannot hold: {error}; allowed: "
                 f"finite numbers, texts, true, false, null, lists, and mappings of them by text"
             ) from error
-        return json.loads(text)
+        return state
 
     def restore(self, state: Any) -> None:
         """The module goes on from what it kept."""

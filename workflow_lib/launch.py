@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
+ALONE_S = 5.0  # ranks that are all gone, and whose end the launcher does not notice, are given up after this
 STOPPED_S = 30.0  # a rank that something else has stopped (SIGSTOP) is given up after this
 FAILED = 70  # exit code of a rank whose error lies in a file
 PR_SET_PDEATHSIG = 1
@@ -295,7 +296,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         watch = Watch(job)
         sys.audit("everstep", "launch")
         try:
-            outcome = _elastic_launch(job, root, folder)
+            outcome = _elastic_launch(job, root, folder, watch)
         finally:
             watch.close()
         if watch.verdict is not None or outcome is None:
@@ -326,9 +327,9 @@ def _scratch(job: Job) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str, Any] | None:
+def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch) -> dict[str, Any] | None:
     """What the first rank of this node returned; None when a rank failed."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -352,6 +353,10 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path) -> dict[str,
             _note_killed(folder, rank, signal.Signals(-failure.exitcode).name)
         elif failure.exitcode == FAILED and not any(folder.glob("failure-*.json")):
             raise SaveError(f"rank {rank} failed, and the disk refused to keep why; it stands above") from error
+        return None
+    except SignalException:
+        if watch.verdict is None:
+            raise
         return None
     outcome: dict[str, Any] = results[min(results)]
     return outcome
@@ -379,11 +384,12 @@ class Watch:
         control, hang_s = self._job.control, self._job.experiment.runtime.hang_timeout_s
         are_recorded = self._job.node > 0  # the first node's launcher keeps the record
         stopped_since: dict[int, float] = {}
+        alone_since: float | None = None
         seen, moved_at, looked_at = control.progress, time.monotonic(), time.monotonic()
         while not self._ended.wait(WATCH_S):
             now = time.monotonic()
             if now - looked_at > 10 * WATCH_S:  # this process itself was stopped, or the host slept
-                stopped_since, moved_at = {}, now
+                stopped_since, alone_since, moved_at = {}, None, now
             looked_at = now
             if self._pulse is not None:
                 self._pulse.beat(control.reach)
@@ -396,6 +402,12 @@ class Watch:
                     stopped_since.setdefault(rank, now)
                 else:
                     stopped_since.pop(rank, None)
+            is_alone = all(pid and _is_gone(pid) for pid in control.pids) and not control.has_left
+            alone_since = (alone_since or now) if is_alone else None
+            if alone_since is not None and now - alone_since > ALONE_S:
+                self._end_all("the ranks ended without a word and without an error, as by os._exit(0)")
+                os.kill(os.getpid(), signal.SIGQUIT)  # the launcher waits for what they return
+                return
             is_hung = now - moved_at > hang_s
             for rank, since in stopped_since.items():
                 if is_hung or now - since > STOPPED_S:
@@ -422,6 +434,13 @@ class Watch:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_stopped(pid: int) -> bool:
@@ -512,7 +531,9 @@ def _rank(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> di
     job.control.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
     try:
-        return _fit(job, parent, ranks)
+        outcome = _fit(job, parent, ranks)
+        job.control.leave(ranks.local_rank)
+        return outcome
     except BaseException as error:
         _fail(folder, ranks, error)
 

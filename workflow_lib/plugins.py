@@ -95,7 +95,7 @@ def _imported(kind: str, name: str, target: str) -> ModuleType:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
             raise PluginError(_unknown(kind, name)) from error
         raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -120,7 +120,10 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """What is learned from the data set with these settings; a data set that does not say so has classes."""
     module = load("data", name)
     of = getattr(module, "task", None)
-    found: Any = "classification" if of is None else of(module.Params.model_validate(params))
+    try:
+        found: Any = "classification" if of is None else of(module.Params.model_validate(params))
+    except Exception as error:
+        raise PluginError(f"{module.__file__}: task() failed: {type(error).__name__}: {error}") from error
     if found not in get_args(Task):
         raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
     known: Task = found

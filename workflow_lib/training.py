@@ -204,7 +204,9 @@ class Trainer:
         cursor = self.state.cursor
         if cursor.phase == "finish":
             return
+        drawn = capture_rng(self.device)
         self._call("on_train_start")
+        restore_rng(drawn)  # every attempt calls it: what it draws must not move the training
         self._pruned = self._is_pruned()
         while cursor.phase != "finish" and not self._pruned:
             if cursor.phase == "train":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,17 @@ from workflow_lib.training import Trainer
 def rank_one_hangs() -> None:
     """Rank 1 sleeps in its third step."""
     _in_step(3, lambda: time.sleep(3600))
+
+
+def the_rank_leaves() -> None:
+    """The only rank ends in its third step as if nothing were wrong."""
+
+    def leave(self: Trainer, *_: Any) -> None:
+        if self.state.cursor.step == 2:
+            os._exit(0)
+        step(self, *_)
+
+    step, Trainer._step = Trainer._step, leave  # type: ignore[method-assign]
 
 
 def rank_one_raises() -> None:

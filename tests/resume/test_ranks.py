@@ -150,6 +150,13 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
     assert run.findings == []
 
 
+def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
+    run = fresh()
+    assert run.attempt(plant="tests.resume.plants:the_rank_leaves") == FAILED
+    assert "the ranks ended without a word and without an error" in run.log.splitlines()[-1]
+    assert run.findings == []
+
+
 def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> None:
     run = fresh(with_ranks(3))
     assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED

@@ -29,7 +29,7 @@ def messages(
             lines.update(dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole)))
             continue
         if error["type"] == "plugin" and path[-1] == "params":
-            whole = (*whole[:-1], "name")
+            whole = whole if whole[-1] == "hooks" else (*whole[:-1], "name")
         what = _what(error, field, owner, whole, values)
         lines[f"{_place(origins, whole, error['type'])}{dotted(whole)}: {what}"] = None
     return list(lines)

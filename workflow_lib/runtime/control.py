@@ -26,6 +26,7 @@ class Control:
         self._began = time.monotonic()  # which processes of one host share
         self._stop = RawArray("q", 1)
         self._pids = RawArray("q", local_world_size)
+        self._left = RawArray("q", local_world_size)
         self._progress = RawArray("q", local_world_size)
         self._steps = RawArray("q", 2)
         self._ready = RawArray("d", 1)
@@ -51,6 +52,10 @@ class Control:
         """The calling process is that rank."""
         self._pids[local_rank] = os.getpid()
 
+    def leave(self, local_rank: int) -> None:
+        """That rank has done its part; it may end."""
+        self._left[local_rank] = 1
+
     def start_at(self, step: int) -> None:
         """The run goes on from that step now."""
         self._steps[:] = [step, step]
@@ -66,6 +71,11 @@ class Control:
     def pids(self) -> list[int]:
         """Process of each local rank; 0 before it started."""
         return list(self._pids)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether a rank has done its part."""
+        return any(self._left)
 
     @property
     def progress(self) -> list[int]:

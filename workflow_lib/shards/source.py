@@ -89,15 +89,28 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
 
     With names of classes the targets are class numbers; without, they are numbers to be predicted.
     """
+    if len(inputs) != len(targets):
+        raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; each input has one target")
     return Source(
         task="classification" if classes else "regression",
-        targets={"train": np.asarray(targets, dtype=np.int64 if classes else np.float32)},
+        targets={"train": _numbered(targets, len(classes)) if classes else np.asarray(targets, dtype=np.float32)},
         read=lambda split, rows: inputs[rows],
         classes=tuple(classes),
         scale=scale,
         content=content_digest(inputs),
         is_thread_safe=True,
     )
+
+
+def _numbered(targets: np.ndarray, classes: int) -> np.ndarray:
+    """The class numbers as int64; other numbers are refused."""
+    given = np.asarray(targets)
+    numbers = given.astype(np.int64)
+    bad = (numbers != given) | (numbers < 0) | (numbers >= classes)
+    if given.ndim != 1 or bad.any():
+        what = f"the target in row {(row := first_true(bad))} is {given[row]}" if bad.any() else f"shape {given.shape}"
+        raise DataError(f"{what}; with {classes} names of classes, targets are whole numbers from 0 to {classes - 1}")
+    return numbers
 
 
 def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:
