@@ -85,6 +85,17 @@ def test_what_a_person_waits_for_imports_nothing_heavy(room: str) -> None:
     assert shown.stdout.strip() == "[]"
 
 
+# Parts of torch and of images that only some trainings need.
+UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "sympy", "PIL")
+
+
+def test_a_training_imports_nothing_that_it_does_not_need() -> None:
+    absent = (*UNUSED, *(name for name in HEAVY if name not in ("torch", "numpy")))
+    code = f"import sys, workflow_lib.training; print([m for m in {absent!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("config/**/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_experiment_can_be_run(path: Path) -> None:
     experiment = config.load([path])
