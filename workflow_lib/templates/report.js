@@ -56,10 +56,11 @@
     const line = { color: colour(index), width: 2 };
     const best = run.epoch.indexOf(run.best_epoch);
     const shared = { type: "scatter", showlegend: false };
+    const mode = run.epoch.length === 1 ? "markers" : "lines"; // a line through one point is not seen
     return [
-      { ...shared, mode: "lines", name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], line },
-      { ...shared, mode: "lines", name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`] || run.epoch.map(() => null),
-        line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
+      { ...shared, mode, name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], marker: { color: colour(index) }, line },
+      { ...shared, mode, name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`] || run.epoch.map(() => null),
+        marker: { color: colour(index), symbol: "diamond-open" }, line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
       { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best_epoch], y: best < 0 ? [] : [run[`val_${kind}`][best]],
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
