@@ -219,12 +219,12 @@ def test_a_run_frozen_before_a_stage_was_bumped_still_loads(folder: Path, monkey
     assert plan.load_run(plan.run_digest(old), folder)[0] == old
 
 
-@pytest.mark.parametrize("torn", ["", '{"seed": 0, "da'])
-def test_a_frozen_run_that_a_power_loss_tore_is_frozen_again(folder: Path, torn: str) -> None:
+@pytest.mark.parametrize("torn", [b"", b'{"seed": 0, "da', b"\xff\x00\xfe", b"[" * 100_000])
+def test_a_frozen_run_that_a_power_loss_tore_is_frozen_again(folder: Path, torn: bytes) -> None:
     run = plan.base(experiment())
     path = plan.freeze(run, folder)
     whole = path.read_bytes()
-    path.write_text(torn)
+    path.write_bytes(torn)
     plan.freeze(run, folder)
     assert path.read_bytes() == whole
 

@@ -185,7 +185,7 @@ def freeze(run: RunConfig, work: Path, name: str | None = None) -> Path:
     path = work / "runs" / name / "config.json"
     text = files.json_text(run.model_dump(mode="json"))
     try:
-        there = path.read_text(encoding="utf-8")
+        there = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         there = ""
     if there != text:
@@ -199,7 +199,7 @@ def freeze(run: RunConfig, work: Path, name: str | None = None) -> Path:
 def _is_torn(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return False
 

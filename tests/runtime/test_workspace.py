@@ -57,8 +57,10 @@ def test_a_damaged_record_is_named_and_does_not_hide_the_others(
     workspace.begin(tmp_path, name)
     (workspace.attempts_dir(tmp_path) / "torn.json").write_text('{"attempt": "to')
     (workspace.attempts_dir(tmp_path) / "other.json").write_text("[]")
+    whole = json.loads((workspace.attempts_dir(tmp_path) / f"{name}.json").read_text())
+    (workspace.attempts_dir(tmp_path) / "types.json").write_text(json.dumps(whole | {"began": None}))
     assert [record.attempt for record in workspace.list_attempts(tmp_path)] == [name]
-    assert "torn.json" in caplog.text and "other.json" in caplog.text
+    assert all(f"{one}.json" in caplog.text for one in ("torn", "other", "types"))
 
 
 def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:

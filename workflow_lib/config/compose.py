@@ -80,7 +80,7 @@ def _parse(path: Path, where: str) -> tuple[Any, dict[KeyPath, str]]:
         return parse_yaml(text, where)
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_finite), {(): where}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
 
 

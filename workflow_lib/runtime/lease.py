@@ -27,12 +27,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+from pydantic import TypeAdapter
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
 
@@ -91,6 +92,7 @@ class Holder:
         return f"attempt {self.attempt[:8]} (host {self.host}, pid {self.pid}{job})"
 
 
+_HOLDER = TypeAdapter(Holder)
 UNKNOWN = Holder("unknown", host="an unknown host", boot="", pid=0, start_time=0.0, job=None)
 
 
@@ -190,8 +192,8 @@ def current(directory: Path) -> tuple[int, Holder | None]:
         return 0, None
     try:
         content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
-        return max(numbers), Holder(**{field.name: content[field.name] for field in fields(Holder)})
-    except (ValueError, KeyError, TypeError):
+        return max(numbers), _HOLDER.validate_python(content)
+    except (ValueError, RecursionError):
         return max(numbers), UNKNOWN
 
 

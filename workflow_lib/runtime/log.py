@@ -55,7 +55,7 @@ def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any
     for line in _tail(path, last_bytes).splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             events.append(event)

@@ -23,12 +23,13 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from pydantic import TypeAdapter
 
 from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.runtime.lease import boot_id, is_alive
@@ -137,6 +138,9 @@ class Attempt:
         return self.host == socket.gethostname() and self.boot == boot_id()
 
 
+_ATTEMPT = TypeAdapter(Attempt)
+
+
 def begin(
     workspace: Path,
     attempt: str,
@@ -206,10 +210,7 @@ class Pulse:
 
 def read_attempt(workspace: Path, attempt: str) -> Attempt:
     """The record of one attempt; keys that a later version added are passed over."""
-    content = read_json(attempts_dir(workspace) / f"{attempt}.json")
-    known = {field.name for field in fields(Attempt)}
-    record = Attempt(**{key: value for key, value in content.items() if key in known})
-    return replace(record, ranks=tuple(RankProcess(**rank) for rank in content["ranks"]))
+    return _ATTEMPT.validate_python(read_json(attempts_dir(workspace) / f"{attempt}.json"))
 
 
 def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
@@ -236,7 +237,7 @@ def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
     try:
         pulse = json.loads(_pulse_file(workspace, record.attempt).read_bytes())
         return _used(record, pulse["now"], Reach(*pulse["reach"]) if pulse["reach"] else None)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return record
 
 
