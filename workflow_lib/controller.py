@@ -97,9 +97,8 @@ def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) ->
         text = log.read_text(errors="replace") if log and log.exists() else ""
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "it left no message")
         told.append(f"everstep: {name} failed: {last}\n    log: {log}")
-    return "\n".join(
-        [*told, f"everstep: nothing that was done is lost. Mend the cause. To go on: {shlex.join(command)}"]
-    )
+    mend = "Mend the cause. " if told else ""  # a Snakemake that was told to stop has no failed job
+    return "\n".join([*told, f"everstep: nothing that was done is lost. {mend}To go on: {shlex.join(command)}"])
 
 
 def _hold(path: Path) -> None:
