@@ -52,7 +52,7 @@ def test_a_trace_tells_the_run_its_attempts_and_the_command_that_makes_it_again(
     for told in (
         "demo-0123456789ab",
         f"work/runs/{'0123456789ab' + '0' * 20}/config.json",
-        "120 steps, 4 epochs, 3 attempts",
+        "120 steps, 4 epochs, attempts: 3",
         "python -m workflow_lib evaluate --run 'a b'",
         f"--configfile work/experiments/abc.json --force -- {folder / 'evaluation.json'}",
     ):

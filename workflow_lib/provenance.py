@@ -70,7 +70,7 @@ def trace(path: Path, work: Path) -> str:
         "run": result["run"],
         "config": work / "runs" / result["digest"] / "config.json",
         "data": result["data"],
-        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, {trained['attempts']} attempts",
+        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
         "sealed in": trained["sealed"],
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),
