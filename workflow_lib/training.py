@@ -61,6 +61,7 @@ Row = dict[str, float]
 StopEarly = Callable[[list[Row]], bool]
 
 WARM_UP_PASSES = 2
+PROBED_TOKENS = 8
 UNSEEN_STEPS = 64  # on a device, so many steps may be done before one is seen to have diverged
 SHOWN_SAMPLES = 20
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -709,6 +710,7 @@ class Trainer:
         plugin = plugins.load("models", run.model.name)
         params = plugin.Params.model_validate(run.model.params)
         self._model: nn.Module = plugin.build(params, spec)
+        _refuse_unfit(run.model.name, self._model, spec)
         if run.training.activation_checkpointing:
             recompute_blocks(self._model, self.device)
         compiled = self._compiled if run.training.compile else None
@@ -805,6 +807,26 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = DTYPES.get(self.run.training.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def _refuse_unfit(name: str, model: Any, spec: ModelSpec) -> None:
+    """The model is one that can be trained, and gives what the data is compared with; asked with two small inputs."""
+    if not isinstance(model, nn.Module) or not any(one.requires_grad for one in model.parameters()):
+        what = "has no weights to train" if isinstance(model, nn.Module) else "is no torch.nn.Module"
+        raise ConfigError(f"model.name: what build() of {name} returned {what}")
+    is_language = spec.task == "language"
+    shape = (2, min(spec.input_shape[0], PROBED_TOKENS)) if is_language else (2, *spec.input_shape)
+    expected = (*shape, spec.outputs) if is_language else (2, spec.outputs)
+    try:
+        with torch.no_grad():
+            given = model.eval()(torch.zeros(shape, dtype=torch.int64 if is_language else torch.float32))
+    except RuntimeError as error:
+        _explain(error)
+        raise
+    model.train()
+    if not isinstance(given, torch.Tensor) or tuple(given.shape) != expected or not given.is_floating_point():
+        shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ConfigError(f"model.name: {name} gives {shown} for inputs {shape}; the data needs floats {expected}")
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> torch.Tensor:

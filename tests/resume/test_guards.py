@@ -125,3 +125,18 @@ def test_a_machine_without_a_compiler_is_said_to_have_none(fresh: Fresh) -> None
     run = fresh({"training": {"compile": True}})
     assert run.warm.run(run.order(CXX="no-compiler-of-this-name")) == USER_ERROR
     assert "training.compile: needs a C++ compiler, and there is no `no-compiler-of-this-name`" in run.log
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("wide", "gives torch.float32 (2, 11) for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
+        ("pair", "gives tuple for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
+        ("frozen", "what build() of tests.resume.unfit returned has no weights to train"),
+        ("none", "what build() of tests.resume.unfit returned is no torch.nn.Module"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused(fresh: Fresh, kind: str, what: str) -> None:
+    run = fresh({"model": {"name": "tests.resume.unfit", "params": {"kind": kind}}})
+    assert run.attempt() == USER_ERROR
+    assert what in run.log.splitlines()[-1]

@@ -1,0 +1,35 @@
+"""Models that do not fit their data, as a person may write one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from workflow_lib.plugins import Section
+
+
+class Params(Section):
+    """What is wrong."""
+
+    kind: Literal["wide", "pair", "frozen", "none"] = Field(description="what is wrong with it")
+
+
+def build(params: Params, spec: Any) -> Any:
+    from torch import nn
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 10)
+
+        def forward(self, inputs: Any) -> Any:
+            outputs = self.inner(inputs.flatten(1))
+            return outputs, outputs
+
+    if params.kind == "none":
+        return None
+    if params.kind == "pair":
+        return Pair()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 11 if params.kind == "wide" else 10))
+    return network.requires_grad_(params.kind != "frozen")
