@@ -72,7 +72,7 @@ def test_a_chain_of_kills_is_accounted_to_the_pulse(prepared: Project, tmp_path:
     assert used - 3 * PULSE_S - 1.5 < found.used_s <= used + 0.1
     missing = computed(project) - found.steps
     assert 0 <= missing <= len(kills) * (PULSE_S / PAUSE_S + 2)
-    assert found.steps == project.sealed().step + found.redone and found.redone >= 3 * 5
+    assert found.steps == project.sealed().step + found.redone and found.redone > 0
     assert found.lost_s > found.redone * PAUSE_S
 
 
