@@ -93,7 +93,7 @@ def test_a_finished_run_whose_final_state_is_damaged_is_finished_again(fresh: Fr
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run.verdict(reference()) == PASS
     first, second = run.began_at()
-    assert first == 0 < second < 51
+    assert first == 0 < second <= 51  # the last save may have come after the last step
 
 
 def test_the_final_state_of_another_run_is_not_taken_for_this_one(fresh: Fresh, reference: Fresh) -> None:
