@@ -8,10 +8,12 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from workflow_lib.errors import StateError
 
+T = TypeVar("T")
 REMAKE = "Remove the file and run the pipeline again: it is made anew"
 
 
@@ -64,6 +66,20 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """The value as JSON with sorted keys; NaN is refused."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def decoded(kind: type[T], content: Any) -> T:
+    """The dataclass that a JSON object holds; keys it does not know are passed over. TypeError for another type."""
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        if name in content:
+            value = content[name]
+            allowed = hint if isinstance(hint, UnionType) else get_origin(hint) or hint
+            is_whole = isinstance(value, int) and isinstance(float(value), allowed)
+            if not (is_whole or isinstance(value, allowed)):
+                raise TypeError(f"{name} is {value!r}")
+            values[name] = value
+    return kind(**values)
 
 
 def read_json(path: Path, *names: str) -> Any:

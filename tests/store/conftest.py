@@ -70,9 +70,9 @@ def row(project: Project) -> dict[str, Any]:
     return only
 
 
-def start(project: Project, pause_s: float = 0.05) -> int:
+def start(project: Project, pause_s: float = 0.05, *faults: dict[str, Any]) -> int:
     """Number of the launcher of a training that takes its time."""
-    return project.warm.start(project.order(**{PAUSE: str(pause_s)}))
+    return project.warm.start(project.order(*faults, **{PAUSE: str(pause_s)}))
 
 
 def kill_after(project: Project, step: int, number: signal.Signals = signal.SIGKILL, pid: int | None = None) -> int:

@@ -33,9 +33,9 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-from pydantic import TypeAdapter
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
+from workflow_lib.files import decoded
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,6 @@ class Holder:
         return f"attempt {self.attempt[:8]} (host {self.host}, pid {self.pid}{job})"
 
 
-_HOLDER = TypeAdapter(Holder)
 UNKNOWN = Holder("unknown", host="an unknown host", boot="", pid=0, start_time=0.0, job=None)
 
 
@@ -192,8 +191,8 @@ def current(directory: Path) -> tuple[int, Holder | None]:
         return 0, None
     try:
         content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
-        return max(numbers), _HOLDER.validate_python(content)
-    except (ValueError, RecursionError):
+        return max(numbers), decoded(Holder, content)
+    except (ValueError, TypeError, RecursionError):
         return max(numbers), UNKNOWN
 
 

@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from pydantic import TypeAdapter
 
-from workflow_lib.files import make_dirs, read_json, write_json
+from workflow_lib.files import decoded, make_dirs, read_json, write_json
 from workflow_lib.runtime.lease import boot_id, is_alive
 
 logger = logging.getLogger(__name__)
@@ -138,9 +137,6 @@ class Attempt:
         return self.host == socket.gethostname() and self.boot == boot_id()
 
 
-_ATTEMPT = TypeAdapter(Attempt)
-
-
 def begin(
     workspace: Path,
     attempt: str,
@@ -210,7 +206,8 @@ class Pulse:
 
 def read_attempt(workspace: Path, attempt: str) -> Attempt:
     """The record of one attempt; keys that a later version added are passed over."""
-    return _ATTEMPT.validate_python(read_json(attempts_dir(workspace) / f"{attempt}.json"))
+    content = read_json(attempts_dir(workspace) / f"{attempt}.json", "ranks")
+    return decoded(Attempt, {**content, "ranks": tuple(decoded(RankProcess, one) for one in content["ranks"])})
 
 
 def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
