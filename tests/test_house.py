@@ -36,6 +36,8 @@ LAYERS = (
     ("orchestrator", "tasks"),
     ("training",),
     ("accounting", "provenance"),
+    ("rank",),
+    ("outputs",),
     ("launch", "evaluation"),
     ("tuning", "export", "status"),
     ("cleaning", "tracking"),

@@ -1,0 +1,153 @@
+"""The process of a rank: forked by the launcher, it trains, and what it returns is the outcome of the attempt.
+
+A rank dies with its launcher, and leaves word when it fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import plan, plugins, provenance
+from workflow_lib.runtime import failures
+from workflow_lib.runtime import workspace as ws
+from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.ranks import Peers, Ranks
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.shards import Manifest
+    from workflow_lib.training import StopEarly
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one attempt is to do."""
+
+    experiment: Experiment
+    run: plan.RunConfig
+    digest: str
+    manifest: Manifest
+    work: Path
+    workspace: Path
+    attempt: str
+    control: Control
+    stop_early: StopEarly | None
+    node: int  # which launcher this is, of ``runtime.nodes``; the first one owns the workspace
+
+
+def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict[str, Any]:
+    """What the calling process does as a rank; what it returns is the outcome of the attempt."""
+    from workflow_lib.runtime.threads import keep_freed_memory
+
+    ranks = Ranks.from_env()
+    _die_with(launcher)
+    keep_freed_memory()
+    job.control.enter(ranks.local_rank)
+    sys.audit("everstep", "rank")
+    try:
+        outcome = _fit(job, parent, ranks)
+        job.control.leave(ranks.local_rank)
+        return outcome
+    except BaseException as error:
+        failures.fail(folder, ranks, error)
+
+
+def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
+    import torch.distributed as dist
+
+    from workflow_lib import shards, tasks
+    from workflow_lib.checkpoint import CheckpointStore
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.runtime import telemetry
+    from workflow_lib.saver import Saver
+    from workflow_lib.training import Trainer
+
+    settings = job.experiment.checkpoint
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
+        is_shared = job.run.training.parallel == "fsdp"
+        if ranks.world_size > 1 or is_shared:
+            sys.audit("everstep", "join")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if root.device.type == "cuda" else "gloo")
+        sys.audit("everstep", "build")
+        store = CheckpointStore(
+            ws.checkpoints_dir(job.workspace),
+            fingerprint={"run": job.digest, "data": job.manifest.digest},
+            attempt=job.attempt,
+            may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
+            keep_last=settings.keep_last,
+            keep_every_h=settings.keep_every_h,
+            peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
+        )
+        runtime = job.experiment.runtime
+
+        def load(split: str) -> shards.Split | shards.MappedSplit:
+            return shards.load_split(
+                job.manifest,
+                split,
+                job.work,
+                str(root.device),
+                in_memory=job.experiment.data.in_memory,
+                workers=runtime.workers,
+                ranks=ranks,
+                processes=runtime.nproc,
+                tick=lambda: job.control.tick(ranks.local_rank, 0),  # verifying large data may take long
+            )
+
+        saver = Saver(
+            store,
+            interval_s=settings.interval_s,
+            interval_steps=settings.interval_steps,
+            mtbf_s=settings.mtbf_s,
+        )
+        trainer = Trainer(
+            job.run,
+            spec=job.manifest.spec,
+            task=tasks.build(
+                job.run.training,
+                job.manifest.spec,
+                root.device,
+                counts=job.manifest.splits["train"].per_class,
+                target_std=job.manifest.target_std,
+            ),
+            train=load("train"),
+            validation=load("val"),
+            ranks=ranks,
+            device=root.device,
+            control=job.control,
+            store=store,
+            saver=saver,
+            events=root.events,
+            environment={**telemetry.fingerprint(root.device, ranks.world_size), **_texts(job.run)},
+            metrics_file=ws.metrics_file(job.workspace),
+            stop_early=job.stop_early,
+        )
+        outcome = trainer.fit()
+        sys.audit("everstep", "leave")
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        return asdict(outcome)
+
+
+def _texts(run: plan.RunConfig) -> dict[str, str]:
+    """Digests of the person's files that the settings only name: a changed one changes the training."""
+    modules = {"model_text": plugins.load("models", run.model.name)}
+    if run.training.hooks is not None:
+        modules["hooks_text"] = plugins.load_hooks(run.training.hooks)
+    return {name: provenance.file_digest(Path(str(module.__file__))) for name, module in modules.items()}
+
+
+def _die_with(launcher: int) -> None:
+    """The kernel ends this process when the launcher ends: no orphan goes on computing."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        os._exit(failures.FAILED)

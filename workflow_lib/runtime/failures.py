@@ -1,0 +1,75 @@
+"""Why ranks failed: each leaves a file in the folder that it shares with its launcher, which finds the first cause."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workflow_lib import errors
+from workflow_lib.errors import EverstepError, RankError
+from workflow_lib.files import write_json
+from workflow_lib.runtime.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+FAILED = 70  # exit code of a rank whose error lies in a file
+# what a rank says whose partner is gone: never the first cause
+LOST_PARTNER = re.compile(r"gloo.*(Connection|timed out|Timed out|closed)|NCCL|ProcessGroup", re.DOTALL)
+
+
+def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
+    """This process ends; the launcher can read what happened, and the others notice that it is gone."""
+    failure: Mapping[str, Any] = {
+        "rank": ranks.rank,
+        "time": time.monotonic(),
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    try:
+        write_json(folder / f"failure-{ranks.rank}.json", failure)
+    except OSError:  # the disk is full, say: the job's log has the last word
+        print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
+    os._exit(FAILED)
+
+
+def note_killed(folder: Path, rank: int, name: str) -> None:
+    """That rank could leave no word: a signal of that name ended it."""
+    message = (
+        f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. Run the same command again to go on "
+        f"from the last checkpoint"
+    )
+    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": f"rank {rank} was {message}"}
+    write_json(folder / "failure-killed.json", failure)
+
+
+def paths(folder: Path) -> list[Path]:
+    """The files of the ranks that failed."""
+    return list(folder.glob("failure-*.json"))
+
+
+def first(folder: Path, ranks: range) -> EverstepError:
+    """The error of the rank that failed first; the others only lost their partner. ``ranks`` are those of this node."""
+    failures = [json.loads(path.read_text()) for path in paths(folder)]
+    failures.sort(key=lambda failure: (bool(LOST_PARTNER.search(failure["message"])), failure["time"]))
+    if not failures or LOST_PARTNER.search(failures[0]["message"]):
+        silent = sorted({*ranks} - {failure["rank"] for failure in failures})
+        who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
+        return RankError(
+            f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
+            f"checkpoint"
+        )
+    failure = failures[0]
+    kind = getattr(errors, failure["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, EverstepError):
+        return kind(failure["message"])
+    logger.error("rank %d failed:\n%s", failure["rank"], failure["traceback"])
+    return RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
