@@ -210,6 +210,15 @@ def test_a_frozen_run_that_was_edited_is_refused(folder: Path, change: dict[str,
             use()
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '"x"', '{"seed": 0, "da'])
+def test_a_frozen_run_that_is_anything_else_is_refused_with_advice(folder: Path, content: str) -> None:
+    path = plan.freeze(plan.base(experiment()), folder)
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=f"^{path}: not .*Remove the file and run the pipeline again") as refused:
+        plan.load_run(path.parent.name, folder)
+    assert str(refused.value).count(str(path)) == 1
+
+
 def test_a_run_frozen_before_a_stage_was_bumped_still_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = plan.base(experiment())
     plan.freeze(old, folder)

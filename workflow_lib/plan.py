@@ -20,7 +20,7 @@ from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.problems import messages, shown
 from workflow_lib.config.sections import METRICS, Augment, Data, Experiment, Model, Optimizer, Schedule, Training, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plugins import Section
 
 # Bumped by hand when the results of a stage change; the first two are part of a run's digest.
@@ -237,9 +237,13 @@ def _pointed(ref: str) -> str:
 def _load(path: Path, name: str) -> RunConfig:
     try:
         run = RunConfig.model_validate(files.read_json(path))
-    except ValueError as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ConfigError(f"{path}: not the settings of a run, or of another version: {reason}") from error
+    except StateError as error:
+        raise ConfigError(str(error)) from error
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(
+            f"{path}: not the settings of a run, or of another version: {reason}. {files.REMAKE}"
+        ) from error
     if run_digest(run) != name:
         raise ConfigError(
             f"{path}: not what was frozen under this name; move {path.parent} away and run the plan again"
