@@ -146,7 +146,7 @@ def install(faults: Sequence[Fault | FileFault], seen_operation: Callable[[str, 
                 seen[fault] += 1
                 after = seen[fault] - fault.count
                 if after == 0 or (after > 0 and fault.mode.isupper() and (not fault.times or after < fault.times)):
-                    _break(fault, journal, path)
+                    _break(fault, journal, operation, path)
         journal.note(operation, path, other)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -183,10 +183,11 @@ def _matches(fault: FileFault, operation: str, path: str) -> bool:
     return fault.rank == _rank() and fault.operation in (None, operation) and fnmatch(path, fault.path)
 
 
-def _break(fault: FileFault, journal: Journal, path: str) -> None:
+def _break(fault: FileFault, journal: Journal, operation: str, path: str) -> None:
     if fault.mode.isupper():
         number = getattr(errno, fault.mode)
-        raise OSError(number, os.strerror(number), path)
+        named = () if operation in FILE_EVENTS else (path,)  # as the system does: of a write it knows no name
+        raise OSError(number, os.strerror(number), *named)
     if fault.target == "group":
         _stop_others()
     if fault.mode == "torn":

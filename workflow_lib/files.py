@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -34,6 +35,17 @@ def make_dirs(path: Path) -> None:
         fsync_dir(path.parent)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the disk refuses in the block names the file, also where the system does not: in a write or a sync."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview], *, durable: bool = True) -> None:
     """The file holds the content, or its pieces, durably; a reader sees the old bytes or the new ones, never a part.
 
@@ -44,7 +56,7 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
     make_dirs(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.writelines(pieces)
             file.flush()
             if durable:

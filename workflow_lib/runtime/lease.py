@@ -35,7 +35,7 @@ from types import TracebackType
 import psutil
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
-from workflow_lib.files import decoded
+from workflow_lib.files import decoded, naming
 
 logger = logging.getLogger(__name__)
 
@@ -239,18 +239,19 @@ def boot_id() -> str:
 def _create(directory: Path, number: int, holder: Holder) -> bool:
     """Whether this contender, and so no other, created the numbered file, whole."""
     temporary = directory / f".{uuid.uuid4().hex}.tmp"
-    with temporary.open("x") as file:
-        file.write(json.dumps(asdict(holder), sort_keys=True))
-        file.flush()
-        sys.audit("everstep", "fsync", str(temporary))
-        os.fsync(file.fileno())  # a lease without contents could neither be honoured nor taken over
+    lease = directory / f"{number:06d}.json"
     try:
-        os.link(temporary, directory / f"{number:06d}.json")
+        with naming(lease), temporary.open("x") as file:
+            file.write(json.dumps(asdict(holder), sort_keys=True))
+            file.flush()
+            sys.audit("everstep", "fsync", str(temporary))
+            os.fsync(file.fileno())  # a lease without contents could neither be honoured nor taken over
+        os.link(temporary, lease)
     except FileExistsError:
         # NFS may report a link as refused although it was made: the link count tells
         return temporary.stat().st_nlink == 2
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return True
 
 
