@@ -27,7 +27,8 @@ import filelock
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT, copy_repository
+
 SANDBOX = ROOT / "scripts" / "slurm-sandbox"
 
 MODEL = r'''\
@@ -331,17 +332,6 @@ def project(cluster: Cluster, prepared: Path, reference: dict[str, str], tmp_pat
     folder = tmp_path / "project"
     subprocess.run(["cp", "-a", str(prepared), str(folder)], check=True)
     return Project(folder, cluster)
-
-
-def copy_repository(folder: Path) -> None:
-    """The folder holds the files of the repository, as a clone would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
-    ).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
 
 
 def run_here(folder: Path, *arguments: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import copy_repository
 
 TINY = """\
 name: tiny
@@ -155,17 +154,6 @@ class Outcome:
 def _run_of(details: str) -> str | None:
     match = re.search(r"wildcards:.*\brun=([^,\s]+)", details)
     return match[1] if match else None
-
-
-def copy_repository(folder: Path) -> None:
-    """The folder holds the files of the repository, as a clone would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
-    ).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.workflow.conftest import ROOT, Project
+from tests.repository import ROOT
+from tests.workflow.conftest import Project
 
 BLOCK = re.compile(
     r"(?:^`(?P<file>[^`]+)`:\n\n|^In `(?P<edited>[^`]+)`, after `(?P<after>[^`]+)`:\n\n)?"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ROOT, TINY, Project
+from tests.repository import ROOT
+from tests.workflow.conftest import TINY, Project
 
 # What cannot be run inside the tests as it stands, and what is run in its place.
 INSTEAD = {

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import psutil
 
 from workflow_lib.files import decoded, make_dirs, read_json, write_json
-from workflow_lib.runtime.lease import boot_id, is_alive
+from workflow_lib.runtime.lease import Holder, boot_id, is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -148,12 +148,7 @@ def begin(
 ) -> Attempt:
     """The record of an attempt that the calling process, its launcher, begins now; on disk."""
     record = Attempt(
-        attempt=attempt,
-        host=socket.gethostname(),
-        boot=boot_id(),
-        pid=os.getpid(),
-        start_time=psutil.Process().create_time(),
-        job=os.environ.get("SLURM_JOB_ID"),
+        **asdict(Holder.this_process(attempt)),
         node=os.environ.get("SLURMD_NODENAME"),
         began=utc_now(),
         launched=time.time() - _age_s(),
