@@ -33,9 +33,10 @@ def fork(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileF
             faults.install(given)
         work()
         code = SURVIVED
-    except BaseException:
+    except BaseException:  # an assertion of pytest, too: nothing of this process may go on in the test's frames
         traceback.print_exc(file=sys.__stderr__)
-    os._exit(code)
+    finally:
+        os._exit(code)
 
 
 def wait(pid: int, timeout_s: float = 60.0) -> int:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sklearn.datasets  # noqa: F401  (imported once here, not in each forked process)
 import torch
 
+from tests.resume.warm import ROOT, until
 from workflow_lib import config, prove, training
 from workflow_lib.config import Experiment
+from workflow_lib.runtime.lease import is_alive
 from workflow_lib.training import Trainer
 
 EXPERIMENT = """
@@ -203,3 +210,20 @@ def test_a_model_that_draws_unseeded_numbers_is_told_from_a_lost_state(project: 
 def test_an_unseeded_data_set_is_found_before_any_training(project: Path) -> None:
     found = verdict(experiment(project, data="data: {name: noisy.data}\n"))
     assert found.difference is not None and "preparing it twice" in found.difference
+
+
+def test_a_proof_that_is_killed_leaves_no_training_behind(project: Path) -> None:
+    experiment(project)
+    command = [sys.executable, "-m", "workflow_lib", "prove-resume", "experiment.yaml", "--set", "training.epochs=9999"]
+    proof = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    until(lambda: list(project.glob("work/prove/*/straight/trace-0.jsonl")), "the training to begin")
+    started = [(one.pid, one.create_time()) for one in proof.children(recursive=True)]
+    assert len(started) == 2  # the launcher and its rank
+    proof.kill()
+    proof.wait()
+    try:
+        until(lambda: not any(is_alive(*one) for one in started), "the training to end", timeout_s=10.0)
+    finally:
+        for pid, start_time in started:
+            if is_alive(pid, start_time):
+                os.kill(pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import checkpoint, faults, launch, plan, shards
 from workflow_lib.errors import EverstepError, TryAgain
 from workflow_lib.runtime import workspace as ws
+from workflow_lib.runtime.ghosts import die_with
 from workflow_lib.runtime.lease import Lease
 
 if TYPE_CHECKING:
@@ -326,6 +327,7 @@ def _child(log: Path) -> Iterator[Child]:
     """The block runs in a process of its own, forked from this one, whose imports are done; it logs to the file."""
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         child = Child(is_here=False)
@@ -334,6 +336,7 @@ def _child(log: Path) -> Iterator[Child]:
         return
     code = 1
     try:
+        die_with(parent)
         os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(descriptor, 1)
@@ -344,10 +347,11 @@ def _child(log: Path) -> Iterator[Child]:
     except EverstepError as error:
         print(error, file=sys.stderr)
         code = error.exit_code
-    except BaseException:
+    except BaseException:  # of a person's code, sys.exit too: nothing of this process may go on in the parent's frames
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
 
 

@@ -1,15 +1,18 @@
 """The process of a rank: forked by the launcher, it trains, and what it returns is the outcome of the attempt.
 
-A rank dies with its launcher, and leaves word when it fails.
+A rank dies with its launcher, leaves word when it fails, and ends when it is done, whatever else a person's code has
+started.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
+import multiprocessing
 import os
-import signal
 import sys
+import threading
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from workflow_lib import plan, plugins, provenance
 from workflow_lib.runtime import failures
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.ghosts import die_with
 from workflow_lib.runtime.ranks import Peers, Ranks
 
 if TYPE_CHECKING:
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
     from workflow_lib.shards import Manifest
     from workflow_lib.training import StopEarly
 
-PR_SET_PDEATHSIG = 1
+logger = logging.getLogger(__name__)
+
+LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,17 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict
     from workflow_lib.runtime.threads import keep_freed_memory
 
     ranks = Ranks.from_env()
-    _die_with(launcher)
+    die_with(launcher)
     keep_freed_memory()
     job.control.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
     try:
         outcome = _fit(job, parent, ranks)
         job.control.leave(ranks.local_rank)
-        return outcome
     except BaseException as error:
         failures.fail(folder, ranks, error)
+    Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
+    return outcome
 
 
 def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
@@ -146,8 +153,20 @@ def _texts(run: plan.RunConfig) -> dict[str, str]:
     return {name: provenance.file_digest(Path(str(module.__file__))) for name, module in modules.items()}
 
 
-def _die_with(launcher: int) -> None:
-    """The kernel ends this process when the launcher ends: no orphan goes on computing."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:
-        os._exit(failures.FAILED)
+def _end_in_time(rank: int) -> None:
+    """This process ends soon, even if it would wait for ever for what a person's code has started."""
+    end = threading.Timer(LINGER_S, _end, args=(rank,))
+    end.daemon = True
+    end.start()
+
+
+def _end(rank: int) -> None:
+    children = multiprocessing.active_children()
+    threads = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    left = [*(f"thread {one.name}" for one in threads), *(f"process {one.name}" for one in children)]
+    logger.warning("rank %d is done, and ends without what a person's code left running: %s", rank, ", ".join(left))
+    for child in children:
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -157,6 +157,15 @@ def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
     assert run.findings == []
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fresh, kind: str) -> None:
+    run = fresh({"model": {"name": "tests.resume.lasting", "params": {"kind": kind}}, "runtime": {"nproc": 2}})
+    assert run.attempt() == FINISHED
+    for rank in (0, 1):
+        assert f"rank {rank} is done, and ends without what a person's code left running: {kind} uploader" in run.log
+    assert run.findings == []
+
+
 def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> None:
     run = fresh(with_ranks(3))
     assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED

@@ -6,8 +6,10 @@ same number, same start time, and the same scheduler's job as the caller's. Ever
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from workflow_lib.runtime.workspace import RankProcess, list_attempts
 
 logger = logging.getLogger(__name__)
 JOB = "SLURM_JOB_ID"
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait
         outcome = "does not die (in an uninterruptible wait?)" if _is_alive(ghost) else "is ended"
         logger.warning("%s had outlived its launcher, and %s", _name(ghost), outcome)
     return tuple(ghost for ghost in killed if not _is_alive(ghost))
+
+
+def die_with(parent: int) -> None:
+    """The kernel ends the calling process when its parent does, so that it becomes no ghost."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _kill(ghost: Ghost, environ: Mapping[str, str]) -> bool:
