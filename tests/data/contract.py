@@ -9,7 +9,8 @@ class TestMine(DataContract):
     def params(self, tmp_path):
         return {"path": str(write_a_small_file(tmp_path))}
 
-One that is read from files inherits `FileContract`, and says how to give them other content.
+One that is read from files inherits `FileContract`, and says how to give them other content; where its `Params` are
+`Checksums`, it inherits `ChecksumContract`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ import pytest
 from pydantic import ValidationError
 
 from workflow_lib import plugins, shards
-from workflow_lib.checksums import Checksums, checksums
+from workflow_lib.checksums import checksums
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
 from workflow_lib.shards import SPLITS, Manifest, Source
+from workflow_lib.shards.preparation import in_turn
 
 
 class DataContract:
@@ -66,14 +68,14 @@ class DataContract:
         with pytest.raises(ValidationError, match="surely_unknown"):
             plugins.load("data", self.name).Params.model_validate(params | {"surely_unknown": 1})
 
-    def test_threads_may_read_at_once_where_it_says_so(self, source: Source) -> None:
-        if not source.is_thread_safe:
-            pytest.skip("it is read by one thread at a time")
+    def test_threads_read_what_one_reads(self, source: Source) -> None:
+        """At once where it says that they may, otherwise in turn."""
+        shared = in_turn(source)
         rows = np.arange(len(source.targets["train"]))
         parts = [part for part in np.array_split(rows, 8) if len(part)] * 4
         alone = [np.array(source.read("train", part)) for part in parts]
         with ThreadPoolExecutor(8) as threads:
-            for one, other in zip(alone, threads.map(lambda part: source.read("train", part), parts), strict=True):
+            for one, other in zip(alone, threads.map(lambda part: shared.read("train", part), parts), strict=True):
                 np.testing.assert_array_equal(one, other)
 
     def test_every_setting_is_described(self) -> None:
@@ -223,16 +225,6 @@ class FileContract(DataContract, ABC):
         assert after.digest != before.digest
         assert after.store != before.store
 
-    def test_only_data_of_the_given_checksum_is_taken(self, settings: dict[str, Any], tmp_path: Path) -> None:
-        params = plugins.load("data", self.name).Params
-        if not issubclass(params, Checksums):
-            pytest.skip("its settings have no checksums")
-        right = checksums(tmp_path / settings["params"]["path"], "sha256")
-        self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
-        self.change(tmp_path)
-        with pytest.raises(DataError, match="its sha256 is"):
-            self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
-
     def test_the_time_of_a_file_is_not_content(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         before = self.prepared(settings, tmp_path)
         for file in source.files:
@@ -263,6 +255,17 @@ class FileContract(DataContract, ABC):
         with self.opened(params, tmp_path) as source:
             source.read("train", np.arange(3))
         assert held() == []
+
+
+class ChecksumContract(FileContract, ABC):
+    """A further law of one whose `Params` are `Checksums`, of what lies at `path`."""
+
+    def test_only_data_of_the_given_checksum_is_taken(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        right = checksums(tmp_path / settings["params"]["path"], "sha256")
+        self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
+        self.change(tmp_path)
+        with pytest.raises(DataError, match="its sha256 is"):
+            self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
 
 
 def _is_open(descriptor: str) -> bool:

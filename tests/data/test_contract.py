@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.contract import FileContract
+from tests.data.contract import ChecksumContract
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,9 +41,9 @@ def open_source(params, root):
 LAWS = """
 import numpy as np
 import pytest
-from tests.data.contract import FileContract
+from tests.data.contract import ChecksumContract
 
-class TestRings(FileContract):
+class TestRings(ChecksumContract):
     name = "mine.rings"
 
     @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_data_set_of_ones_own_inherits_the_laws(tmp_path: Path) -> None:
     """Slow: all of them, in a process of their own."""
     shown = run_laws(tmp_path, RINGS)
     assert shown.returncode == 0, shown.stdout
-    laws = [name for name in dir(FileContract) if name.startswith("test_")]
+    laws = [name for name in dir(ChecksumContract) if name.startswith("test_")]
     assert f"\n{len(laws)} passed in" in shown.stdout and len(laws) > 20
 
 

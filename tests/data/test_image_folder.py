@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits, load_sample_image
 
-from tests.data.contract import FileContract
+from tests.data.contract import ChecksumContract
 from workflow_lib import plugins, shards
 from workflow_lib.errors import DataError
 from workflow_lib.shards import Source
@@ -59,7 +59,7 @@ def one_image(folder: Path, image: Image.Image, suffix: str = ".png", **params: 
         return source.read("train", np.arange(1))[0]
 
 
-class ImageContract(FileContract):
+class ImageContract(ChecksumContract):
     name = "image_folder"
     splits: tuple[str, ...] = ()
     suffix = ".png"

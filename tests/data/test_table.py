@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_diabetes, load_wine
 
-from tests.data.contract import FileContract
+from tests.data.contract import ChecksumContract
 from workflow_lib import plugins, shards
 from workflow_lib.errors import DataError
 from workflow_lib.shards import Feature, Source
@@ -54,7 +54,7 @@ def written(folder: Path, *lines: str, name: str = "x.csv") -> Path:
     return folder / name
 
 
-class TableContract(FileContract):
+class TableContract(ChecksumContract):
     name = "table"
     file = "x.csv"
     task = "regression"

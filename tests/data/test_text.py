@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from tests.data.contract import DataContract, FileContract
+from tests.data.contract import ChecksumContract, DataContract
 from workflow_lib import plugins, shards
 from workflow_lib.errors import DataError
 from workflow_lib.shards import Source
@@ -41,7 +41,7 @@ def in_words(source: Source, tokens: np.ndarray) -> str:
     return "".join(source.vocabulary[token] for token in tokens.tolist())
 
 
-class TextContract(FileContract):
+class TextContract(ChecksumContract):
     name = "text"
     settings_of_texts: dict[str, Any] = {}
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -131,27 +131,6 @@ class MappedSplit:
             return batch
         inputs, targets = (one.to(self._device, non_blocking=self._device.type == "cuda") for one in batch)
         return self._normal(inputs), targets
-
-
-@overload
-def load_split(
-    manifest: Manifest, split: str, work: Path, device: str = "cpu", *, in_memory: Literal[True], workers: int = 2
-) -> Split: ...
-
-
-@overload
-def load_split(
-    manifest: Manifest,
-    split: str,
-    work: Path,
-    device: str = "cpu",
-    *,
-    in_memory: bool | Literal["auto"] = "auto",
-    workers: int = 2,
-    ranks: Ranks | None = None,
-    processes: int = 1,
-    tick: Callable[[], object] = lambda: None,
-) -> Split | MappedSplit: ...
 
 
 def load_split(

@@ -61,7 +61,7 @@ def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: P
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         cuts, tally, made = _cuts(parts, samples), Tally(source, first, parts), []
-        ensure = partial(_ensured, folder=folder, source=_in_turn(source), parts=parts, first=first)
+        ensure = partial(_ensured, folder=folder, source=in_turn(source), parts=parts, first=first)
         with closing(ahead(ensure, cuts, threads if threads > 1 else 0)) as ensured:
             for number, (shard, one) in enumerate(zip(cuts, _shown(ensured, data.name, len(cuts)), strict=True), 1):
                 tally.add(shard, one)
@@ -189,7 +189,7 @@ def _shown(results: Iterable[Ensured], name: str, total: int) -> Iterator[Ensure
     yield from track(results, description=name, total=total, console=Console(stderr=True), transient=True)
 
 
-def _in_turn(source: Source) -> Source:
+def in_turn(source: Source) -> Source:
     """The source, which threads may read at once: if it did not say so itself, each waits for the one before."""
     if source.is_thread_safe:
         return source
