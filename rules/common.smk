@@ -21,7 +21,7 @@ gc.set_threshold(100_000, 50, 50)
 sys.path.insert(0, workflow.basedir)
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, controller, plan as plans, tracking
+from workflow_lib import budget, controller, plan as plans, plugins, tracking
 from workflow_lib.errors import EverstepError
 
 
@@ -107,6 +107,12 @@ def source_folders(wildcards):
     """A text that changes with the files in the folders of a data set."""
     data = data_sets().get(wildcards.data_id)
     return controller.folders_state(data) if data else ""
+
+
+def source_code(wildcards):
+    """A text that changes with the code of a data set."""
+    data = data_sets().get(wildcards.data_id)
+    return plugins.text_digest(plugins.load("data", data.name)) if data else ""
 
 
 def tuned_pointer():

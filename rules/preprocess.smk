@@ -21,5 +21,6 @@ rule preprocess:
     params:
         stage=plans.STAGES["preprocess"],
         folders=source_folders,
+        code=source_code,
     shell:
         "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --threads {threads} --output {output.manifest:q} >> {log:q} 2>&1"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -112,5 +114,72 @@ def test_a_task_that_fails_is_named(folder: Path) -> None:
     (folder / "mine" / "odd.py").write_text(
         f"{GOOD}\nopen_source = build\n\n\ndef task(params):\n    return {{}}['x']\n"
     )
-    with pytest.raises(PluginError, match=r"odd.py: task\(\) failed: KeyError: 'x'"):
+    with pytest.raises(PluginError, match=r"odd.py: task\(\) failed: KeyError: 'x' \(.*odd.py:\d+\)"):
         plugins.task("mine.odd", {})
+
+
+IMPORTS = """
+def build():
+    import math
+    import mine.plain
+    from mine import of_package
+    from mine.parts import inner
+    from . import relative
+    from .relative import function
+    from .. import too_far
+"""
+
+
+def test_the_text_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: Path) -> None:
+    """Also inside a function, in a circle, and of files that nobody has imported yet."""
+    (folder / "mine" / "net.py").write_text(GOOD + IMPORTS)
+    inside = {
+        "__init__": "",
+        "plain": "",
+        "of_package": "",
+        "relative": "import mine.net\nfrom .parts.deep import x",
+        "parts/__init__": "",
+        "parts/inner": "from ..deepest import y",
+        "parts/deep": "def broken(:",
+        "deepest": "",
+    }
+    outside = {"neighbour": "", "parts/neighbour": "", "math": ""}
+    (folder / "mine" / "parts").mkdir()
+    for name, text in (inside | outside).items():
+        (folder / "mine" / f"{name}.py").write_text(text)
+    module = plugins.load("models", "mine.net")
+    seen = [plugins.text_digest(module)]
+    for name, text in (inside | {"net": GOOD + IMPORTS}).items():
+        (folder / "mine" / f"{name}.py").write_text(f"{text}\n# changed")
+        seen.append(plugins.text_digest(module))
+    assert len(set(seen)) == len(inside) + 2
+    for name in outside:
+        (folder / "mine" / f"{name}.py").write_text("# changed")
+    assert plugins.text_digest(module) == seen[-1]
+    assert set(sys.modules) & {f"mine.{name.replace('/', '.')}" for name in inside} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "helpers"),
+    [
+        ("image_folder", {"_folder"}),
+        ("npz", {"_archive"}),
+        ("table", {"_columns", "_tables"}),
+        ("text", {"_documents", "_folder"}),
+        ("digits", set()),
+    ],
+)
+def test_the_text_of_a_shipped_data_set_is_its_own_and_that_of_its_helpers(
+    folder: Path, name: str, helpers: set[str]
+) -> None:
+    package = shutil.copytree(Path(plugins.__file__).parent, folder / "workflow_lib")
+    module = ModuleType(f"workflow_lib.data.{name}")
+    module.__file__ = str(package / "data" / f"{name}.py")
+    before, counted = plugins.text_digest(module), set()
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text()
+        path.write_text(f"{text}\n# changed")
+        if plugins.text_digest(module) != before:
+            counted.add(str(path.relative_to(package)))
+        path.write_text(text)
+    assert counted == {f"data/{one}.py" for one in {name, *helpers}}

@@ -57,6 +57,34 @@ def test_a_single_number_to_predict_is_a_column(prepared: Prepare, tmp_path: Pat
     assert shards.load_split(manifest, "val", tmp_path / "work").targets.shape == (9, 1)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            regression(NUMBERS[:, :0]),
+            r"the targets of `train` are float32 of shape \(60, 0\); .* or \(n, outputs\)",
+        ),
+        (
+            regression(NUMBERS.astype(str)),
+            r"the targets of `train` are <U32 of shape \(60, 2\); allowed: an array",
+        ),
+        (regression(NUMBERS[None]), r"the targets of `train` are float32 of shape \(1, 60, 2\); allowed"),
+        (regression(NUMBERS[:0]), "the train split has no sample"),
+        (
+            regression(NUMBERS.astype(float) * 1e300),
+            "target in row 0 of `train` is .*; every sample needs a finite",
+        ),
+        (
+            language(TOKENS[:, :0]),
+            r"gave int32 of shape \(1, 0\); inputs are uint8 or int32 of shape \(1, context",
+        ),
+    ],
+)
+def test_arrays_of_other_shapes_and_types_are_refused(source: Source, said: str, prepared: Prepare) -> None:
+    with pytest.raises(DataError, match=said):
+        prepared(source)
+
+
 @pytest.mark.parametrize("source", [language(), regression()], ids=["language", "regression"])
 def test_without_classes_a_split_is_drawn_from_all_rows(source: Source, prepared: Prepare) -> None:
     rows = rows_of(prepared(source), source)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import importlib
+import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, EverstepError
+
+log = logging.getLogger(__name__)
 
 ENTRY = {"data": "open_source", "models": "build"}
 HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
@@ -22,7 +30,7 @@ Task = Literal["classification", "regression", "language"]
 
 
 class PluginError(ConfigError):
-    """A data set or model that does not exist, cannot be imported, or lacks a part."""
+    """A data set or model that does not exist, cannot be imported, lacks a part, or raises."""
 
 
 class Section(BaseModel):
@@ -120,14 +128,69 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """What is learned from the data set with these settings; a data set that does not say so has classes."""
     module = load("data", name)
     of = getattr(module, "task", None)
-    try:
+    with blaming(f"{module.__file__}: task()"):
         found: Any = "classification" if of is None else of(module.Params.model_validate(params))
-    except Exception as error:
-        raise PluginError(f"{module.__file__}: task() failed: {type(error).__name__}: {error}") from error
     if found not in get_args(Task):
         raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
     known: Task = found
     return known
+
+
+@contextmanager
+def blaming(who: str) -> Iterator[None]:
+    """What a person's code raises in here is told in a line, with its place; the log has the traceback."""
+    try:
+        yield
+    except EverstepError:
+        raise
+    except Exception as error:
+        log.info("%s failed", who, exc_info=True)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{who} failed: {what} ({place.filename}:{place.lineno})") from error
+
+
+def text_digest(module: ModuleType) -> str:
+    """Digest of the module's text and of what it imports of its own package, at any depth and without importing it.
+
+    What the rest of this library does to data and models is counted by the numbers of the stages.
+    """
+    name, path = module.__name__, Path(str(module.__file__))
+    package = name.rpartition(".")[0] if name.startswith("workflow_lib.") else name.partition(".")[0]
+    root = path.parents[name.count(".") + (path.name == "__init__.py")]
+    texts: dict[str, bytes] = {}
+    pending = {name: path}
+    while pending:
+        name, path = pending.popitem()
+        texts[name] = path.read_bytes()
+        inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for other in _imports(texts[name], inside):
+            if other not in texts and f"{other}.".startswith(f"{package}."):
+                stem = root.joinpath(*other.split("."))
+                for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
+                    if file.is_file():
+                        pending[other] = file
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, text in sorted(texts.items()):
+        hasher.update(f"{name} {len(text)} ".encode() + text)
+    return hasher.hexdigest()
+
+
+def _imports(text: bytes, package: str) -> Iterator[str]:
+    """What a module of the package imports, anywhere in its text: modules, and what may be modules or parts of them."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):  # importing it says so
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                base = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # beyond the top: importing it says so
+                continue
+            yield from (base, *(f"{base}.{one.name}" for one in node.names))
 
 
 def _is_import_path(name: str) -> bool:

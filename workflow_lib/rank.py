@@ -16,7 +16,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import plan, plugins, provenance
+from workflow_lib import plan, plugins
 from workflow_lib.runtime import failures
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
@@ -146,11 +146,11 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
 
 
 def _texts(run: plan.RunConfig) -> dict[str, str]:
-    """Digests of the person's files that the settings only name: a changed one changes the training."""
+    """Digests of the person's code that the settings only name: a changed one changes the training."""
     modules = {"model_text": plugins.load("models", run.model.name)}
     if run.training.hooks is not None:
         modules["hooks_text"] = plugins.load_hooks(run.training.hooks)
-    return {name: provenance.file_digest(Path(str(module.__file__))) for name, module in modules.items()}
+    return {name: plugins.text_digest(module) for name, module in modules.items()}
 
 
 def _end_in_time(rank: int) -> None:

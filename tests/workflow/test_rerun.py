@@ -205,6 +205,20 @@ def test_a_changed_data_file_is_new_data(project: Project) -> None:
     assert len(attempts(project)) == 2
 
 
+def test_changed_code_of_a_data_set_makes_its_data_again(project: Project) -> None:
+    """Also that of a module which it imports."""
+    (project.folder / "mine").mkdir()
+    (project.folder / "mine" / "numbers.py").write_text("NOISE = 1.0\n")
+    text = (project.folder / "workflow_lib/data/digits.py").read_text()
+    text = text.replace("    from sklearn", "    import mine.numbers\n    from sklearn")
+    (project.folder / "mine" / "dots.py").write_text(text)
+    project.write("name: mine\ndata: {name: mine.dots}\nmodel: {params: {hidden: [4]}}\n")
+    project.make("--until", "preprocess")
+    assert project.make("--until", "preprocess").jobs == set()
+    (project.folder / "mine" / "numbers.py").write_text("NOISE = 2.0\n")
+    assert {rule for rule, _ in project.make("--until", "preprocess").jobs} == {"preprocess"}
+
+
 def test_an_image_that_is_written_anew_is_new_data(project: Project) -> None:
     """Of a folder, Snakemake itself sees only what comes or goes directly in it."""
     random = np.random.default_rng(0)

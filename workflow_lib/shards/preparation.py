@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from workflow_lib import config, plan, plugins
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.shards.ahead import ahead
 from workflow_lib.shards.manifest import SPLITS, Manifest, Shard, SplitSummary
-from workflow_lib.shards.source import Source, SourceFile, blake2b, bytes_of, content_digest, read_rows
+from workflow_lib.shards.source import Source, blake2b, bytes_of, content_digest, read_rows, refuse_unfit
 from workflow_lib.shards.splits import Part, assign
 from workflow_lib.shards.statistics import Moments
 from workflow_lib.shards.store import Stored, is_whole, map_shard, write_shard
@@ -47,13 +48,28 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path, threads: int = 
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
-    with closing(plugin.open_source(plugin.Params.model_validate(data.params), root)) as source:
+    with _opened(data, plugin, root) as source:
         if source.task != (told := plugins.task(data.name, data.params)):
             raise DataError(f"{plugin.__file__}: task(params) says {told}, but open_source gave {source.task}")
-        return _stored(data, source, Path(str(plugin.__file__)), root, work, threads)
+        return _stored(data, source, plugin, root, work, threads)
 
 
-def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: Path, threads: int) -> Manifest:
+@contextmanager
+def _opened(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Source]:
+    """The source, until the block ends; what its code raises or gives in vain is told with the data set's name."""
+    name, params = f"data set `{data.name}`", plugin.Params.model_validate(data.params)
+    try:
+        with plugins.blaming(f"{name}: open_source()"):
+            given = plugin.open_source(params, root)
+        refuse_unfit(given)
+        read, close = (plugins.blaming(f"{name}: {f}()")(getattr(given, f)) for f in ("read", "close"))
+        with closing(replace(given, read=read, close=close)) as source:
+            yield source
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, work: Path, threads: int) -> Manifest:
     parts = assign(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
@@ -79,15 +95,15 @@ def _stored(data: config.Data, source: Source, plugin: Path, root: Path, work: P
     return manifest
 
 
-def _store(data: config.Data, source: Source, plugin: Path) -> str:
-    """Name of the folder: another for other settings, other sources or another text of the plugin."""
+def _store(data: config.Data, source: Source, plugin: ModuleType) -> str:
+    """Name of the folder: another for other settings, other sources or another text of the plugin and its helpers."""
     parts = {
         "settings": config.identity(data),
         "stage": plan.STAGES["preprocess"],
         "sources": sorted(file.digest for file in source.files),
         "content": source.content,
         "targets": {split: content_digest(targets) for split, targets in source.targets.items()},
-        "plugin": SourceFile.of(plugin).digest,
+        "plugin": plugins.text_digest(plugin),
     }
     return config.digest(parts, "everstep-store")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,11 +91,13 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
 
     With names of classes the targets are class numbers; without, they are numbers to be predicted.
     """
+    if not _is_array(inputs, np.uint8, np.float32):
+        raise DataError(f"from_arrays got {shown(inputs)}; inputs are uint8 or float32 of shape (n, channels, ...)")
     if len(inputs) != len(targets):
         raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; each input has one target")
     return Source(
         task="classification" if classes else "regression",
-        targets={"train": _numbered(targets, len(classes)) if classes else np.asarray(targets, dtype=np.float32)},
+        targets={"train": numbered("train", targets, len(classes)) if classes else np.asarray(targets, np.float32)},
         read=lambda split, rows: inputs[rows],
         classes=tuple(classes),
         scale=scale,
@@ -102,26 +106,56 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
     )
 
 
-def _numbered(targets: np.ndarray, classes: int) -> np.ndarray:
-    """The class numbers as int64; other numbers are refused."""
+def numbered(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
+    """The class numbers as int64; anything else is refused."""
     given = np.asarray(targets)
-    numbers = given.astype(np.int64)
-    bad = (numbers != given) | (numbers < 0) | (numbers >= classes)
-    if given.ndim != 1 or bad.any():
-        what = f"the target in row {(row := first_true(bad))} is {given[row]}" if bad.any() else f"shape {given.shape}"
-        raise DataError(f"{what}; with {classes} names of classes, targets are whole numbers from 0 to {classes - 1}")
-    return numbers
+    allowed = f"with {classes} names of classes, targets are whole numbers from 0 to {classes - 1}"
+    if given.ndim != 1 or given.dtype.kind not in "biuf":
+        raise DataError(f"the targets of `{split}` are {shown(given)}; {allowed}, of shape (n,)")
+    bad = ~np.isin(given, np.arange(classes))
+    if bad.any():
+        raise DataError(f"the target in row {(row := first_true(bad))} of `{split}` is {given[row]}; {allowed}")
+    return given.astype(np.int64)
+
+
+def shown(value: Any) -> str:
+    """What a person's code gave, in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _is_array(inputs: Any, *kinds: type) -> bool:
+    """Whether it is an array of one of these types, with a second dimension, and something in each row."""
+    return isinstance(inputs, np.ndarray) and inputs.dtype in kinds and inputs.ndim >= 2 and 0 not in inputs.shape[1:]
+
+
+def refuse_unfit(source: Any) -> None:
+    """What `open_source` gave is a source, and each field but the arrays has what it may have."""
+    if not isinstance(source, Source):
+        raise DataError(f"open_source() gave {shown(source)}; it is to give a Source of workflow_lib.shards")
+    kinds = {"classes": str, "vocabulary": str, "features": Feature, "files": SourceFile}
+    for name, kind in kinds.items():
+        values = getattr(source, name)
+        if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
+            raise DataError(f"Source.{name} is {values!r:.60}; allowed: a tuple of {kind.__name__}")
+    if not isinstance(source.content, str):
+        raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, as content_digest gives")
+    if not isinstance(source.scale, int | float) or not 0 < source.scale < math.inf:
+        raise DataError(f"Source.scale is {source.scale!r:.60}; allowed: a number above 0")
+    if source.task == "classification" and len(source.classes) < 2:
+        raise DataError(f"Source.classes is {source.classes!r:.60}; a classification needs the names of at least two")
 
 
 def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:
     """The inputs of these rows of one of the source's splits; what cannot be stored is refused."""
-    inputs = np.asarray(source.read(origin, rows))
+    inputs = source.read(origin, rows)
     types = (np.uint8, np.int32) if source.task == "language" else (np.uint8, np.float32)
-    if inputs.dtype not in types or inputs.ndim < 2 or len(inputs) != len(rows):
+    if not _is_array(inputs, *types) or len(inputs) != len(rows):
         allowed = "uint8 or int32" if source.task == "language" else "uint8 or float32"
         shape = "context + 1" if source.task == "language" else "channels, ..."
         raise DataError(
-            f"read(`{origin}`, {len(rows)} rows) gave {inputs.dtype} of shape {inputs.shape}; "
+            f"read(`{origin}`, {len(rows)} rows) gave {shown(inputs)}; "
             f"inputs are {allowed} of shape ({len(rows)}, {shape})"
         )
     if source.task == "language":

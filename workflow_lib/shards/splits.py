@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from workflow_lib import config
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.shards.manifest import SPLITS
-from workflow_lib.shards.source import Source, first_true
+from workflow_lib.shards.source import Source, first_true, numbered, shown
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Part:
 
 def assign(source: Source, data: config.Data) -> dict[str, Part]:
     """The rows of train, val and test; a split without one of the classes is refused."""
+    if not isinstance(source.targets, Mapping) or not {"train"} <= set(source.targets) <= set(SPLITS):
+        given = list(source.targets) if isinstance(source.targets, Mapping) else shown(source.targets)
+        raise DataError(
+            f"Source.targets is given for {given}; it has `train`, and `val` and `test` where there are any"
+        )
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     missing = [name for name in fractions if name not in source.targets]
     targets = {name: _as_stored(source, name) for name in source.targets}
@@ -42,6 +47,8 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
 
 def _drawn(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
     if source.groups is not None:
+        if np.shape(source.groups) != (len(targets),):
+            raise DataError(f"Source.groups is {shown(source.groups)}; it has a number for each of {len(targets)} rows")
         return grouped_split(source.groups, fractions, seed)
     strata = targets if source.task == "classification" else np.zeros(len(targets), np.int64)
     return stratified_split(strata, fractions, seed)
@@ -49,12 +56,18 @@ def _drawn(source: Source, targets: np.ndarray, fractions: Sequence[float], seed
 
 def _as_stored(source: Source, split: str) -> np.ndarray:
     """Targets of a split: int64 [n]; float32 [n, outputs] of a regression; int64 [n, 0] of a language."""
-    targets = np.asarray(source.targets[split])
+    targets = source.targets[split]
+    shapes = {"classification": "(n,)", "regression": "(n,) or (n, outputs)", "language": "(n, 0)"}
+    is_numbers = isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf" and targets.ndim in (1, 2)
+    if not is_numbers or (source.task == "regression" and 0 in targets.shape[1:]):
+        allowed = f"an array of numbers, of shape {shapes[source.task]}"
+        raise DataError(f"the targets of `{split}` are {shown(targets)}; allowed: {allowed}")
     if source.task == "classification":
-        return targets
+        return numbered(split, targets, len(source.classes))
     if source.task == "language":
         return np.empty((len(targets), 0), np.int64)
-    numbers = np.ascontiguousarray(targets.reshape(len(targets), -1), dtype=np.float32)
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and that is refused
+        numbers = np.ascontiguousarray(targets if targets.ndim == 2 else targets[:, None], dtype=np.float32)
     bad = ~np.isfinite(numbers)
     if bad.any():
         row = first_true(bad)
