@@ -121,6 +121,9 @@ class DataContract:
             if source.features:
                 assert inputs.shape[1:] == (len(source.features),)
 
+    def test_each_row_has_its_digest_or_none_has(self, source: Source) -> None:
+        assert all(len(digests) == len(source.targets[split]) for split, digests in source.row_digests.items())
+
     def test_any_part_reads_as_in_the_whole(self, source: Source) -> None:
         for split, targets in source.targets.items():
             rows = np.arange(len(targets))
@@ -130,7 +133,7 @@ class DataContract:
 
     def test_opened_again_it_is_the_same(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
         with self.opened(params, tmp_path) as again:
-            for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content"):
+            for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content", "row_digests"):
                 assert getattr(again, name) == getattr(source, name)
             for split, targets in source.targets.items():
                 np.testing.assert_array_equal(again.targets[split], targets)
@@ -224,6 +227,7 @@ class FileContract(DataContract, ABC):
         after = self.prepared(settings, tmp_path)
         assert after.digest != before.digest
         assert after.store != before.store
+        assert after == self.prepared(settings, tmp_path, "fresh")
 
     def test_the_time_of_a_file_is_not_content(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         before = self.prepared(settings, tmp_path)

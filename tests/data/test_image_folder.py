@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -132,6 +133,35 @@ def test_files_that_swap_their_names_are_other_data(images: Path, tmp_path: Path
     two.rename(one)
     (images / "x.tmp").rename(two)
     assert shards.prepare(settings, tmp_path, tmp_path / "work").digest != before.digest
+
+
+@pytest.mark.parametrize("number", ["00", "05", "09"])  # the first, one within, and the last of a shard
+def test_only_the_shard_with_a_changed_image_is_made_anew(number: str, tmp_path: Path) -> None:
+    """The others are linked from the earlier data, unless they are damaged."""
+    image = folder_of_digits(tmp_path / "images", "train", "val", "test") / "train" / "digit 0" / f"{number}.png"
+    settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}, "shard_samples": 10}
+
+    def prepared(work: str = "work", **changed: Any) -> dict[str, Path]:
+        manifest = shards.prepare(settings | changed, tmp_path, tmp_path / work)
+        return {shard.name: tmp_path / work / "data" / manifest.store / shard.name for shard in manifest.shards}
+
+    before = prepared()
+    with Image.open(image) as read:
+        ImageOps.invert(read).save(image)
+    after = prepared()
+    (new,) = after.keys() - before.keys()
+    assert new.startswith("train-000000000000-000000000010-") and len(after) == len(before) == 10
+    assert all(after[name].samefile(before[name]) for name in after.keys() - {new})
+    fresh = prepared("fresh")
+    assert [path.read_bytes() for path in after.values()] == [path.read_bytes() for path in fresh.values()]
+    assert not prepared(params={"path": "images"}).keys() & after.keys()
+
+    shutil.rmtree(after[new].parent)
+    damaged = before[max(before)]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    again = prepared()
+    assert [path.read_bytes() for path in again.values()] == [path.read_bytes() for path in fresh.values()]
+    assert [name for name in again.keys() & before.keys() if not again[name].samefile(before[name])] == [damaged.name]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -67,7 +67,8 @@ def open_source(params: Params, root: Path) -> Source:
     checked = each(lambda path: _checked(path, params), [path for paths in images.values() for path in paths])
     shape = params.shape or _common_size(checked)
     files = tuple(file for file, _ in checked)
-    _tell_of_copies(files, images)
+    digests = {file.path: file.digest for file in files}
+    _tell_of_copies(digests, images)
     channels = 3 if params.channels == "rgb" else 1
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
@@ -88,6 +89,7 @@ def open_source(params: Params, root: Path) -> Source:
         scale=255.0,
         files=files,
         content=content_digest(np.array([file.digest for file in files])),  # a file that swaps its place counts
+        row_digests={split: [digests[path] for path in paths] for split, paths in images.items()},
     )
 
 
@@ -117,9 +119,8 @@ def _refuse_other_classes(folder: Path, here: tuple[str, ...], classes: tuple[st
         raise DataError(f"{folder / name}: the folder {where}; all splits have the same classes")
 
 
-def _tell_of_copies(files: tuple[SourceFile, ...], images: dict[str, list[Path]]) -> None:
+def _tell_of_copies(digests: dict[Path, str], images: dict[str, list[Path]]) -> None:
     """A warning where a file of train is in another split too: a test on what was learnt by heart."""
-    digests = {file.path: file.digest for file in files}
     learnt = {digests[path]: path for path in images["train"]}
     copies = [path for split, paths in images.items() if split != "train" for path in paths if digests[path] in learnt]
     if copies:

@@ -40,11 +40,13 @@ class Shard(Section):
     start: int
     stop: int
     digest: str
+    made_from: str = ""  # digest of what it is made from, where the data set tells that of each row
 
     @property
     def name(self) -> str:
         """Its file name."""
-        return f"{self.split}-{self.start:012d}-{self.stop:012d}.safetensors"
+        made_from = f"-{self.made_from}" if self.made_from else ""
+        return f"{self.split}-{self.start:012d}-{self.stop:012d}{made_from}.safetensors"
 
 
 class SplitSummary(Section):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,15 @@ def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, w
     parts = assign(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
-    folder = work / "data" / _store(data, source, plugin)
+    made_by = {
+        "settings": config.identity(data),
+        "stage": plan.STAGES["preprocess"],
+        "plugin": plugins.text_digest(plugin),
+    }
+    folder = work / "data" / _store(made_by, source)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        cuts, tally, made = _cuts(parts, samples), Tally(source, first, parts), []
+        cuts, tally, made = _cuts(parts, samples, made_by, source), Tally(source, first, parts), []
         ensure = partial(_ensured, folder=folder, source=in_turn(source), parts=parts, first=first)
         with closing(ahead(ensure, cuts, threads if threads > 1 else 0)) as ensured:
             for number, (shard, one) in enumerate(zip(cuts, _shown(ensured, data.name, len(cuts)), strict=True), 1):
@@ -95,26 +101,28 @@ def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, w
     return manifest
 
 
-def _store(data: config.Data, source: Source, plugin: ModuleType) -> str:
+def _store(made_by: Mapping[str, Any], source: Source) -> str:
     """Name of the folder: another for other settings, other sources or another text of the plugin and its helpers."""
     parts = {
-        "settings": config.identity(data),
-        "stage": plan.STAGES["preprocess"],
+        **made_by,
         "sources": sorted(file.digest for file in source.files),
         "content": source.content,
         "targets": {split: content_digest(targets) for split, targets in source.targets.items()},
-        "plugin": plugins.text_digest(plugin),
     }
     return config.digest(parts, "everstep-store")
 
 
-def _cuts(parts: Mapping[str, Part], shard_samples: int) -> list[Shard]:
-    """The shards to make, without their digests."""
-    return [
-        Shard(split=split, start=start, stop=min(start + shard_samples, len(part.rows)), digest="")
-        for split, part in parts.items()
-        for start in range(0, len(part.rows), shard_samples)
-    ]
+def _cuts(parts: Mapping[str, Part], samples: int, made_by: Mapping[str, Any], source: Source) -> list[Shard]:
+    """The shards to make, without the digests of their content."""
+    cuts = []
+    for split, part in parts.items():
+        digests = source.row_digests.get(part.origin)
+        for start in range(0, len(part.rows), samples):
+            rows = part.rows[start : start + samples]
+            files = [digests[row] for row in rows] if digests else []
+            made_from = config.digest({**made_by, "files": files}, "everstep-shard") if files else ""
+            cuts.append(Shard(split=split, start=start, stop=start + len(rows), digest="", made_from=made_from))
+    return cuts
 
 
 class Tally:
@@ -229,9 +237,11 @@ class Ensured:
 
 
 def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Part], first: np.ndarray) -> Ensured:
-    """The shard, as it is where it is whole and has these targets, else made again; it stays on disk."""
+    """The shard, as it is where it is whole and has these targets, here or in earlier data, else made again."""
     path, part = folder / shard.name, parts[shard.split]
     targets = part.targets[shard.start : shard.stop]
+    if shard.made_from and not path.exists():
+        _take_over(path)
     stored = map_shard(path)
     is_new = stored is None or not _fits(stored, first, targets) or not is_whole(stored)
     if is_new:
@@ -244,6 +254,14 @@ def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Par
         moments.add(stored.inputs)
         target_moments.add(stored.targets)
     return Ensured(stored, is_new, moments, target_moments)
+
+
+def _take_over(path: Path) -> None:
+    """The shard is linked from earlier data which has one of this name, if there is any: made from the same."""
+    for other in path.parent.parent.glob(f"*/{path.name}"):
+        with suppress(OSError):  # gone in this moment, or a disk without links: it is made anew
+            os.link(other, path)
+            return
 
 
 def _moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Source:
     scale       stored inputs are divided by it: 255 makes bytes 0 to 1
     files       what the data came from; a changed file is new data
     content     digest of inputs that come from no file
+    row_digests  of each split, for each row the digest of the one file that it is read from, where it is so: a shard of
+                rows that are as they were is taken over from earlier data of these settings
     close       gives back what `read` holds open
     is_thread_safe  several threads may `read` at once; otherwise one waits for the other, and large data takes longer
     """
@@ -82,6 +84,7 @@ class Source:
     scale: float = 1.0
     files: tuple[SourceFile, ...] = ()
     content: str = ""
+    row_digests: Mapping[str, Sequence[str]] = field(default_factory=dict)
     is_thread_safe: bool = False
     close: Callable[[], None] = lambda: None
 
