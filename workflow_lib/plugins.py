@@ -141,7 +141,7 @@ def blaming(who: str) -> Iterator[None]:
     """What a person's code raises in here is told in a line, with its place; the log has the traceback."""
     try:
         yield
-    except EverstepError:
+    except (EverstepError, MemoryError):  # too little memory is no mistake of the code
         raise
     except Exception as error:
         log.info("%s failed", who, exc_info=True)
