@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -11,11 +13,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from tests.trained import Trained, train
-from workflow_lib import config, evaluation, export, report
+from workflow_lib import config, evaluation, export, plan, report, shards
+from workflow_lib.augment import augmented
+from workflow_lib.config.sections import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
 
@@ -139,6 +146,47 @@ def test_without_a_study_the_chapter_is_absent(project: Trained, tmp_path: Path)
     experiment = project.experiment.model_copy(update={"tune": None})
     page = own_part(write_report(project, experiment, tmp_path / "report.html", project.runs))
     assert 'id="tuning"' not in page and "#tuning" not in page
+
+
+def augmenting(project: Trained, folder: Path, **augment: float) -> Path:
+    """The results, as if their runs had been augmented."""
+    results = Path(shutil.copytree(project.results, folder / "results" / project.results.name))
+    for path in results.glob("runs/*/train.json"):
+        train = read_json(path)
+        settings = plan.load_run(train["digest"], project.work)[0].model_dump() | {"augment": augment, "seed": 7}
+        frozen = plan.freeze(plan.RunConfig.model_validate(settings), project.work)
+        path.write_text(json.dumps(train | {"digest": frozen.parent.name}))
+    return results
+
+
+@pytest.mark.parametrize("augment", [{"rotation": 10, "noise": 0.2}, {"mixup": 0.4}, {"cutmix": 1.0, "shift": 0.2}])
+def test_augmented_images_are_shown_below_the_originals(
+    project: Trained, tmp_path: Path, augment: dict[str, float]
+) -> None:
+    results = augmenting(project, tmp_path, **augment)
+    pages = []
+    for name in ("one.html", "two.html"):
+        report.report(project.experiment, results, project.runs, project.work, tmp_path / name)
+        pages.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert pages[0] == pages[1].replace("two.html", "one.html")
+    assert '<section id="augmentation"' in pages[0] and "epoch 1 (seed 7)" in pages[0]
+    (encoded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', own_part(pages[0]))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    above, below = picture.reshape(2, 10, 8, 10).transpose(0, 2, 1, 3)[:, :, 1:-1, 1:-1]
+
+    manifest = shards.Manifest.load(project.data)
+    split = shards.load_split(manifest, "train", project.work)
+    rows = torch.arange(8) * len(split) // 8
+    inputs, _ = split.batch(rows)
+    expected, _ = augmented(Augment(**augment), split, inputs, rows, seed=7, epoch=0)
+    grey = [((images * manifest.std[0] + manifest.mean[0]).clamp(0, 1) * 255)[:, 0] for images in (inputs, expected)]
+    np.testing.assert_allclose(above, grey[0], atol=0.51)
+    np.testing.assert_allclose(below, grey[1], atol=0.51)
+    assert all((one != other).any() for one, other in zip(above, below, strict=True))
+
+
+def test_a_page_without_augmentation_has_no_picture(project: Trained) -> None:
+    assert "augmentation" not in own_part(page_of(project))
 
 
 def test_many_classes_are_listed_by_confusion_instead_of_drawn() -> None:

@@ -8,11 +8,9 @@ sample lies: integers, single additions and products, and tables that are made o
 Images are [B, channels, height, width], normalised. They are turned, flipped and moved, then coloured, then made
 noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that:
 
-    inputs = augment(section, inputs, rows, seed=seed, epoch=epoch)
-    if is_mixing(section):
-        pairs = mixing(section, rows, seed=seed, epoch=epoch, samples=len(split), size=(height, width))
-        others, their_targets = split.batch(pairs.partners)
-        inputs = mix(inputs, augment(section, others, pairs.partners, seed=seed, epoch=epoch), pairs)
+    inputs, mixed = augmented(section, split, inputs, rows, seed=seed, epoch=epoch)
+    if mixed is not None:
+        their_targets, pairs = mixed
         loss = (pairs.weights * losses(outputs, targets) + (1 - pairs.weights) * losses(outputs, their_targets)).mean()
 """
 
@@ -32,7 +30,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
-    from workflow_lib.shards import ModelSpec
+    from workflow_lib.shards import MappedSplit, ModelSpec, Split
 
 # What a sample draws, each by its place in this tuple: a new one is added at the end.
 DRAWS = (
@@ -80,6 +78,20 @@ def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
             f"augment: {asked}: needs images (channels, height, width); the data has inputs {spec.input_shape}. "
             f"Leave `augment` out"
         )
+
+
+def augmented(
+    section: Augment, split: Split | MappedSplit, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int
+) -> tuple[Tensor, tuple[Tensor, Mixing] | None]:
+    """The split's inputs of these rows as an epoch has them; where pairs are mixed, their partners' targets and how."""
+    rows = rows.to(inputs.device)
+    inputs = augment(section, inputs, rows, seed=seed, epoch=epoch)
+    if not is_mixing(section):
+        return inputs, None
+    size = (inputs.shape[2], inputs.shape[3])
+    pairs = mixing(section, rows, seed=seed, epoch=epoch, samples=len(split), size=size)
+    others, targets = split.batch(pairs.partners)
+    return mix(inputs, augment(section, others, pairs.partners, seed=seed, epoch=epoch), pairs), (targets, pairs)
 
 
 def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int) -> Tensor:

@@ -5,6 +5,7 @@ The best run is the one with the best validation metric; the test split only say
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
     import plotly.graph_objects as go
 
     from workflow_lib.config import Experiment
@@ -45,6 +47,8 @@ MOST_CONFUSED_PAIRS = 15
 MOST_POINTS = 2000  # of a scatter plot
 MOST_TARGETS = 4  # that are drawn
 BINS = 30
+PICTURES = 8  # of training images, and as many of augmented ones
+MOST_PIXELS = 96  # a side of each
 BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
 
 Row = dict[str, Any]
@@ -59,6 +63,7 @@ def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Pat
         experiment=experiment,
         runs=found,
         predictions=_predictions(found[0], results),
+        augmentation=_augmentation(found[0], results, work),
         headings=_headings(found[0].settings),
         study=_study(experiment, results),
         spent=_spent(experiment, results, found, work),
@@ -332,6 +337,46 @@ def _predictions(run: RunResults, results: Path) -> list[Row]:
         figures.append(_scatter(f"scatter-{number}", f"Predicted against true{which}", true, predicted))
         figures.append(_errors(f"errors-{number}", f"Errors{which}", true, predicted))
     return figures
+
+
+def _augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
+    """A picture of training images, and below them what they were in the run's first epoch; None without augmentation.
+
+    They lie evenly over the split. Black and white are the darkest and the lightest that the upper ones have.
+    """
+    from workflow_lib import plan, shards
+
+    config, _ = plan.load_run(run.train["digest"], work)
+    if not any(dict(config.augment).values()):
+        return None
+    import torch
+    from torch.nn.functional import pad
+
+    from workflow_lib.augment import augmented
+
+    manifest = shards.Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
+    split = shards.map_split(manifest, "train", work)
+    rows = torch.arange(PICTURES) * len(split) // PICTURES
+    inputs, _ = split.batch(rows)
+    changed, _ = augmented(config.augment, split, inputs, rows, seed=config.seed, epoch=0)
+    shape, every = (-1, 1, 1), math.ceil(max(manifest.input_shape[1:]) / MOST_PIXELS)
+    mean, std = (torch.tensor(values).view(shape) for values in (manifest.mean, manifest.std))
+    shown = torch.stack((inputs, changed))[..., ::every, ::every] * std + mean
+    shown = shown[:, :, :3] if shown.shape[2] >= 3 else shown[:, :, :1]
+    low, high = shown[0].aminmax()
+    shown = pad(((shown - low) / (high - low).clamp_min(1e-6)).clamp(0, 1), (1, 1, 1, 1), value=1.0)
+    # [2, n, channels, height, width] as one image of two lines
+    tiles = shown.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return {"image": _png((tiles * 255).round().to(torch.uint8).numpy()), "seed": config.seed}
+
+
+def _png(pixels: np.ndarray) -> str:
+    """The pixels [height, width, 1 or 3] as an address that holds the image itself."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> Row:

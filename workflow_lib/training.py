@@ -34,7 +34,7 @@ import torch.distributed as dist
 from torch import nn
 
 from workflow_lib import parallel, plugins
-from workflow_lib.augment import Mixing, augment, is_augmenting, is_mixing, mix, mixing, numbered, refuse_unfit
+from workflow_lib.augment import Mixing, augmented, is_augmenting, is_mixing, numbered, refuse_unfit
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.config.sections import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
@@ -257,7 +257,8 @@ class Trainer:
             inputs, targets = self._task.parts(*next(batches))
             mixed = None
             if self._is_augmenting:
-                inputs, mixed = self._augmented(inputs, numbers[part])
+                key: Any = {"seed": self.run.seed, "epoch": cursor.epoch}
+                inputs, mixed = augmented(self.run.augment, self._train_split, inputs, numbers[part], **key)
             is_last = number == len(self._windows) - 1
             with contextlib.nullcontext() if is_last else self._parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come
@@ -302,20 +303,6 @@ class Trainer:
         self._control.tick(self.ranks.local_rank, cursor.step)
         if self._progress is not None:
             self._progress.update(cursor.step, self._loss_sum, cursor.sample // self.ranks.world_size)
-
-    def _augmented(
-        self, inputs: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Mixing] | None]:
-        """The inputs changed at random, and, where pairs are mixed, the targets of the partners and the pairs."""
-        section, rows = self.run.augment, rows.to(inputs.device)
-        where: Any = {"seed": self.run.seed, "epoch": self.state.cursor.epoch}
-        inputs = augment(section, inputs, rows, **where)
-        if not is_mixing(section):
-            return inputs, None
-        size = (inputs.shape[2], inputs.shape[3])
-        pairs = mixing(section, rows, samples=len(self._train_split), size=size, **where)
-        partners, others = self._train_split.batch(pairs.partners)
-        return mix(inputs, augment(section, partners, pairs.partners, **where), pairs), (others, pairs)
 
     def _mixed(self, outputs: torch.Tensor, targets: torch.Tensor, others: torch.Tensor, pairs: Mixing) -> torch.Tensor:
         mine, theirs = self._task.losses(outputs, targets), self._task.losses(outputs, others)

@@ -13,7 +13,7 @@ manifest      all that is known of prepared data
 loading       samples ready for a model, batch by batch
 """
 
-from workflow_lib.shards.loading import Batch, MappedSplit, Split, load_split, normalise
+from workflow_lib.shards.loading import Batch, MappedSplit, Split, load_split, map_split, normalise
 from workflow_lib.shards.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
 from workflow_lib.shards.preparation import prepare, preprocess
 from workflow_lib.shards.source import Feature, Source, SourceFile, content_digest, first_true, from_arrays
@@ -44,6 +44,7 @@ __all__ = [
     "from_arrays",
     "grouped_split",
     "load_split",
+    "map_split",
     "normalise",
     "prepare",
     "preprocess",

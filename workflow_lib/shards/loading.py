@@ -161,10 +161,18 @@ def load_split(
         log.info("%s: %s in memory, on %s", split, _shown(size), where)
         return _in_memory(manifest, folder, shards, where, workers, tick)
     log.info("%s: %s are read from %d shards by %d threads", split, _shown(size), len(shards), workers)
-    mapped = [_checked(folder / shard.name, shard, map_shard) for shard in shards]
+    mapped = _mapped(folder, shards)
     ranks = ranks or Ranks()
     _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers, tick)
     return MappedSplit(manifest, mapped, where, workers)
+
+
+def map_split(manifest: Manifest, split: str, work: Path) -> MappedSplit:
+    """A split to look at a few samples of it, on the CPU: the content of its shards is not verified."""
+    import torch
+
+    shards = [shard for shard in manifest.shards if shard.split == split]
+    return MappedSplit(manifest, _mapped(work / "data" / manifest.store, shards), torch.device("cpu"), workers=0)
 
 
 def room(device: torch.device, processes: int) -> float:
@@ -207,6 +215,10 @@ def _in_memory(
             inputs[part] = normal.kept(torch.from_numpy(stored.inputs).to(device))
             targets[part] = standardise(manifest, torch.from_numpy(stored.targets).to(device))
     return Split(inputs, targets)
+
+
+def _mapped(folder: Path, shards: Sequence[Shard]) -> list[Stored]:
+    return [_checked(folder / shard.name, shard, map_shard) for shard in shards]
 
 
 def _checked(path: Path, shard: Shard, read: Callable[[Path], Stored | None]) -> Stored:
