@@ -16,7 +16,7 @@ from tests.prepared import Prepare, given, prepared, trained
 from workflow_lib import augment as room
 from workflow_lib import config, plan, training
 from workflow_lib.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
-from workflow_lib.config.sections import Augment
+from workflow_lib.config.parts import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.control import Control
 from workflow_lib.shards import ModelSpec

@@ -11,7 +11,7 @@ import pytest
 
 from workflow_lib import config, plugins
 from workflow_lib.config.compose import Source
-from workflow_lib.config.sections import Training
+from workflow_lib.config.parts import Training
 from workflow_lib.config.yaml12 import Origins
 from workflow_lib.errors import ConfigError
 from workflow_lib.hooks import Hooks

@@ -15,7 +15,8 @@ from workflow_lib import config, plan
 from workflow_lib.config import points
 from workflow_lib.config.compose import Source, merge
 from workflow_lib.config.identity import canonical, counts
-from workflow_lib.config.sections import ASIDE, Experiment
+from workflow_lib.config.parts import ASIDE
+from workflow_lib.config.sections import Experiment
 from workflow_lib.config.yaml12 import Origins, parse_yaml
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section

@@ -15,7 +15,7 @@ from torch import nn
 from tests.crash import SURVIVED, fork_ranks
 from workflow_lib import checkpoint, parallel
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
-from workflow_lib.config.sections import SGD, AdamW, Lion
+from workflow_lib.config.parts import SGD, AdamW, Lion
 from workflow_lib.errors import ConfigError
 from workflow_lib.optim import build_optimizer
 from workflow_lib.parallel import Parallel

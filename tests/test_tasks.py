@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from workflow_lib.config.sections import METRICS, Training
+from workflow_lib.config.parts import METRICS, Training
 from workflow_lib.errors import ConfigError
 from workflow_lib.shards import ModelSpec
 from workflow_lib.tasks import Classification, Language, Regression, Task, balanced_order, build, class_weights

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workflow_lib.config.sections import Augment
+from workflow_lib.config.parts import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 

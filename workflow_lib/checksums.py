@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from workflow_lib.config.sections import ASIDE
+from workflow_lib.config.parts import ASIDE
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
 

@@ -17,8 +17,8 @@ from torch import nn
 from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workflow_lib.config.sections import Muon as MuonSection
-    from workflow_lib.config.sections import Optimizer, Schedule
+    from workflow_lib.config.parts import Muon as MuonSection
+    from workflow_lib.config.parts import Optimizer, Schedule
 
 
 def build_optimizer(

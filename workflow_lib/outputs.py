@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import checkpoint, plugins, provenance
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.config.sections import METRICS
+from workflow_lib.config.parts import METRICS
 from workflow_lib.files import write_atomic, write_json
 from workflow_lib.runtime import workspace as ws
 

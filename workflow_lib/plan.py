@@ -17,8 +17,9 @@ from workflow_lib.config import points
 from workflow_lib.config.checks import name_problem, run_problems
 from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
+from workflow_lib.config.parts import METRICS, Augment, Data, Model, Optimizer, Schedule, Training
 from workflow_lib.config.problems import messages, shown
-from workflow_lib.config.sections import METRICS, Augment, Data, Experiment, Model, Optimizer, Schedule, Training, Tune
+from workflow_lib.config.sections import Experiment, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plugins import Section

@@ -246,7 +246,7 @@ def _csv(table: Sequence[Row]) -> str:
 
 
 def _sign(metric: str) -> int:
-    from workflow_lib.config.sections import is_lower_better
+    from workflow_lib.config.parts import is_lower_better
 
     return -1 if is_lower_better(metric) else 1
 

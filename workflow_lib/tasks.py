@@ -23,7 +23,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
-    from workflow_lib.config.sections import Training
+    from workflow_lib.config.parts import Training
     from workflow_lib.shards import ModelSpec
 
 

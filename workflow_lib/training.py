@@ -36,7 +36,7 @@ from torch import nn
 from workflow_lib import parallel, plugins
 from workflow_lib.augment import Mixing, augmented, is_augmenting, is_mixing, numbered, refuse_unfit
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
-from workflow_lib.config.sections import is_lower_better
+from workflow_lib.config.parts import is_lower_better
 from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
 from workflow_lib.hooks import Hooks, View

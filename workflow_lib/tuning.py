@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from workflow_lib import config, files, plan
-from workflow_lib.config.sections import is_lower_better
+from workflow_lib.config.parts import is_lower_better
 from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:

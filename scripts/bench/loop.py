@@ -29,7 +29,7 @@ from torch import nn
 
 from workflow_lib import config, plan, plugins, tasks
 from workflow_lib.checkpoint import CheckpointStore
-from workflow_lib.config.sections import Model, Training
+from workflow_lib.config.parts import Model, Training
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks

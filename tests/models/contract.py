@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workflow_lib import export, plugins, tasks
-from workflow_lib.config.sections import Training
+from workflow_lib.config.parts import Training
 from workflow_lib.plugins import Section
 from workflow_lib.shards import ModelSpec
 

@@ -8,19 +8,10 @@ from typing import Any, get_origin
 
 from workflow_lib import plugins
 from workflow_lib.config.identity import counts
+from workflow_lib.config.parts import METRICS, Training
 from workflow_lib.config.points import PARTS, Layers, Point
 from workflow_lib.config.problems import nearest, sections_of, shown, unknown
-from workflow_lib.config.sections import (
-    METRICS,
-    CategoricalSpace,
-    Experiment,
-    FloatSpace,
-    IntSpace,
-    Runtime,
-    Sweep,
-    Training,
-    Tune,
-)
+from workflow_lib.config.sections import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_lib.config.sections import VARIANTS
+from workflow_lib.config.parts import VARIANTS
 from workflow_lib.config.yaml12 import KeyPath, Origins, parse_yaml
 from workflow_lib.errors import ConfigError
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from workflow_lib.config.sections import VARIANTS
+from workflow_lib.config.parts import VARIANTS
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
 from workflow_lib.plugins import Section
 
