@@ -320,6 +320,12 @@ def test_what_is_no_image_is_refused_in_one_message(one: dict[str, Any]) -> None
         refuse_unfit(Augment(**one), ModelSpec((13,), 10))
 
 
+def test_a_crop_that_moves_an_image_out_of_sight_is_refused() -> None:
+    refuse_unfit(Augment(crop=6), ModelSpec((3, 9, 7), 10))
+    with pytest.raises(ConfigError, match=r"^augment.crop: 7 pixels can move an image of 9x7 .*allowed: at most 6$"):
+        refuse_unfit(Augment(crop=7), ModelSpec((3, 9, 7), 10))
+
+
 def test_augmentation_is_part_of_what_a_run_is() -> None:
     plain, noisy = (
         plan.run_digest(plan.base(config.Experiment(name="t", augment=augment)))

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from workflow_lib import config, plan
+from workflow_lib.__main__ import main
 from workflow_lib.config import Experiment
 from workflow_lib.config.yaml12 import parse_yaml
 from workflow_lib.errors import ConfigError
@@ -269,6 +270,74 @@ def test_a_problem_says_what_and_what_is_allowed(text: str, said: str) -> None:
     (line,) = refusal(f"name: a\n{text}")
     assert line.startswith("x.yaml:2: ")
     assert said in line
+
+
+LONG, DIGITS = "x" * 5000, "7" * 900
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"seed: {LONG}", "seed: 'xxx"),
+        (f"seed: {DIGITS}", "seed: 777"),
+        (f"seed: 0x{DIGITS * 5}", "has more than 1,000 digits"),
+        (f"optimizer: {{lr: {DIGITS}.5}}", "numbers are finite"),
+        (f"optimizer: {{name: {LONG}}}", "no optimizer 'xxx"),
+        (f"? {LONG}\n: 1", "no such setting"),
+        (f"seed: !{LONG} 1", "the tag !xxx"),
+        (f"data: {{name: {LONG}}}", "no data set `xxx"),
+        (f"model: {{name: a.{LONG}}}", "no module `a.xxx"),
+        (f"training: {{hooks: {LONG}}}", "no module `xxx"),
+        (f"extends: {LONG}", "extends: no file xxx"),
+        (f"sweep: {{grid: {{seed: [{LONG}]}}}}", "sweep point 0 (seed='xxx"),
+        (f"sweep: {{exclude: [{{? {LONG} : 1}}], grid: {{seed: [1]}}}}", "is not swept"),
+        (f"tune: {{space: {{? {LONG} : {{low: 0, high: 1}}}}}}", "no such setting"),
+    ],
+)
+def test_what_is_long_is_quoted_by_its_beginning(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan.expand(load(f"name: a\n{text}"))
+    (line,) = str(refused.value).splitlines()
+    assert said in line and "..." in line
+    assert len(line) < 600
+
+
+def test_a_long_override_is_quoted_by_its_beginning() -> None:
+    assert all(len(line) < 400 for line in refusal("name: a", f"seed={LONG}") + refusal("name: a", LONG))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("training.epochs", 1_000_000),
+        ("training.batch_size", 1_000_000),
+        ("runtime.nproc", 1024),
+        ("runtime.hang_timeout_s", 31_536_000.0),
+        ("evaluate.bootstrap", 1_000_000),
+        ("model.params.hidden", 1_000_000),
+        ("export.opset", 25),
+    ],
+)
+def test_a_number_that_must_be_mistyped_is_refused(name: str, most: float) -> None:
+    value = "[{}]" if name == "model.params.hidden" else "{}"
+    data = "data: {name: npz, params: {path: x}}"  # of unknown size
+    ranks = "training.batch_size=1024" if name == "runtime.nproc" else ""
+    load(f"name: a\n{data}", ranks, f"{name}={value.format(most)}")
+    (line,) = refusal(f"name: a\n{data}", f"{name}={value.format(int(most) + 1)}")
+    assert name in line and line.endswith(f"at most {most}") or line.endswith(f"at most {most}, or null")
+
+
+def test_several_files_are_validated_each_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"good": "name: a", "bad": "name: b\nseed: -1", "empty": "name: c\ndata: {name: npz, params: {path: no}}"}
+    for name, text in texts.items():
+        Path(f"{name}.yaml").write_text(text)
+    assert main(["validate", "bad.yaml", "empty.yaml", "good.yaml"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "good.yaml: valid; 1 run\n"
+    one, other = told.err.splitlines()
+    assert "bad.yaml:2: seed: -1 is not allowed" in one
+    assert other.startswith("empty.yaml: data.params: no such file: no")
+    assert main(["validate", "good.yaml"]) == 0
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", ".a", "a" * 65, "é"])

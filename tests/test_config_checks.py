@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from workflow_lib import config, plan
+from workflow_lib import config, plan, plugins
+from workflow_lib.data import digits
 from workflow_lib.errors import ConfigError
+from workflow_lib.shards.splits import assign
 
 
 def refusal(path: Path, **sections: Any) -> list[str]:
@@ -76,6 +78,94 @@ def test_a_precision_must_be_one_of_the_named_device(tmp_path: Path, device: str
             f"training.precision: {precision} cannot be computed on runtime.device={device}; allowed there: fp32"
             in line
         )
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_one_device_is_not_for_several_processes(tmp_path: Path, device: str) -> None:
+    (line,) = refusal(tmp_path, runtime={"device": device, "nproc": 2})
+    assert f"runtime.device: {device} is for one process, and runtime.nproc is 2; allowed: auto, cpu, cuda" in line
+    assert accepted(tmp_path, runtime={"device": device, "nodes": 2}) == 1
+
+
+# What is known of the data before it is read
+
+FITTING = {
+    "digits": ["cnn", "mlp", "resnet"],
+    "image_folder": ["cnn", "mlp", "resnet"],
+    "npz": ["cnn", "mlp", "resnet"],
+    "table": ["mlp", "tabular"],
+    "text": ["transformer"],
+}
+NEEDED = {"digits": {}, "text": {}, "table": {"path": "x.csv", "target": "y"}}
+
+
+def test_every_data_set_of_the_package_is_in_the_table() -> None:
+    assert sorted(FITTING) == plugins.available("data")
+
+
+@pytest.mark.parametrize("model", plugins.available("models"))
+@pytest.mark.parametrize("name", FITTING)
+def test_a_model_is_for_what_the_data_has(tmp_path: Path, name: str, model: str) -> None:
+    sections = {"data": {"name": name, "params": NEEDED.get(name, {"path": "x"})}, "model": {"name": model}}
+    if model in FITTING[name]:
+        assert accepted(tmp_path, **sections) == 1
+    else:
+        (line,) = refusal(tmp_path, **sections)
+        assert f"model.name: {model} is for " in line and f"and data.name={name} has " in line
+        assert line.endswith(f"allowed: {', '.join(FITTING[name])}")
+
+
+def test_a_point_of_a_sweep_and_a_choice_of_a_study_have_a_model_for_the_data(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, sweep={"grid": {"model.name": ["cnn", "tabular"]}})
+    assert "sweep point 1 (model.name='tabular'): model.name: tabular is for tables" in line
+    choice = {"type": "categorical", "choices": ["cnn", "transformer"]}
+    (line,) = refusal(tmp_path, tune={"space": {"model.name": choice}})
+    assert "tune.space.model.name: transformer is for texts" in line
+
+
+def test_rows_of_a_table_are_not_augmented(tmp_path: Path) -> None:
+    data = {"name": "table", "params": NEEDED["table"]}
+    (line,) = refusal(tmp_path, data=data, augment={"noise": 0.5})
+    assert "augment.noise: 0.5 is for images, and the data has tables; allowed: 0" in line
+
+
+@pytest.mark.parametrize(
+    ("data", "most"),
+    [
+        ({"name": "digits"}, 7),
+        ({"name": "image_folder", "params": {"path": "x", "size": [48, 64]}}, 47),
+        ({"name": "image_folder", "params": {"path": "x"}}, None),
+    ],
+)
+def test_a_crop_leaves_a_part_of_the_image(tmp_path: Path, data: dict[str, Any], most: int | None) -> None:
+    assert accepted(tmp_path, data=data, augment={"crop": 7 if most is None else most}) == 1
+    if most is None:
+        assert accepted(tmp_path, data=data, augment={"crop": 5000}) == 1
+    else:
+        (line,) = refusal(tmp_path, data=data, augment={"crop": most + 1})
+        assert f"augment.crop: {most + 1} pixels can move an image" in line
+        assert line.endswith(f"out of sight; allowed: at most {most}")
+
+
+def test_each_class_has_a_weight(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, training={"class_weights": [1] * 9})
+    assert line.endswith("training.class_weights: 9 weights; the data has 10 classes, and each needs one")
+    assert accepted(tmp_path, training={"class_weights": [1] * 10}) == 1
+    named = {"name": "npz", "params": {"path": "x", "classes": ["a", "b"]}}
+    (line,) = refusal(tmp_path, data=named, training={"class_weights": [1, 1, 1]})
+    assert "3 weights; the data has 2 classes" in line
+    unnamed = {"name": "npz", "params": {"path": "x"}}
+    assert accepted(tmp_path, data=unnamed, training={"class_weights": [1, 1, 1]}) == 1
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.15, 0.2), (0.1234, 0.3217), (0.4999, 0.4)])
+def test_a_batch_is_no_larger_than_the_training_split(tmp_path: Path, validation: float, test: float) -> None:
+    data = {"validation_fraction": validation, "test_fraction": test}
+    samples = len(assign(digits.open_source(digits.Params(), tmp_path), config.Data(**data))["train"].rows)
+    assert accepted(tmp_path, data=data, training={"batch_size": samples}) == 1
+    (line,) = refusal(tmp_path, data=data, training={"batch_size": samples + 1})
+    assert f"training.batch_size: {samples + 1} samples are more than the training split has" in line
+    assert line.endswith(f"allowed: at most {samples}")
 
 
 # Sweeps
@@ -248,8 +338,6 @@ def test_what_only_the_trials_could_train_is_refused_before_the_best_run_fails(t
 @pytest.fixture
 def regression(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digits are numbers, not classes."""
-    from workflow_lib.data import digits
-
     monkeypatch.setattr(digits, "task", lambda params: "regression", raising=False)
 
 
@@ -303,7 +391,7 @@ def test_classes_are_not_evened_out_twice(tmp_path: Path) -> None:
 def test_texts_are_not_augmented(tmp_path: Path) -> None:
     text = {"data": {"name": "text"}, "model": {"name": "transformer"}}
     (line,) = refusal(tmp_path, **text, augment={"flip_horizontal": 0, "mixup": 0.2})
-    assert "augment.mixup: 0.2 is for images, and the data is a text; allowed: 0" in line
+    assert "augment.mixup: 0.2 is for images, and the data has texts; allowed: 0" in line
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,19 @@ def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
         plugins.task("mine.texts", {})
 
 
+def test_nothing_is_known_of_a_data_set_that_does_not_say_so(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(OF_DATA)
+    (folder / "mine" / "net.py").write_text(GOOD)
+    assert plugins.known("mine.texts", {}) == plugins.Known()
+    assert plugins.takes("mine.net") == ("images", "tables", "texts")
+
+
+def test_knowledge_of_another_kind_is_refused(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\ndef known(params): return {{'size': 8}}\n")
+    with pytest.raises(PluginError, match=r"texts.py: known\(\) gives dict; it is to give a plugins.Known"):
+        plugins.known("mine.texts", {})
+
+
 def test_a_file_that_ends_the_program_is_named(folder: Path) -> None:
     (folder / "mine" / "leaving.py").write_text("import sys\n\nsys.exit(0)\n")
     with pytest.raises(PluginError, match=r"plugin `mine.leaving` cannot be imported: SystemExit: 0"):

@@ -85,11 +85,19 @@ def _schema(arguments: Arguments) -> None:
 def _validate(arguments: Arguments) -> None:
     from workflow_lib import config, controller, plan
 
-    experiment = config.load([arguments.config], arguments.set)
-    runs = plan.expand(experiment)
-    controller.refuse_missing_files([experiment.data, *(run.config.data for run in runs)])
-    trials = f", {_count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
-    print(f"{arguments.config}: valid; {_count(len(runs), 'run')}{trials}")
+    problems = []
+    for path in arguments.config:
+        try:
+            experiment = config.load([path], arguments.set)
+            runs = plan.expand(experiment)
+            controller.refuse_missing_files([experiment.data, *(run.config.data for run in runs)], f"{path}: ")
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        trials = f", {_count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
+        print(f"{path}: valid; {_count(len(runs), 'run')}{trials}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _count(number: int, word: str) -> str:
@@ -284,6 +292,7 @@ def _path(*names: str, text: str) -> Option:
 
 
 CONFIG: Option = (("config",), {"type": Path, "metavar": "CONFIG", "help": "experiment file (YAML)"})
+CONFIGS: Option = (("config",), {**CONFIG[1], "nargs": "+", "help": "experiment files (YAML), each by itself"})
 SET: Option = (
     ("--set",),
     {"action": "append", "default": [], "metavar": "'A.B=1 C=2'", "help": "settings that win over the file"},
@@ -324,9 +333,9 @@ FOR_PEOPLE: tuple[Verb, ...] = (
     ("init", "print an experiment file with every setting, its default and meaning", _init, ()),
     (
         "validate",
-        "say what is wrong with an experiment file, where, and what is allowed",
+        "say what is wrong with experiment files, where, and what is allowed",
         _validate,
-        (CONFIG, SET),
+        (CONFIGS, SET),
     ),
     ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET, PROFILE)),
     (

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workflow_lib.config.checks import crop_problem
 from workflow_lib.config.parts import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
@@ -71,13 +72,15 @@ def is_mixing(section: Augment) -> bool:
 
 
 def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
-    """Raises ConfigError where something is to be augmented that is no image."""
+    """Raises ConfigError where something is to be augmented that is no image, or too small a one."""
     if (is_augmenting(section) or is_mixing(section)) and len(spec.input_shape) != 3:
         asked = ", ".join(name for name in type(section).model_fields if getattr(section, name))
         raise ConfigError(
             f"augment: {asked}: needs images (channels, height, width); the data has inputs {spec.input_shape}. "
             f"Leave `augment` out"
         )
+    if section.crop and (what := crop_problem(section.crop, (spec.input_shape[1], spec.input_shape[2]))):
+        raise ConfigError(f"augment.crop: {what}")
 
 
 def augmented(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from workflow_lib import config, plugins
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, shortened
 
 _held: list[TextIO] = []
 
@@ -59,16 +59,18 @@ def folders_state(data: config.Data) -> str:
     return config.digest([[str(path), state.st_size, state.st_mtime_ns] for state, path in states], "everstep-folders")
 
 
-def refuse_missing_files(data: Iterable[config.Data]) -> None:
+def refuse_missing_files(data: Iterable[config.Data], where: str = "") -> None:
     """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
     for one in data:
         for path in data_files(one):
             if "{" in path or "}" in path:
                 raise ConfigError(
-                    f"data.params: {path}: Snakemake takes braces in a path for wildcards; rename the file"
+                    f"{where}data.params: {path}: Snakemake takes braces in a path for wildcards; rename the file"
                 )
-            if not Path(path).exists():
-                raise ConfigError(f"data.params: no such file: {path} (looked for in {Path.cwd()})")
+            if not os.path.exists(path):  # False also for a name that no file can have
+                raise ConfigError(
+                    f"{where}data.params: no such file: {shortened(path, 300)} (looked for in {Path.cwd()})"
+                )
 
 
 def enter(folder: Path) -> list[str]:

@@ -18,6 +18,11 @@ EverstepError              1   failed: a bug, a broken disk, a run that cannot g
 from __future__ import annotations
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """The text as a message quotes it: whole, or its beginning where it is long."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 class EverstepError(Exception):
     """Failed, with a message that says what to do."""
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import checkpoint, outputs, plan, rank
 from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.config.checks import batch_problem
 from workflow_lib.errors import (
     CheckpointError,
     ConfigError,
@@ -141,6 +142,11 @@ def _job(
         nodes.start(experiment.runtime.nodes, experiment.runtime.nproc * experiment.runtime.threads)
     config, digest = _frozen(experiment, run, work)
     manifest = Manifest.load(data)
+    samples, batch_size = manifest.splits["train"].samples, config.training.batch_size
+    if what := batch_problem(batch_size, samples):
+        raise ConfigError(f"training.batch_size: {what}")
+    if samples < 4 * batch_size:
+        logger.warning("training.batch_size: an epoch of %d samples has %d steps", samples, samples // batch_size)
     return Job(
         experiment=experiment,
         run=config,

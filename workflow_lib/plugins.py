@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -20,17 +21,33 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.errors import ConfigError, EverstepError, shortened
 
 log = logging.getLogger(__name__)
 
 ENTRY = {"data": "open_source", "models": "build"}
 HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
 Task = Literal["classification", "regression", "language"]
+Inputs = Literal["images", "tables", "texts"]
 
 
 class PluginError(ConfigError):
     """A data set or model that does not exist, cannot be imported, lacks a part, or raises."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the settings of a data set tell before anything is read; None is what only the data tells.
+
+    size      height and width of images
+    classes   how many
+    samples   how many in all, where every split is drawn from them
+    """
+
+    inputs: Inputs | None = None
+    size: tuple[int, int] | None = None
+    classes: int | None = None
+    samples: int | None = None
 
 
 class Section(BaseModel):
@@ -127,13 +144,33 @@ def load_hooks(name: str) -> ModuleType:
 def task(name: str, params: Mapping[str, Any]) -> Task:
     """What is learned from the data set with these settings; a data set that does not say so has classes."""
     module = load("data", name)
-    of = getattr(module, "task", None)
-    with blaming(f"{module.__file__}: task()"):
-        found: Any = "classification" if of is None else of(module.Params.model_validate(params))
+    found = _asked(module, "task", params, "classification")
     if found not in get_args(Task):
         raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
-    known: Task = found
-    return known
+    of_data: Task = found
+    return of_data
+
+
+def known(name: str, params: Mapping[str, Any]) -> Known:
+    """What is known of the data set with these settings; of one that does not say so, only a text is told apart."""
+    module = load("data", name)
+    found = _asked(module, "known", params, Known("texts") if task(name, params) == "language" else Known())
+    if not isinstance(found, Known):
+        raise PluginError(f"{module.__file__}: known() gives {type(found).__name__}; it is to give a plugins.Known")
+    return found
+
+
+def takes(name: str) -> tuple[Inputs, ...]:
+    """The inputs that a model is for; all, where it does not say so in `TAKES`."""
+    inputs: tuple[Inputs, ...] = getattr(load("models", name), "TAKES", get_args(Inputs))
+    return inputs
+
+
+def _asked(module: ModuleType, function: str, params: Mapping[str, Any], default: Any) -> Any:
+    """What a function of the data set answers for these settings, or the default where it has none."""
+    of = getattr(module, function, None)
+    with blaming(f"{module.__file__}: {function}()"):
+        return default if of is None else of(module.Params.model_validate(params))
 
 
 @contextmanager
@@ -207,12 +244,13 @@ def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
 
 
 def _unknown(kind: str, name: str) -> str:
+    given = shortened(name)
     if kind == "hooks":
-        return f"no module `{name}` to import for hooks; give an import path from the project: mypackage.module"
+        return f"no module `{given}` to import for hooks; give an import path from the project: mypackage.module"
     names = available(kind)
     what = "data set" if kind == "data" else "model"
     if _is_import_path(name):
-        return f"no module `{name}` to import as a {what}; in the package: {', '.join(names)}"
+        return f"no module `{given}` to import as a {what}; in the package: {', '.join(names)}"
     near = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"no {what} `{name}`{hint} (there are: {', '.join(names)}; or an import path: mypackage.module)"
+    return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: mypackage.module)"

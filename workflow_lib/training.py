@@ -37,7 +37,7 @@ from workflow_lib import parallel, plugins
 from workflow_lib.augment import Mixing, augmented, is_augmenting, is_mixing, numbered, refuse_unfit
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.config.parts import is_lower_better
-from workflow_lib.errors import ConfigError, DataError, DivergedError, SaveError
+from workflow_lib.errors import ConfigError, DivergedError, SaveError
 from workflow_lib.files import write_atomic
 from workflow_lib.hooks import Hooks, View
 from workflow_lib.optim import Plateau, bare_step, build_optimizer, learning_rate
@@ -150,11 +150,6 @@ class Trainer:
         self._stop_early = stop_early
         self._batch = run.training.batch_size
         self._steps_per_epoch = len(train) // self._batch
-        if self._steps_per_epoch == 0:
-            raise DataError(
-                f"the training split has {len(train)} samples, fewer than training.batch_size = {self._batch}: "
-                f"choose a smaller batch"
-            )
         if self._batch < ranks.world_size * run.training.accumulation:
             raise ConfigError(
                 f"training.batch_size = {self._batch} is less than one sample for each of {ranks.world_size} ranks x "

@@ -92,6 +92,14 @@ class DataContract:
     def test_the_task_is_known_before_the_data_is_read(self, params: dict[str, Any], source: Source) -> None:
         assert plugins.task(self.name, params) == source.task
 
+    def test_what_is_known_before_the_data_is_read_is_so(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        known, manifest = plugins.known(self.name, settings["params"]), self.prepared(settings, tmp_path)
+        inputs = "tables" if manifest.features else "texts" if manifest.task == "language" else "images"
+        assert known.inputs in (None, inputs)
+        assert known.size in (None, manifest.input_shape[1:])
+        assert known.classes in (None, len(manifest.classes))
+        assert known.samples in (None, sum(split.samples for split in manifest.splits.values()))
+
     def test_targets_are_those_of_the_task(self, source: Source) -> None:
         assert "train" in source.targets and set(source.targets) <= set(SPLITS)
         for targets in source.targets.values():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from workflow_lib import export, plugins, tasks
 from workflow_lib.config.parts import Training
+from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 from workflow_lib.shards import ModelSpec
 
@@ -108,6 +109,16 @@ class ModelContract:
         code = f"import sys, {module}; print(*{{'torch', 'numpy', 'pandas'}} & set(sys.modules))"
         loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert loaded.stdout.split() == []
+
+    def test_what_it_is_not_for_is_refused(self) -> None:
+        specs = {
+            "images": ModelSpec((1, 8, 8), 10),
+            "tables": ModelSpec((5,), 10, categories=(0, 3, 0, 0, 0)),
+            "texts": ModelSpec((16,), 10, "language"),
+        }
+        for inputs in specs.keys() - set(plugins.takes(self.name)):
+            with pytest.raises(ConfigError, match="model.name"):
+                self.built(specs[inputs])
 
     def test_any_batch_gives_finite_outputs(self, specs: list[ModelSpec]) -> None:
         for spec in specs:

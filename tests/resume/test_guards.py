@@ -127,6 +127,17 @@ def test_a_machine_without_a_compiler_is_said_to_have_none(fresh: Fresh) -> None
     assert "training.compile: needs a C++ compiler, and there is no `no-compiler-of-this-name`" in run.log
 
 
+def test_a_batch_larger_than_the_split_is_refused_before_a_rank_is_started(tmp_path: Path, warm: Warm) -> None:
+    table = "\n".join(["x,y", *(f"{number},{number % 2}" for number in range(100))])
+    data = {"name": "table", "params": {"path": "data.csv", "target": "y"}}
+    changes = {"data": data, "model": {"name": "tabular"}, "training": {"batch_size": 66}}
+    run = prepare(tmp_path / "project", warm, merged(SETTINGS, changes), {"data.csv": table})
+    assert run.attempt() == USER_ERROR
+    last = run.log.splitlines()[-1]
+    assert last.endswith("training.batch_size: 66 samples are more than the training split has; allowed: at most 65")
+    assert not list(run.folder.glob("work/runs/*/*/attempts"))
+
+
 @pytest.mark.parametrize(
     ("kind", "what"),
     [

@@ -13,7 +13,7 @@ from workflow_lib.config.points import PARTS, Layers, Point
 from workflow_lib.config.problems import nearest, sections_of, shown, unknown
 from workflow_lib.config.sections import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, shortened
 
 # What each kind of device can compute in; `auto` is known only where the training runs.
 PRECISIONS = {
@@ -37,6 +37,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     found: list[tuple[KeyPath, str]] = []
     if not is_swept(experiment.sweep):
         found += run_problems({name: getattr(experiment, name) for name in PARTS}, experiment.runtime)
+    found += _runtime_problems(experiment.runtime)
     found += _sweep_problems(experiment.sweep)
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
@@ -83,6 +84,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
         )
     yield from _task_problems(run)
+    yield from _data_problems(run)
     yield from _together(training)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
@@ -116,10 +118,58 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
                 ("training", name),
                 f"{shown(value)} has no meaning in {task}, only in {', '.join(tasks)}; allowed: {shown(default)}",
             )
-    if task == "language":
-        for name, value in run["augment"]:
+
+
+def _data_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Settings that do not fit the data, as far as it is known before it is read."""
+    data, training, augment = run["data"], run["training"], run["augment"]
+    known, model = plugins.known(data.name, data.params), run["model"].name
+    if known.inputs is not None and known.inputs not in plugins.takes(model):
+        fitting = [name for name in plugins.available("models") if known.inputs in plugins.takes(name)]
+        yield (
+            ("model", "name"),
+            f"{model} is for {' or '.join(plugins.takes(model))}, and data.name={data.name} has {known.inputs};"
+            f" allowed: {', '.join(fitting)}",
+        )
+    if known.inputs not in (None, "images"):
+        for name, value in augment:
             if value:
-                yield ("augment", name), f"{shown(value)} is for images, and the data is a text; allowed: 0"
+                yield ("augment", name), f"{shown(value)} is for images, and the data has {known.inputs}; allowed: 0"
+    if known.size is not None and (what := crop_problem(augment.crop, known.size)):
+        yield ("augment", "crop"), what
+    weights = training.class_weights
+    if known.classes is not None and isinstance(weights, list) and len(weights) != known.classes:
+        yield (
+            ("training", "class_weights"),
+            f"{len(weights)} weights; the data has {known.classes} classes, and each needs one",
+        )
+    if known.samples is not None and data.validation_fraction + data.test_fraction < 1:
+        held_out = [round(known.samples * part) for part in (data.validation_fraction, data.test_fraction)]
+        if what := batch_problem(training.batch_size, known.samples - sum(held_out)):
+            yield ("training", "batch_size"), what
+
+
+def batch_problem(batch_size: int, samples: int) -> str | None:
+    """What is wrong with `training.batch_size` for so many samples in the training split."""
+    if batch_size <= samples:
+        return None
+    return f"{batch_size} samples are more than the training split has; allowed: at most {samples}"
+
+
+def crop_problem(crop: int, size: tuple[int, int]) -> str | None:
+    """What is wrong with `augment.crop` for images of this height and width."""
+    height, width = size
+    if crop < min(size):
+        return None
+    return f"{crop} pixels can move an image of {height}x{width} out of sight; allowed: at most {min(size) - 1}"
+
+
+def _runtime_problems(runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
+    if runtime.nproc > 1 and (runtime.device == "mps" or ":" in runtime.device):
+        yield (
+            ("runtime", "device"),
+            f"{runtime.device} is for one process, and runtime.nproc is {runtime.nproc}; allowed: auto, cpu, cuda",
+        )
 
 
 def _together(training: Training) -> Iterator[tuple[KeyPath, str]]:
@@ -185,7 +235,7 @@ def _sweep_problems(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
             if axes and name not in axes:
                 yield (
                     ("sweep", "exclude", number),
-                    f"{name} is not swept{nearest(name, axes)}; the sweep sets: {', '.join(axes)}",
+                    f"{shortened(name)} is not swept{nearest(name, axes)}; the sweep sets: {', '.join(axes)}",
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from workflow_lib.config.parts import VARIANTS
 from workflow_lib.config.yaml12 import KeyPath, Origins, parse_yaml
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, shortened
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     if not isinstance(base, str):
         raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
     target = path.parent / base
-    if not target.is_file():
-        raise ConfigError(f"{entries[('extends',)]}: extends: no file {_shown(target)}")
+    if not os.path.isfile(target):  # False also for a name that no file can have
+        raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(_shown(target), 300)}")
     return merge(read(target, (*opened, path.resolve())), Source(value, Origins(entries)))
 
 
@@ -159,7 +160,7 @@ def _words(text: str) -> list[str]:
     try:
         parts = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"set: {text!r}: {error}; close the quotes") from error
+        raise ConfigError(f"set: {shortened(repr(text))}: {error}; close the quotes") from error
     words: list[str] = []
     for part in parts:
         if words and not re.match(r"[A-Za-z_][\w.-]*=", part) and words[-1].partition("=")[2][:1] in ("[", "{"):
@@ -172,8 +173,8 @@ def _words(text: str) -> list[str]:
 def _override(word: str) -> Source:
     name, equals, text = word.partition("=")
     if not equals or not name or not all(name.split(".")):
-        raise ConfigError(f"set: {word!r} is not of the form section.setting=value")
-    where = f"set {name}={text}"
+        raise ConfigError(f"set: {shortened(repr(word))} is not of the form section.setting=value")
+    where = shortened(f"set {name}={text}")
     value, inner = parse_yaml(text, where, numbered=False)
     path = _override_path(name.split("."))
     for key in reversed(path):

@@ -12,6 +12,7 @@ from workflow_lib.plugins import Section
 
 # The mark of a field that cannot change the result of a run: it stays out of the run's identity.
 ASIDE: dict[str, Any] = {"identity": False}
+MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
 
 Metric = Literal["train_loss", "val_loss", "val_accuracy", "val_mae"]
 METRICS: dict[plugins.Task, tuple[Metric, ...]] = {
@@ -61,7 +62,7 @@ class Data(_Plugged):
     )
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified splits")
     shard_samples: int = Field(
-        4096, ge=1, description="at most so many samples in one shard file", json_schema_extra=ASIDE
+        4096, ge=1, le=MOST, description="at most so many samples in one shard file", json_schema_extra=ASIDE
     )
     in_memory: bool | Literal["auto"] = Field(
         "auto",
@@ -214,8 +215,10 @@ class EarlyStopping(Section):
 class Training(Section):
     """The training itself."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training split")
-    batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all ranks and accumulated parts")
+    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    batch_size: int = Field(
+        64, ge=1, le=MOST, description="samples of one optimizer step, over all ranks and accumulated parts"
+    )
     accumulation: int = Field(1, ge=1, description="parts that the batch is computed in, to save memory")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
@@ -274,7 +277,7 @@ class Augment(Section):
     flip_vertical: float = Field(0.0, ge=0, le=1, description="probability to mirror top and bottom")
     shift: float = Field(0.0, ge=0, le=1, description="largest shift, as a part of height and of width")
     rotation: float = Field(0.0, ge=0, le=180, description="largest turn to either side, in degrees")
-    crop: int = Field(0, ge=0, description="pixels put around an image before one of its own size is cut out")
+    crop: int = Field(0, ge=0, le=8192, description="pixels put around an image before one of its own size is cut out")
     brightness: float = Field(0.0, ge=0, description="largest change of all values, in their standard deviations")
     contrast: float = Field(
         0.0, ge=0, le=1, description="largest change of the distance from the mean, as a part of it"

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from workflow_lib.config.parts import VARIANTS
 from workflow_lib.config.yaml12 import KeyPath, Origins, dotted
+from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
 
 
@@ -157,10 +158,9 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
 
 def shown(value: Any) -> str:
     """The value as a person would recognise it, shortened."""
-    text = (
-        repr(value) if not isinstance(value, bool | type(None)) else {True: "true", False: "false", None: "null"}[value]
-    )
-    return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(value, bool | type(None)):
+        return {True: "true", False: "false", None: "null"}[value]
+    return shortened(repr(value))
 
 
 def allowed(field: Any) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, Tag
 
 from workflow_lib.config.parts import (
     ASIDE,
+    MOST,
     AdamW,
     Augment,
     Constant,
@@ -26,6 +27,7 @@ from workflow_lib.plugins import Section
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
+YEAR_S = 31_536_000.0
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_WORDS = {"allowed": "1 to 64 of: letters, digits, and, not first, _ . -"}
 
@@ -38,7 +40,7 @@ class Checkpoint(Section):
     )
     interval_steps: int | None = Field(None, ge=1, description="optimizer steps between saves, in place of interval_s")
     mtbf_s: float = Field(14400.0, gt=0, description="expected time between failures of the machines, in seconds")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_last: int = Field(2, ge=1, le=MOST, description="newest checkpoints kept")
     keep_every_h: float | None = Field(
         None, gt=0, description="one more is kept for each so many hours; null keeps none"
     )
@@ -54,16 +56,25 @@ class Runtime(Section):
         description="where to compute; auto takes a GPU if there is one",
         json_schema_extra={"allowed": "auto, cpu, mps, cuda, or cuda:N"},
     )
-    nproc: int = Field(1, ge=1, description="training processes on each node")
-    nodes: int = Field(1, ge=1, description="nodes")
-    threads: int = Field(1, ge=1, description="CPU threads of each process")
+    nproc: int = Field(1, ge=1, le=1024, description="training processes on each node")
+    nodes: int = Field(1, ge=1, le=MOST, description="nodes")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of each process")
     workers: int = Field(
-        2, ge=0, description="threads of each process that read data ahead, where it is not in memory; 0 reads in turn"
+        2,
+        ge=0,
+        le=1024,
+        description="threads of each process that read data ahead, where it is not in memory; 0 reads in turn",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log shows")
-    lease_timeout_s: float = Field(60.0, gt=0, description="seconds without a heartbeat before an owner counts as dead")
-    lease_wait_s: float = Field(30.0, ge=0, description="seconds to wait for a run that another process owns")
-    hang_timeout_s: float = Field(600.0, gt=0, description="seconds without progress before a rank counts as hung")
+    lease_timeout_s: float = Field(
+        60.0, gt=0, le=YEAR_S, description="seconds without a heartbeat before an owner counts as dead"
+    )
+    lease_wait_s: float = Field(
+        30.0, ge=0, le=YEAR_S, description="seconds to wait for a run that another process owns"
+    )
+    hang_timeout_s: float = Field(
+        600.0, gt=0, le=YEAR_S, description="seconds without progress before a rank counts as hung"
+    )
 
 
 class Sweep(Section):
@@ -134,7 +145,9 @@ class Tune(Section):
     name: str = Field(
         "study", pattern=NAME, description="name of the study, for people", json_schema_extra=ASIDE | NAME_WORDS
     )
-    trials: int = Field(20, ge=1, description="trials in all; more can be added later", json_schema_extra=ASIDE)
+    trials: int = Field(
+        20, ge=1, le=100_000, description="trials in all; more can be added later", json_schema_extra=ASIDE
+    )
     window: int = Field(2, ge=1, description="trials that may run at once")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
     metric: Metric | None = Field(
@@ -166,18 +179,23 @@ class Tune(Section):
 class Evaluate(Section):
     """The final test."""
 
-    bootstrap: int = Field(1000, ge=0, description="resamples for the intervals; 0 makes none")
+    bootstrap: int = Field(1000, ge=0, le=MOST, description="resamples for the intervals; 0 makes none")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
-    batch_size: int = Field(256, ge=1, description="samples in one forward pass")
+    batch_size: int = Field(256, ge=1, le=MOST, description="samples in one forward pass")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the resamples")
 
 
 class Export(Section):
     """The ONNX model and its check against torch."""
 
-    opset: int | None = Field(18, ge=7, description="ONNX opset; null takes the exporter's newest")
-    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 7], min_length=1, description="batch sizes checked")
-    max_batch: int = Field(256, ge=1, description="the largest batch checked, as far as the test split has samples")
+    # What onnxscript's version converter reaches; below it, the exporter would write 18 and say nothing.
+    opset: int | None = Field(18, ge=18, le=25, description="ONNX opset; null takes the exporter's newest")
+    batch_sizes: list[Annotated[int, Field(ge=1, le=MOST)]] = Field(
+        [1, 2, 7], min_length=1, description="batch sizes checked"
+    )
+    max_batch: int = Field(
+        256, ge=1, le=MOST, description="the largest batch checked, as far as the test split has samples"
+    )
     atol: float = Field(1e-4, ge=0, description="absolute tolerance of the check")
     rtol: float = Field(1e-3, ge=0, description="relative tolerance of the check")
 
@@ -199,7 +217,11 @@ class Tracking(Section):
     to: list[Tracker] = Field([], description="the tools, each an extra of the package; none: no copies")
     folder: Path = Field(Path("tracking"), description="where the copies lie, those of all experiments together")
     every_s: float = Field(
-        10.0, gt=0, description="seconds between two looks at the store, with --follow", json_schema_extra=ASIDE
+        10.0,
+        gt=0,
+        le=YEAR_S,
+        description="seconds between two looks at the store, with --follow",
+        json_schema_extra=ASIDE,
     )
 
 

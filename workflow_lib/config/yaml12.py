@@ -9,17 +9,18 @@ from typing import Any
 
 import yaml
 
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, shortened
 
 KeyPath = tuple[str | int, ...]
 LARGEST = 500_000  # values in one file: beyond it, aliases of aliases would fill the memory
+MOST_DIGITS = 1000  # of a whole number; Python refuses to print one of many more
 
 
 def dotted(path: KeyPath) -> str:
-    """The path as people write it: `training.epochs`, `sweep.list[2]`."""
+    """The path as people write it: `training.epochs`, `sweep.list[2]`; a name that is none of a setting may be long."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
     return text
 
 
@@ -109,21 +110,25 @@ class _Tree:
             if kind == "bool":
                 return text.lower() == "true"
             if kind == "int":
+                if len(text) > MOST_DIGITS:
+                    raise self.error(node, path, f"{shortened(text)} has more than {MOST_DIGITS:,} digits")
                 return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
             if kind == "float":
                 return self.number(node, path)
         except ValueError as error:
-            raise self.error(node, path, f"{text!r} is not a {kind}") from error
+            raise self.error(node, path, f"{shortened(repr(text))} is not a {kind}") from error
         raise self.bad_tag(node, path)
 
     def bad_tag(self, node: yaml.Node, path: KeyPath) -> ConfigError:
-        return self.error(node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed; write plain values")
+        return self.error(
+            node, path, f"the tag {shortened(node.tag.replace(_TAG, '!!'))} is not allowed; write plain values"
+        )
 
     def number(self, node: yaml.ScalarNode, path: KeyPath) -> float:
         text = node.value.lower()
         number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
         if not math.isfinite(number):
-            raise self.error(node, path, f"{node.value} is not allowed; numbers are finite")
+            raise self.error(node, path, f"{shortened(node.value)} is not allowed; numbers are finite")
         return number
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Known, Section
 
 if TYPE_CHECKING:
     from workflow_lib.shards import Source
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 class Params(Section):
     """No settings."""
+
+
+def known(params: Params) -> Known:
+    """All there is to know."""
+    return Known("images", size=(8, 8), classes=10, samples=1797)
 
 
 def open_source(params: Params, root: Path) -> Source:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
+from workflow_lib.plugins import Known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,11 @@ class Params(Checksums):
     def shape(self) -> Size | None:
         """Height and width."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def known(params: Params) -> Known:
+    """Images, of the size that they get."""
+    return Known("images", size=params.shape)
 
 
 def open_source(params: Params, root: Path) -> Source:

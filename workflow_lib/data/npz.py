@@ -16,6 +16,7 @@ from pydantic import Field
 
 from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
+from workflow_lib.plugins import Known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,11 @@ class Params(Checksums):
 
     path: Path = Field(description="the npz file, relative to the project's root")
     classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null numbers them")
+
+
+def known(params: Params) -> Known:
+    """Images, and how many classes where they have names."""
+    return Known("images", classes=len(params.classes) if params.classes else None)
 
 
 def open_source(params: Params, root: Path) -> Source:

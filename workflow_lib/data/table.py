@@ -20,7 +20,7 @@ from pydantic import Field
 
 from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Task
+from workflow_lib.plugins import Known, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,11 @@ class Params(Checksums):
 def task(params: Params) -> Task:
     """What is learnt from the file."""
     return params.task
+
+
+def known(params: Params) -> Known:
+    """Rows of a table."""
+    return Known("tables")
 
 
 def open_source(params: Params, root: Path) -> Source:

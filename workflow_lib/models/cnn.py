@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Inputs, Section
 
 if TYPE_CHECKING:
     from torch import nn
 
     from workflow_lib.shards import ModelSpec
 
+TAKES: tuple[Inputs, ...] = ("images",)
+
 
 class Params(Section):
     """Width and depth of the network."""
 
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    channels: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (32, 64), min_length=1, description="channels of each block; a block halves height and width"
     )
     batch_norm: bool = Field(True, description="normalise after each convolution")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Inputs, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 BLOCKS = {"small": (2, 2, 2), "18": (2, 2, 2, 2)}
 WIDTHS = {"small": 32, "18": 64}
 SMALL = 64  # pixels: up to here `stem: auto` keeps the resolution
+TAKES: tuple[Inputs, ...] = ("images",)
 
 
 class Params(Section):
     """Depth, width and what normalises."""
 
     size: Literal["small", "18"] = Field("small", description="number of layers: small has 14")
-    width: int | None = Field(None, ge=1, description="channels of the first stage; null: 32 in small, 64 in 18")
+    width: int | None = Field(
+        None, ge=1, le=1_000_000, description="channels of the first stage; null: 32 in small, 64 in 18"
+    )
     norm: Literal["batch", "group"] = Field(
         "batch", description="over the batch, or, where few samples are computed at once, over groups of channels"
     )

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Inputs, Section
 
 if TYPE_CHECKING:
     from torch import nn
 
     from workflow_lib.shards import ModelSpec
 
+TAKES: tuple[Inputs, ...] = ("tables",)
+
 
 class Params(Section):
     """Sizes of the layers, and what lies between them."""
 
-    embedding: int = Field(8, ge=1, description="numbers that stand for a category")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 64), description="units of each hidden layer")
+    embedding: int = Field(8, ge=1, le=1_000_000, description="numbers that stand for a category")
+    hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
+        (128, 64), description="units of each hidden layer"
+    )
     activation: Literal["relu", "gelu", "silu", "tanh"] = Field("relu", description="after each hidden layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="part of the hidden units dropped in training")
 

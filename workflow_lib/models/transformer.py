@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, ValidationInfo, field_validator
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Inputs, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     from workflow_lib.shards import ModelSpec
 
 STD = 0.02  # of first weights, as in GPT-2
+TAKES: tuple[Inputs, ...] = ("texts",)
 
 
 class Params(Section):
     """Sizes."""
 
-    layers: int = Field(4, ge=1, description="blocks, one after the other")
-    width: int = Field(128, ge=1, description="numbers that stand for a token")
-    heads: int = Field(4, ge=1, description="parts of the width that attend by themselves; they must divide it")
+    layers: int = Field(4, ge=1, le=10_000, description="blocks, one after the other")
+    width: int = Field(128, ge=1, le=1_000_000, description="numbers that stand for a token")
+    heads: int = Field(
+        4, ge=1, le=1_000_000, description="parts of the width that attend by themselves; they must divide it"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="part of the numbers dropped in training, in four places")
     tied: bool = Field(True, description="a token is recognised by the numbers that stand for it")
 
