@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     manifest = prepare(folder, SAMPLES, shard_samples=1024)
     trainer = trained(manifest, folder, Control(1), workspace="large", hidden=8, training=training, in_memory=False)
     held = refused(lambda: shards.load_split(manifest, "train", folder / "work", in_memory=True))
-    steps = trainer.state.cursor.step
+    steps = trainer.state.progress.cursor.step
     print(json.dumps({"room": ROOM, "steps": steps, "refused in one shard": in_one, "refused in memory": held}))
 
 

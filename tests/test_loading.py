@@ -214,7 +214,7 @@ class StopsAt(Control):
 def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
     held = trained(manifest, tmp_path, Control(1), workspace="memory", in_memory=True)
-    assert held.state.cursor.step == 2 * (59 // 16)
+    assert held.state.progress.cursor.step == 2 * (59 // 16)
     for workers in (0, 3):
         mapped = trained(manifest, tmp_path, Control(1), workspace=f"{workers}", in_memory=False, workers=workers)
         assert _bits(mapped) == _bits(held)
@@ -228,20 +228,20 @@ def test_a_training_from_shards_goes_on_where_one_from_memory_stopped(
     manifest = prepared(images(), shard_samples=7)
     whole = trained(manifest, tmp_path, Control(1), workspace="whole", in_memory=True)
     stopped = trained(manifest, tmp_path, StopsAt(stop), workspace="parts", in_memory=False, workers=2)
-    assert stopped.state.cursor.step == stop
+    assert stopped.state.progress.cursor.step == stop
     assert threads() == []
     stopped = trained(manifest, tmp_path, StopsAt(stop + 1), workspace="parts", in_memory=True)
-    assert stopped.state.cursor.step == stop + 1
+    assert stopped.state.progress.cursor.step == stop + 1
     assert _bits(trained(manifest, tmp_path, Control(1), workspace="parts", in_memory=False)) == _bits(whole)
 
 
 def _bits(trainer: Trainer) -> dict[str, Any]:
     tensors = {
         f"{group}.{name}": one.detach().numpy().tobytes()
-        for group, named in trainer.tensors().items()
+        for group, named in trainer.state.tensors().items()
         for name, one in named.items()
     }
-    return {**tensors, "history": trainer.state.history}
+    return {**tensors, "history": trainer.state.progress.history}
 
 
 def test_data_larger_than_the_memory_is_prepared_and_trained_on(tmp_path: Path) -> None:

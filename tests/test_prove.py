@@ -17,10 +17,11 @@ import sklearn.datasets  # noqa: F401  (imported once here, not in each forked p
 import torch
 
 from tests.resume.warm import ROOT, until
-from workflow_lib import config, prove, training
+from workflow_lib import config, prove, sampling
+from workflow_lib import state as room
 from workflow_lib.config import Experiment
 from workflow_lib.runtime.lease import is_alive
-from workflow_lib.training import Trainer
+from workflow_lib.state import State
 
 EXPERIMENT = """
 name: proof
@@ -105,55 +106,55 @@ def test_an_exact_run_is_found_exact_and_leaves_nothing_behind(project: Path) ->
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def forgets(name: str, forget: Callable[[Trainer], Any]) -> Plant:
+def forgets(name: str, forget: Callable[[State], Any]) -> Plant:
     """A restore after which something is forgotten."""
-    restore = Trainer._restore
+    restore = State._restore
 
-    def forgetful(self: Trainer, *loaded: Any) -> None:
+    def forgetful(self: State, *loaded: Any) -> None:
         restore(self, *loaded)
         forget(self)
 
-    return lambda patch: patch.setattr(Trainer, "_restore", forgetful)
+    return lambda patch: patch.setattr(State, "_restore", forgetful)
 
 
 def without_generator(name: str) -> Plant:
-    original = training.restore_rng
+    original = room.restore_rng
 
     def restore(state: dict[str, torch.Tensor]) -> None:
-        now = training.capture_rng(torch.device("cpu"))
+        now = room.capture_rng(torch.device("cpu"))
         original({**state, name: now[name]})
 
-    return lambda patch: patch.setattr(training, "restore_rng", restore)
+    return lambda patch: patch.setattr(room, "restore_rng", restore)
 
 
-def set_cursor(**changes: int) -> Callable[[Trainer], None]:
-    def change(trainer: Trainer) -> None:
+def set_cursor(**changes: int) -> Callable[[State], None]:
+    def change(state: State) -> None:
         for name, by in changes.items():
-            setattr(trainer.state.cursor, name, getattr(trainer.state.cursor, name) + by)
+            setattr(state.progress.cursor, name, getattr(state.progress.cursor, name) + by)
 
     return change
 
 
-def forget_moments(trainer: Trainer) -> None:
-    for state in trainer._optimizer.state.values():
-        state["exp_avg"].zero_()
+def forget_moments(state: State) -> None:
+    for moments in state.optimizer.state.values():
+        moments["exp_avg"].zero_()
 
 
-def forget_average(trainer: Trainer) -> None:
-    assert trainer._ema is not None
-    for value in trainer._ema.values():
+def forget_average(state: State) -> None:
+    assert state.ema is not None
+    for value in state.ema.values():
         value.zero_()
 
 
-def reset_buffers(trainer: Trainer) -> None:
-    for name, buffer in trainer._model.named_buffers():
+def reset_buffers(state: State) -> None:
+    for name, buffer in state.model.named_buffers():
         if name.endswith("running_mean"):
             buffer.zero_()
 
 
 def random_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        training, "epoch_order", lambda seed, epoch, n: torch.tensor(random.SystemRandom().sample(range(n), n))
+        sampling, "epoch_order", lambda seed, epoch, n: torch.tensor(random.SystemRandom().sample(range(n), n))
     )
 
 
@@ -170,22 +171,22 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
         {"model": "cnn", "params": "{channels: [4]}"},
         "model",
     ),
-    "metric sums": (forgets("sums", lambda t: t._loss_sum.zero_()), {}, "loss"),
-    "best weights": (forgets("best", lambda t: t._best.clear()), {"lr": "0.5"}, "best"),
-    "best metric": (forgets("best", lambda t: setattr(t.state, "best", None)), {}, "state"),
-    "curve": (forgets("curve", lambda t: t.state.history.clear()), {}, "state"),
+    "metric sums": (forgets("sums", lambda s: s.loss_sum.zero_()), {}, "loss"),
+    "best weights": (forgets("best", lambda s: s.best.clear()), {"lr": "0.5"}, "best"),
+    "best metric": (forgets("best", lambda s: setattr(s.progress, "best", None)), {}, "state"),
+    "curve": (forgets("curve", lambda s: s.progress.history.clear()), {}, "state"),
     "early-stopping counters": (
-        forgets("counters", lambda t: setattr(t.state, "watched", None)),
+        forgets("counters", lambda s: setattr(s.progress, "watched", None)),
         {"more": ", early_stopping: {metric: val_loss, patience: 9}"},
         "state",
     ),
     "plateau": (
-        forgets("plateau", lambda t: setattr(t.state.plateau, "best", None)),
+        forgets("plateau", lambda s: setattr(s.progress.plateau, "best", None)),
         {"schedule": "{name: plateau, patience: 1}"},
         "state",
     ),
     "scaler": (
-        forgets("scaler", lambda t: t._scaler.load_state_dict({**t._scaler.state_dict(), "scale": 8.0})),
+        forgets("scaler", lambda s: s.scaler.load_state_dict({**s.scaler.state_dict(), "scale": 8.0})),
         {"precision": "fp16"},
         "loss|model|optimizer|state",
     ),

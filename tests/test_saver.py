@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.crash import SURVIVED, run_forked
-from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import SaveError, WorkspaceBusy
 from workflow_lib.faults import FileFault
 from workflow_lib.saver import MAX_INTERVAL_S, MIN_INTERVAL_S, Saver, auto_interval_s
@@ -59,7 +59,7 @@ def loaded(directory: Path) -> tuple[int, float, dict[str, Any]]:
 def test_what_changes_after_the_start_is_not_in_the_save(tmp_path: Path) -> None:
     gate = Gate()
     mine, weights, state = saver(store(tmp_path, gate)), groups(1.0), {"step": 1}
-    mine.start(1, weights, {}, state, {})
+    mine.start(Snapshot(1, weights, state), {})
     assert gate.asked.wait(10)
     weights["model"]["w"].fill_(2.0)
     state["step"] = 2
@@ -73,7 +73,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
     mine = saver(store(tmp_path, gate), interval_steps=1)
     mine.begin_at(0, None)
     assert mine.is_due(1)
-    mine.start(1, groups(1.0), {}, {}, {})
+    mine.start(Snapshot(1, groups(1.0), {}), {})
     assert gate.asked.wait(10)
     assert not mine.is_due(9)
     gate.is_open.set()
@@ -84,7 +84,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
 def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     for step in (1, 2):
-        mine.start(step, groups(float(step)), {}, {}, {})
+        mine.start(Snapshot(step, groups(float(step)), {}), {})
         mine.wait()
         places = {key: buffer.data_ptr() for key, buffer in mine._buffers.items()}
         if step == 1:
@@ -96,16 +96,16 @@ def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
 def test_a_save_that_was_begun_in_inference_mode_spoils_no_later_one(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     with torch.inference_mode(), torch.inference_mode(False):
-        mine.start(1, groups(1.0), {}, {}, {})
-    mine.start(2, groups(2.0), {}, {}, {})
+        mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(2, groups(2.0), {}), {})
     mine.wait()
     assert loaded(tmp_path)[0] == 2
 
 
 def test_tensors_that_take_another_shape_are_copied_too(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
-    mine.start(1, groups(1.0), {}, {}, {})
-    mine.start(2, {"model": {"w": torch.full((7, 2), 3.0)}}, {}, {}, {})
+    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(2, {"model": {"w": torch.full((7, 2), 3.0)}}, {}), {})
     mine.wait()
     found = store(tmp_path).load_latest()
     assert found is not None and found[1]["model"]["w"].shape == (7, 2)
@@ -121,7 +121,7 @@ def test_a_save_is_due_after_the_steps_or_the_seconds_that_were_asked_for(tmp_pa
     assert not by_time.is_due(19)
     now = 130.0
     assert by_time.is_due(11)
-    by_time.start(11, groups(1.0), {}, {}, {})
+    by_time.start(Snapshot(11, groups(1.0), {}), {})
     by_time.wait()
     assert not by_time.is_due(12)
 
@@ -131,11 +131,11 @@ def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_mad
 ) -> None:
     def work() -> None:
         mine = saver(store(tmp_path), interval_steps=2)
-        mine.start(1, groups(1.0), {}, {}, {})
+        mine.start(Snapshot(1, groups(1.0), {}), {})
         mine.wait()
         for step in (3, 5):
             assert mine.is_due(step)
-            mine.start(step, groups(float(step)), {}, {}, {})
+            mine.start(Snapshot(step, groups(float(step)), {}), {})
             mine.wait()
             assert not mine.is_due(step + 1)
             assert mine.latest is not None and mine.latest.step == {3: 1, 5: 5}[step]
@@ -151,9 +151,9 @@ def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_mad
 def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) -> None:
     def work() -> None:
         mine = saver(store(tmp_path))
-        mine.start(1, groups(1.0), {}, {}, {})
+        mine.start(Snapshot(1, groups(1.0), {}), {})
         with pytest.raises(SaveError, match="step 2.*Input/output error"):
-            mine.finish(2, groups(2.0), {}, {}, {})
+            mine.finish(Snapshot(2, groups(2.0), {}), {})
 
     fault = FileFault("EIO", f"{tmp_path}/*/.tmp-step-000000000002*", operation="fsync", rank=-1, times=0)
     assert run_forked(work, [fault]) == SURVIVED
@@ -162,8 +162,8 @@ def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) ->
 
 def test_the_last_save_waits_for_the_one_under_way(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
-    mine.start(1, groups(1.0), {}, {}, {})
-    last = mine.finish(2, groups(2.0), {}, {}, {})
+    mine.start(Snapshot(1, groups(1.0), {}), {})
+    last = mine.finish(Snapshot(2, groups(2.0), {}), {})
     assert (last.serial, mine.saves) == (1, 2)
     assert loaded(tmp_path)[:2] == (2, 2.0)
 
@@ -171,20 +171,20 @@ def test_the_last_save_waits_for_the_one_under_way(tmp_path: Path) -> None:
 def test_a_takeover_that_a_save_in_the_background_finds_ends_the_training(tmp_path: Path) -> None:
     mine = saver(store(tmp_path, lambda: False))
     mine.begin_at(0, None)
-    mine.start(1, groups(1.0), {}, {}, {})
+    mine.start(Snapshot(1, groups(1.0), {}), {})
     with pytest.raises(WorkspaceBusy):
         mine.wait()
     assert mine.is_due(1)
     for end in (mine.start, mine.finish):
         with pytest.raises(WorkspaceBusy):
-            end(2, groups(2.0), {}, {}, {})
+            end(Snapshot(2, groups(2.0), {}), {})
     assert not os.listdir(tmp_path / "checkpoints")
 
 
 def test_the_cost_of_saves_is_measured(tmp_path: Path) -> None:
     ticks = iter(range(1000))
     mine = saver(store(tmp_path), lambda: float(next(ticks)))
-    mine.start(1, groups(1.0), {}, {}, {})
+    mine.start(Snapshot(1, groups(1.0), {}), {})
     mine.wait()
     assert mine.saves == 1
     assert mine.blocked_s > 0

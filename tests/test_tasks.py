@@ -9,7 +9,7 @@ from torch.nn import functional
 from workflow_lib.config.parts import METRICS, Training
 from workflow_lib.errors import ConfigError
 from workflow_lib.shards import ModelSpec
-from workflow_lib.tasks import Classification, Language, Regression, Task, balanced_order, build, class_weights
+from workflow_lib.tasks import Classification, Language, Regression, Task, build, class_weights
 
 BATCH = 12
 CPU = torch.device("cpu")
@@ -111,15 +111,3 @@ def test_a_list_of_weights_must_have_one_for_each_class() -> None:
     assert class_weights([1.0, 2.0], (3, 4)) == [1.0, 2.0]
     with pytest.raises(ConfigError, match="training.class_weights: 2 weights; the data has 3 classes"):
         class_weights([1.0, 2.0], (3, 4, 5))
-
-
-def test_a_balanced_order_draws_all_classes_equally_often_and_is_a_function_of_seed_and_epoch() -> None:
-    targets = torch.tensor([0] * 900 + [2] * 80 + [1] * 20)[torch.randperm(1000)]
-    order = balanced_order(5, 3, targets)
-    assert order.shape == targets.shape
-    drawn = torch.bincount(targets[order])
-    assert ((drawn > 270) & (drawn < 400)).all()
-    assert len(order[targets[order] == 1].unique()) == 20
-    assert torch.equal(order, balanced_order(5, 3, targets))
-    assert not torch.equal(order, balanced_order(5, 4, targets))
-    assert not torch.equal(order, balanced_order(6, 3, targets))

@@ -9,9 +9,7 @@ Images are [B, channels, height, width], normalised. They are turned, flipped an
 noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that:
 
     inputs, mixed = augmented(section, split, inputs, rows, seed=seed, epoch=epoch)
-    if mixed is not None:
-        their_targets, pairs = mixed
-        loss = (pairs.weights * losses(outputs, targets) + (1 - pairs.weights) * losses(outputs, their_targets)).mean()
+    loss = task.loss(outputs, targets) if mixed is None else task.mixed_loss(outputs, targets, *mixed)
 """
 
 from __future__ import annotations
@@ -85,8 +83,8 @@ def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
 
 def augmented(
     section: Augment, split: Split | MappedSplit, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int
-) -> tuple[Tensor, tuple[Tensor, Mixing] | None]:
-    """The split's inputs of these rows as an epoch has them; where pairs are mixed, their partners' targets and how."""
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The split's inputs of these rows as an epoch has them; of pairs also their partners' targets and own weights."""
     rows = rows.to(inputs.device)
     inputs = augment(section, inputs, rows, seed=seed, epoch=epoch)
     if not is_mixing(section):
@@ -94,7 +92,8 @@ def augmented(
     size = (inputs.shape[2], inputs.shape[3])
     pairs = mixing(section, rows, seed=seed, epoch=epoch, samples=len(split), size=size)
     others, targets = split.batch(pairs.partners)
-    return mix(inputs, augment(section, others, pairs.partners, seed=seed, epoch=epoch), pairs), (targets, pairs)
+    others = augment(section, others, pairs.partners, seed=seed, epoch=epoch)
+    return mix(inputs, others, pairs), (targets, pairs.weights)
 
 
 def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int) -> Tensor:

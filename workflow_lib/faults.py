@@ -129,7 +129,7 @@ def install(faults: Sequence[Fault | FileFault], seen_operation: Callable[[str, 
     def at_point(point: str, *given: Any) -> None:
         nonlocal step
         if point == "commit":
-            step = given[0].state.cursor.step
+            step = given[0].progress.cursor.step
         for fault in seen:
             if not isinstance(fault, Fault) or (fault.point, fault.rank) != (point, _rank()):
                 continue

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from workflow_lib.config import Experiment
-    from workflow_lib.training import Trainer
+    from workflow_lib.state import State
 
 ORDER = ("samples", "inputs", "generators", "loss", "model", "optimizer", "ema", "state")
 POINTS = ("fetch", "forward", "backward", "optimizer", "stepped", "commit", "poll", "save")
@@ -259,19 +259,19 @@ class Tracer:
                 self._samples = _chain(self._samples, rows)
             case ("forward", inputs):
                 self._inputs = _chain(self._inputs, inputs)
-            case ("commit", trainer):
-                self._write(trainer)
+            case ("commit", state):
+                self._write(state)
                 self._samples = self._inputs = None
 
-    def _write(self, trainer: Trainer) -> None:
-        groups = trainer.tensors()
-        rank = trainer.ranks.rank
+    def _write(self, state: State) -> None:
+        groups = state.tensors()
+        rank = state.ranks.rank
         line = {
-            "step": trainer.state.cursor.step,
+            "step": state.progress.cursor.step,
             "rank": rank,
             "samples": self._samples.hexdigest(),
             "inputs": self._inputs.hexdigest(),
-            "state": hashlib.blake2b(json.dumps(trainer.record(), sort_keys=True).encode(), digest_size=8).hexdigest(),
+            "state": hashlib.blake2b(json.dumps(state.record(), sort_keys=True).encode(), digest_size=8).hexdigest(),
             **{name: _digest(tensors) for name, tensors in groups.items()},
         }
         with (self._folder / f"trace-{rank}.jsonl").open("a") as file:

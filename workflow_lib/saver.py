@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -26,7 +27,6 @@ MIN_INTERVAL_S = 10.0
 MAX_INTERVAL_S = 600.0
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
-Offsets = Mapping[str, Mapping[str, list[int]]]
 
 
 def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
@@ -78,27 +78,19 @@ class Saver:
             return step - self._saved_step >= self._interval_steps
         return self._clock() - self._started_at >= self._seconds()
 
-    def start(
-        self,
-        step: int,
-        tensors: Groups,
-        kept: Groups,
-        state: Mapping[str, Any],
-        about: Mapping[str, Any],
-        offsets: Offsets | None = None,
-    ) -> None:
-        """A save is under way. ``tensors`` will change and are copied; ``kept`` are never written to again.
+    def start(self, snapshot: Snapshot, kept: Groups) -> None:
+        """A save is under way. The tensors of the snapshot will change and are copied; ``kept`` stay as they are.
 
         Raises WorkspaceBusy when the save before this one found that another attempt took over.
         """
         self.wait()
         begun = self._clock()
         sys.audit("everstep", "copy")
-        copies = self._copy(tensors)
+        copies = self._copy(snapshot.tensors)
         sys.audit("everstep", "copied")
-        snapshot = Snapshot(step, {**copies, **kept}, dict(state), dict(about), offsets or {})
+        snapshot = replace(snapshot, tensors={**copies, **kept}, state=dict(snapshot.state))
         copied = self._copied
-        self._started_at, self._saved_step = begun, step
+        self._started_at, self._saved_step = begun, snapshot.step
         self.thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
         self.thread.start()
         self.saves += 1
@@ -120,21 +112,14 @@ class Saver:
         if self._refused is not None:
             raise self._refused
 
-    def finish(
-        self,
-        step: int,
-        tensors: Groups,
-        kept: Groups,
-        state: Mapping[str, Any],
-        about: Mapping[str, Any],
-        offsets: Offsets | None = None,
-    ) -> Checkpoint | None:
-        """The state, durable, before this returns. Raises SaveError when the disk refuses."""
+    def finish(self, snapshot: Snapshot, kept: Groups) -> Checkpoint | None:
+        """The same, durable before this returns. Raises SaveError when the disk refuses."""
         self.wait()
-        cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors.items()}
+        tensors = snapshot.tensors.items()
+        cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors}
         begun = self._clock()
-        self.latest = self._store.publish(Snapshot(step, {**cpu, **kept}, dict(state), dict(about), offsets or {}))
-        self._saved_step = step
+        self.latest = self._store.publish(replace(snapshot, tensors={**cpu, **kept}))
+        self._saved_step = snapshot.step
         self.saves += 1
         self.blocked_s += self._clock() - begun
         return self.latest

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
     from workflow_lib.config.parts import Training
@@ -43,6 +42,11 @@ class Task(ABC):
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each sample, whose mean is `loss`."""
+
+    def mixed_loss(self, outputs: Tensor, targets: Tensor, others: Tensor, weights: Tensor) -> Tensor:
+        """The mean loss of samples that were mixed with others: each has its weight in its own, the other the rest."""
+        mine, theirs = self.losses(outputs, targets), self.losses(outputs, others)
+        return (weights * mine + (1 - weights) * theirs).mean()
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -168,15 +172,6 @@ def class_weights(setting: Literal["balanced"] | Sequence[float] | None, counts:
             f"training.class_weights: {len(setting)} weights; the data has {len(counts)} classes, and each needs one"
         )
     return [float(weight) for weight in setting]
-
-
-def balanced_order(seed: int, epoch: int, targets: Tensor) -> Tensor:
-    """As many samples as there are, drawn with replacement, each class equally often; a function of seed and epoch."""
-    generator = torch.Generator().manual_seed(derive(seed, "balanced order", epoch))
-    counts = torch.bincount(targets)
-    drawn = torch.randint(len(counts), targets.shape, generator=generator)
-    places = (torch.rand(targets.shape, generator=generator, dtype=torch.float64) * counts[drawn]).long()
-    return torch.argsort(targets, stable=True)[(counts.cumsum(0) - counts)[drawn] + places]
 
 
 def _summed(loss: Tensor, other: Tensor, count: int) -> Tensor:

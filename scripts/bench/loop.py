@@ -223,7 +223,7 @@ def everstep(case: Case, data: Split, folder: Path) -> Epoch:
     trainer.enter()
 
     def epoch() -> None:
-        cursor = trainer.state.cursor
+        cursor = trainer.state.progress.cursor
         cursor.phase, cursor.sample = "train", 0
         trainer.train_epoch()
 

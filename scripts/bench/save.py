@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.runtime.threads import keep_freed_memory, set_threads
 from workflow_lib.saver import Saver
 
@@ -76,7 +76,7 @@ def measure(millions: float, rounds: int, folder: Path) -> None:
             for name, one in named.items():
                 copies[group][name].copy_(one)
         after_copy = time.perf_counter()
-        saver.start(turn, state, {}, {}, {})
+        saver.start(Snapshot(turn, state, {}), {})
         after_start = time.perf_counter()
         during = step_times(60.0, until=saver.thread)
         saver.wait()

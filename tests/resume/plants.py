@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
-from workflow_lib import training
+from workflow_lib import curve
+from workflow_lib import state as room
+from workflow_lib.curve import Curve
+from workflow_lib.divergence import Divergence
 from workflow_lib.hooks import Hooks
 from workflow_lib.optim import Plateau
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.shards import store
+from workflow_lib.state import State
 from workflow_lib.tasks import Classification
 from workflow_lib.training import Trainer
 
@@ -27,7 +31,7 @@ def the_rank_leaves() -> None:
     """The only rank ends in its third step as if nothing were wrong."""
 
     def leave(self: Trainer, *_: Any) -> None:
-        if self.state.cursor.step == 2:
+        if self.state.progress.cursor.step == 2:
             os._exit(0)
         step(self, *_)
 
@@ -48,8 +52,8 @@ def samples_are_written() -> None:
     step = Trainer._step
 
     def watched(self: Trainer, order: Any, *others: Any) -> None:
-        epoch, at = self.state.cursor.epoch, self.state.cursor.sample
-        mine = [row for start, stop in self._windows for row in order[at + start : at + stop].tolist()]
+        epoch, at = self.state.progress.cursor.epoch, self.state.progress.cursor.sample
+        mine = [row for start, stop in self._sampling.windows for row in order[at + start : at + stop].tolist()]
         step(self, order, *others)
         with open(f"samples-{self.ranks.rank}.txt", "a") as file:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
@@ -76,14 +80,14 @@ def a_loss_is_infinite() -> None:
 def a_loss_of_rank_one_is_infinite() -> None:
     """The same on rank 1 alone; rank 0 comes later, so that it is rank 1 that is heard."""
     _spoil_loss(lambda loss: loss / 0 if torch.distributed.get_rank() == 1 else loss)
-    watch = Trainer._watch
+    watch = Divergence.watch
 
-    def slow(self: Trainer, *arguments: Any) -> None:
-        if self.ranks.rank == 0 and self.state.cursor.step == 19:
+    def slow(self: Divergence, *arguments: Any) -> None:
+        if self._state.ranks.rank == 0 and self._state.progress.cursor.step == 19:
             time.sleep(1)
         watch(self, *arguments)
 
-    Trainer._watch = slow  # type: ignore[method-assign]
+    Divergence.watch = slow  # type: ignore[method-assign]
 
 
 def a_gradient_is_not_a_number() -> None:
@@ -94,13 +98,13 @@ def a_gradient_is_not_a_number() -> None:
 def a_gradient_is_not_a_number_on_a_device() -> None:
     """The same, where the training would have to wait for the device to see it."""
     a_gradient_is_not_a_number()
-    build = Trainer._build
+    begin = Divergence.__init__
 
-    def far_away(self: Trainer, spec: Any) -> None:
-        build(self, spec)
+    def far_away(self: Divergence, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
         self._waits_for_device = True
 
-    Trainer._build = far_away  # type: ignore[method-assign]
+    Divergence.__init__ = far_away  # type: ignore[method-assign]
 
 
 def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -108,7 +112,7 @@ def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
     reached: list[int] = []
 
     def numbered(self: Trainer, *arguments: Any) -> None:
-        reached[:] = [self.state.cursor.step + 1]
+        reached[:] = [self.state.progress.cursor.step + 1]
         step(self, *arguments)
 
     def spoilt(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -123,7 +127,7 @@ def _in_step(number: int, act: Callable[[], object]) -> None:
     step = Trainer._step
 
     def struck(self: Trainer, order: Any, *others: Any) -> None:
-        if self.ranks.rank == 1 and self.state.cursor.step == number:
+        if self.ranks.rank == 1 and self.state.progress.cursor.step == number:
             act()
         step(self, order, *others)
 
@@ -135,61 +139,61 @@ def _in_step(number: int, act: Callable[[], object]) -> None:
 
 def without_model() -> None:
     """Weights and buffers stay those of a new model."""
-    _restore_instead(model=lambda trainer, saved: _copies(trainer._parallel.state()))
+    _restore_instead(model=lambda state, saved: _copies(state.parallel.state()))
 
 
 def without_buffers() -> None:
     """Running means and variances stay those of a new model."""
-    _restore_instead(model=lambda trainer, saved: {**saved, **_copies(dict(trainer._model.named_buffers()))})
+    _restore_instead(model=lambda state, saved: {**saved, **_copies(dict(state.model.named_buffers()))})
 
 
 def without_moments() -> None:
     """The optimizer starts anew."""
-    _restore_instead(optimizer=lambda trainer, saved: {name: one * 0 for name, one in saved.items()})
+    _restore_instead(optimizer=lambda state, saved: {name: one * 0 for name, one in saved.items()})
 
 
 def without_ema() -> None:
     """The average starts from the weights of a new model."""
-    _restore_instead(ema=lambda trainer, saved: _copies(trainer._ema))
+    _restore_instead(ema=lambda state, saved: _copies(state.ema))
 
 
 def without_best_weights() -> None:
     """What was best is forgotten."""
-    _after_restoring(lambda trainer: trainer._best.clear())
+    _after_restoring(lambda state: state.best.clear())
 
 
 def without_best_metric() -> None:
     """How good the best was is forgotten."""
-    _after_restoring(lambda trainer: setattr(trainer.state, "best", None))
+    _after_restoring(lambda state: setattr(state.progress, "best", None))
 
 
 def without_plateau() -> None:
     """Reduce-on-plateau starts anew."""
-    _after_restoring(lambda trainer: setattr(trainer.state, "plateau", Plateau()))
+    _after_restoring(lambda state: setattr(state.progress, "plateau", Plateau()))
 
 
 def without_patience() -> None:
     """Early stopping counts anew."""
 
-    def forget(trainer: Trainer) -> None:
-        trainer.state.watched, trainer.state.bad_epochs = None, 0
+    def forget(state: State) -> None:
+        state.progress.watched, state.progress.bad_epochs = None, 0
 
     _after_restoring(forget)
 
 
 def without_validation() -> None:
     """The sums of the validation batches done are forgotten."""
-    _after_restoring(lambda trainer: trainer.state.validation.update(loss=0.0, correct=0.0))
+    _after_restoring(lambda state: state.progress.validation.update(loss=0.0, correct=0.0))
 
 
 def without_loss_sum() -> None:
     """The loss of the steps done in this epoch is forgotten."""
-    _after_restoring(lambda trainer: trainer._loss_sum.zero_())
+    _after_restoring(lambda state: state.loss_sum.zero_())
 
 
 def without_sample() -> None:
     """The last batch is drawn again."""
-    _after_restoring(lambda trainer: _move_back(trainer))
+    _after_restoring(_move_back)
 
 
 def without_scaler() -> None:
@@ -220,52 +224,55 @@ def without_torch() -> None:
 def without_metrics() -> None:
     """The metrics file is only ever appended to."""
 
-    def append(self: Trainer) -> None:
-        if self._progress is None:
-            return  # it would be mended here
-        with self._metrics_file.open("ab") as file:
-            file.write(self._metrics().splitlines(keepends=True)[-1])
+    entered: list[Curve] = []
 
-    Trainer._keep_metrics = append  # type: ignore[method-assign]
-    Trainer._seal_metrics = lambda self: None  # type: ignore[method-assign]
+    def append(self: Curve, history: curve.Rows) -> None:
+        if self not in entered:
+            entered.append(self)  # it would be mended here
+            return
+        with self._path.open("ab") as file:
+            file.write(curve.lines(history[-1:]))
+
+    Curve.keep = append  # type: ignore[method-assign]
+    Curve.seal = lambda self, history: None  # type: ignore[method-assign]
 
 
 def without_sealed_metrics() -> None:
     """The curve on disk is not synced before the run is sealed."""
-    Trainer._seal_metrics = lambda self: None  # type: ignore[method-assign]
+    Curve.seal = lambda self, history: None  # type: ignore[method-assign]
 
 
-def _restore_instead(**parts: Callable[[Trainer, dict[str, Any]], dict[str, Any]]) -> None:
-    restore = Trainer._restore
+def _restore_instead(**parts: Callable[[State, dict[str, Any]], dict[str, Any]]) -> None:
+    restore = State._restore
 
-    def partly(self: Trainer, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+    def partly(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
         changed = {name: part(self, tensors[name]) for name, part in parts.items()}
         restore(self, {**tensors, **changed}, record, about)
 
-    Trainer._restore = partly  # type: ignore[method-assign]
+    State._restore = partly  # type: ignore[method-assign]
 
 
-def _after_restoring(act: Callable[[Trainer], object]) -> None:
-    restore = Trainer._restore
+def _after_restoring(act: Callable[[State], object]) -> None:
+    restore = State._restore
 
-    def spoilt(self: Trainer, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+    def spoilt(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
         restore(self, tensors, record, about)
         act(self)
 
-    Trainer._restore = spoilt  # type: ignore[method-assign]
+    State._restore = spoilt  # type: ignore[method-assign]
 
 
 def _restore_generators_but(name: str) -> None:
-    restore = training.restore_rng
+    restore = room.restore_rng
 
     def partly(state: dict[str, torch.Tensor]) -> None:
         restore({**state, name: capture_rng(torch.device("cpu"))[name]})
 
-    training.restore_rng = partly
+    room.restore_rng = partly
 
 
-def _move_back(trainer: Trainer) -> None:
-    trainer.state.cursor.sample -= trainer.run.training.batch_size
+def _move_back(state: State) -> None:
+    state.progress.cursor.sample -= state._run.training.batch_size
 
 
 def _copies(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
