@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from workflow_lib import config, plan, shards, tasks
+from workflow_lib import config, plan, shards
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.plugins import Section
 from workflow_lib.runtime.control import Control
@@ -20,7 +20,8 @@ from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks
 from workflow_lib.saver import Saver
 from workflow_lib.shards import Feature, Manifest, Source
-from workflow_lib.training import Trainer
+from workflow_lib.training import tasks
+from workflow_lib.training.loop import Trainer
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.integers(0, 5, (60, 8)).astype(np.int32)

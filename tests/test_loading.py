@@ -22,7 +22,7 @@ from workflow_lib.errors import DataError
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.ranks import Ranks
 from workflow_lib.shards import Manifest, MappedSplit, Split, loading
-from workflow_lib.training import Trainer
+from workflow_lib.training.loop import Trainer
 
 __all__ = ["prepared"]
 

@@ -17,10 +17,10 @@ from workflow_lib import checkpoint, parallel
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.config.parts import SGD, AdamW, Lion
 from workflow_lib.errors import ConfigError
-from workflow_lib.optim import build_optimizer
 from workflow_lib.parallel import Parallel
 from workflow_lib.parallel.sharding import Sharded, units
 from workflow_lib.runtime.ranks import Peers, Ranks
+from workflow_lib.training.optim import build_optimizer
 
 CPU = torch.device("cpu")
 SAMPLES = 24

@@ -17,11 +17,12 @@ import sklearn.datasets  # noqa: F401  (imported once here, not in each forked p
 import torch
 
 from tests.resume.warm import ROOT, until
-from workflow_lib import config, prove, sampling
-from workflow_lib import state as room
+from workflow_lib import config, prove
 from workflow_lib.config import Experiment
 from workflow_lib.runtime.lease import is_alive
-from workflow_lib.state import State
+from workflow_lib.training import sampling
+from workflow_lib.training import state as room
+from workflow_lib.training.state import State
 
 EXPERIMENT = """
 name: proof

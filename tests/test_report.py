@@ -21,10 +21,10 @@ from plotly.offline import get_plotlyjs
 
 from tests.trained import Trained, train
 from workflow_lib import config, evaluation, export, plan, report, shards
-from workflow_lib.augment import augmented
 from workflow_lib.config.parts import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
+from workflow_lib.training.augment import augmented
 
 CHROMIUM = shutil.which("chromium")
 

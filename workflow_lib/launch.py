@@ -44,8 +44,8 @@ from workflow_lib.runtime.watch import Watch
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
     from workflow_lib.orchestrator import RootOrchestrator
-    from workflow_lib.state import Row
-    from workflow_lib.training import StopEarly
+    from workflow_lib.training.loop import StopEarly
+    from workflow_lib.training.state import Row
 
 logger = logging.getLogger(__name__)
 

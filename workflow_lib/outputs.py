@@ -14,7 +14,7 @@ from workflow_lib.runtime import workspace as ws
 
 if TYPE_CHECKING:
     from workflow_lib.rank import Job
-    from workflow_lib.state import Row
+    from workflow_lib.training.state import Row
 
 
 def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:

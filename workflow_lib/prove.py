@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from workflow_lib.config import Experiment
-    from workflow_lib.state import State
+    from workflow_lib.training.state import State
 
 ORDER = ("samples", "inputs", "generators", "loss", "model", "optimizer", "ema", "state")
 POINTS = ("fetch", "forward", "backward", "optimizer", "stepped", "commit", "poll", "save")
@@ -102,7 +102,7 @@ def _import_once() -> None:
     from torch.distributed.launcher import api  # noqa: F401
 
     import workflow_lib.orchestrator
-    import workflow_lib.training  # noqa: F401
+    import workflow_lib.training.loop  # noqa: F401
 
 
 def _train_under_kills(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from workflow_lib.config import Experiment
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.shards import Manifest
-    from workflow_lib.training import StopEarly
+    from workflow_lib.training.loop import StopEarly
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +71,13 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict
 def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from workflow_lib import shards, tasks
+    from workflow_lib import shards
     from workflow_lib.checkpoint import CheckpointStore
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import telemetry
     from workflow_lib.saver import Saver
-    from workflow_lib.training import Trainer
+    from workflow_lib.training import tasks
+    from workflow_lib.training.loop import Trainer
 
     settings = job.experiment.checkpoint
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:

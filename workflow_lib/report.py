@@ -352,7 +352,7 @@ def _augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
     import torch
     from torch.nn.functional import pad
 
-    from workflow_lib.augment import augmented
+    from workflow_lib.training.augment import augmented
 
     manifest = shards.Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
     split = shards.map_split(manifest, "train", work)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workflow_lib import config, plan, plugins, tasks
+from workflow_lib import config, plan, plugins
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.config.parts import Model, Training
 from workflow_lib.runtime.control import Control
@@ -36,7 +36,8 @@ from workflow_lib.runtime.ranks import Ranks
 from workflow_lib.runtime.threads import keep_freed_memory, set_threads
 from workflow_lib.saver import Saver
 from workflow_lib.shards import ModelSpec, Split
-from workflow_lib.training import Trainer
+from workflow_lib.training import tasks
+from workflow_lib.training.loop import Trainer
 
 
 @dataclass(frozen=True)

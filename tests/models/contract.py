@@ -26,11 +26,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from workflow_lib import export, plugins, tasks
+from workflow_lib import export, plugins
 from workflow_lib.config.parts import Training
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 from workflow_lib.shards import ModelSpec
+from workflow_lib.training import tasks
 
 
 class ModelContract:

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from workflow_lib import curve
-from workflow_lib import state as room
-from workflow_lib.curve import Curve
-from workflow_lib.divergence import Divergence
-from workflow_lib.hooks import Hooks
-from workflow_lib.optim import Plateau
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.shards import store
-from workflow_lib.state import State
-from workflow_lib.tasks import Classification
-from workflow_lib.training import Trainer
+from workflow_lib.training import curve
+from workflow_lib.training import state as room
+from workflow_lib.training.curve import Curve
+from workflow_lib.training.divergence import Divergence
+from workflow_lib.training.hooks import Hooks
+from workflow_lib.training.loop import Trainer
+from workflow_lib.training.optim import Plateau
+from workflow_lib.training.state import State
+from workflow_lib.training.tasks import Classification
 
 
 def rank_one_hangs() -> None:

@@ -12,7 +12,7 @@ from tests.resume.conftest import Fresh
 from tests.resume.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
 from tests.resume.warm import Warm
 from workflow_lib.runtime.log import read_events
-from workflow_lib.sampling import epoch_order
+from workflow_lib.training.sampling import epoch_order
 
 HOOKED: dict[str, Any] = {"training": {"hooks": "tests.resume.watching"}}
 USER_ERROR = 2

@@ -113,7 +113,7 @@ def _serve() -> None:
     import torch._dynamo
     import torch.distributed.launcher.api  # noqa: F401
 
-    import workflow_lib.training  # noqa: F401
+    import workflow_lib.training.loop  # noqa: F401
     from workflow_lib import launch, orchestrator, shards  # noqa: F401
 
     _answer("ready")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from workflow_lib.hooks import View
+from workflow_lib.training.hooks import View
 
 _kept: dict[str, Any] = {"steps": 0, "largest": 0.0, "drawn": []}
 

@@ -27,23 +27,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
-from workflow_lib.augment import augmented, is_augmenting, is_mixing, numbered, refuse_unfit
-from workflow_lib.building import explain, explain_compiler
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.config.parts import is_lower_better
-from workflow_lib.curve import Curve
-from workflow_lib.divergence import Divergence, refuse_divergence
-from workflow_lib.hooks import View
-from workflow_lib.optim import bare_step, learning_rate
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.progress import Progress
 from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, restore_rng
-from workflow_lib.sampling import Sampling
 from workflow_lib.saver import Saver
-from workflow_lib.state import Cursor, Loaded, Row, State
-from workflow_lib.tasks import Task
+from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, refuse_unfit
+from workflow_lib.training.building import explain, explain_compiler
+from workflow_lib.training.curve import Curve
+from workflow_lib.training.divergence import Divergence, refuse_divergence
+from workflow_lib.training.hooks import View
+from workflow_lib.training.optim import bare_step, learning_rate
+from workflow_lib.training.sampling import Sampling
+from workflow_lib.training.state import Cursor, Loaded, Row, State
+from workflow_lib.training.tasks import Task
 
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig

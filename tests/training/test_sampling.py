@@ -11,8 +11,8 @@ from workflow_lib import plan
 from workflow_lib.config import Experiment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.ranks import Ranks
-from workflow_lib.sampling import Sampling, balanced_order, epoch_order
 from workflow_lib.shards import Split
+from workflow_lib.training.sampling import Sampling, balanced_order, epoch_order
 
 
 def sampling(samples: int = 100, rank: int = 0, world_size: int = 1, **training: object) -> Sampling:

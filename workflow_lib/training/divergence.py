@@ -14,9 +14,9 @@ import torch
 
 from workflow_lib.errors import DivergedError
 from workflow_lib.runtime.log import EventLog
-from workflow_lib.sampling import Sampling
 from workflow_lib.saver import Saver
-from workflow_lib.state import State
+from workflow_lib.training.sampling import Sampling
+from workflow_lib.training.state import State
 
 UNSEEN_STEPS = 64
 SHOWN_SAMPLES = 20

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from workflow_lib import parallel, plugins
-from workflow_lib.building import build_model, compiled
 from workflow_lib.checkpoint import Snapshot
-from workflow_lib.hooks import Hooks
-from workflow_lib.optim import Plateau, build_optimizer
-from workflow_lib.recompute import recompute_blocks
 from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
+from workflow_lib.training.building import build_model, compiled
+from workflow_lib.training.hooks import Hooks
+from workflow_lib.training.optim import Plateau, build_optimizer
+from workflow_lib.training.recompute import recompute_blocks
 
 if TYPE_CHECKING:
     from workflow_lib.plan import RunConfig

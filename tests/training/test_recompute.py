@@ -11,9 +11,9 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.errors import ConfigError
-from workflow_lib.recompute import recompute_blocks
 from workflow_lib.runtime.seed import capture_rng, seed_everything
 from workflow_lib.shards import ModelSpec
+from workflow_lib.training.recompute import recompute_blocks
 
 CPU = torch.device("cpu")
 IMAGES = ModelSpec((1, 8, 8), 5)

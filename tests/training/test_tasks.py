@@ -9,7 +9,7 @@ from torch.nn import functional
 from workflow_lib.config.parts import METRICS, Training
 from workflow_lib.errors import ConfigError
 from workflow_lib.shards import ModelSpec
-from workflow_lib.tasks import Classification, Language, Regression, Task, build, class_weights
+from workflow_lib.training.tasks import Classification, Language, Regression, Task, build, class_weights
 
 BATCH = 12
 CPU = torch.device("cpu")

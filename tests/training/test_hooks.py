@@ -14,8 +14,8 @@ from workflow_lib.config.compose import Source
 from workflow_lib.config.parts import Training
 from workflow_lib.config.yaml12 import Origins
 from workflow_lib.errors import ConfigError
-from workflow_lib.hooks import Hooks
 from workflow_lib.plugins import PluginError
+from workflow_lib.training.hooks import Hooks
 
 KEEPS = "def state_dict(): return {}\ndef load_state_dict(state): pass\n"
 

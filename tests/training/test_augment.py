@@ -13,13 +13,13 @@ from scipy import stats
 from torch import Tensor
 
 from tests.prepared import Prepare, given, prepared, trained
-from workflow_lib import augment as room
 from workflow_lib import config, plan, training
-from workflow_lib.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
 from workflow_lib.config.parts import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.control import Control
 from workflow_lib.shards import ModelSpec
+from workflow_lib.training import augment as room
+from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
 
 __all__ = ["prepared"]
 

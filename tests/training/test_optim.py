@@ -16,8 +16,8 @@ from workflow_lib.config.parts import SGD, AdamW, Constant, Cosine, Linear, Lion
 from workflow_lib.config.parts import Plateau as PlateauSection
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer
-from workflow_lib.optim import Plateau, bare_step, build_optimizer, hidden_matrices, learning_rate
 from workflow_lib.shards import ModelSpec
+from workflow_lib.training.optim import Plateau, bare_step, build_optimizer, hidden_matrices, learning_rate
 
 SECTIONS = [
     AdamW(lr=0.1),
@@ -100,7 +100,7 @@ def test_muon_without_a_hidden_matrix_is_refused() -> None:
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Lion", "Muon"])
 def test_a_step_does_not_import_the_compiler(name: str) -> None:
     program = (
-        f"import sys, torch; from workflow_lib.config.parts import {name}; from workflow_lib import optim\n"
+        f"import sys, torch; from workflow_lib.config.parts import {name}; from workflow_lib.training import optim\n"
         "model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
         f"optimizer = optim.build_optimizer({name}(), model)\n"
         "model(torch.ones(1, 2)).sum().backward(); optim.bare_step(optimizer)(); optimizer.zero_grad()\n"
