@@ -59,6 +59,16 @@ def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:
     }
 
 
+def shared(ranks: int, **training: Any) -> dict[str, Any]:
+    """A model that ranks share: buffers, generators, odd numbers of rows, a tied weight, an average."""
+    return {
+        "model": {"params": {"hidden": 23, "tied": True}},
+        "training": {"epochs": 2, "batch_size": 132, "parallel": "fsdp", **training},
+        "checkpoint": {"interval_steps": 2},
+        "runtime": {"nproc": ranks},
+    }
+
+
 def random_fault(dice: random.Random) -> dict[str, Any]:
     """A kill or a stop at some place within a few steps."""
     point, _, rank = dice.choice([one for one in IN_TRAINING if one[2] == 0])

@@ -9,19 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.resume.cases import shared
 from tests.resume.conftest import Fresh
 from tests.resume.project import FAILED, FINISHED, KILLED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
 from tests.resume.warm import Warm
-
-
-def shared(ranks: int, **training: Any) -> dict[str, Any]:
-    """Buffers, generators, odd numbers of rows, a tied weight and an average: whatever a part may lose."""
-    return {
-        "model": {"params": {"hidden": 23, "tied": True}},
-        "training": {"epochs": 2, "batch_size": 132, "parallel": "fsdp", **training},
-        "checkpoint": {"interval_steps": 2},
-        "runtime": {"nproc": ranks},
-    }
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
