@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sqlite3
@@ -28,15 +27,6 @@ from workflow_lib.runtime.log import EventLog
 
 DATA = "d" * 32
 Points = dict[tuple[str, int], list[float]]
-
-
-def wants(tool: str) -> pytest.MarkDecorator:
-    """The test needs the tool's extra."""
-    missing = importlib.util.find_spec(tracking.MODULES[tool]) is None
-    return pytest.mark.skipif(missing, reason=f"the extra `{tool}` is not installed")
-
-
-EVERY = [pytest.param(tool, marks=wants(tool)) for tool in tracking.KINDS]
 
 
 def row(epoch: int, loss: float | None = None) -> tracking.Row:
@@ -134,7 +124,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("tool", EVERY)
+@pytest.mark.parametrize("tool", tracking.KINDS)
 def test_each_row_is_copied_once_however_often_it_is_told(tool: str, folder: Path) -> None:
     rows = [row(1), row(2), row(3)]
     some, every = curve(*rows[:2]), curve(*rows, is_finished=True)
@@ -150,7 +140,7 @@ def expected_of(tool: str, *rows: tracking.Row) -> Points:
     return points
 
 
-@pytest.mark.parametrize("tool", EVERY)
+@pytest.mark.parametrize("tool", tracking.KINDS)
 def test_a_curve_that_went_back_and_another_way_is_followed(tool: str, folder: Path) -> None:
     write(tool, folder, curve(row(1), row(2), row(3)), curve(row(1)))
     assert READ[tool](folder, "demo-a") == expected_of(tool, row(1))
@@ -158,7 +148,7 @@ def test_a_curve_that_went_back_and_another_way_is_followed(tool: str, folder: P
     assert READ[tool](folder, "demo-a") == expected_of(tool, row(1), row(2, loss=0.25))
 
 
-@pytest.mark.parametrize("tool", EVERY)
+@pytest.mark.parametrize("tool", tracking.KINDS)
 def test_runs_do_not_mix(tool: str, folder: Path) -> None:
     other = replace(curve(row(1, loss=9.0)), id="demo-b", digest="b" * 32)
     write(tool, folder, curve(row(1)), other, curve(row(1), row(2)))
@@ -166,7 +156,6 @@ def test_runs_do_not_mix(tool: str, folder: Path) -> None:
     assert READ[tool](folder, "demo-b") == expected_of(tool, row(1, loss=9.0))
 
 
-@wants("tensorboard")
 def test_an_events_file_that_a_kill_cut_off_anywhere_is_completed(folder: Path) -> None:
     every = curve(row(1), row(2))
     write("tensorboard", folder, every)
@@ -178,7 +167,6 @@ def test_an_events_file_that_a_kill_cut_off_anywhere_is_completed(folder: Path) 
         assert path.read_bytes() == content
 
 
-@wants("tensorboard")
 def test_a_tensorboard_that_is_looking_drops_what_was_taken_back(folder: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -190,7 +178,6 @@ def test_a_tensorboard_that_is_looking_drops_what_was_taken_back(folder: Path) -
     assert [(event.step, event.value) for event in reader.Scalars("val_loss")] == [(10, 1), (20, 7)]
 
 
-@wants("mlflow")
 def test_rows_that_a_kill_left_half_written_in_mlflow_are_completed(folder: Path) -> None:
     write("mlflow", folder, curve(row(1), row(2)))
     with sqlite3.connect(folder / "mlflow.db") as database:
@@ -200,7 +187,6 @@ def test_rows_that_a_kill_left_half_written_in_mlflow_are_completed(folder: Path
     assert in_mlflow(folder, "demo-a") == expected(row(1), row(2))
 
 
-@wants("mlflow")
 def test_an_mlflow_that_is_killed_while_it_writes_is_gone_on_from(folder: Path) -> None:
     """`folder` has the tables of mlflow."""
     rows = [row(epoch) for epoch in range(1, 201)]
@@ -219,7 +205,6 @@ def test_an_mlflow_that_is_killed_while_it_writes_is_gone_on_from(folder: Path) 
     assert in_mlflow(folder, "demo-a") == expected(*rows)
 
 
-@wants("mlflow")
 def test_a_run_in_mlflow_has_its_settings_times_and_state(folder: Path) -> None:
     write("mlflow", folder, curve(row(1)), curve(row(1), row(2), is_finished=True))
     with sqlite3.connect(folder / "mlflow.db") as database:
@@ -232,7 +217,6 @@ def test_a_run_in_mlflow_has_its_settings_times_and_state(folder: Path) -> None:
     database.close()
 
 
-@wants("wandb")
 def test_an_offline_run_that_a_kill_left_behind_is_made_anew(folder: Path) -> None:
     write("wandb", folder, curve(row(1), row(2)))
     (folder / "wandb/demo/demo-a/written.json").unlink()
@@ -305,7 +289,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return made
 
 
-@wants("tensorboard")
 def test_committed_rows_are_copied_and_no_others(store: Store) -> None:
     store.commit(0, row(1), row(2))
     lines = "".join(json.dumps(row(epoch)) + "\n" for epoch in (1, 2, 3))
@@ -315,7 +298,6 @@ def test_committed_rows_are_copied_and_no_others(store: Store) -> None:
     assert {step for _, step in found} == {10, 20}
 
 
-@wants("tensorboard")
 def test_a_run_that_goes_on_from_an_older_checkpoint_is_followed(store: Store) -> None:
     store.commit(0, row(1))
     store.commit(0, row(1), row(2), attempt="2" * 32)
@@ -329,7 +311,6 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_is_followed(store: Store) -
     assert found["val_loss", 20] == [0.75] and found["val_loss", 10] == [1.0]
 
 
-@wants("tensorboard")
 def test_following_ends_when_every_run_is_finished(store: Store) -> None:
     store.commit(0, row(1), is_finished=True)
 
@@ -344,7 +325,6 @@ def test_following_ends_when_every_run_is_finished(store: Store) -> None:
     training.join()
 
 
-@wants("tensorboard")
 def test_a_run_that_cannot_be_read_is_left_out_and_named(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     store.commit(0, row(1))
     store.commit(1, row(1))
@@ -353,7 +333,6 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(store: Store, caplog: p
     assert str(store.workspace(0).relative_to(store.root)) in caplog.text
 
 
-@wants("tensorboard")
 def test_a_tool_that_fails_says_so_and_changes_nothing_else(store: Store) -> None:
     store.commit(0, row(1))
     (store.root / "copies").mkdir()
