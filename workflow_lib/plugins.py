@@ -13,13 +13,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 
 from workflow_lib.errors import ConfigError, EverstepError, shortened
 
@@ -45,9 +45,9 @@ class Known:
     """
 
     inputs: Inputs | None = None
-    size: tuple[int, int] | None = None
-    classes: int | None = None
-    samples: int | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    classes: PositiveInt | None = None
+    samples: PositiveInt | None = None
 
 
 class Section(BaseModel):
@@ -162,7 +162,11 @@ def known(name: str, params: Mapping[str, Any]) -> Known:
 
 def takes(name: str) -> tuple[Inputs, ...]:
     """The inputs that a model is for; all, where it does not say so in `TAKES`."""
-    inputs: tuple[Inputs, ...] = getattr(load("models", name), "TAKES", get_args(Inputs))
+    module = load("models", name)
+    inputs: tuple[Inputs, ...] = getattr(module, "TAKES", get_args(Inputs))
+    if not isinstance(inputs, tuple | list) or not inputs or any(one not in get_args(Inputs) for one in inputs):
+        allowed = ", ".join(get_args(Inputs))
+        raise PluginError(f"{module.__file__}: TAKES is {inputs!r:.60}; allowed: a tuple of some of {allowed}")
     return inputs
 
 
