@@ -28,7 +28,7 @@ HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named b
 TRASH = ".trash-*"
 # what Everstep puts into a workspace and into a folder of shards
 OF_A_RUN = re.compile(r"attempts|checkpoints|leases|(metrics|events|delivered)\.jsonl|\..*\.tmp")
-OF_DATA = re.compile(r"(train|val|test)-\d{12}-\d{12}\.safetensors|manifest\.json|\.lock|\..*\.tmp")
+OF_DATA = re.compile(r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|\.lock|\..*\.tmp")
 
 
 @dataclass(frozen=True)
