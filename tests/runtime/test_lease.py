@@ -309,7 +309,9 @@ def test_a_disk_that_refuses_leaves_no_lease(tmp_path: Path) -> None:
         assert lease.number == 1
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"attempt": "a", "pid": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"attempt": "a", "pid": "x"}', f'{{"start_time": {10**400}}}']
+)
 def test_a_lease_that_cannot_be_read_is_that_of_somebody_unknown(tmp_path: Path, content: str) -> None:
     (tmp_path / "000003.json").write_text(content)
     assert current(tmp_path) == (3, module.UNKNOWN)

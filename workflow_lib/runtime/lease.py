@@ -192,7 +192,7 @@ def current(directory: Path) -> tuple[int, Holder | None]:
     try:
         content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
         return max(numbers), decoded(Holder, content)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return max(numbers), UNKNOWN
 
 

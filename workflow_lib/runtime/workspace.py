@@ -215,7 +215,7 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
         try:
             record = read_attempt(workspace, path.stem)
             records.append(record if record.ended else _as_of_pulse(workspace, record))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
             logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", path, error)
     return tuple(sorted(records, key=lambda record: (record.began, record.attempt)))
 
