@@ -116,10 +116,13 @@ def _cuts(parts: Mapping[str, Part], samples: int, made_by: Mapping[str, Any], s
     """The shards to make, without the digests of their content."""
     cuts = []
     for split, part in parts.items():
-        digests = source.row_digests.get(part.origin)
+        digests, rows_in_all = source.row_digests.get(part.origin), len(source.targets[part.origin])
+        if digests is not None and len(digests) != rows_in_all:
+            given = f"Source.row_digests has {len(digests)} for `{part.origin}`"
+            raise DataError(f"{given}; allowed: one for each of its {rows_in_all} rows")
         for start in range(0, len(part.rows), samples):
             rows = part.rows[start : start + samples]
-            files = [digests[row] for row in rows] if digests else []
+            files = [str(digests[row]) for row in rows] if digests is not None else []
             made_from = config.digest({**made_by, "files": files}, "everstep-shard") if files else ""
             cuts.append(Shard(split=split, start=start, stop=start + len(rows), digest="", made_from=made_from))
     return cuts
@@ -257,8 +260,10 @@ def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Par
 
 
 def _take_over(path: Path) -> None:
-    """The shard is linked from earlier data which has one of this name, if there is any: made from the same."""
+    """The shard is linked from earlier data that is complete and has one of this name, made from the same."""
     for other in path.parent.parent.glob(f"*/{path.name}"):
+        if not (other.parent / "manifest.json").exists():
+            continue  # its files may have changed while they were read: that is looked at last
         with suppress(OSError):  # gone in this moment, or a disk without links: it is made anew
             os.link(other, path)
             return
