@@ -117,6 +117,23 @@ def test_knowledge_of_another_kind_is_refused(folder: Path) -> None:
         plugins.known("mine.texts", {})
 
 
+@pytest.mark.parametrize(
+    "said", ["'pictures'", "size=8", "size=(8, 8, 3)", "size=(0, 8)", "classes='ten'", "samples=0"]
+)
+def test_knowledge_that_cannot_be_is_refused(folder: Path, said: str) -> None:
+    source = OF_DATA + f"\nfrom workflow_lib.plugins import Known\ndef known(params): return Known({said})\n"
+    (folder / "mine" / "texts.py").write_text(source)
+    with pytest.raises(PluginError, match=r"texts.py: known\(\) failed: .* for Known"):
+        plugins.known("mine.texts", {})
+
+
+@pytest.mark.parametrize("said", ["'images'", "None", "()", "('pictures',)", "3"])
+def test_inputs_that_there_are_not_are_refused(folder: Path, said: str) -> None:
+    (folder / "mine" / "net.py").write_text(f"{GOOD}\nTAKES = {said}\n")
+    with pytest.raises(PluginError, match=r"net.py: TAKES is .*; allowed: a tuple of some of images, tables, texts"):
+        plugins.takes("mine.net")
+
+
 def test_a_file_that_ends_the_program_is_named(folder: Path) -> None:
     (folder / "mine" / "leaving.py").write_text("import sys\n\nsys.exit(0)\n")
     with pytest.raises(PluginError, match=r"plugin `mine.leaving` cannot be imported: SystemExit: 0"):

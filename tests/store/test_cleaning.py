@@ -17,7 +17,7 @@ from tests.resume.project import FINISHED, NAME, Project, copy
 from tests.resume.warm import until
 from tests.store.conftest import row, start
 from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, cleaning, faults, status
+from workflow_lib import checkpoint, cleaning, config, faults, shards, status
 from workflow_lib.launch import find_sealed
 from workflow_lib.runtime.lease import Lease
 
@@ -104,8 +104,6 @@ def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
 
 def make_snapshots(project: Project) -> list[Path]:
     """The project's experiment as a pipeline freezes it."""
-    from workflow_lib import config
-
     here = Path.cwd()
     os.chdir(project.folder)
     try:
@@ -188,6 +186,12 @@ def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: P
     (project.folder / "elsewhere").rename(results)
     (project.checkpoints / ".tmp-being-written").rmdir()
     assert project.warm.wait(pid) == FINISHED
+
+
+@pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
+def test_every_shard_is_known_by_its_name(made_from: str) -> None:
+    shard = shards.Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
+    assert cleaning.OF_DATA.fullmatch(shard.name)
 
 
 def test_data_that_is_being_prepared_is_left(killed: Project) -> None:
