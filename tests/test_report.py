@@ -185,6 +185,15 @@ def test_augmented_images_are_shown_below_the_originals(
     assert all((one != other).any() for one, other in zip(above, below, strict=True))
 
 
+def test_a_page_whose_data_is_gone_has_no_picture_and_is_whole(project: Trained, tmp_path: Path) -> None:
+    results = augmenting(project, tmp_path, rotation=10)
+    work = shutil.copytree(project.work, tmp_path / "work")
+    shutil.rmtree(work / "data")
+    report.report(project.experiment, results, project.runs, work, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<section id="augmentation"' not in page and page.rstrip().endswith("</html>")
+
+
 def test_a_page_without_augmentation_has_no_picture(project: Trained) -> None:
     assert "augmentation" not in own_part(page_of(project))
 

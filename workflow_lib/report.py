@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import accounting
 from workflow_lib.accounting import Account
-from workflow_lib.errors import UserError
+from workflow_lib.errors import DataError, UserError
 from workflow_lib.files import read_json, write_atomic
 
 if TYPE_CHECKING:
@@ -355,7 +355,11 @@ def _augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
     from workflow_lib.training.augment import augmented
 
     manifest = shards.Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
-    split = shards.map_split(manifest, "train", work)
+    try:
+        split = shards.map_split(manifest, "train", work)
+    except DataError as error:  # the data may have been deleted since; the results are whole without it
+        logger.warning("no picture of augmented images: %s", error)
+        return None
     rows = torch.arange(PICTURES) * len(split) // PICTURES
     inputs, _ = split.batch(rows)
     changed, _ = augmented(config.augment, split, inputs, rows, seed=config.seed, epoch=0)
