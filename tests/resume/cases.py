@@ -46,7 +46,7 @@ IN_TRAINING: tuple[tuple[str, int, int], ...] = (
 AT_THE_END = {"final save": 0, "leave": 0, "ended": -1, "outputs": -1, "statement": -1}
 
 # point and how often it is passed before, where several ranks meet
-RANKS = (("join", 1), ("warm-up", 2), ("load", 1), ("poll", 3), ("backward", 4), ("gather", 1), ("validate", 2))
+RANKS = (("join", 1), ("warm-up", 2), ("load", 1), ("poll", 3), ("backward", 4), ("gather", 1), ("validate", 1))
 
 
 def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:
