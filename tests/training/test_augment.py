@@ -13,12 +13,13 @@ from scipy import stats
 from torch import Tensor
 
 from tests.prepared import Prepare, given, prepared, trained
-from workflow_lib import config, plan, training
+from workflow_lib import config, plan
 from workflow_lib.config.parts import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.control import Control
 from workflow_lib.shards import ModelSpec
 from workflow_lib.training import augment as room
+from workflow_lib.training import loop
 from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
 
 __all__ = ["prepared"]
@@ -134,7 +135,7 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
     manifest = prepared(given(inputs, targets.astype(np.int64), classes=("often", "seldom")))
     seen: list[Tensor] = []
     record = lambda point, *found: seen.extend(one.clone() for one in found if point == "forward")  # noqa: E731
-    monkeypatch.setattr(training, "_at", record)
+    monkeypatch.setattr(loop, "_at", record)
     settings = {"epochs": 1, "batch_size": 8, "sampling": "balanced"}
     images = []
     for noise in (0.0, 1e-4):
