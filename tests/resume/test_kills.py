@@ -121,7 +121,7 @@ def test_a_disk_that_refuses_for_a_while_costs_a_warning_and_no_bit(fresh: Fresh
 @pytest.mark.parametrize("name", ["leases/000001.json", "attempts/*.json"])
 def test_a_disk_that_is_full_at_the_start_is_said_with_the_file(fresh: Fresh, reference: Fresh, name: str) -> None:
     run = fresh()
-    folder = f"{run.folder}/work/runs/*/{name.partition('/')[0]}/*"
+    folder = f"{run.folder / 'work' / 'runs'}/*/{name.partition('/')[0]}/*"
     assert run.attempt({"mode": "ENOSPC", "operation": "fsync", "path": folder, "rank": -1}) == FAILED
     said = [line for line in run.log.splitlines() if "No space left on device" in line]
     assert len(said) == 1 and said[0] == run.log.splitlines()[-1]
