@@ -63,6 +63,14 @@ def table_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+# the title of the page says how many of its figures have a line or a point
+COUNT_DRAWN = """
+const all = [...document.querySelectorAll('.plot[role=img]')];
+const drawn = all.filter((place) => place.querySelector('path.js-line, path.point, .point path'));
+document.title = `${drawn.length} of ${all.length} drawn`;
+"""
+
+
 def in_browser(page: Path, profile: Path, script: str = "") -> str:
     """The document as Chromium leaves it, after a script at its end."""
     copy = profile / "page.html"
@@ -255,15 +263,12 @@ def test_the_summary_imports_nothing_heavy(project: Trained) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path: Path) -> None:
-    script = "const all = [...document.querySelectorAll('.plot[role=img]')];"
-    script += "const drawn = all.filter((place) => place.querySelector('path.js-line, path.point, .point path'));"
-    script += "document.title = `${drawn.length} of ${all.length} drawn`;"
     note = "addEventListener('error', (e) => document.body.append('FAILED: ' + e.message));"
     note += "addEventListener('securitypolicyviolation', (e) => document.body.append('FAILED: ' + e.blockedURI));"
     page = project.results / "report.html"
     noted = tmp_path / "noted.html"
     noted.write_text(page.read_text(encoding="utf-8").replace("<style>", f"<script>{note}</script><style>", 1))
-    document = in_browser(noted, tmp_path / "browser", script)
+    document = in_browser(noted, tmp_path / "browser", COUNT_DRAWN)
     assert "FAILED: " not in document.replace(note, "")
     assert "<title>5 of 5 drawn</title>" in document
 
