@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,30 @@ def test_two_sandboxes_do_not_meet(cluster: Any, folder: Path) -> None:
     assert processes_of(folder).isdisjoint(others)
     assert call(folder, "stop").returncode == 0
     assert "n1" in cluster.ask("sinfo", "--noheader", "--Node")
+
+
+def test_the_ports_of_a_dead_node_are_left_to_it(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="sandbox-", dir="/tmp") as other:
+        call(folder, "start")
+        call(folder, "down", "n2")
+        call(folder, "down", "controller")
+        try:
+            assert call(Path(other), "start").returncode == 0
+            assert call(folder, "up", "controller").returncode == 0
+            assert call(folder, "up", "n2").returncode == 0
+        finally:
+            call(Path(other), "stop")
+
+
+def test_sandboxes_that_start_at_once_do_not_meet(folder: Path) -> None:
+    folders = [folder / "a", folder / "b"]
+    try:
+        with ThreadPoolExecutor() as pool:
+            assert [done.returncode for done in pool.map(lambda one: call(one, "start"), folders)] == [0, 0]
+        assert [call(one, "status").returncode for one in folders] == [0, 0]
+    finally:
+        for one in folders:
+            call(one, "stop")
 
 
 def test_where_another_slurm_is_meant_the_sandbox_refuses(cluster: Any, folder: Path) -> None:
