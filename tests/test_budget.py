@@ -15,21 +15,24 @@ from typing import Any
 import pytest
 
 from workflow_lib import budget, config
-from workflow_lib.budget import Request
+from workflow_lib.budget.cluster import Cluster, read_cluster
+from workflow_lib.budget.fit import problems
+from workflow_lib.budget.profile import Profile, evaluated
+from workflow_lib.budget.requests import Request, job_counts, request
 from workflow_lib.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
 
-def cluster(name: str) -> budget.Cluster:
-    return budget.read_cluster(*(recorded(name, what) for what in ("partitions", "nodes")))
+def cluster(name: str) -> Cluster:
+    return read_cluster(*(recorded(name, what) for what in ("partitions", "nodes")))
 
 
 def recorded(name: str, what: str) -> str:
     return (ROOT / "tests" / "recorded" / f"{name}-{what}.txt").read_text()
 
 
-def profile(folder: Path, text: str) -> budget.Profile:
+def profile(folder: Path, text: str) -> Profile:
     (folder / "config.yaml").write_text(text)
     return budget.read_profile(folder)
 
@@ -39,11 +42,11 @@ def experiment(**sections: Any) -> config.Experiment:
 
 
 def job(rule: str = "evaluate", threads: int = 1, **asked: Any) -> Request:
-    return budget.request(rule, 1, {"slurm_partition": "gpu", "runtime": 60, **asked}, threads)
+    return request(rule, 1, {"slurm_partition": "gpu", "runtime": 60, **asked}, threads)
 
 
 def complaints(*asked: Request, to: str = "mixed") -> list[str]:
-    return budget.problems(asked, cluster(to))
+    return problems(asked, cluster(to))
 
 
 # The cluster
@@ -74,7 +77,7 @@ def test_a_cluster_is_read_from_what_slurm_prints() -> None:
 )
 def test_the_gpus_of_a_node_are_read_by_type(gres: str, gpus: dict[str, int]) -> None:
     nodes = re.sub(r"Gres=\S+", f"Gres={gres}", recorded("sandbox", "nodes"))
-    assert budget.read_cluster(recorded("sandbox", "partitions"), nodes)["gpu"].nodes[0].gpus == gpus
+    assert read_cluster(recorded("sandbox", "partitions"), nodes)["gpu"].nodes[0].gpus == gpus
 
 
 # What is asked
@@ -99,7 +102,7 @@ def test_the_gpus_of_a_node_are_read_by_type(gres: str, gpus: dict[str, int]) ->
     ],
 )
 def test_arithmetic_is_evaluated_and_anything_else_is_left_as_written(text: Any, value: Any) -> None:
-    assert budget.evaluated(text, {"attempt": 2}) == value
+    assert evaluated(text, {"attempt": 2}) == value
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_arithmetic_is_evaluated_and_anything_else_is_left_as_written(text: Any,
     ],
 )
 def test_gpus_of_a_job_and_gpus_of_a_node_are_told_apart(asked: dict[str, Any], gpus: Any, model: str | None) -> None:
-    one = budget.request("train", 1, asked, 1)
+    one = request("train", 1, asked, 1)
     assert (one.gpus, one.gpu_model) == (gpus, model)
 
 
@@ -133,7 +136,7 @@ def test_gpus_of_a_job_and_gpus_of_a_node_are_told_apart(asked: dict[str, Any], 
     ],
 )
 def test_memory_and_time_are_read_as_snakemake_reads_them(asked: dict[str, Any], mem_mb: Any, minutes: Any) -> None:
-    one = budget.request("train", 1, asked, 1)
+    one = request("train", 1, asked, 1)
     assert (one.mem_mb, one.minutes) == (mem_mb, minutes)
 
 
@@ -163,8 +166,8 @@ def test_lists_mean_the_same_as_mappings(tmp_path: Path) -> None:
 def test_every_job_of_the_experiment_is_counted() -> None:
     study = {"trials": 5, "space": {"optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
     swept = {"grid": {"seed": [0, 1, 2], "data.split_seed": [1, 2]}}
-    assert budget.job_counts(experiment(sweep=swept)) == {"preprocess": 2, "train": 6, "evaluate": 6, "export": 6}
-    assert budget.job_counts(experiment(sweep=swept, tune=study)) == {
+    assert job_counts(experiment(sweep=swept)) == {"preprocess": 2, "train": 6, "evaluate": 6, "export": 6}
+    assert job_counts(experiment(sweep=swept, tune=study)) == {
         "preprocess": 3,
         "trial": 5,
         "train": 7,
@@ -186,7 +189,7 @@ def test_gpu_hours_are_jobs_times_nodes_times_gpus_times_hours(tmp_path: Path) -
 def test_a_number_that_cannot_be_read_is_shown_as_written_and_complains_of_nothing(tmp_path: Path) -> None:
     text = "set-resources: {train: {slurm_partition: gpu, gpu: 'gpus(wildcards)', runtime: long}}"
     (train,) = (one for one in budget.requests(experiment(), profile(tmp_path, text)) if one.rule == "train")
-    assert budget.problems([train], cluster("sandbox")) == []
+    assert problems([train], cluster("sandbox")) == []
     assert train.gpu_hours is None
     assert re.search(r"gpus\(wildcards\) .* long +\?\n", budget.table([train]))
 

@@ -1,0 +1,109 @@
+"""What a cluster has, as its controller tells."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Ask = Callable[[Sequence[str]], str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node, within the limits of one of its partitions."""
+
+    cpus: int
+    mem_mb: int
+    gpus: Mapping[str, int]  # by type, the type "" where SLURM was not told any
+
+    def gpus_of(self, model: str | None) -> int:
+        """Its GPUs of the type, or all."""
+        return sum(self.gpus.values()) if model is None else self.gpus.get(model, 0)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition; None is no limit."""
+
+    name: str
+    state: str
+    is_default: bool
+    max_minutes: float | None
+    max_nodes: int | None
+    nodes: tuple[Node, ...]
+
+
+Cluster = Mapping[str, Partition]
+
+
+def scontrol(arguments: Sequence[str]) -> str:
+    """What the command prints. Raises LookupError, which says why, where it does not answer."""
+    if shutil.which("scontrol") is None:
+        raise LookupError("there is no SLURM on this machine (no command `scontrol`)")
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False, timeout=30)
+    except subprocess.TimeoutExpired as error:
+        raise LookupError(f"`scontrol {' '.join(arguments)}` does not answer within {error.timeout:g} s") from error
+    if done.returncode != 0:
+        raise LookupError(f"`scontrol {' '.join(arguments)}` says: {' '.join((done.stderr or done.stdout).split())}")
+    return done.stdout
+
+
+def read_cluster(partitions: str, nodes: str) -> Cluster:
+    """The cluster in what `scontrol --oneliner show partition` and `... show node` print."""
+    machines = [_facts(line) for line in nodes.splitlines() if line.startswith("NodeName=")]
+    found = [_facts(line) for line in partitions.splitlines() if line.startswith("PartitionName=")]
+    return {facts["PartitionName"]: _partition(facts, machines) for facts in found}
+
+
+def _facts(line: str) -> dict[str, str]:
+    return {key: value for key, is_fact, value in (word.partition("=") for word in line.split()) if is_fact}
+
+
+def _partition(facts: Mapping[str, str], machines: Iterable[Mapping[str, str]]) -> Partition:
+    name = facts["PartitionName"]
+    own = [one for one in machines if name in one.get("Partitions", "").split(",")]
+    cpus, mem_mb = _limit(facts.get("MaxCPUsPerNode")), _limit(facts.get("MaxMemPerNode"))
+    return Partition(
+        name=name,
+        state=facts["State"],
+        is_default=facts["Default"] == "YES",
+        max_minutes=_slurm_minutes(facts["MaxTime"]),
+        max_nodes=_limit(facts.get("MaxNodes")),
+        nodes=tuple(
+            Node(
+                cpus=min(int(one.get("CPUEfctv", one["CPUTot"])), cpus or sys.maxsize),
+                mem_mb=min(int(one["RealMemory"]), mem_mb or sys.maxsize),
+                gpus=_gpus_of(one.get("Gres", "")),
+            )
+            for one in own
+        ),
+    )
+
+
+def _limit(text: str | None) -> int | None:
+    """A number; None for UNLIMITED, and for 0, which means the same."""
+    return int(text) or None if text and text.isdecimal() else None
+
+
+def _slurm_minutes(text: str) -> float | None:
+    """Minutes in days-hours:minutes:seconds; None for UNLIMITED."""
+    if not (match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)):
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def _gpus_of(gres: str) -> dict[str, int]:
+    """GPUs by type in a text such as `gpu:a100:4(S:0-1),nvme:1`."""
+    found: dict[str, int] = {}
+    for word in re.sub(r"\([^)]*\)", "", gres).split(","):
+        name, *rest = word.split(":")
+        if name == "gpu" and rest:
+            model = rest[0].lower() if len(rest) == 2 else ""
+            found[model] = found.get(model, 0) + int(rest[-1])
+    return found
