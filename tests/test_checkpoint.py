@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.crash import SURVIVED, operations, run_forked
-from workflow_lib import checkpoint
+from workflow_lib import checkpoint, tensorfile
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published
 from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
 from workflow_lib.faults import FileFault, Mode
@@ -37,7 +37,7 @@ def store(directory: Path, attempt: str = FIRST, **options: Any) -> CheckpointSt
 def snapshot(step: int) -> Snapshot:
     """A state that tells its step, of every dtype that a checkpoint can hold, with odd shapes."""
     values = torch.arange(12, dtype=torch.float32).reshape(3, 4) + step
-    tensors = {str(dtype): values.to(getattr(torch, dtype[6:])) for dtype in checkpoint.DTYPES}
+    tensors = {str(dtype): values.to(getattr(torch, dtype[6:])) for dtype in tensorfile.DTYPES}
     odd = {
         "scalar": torch.tensor(step, dtype=torch.int64),
         "empty": torch.empty(0, 3),
@@ -94,7 +94,7 @@ def test_any_reader_of_safetensors_reads_the_files(tmp_path: Path) -> None:
 
     path = store(tmp_path).publish(snapshot(3)).path
     with safe_open(path / "model.safetensors", framework="pt") as file:
-        assert set(file.keys()) == set(checkpoint.DTYPES)
+        assert set(file.keys()) == set(tensorfile.DTYPES)
 
 
 def test_a_directory_that_never_had_one_has_no_latest(tmp_path: Path) -> None:

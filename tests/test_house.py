@@ -25,7 +25,7 @@ LAYERS = (
     ("",),
     ("errors",),
     ("faults", "files"),
-    ("plugins",),
+    ("plugins", "tensorfile"),
     ("config",),
     ("checksums", "plan"),
     ("budget", "controller", "runtime"),

@@ -26,13 +26,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from workflow_lib import tensorfile
 from workflow_lib.errors import CheckpointError, RankError, SaveError, WorkspaceBusy
-from workflow_lib.files import fsync_dir
+from workflow_lib.files import compact_json, fsync_dir
 from workflow_lib.runtime.ranks import Peers
 
 if TYPE_CHECKING:
@@ -45,16 +46,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 CHUNK = 8 << 20
 SHARD = re.compile(r"(?P<group>\w+)-(?P<rank>\d{5})-of-(?P<world>\d{5})")
-SHARDING_INFO = "DCP_SHARDING_INFO"  # where torch's reader of sharded safetensors finds the places of the parts
 T = TypeVar("T")
 NAME = re.compile(r"step-(?P<step>\d{12})\.(?P<serial>\d{5,})\.(?P<attempt>[0-9a-f]{8})")
-
-# names of the dtypes in the safetensors format
-DTYPES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
-    "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8",
-    "torch.uint64": "U64", "torch.uint32": "U32", "torch.uint16": "U16", "torch.uint8": "U8", "torch.bool": "BOOL",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class CheckpointStore:
             return None
         checkpoint, contents = latest
         state = json.loads(contents.pop(STATE))
-        return checkpoint, {Path(name).stem: _tensors(data) for name, data in contents.items()}, state
+        return checkpoint, {Path(name).stem: tensorfile.read(data) for name, data in contents.items()}, state
 
     def find_shared(self) -> Checkpoint | None:
         """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""
@@ -252,7 +245,7 @@ class CheckpointStore:
                 if rank and (directory / name).stat().st_size != entry["bytes"]:
                     raise OSError(f"{name}, which rank {rank} wrote, is not the same here: is this disk shared?")
             files.update(written)
-        files[STATE] = _write_synced(directory / STATE, [_canonical(snapshot.state)])
+        files[STATE] = _write_synced(directory / STATE, [compact_json(snapshot.state)])
         return files
 
     def _write(self, directory: Path, snapshot: Snapshot, serial: int) -> dict[str, Any]:
@@ -267,8 +260,8 @@ class CheckpointStore:
             "created": time.time(),
             "files": self._write_all(directory, snapshot),
         }
-        manifest["digest"] = digest(_canonical(manifest))
-        _write_synced(directory / MANIFEST, [_canonical(manifest)])
+        manifest["digest"] = digest(compact_json(manifest))
+        _write_synced(directory / MANIFEST, [compact_json(manifest)])
         return manifest
 
     def refuse_if_taken_over(self) -> None:
@@ -332,7 +325,7 @@ def read_manifest(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         said = manifest.pop("digest")
-        if digest(_canonical(manifest)) != said:
+        if digest(compact_json(manifest)) != said:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest differs")
         if manifest["version"] != VERSION:
             raise CheckpointError(f"{MANIFEST} has format {manifest['version']}; this version reads {VERSION}")
@@ -374,7 +367,7 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_tensors(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
     """The tensors of a group that one file holds, verified."""
     name = f"{group}.safetensors"
-    return _tensors(_read_verified(checkpoint.path / name, checkpoint.manifest["files"][name]))
+    return tensorfile.read(_read_verified(checkpoint.path / name, checkpoint.manifest["files"][name]))
 
 
 def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
@@ -383,13 +376,8 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
     files = checkpoint.manifest["files"]
     if name in files:
         return _read_verified(checkpoint.path / name, files[name])
-    parts: dict[str, list[tuple[list[int], dict[str, Any], memoryview]]] = {}
-    for file in sorted(files):
-        if SHARD.fullmatch(Path(file).stem):
-            for key, offsets, entry, piece in _parts(_read_verified(checkpoint.path / file, files[file])):
-                if key.startswith(f"{group}."):
-                    parts.setdefault(key.removeprefix(f"{group}."), []).append((offsets, entry, piece))
-    return b"".join(_file({key: _joined(parts[key]) for key in sorted(parts)})) if parts else None
+    shards = [name for name in sorted(files) if SHARD.fullmatch(Path(name).stem)]
+    return tensorfile.joined(group, (_read_verified(checkpoint.path / shard, files[shard]) for shard in shards))
 
 
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -433,7 +421,7 @@ def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | Excep
     try:
         return {
             f"{group}.safetensors": _write_synced(
-                directory / f"{group}.safetensors", _serialized(group, tensors, snapshot.offsets.get(group))
+                directory / f"{group}.safetensors", tensorfile.written(group, tensors, snapshot.offsets.get(group))
             )
             for group, tensors in sorted(snapshot.tensors.items())
         }
@@ -457,75 +445,6 @@ def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str,
         sys.audit("everstep", "fsync", str(path))
         os.fsync(file.fileno())
     return {"bytes": size, "blake2b": hasher.hexdigest()}
-
-
-def _serialized(
-    group: str, tensors: Mapping[str, torch.Tensor], offsets: Mapping[str, list[int]] | None = None
-) -> Iterator[bytes | memoryview]:
-    """The safetensors file of the tensors, as pieces that share their memory; equal tensors give equal bytes."""
-    entries: dict[str, tuple[dict[str, Any], list[memoryview]]] = {}
-    for name in sorted(tensors):
-        dtype = DTYPES.get(str(tensors[name].dtype))
-        if dtype is None:
-            raise SaveError(f"{group}: {name} is {tensors[name].dtype}, which a checkpoint cannot hold")
-        entries[name] = {"dtype": dtype, "shape": list(tensors[name].shape)}, [bytes_of(tensors[name])]
-    return _file(entries, offsets)
-
-
-def _file(
-    entries: Mapping[str, tuple[dict[str, Any], list[memoryview]]], offsets: Mapping[str, list[int]] | None = None
-) -> Iterator[bytes | memoryview]:
-    """A safetensors file of entries (dtype, shape) and their bytes, in that order."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (entry, pieces) in entries.items():
-        start, end = end, end + sum(map(len, pieces))
-        header[name] = {**entry, "data_offsets": [start, end]}
-    if offsets is not None:
-        places = {name: {"saved_offsets": place} for name, place in offsets.items()}
-        header["__metadata__"] = {SHARDING_INFO: _canonical(places).decode()}
-    text = _canonical(header)
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, pieces in entries.values():
-        yield from pieces
-
-
-def _parts(data: bytes) -> Iterator[tuple[str, list[int], dict[str, Any], memoryview]]:
-    """Of each part in a shard file: name, place in the whole tensor, dtype and shape, bytes."""
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    places = json.loads(header.pop("__metadata__")[SHARDING_INFO])
-    for name, entry in header.items():
-        start, end = entry.pop("data_offsets")
-        yield name, places[name]["saved_offsets"], entry, memoryview(data)[begin + start : begin + end]
-
-
-def _joined(parts: list[tuple[list[int], dict[str, Any], memoryview]]) -> tuple[dict[str, Any], list[memoryview]]:
-    """Dtype and shape, and the bytes, of a tensor that is cut along its first dimension, or not at all."""
-    parts.sort(key=lambda part: part[0])
-    entry = dict(parts[0][1])
-    if len(parts) > 1:
-        entry["shape"] = [sum(part[1]["shape"][0] for part in parts), *entry["shape"][1:]]
-    return entry, [part[2] for part in parts]
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU, in the order of its elements; shared where it is contiguous."""
-    import torch
-
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-def _tensors(data: bytes) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load
-
-    return load(data)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest(data: bytes) -> str:

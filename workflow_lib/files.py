@@ -80,6 +80,11 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def compact_json(value: Any) -> bytes:
+    """The value as JSON with sorted keys and no spaces: equal values give equal bytes; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
 def decoded(kind: type[T], content: Any) -> T:
     """The dataclass that a JSON object holds; keys it does not know are passed over. TypeError for another type."""
     values = {}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, faults, launch, plan, shards
+from workflow_lib import checkpoint, faults, launch, plan, shards, tensorfile
 from workflow_lib.errors import EverstepError, TryAgain
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.ghosts import die_with
@@ -280,7 +280,7 @@ class Tracer:
 
 def _chain(hasher: Any, tensor: torch.Tensor) -> Any:
     hasher = hasher or hashlib.blake2b(digest_size=8)
-    hasher.update(checkpoint.bytes_of(tensor.cpu()))
+    hasher.update(tensorfile.bytes_of(tensor.cpu()))
     return hasher
 
 
@@ -288,7 +288,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     hasher = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
         hasher.update(name.encode())
-        hasher.update(checkpoint.bytes_of(tensors[name].detach().cpu()))
+        hasher.update(tensorfile.bytes_of(tensors[name].detach().cpu()))
     return hasher.hexdigest()
 
 

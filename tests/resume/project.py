@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from tests.resume.warm import TIMED_OUT, Order, Warm, members, until
 from workflow_lib import checkpoint
-from workflow_lib.checkpoint import Checkpoint, bytes_of
+from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError
 from workflow_lib.runtime.log import read_events
+from workflow_lib.tensorfile import bytes_of
 
 NAME = "t"
 FINISHED, FAILED, STOPPED = 0, 1, 75
