@@ -140,7 +140,7 @@ def _known(workspace: Path) -> Row:
         "samples_per_s": speed,
         "exact": newest.about["exact"] if newest else True,
         "checkpoint": newest.path.name if newest else None,
-        "checkpoint_age_s": time.time() - newest.manifest["created"] if newest else None,
+        "checkpoint_age_s": max(0.0, time.time() - newest.manifest["created"]) if newest else None,
         "attempts": _attempts(attempts, held[0] if held else None),
         "owner": _owner(*seen, is_believed=held is not None) if seen else None,
         "account": asdict(accounting.account_of(attempts, len(read_events(ws.delivered_file(workspace))))),

@@ -97,6 +97,16 @@ def test_a_live_holder_is_named_to_the_contender(tmp_path: Path, forked: Callabl
     assert current(tmp_path / "leases")[0] == 1
 
 
+def test_a_holder_lives_on_when_the_time_of_day_is_set(
+    tmp_path: Path, forked: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked(hold(tmp_path, tmp_path / "ready"))
+    until((tmp_path / "ready").exists)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)  # what Linux tells moves with the time of day
+    with pytest.raises(WorkspaceBusy):
+        take(tmp_path)
+
+
 def test_of_many_contenders_one_wins(tmp_path: Path, forked: Callable[..., int]) -> None:
     start = tmp_path / "start"
 

@@ -1,11 +1,12 @@
 import json
 import os
+import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from workflow_lib.runtime import workspace
+from workflow_lib.runtime.clock import now_s, start_s
 
 
 def test_creating_a_workspace_again_leaves_what_is_there(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_an_attempt_is_on_disk_from_its_first_moment(tmp_path: Path, monkeypatch
     name = workspace.new_attempt()
     began = workspace.begin(tmp_path, name, world_size=2, resumed_step=7)
     assert workspace.read_attempt(tmp_path, name) == began
-    assert (began.pid, began.start_time) == (os.getpid(), psutil.Process().create_time())
+    assert (began.pid, began.start_time) == (os.getpid(), start_s(os.getpid()))
     assert (began.state, began.job, began.world_size, began.resumed_step) == ("running", "42", 2, 7)
     assert began.is_alive_here()
 
@@ -40,13 +41,21 @@ def test_the_end_says_why_and_keeps_what_was_recorded(tmp_path: Path) -> None:
     assert record.seconds is not None and record.gpu_seconds == pytest.approx(2 * record.seconds)
 
 
-def test_attempts_are_listed_in_the_order_they_began(tmp_path: Path) -> None:
+def test_a_clock_that_is_set_back_makes_no_attempt_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = workspace.new_attempt()
+    workspace.begin(tmp_path, name)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    record = workspace.end(tmp_path, name, "finished")
+    assert record.seconds is not None and 0 < record.seconds <= now_s()
+
+
+def test_attempts_are_listed_in_the_order_they_began_whatever_the_clock_said(tmp_path: Path) -> None:
     names = [workspace.new_attempt() for _ in range(4)]
     for second, name in enumerate(names):
         workspace.begin(tmp_path, name)
         path = workspace.attempts_dir(tmp_path) / f"{name}.json"
         content = json.loads(path.read_text())
-        path.write_text(json.dumps(content | {"began": f"2026-01-01T00:00:0{second}.000Z"}))
+        path.write_text(json.dumps(content | {"began": f"2026-01-01T00:00:0{9 - second}.000Z"}))
     assert [record.attempt for record in workspace.list_attempts(tmp_path)] == names
 
 

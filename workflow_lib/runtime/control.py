@@ -12,6 +12,7 @@ import time
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 
+from workflow_lib.runtime.clock import now_s
 from workflow_lib.runtime.workspace import Reach
 
 MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
@@ -59,7 +60,7 @@ class Control:
     def start_at(self, step: int) -> None:
         """The run goes on from that step now."""
         self._steps[:] = [step, step]
-        self._ready[0] = time.time()
+        self._ready[0] = now_s()
 
     def tick(self, local_rank: int, step: int) -> None:
         """That rank has moved; so many optimizer steps of the run are done."""

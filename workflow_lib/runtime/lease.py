@@ -36,6 +36,7 @@ import psutil
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
 from workflow_lib.files import decoded, naming
+from workflow_lib.runtime.clock import start_s
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Holder:
             host=socket.gethostname(),
             boot=boot_id(),
             pid=os.getpid(),
-            start_time=psutil.Process().create_time(),
+            start_time=start_s(os.getpid()),
             job=os.environ.get("SLURM_JOB_ID"),
         )
 
@@ -222,8 +223,7 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
 def is_alive(pid: int, start_time: float) -> bool:
     """Whether that very process, not another that got its number, still exists (a zombie does not)."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return start_s(pid) == start_time and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import socket
-import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -28,9 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from workflow_lib.files import decoded, make_dirs, read_json, write_json
+from workflow_lib.runtime.clock import now_s, start_s
 from workflow_lib.runtime.lease import Holder, boot_id, is_alive
 
 logger = logging.getLogger(__name__)
@@ -98,12 +96,12 @@ class RankProcess:
     @classmethod
     def of(cls, rank: int, pid: int) -> RankProcess:
         """The record of a process that exists."""
-        return cls(rank, pid, psutil.Process(pid).create_time())
+        return cls(rank, pid, start_s(pid))
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known of one attempt. Times of day are UTC; `start_time` is in seconds since 1970."""
+    """What is known of one attempt. Times of day are UTC; `start_time` is that of `runtime.clock`."""
 
     attempt: str
     host: str
@@ -113,7 +111,7 @@ class Attempt:
     job: str | None
     node: str | None
     began: str
-    launched: float = 0.0  # when its process started, to a hundredth of a second: `start_time` is a name, up to 1 s off
+    number: int = 0  # of the run's attempts: their order, whatever the time of day was
     world_size: int = 1
     resumed_step: int | None = None
     resumed_from: str | None = None
@@ -151,7 +149,7 @@ def begin(
         **asdict(Holder.this_process(attempt)),
         node=os.environ.get("SLURMD_NODENAME"),
         began=utc_now(),
-        launched=time.time() - _age_s(),
+        number=1 + max((one.number for one in list_attempts(workspace)), default=0),
         world_size=world_size,
         resumed_step=resumed_step,
         resumed_from=resumed_from,
@@ -174,7 +172,7 @@ def end(
     reach: Reach | None = None,
 ) -> Attempt:
     """The record says when and why the attempt ended, after which saved step, what it used and how far it came."""
-    record = _used(read_attempt(workspace, attempt), time.time(), reach)
+    record = _used(read_attempt(workspace, attempt), now_s(), reach)
     record = _write(workspace, replace(record, state="ended", ended=utc_now(), reason=reason, step=step))
     _pulse_file(workspace, attempt).unlink(missing_ok=True)
     return record
@@ -190,7 +188,7 @@ class Pulse:
 
     def beat(self, reach: Reach | None) -> None:
         """So far it has come now. One write of one size, in place: a reader sees it whole."""
-        text = json.dumps({"now": time.time(), "reach": reach})
+        text = json.dumps({"now": now_s(), "reach": reach})
         with contextlib.suppress(OSError):  # a full disk: only the account of a kill becomes less exact
             os.pwrite(self._file, text.ljust(PULSE_BYTES).encode(), 0)
 
@@ -217,7 +215,7 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
             records.append(record if record.ended else _as_of_pulse(workspace, record))
         except (OSError, ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
             logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", path, error)
-    return tuple(sorted(records, key=lambda record: (record.began, record.attempt)))
+    return tuple(sorted(records, key=lambda record: (record.number, record.began, record.attempt)))
 
 
 def utc_now() -> str:
@@ -235,21 +233,12 @@ def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
 
 def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
     """The record with what was used until ``now``; it may have gone on from an older checkpoint than it meant to."""
-    seconds = round(now - record.launched, 3)
+    seconds = round(now - record.start_time, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
     if reach is None:
         return record
-    ready_s = round(reach.ready - record.launched, 3)
+    ready_s = round(reach.ready - record.start_time, 3)
     return replace(record, resumed_step=reach.first, reached=reach.last, ready_s=ready_s)
-
-
-def _age_s() -> float:
-    """Seconds since this process started."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError):  # not Linux
-        return time.time() - psutil.Process().create_time()
 
 
 def _pulse_file(workspace: Path, attempt: str) -> Path:
