@@ -40,6 +40,7 @@ LAYERS = (
     ("launch", "evaluation"),
     ("tuning", "export", "status"),
     ("cleaning", "tracking"),
+    ("results",),
     ("report",),
     ("prove",),
     ("__main__",),

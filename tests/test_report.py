@@ -24,6 +24,7 @@ from workflow_lib import config, evaluation, export, plan, report, shards
 from workflow_lib.config.parts import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
+from workflow_lib.results import RunResults, account_of, load_results
 from workflow_lib.training.augment import augmented
 
 CHROMIUM = shutil.which("chromium")
@@ -135,15 +136,15 @@ def test_each_run_shows_its_own_value_of_every_varied_setting(project: Trained) 
 
 
 def test_the_validation_split_chooses_the_best_run_and_not_the_test_split(project: Trained) -> None:
-    runs = report.load_results(project.experiment, project.results, project.runs, project.work)
+    runs = load_results(project.experiment, project.results, project.runs, project.work)
     loser = runs[-1]
     perfect = {"metrics": {**loser.evaluation["metrics"], "accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}}
     told = [replace(loser, evaluation={**loser.evaluation, **perfect}), *runs[:-1]]
-    assert sorted(told, key=report.RunResults.rank)[-1].name == loser.name
+    assert sorted(told, key=RunResults.rank)[-1].name == loser.name
 
 
 def test_runs_that_selected_by_another_metric_are_compared_by_the_experiments(project: Trained) -> None:
-    run = report.load_results(project.experiment, project.results, project.runs[:1], project.work)[0]
+    run = load_results(project.experiment, project.results, project.runs[:1], project.work)[0]
     by_loss = replace(run, select_metric="val_loss")
     losses = [row["val_loss"] for row in run.history]
     assert by_loss.best() == (min(losses), losses.index(min(losses)) + 1)
@@ -221,7 +222,7 @@ def test_headings_stay_short_unless_two_settings_share_a_word() -> None:
 
 
 def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
-    runs = report.load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
+    runs = load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
     *lines, (name, everything) = report._spent(project.experiment, project.results, runs, project.work)
     assert [line[0] for line in lines[:-1]] == [run.name for run in runs]
     assert name == "all" and lines[-1][0].endswith(" trials")
@@ -236,7 +237,7 @@ def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
 
 def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:
     train = read_json(project.results / "runs" / project.runs[0] / "train.json")
-    assert report._account(train, tmp_path).used_s == train["seconds"]
+    assert account_of(train, tmp_path).used_s == train["seconds"]
 
 
 def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:

@@ -21,6 +21,7 @@ from workflow_lib import evaluation, export, report, shards
 from workflow_lib.errors import EverstepError
 from workflow_lib.evaluation import language, regression
 from workflow_lib.files import read_json
+from workflow_lib.results import load_results
 
 
 def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
@@ -127,7 +128,7 @@ def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Train
 
 
 def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> None:
-    run = report.load_results(numbers.experiment, numbers.results, numbers.runs[:1], numbers.work)[0]
+    run = load_results(numbers.experiment, numbers.results, numbers.runs[:1], numbers.work)[0]
     true = np.arange(12.0).reshape(6, 2)
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
