@@ -49,6 +49,13 @@ def everything(source: Source, split: str = "train") -> np.ndarray:
     return source.read(split, np.arange(len(source.targets[split])))
 
 
+def values(manifest: shards.Manifest, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of a split as they lie in the shards."""
+    paths = [folder / "work" / "data" / manifest.store / one.name for one in manifest.shards if one.split == split]
+    stored = [shard for path in paths if (shard := shards.read_shard(path))]
+    return np.concatenate([one.inputs for one in stored]), np.concatenate([one.targets for one in stored])[:, 0]
+
+
 def written(folder: Path, *lines: str, name: str = "x.csv") -> Path:
     (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder / name
@@ -146,6 +153,60 @@ def test_a_category_that_train_does_not_have_is_unknown(tmp_path: Path) -> None:
         assert everything(source)[:, 0].tolist() == [3, 2]
         assert everything(source, "val")[:, 0].tolist() == [1, 0]
         assert everything(source, "test")[:, 0].tolist() == [1, 2]
+
+
+def test_what_only_held_out_rows_have_is_unknown_where_splits_are_drawn(tmp_path: Path) -> None:
+    """Each row has a category of its own but for two that all have; a number is missing here and there."""
+    lines = [f"{'abc'[row % 3] if row % 2 else f'only {row}'},{'' if row % 7 == 0 else row},{row}" for row in range(60)]
+    path = written(tmp_path, "c,n,y", *lines)
+    params = {"path": path.name, "target": "y", "task": "regression"}
+    manifest = shards.prepare({"name": "table", "params": params}, tmp_path, tmp_path / "work")
+    stored = {split: values(manifest, split, tmp_path) for split in shards.SPLITS}
+    train = {lines[int(y)].split(",")[0] for y in stored["train"][1]}
+    known = ("missing", "not in train", *sorted(train))
+    assert manifest.features == (Feature("c", known), Feature("n"), Feature("n is missing"))
+    assert len(train) < 3 + 30 and manifest.spec.categories == (len(known), 0, 0)
+    for inputs, targets in stored.values():
+        for code, y in zip(inputs[:, 0], targets, strict=True):
+            name = lines[int(y)].split(",")[0]
+            assert known[int(code)] == (name if name in train else "not in train")
+    assert manifest.mean[1] == pytest.approx(np.nanmean(stored["train"][0][:, 1]), rel=1e-6)
+
+
+def test_another_draw_of_train_knows_other_categories(tmp_path: Path) -> None:
+    path = written(tmp_path, "c,y", *(f"only {row},{row}" for row in range(40)))
+    params = {"path": path.name, "target": "y", "task": "regression"}
+    drawn = [
+        shards.prepare({"name": "table", "params": params, "split_seed": seed}, tmp_path, tmp_path / "work")
+        for seed in (1, 2)
+    ]
+    assert drawn[0].store != drawn[1].store and drawn[0].features != drawn[1].features
+
+
+def test_a_split_column_without_test_rows_leaves_fewer_to_know(tmp_path: Path) -> None:
+    """Test is drawn from train then; the rows of val before them count as well."""
+    lines = [f"only {row},{row},{'val' if row < 20 else 'train'}" for row in range(60)]
+    path = written(tmp_path, "c,y,s", *lines)
+    params = {"path": path.name, "target": "y", "task": "regression", "split": "s"}
+    manifest = shards.prepare({"name": "table", "params": params}, tmp_path, tmp_path / "work")
+    stored = {split: values(manifest, split, tmp_path) for split in shards.SPLITS}
+    assert set(manifest.features[0].categories[2:]) == {f"only {int(y)}" for y in stored["train"][1]}
+    assert (stored["train"][0] > 1).all()
+    assert (stored["val"][0] == 1).all() and (stored["test"][0] == 1).all() and len(stored["test"][0])
+
+
+def test_a_column_that_only_held_out_rows_have_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b,y", *(f"{row},{row if row == 3 else ''},{row}" for row in range(40)))
+    settings = {"name": "table", "params": {"path": path.name, "target": "y", "task": "regression"}}
+    refused = 0
+    for seed in range(12):
+        try:
+            shards.prepare(settings | {"split_seed": seed}, tmp_path, tmp_path / f"work-{seed}")
+        except DataError as error:
+            assert "x.csv, column `b`: no row of train has a value" in str(error)
+            assert not (tmp_path / f"work-{seed}").exists()
+            refused += 1
+    assert 0 < refused < 12
 
 
 def test_numbers_can_be_names(tmp_path: Path) -> None:

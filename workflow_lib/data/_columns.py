@@ -146,6 +146,11 @@ class Encoded:
     has_missing: bool
 
     @property
+    def depends_on_rows(self) -> bool:
+        """Whether other rows of train may have other categories, or no value at all."""
+        return bool(self.categories) or self.has_missing
+
+    @property
     def features(self) -> list[Feature]:
         """The column, and that it is missing."""
         marks = [Feature(f"{self.name} is missing")] if self.has_missing and not self.categories else []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from workflow_lib.data._tables import Piece, Table
-    from workflow_lib.shards import Source
+    from workflow_lib.shards import Source, SourceFile
 
 
 class Params(Checksums):
@@ -64,10 +64,13 @@ def known(params: Params) -> Known:
 
 def open_source(params: Params, root: Path) -> Source:
     """The rows of the file, which has been read and checked from end to end."""
+    from workflow_lib.shards import SourceFile
+
     params.verify(root / params.path)
     with ExitStack() as resources:
         table = resources.enter_context(closing(_opened(root / params.path, params)))
-        return replace(_source(table, params), close=resources.pop_all().close)
+        source = _source(table, SourceFile.of(table.path), params)
+        return replace(source, close=resources.pop_all().close)
 
 
 def _opened(path: Path, params: Params) -> Table:
@@ -83,21 +86,22 @@ def _opened(path: Path, params: Params) -> Table:
     raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq")
 
 
-def _source(table: Table, params: Params) -> Source:
+def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.ndarray | None = None) -> Source:
+    """The rows; what the columns have is learnt from those of train, or of all rows of the file from these alone."""
     import numpy as np
 
     from workflow_lib.data._columns import Classes, Column, Numbers
-    from workflow_lib.shards import SPLITS, Source, SourceFile
+    from workflow_lib.shards import SPLITS, Source
 
-    file = SourceFile.of(table.path)
     names, missing = _features(table, params), frozenset(params.missing)
     columns = [Column(table.path, name, missing, is_listed=name in params.categorical) for name in names]
     target = (Classes if params.task == "classification" else Numbers)(table.path, params.target, missing)
     rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for piece in table.scan([*names, params.target, *([params.split] if params.split else [])]):
         splits = _splits(table.path, params.split, piece)
+        in_train = splits == "train" if is_learnt_from is None else is_learnt_from[piece.rows]
         for column in (*columns, target):
-            column.add(piece, splits == "train")
+            column.add(piece, in_train)
         for split in SPLITS:
             rows[split].append(piece.rows[splits == split])
     where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
@@ -110,10 +114,16 @@ def _source(table: Table, params: Params) -> Source:
         pieces = table.take(where[split][wanted], names)
         return np.concatenate([np.stack([c for e in inputs for c in e.columns(piece)], axis=1) for piece in pieces])
 
+    def learn_from(wanted: np.ndarray) -> Source:
+        is_wanted = np.zeros(len(targets), bool)
+        is_wanted[where["train"][wanted]] = True
+        return _source(table, file, params, is_wanted)
+
     return Source(
         task=params.task,
         targets={split: targets[places] for split, places in where.items()},
         read=read,
+        learn_from=learn_from if any(one.depends_on_rows for one in inputs) else None,
         is_thread_safe=True,
         classes=target.classes,
         features=tuple(feature for encoded in inputs for feature in encoded.features),

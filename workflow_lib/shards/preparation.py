@@ -62,16 +62,30 @@ def _opened(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Sourc
     try:
         with plugins.blaming(f"{name}: open_source()"):
             given = plugin.open_source(params, root)
-        refuse_unfit(given)
-        read, close = (plugins.blaming(f"{name}: {f}()")(getattr(given, f)) for f in ("read", "close"))
-        with closing(replace(given, read=read, close=close)) as source:
+        with closing(_blamed(given, name)) as source:
             yield source
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, work: Path, threads: int) -> Manifest:
+def _blamed(given: Source, name: str) -> Source:
+    """The source, checked; what its functions raise is told with the data set's name."""
+    refuse_unfit(given)
+    names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
+    return replace(given, **{f: plugins.blaming(f"{name}: {f}()")(getattr(given, f)) for f in names})
+
+
+def _drawn(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
+    """The splits, and the source as it is known from what is left to train."""
     parts = assign(source, data)
+    train = parts["train"].rows
+    if source.learn_from is not None and len(train) < len(source.targets["train"]):
+        source = _blamed(source.learn_from(train), f"data set `{data.name}`")
+    return source, parts
+
+
+def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, work: Path, threads: int) -> Manifest:
+    source, parts = _drawn(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
     made_by = {

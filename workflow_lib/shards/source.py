@@ -60,6 +60,8 @@ class Source:
                 language: [n, 0], since the next token is the target
     read        `read(split, rows)` gives the inputs of these rows, which ascend: uint8 or float32
                 [rows, channels, ...]; language: uint8 or int32 tokens [rows, context + 1]
+    learn_from  `learn_from(rows)` gives the source again, as known from these rows of train alone: those that are left
+                of it where splits are drawn; None where it makes no difference
     classes     names of the classes, in the order of their numbers
     features    the columns of a table; the inputs are [rows, features], and only here NaN stands for a missing number
     vocabulary  the tokens of a language, in the order of their numbers
@@ -77,6 +79,7 @@ class Source:
     task: Task = "classification"
     targets: Mapping[str, np.ndarray]
     read: Callable[[str, np.ndarray], np.ndarray]
+    learn_from: Callable[[np.ndarray], Source] | None = None
     classes: tuple[str, ...] = ()
     features: tuple[Feature, ...] = ()
     vocabulary: tuple[str, ...] = ()
