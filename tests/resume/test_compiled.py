@@ -11,6 +11,7 @@ COMPILED: dict[str, Any] = {
     "model": {"name": "mlp", "params": {"hidden": [24], "dropout": 0.2}},
     "training": {"compile": True, "accumulation": 4, "epochs": 2},
 }
+ONE_OF_TWO: dict[str, Any] = merged(COMPILED, {"training": {"accumulation": 1}, "runtime": {"nproc": 2}})
 LONG_S = 600.0
 
 
@@ -26,3 +27,14 @@ def test_a_compiled_training_goes_on_with_the_same_bits(fresh: Fresh) -> None:
     plain = fresh(merged(COMPILED, {"training": {"compile": False}}))
     assert plain.attempt() == FINISHED
     assert differences(straight, plain) != []  # compiled code draws and adds in another order
+
+
+def test_compiled_ranks_go_on_with_the_same_bits(fresh: Fresh) -> None:
+    straight, run = fresh(ONE_OF_TWO), fresh(ONE_OF_TWO)
+    assert straight.attempt(timeout_s=LONG_S) == FINISHED
+    stop = {"point": "optimizer", "count": 21, "rank": 1, "signal": "SIGTERM"}
+    assert run.attempt(stop, timeout_s=LONG_S) == STOPPED
+    assert run.attempt(timeout_s=LONG_S) == FINISHED
+    assert run.began_at() == [0, 21]
+    assert differences(straight, run) == []
+    assert run.findings == []
