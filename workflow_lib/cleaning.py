@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,13 @@ class Removable:
 
     path: Path
     why: str
-    bytes: int
     workspace: Path | None = None  # whose lease is held while it is removed
     sealed: checkpoint.Checkpoint | None = None  # what must be whole before it is
+    bytes: int = 0  # that are free when it is gone, and all that is listed before it
 
 
 def removable(work: Path, results: Path) -> list[Removable]:
-    """What nothing needs, with its size. Raises UserError when a result that may name something cannot be read."""
+    """What nothing needs, with what it frees. Raises UserError when a result that may name something cannot be read."""
     needed, stores = _needed(results)
     periodic = _with_periodic_checkpoints(work)
     found: list[Removable] = []
@@ -58,8 +60,8 @@ def removable(work: Path, results: Path) -> list[Removable]:
             used.add(workspace.name)
     found += [*_data(work, stores, used), *_snapshots(work, results), *_proofs(work)]
     for place in ("runs/*", "data", "prove", "experiments"):
-        found += [_item(path, "removal that was cut off") for path in sorted(work.glob(f"{place}/{TRASH}"))]
-    return [item for item in found if _is_in(item.path, work)]
+        found += [Removable(path, "removal that was cut off") for path in sorted(work.glob(f"{place}/{TRASH}"))]
+    return _sized([item for item in found if _is_in(item.path, work)])
 
 
 def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
@@ -123,19 +125,19 @@ def _of_workspace(workspace: Path, needed: Mapping[str, set[str]], periodic: set
     experiments = needed.get(workspace.parent.name)
     rest_s = HANDING_OUT_S if is_finished(newest) else WAITING_S
     if experiments is None and _is_quiet(workspace, rest_s) and _holds_only(workspace, OF_A_RUN):
-        yield _item(workspace, "run that no result names", workspace=workspace)
+        yield Removable(workspace, "run that no result names", workspace=workspace)
         return
     for pattern, why in ((".tmp-*", "save that was cut off"), (TRASH, "removal that was cut off")):
         for path in sorted(directory.glob(pattern)):
-            yield _item(path, why, workspace=workspace)
+            yield Removable(path, why, workspace=workspace)
     if newest is None or not is_finished(newest):
         return  # what does not verify keeps an unfinished run from silently beginning again
     for path in sorted(directory.glob("corrupt-*")):
-        yield _item(path, "damaged checkpoint of a finished run", workspace=workspace, sealed=newest)
+        yield Removable(path, "damaged checkpoint of a finished run", workspace=workspace, sealed=newest)
     if experiments is not None and not experiments & periodic:
         for path in checkpoint.published(directory):
             if path != newest.path:
-                yield _item(path, "older checkpoint of a finished run", workspace=workspace, sealed=newest)
+                yield Removable(path, "older checkpoint of a finished run", workspace=workspace, sealed=newest)
 
 
 def _with_periodic_checkpoints(work: Path) -> set[str]:
@@ -165,9 +167,9 @@ def _data(work: Path, named: set[str], used: set[str]) -> Iterator[Removable]:
         except UNREADABLE:
             continue  # which runs use it is not known
         if digest is None and _is_quiet(path, WAITING_S):
-            yield _item(path, "preparation of data that was cut off")
+            yield Removable(path, "preparation of data that was cut off")
         elif digest is not None and digest[:12] not in used:
-            yield _item(path, "data that no result names and no run uses")
+            yield Removable(path, "data that no result names and no run uses")
 
 
 def _is_being_prepared(store: Path) -> bool:
@@ -190,20 +192,28 @@ def _snapshots(work: Path, results: Path) -> Iterator[Removable]:
         except UNREADABLE:
             continue
         if not (results / str(name)).exists() and _is_quiet(path, WAITING_S):
-            yield _item(path, f"experiment {name}, which has no results")
+            yield Removable(path, f"experiment {name}, which has no results")
 
 
 def _proofs(work: Path) -> Iterator[Removable]:
     for path in sorted(work.glob("prove/*")):
         if re.fullmatch("[0-9a-f]{12}", path.name) and not is_held(path):
-            yield _item(path, "what a proof of exact resume left", workspace=path)
+            yield Removable(path, "what a proof of exact resume left", workspace=path)
 
 
-def _item(
-    path: Path, why: str, *, workspace: Path | None = None, sealed: checkpoint.Checkpoint | None = None
-) -> Removable:
-    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_symlink() or one.is_file()]
-    return Removable(path, why, sum(one.lstat().st_size for one in files), workspace, sealed)
+def _sized(items: Sequence[Removable]) -> list[Removable]:
+    """The items with what they free; a file of several names, such as a shard of two data sets, with its last one."""
+    names = Counter[tuple[int, int]]()
+    sized = []
+    for item in items:
+        freed = 0
+        with suppress(FileNotFoundError):  # somebody is at work there
+            for file in (path.lstat() for path in (item.path, *item.path.rglob("*"))):
+                names[file.st_dev, file.st_ino] += 1
+                if names[file.st_dev, file.st_ino] == file.st_nlink and not stat.S_ISDIR(file.st_mode):
+                    freed += file.st_size
+        sized.append(replace(item, bytes=freed))
+    return sized
 
 
 def _is_in(path: Path, work: Path) -> bool:

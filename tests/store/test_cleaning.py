@@ -180,12 +180,51 @@ def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: P
     (project.checkpoints / ".tmp-being-written").mkdir()
     rest(project.folder / "work")
     assert listed(project) == {}
-    items = [cleaning.Removable(project.workspace, "", 0, workspace=project.workspace)]  # begun after the listing
+    items = [cleaning.Removable(project.workspace, "", workspace=project.workspace)]  # begun after the listing
     ((_, why),) = cleaning.clean(items)
     assert why is not None and f"pid {pid}" in why
     (project.folder / "elsewhere").rename(results)
     (project.checkpoints / ".tmp-being-written").rmdir()
     assert project.warm.wait(pid) == FINISHED
+
+
+def linked(store: Path) -> Path:
+    """Other data, which took over the shards of this one."""
+    other = store.with_name("f" * 32)
+    other.mkdir()
+    for shard in store.glob("*.safetensors"):
+        os.link(shard, other / shard.name)
+    manifest = json.loads((store / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"digest": "f" * 32}))
+    return other
+
+
+def occupied(folder: Path) -> int:
+    """Bytes of all files below the folder, however many names they have."""
+    files = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    return sum({(one.st_dev, one.st_ino): one.st_size for one in files}.values())
+
+
+def test_shards_that_two_data_sets_share_are_freed_once(finished: Project) -> None:
+    store = data_of(finished)
+    other = linked(store)
+    forget(finished)
+    work = finished.folder / "work"
+    before, items = occupied(work), cleaning.removable(work, finished.folder / "results")
+    assert [item.path for item in items if item.path.parent.name == "data"] == [store, other]
+    clean(finished)
+    assert not store.exists() and not other.exists()
+    assert sum(item.bytes for item in items) == before - occupied(work)
+
+
+def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
+    other = linked(data_of(finished))
+    rest(other)
+    before, items = occupied(other.parent), cleaning.removable(finished.folder / "work", finished.folder / "results")
+    (item,) = (item for item in items if item.path == other)
+    clean(finished)
+    assert not other.exists() and data_of(finished).exists()
+    assert item.bytes == before - occupied(other.parent) > 0
 
 
 @pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
