@@ -18,3 +18,11 @@ def copy_repository(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+
+
+def shipped_experiments() -> list[Path]:
+    """The experiment files that git knows: a person's own may lie beside them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "config/*.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [ROOT / name for name in sorted(filter(None, listed.split("\0")))]

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.repository import shipped_experiments
 from workflow_lib import config, plan
 from workflow_lib.__main__ import main
 from workflow_lib.config import Experiment
@@ -18,7 +19,7 @@ from workflow_lib.config.yaml12 import parse_yaml
 from workflow_lib.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHIPPED = sorted((REPOSITORY / "config").glob("*.yaml"))
+SHIPPED = shipped_experiments()
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +252,14 @@ def test_all_problems_are_told_at_once_each_with_its_line() -> None:
             "optimizer.betas[1]: 2 is not allowed; allowed: a number, at least 0, below 1",
         ),
         ("optimizer: [1]", "optimizer: [1] is not allowed; allowed: a mapping of settings (lr,"),
-        ("schedule: {name: cosine, patience: 3}", "schedule.patience: no such setting for cosine: it belongs to"),
+        (
+            "schedule: {name: cosine, patience: 3}",
+            "schedule.patience: no such setting for cosine: it belongs to schedule `plateau`;",
+        ),
+        (
+            "schedule: {name: cosine, factor: 2}",
+            "schedule.factor: no such setting for cosine: it belongs to schedule `step` and `plateau`;",
+        ),
         ("training: {early_stopping: {metric: val_f1}}", "training.early_stopping.metric: 'val_f1' is not allowed"),
         ("training: {precision: fp8}", "one of fp32, bf16, fp16, tf32"),
         ("model: {name: mpl}", "model.name: no model `mpl`; did you mean `mlp`?"),
@@ -262,7 +270,7 @@ def test_all_problems_are_told_at_once_each_with_its_line() -> None:
         ("runtime: {device: gpu}", "runtime.device: 'gpu' is not allowed; allowed: auto, cpu, mps, cuda, or cuda:N"),
         ("sweep: {grid: {seed: []}}", "sweep.grid.seed: [] is not allowed; allowed: a list, not empty"),
         ("tune: {}", "tune.space: is missing"),
-        ("tune: {space: {optimizer.lr: {type: flaot}}}", "tune.space.optimizer.lr: no optimizer.lr 'flaot'"),
+        ("tune: {space: {optimizer.lr: {type: flaot}}}", "tune.space.optimizer.lr: no type 'flaot'"),
         ("tune: {space: {optimizer.lr: {low: 1}}}", "tune.space.optimizer.lr.high: is missing: largest value"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.repository import shipped_experiments
 from workflow_lib import __main__ as verbs
 from workflow_lib import config, plan
 
@@ -98,7 +99,7 @@ def test_a_training_imports_nothing_that_it_does_not_need() -> None:
     assert shown.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("config/**/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", shipped_experiments(), ids=lambda path: path.name)
 def test_every_shipped_experiment_can_be_run(path: Path) -> None:
     experiment = config.load([path])
     assert plan.expand(experiment)

@@ -127,7 +127,8 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
             return f"{shown(value)} is not allowed; a mapping with `{key}`: {', '.join(names)}"
         if given is None:
             return f"`{key}` is missing; allowed: {', '.join(names)}"
-        return f"no {path[-1]} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
+        kind = path[-1] if key == "name" else key
+        return f"no {kind} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
     near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
     quote = "; in quotes it is text" if kind == "string_type" else ""
     return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
@@ -151,9 +152,8 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
     if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
         return ""
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
-    return (
-        f" for {owner.model_fields['name'].default}: it belongs to {path[0]} `{' and '.join(having)}`" if having else ""
-    )
+    owners = " and ".join(f"`{name}`" for name in having)
+    return f" for {owner.model_fields['name'].default}: it belongs to {path[0]} {owners}" if having else ""
 
 
 def shown(value: Any) -> str:
