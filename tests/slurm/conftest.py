@@ -1,8 +1,8 @@
 """A real SLURM that all tests share, and projects whose training goes to it.
 
 The model of these trainings sleeps in each step for as long as EVERSTEP_TEST_DELAY_S says, so that there is time to
-disturb it without keeping a core busy; the run is the same with and without. The reference is the same run, trained
-on this machine in one go.
+disturb it without keeping a core busy, on a slow machine too; when that is done it hurries. The run is the same with
+and without. The reference is the same run, trained on this machine in one go.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from tests.repository import ROOT, copy_repository
 SANDBOX = ROOT / "scripts" / "slurm-sandbox"
 
 MODEL = r'''\
-"""The multilayer perceptron, with a pause in each step; while there is a file `hang`, it hangs.
+"""The multilayer perceptron, with a pause in each step until there is a file `hurry`; while there is a file `hang`, it
+hangs.
 
 Each process that builds it says in ranks.txt which one it is.
 """
@@ -61,7 +63,7 @@ def build(params, spec):
             self.inner = mlp.build(params, spec)
 
         def forward(self, inputs):
-            if self.training:
+            if self.training and not Path("hurry").exists():
                 time.sleep(float(os.environ.get("EVERSTEP_TEST_DELAY_S", "0")))
             while Path("hang").exists():
                 time.sleep(0.1)
@@ -77,6 +79,8 @@ training: {epochs: 30}
 checkpoint: {interval_steps: 20}
 runtime: {lease_wait_s: 1, lease_timeout_s: 10}
 """
+# For what must come at some time: what passes waits no longer for it, and all nodes may be taken for minutes.
+WAIT_S = 600.0
 SNAKEMAKE = (str(Path(sys.executable).parent / "snakemake"), "--configfile=config/slow.yaml")
 
 
@@ -104,14 +108,14 @@ class Cluster:
     def sandbox(self, *words: str) -> str:
         """What scripts/slurm-sandbox prints; it must succeed."""
         command = [str(SANDBOX), "--dir", str(self.folder), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints; empty when the controller does not answer."""
         return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=WAIT_S
         ).stdout.strip()
 
     def spent(self, job: str) -> list[float]:
@@ -139,7 +143,7 @@ class Project:
     folder: Path
     cluster: Cluster
     train: dict[str, Any] = field(default_factory=dict)
-    delay_s: float = 0.02
+    delay_s: float = 0.1  # the training then takes a minute
 
     @property
     def run(self) -> str:
@@ -194,7 +198,7 @@ class Project:
             process.kill()
             for job in self.jobs():
                 self.cluster.ask("scancel", "--full", job.id)
-            wait_until(lambda: not self.jobs(), 60)
+            wait_until(lambda: not self.jobs())
 
     def make(self) -> str:
         """What a Snakemake said that had to succeed."""
@@ -238,33 +242,35 @@ class Snakemake:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def wait_for(self, condition: Callable[[], object], timeout_s: float = 90.0) -> None:
+    def wait_for(self, condition: Callable[[], object]) -> None:
         """The condition came true while Snakemake ran."""
 
         def is_over() -> bool:
             return bool(condition()) or self.process.poll() is not None
 
         try:
-            wait_until(is_over, timeout_s)
+            wait_until(is_over)
         except TimeoutError:
-            pytest.fail(f"waited {timeout_s} s in vain\n{self.log.read_text()}\n{self._project.attempts()}")
+            pytest.fail(f"waited {WAIT_S} s in vain\n{self.log.read_text()}\n{self._project.attempts()}")
         assert condition(), self.log.read_text()
 
-    def until_trained(self, timeout_s: float = 200.0) -> str:
-        """What it had said when the run was finished and its job over; it notices up to a minute later."""
-        self.wait_for(lambda: self._project.target.exists() and not self._project.jobs(), timeout_s)
+    def until_trained(self) -> str:
+        """What it had said when the run, in a hurry, was finished and its job over; it notices up to a minute later."""
+        (self._project.folder / "hurry").touch()
+        self.wait_for(lambda: self._project.target.exists() and not self._project.jobs())
         return self.log.read_text()
 
-    def finish(self, timeout_s: float = 200.0) -> str:
-        """What it said, once it has ended well."""
-        self.wait_for(lambda: self.process.poll() is not None, timeout_s)
+    def finish(self) -> str:
+        """What it said, once it has ended well; the run hurries."""
+        (self._project.folder / "hurry").touch()
+        self.wait_for(lambda: self.process.poll() is not None)
         assert self.process.returncode == 0, self.log.read_text()
         return self.log.read_text()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """The condition is true."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError
@@ -286,11 +292,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 @pytest.fixture(scope="session")
 def cluster(shared: Path, worker_id: str) -> Iterator[Cluster]:
     """The sandbox: the first worker that wants it starts it, the last one that had it stops it."""
-    folder = Path("/tmp") / f"everstep-{hashlib.blake2b(str(shared).encode(), digest_size=4).hexdigest()}"
-    users = shared / "sandbox-users"
-    sandbox = Cluster(folder)
+    users, place = shared / "sandbox-users", shared / "sandbox.txt"
     with filelock.FileLock(shared / "sandbox.lock"):
-        users.mkdir(exist_ok=True)
+        if not place.exists():
+            users.mkdir()
+            place.write_text(tempfile.mkdtemp(prefix="everstep-", dir="/tmp"))  # short, as sockets need it
+        sandbox = Cluster(Path(place.read_text()))
         (users / worker_id).touch()
         sandbox.sandbox("start")
     yield sandbox
@@ -298,7 +305,7 @@ def cluster(shared: Path, worker_id: str) -> Iterator[Cluster]:
         (users / worker_id).unlink()
         if not list(users.iterdir()):
             sandbox.sandbox("stop")
-            shutil.rmtree(folder)
+            shutil.rmtree(sandbox.folder)
 
 
 @pytest.fixture(scope="session")
@@ -337,5 +344,5 @@ def project(cluster: Cluster, prepared: Path, reference: dict[str, str], tmp_pat
 def run_here(folder: Path, *arguments: str) -> None:
     """Snakemake has done it on this machine."""
     command = [*SNAKEMAKE, *arguments, "--profile", "profiles/local", "--cores", "4"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=WAIT_S)
     assert done.returncode == 0, done.stdout + done.stderr

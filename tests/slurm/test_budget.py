@@ -41,7 +41,7 @@ def test_what_it_lacks_is_named_and_nothing_is_submitted(project: Any) -> None:
     for wrong in ("481 minutes", "type `h100`", "5 CPUs", "16001 MB"):
         assert re.search(rf"train: asks for .*{wrong}.* change profiles/slurm/config.yaml:\d+", said.stderr), wrong
     with project.snakemake() as snakemake:
-        snakemake.process.wait(timeout=60)
+        snakemake.process.wait()
     assert snakemake.process.returncode == 2
     assert "everstep: nothing was submitted.\ntrain: asks for 481 minutes" in snakemake.log.read_text()
     assert str(project.folder) not in project.cluster.ask("squeue", "--noheader", "--states=all", "--format=%Z")

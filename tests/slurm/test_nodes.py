@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(280)
-
 
 @pytest.fixture
 def wide(project: Any) -> Any:
@@ -27,6 +25,7 @@ def test_two_nodes_with_two_ranks_each_resume_exactly_after_a_preemption(wide: A
         job = wide.running_job()
         assert job.node.startswith("n["), "two nodes"
         wide.cluster.occupy(wide.attempts()[0]["node"], seconds=3)
+        snakemake.wait_for(lambda: len(wide.attempts()) == 2)
         said = snakemake.until_trained()
     ranks = [line.split() for line in (wide.folder / "ranks.txt").read_text().splitlines()]
     first_node, second_node = _names(job.node)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.slurm.conftest import wait_until
+from tests.slurm.conftest import WAIT_S, wait_until
 
 SANDBOX = Path(__file__).parents[2] / "scripts" / "slurm-sandbox"
 DAEMONS = 6
@@ -25,7 +25,7 @@ def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedP
     inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
     command = [str(SANDBOX), "--dir", str(folder), *words]
     return subprocess.run(
-        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=120
+        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=WAIT_S
     )
 
 
@@ -54,7 +54,7 @@ def test_a_started_sandbox_is_whole_and_a_stopped_one_leaves_no_process(folder: 
     assert call(folder, "start").returncode == 0
     assert call(folder, "status").returncode == 0
     submit = f". {folder}/env.sh; sbatch --output=/dev/null --wrap 'sleep 1000'; srun --partition gpu --gpus 2 env"
-    shown = subprocess.run(["sh", "-c", submit], capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = subprocess.run(["sh", "-c", submit], capture_output=True, text=True, check=True, timeout=WAIT_S).stdout
     assert "CUDA_VISIBLE_DEVICES=0,1\n" in shown
     assert len(processes_of(folder)) > DAEMONS - 1
     assert call(folder, "stop").returncode == 0
@@ -82,9 +82,9 @@ def test_a_cluster_goes_with_a_command_that_is_interrupted_together_with_it(fold
     command = [str(SANDBOX), "--dir", str(folder), "run", "sh", "-c", f"touch {ready}; sleep 1000"]
     inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
     with subprocess.Popen(command, env=inherited, start_new_session=True) as process:
-        wait_until(ready.exists, 60)
+        wait_until(ready.exists)
         os.killpg(process.pid, number)
-        assert process.wait(60) == 128 + number
+        assert process.wait(WAIT_S) == 128 + number
     assert not processes_of(folder)
 
 
