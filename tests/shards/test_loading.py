@@ -246,7 +246,7 @@ def _bits(trainer: Trainer) -> dict[str, Any]:
 
 def test_data_larger_than_the_memory_is_prepared_and_trained_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.bounded", str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     stored = sum(path.stat().st_size for path in (tmp_path / "work").rglob("*.safetensors"))

@@ -126,10 +126,10 @@ def test_bad_data_ends_the_preparation_and_every_thread(tmp_path: Path, monkeypa
 
 
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, reader: Reader) -> None:
-    code = "import sys, pathlib, tests.test_preparation as t; t.prepare(pathlib.Path(sys.argv[1]), 3)"
+    code = "import sys, pathlib, tests.shards.test_threads as t; t.prepare(pathlib.Path(sys.argv[1]), 3)"
     died = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"KILLED_AFTER": "15"},
     )
     assert died.returncode == -signal.SIGKILL

@@ -1,0 +1,282 @@
+"""Shards hold what was given, and nothing that was damaged is ever trained on."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workflow_lib import config, plan, shards
+from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.shards import SPLITS, Manifest, Source, preparation
+
+ROOT = str(Path(shards.__file__).parents[2])
+SETTINGS: dict[str, Any] = {"name": "digits", "shard_samples": 200}
+
+
+def prepare(folder: Path, **changed: Any) -> Manifest:
+    return shards.prepare(SETTINGS | changed, folder, folder / "work")
+
+
+def files(manifest: Manifest, folder: Path) -> list[Path]:
+    return [folder / "work" / "data" / manifest.store / shard.name for shard in manifest.shards]
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [
+        ([0, 1], "4 inputs and 2 targets"),
+        ([0, 1, 2, 0], "the target in row 2 of `train` is 2; with 2 names"),
+        ([0, -1, 1, 0], "the target in row 1 of `train` is -1"),
+        ([0, 0.5, 1, 0], "the target in row 1 of `train` is 0.5"),
+        ([0, np.nan, 1, 0], "the target in row 1 of `train` is nan"),
+        ([[0], [1], [0], [1]], r"shape \(4, 1\); with 2 names"),
+        (["a", "b", "a", "b"], r"are <U1 of shape \(4,\); with 2 names"),
+    ],
+)
+def test_targets_that_are_no_numbers_of_classes_are_refused(targets: list[Any], what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        shards.from_arrays(np.zeros((4, 2), np.float32), np.array(targets), classes=["a", "b"])
+
+
+# Preparing
+
+
+def test_what_is_loaded_is_what_was_given_normalised(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    manifest = prepare(tmp_path)
+    digits = load_digits()
+    source = shards.from_arrays(digits.images[:, None].astype(np.uint8), digits.target, classes=manifest.classes)
+    parts = shards.assign(source, config.Data.model_validate(SETTINGS))
+    for name in SPLITS:
+        split = shards.load_split(manifest, name, tmp_path / "work")
+        images = digits.images[parts[name].rows][:, np.newaxis]
+        expected = (images / 16 - manifest.mean[0]) / manifest.std[0]
+        np.testing.assert_allclose(split.inputs.numpy(), expected, atol=1e-6)
+        assert split.targets.tolist() == digits.target[parts[name].rows].tolist()
+        assert (len(split.targets), split.targets.bincount().tolist()) == (
+            manifest.splits[name].samples,
+            list(manifest.splits[name].per_class),
+        )
+
+
+def test_a_part_is_normalised_to_the_same_bits_as_the_whole(tmp_path: Path) -> None:
+    import torch
+
+    manifest = prepare(tmp_path)
+    stored = torch.randint(0, 17, (101, 1, 8, 8), dtype=torch.uint8)
+    whole = shards.normalise(manifest, stored)
+    assert torch.equal(whole, torch.cat([shards.normalise(manifest, part) for part in stored.split(7)]))
+
+
+def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    manifest.save(tmp_path / "copy.json")
+    assert Manifest.load(tmp_path / "copy.json") == manifest
+    assert Manifest.load(tmp_path / "work" / "data" / manifest.store / "manifest.json") == manifest
+    assert (manifest.spec.input_shape, manifest.spec.outputs, manifest.dtype) == ((1, 8, 8), 10, "uint8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: "", "not a manifest"),
+        (lambda text: text[:-100], "not a manifest"),
+        (lambda text: text.replace('"scale": 16.0', '"scale": 17.0'), "its digest is not"),
+        (lambda text: json.dumps(json.loads(text) | {"mean": [0.5]}), "its digest is not"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "copy.json"
+    prepare(tmp_path).save(path)
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        Manifest.load(path)
+
+
+def test_a_lost_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no manifest; run preprocess again"):
+        Manifest.load(tmp_path / "none.json")
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def _swap(path: Path) -> None:
+    path.write_bytes(next(p for p in sorted(path.parent.glob("*.safetensors")) if p != path).read_bytes())
+
+
+DAMAGE = [Path.unlink, _cut_off, _flip, _swap, lambda path: path.write_bytes(b"")]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_never_trained_on(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    path = files(manifest, tmp_path)[1]
+    damage(path)
+    with pytest.raises(DataError, match=f"{path.name}: the shard is damaged or missing; run preprocess again"):
+        shards.load_split(manifest, "train", tmp_path / "work")
+    shards.load_split(manifest, "test", tmp_path / "work")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_only_what_is_missing_or_damaged_is_made_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    paths = files(manifest, tmp_path)
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in paths}
+    damage(paths[1])
+    assert prepare(tmp_path) == manifest
+    after = {path: (path.stat().st_ino, path.read_bytes()) for path in paths}
+    assert [path for path in paths if before[path][1] != after[path][1]] == []
+    assert [path for path in paths if before[path][0] != after[path][0]] in ([paths[1]], [])
+    assert all(before[path][0] == after[path][0] for path in paths if path != paths[1])
+    shards.load_split(manifest, "train", tmp_path / "work")
+
+
+def test_an_interrupted_preparation_with_another_shard_size_leaves_nothing(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path, shard_samples=90)
+    (tmp_path / "work" / "data" / manifest.store / "manifest.json").unlink()
+    again = prepare(tmp_path)
+    assert (again.digest, again.store) == (manifest.digest, manifest.store)
+    assert sorted(files(again, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_a_shard_of_large_samples_holds_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepare(tmp_path / "whole")
+    monkeypatch.setattr(preparation, "SHARD_BYTES", 30 * 64)
+    manifest = prepare(tmp_path / "cut")
+    assert max(shard.stop - shard.start for shard in manifest.shards) == 30
+    assert manifest.digest == whole.digest
+
+
+def test_the_store_is_keyed_by_all_that_can_change_the_shards(tmp_path: Path) -> None:
+    same = [prepare(tmp_path), prepare(tmp_path, shard_samples=300)]
+    other = [prepare(tmp_path, split_seed=1), prepare(tmp_path, test_fraction=0.3)]
+    assert len({manifest.store for manifest in same}) == 1
+    assert len({manifest.store for manifest in same + other}) == 3
+    assert len({manifest.digest for manifest in same + other}) == 3
+
+
+def test_fractions_that_leave_nothing_to_train_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="validation_fraction and data.test_fraction are 1.1 together"):
+        prepare(tmp_path, validation_fraction=0.6, test_fraction=0.5)
+
+
+def test_a_class_too_rare_for_a_split_is_refused_with_the_counts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the val split has no sample of class .*0: 0, .*fractions in `data`"):
+        prepare(tmp_path, validation_fraction=0.001)
+    assert not (tmp_path / "work").exists()
+
+
+def test_progress_is_plain_lines_where_nobody_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "workflow_lib.shards")
+    manifest = prepare(tmp_path)
+    prepare(tmp_path)
+    first = f"digits: train samples 0 to 200 written (1 of {len(manifest.shards)} shards)"
+    assert [record.message for record in caplog.records].count(first) == 1
+    assert f"0 of {len(manifest.shards)} shards written" in caplog.records[-1].message
+
+
+def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
+    settings = SETTINGS | {"shard_samples": 100}
+    code = (
+        "import logging, pathlib, sys, workflow_lib.shards as s; logging.basicConfig(level='INFO', stream=sys.stderr); "
+        "print('ready', flush=True); sys.stdin.readline(); "
+        f"print(s.prepare({settings}, pathlib.Path(), pathlib.Path('work')).model_dump_json())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with ExitStack() as stack:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        workers = [stack.enter_context(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)) for _ in "12"]
+        assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        told = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    (manifest,) = (Manifest.model_validate_json(text) for text in {output for output, _ in told})
+    assert sum(log.count("samples") for _, log in told) == len(manifest.shards)
+    assert sorted(files(manifest, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
+    assert [path for path in (tmp_path / "work").rglob("*") if path.name.endswith(".tmp")] == []
+
+
+# The verb
+
+
+def test_preprocess_writes_the_manifest_of_a_planned_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text("name: one\nsweep: {grid: {data.split_seed: [0, 1]}}\n")
+    experiment = config.load([Path("one.yaml")])
+    first, second = (run.data_id for run in plan.expand(experiment))
+    for data_id in (first, second):
+        shards.preprocess(experiment, data_id, Path("work"), Path(f"{data_id}.json"))
+    assert Manifest.load(Path(f"{first}.json")).data["split_seed"] == 0
+    assert Manifest.load(Path(f"{second}.json")).data["split_seed"] == 1
+    with pytest.raises(ConfigError, match=f"has no data digits-0; it has .*{first}"):
+        shards.preprocess(experiment, "digits-0", Path("work"), Path("none.json"))
+
+
+def test_a_closed_source_was_used_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workflow_lib import plugins
+
+    plugin, events = plugins.load("data", "digits"), []
+    opened = plugin.open_source
+
+    def watched(params: Any, root: Path) -> Source:
+        source = opened(params, root)
+        read = source.read
+        return replace(
+            source, read=lambda s, rows: (events.append("read"), read(s, rows))[1], close=lambda: events.append("close")
+        )
+
+    monkeypatch.setattr(plugin, "open_source", watched)
+    prepare(tmp_path)
+    assert events.count("close") == 1 and events[-1] == "close" and events.count("read") > math.ceil(1797 / 200)
+
+
+def _example(package: str) -> str:
+    """The code in the docstring of a package."""
+    lines = (ast.get_docstring(ast.parse(Path(package).read_text())) or "").splitlines()
+    return "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
+
+
+def test_the_examples_in_the_docstrings_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from workflow_lib import data, models, plugins
+
+    package = tmp_path / f"examples_{tmp_path.name}"
+    package.mkdir()
+    for name, module in (("data", data), ("models", models)):
+        (package / f"{name}.py").write_text(_example(str(module.__file__)))
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"name": f"{package.name}.data", "params": {"noise": 0.2}}
+    manifest = shards.prepare(settings, tmp_path, tmp_path / "work")
+    plugin = plugins.load("models", f"{package.name}.models")
+    network = plugin.build(plugin.Params(width=8), manifest.spec)
+    assert network(shards.load_split(manifest, "val", tmp_path / "work").inputs).shape == (135, 3)
+    assert isinstance(network, torch.nn.Module)
