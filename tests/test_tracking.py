@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -17,9 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.crash import run_forked
 from workflow_lib import config, plan, tracking
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.faults import FileFault
 from workflow_lib.files import read_json, write_json
 from workflow_lib.launch import workspace_of
 from workflow_lib.runtime import workspace as ws
@@ -165,6 +168,15 @@ def test_an_events_file_that_a_kill_cut_off_anywhere_is_completed(folder: Path) 
         path.write_bytes(content[:length])
         write("tensorboard", folder, every)
         assert path.read_bytes() == content
+
+
+def test_an_events_file_whose_writer_was_killed_is_shown_once(folder: Path) -> None:
+    every = curve(row(1), row(2))
+    fault = FileFault("before", operation="rename", rank=-1)
+    assert run_forked(lambda: write("tensorboard", folder, every), [fault]) == -signal.SIGKILL
+    write("tensorboard", folder, every)
+    assert len(list((folder / "tensorboard/demo/demo-a").iterdir())) == 1
+    assert in_tensorboard(folder, "demo-a") == expected_of("tensorboard", row(1), row(2))
 
 
 def test_a_tensorboard_that_is_looking_drops_what_was_taken_back(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What may be removed from the store: only what Everstep itself put there, and what no result and no owner needs.
 
-A thing is renamed before its files are deleted, so that a clean that is cut off leaves nothing that could be taken for
+A folder is renamed before its files are deleted, so that a clean that is cut off leaves nothing that could be taken for
 whole; the next one removes the rest. No symbolic link is followed.
 """
 
@@ -12,7 +12,7 @@ import stat
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,10 @@ from workflow_lib.runtime.lease import Lease
 from workflow_lib.status import UNREADABLE, is_finished, is_held, workspaces
 
 WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue
+WRITING_S = 3600.0  # for so long, a file may be being written
 HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named by a result
 TRASH = ".trash-*"
+UNWRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{32}\.tmp")  # a file that is not whole yet
 # what Everstep puts into a workspace and into a folder of shards
 OF_A_RUN = re.compile(r"attempts|checkpoints|leases|(metrics|events|delivered)\.jsonl|\..*\.tmp")
 OF_DATA = re.compile(r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|\.lock|\..*\.tmp")
@@ -61,7 +63,9 @@ def removable(work: Path, results: Path) -> list[Removable]:
     found += [*_data(work, stores, used), *_snapshots(work, results), *_proofs(work)]
     for place in ("runs/*", "data", "prove", "experiments"):
         found += [Removable(path, "removal that was cut off") for path in sorted(work.glob(f"{place}/{TRASH}"))]
-    return _sized([item for item in found if _is_in(item.path, work)])
+    found = [item for item in found if _is_in(item.path, work)]
+    listed = {item.path for item in found}
+    return _sized([*found, *_unwritten(work, listed), *_unwritten(results, listed)])
 
 
 def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
@@ -71,11 +75,12 @@ def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
             if item.sealed is not None:
                 checkpoint.verify(item.sealed)
             with _owned(item):
-                trash = item.path.rename(item.path.with_name(f".trash-{uuid.uuid4().hex}"))
-            if trash.is_dir():
+                if is_folder := item.path.is_dir():
+                    trash = item.path.rename(item.path.with_name(f".trash-{uuid.uuid4().hex}"))
+                else:
+                    item.path.unlink()
+            if is_folder:
                 shutil.rmtree(trash)
-            else:
-                trash.unlink()
         except (OSError, EverstepError) as error:
             yield item, str(error)
         else:
@@ -88,7 +93,8 @@ def _owned(item: Removable) -> AbstractContextManager[Any]:
 
     if item.workspace is not None:
         return Lease.acquire(item.workspace, "clean", timeout_s=60.0)
-    return FileLock(item.path / ".lock", timeout=0) if item.path.parent.name == "data" else nullcontext()
+    is_data = item.path.parent.name == "data" and item.path.is_dir()
+    return FileLock(item.path / ".lock", timeout=0) if is_data else nullcontext()
 
 
 def _needed(results: Path) -> tuple[dict[str, set[str]], set[str]]:
@@ -201,6 +207,15 @@ def _proofs(work: Path) -> Iterator[Removable]:
             yield Removable(path, "what a proof of exact resume left", workspace=path)
 
 
+def _unwritten(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
+    """Files whose writer was killed, outside of what is listed already."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        if UNWRITTEN.fullmatch(path.name) and listed.isdisjoint(path.parents) and _is_in(path, folder):
+            with suppress(FileNotFoundError):  # it has its name by now
+                if path.is_file() and _is_quiet(path, WRITING_S):
+                    yield Removable(path, "file whose writing was cut off")
+
+
 def _sized(items: Sequence[Removable]) -> list[Removable]:
     """The items with what they free; a file of several names, such as a shard of two data sets, with its last one."""
     names = Counter[tuple[int, int]]()
@@ -216,9 +231,9 @@ def _sized(items: Sequence[Removable]) -> list[Removable]:
     return sized
 
 
-def _is_in(path: Path, work: Path) -> bool:
-    """Whether the path is really in the store: no symbolic link is on the way to it, and it is none."""
-    return path.resolve() == work.resolve() / path.relative_to(work)
+def _is_in(path: Path, folder: Path) -> bool:
+    """Whether the path is really in the folder: no symbolic link is on the way to it, and it is none."""
+    return path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
 def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:

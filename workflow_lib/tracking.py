@@ -166,6 +166,8 @@ class TensorBoard(Tracker):
 
     def write(self, curve: Curve) -> int:
         folder = self._folder / curve.experiment / curve.id
+        for unwritten in folder.glob(".events.out.tfevents.*"):
+            unwritten.unlink()  # its writer was killed; a TensorBoard would read it, too
         files = sorted(folder.glob("events.out.tfevents.*"))
         parts = self._records(curve)
         content, present = b"".join(parts), files[-1].read_bytes() if files else b""

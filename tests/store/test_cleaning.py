@@ -18,6 +18,7 @@ from tests.resume.warm import until
 from tests.store.conftest import row, start
 from workflow_lib import __main__ as verbs
 from workflow_lib import checkpoint, cleaning, config, faults, shards, status
+from workflow_lib.files import write_atomic
 from workflow_lib.launch import find_sealed
 from workflow_lib.runtime.lease import Lease
 
@@ -135,6 +136,24 @@ def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
     clean(killed)
     assert listed(killed) == {} and killed.newest_step() == step > 0
     killed.finish()
+
+
+def test_files_whose_writer_was_killed_go_when_they_are_old(finished: Project) -> None:
+    clean(finished)
+    work, results = finished.folder / "work", finished.folder / "results"
+    for place in (finished.workspace.parent, finished.workspace, data_of(finished), results / NAME / "data"):
+        fault = faults.FileFault("before", operation="rename", rank=-1)
+        assert run_forked(lambda path=place / "x.json": write_atomic(path, "x"), [fault]) == -signal.SIGKILL
+    lease = faults.FileFault("before", operation="link", rank=-1)
+    assert run_forked(lambda: Lease.acquire(finished.workspace, "a", timeout_s=1), [lease]) == -signal.SIGKILL
+    cut = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
+    assert len(cut) == 5 and listed(finished) == {}
+    rest(finished.folder)
+    kept = finished.output.with_name(".notes.tmp")
+    kept.touch()
+    assert {item.path for item in cleaning.removable(work, results)} == cut
+    clean(finished)
+    assert not any(path.exists() for path in cut) and kept.exists() and find_sealed(finished.workspace) is not None
 
 
 def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
