@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.crash import run_forked
+from tests.crash import SURVIVED, fork, run_forked, wait
 from workflow_lib import config, plan, tracking
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import EverstepError, UserError
@@ -321,6 +321,16 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_is_followed(store: Store) -
     store.track("tensorboard")
     found = in_tensorboard(store.root / "copies", store.runs[0].id)
     assert found["val_loss", 20] == [0.75] and found["val_loss", 10] == [1.0]
+
+
+def test_two_that_make_the_tables_of_mlflow_take_turns_also_after_one_was_killed(store: Store) -> None:
+    store.commit(0, row(1), row(2))
+    fault = FileFault("before", operation="rename", path="*/copies/*", rank=-1)
+    assert run_forked(lambda: store.track("mlflow"), [fault]) == -signal.SIGKILL
+    ended = [wait(pid, timeout_s=300) for pid in [fork(lambda: store.track("mlflow")) for _ in range(2)]]
+    assert ended == [SURVIVED, SURVIVED]
+    assert {path.name for path in (store.root / "copies").iterdir()} == {".lock", "mlflow.db"}
+    assert in_mlflow(store.root / "copies", store.runs[0].id) == expected(row(1), row(2))
 
 
 def test_following_ends_when_every_run_is_finished(store: Store) -> None:

@@ -37,12 +37,11 @@ def make_dirs(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the disk refuses in the block names the file, also where the system does not: in a write or a sync."""
+    """What the disk refuses in the block names the file, also where the system names another or none."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+        error.filename = str(path)
         raise
 
 

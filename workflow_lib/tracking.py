@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -226,7 +227,14 @@ class MLflow(Tracker):
         logging.getLogger("alembic").setLevel(logging.WARNING)
 
         self._artifacts = (folder / "mlruns").absolute().as_uri()
-        self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+        database = (folder / "mlflow.db").absolute()
+        if not database.exists():  # its tables, if a kill had cut them off, could never be completed
+            for unwritten in folder.glob(".mlflow.db.*"):
+                unwritten.unlink()
+            temporary = database.with_name(f".mlflow.db.{uuid.uuid4().hex}.tmp")
+            MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+            os.replace(temporary, database)
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{database}")
 
     def write(self, curve: Curve) -> int:
         from mlflow.entities import Metric
@@ -367,11 +375,13 @@ def track(
     folder = experiment.tracking.folder
     make_dirs(folder)
     seen: list[Curve] = []
+    turn = FileLock(folder / ".lock")
     with ExitStack() as stack:
-        trackers = {name: _opened(name, folder, stack) for name in dict.fromkeys(to)}
+        with turn:
+            trackers = {name: _opened(name, folder, stack) for name in dict.fromkeys(to)}
         while True:
             # One process at a time: whoever reads the rows writes them before another one reads.
-            with FileLock(folder / ".lock"):
+            with turn:
                 found = list(curves(experiment, work, results))
                 for curve in found:
                     if curve not in seen:
@@ -391,7 +401,12 @@ def _opened(name: str, folder: Path, stack: ExitStack) -> Tracker:
     try:
         return stack.enter_context(KINDS[name](folder))
     except Exception as error:
-        raise EverstepError(f"{name} cannot be opened in {folder}: {error}. {UNTOUCHED}") from error
+        raise EverstepError(f"{name} cannot be opened in {folder}: {_first_line(error)}. {UNTOUCHED}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What a tool says, without the statement in SQL that MLflow adds."""
+    return str(error).partition("\n")[0]
 
 
 def _copy(curve: Curve, trackers: dict[str, Tracker]) -> None:
@@ -400,7 +415,7 @@ def _copy(curve: Curve, trackers: dict[str, Tracker]) -> None:
             new = tracker.write(curve)
         except Exception as error:
             raise EverstepError(
-                f"{name} refused the rows of {curve.id}: {type(error).__name__}: {error}. {UNTOUCHED}"
+                f"{name} refused the rows of {curve.id}: {type(error).__name__}: {_first_line(error)}. {UNTOUCHED}"
             ) from error
         logger.info("%s: %s: %d rows, %d of them new", name, curve.id, len(curve.rows), new)
 
