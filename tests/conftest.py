@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
+
 # Set before numpy or torch are imported: tests run beside each other.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+    os.environ[name] = "1"
 os.environ.pop("EVERSTEP_EXPERIMENT", None)
+
+# The same examples in every run, and no bound on the time that one takes.
+hypothesis.settings.load_profile("ci")
