@@ -70,7 +70,7 @@ def row(project: Project) -> dict[str, Any]:
     return only
 
 
-def start(project: Project, pause_s: float = 0.05, *faults: dict[str, Any]) -> int:
+def start(project: Project, pause_s: float = 0.3, *faults: dict[str, Any]) -> int:
     """Number of the launcher of a training that takes its time."""
     return project.warm.start(project.order(*faults, **{PAUSE: str(pause_s)}))
 

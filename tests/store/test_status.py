@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,11 @@ def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path)
 
 def threads(pid: int) -> set[str]:
     """The states of a process's threads, as in proc(5)."""
-    return {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found.add(path.read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 def beat(project: Project) -> Path:

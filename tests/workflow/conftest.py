@@ -38,6 +38,7 @@ tune:
     optimizer.lr: {type: float, low: 0.001, high: 0.1, log: true}
 """
 
+WAIT_S = 1200.0  # for what takes a minute, on a machine that is busy with other things
 Job = tuple[str, str | None]
 
 
@@ -102,7 +103,7 @@ class Project:
     def everstep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The outcome of a verb for people."""
         command = [sys.executable, "-m", "workflow_lib", *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,21 @@ class Running:
 
     def outcome(self) -> Outcome:
         """What is left when it has ended by itself."""
-        self.process.wait(timeout=800)
+        self.process.wait(timeout=WAIT_S)
         return Outcome(self.process.returncode, self.told.read_text())
 
     def kill(self) -> None:
         """No process of the group is left; as when a machine dies, nothing was asked first."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=WAIT_S)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         """The condition holds; the pipeline was running all the while."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_S
         while not condition():
             assert self.process.poll() is None, self.told.read_text()
-            assert time.monotonic() < deadline, "waited for two minutes"
+            assert time.monotonic() < deadline, f"waited for {WAIT_S:.0f} s"
             time.sleep(0.02)
 
 

@@ -9,15 +9,38 @@ from typing import Any
 
 from tests.workflow.conftest import Project
 
-# Some seconds of training, with a checkpoint every few steps.
+# Some seconds of training, with a checkpoint every few steps; minutes while there is a file `hold`.
 LONG = """\
 name: long
+model: {name: mine.held}
 training:
   epochs: 40
   batch_size: 16
 checkpoint:
   interval_steps: 50
 """
+HELD = """\
+import time
+from pathlib import Path
+
+from workflow_lib.models import mlp
+
+Params = mlp.Params
+
+
+def build(params, spec):
+    model = mlp.build(params, spec)
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.1 * Path("hold").exists()))
+    return model
+"""
+
+
+def write_long(project: Project) -> Path:
+    """The experiment is a long one; the file that makes it longer."""
+    project.write(LONG)
+    (project.folder / "mine").mkdir()
+    (project.folder / "mine/held.py").write_text(HELD)
+    return project.folder / "hold"
 
 
 def checkpoints(project: Project) -> list[Path]:
@@ -37,12 +60,14 @@ def the_run(project: Project) -> str:
 
 
 def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Project) -> None:
-    project.write(LONG)
+    hold = write_long(project)
     project.make("results/long/plan.json")
     target = f"results/long/runs/{the_run(project)}/train.json"
     with project.running(target) as running:
         running.wait_until(lambda: len(checkpoints(project)) >= 2)
+        hold.touch()
         running.kill()
+    hold.unlink()
     assert list((project.folder / ".snakemake/locks").iterdir()), "the killed Snakemake left no lock"
     assert not (project.folder / target).exists()
 
@@ -55,22 +80,26 @@ def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Pro
 
 
 def test_the_lock_of_a_living_snakemake_is_respected(project: Project) -> None:
-    project.write(LONG)
+    hold = write_long(project)
     with project.running("--until", "train") as first:
         first.wait_until(lambda: checkpoints(project))
+        hold.touch()
         second = project.run("--until", "train")
         assert second.code != 0
         assert "lock" in second.output.lower()
+        hold.unlink()
         outcome = first.outcome()
         assert outcome.code == 0, outcome.output
     assert len(attempts(project)) == 1
 
 
 def test_garbage_in_the_experiment_file_disturbs_no_running_job(project: Project) -> None:
-    project.write(LONG)
+    hold = write_long(project)
     with project.running("--until", "evaluate") as running:
         running.wait_until(lambda: checkpoints(project))
+        hold.touch()
         project.write("]] name: [broken")
+        hold.unlink()
         outcome = running.outcome()
         assert outcome.code == 0, outcome.output
     assert len(list((project.folder / "results/long/runs").glob("*/evaluation.json"))) == 1
