@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,20 +198,34 @@ def test_rows_that_a_kill_left_half_written_in_mlflow_are_completed(folder: Path
     assert in_mlflow(folder, "demo-a") == expected(row(1), row(2))
 
 
+DIES = """
+import json, os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from tests.test_tracking import curve, write
+from workflow_lib import tracking
+
+def log_three_times(self, run, metrics=(), **others):
+    if metrics and len(logged) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    log_batch(self, run, metrics=metrics, **others)
+    if metrics:
+        logged.append(metrics)
+
+logged, tracking.METRICS_AT_ONCE = [], 50
+log_batch, MlflowClient.log_batch = MlflowClient.log_batch, log_three_times
+write("mlflow", Path(sys.argv[1]), curve(*json.loads((Path(sys.argv[1]) / "rows.json").read_text())))
+"""
+
+
 def test_an_mlflow_that_is_killed_while_it_writes_is_gone_on_from(folder: Path) -> None:
     """`folder` has the tables of mlflow."""
     rows = [row(epoch) for epoch in range(1, 201)]
     (folder / "rows.json").write_text(json.dumps(rows))
-    code = "import json, sys; from tests.test_tracking import curve, write; from pathlib import Path; "
-    code += "from workflow_lib import tracking; tracking.METRICS_AT_ONCE = 50; "
-    code += "here = Path(sys.argv[1]); write('mlflow', here, curve(*json.loads((here / 'rows.json').read_text())))"
     root = Path(tracking.__file__).parents[1]
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=root, stderr=subprocess.DEVNULL) as process:
-        while not in_mlflow(folder, "demo-a") and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-    found = in_mlflow(folder, "demo-a")
-    assert 0 < len(found) < 3 * len(rows)
+    died = subprocess.run([sys.executable, "-c", DIES, str(folder)], cwd=root, stderr=subprocess.DEVNULL)
+    assert died.returncode == -signal.SIGKILL
+    assert len(in_mlflow(folder, "demo-a")) == 3 * 50
     assert sum(write("mlflow", folder, curve(*rows))) < len(rows)
     assert in_mlflow(folder, "demo-a") == expected(*rows)
 
