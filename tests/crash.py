@@ -39,7 +39,7 @@ def fork(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileF
         os._exit(code)
 
 
-def wait(pid: int, timeout_s: float = 60.0) -> int:
+def wait(pid: int, timeout_s: float = 300.0) -> int:
     """How the process ended; one that does not end in time is killed, and is an error."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -83,7 +83,7 @@ def fork_ranks(
     def join(rank: int) -> None:
         import torch.distributed as dist
 
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), GLOO_SOCKET_IFNAME="lo")
         dist.init_process_group("gloo", store=dist.FileStore(str(meeting), count), rank=rank, world_size=count)
         if given:
             faults.install(given)

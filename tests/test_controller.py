@@ -36,7 +36,7 @@ def start(folder: Path, *, stays: bool = False) -> subprocess.Popen[str]:
 
 def enter(folder: Path) -> str:
     """What a process that comes and goes was told."""
-    return start(folder).communicate(timeout=30)[0].strip()
+    return start(folder).communicate(timeout=300)[0].strip()
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -134,7 +134,7 @@ with SnakemakeApi() as api:
     ]))
 """
     shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=600
     )
     assert shown.returncode == 0, shown.stderr
     line = next(line for line in shown.stdout.splitlines() if line.startswith("RULES "))
@@ -219,7 +219,7 @@ def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")],
+    sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]),
     ids=lambda path: path.name,
 )
 def test_what_a_document_points_to_exists(path: Path) -> None:

@@ -300,7 +300,7 @@ def test_a_forked_rank_sets_itself_up_and_leaves_the_lease_to_its_launcher(make:
         answer = fork.Queue()
         rank = fork.Process(target=forked, args=(make, answer))
         rank.start()
-        assert answer.get(timeout=60) == ("cpu", 1, 2)
+        assert answer.get(timeout=300) == ("cpu", 1, 2)
         rank.join()
         assert root.lease.holds() and holder_of(place) is not None
     messages = [event["message"] for event in read_events(events_file(place)) if event["kind"] == "log"]
@@ -325,7 +325,7 @@ def test_ranks_compute_with_their_threads_whatever_the_launcher_has_computed(pla
         rank = fork.Process(target=compute, args=(place, answer))
         rank.start()
         try:
-            assert answer.get(timeout=20) == (2, 2_000_000)
+            assert answer.get(timeout=300) == (2, 2_000_000)
         finally:
             rank.kill()
             rank.join()

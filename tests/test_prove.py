@@ -19,6 +19,7 @@ import torch
 from tests.resume.warm import ROOT, until
 from workflow_lib import config, prove
 from workflow_lib.config import Experiment
+from workflow_lib.runtime.clock import start_s
 from workflow_lib.runtime.lease import is_alive
 from workflow_lib.training import sampling
 from workflow_lib.training import state as room
@@ -218,13 +219,15 @@ def test_a_proof_that_is_killed_leaves_no_training_behind(project: Path) -> None
     experiment(project)
     command = [sys.executable, "-m", "workflow_lib", "prove-resume", "experiment.yaml", "--set", "training.epochs=9999"]
     proof = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    until(lambda: list(project.glob("work/prove/*/straight/trace-0.jsonl")), "the training to begin")
-    started = [(one.pid, one.create_time()) for one in proof.children(recursive=True)]
-    assert len(started) == 2  # the launcher and its rank
-    proof.kill()
-    proof.wait()
     try:
-        until(lambda: not any(is_alive(*one) for one in started), "the training to end", timeout_s=10.0)
+        until(lambda: list(project.glob("work/prove/*/straight/trace-0.jsonl")), "the training to begin")
+        until(lambda: len(proof.children(recursive=True)) == 2, "the launcher and its rank alone")
+        started = [(one.pid, start_s(one.pid)) for one in proof.children(recursive=True)]
+    finally:
+        proof.kill()
+        proof.wait()
+    try:
+        until(lambda: not any(is_alive(*one) for one in started), "the training to end")
     finally:
         for pid, start_time in started:
             if is_alive(pid, start_time):

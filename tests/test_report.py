@@ -80,7 +80,7 @@ def in_browser(page: Path, profile: Path, script: str = "") -> str:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
     command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile / 'chromium'}", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout
 
 

@@ -31,7 +31,7 @@ class Gate:
 
     def __call__(self) -> bool:
         self.asked.set()
-        self.is_open.wait(30)
+        self.is_open.wait(300)
         return self.answer
 
 
@@ -60,7 +60,7 @@ def test_what_changes_after_the_start_is_not_in_the_save(tmp_path: Path) -> None
     gate = Gate()
     mine, weights, state = saver(store(tmp_path, gate)), groups(1.0), {"step": 1}
     mine.start(Snapshot(1, weights, state), {})
-    assert gate.asked.wait(10)
+    assert gate.asked.wait(300)
     weights["model"]["w"].fill_(2.0)
     state["step"] = 2
     gate.is_open.set()
@@ -74,7 +74,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
     mine.begin_at(0, None)
     assert mine.is_due(1)
     mine.start(Snapshot(1, groups(1.0), {}), {})
-    assert gate.asked.wait(10)
+    assert gate.asked.wait(300)
     assert not mine.is_due(9)
     gate.is_open.set()
     mine.wait()

@@ -62,11 +62,11 @@ def samples_are_written() -> None:
 
 
 def shards_are_slow() -> None:
-    """Every shard that is verified takes half a second."""
+    """Every shard that is verified takes three quarters of a second."""
     verify = store.content_digest
 
     def slow(*arrays: Any) -> str:
-        time.sleep(0.5)
+        time.sleep(0.75)
         return verify(*arrays)
 
     store.content_digest = slow

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from tests.resume.warm import TIMED_OUT, Order, Warm, members, until
+from tests.resume.warm import TIMED_OUT, WAIT_S, Order, Warm, members, until
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError
@@ -85,7 +85,7 @@ class Project:
         """Number of the process of a new attempt's launcher."""
         return self.warm.start(self.order(*faults, plant=plant))
 
-    def attempt(self, *faults: Mapping[str, Any], plant: str | None = None, timeout_s: float = 60.0) -> int:
+    def attempt(self, *faults: Mapping[str, Any], plant: str | None = None, timeout_s: float = WAIT_S) -> int:
         """The exit code of one attempt; it began at the newest checkpoint and left no process, or that is found."""
         newest, begun = self.newest_step(), len(self.began_at())
         pid = self.start(*faults, plant=plant)
@@ -95,7 +95,7 @@ class Project:
         if code == TIMED_OUT:
             self.findings.append(f"HARD_FAIL: {what} did not end in {timeout_s:.0f} s")
         try:
-            until(lambda: not members(pid), "the ranks to end", timeout_s=10.0)
+            until(lambda: not members(pid), "the ranks to end")
         except TimeoutError:
             self.findings.append(f"HARD_FAIL: {what} left processes {members(pid)}")
         if (began := self.began_at()[begun:]) and began[0] < newest:

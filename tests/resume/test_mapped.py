@@ -36,7 +36,7 @@ def test_a_run_that_reads_ahead_ends_as_one_from_memory(
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_data_that_takes_longer_to_verify_than_a_step_may_is_no_hang(fresh: Fresh, in_memory: bool) -> None:
-    """Half a second a shard, 16 shards, and 4 seconds in which a rank must move."""
-    changes = {"data": {"in_memory": in_memory, "shard_samples": 100}, "runtime": {"hang_timeout_s": 4, "workers": 0}}
+    """Three quarters of a second a shard, 16 shards, and 10 seconds in which a rank must move."""
+    changes = {"data": {"in_memory": in_memory, "shard_samples": 100}, "runtime": {"hang_timeout_s": 10, "workers": 0}}
     run = fresh({**changes, "training": {"epochs": 1}})
     assert run.attempt(plant="tests.resume.plants:shards_are_slow") == FINISHED, run.log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +86,7 @@ def test_a_signal_to_stop_saves_and_ends_all(fresh: Fresh, who: str) -> None:
     run = fresh(long_with_ranks(2))
     launcher, ranks = running(run)
     SIGNALS[who](launcher, ranks)
-    assert run.warm.wait(launcher, 30) == STOPPED
+    assert run.warm.wait(launcher) == STOPPED
     assert members(launcher) == []
     assert f"at step {run.newest_step()}; saved" in run.log.splitlines()[-1]
 
@@ -99,7 +98,7 @@ def test_a_stop_that_is_followed_by_a_kill_loses_nothing_that_was_saved(fresh: F
     saved = run.newest_step()
     os.killpg(launcher, signal.SIGTERM)
     os.killpg(launcher, signal.SIGKILL)
-    assert run.warm.wait(launcher, 30) == KILLED
+    assert run.warm.wait(launcher) == KILLED
     until(lambda: members(launcher) == [], "all to end")
     assert run.newest_step() >= saved
     assert run.attempt({"point": "poll", "signal": "SIGTERM"}) == STOPPED
@@ -115,12 +114,10 @@ def test_a_rank_that_dies_while_the_others_wait_for_it_ends_the_job_too(fresh: F
 
 
 def test_a_rank_that_dies_ends_the_job_and_is_named(fresh: Fresh) -> None:
-    run = fresh(long_with_ranks(3))
+    run = fresh(long_with_ranks(3, hang_timeout_s=3600))  # nobody has to find that the others wait for it
     launcher, ranks = running(run)
     os.kill(ranks[2], signal.SIGKILL)
-    begun = time.monotonic()
-    assert run.warm.wait(launcher, 45) == FAILED
-    assert time.monotonic() - begun < 40
+    assert run.warm.wait(launcher) == FAILED
     assert "rank 2 was killed" in run.log.splitlines()[-1]
     assert members(launcher) == []
 
@@ -130,22 +127,22 @@ def test_a_launcher_that_dies_takes_its_ranks_along(fresh: Fresh) -> None:
     launcher, ranks = running(run)
     os.kill(launcher, signal.SIGKILL)
     assert run.warm.wait(launcher) == KILLED
-    until(lambda: members(launcher) == [], "the ranks to end", timeout_s=5)
+    until(lambda: members(launcher) == [], "the ranks to end")
 
 
 def test_a_rank_that_something_stopped_ends_the_job_and_is_named(fresh: Fresh) -> None:
-    run = fresh(long_with_ranks(2, hang_timeout_s=3))
+    run = fresh(long_with_ranks(2, hang_timeout_s=10))
     launcher, ranks = running(run)
     os.kill(ranks[1], signal.SIGSTOP)
-    assert run.warm.wait(launcher, 45) == FAILED
+    assert run.warm.wait(launcher) == FAILED
     assert f"rank 1 (pid {ranks[1]}) was stopped from outside" in run.log.splitlines()[-1]
     assert members(launcher) == []
 
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
-    run = fresh(with_ranks(2, hang_timeout_s=4))
+    run = fresh(with_ranks(2, hang_timeout_s=10))
     assert run.attempt(plant="tests.resume.plants:rank_one_hangs") == FAILED
-    assert "no rank has made a step for 4 s" in run.log.splitlines()[-1]
+    assert "no rank has made a step for 10 s" in run.log.splitlines()[-1]
     assert "rank 1 (pid" in run.log.splitlines()[-1]
     assert run.findings == []
 

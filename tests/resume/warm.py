@@ -27,6 +27,7 @@ from workflow_lib.runtime.ghosts import die_with
 
 ROOT = Path(__file__).parents[2]
 TIMED_OUT = 124
+WAIT_S = 300.0  # for what takes a second, on a machine that is busy with other things
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class Warm:
         """Number of the launcher's process, which is also that of its group."""
         return int(self._ask({"start": asdict(order)}))
 
-    def wait(self, pid: int, timeout_s: float = 60.0) -> int:
+    def wait(self, pid: int, timeout_s: float = WAIT_S) -> int:
         """Its exit code; below 0 the signal that ended it. After the time its group is killed: TIMED_OUT."""
         return int(self._ask({"wait": pid, "timeout_s": timeout_s}))
 
-    def run(self, order: Order, timeout_s: float = 60.0) -> int:
+    def run(self, order: Order) -> int:
         """The exit code of the verb."""
-        return self.wait(self.start(order), timeout_s)
+        return self.wait(self.start(order))
 
     def _ask(self, question: Any) -> Any:
         if self._process.stdin is None or self._process.stdout is None:
@@ -86,25 +87,30 @@ class Warm:
         return json.loads(answer)
 
 
-def members(group: int) -> list[int]:
-    """Processes of the group that live."""
-    found = []
+def states(group: int) -> dict[int, str]:
+    """The processes of the group that live, and the state of each, as in proc(5)."""
+    found = {}
     for entry in Path("/proc").iterdir():
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (OSError, ValueError):
             continue
         if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(entry.name))
-    return sorted(found)
+            found[int(entry.name)] = fields[0]
+    return found
 
 
-def until(is_true: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def members(group: int) -> list[int]:
+    """Processes of the group that live."""
+    return sorted(states(group))
+
+
+def until(is_true: Callable[[], Any], what: str) -> Any:
     """What the condition returned, as soon as that is true."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + WAIT_S
     while not (found := is_true()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
+            raise TimeoutError(f"waited {WAIT_S:.0f} s for {what}")
         time.sleep(0.005)
     return found
 

@@ -161,7 +161,7 @@ def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_i
         job.kill()
         job.wait()
         job.stdout.close()
-    with device.lease_devices(2, tmp_path, ("0", "1"), wait_s=10) as both:
+    with device.lease_devices(2, tmp_path, ("0", "1"), wait_s=300) as both:
         assert both == ("0", "1")
 
 

@@ -216,7 +216,7 @@ def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        told = [worker.communicate(timeout=120) for worker in workers]
+        told = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     (manifest,) = (Manifest.model_validate_json(text) for text in {output for output, _ in told})
     assert sum(log.count("samples") for _, log in told) == len(manifest.shards)

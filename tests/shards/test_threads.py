@@ -92,7 +92,7 @@ def test_any_number_of_threads_gives_the_same_files(threads: int, tmp_path: Path
 
 
 def test_threads_read_at_once_where_the_data_set_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2, timeout=300)
     read_by(monkeypatch, READ=(reader := Reader(meeting)))
     prepare(tmp_path, 2)
     assert reader.most == 2
