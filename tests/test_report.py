@@ -25,7 +25,7 @@ from workflow_lib.config.parts import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
 from workflow_lib.results import RunResults, account_of, load_results
-from workflow_lib.training.augment import augmented
+from workflow_lib.training.augment import augmented, partners
 
 CHROMIUM = shutil.which("chromium")
 
@@ -186,9 +186,12 @@ def test_augmented_images_are_shown_below_the_originals(
     manifest = shards.Manifest.load(project.data)
     split = shards.load_split(manifest, "train", project.work)
     rows = torch.arange(8) * len(split) // 8
-    inputs, _ = split.batch(rows)
-    expected, _ = augmented(Augment(**augment), split, inputs, rows, seed=7, epoch=0)
-    grey = [((images * manifest.std[0] + manifest.mean[0]).clamp(0, 1) * 255)[:, 0] for images in (inputs, expected)]
+    others = partners(Augment(**augment), rows, seed=7, epoch=0, samples=len(split))
+    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
+    expected, *_ = augmented(Augment(**augment), inputs, targets, rows, others, seed=7, epoch=0)
+    grey = [
+        ((images * manifest.std[0] + manifest.mean[0]).clamp(0, 1) * 255)[:, 0] for images in (inputs[:8], expected)
+    ]
     np.testing.assert_allclose(above, grey[0], atol=0.51)
     np.testing.assert_allclose(below, grey[1], atol=0.51)
     assert all((one != other).any() for one, other in zip(above, below, strict=True))

@@ -224,7 +224,7 @@ def _augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
     import torch
     from torch.nn.functional import pad
 
-    from workflow_lib.training.augment import augmented
+    from workflow_lib.training.augment import augmented, partners
 
     manifest = shards.Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
     try:
@@ -233,8 +233,10 @@ def _augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
         logger.warning("no picture of augmented images: %s", error)
         return None
     rows = torch.arange(PICTURES) * len(split) // PICTURES
-    inputs, _ = split.batch(rows)
-    changed, _ = augmented(config.augment, split, inputs, rows, seed=config.seed, epoch=0)
+    others = partners(config.augment, rows, seed=config.seed, epoch=0, samples=len(split))
+    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
+    changed, *_ = augmented(config.augment, inputs, targets, rows, others, seed=config.seed, epoch=0)
+    inputs = inputs[:PICTURES]
     shape, every = (-1, 1, 1), math.ceil(max(manifest.input_shape[1:]) / MOST_PIXELS)
     mean, std = (torch.tensor(values).view(shape) for values in (manifest.mean, manifest.std))
     shown = torch.stack((inputs, changed))[..., ::every, ::every] * std + mean

@@ -221,6 +221,23 @@ def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: 
     assert threads() == []
 
 
+@pytest.mark.parametrize("augment", [None, {"mixup": 0.4}, {"cutmix": 1.0, "shift": 0.2}])
+def test_what_a_step_needs_is_read_ahead_by_threads(
+    augment: dict[str, Any] | None, prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partners of mixed pairs, too: they are known before."""
+    readers: list[str] = []
+    take = MappedSplit._take
+
+    def watched(self: MappedSplit, *asked: Any) -> None:
+        readers.append(threading.current_thread().name)
+        take(self, *asked)
+
+    monkeypatch.setattr(MappedSplit, "_take", watched)
+    trained(prepared(images()), tmp_path, Control(1), workspace="one", augment=augment, in_memory=False, workers=2)
+    assert readers and all(name.startswith("everstep-loader") for name in readers)
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_training_from_shards_goes_on_where_one_from_memory_stopped(
     stop: int, prepared: Prepare, tmp_path: Path

@@ -20,7 +20,7 @@ from workflow_lib.runtime.control import Control
 from workflow_lib.shards import ModelSpec
 from workflow_lib.training import augment as room
 from workflow_lib.training import loop
-from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, refuse_unfit
+from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, partners, refuse_unfit
 
 __all__ = ["prepared"]
 
@@ -74,10 +74,12 @@ def test_a_sample_has_the_same_bits_in_any_batch(
 @settings(deadline=None, max_examples=25)
 def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: float) -> None:
     section, rows, inputs = Augment(mixup=mixup, cutmix=cutmix), torch.arange(9), images(9)
-    facts = {"seed": 1, "epoch": 2, "samples": samples, "size": (7, 10)}
-    whole = mixing(section, rows, **facts)
-    parts = [mixing(section, one, **facts) for one in rows.split(2)]
-    for name in ("partners", "weights", "boxes"):
+    key = {"seed": 1, "epoch": 2}
+    found = [partners(section, one, samples=samples, **key) for one in (rows, *rows.split(2))]
+    assert torch.equal(torch.cat(found[1:]), found[0])
+    whole = mixing(section, rows, size=(7, 10), **key)
+    parts = [mixing(section, one, size=(7, 10), **key) for one in rows.split(2)]
+    for name in ("weights", "boxes"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     others = images(9, seed=1)
     alone = [mix(*three) for three in zip(inputs.split(2), others.split(2), parts, strict=True)]
@@ -100,7 +102,7 @@ def test_what_is_drawn_from_the_global_generator_is_not_changed() -> None:
     torch.manual_seed(0)
     room._normal_quantiles.cache_clear()
     augment(Augment(**EVERYTHING), images(4), torch.arange(4), seed=0, epoch=0)
-    mixing(Augment(mixup=0.7, cutmix=0.7), torch.arange(4), seed=0, epoch=0, samples=9, size=(7, 10))
+    mixing(Augment(mixup=0.7, cutmix=0.7), torch.arange(4), seed=0, epoch=0, size=(7, 10))
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -268,7 +270,7 @@ def test_numbers_are_the_same_in_every_version() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 2.5])
 def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
-    pairs = mixing(Augment(mixup=alpha), torch.arange(20_000), seed=0, epoch=0, samples=7, size=(8, 8))
+    pairs = mixing(Augment(mixup=alpha), torch.arange(20_000), seed=0, epoch=0, size=(8, 8))
     assert 0 <= pairs.weights.min() and pairs.weights.max() <= 1
     for value in (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
         assert abs((pairs.weights < value).double().mean() - stats.beta(alpha, alpha).cdf(value)) < 0.012
@@ -278,7 +280,7 @@ def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
 @hypothesis.given(alpha=st.floats(0.05, 20), height=st.integers(1, 40), width=st.integers(1, 40))
 @settings(deadline=None, max_examples=30)
 def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, width: int) -> None:
-    pairs = mixing(Augment(cutmix=alpha), torch.arange(64), seed=0, epoch=0, samples=7, size=(height, width))
+    pairs = mixing(Augment(cutmix=alpha), torch.arange(64), seed=0, epoch=0, size=(height, width))
     own, other = torch.ones(64, 2, height, width), torch.zeros(64, 2, height, width)
     mixed = mix(own, other, pairs)
     assert set(mixed.unique().tolist()) <= {0.0, 1.0}
@@ -286,7 +288,7 @@ def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, w
 
 
 def test_the_area_of_cutmix_is_near_that_of_its_distribution_anywhere_in_the_image() -> None:
-    pairs = mixing(Augment(cutmix=1.0), torch.arange(20_000), seed=0, epoch=0, samples=7, size=(64, 64))
+    pairs = mixing(Augment(cutmix=1.0), torch.arange(20_000), seed=0, epoch=0, size=(64, 64))
     assert stats.kstest(pairs.weights.numpy(), stats.uniform.cdf).statistic < 0.02
     middle = (pairs.boxes[:, 0] + pairs.boxes[:, 2]) / 2
     assert abs(middle.mean() - 32) < 0.3
@@ -294,20 +296,20 @@ def test_the_area_of_cutmix_is_near_that_of_its_distribution_anywhere_in_the_ima
 
 def test_a_blend_keeps_what_both_images_share_and_is_linear() -> None:
     one, other = images(9), images(9, seed=1)
-    pairs = mixing(Augment(mixup=1.0), torch.arange(9), seed=0, epoch=0, samples=9, size=(7, 10))
+    pairs = mixing(Augment(mixup=1.0), torch.arange(9), seed=0, epoch=0, size=(7, 10))
     weights = pairs.weights.view(-1, 1, 1, 1)
     torch.testing.assert_close(mix(one, other, pairs), weights * one + (1 - weights) * other)
     torch.testing.assert_close(mix(one, one, pairs), one)
 
 
 def test_both_kinds_of_pairs_take_turns() -> None:
-    pairs = mixing(Augment(mixup=1.0, cutmix=1.0), torch.arange(4000), seed=0, epoch=0, samples=9, size=(32, 32))
+    pairs = mixing(Augment(mixup=1.0, cutmix=1.0), torch.arange(4000), seed=0, epoch=0, size=(32, 32))
     assert 0.45 < (pairs.boxes[:, 2] > 0).float().mean() < 0.55
 
 
 def test_every_sample_is_a_partner_as_often_as_any() -> None:
-    pairs = mixing(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10, size=(8, 8))
-    assert stats.chisquare(torch.bincount(pairs.partners, minlength=10).numpy()).pvalue > 0.01
+    others = partners(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10)
+    assert others is not None and stats.chisquare(torch.bincount(others, minlength=10).numpy()).pvalue > 0.01
 
 
 # Settings

@@ -6,9 +6,12 @@ restore. To keep that law on every device, no arithmetic here rounds in a way th
 sample lies: integers, single additions and products, and tables that are made once; no sums over pixels, no sines.
 
 Images are [B, channels, height, width], normalised. They are turned, flipped and moved, then coloured, then made
-noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that:
+noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that. With whom, is known
+before, so that the inputs of both are read together:
 
-    inputs, mixed = augmented(section, split, inputs, rows, seed=seed, epoch=epoch)
+    others = partners(section, rows, seed=seed, epoch=epoch, samples=len(split))
+    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
+    inputs, targets, mixed = augmented(section, inputs, targets, rows, others, seed=seed, epoch=epoch)
     loss = task.loss(outputs, targets) if mixed is None else task.mixed_loss(outputs, targets, *mixed)
 """
 
@@ -29,7 +32,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
-    from workflow_lib.shards import MappedSplit, ModelSpec, Split
+    from workflow_lib.shards import Batch, ModelSpec
 
 # What a sample draws, each by its place in this tuple: a new one is added at the end.
 DRAWS = (
@@ -81,19 +84,29 @@ def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
         raise ConfigError(f"augment.crop: {what}")
 
 
-def augmented(
-    section: Augment, split: Split | MappedSplit, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The split's inputs of these rows as an epoch has them; of pairs also their partners' targets and own weights."""
-    rows = rows.to(inputs.device)
-    inputs = augment(section, inputs, rows, seed=seed, epoch=epoch)
+def partners(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
+    """With whom of `samples` samples each row is mixed, by number in the split; None where pairs are not mixed."""
     if not is_mixing(section):
-        return inputs, None
-    size = (inputs.shape[2], inputs.shape[3])
-    pairs = mixing(section, rows, seed=seed, epoch=epoch, samples=len(split), size=size)
-    others, targets = split.batch(pairs.partners)
-    others = augment(section, others, pairs.partners, seed=seed, epoch=epoch)
-    return mix(inputs, others, pairs), (targets, pairs.weights)
+        return None
+    place = DRAWS.index("partner")
+    return _below(_hashes(rows, seed, epoch, range(place, place + 1))[0], samples)
+
+
+def augmented(
+    section: Augment, inputs: Tensor, targets: Tensor, rows: Tensor, others: Tensor | None, *, seed: int, epoch: int
+) -> tuple[Tensor, Tensor, Batch | None]:
+    """Inputs and targets of these rows as an epoch has them; of pairs also their partners' targets and own weights.
+
+    Where there are others, their inputs and targets come behind those of the rows.
+    """
+    rows = rows.to(inputs.device)
+    if others is None:
+        return augment(section, inputs, rows, seed=seed, epoch=epoch), targets, None
+    both = torch.cat((rows, others.to(inputs.device)))
+    own, other = augment(section, inputs, both, seed=seed, epoch=epoch).chunk(2)
+    pairs = mixing(section, rows, seed=seed, epoch=epoch, size=(inputs.shape[2], inputs.shape[3]))
+    targets, of_others = targets.chunk(2)
+    return mix(own, other, pairs), targets, (of_others, pairs.weights)
 
 
 def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int) -> Tensor:
@@ -120,33 +133,30 @@ def numbered(order: Tensor, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixing:
-    """With whom each sample is mixed, and how; all tensors are on the device of the rows.
+    """How each sample is mixed; all tensors are on the device of the rows.
 
-    partners  int64 [B], numbers in the split
     weights   float32 [B], the sample's own part of its image and of its label; the partner has the rest
     boxes     int64 [B, 4]: top, left, bottom, right of what the partner covers; an empty box is mixup
     """
 
-    partners: Tensor
     weights: Tensor
     boxes: Tensor
 
 
-def mixing(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int, size: tuple[int, int]) -> Mixing:
-    """Partners among `samples` samples, for images of `size` (height, width); with mixup and cutmix on, half each."""
+def mixing(section: Augment, rows: Tensor, *, seed: int, epoch: int, size: tuple[int, int]) -> Mixing:
+    """How images of `size` (height, width) are mixed; with mixup and cutmix on, half each."""
     drawn = _Drawn(rows, seed, epoch)
-    partners = _below(drawn["partner"], samples)
     share = (drawn["weight"] >> 48) & (QUANTILES - 1)
     blended = _beta_quantiles(section.mixup, rows.device)[share] if section.mixup else None
     if not section.cutmix and blended is not None:
-        return Mixing(partners, blended, torch.zeros((len(rows), 4), dtype=torch.int64, device=rows.device))
+        return Mixing(blended, torch.zeros((len(rows), 4), dtype=torch.int64, device=rows.device))
     boxes = _boxes(size, _beta_quantiles(section.cutmix, rows.device)[share], drawn)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     weights = (size[0] * size[1] - area).to(torch.float32) / (size[0] * size[1])
     if blended is not None:
         is_cutmix = drawn["is_cutmix"] < 0
         weights, boxes = torch.where(is_cutmix, weights, blended), boxes * is_cutmix[:, None]
-    return Mixing(partners, weights, boxes)
+    return Mixing(weights, boxes)
 
 
 def mix(inputs: Tensor, others: Tensor, pairs: Mixing) -> Tensor:
@@ -243,14 +253,19 @@ def _noise(inputs: Tensor, drawn: _Drawn) -> Tensor:
 
 
 class _Drawn:
-    """64 random bits of each sample by name: hashes of the key and the sample's number, twice mixed (splitmix64)."""
+    """64 random bits of each sample by name."""
 
     def __init__(self, rows: Tensor, seed: int, epoch: int) -> None:
-        words = _mixed(rows * GOLDEN + _key(seed, epoch))
-        self._bits = _mixed(words + torch.arange(1, 1 + len(DRAWS), device=rows.device)[:, None] * GOLDEN)
+        self._bits = _hashes(rows, seed, epoch, range(len(DRAWS)))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._bits[DRAWS.index(name)]
+
+
+def _hashes(rows: Tensor, seed: int, epoch: int, draws: range) -> Tensor:
+    """64 bits for each of these draws, by their places, and each sample: key and number, twice mixed (splitmix64)."""
+    words = _mixed(rows * GOLDEN + _key(seed, epoch))
+    return _mixed(words + torch.arange(1 + draws.start, 1 + draws.stop, device=rows.device)[:, None] * GOLDEN)
 
 
 @lru_cache(maxsize=4)

@@ -35,7 +35,7 @@ from workflow_lib.runtime.progress import Progress
 from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.saver import Saver
-from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, refuse_unfit
+from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, partners, refuse_unfit
 from workflow_lib.training.building import explain, explain_compiler
 from workflow_lib.training.curve import Curve
 from workflow_lib.training.divergence import Divergence, refuse_divergence
@@ -166,19 +166,24 @@ class Trainer:
         is_repeating = self._is_augmenting and self.run.training.sampling == "balanced"
         numbers = (numbered(order, len(split)) if is_repeating else order).to(split.rows_on)
         order = order.to(split.rows_on)
+        others = partners(self.run.augment, numbers, seed=self.run.seed, epoch=cursor.epoch, samples=len(split))
+        needed = [order] if others is None else [order, others]
         starts = range(cursor.sample, end, sampling.batch)
-        parts = (order[at + start : at + stop] for at in starts for start, stop in sampling.windows)
+        spans = (slice(at + start, at + stop) for at in starts for start, stop in sampling.windows)
+        parts = (torch.cat([rows[span] for rows in needed]) for span in spans)
         self.state.model.train()
         with contextlib.closing(split.stream(parts)) as batches:
             while cursor.sample < end:
                 if self._look_up():
                     self._start_save()
-                self._step(order, numbers, batches)
+                self._step(order, numbers, others, batches)
         self._divergence.look_back()
         cursor.phase, cursor.val_index = "validate", 0
         self.state.progress.validation = dict.fromkeys(self._task.sums, 0.0)
 
-    def _step(self, order: torch.Tensor, numbers: torch.Tensor, batches: Iterator[Batch]) -> None:
+    def _step(
+        self, order: torch.Tensor, numbers: torch.Tensor, others: torch.Tensor | None, batches: Iterator[Batch]
+    ) -> None:
         run, task, state, sampling = self.run, self._task, self.state, self._sampling
         training, cursor, parallel, scaler = run.training, state.progress.cursor, state.parallel, state.scaler
         _at("window")
@@ -194,8 +199,9 @@ class Trainer:
             inputs, targets = task.parts(*next(batches))
             mixed = None
             if self._is_augmenting:
+                own, other = numbers[part], None if others is None else others[part]
                 key: Any = {"seed": run.seed, "epoch": cursor.epoch}
-                inputs, mixed = augmented(run.augment, self._train_split, inputs, numbers[part], **key)
+                inputs, targets, mixed = augmented(run.augment, inputs, targets, own, other, **key)
             is_last = number == len(sampling.windows) - 1
             with contextlib.nullcontext() if is_last else parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come
