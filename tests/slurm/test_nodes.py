@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 
@@ -41,6 +42,33 @@ def test_two_nodes_with_two_ranks_each_resume_exactly_after_a_preemption(wide: A
     assert second["resumed_step"] == first["step"] > 0
     assert "Trying to restart" not in said
     assert wide.result() == undisturbed
+
+
+def test_a_model_shared_by_two_nodes_goes_on_exactly_after_a_rank_was_killed(wide: Any, tmp_path: Path) -> None:
+    path = wide.folder / "config" / "slow.yaml"
+    path.write_text(path.read_text().replace("training: {", "training: {parallel: fsdp, "))
+    undisturbed = _trained_here(wide, tmp_path / "undisturbed")
+    with wide.snakemake() as snakemake:
+        snakemake.wait_for(lambda: wide.epochs() >= 3 and list(wide.workspace.glob("checkpoints/step-*")))
+        _second_nodes_ranks(wide)[-1].kill()
+        snakemake.wait_for(lambda: len(wide.attempts()) == 2)
+        snakemake.until_trained()
+    first, second = wide.attempts()
+    assert first["reason"].startswith("failed: a rank of another node was killed without a word")
+    assert second["resumed_step"] > 0
+    assert wide.result() == undisturbed
+
+
+def _second_nodes_ranks(wide: Any) -> list[psutil.Process]:
+    """The processes that train on the second node: the children of its launcher."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(wide.folder) and process.environ().get("SLURM_NODEID") == "1":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.parent() in found and "train" in process.cmdline()]
 
 
 def _trained_here(wide: Any, folder: Path) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Watch:
         self._control = control
         self._workspace = workspace
         self._attempt = attempt
+        self._first = node * len(control.pids)  # rank of this node
         self._are_recorded = node > 0  # the first node's launcher keeps the record
         self._hang_s = hang_s
         self._pulse = ws.Pulse(workspace, attempt) if node == 0 else None
@@ -75,11 +76,11 @@ class Watch:
             is_hung = now - moved_at > hang_s
             for rank, since in stopped_since.items():
                 if is_hung or now - since > STOPPED_S:
-                    self._end_all(f"rank {rank} (pid {control.pids[rank]}) was stopped from outside (SIGSTOP)")
+                    self._end_all(f"{self._name(rank)} was stopped from outside (SIGSTOP)")
                     return
             if is_hung:
                 slowest = min(range(len(seen)), key=seen.__getitem__)
-                behind = f"; rank {slowest} (pid {control.pids[slowest]}) is behind" if len(set(seen)) > 1 else ""
+                behind = f"; {self._name(slowest)} is behind" if len(set(seen)) > 1 else ""
                 self._end_all(f"no rank has made a step for {hang_s:.0f} s (runtime.hang_timeout_s){behind}")
                 return
 
@@ -91,6 +92,9 @@ class Watch:
         except (psutil.NoSuchProcess, OSError):
             return False
         return True
+
+    def _name(self, local_rank: int) -> str:
+        return f"rank {self._first + local_rank} (pid {self._control.pids[local_rank]})"
 
     def _end_all(self, verdict: str) -> None:
         self.verdict = f"{verdict}; the ranks were ended. Run the same command again to go on from the last checkpoint"
