@@ -47,6 +47,8 @@ try:
     if workflow.is_main_process:
         controller.refuse_missing_files(data_sets().values())
         tracking.refuse_missing(experiment.tracking.to)
+        for killed in controller.enter(Path(".snakemake")):
+            print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 except (EverstepError, OSError) as error:
     print(f"everstep: {error}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 1))
@@ -60,10 +62,6 @@ os.environ.update(
 # What Snakemake hands to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
 workflow.config_settings.config_args = ""
-
-if workflow.is_main_process:
-    for killed in controller.enter(Path(".snakemake")):
-        print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 
 RESULTS = f"results/{experiment.name}"
 # What the pipeline makes, and makes again when it is lost; a rule file adds its own. {experiment} and {run} stand for

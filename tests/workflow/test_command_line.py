@@ -32,6 +32,15 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
     assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
 
 
+def test_a_disk_that_refuses_is_one_message(project: Project) -> None:
+    (project.folder / ".snakemake").mkdir()
+    (project.folder / ".snakemake/controllers").touch()
+    outcome = project.run("--dry-run")
+    assert outcome.code == 1
+    assert re.search(r"^everstep: .*File exists: '.snakemake/controllers'$", outcome.output, re.MULTILINE)
+    assert "common.smk" not in outcome.output
+
+
 def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: Project) -> None:
     project.write("name: tiny\nseed: 1\nseed: 2\n")
     outcome = project.run("--dry-run")
