@@ -156,10 +156,16 @@ def _job(
         work=work,
         workspace=workspace_of(work, digest, manifest.digest),
         attempt=ws.new_attempt(),
-        control=Control(experiment.runtime.nproc, deadline_minutes),
+        control=Control(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
         stop_early=stop_early,
         node=nodes.number() if experiment.runtime.nodes > 1 else 0,
     )
+
+
+def _seconds_left(deadline_minutes: float | None) -> float | None:
+    """What this process has, by what it was told and by what the job that it runs in has left; None without a limit."""
+    told = None if deadline_minutes is None else deadline_minutes * 60
+    return min((left for left in (told, scheduler.seconds_left()) if left is not None), default=None)
 
 
 def _frozen(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfig, str]:

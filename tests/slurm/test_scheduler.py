@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workflow_lib.runtime.scheduler import requeue_own_job
+from workflow_lib.runtime.scheduler import requeue_own_job, seconds_left
 
 SCRIPT = f"""#!/bin/sh
 [ -n "$SLURM_RESTART_COUNT" ] && echo "started again" && exit
@@ -24,5 +24,18 @@ def test_a_job_is_started_again_if_it_may_be(cluster: Any, tmp_path: Path, optio
     assert output.read_text().splitlines()[-1] == last
 
 
-def test_outside_of_a_job_there_is_nothing_to_start_again() -> None:
+def test_a_job_knows_what_is_left_of_its_time(cluster: Any, tmp_path: Path) -> None:
+    ask = f"{sys.executable} -c 'from workflow_lib.runtime import scheduler; print(scheduler.seconds_left())'"
+    output = tmp_path / "output"
+    cluster.ask("sbatch", "--wait", "--time=5", f"--output={output}", f"--wrap=sleep 3; {ask}")
+    assert 0 < float(output.read_text()) <= 5 * 60 - 2
+
+
+def test_outside_of_a_job_there_is_nothing_to_start_again_and_no_limit() -> None:
     assert not requeue_own_job({})
+    assert seconds_left({}) is None
+
+
+def test_a_job_that_slurm_does_not_know_has_no_limit(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    assert seconds_left({"SLURM_JOB_ID": "999999"}) is None

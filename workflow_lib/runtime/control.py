@@ -22,8 +22,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 class Control:
     """Shared by a launcher and the ranks forked from it."""
 
-    def __init__(self, local_world_size: int, limit_minutes: float | None = None) -> None:
-        self._limit_s = None if limit_minutes is None else limit_minutes * 60
+    def __init__(self, local_world_size: int, limit_s: float | None = None) -> None:
+        self._limit_s = limit_s
         self._began = time.monotonic()  # which processes of one host share
         self._stop = RawArray("q", 1)
         self._pids = RawArray("q", local_world_size)

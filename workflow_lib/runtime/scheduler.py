@@ -1,4 +1,4 @@
-"""What a job says to the scheduler that runs it.
+"""What a job asks the scheduler that runs it, and what it says to it.
 
 A training that stopped before it was done has not failed. Its job goes back to the queue under the same number, so that
 whoever waits for the job goes on waiting, and the tries that are meant for failures stay for failures.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
+from datetime import datetime
+
+PATIENCE_S = 60  # with a controller that does not answer
 
 
 def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
@@ -20,11 +24,21 @@ def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
     job = environ.get("SLURM_JOB_ID")
     if job is None:
         return False
-    answer = _scontrol("show", "job", "--oneliner", job).stdout
-    facts = dict(fact.split("=", 1) for fact in answer.split() if "=" in fact)
+    facts = _facts(job)
     if facts.get("JobState") != "RUNNING" or facts.get("Requeue") != "1":
         return False
-    return _scontrol("requeue", job).returncode == 0
+    return _scontrol("requeue", job) is not None
+
+
+def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Until SLURM ends the job of this process; None outside of a job, and where SLURM does not say.
+
+    A job may have begun long before this process did: its own clock tells nothing.
+    """
+    try:
+        return datetime.fromisoformat(_facts(environ["SLURM_JOB_ID"])["EndTime"]).timestamp() - time.time()
+    except (KeyError, ValueError):
+        return None
 
 
 def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
@@ -35,5 +49,15 @@ def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
     return nodes * len(given.split(","))
 
 
-def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False, timeout=60)
+def _facts(job: str) -> dict[str, str]:
+    answer = _scontrol("show", "job", "--oneliner", job) or ""
+    return dict(fact.split("=", 1) for fact in answer.split() if "=" in fact)
+
+
+def _scontrol(*arguments: str) -> str | None:
+    """What it prints; None where it fails, does not answer, or is not here."""
+    command = ["scontrol", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
