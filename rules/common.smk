@@ -98,7 +98,7 @@ def data_of(run):
 def source_files(wildcards):
     """The person's files of a data set: when they change, so does the data. None for one of an earlier plan."""
     data = data_sets().get(wildcards.data_id)
-    return controller.data_files(data) if data else []
+    return list(controller.data_files(data).values()) if data else []
 
 
 def source_folders(wildcards):

@@ -344,7 +344,7 @@ def test_several_files_are_validated_each_by_itself(capsys: pytest.CaptureFixtur
     assert told.out == "good.yaml: valid; 1 run\n"
     one, other = told.err.splitlines()
     assert "bad.yaml:2: seed: -1 is not allowed" in one
-    assert other.startswith("empty.yaml: data.params: no such file: no")
+    assert other.startswith("empty.yaml: data.params.path: no such file: no")
     assert main(["validate", "good.yaml"]) == 0
 
 
@@ -461,6 +461,13 @@ def test_the_shipped_schema_is_the_one_of_the_sections() -> None:
 def test_an_editor_finds_no_fault_in_a_shipped_file(path: Path) -> None:
     value, _ = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     jsonschema.Draft202012Validator(config.schema()).validate(value)
+
+
+def test_an_editor_finds_no_fault_in_the_template_nor_in_sections_left_empty() -> None:
+    validator = jsonschema.Draft202012Validator(config.schema())
+    validator.validate(parse_yaml(config.template(), "template")[0])
+    validator.validate({"name": "a", "optimizer": None, "data": {"name": "npz", "params": None}, "labels": None})
+    assert not validator.is_valid({"name": "a", "seed": None})
 
 
 @pytest.mark.parametrize(

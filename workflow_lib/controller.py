@@ -37,10 +37,10 @@ def load_experiment(files: Sequence[Path], given: Sequence[str]) -> config.Exper
     return config.load(files, [settings for *_, settings in entries])
 
 
-def data_files(data: config.Data) -> list[str]:
-    """The person's files that a data set is made from: those of its settings that are paths."""
+def data_files(data: config.Data) -> dict[str, str]:
+    """The person's files that a data set is made from, by setting: those of its settings that are paths."""
     params = plugins.load("data", data.name).Params.model_validate(data.params)
-    return [str(value) for value in dict(params).values() if isinstance(value, Path)]
+    return {name: str(value) for name, value in params if isinstance(value, Path)}
 
 
 def folders_state(data: config.Data) -> str:
@@ -50,7 +50,7 @@ def folders_state(data: config.Data) -> str:
     """
     files = [
         Path(folder, name)
-        for path in data_files(data)
+        for path in data_files(data).values()
         for folder, _, names in os.walk(path)
         for name in names
         if not name.startswith(".")
@@ -62,14 +62,14 @@ def folders_state(data: config.Data) -> str:
 def refuse_missing_files(data: Iterable[config.Data], where: str = "") -> None:
     """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
     for one in data:
-        for path in data_files(one):
+        for name, path in data_files(one).items():
             if "{" in path or "}" in path:
                 raise ConfigError(
-                    f"{where}data.params: {path}: Snakemake takes braces in a path for wildcards; rename the file"
+                    f"{where}data.params.{name}: {path}: Snakemake takes braces for wildcards; rename the file"
                 )
             if not os.path.exists(path):  # False also for a name that no file can have
                 raise ConfigError(
-                    f"{where}data.params: no such file: {shortened(path, 300)} (looked for in {Path.cwd()})"
+                    f"{where}data.params.{name}: no such file: {shortened(path, 300)} (looked for in {Path.cwd()})"
                 )
 
 

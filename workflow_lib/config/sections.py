@@ -48,7 +48,7 @@ class Checkpoint(Section):
 
 
 class Runtime(Section):
-    """The machine: nothing here changes the result."""
+    """The machine: no part of a run's identity. Equal bits need as many processes on the same kind of device."""
 
     device: str = Field(
         "auto",

@@ -20,6 +20,7 @@ from workflow_lib.plugins import Section
 
 SAMPLE_NAME = "my-experiment"
 HEAD = """\
+# yaml-language-server: $schema=schema.json
 # An experiment: every setting at its default. Keep what you change, delete the rest; only `name` is needed.
 # `extends: other.yaml` starts from another file; `everstep validate` checks; `everstep plan` shows the runs.
 """
@@ -154,7 +155,15 @@ def schema() -> dict[str, Any]:
                 made["$defs"][section.__name__]["required"] = ["name"]
     for kind, plugged in (("data", Data), ("models", Model)):
         made["$defs"][plugged.__name__]["allOf"] = [_choice(made, kind, name) for name in plugins.available(kind)]
+    for one in (made, *made["$defs"].values()):
+        one["properties"] = {name: _or_left_empty(setting) for name, setting in one.get("properties", {}).items()}
     return made
+
+
+def _or_left_empty(setting: dict[str, Any]) -> dict[str, Any]:
+    """The setting; where settings are expected, a name with nothing after it is none of them."""
+    takes_settings = setting.keys() & {"$ref", "oneOf"} or setting.get("type") in ("object", "array")
+    return {"anyOf": [setting, {"type": "null"}]} if takes_settings else setting
 
 
 def _choice(made: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
@@ -165,4 +174,4 @@ def _choice(made: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
     default = (Data if kind == "data" else Model).model_fields["name"].default
     named: dict[str, Any] = {"properties": {"name": {"const": name}}}
     condition = named if name == default else {**named, "required": ["name"]}
-    return {"if": condition, "then": {"properties": {"params": {"$ref": f"#/$defs/{kind}.{name}"}}}}
+    return {"if": condition, "then": {"properties": {"params": _or_left_empty({"$ref": f"#/$defs/{kind}.{name}"})}}}
