@@ -166,15 +166,19 @@ def test_any_number_of_ranks_reads_what_any_other_has_saved(tmp_path: Path, befo
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def live() -> dict[int, int]:
-    """Bytes of the memory of all tensors of this process."""
-    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
+def live() -> list[torch.Tensor]:
+    """All tensors of this process."""
+    return [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
+
+
+def memory_of(tensors: list[torch.Tensor]) -> dict[int, int]:
+    """Place and bytes of the memory that they have or share."""
     return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
 
 
 def measure(folder: Path, peers: Peers) -> None:
     """Bytes of all tensors that live in this process after some steps, but for those that it was forked with."""
-    inherited = live().keys()
+    inherited = live()  # kept, lest a new tensor takes the place of one of them
     model = net(192, 6)
     sizes = [(1 + 2 * one.requires_grad) * one.numel() * one.element_size() for one in model.parameters()]
     shared, optimizer = built("fsdp", peers, model=model)
@@ -185,7 +189,8 @@ def measure(folder: Path, peers: Peers) -> None:
     shared.zero_grad()
     del model
     gc.collect()
-    held = sum(size for place, size in live().items() if place not in inherited)
+    known = memory_of(inherited).keys()
+    held = sum(size for place, size in memory_of(live()).items() if place not in known)
     (folder / f"bytes-{peers.rank}").write_text(f"{sum(sizes)} {held}")
 
 
