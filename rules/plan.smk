@@ -15,6 +15,7 @@ rule plan:
         "logs/plan/{experiment}.log",
     benchmark:
         "benchmarks/plan/{experiment}.tsv"
+    priority: 20  # before trainings take every core: `everstep status` has the names of the runs from it
     threads: 1
     resources:
         mem_mb=500,

@@ -11,6 +11,7 @@ import socket
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -36,11 +37,12 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 
 def runs(work: Path, results: Path) -> list[Row]:
     """One row a run and data, the newest activity first; planned runs that were never begun come last."""
-    names = _names(results)
+    planned = _names(results)
+    names = _made(results) | planned
     rows = [_row(workspace, names) for workspace in workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
-    return rows + [_blank(digest, names) for digest in names if digest not in begun]
+    return rows + [_blank(digest, names) for digest in planned if digest not in begun]
 
 
 def workspaces(work: Path) -> list[Path]:
@@ -78,6 +80,15 @@ def _names(results: Path) -> dict[str, str]:
                 names.setdefault(str(run["digest"]), str(run["id"]))
         except UNREADABLE:
             continue
+    return names
+
+
+def _made(results: Path) -> dict[str, str]:
+    """Names of the runs that have results: a plan that they left no longer says them."""
+    names: dict[str, str] = {}
+    for path in sorted(results.glob("*/runs/*/train.json")):
+        with suppress(*UNREADABLE):
+            names.setdefault(str(read_json(path)["digest"]), path.parent.name)
     return names
 
 

@@ -67,6 +67,18 @@ def test_the_best_run_of_a_study_has_its_name(finished: Project) -> None:
     assert row(finished)["run"] == finished.run
 
 
+def test_a_run_that_left_the_plan_keeps_the_name_of_its_results(finished: Project) -> None:
+    """Another number of epochs, say, is another plan; only what is planned can be new."""
+    plan = next((finished.folder / "results").glob("*/plan.json"))
+    (run,) = json.loads(plan.read_text())["runs"]
+    plan.unlink()
+    for name, digest in ((run["id"], run["digest"]), ("gone", "0" * 32)):
+        made = plan.parent / "runs" / name / "train.json"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(json.dumps({"digest": digest}))
+    assert row(finished)["run"] == finished.run
+
+
 def test_a_training_that_raised_has_failed_and_the_reason_is_told(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "failing")
     (project.folder / FAIL).touch()
