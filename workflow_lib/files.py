@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -54,7 +54,8 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
     pieces = [text] if isinstance(text, bytes) else text
     make_dirs(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
+    with ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
         with naming(path), temporary.open("xb") as file:
             file.writelines(pieces)
             file.flush()
@@ -62,9 +63,7 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
                 sys.audit("everstep", "fsync", str(temporary))
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        undo.pop_all()
     if durable:
         fsync_dir(path.parent)
 

@@ -1,0 +1,30 @@
+"""A file appears whole or not at all, and a write that fails leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflow_lib.files import write_atomic
+
+
+def test_a_write_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "a", "a folder has the name")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_a_write_that_is_interrupted_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"new"
+        raise KeyboardInterrupt
+
+    write_atomic(tmp_path / "a", "old")
+    interrupted: Any = pieces()
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "a", interrupted)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
