@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from workflow_lib.results import RunResults, account_of, load_results
 from workflow_lib.training.augment import augmented, partners
 
 CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here")
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +267,7 @@ def test_the_summary_imports_nothing_heavy(project: Trained) -> None:
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@needs_chromium
 def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path: Path) -> None:
     note = "addEventListener('error', (e) => document.body.append('FAILED: ' + e.message));"
     note += "addEventListener('securitypolicyviolation', (e) => document.body.append('FAILED: ' + e.blockedURI));"
@@ -277,7 +279,7 @@ def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path:
     assert "<title>5 of 5 drawn</title>" in document
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@needs_chromium
 def test_a_press_on_a_heading_sorts_the_table(project: Trained, tmp_path: Path) -> None:
     press = "document.querySelectorAll('#runs thead button')[1].click();"
     names = "[...document.querySelectorAll('#runs tbody tr')].map((row) => row.cells[1].textContent.trim())"

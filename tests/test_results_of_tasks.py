@@ -15,7 +15,7 @@ import torch
 from markupsafe import escape
 from sklearn import metrics
 
-from tests.test_report import CHROMIUM, COUNT_DRAWN, in_browser, own_part
+from tests.test_report import COUNT_DRAWN, in_browser, needs_chromium, own_part
 from tests.trained import Trained, train
 from workflow_lib import evaluation, export, report, shards
 from workflow_lib.errors import EverstepError
@@ -219,7 +219,7 @@ def test_the_page_shows_what_the_model_writes_and_runs_none_of_it(text: Trained)
     assert "".join(manifest.vocabulary[token] for token in tokens) == generated["text"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@needs_chromium
 @pytest.mark.parametrize("task, figures", [("numbers", 4), ("text", 2)])
 def test_a_browser_draws_every_figure_of_a_task(
     task: str, figures: int, request: pytest.FixtureRequest, tmp_path: Path

@@ -46,8 +46,8 @@ def test_a_device_that_is_not_there_is_an_error_not_a_fallback(
     assert says in str(error.value) and str(error.value).startswith("runtime.")
 
 
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has mps")
-def test_mps_is_refused_where_it_is_missing() -> None:
+def test_mps_is_refused_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="Here are: auto, cpu"):
         device.resolve("mps", count=lambda: 0)
 
