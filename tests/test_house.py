@@ -129,7 +129,8 @@ with SnakemakeApi() as api:
     workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))._workflow
     print("RULES", json.dumps([
         {"name": r.name, "shell": r.shellcmd, "log": list(map(str, r.log)), "benchmark": str(r.benchmark or ""),
-         "params": list(r.params.keys()), "resources": list(r.resources), "local": r.name in workflow._localrules}
+         "params": list(r.params.keys()), "resources": list(r.resources), "local": r.name in workflow._localrules,
+         "priority": r.priority}
         for r in workflow.rules
     ]))
 """
@@ -140,6 +141,11 @@ with SnakemakeApi() as api:
     line = next(line for line in shown.stdout.splitlines() if line.startswith("RULES "))
     found: list[dict[str, Any]] = json.loads(line.removeprefix("RULES "))
     return [rule for rule in found if rule["shell"]]
+
+
+def test_the_plan_comes_before_trainings_take_every_core(rules: list[dict[str, Any]]) -> None:
+    first, *others = sorted(rules, key=lambda rule: -rule["priority"])
+    assert first["name"] == "plan" and all(rule["priority"] < first["priority"] for rule in others)
 
 
 def test_every_rule_has_a_log_and_a_benchmark_named_after_it(rules: list[dict[str, Any]]) -> None:

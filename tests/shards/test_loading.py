@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.prepared import Prepare, given, language, prepared, regression, table, trained
+from tests.shards.damage import cut_off, flip, swap
 from workflow_lib import shards
 from workflow_lib.errors import DataError
 from workflow_lib.runtime.control import Control
@@ -112,25 +113,11 @@ def test_threads_are_only_a_few_batches_ahead(prepared: Prepare, tmp_path: Path)
 # Damage
 
 
-def _cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-
-
-def _swap(path: Path) -> None:
-    path.write_bytes(next(p for p in sorted(path.parent.glob("*.safetensors")) if p != path).read_bytes())
-
-
 def _write(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
-DAMAGE = [Path.unlink, _cut_off, _flip, _swap, _write(b""), _write(b"\xff" * 500), _write(b"\2\0\0\0\0\0\0\0{}")]
+DAMAGE = [Path.unlink, cut_off, flip, swap, _write(b""), _write(b"\xff" * 500), _write(b"\2\0\0\0\0\0\0\0{}")]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -151,7 +138,7 @@ def test_the_ranks_verify_every_shard_between_them(prepared: Prepare, tmp_path: 
     for shard in (shard for shard in manifest.shards if shard.split == "train"):
         path = tmp_path / "work" / "data" / manifest.store / shard.name
         whole = path.read_bytes()
-        _flip(path)
+        flip(path)
         refused = 0
         for rank in range(3):
             try:

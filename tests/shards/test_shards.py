@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.shards.damage import cut_off, flip, swap
 from workflow_lib import config, plan, shards
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.shards import SPLITS, Manifest, Source, preparation
@@ -115,21 +116,7 @@ def test_a_lost_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> Non
         Manifest.load(tmp_path / "none.json")
 
 
-def _cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-
-
-def _swap(path: Path) -> None:
-    path.write_bytes(next(p for p in sorted(path.parent.glob("*.safetensors")) if p != path).read_bytes())
-
-
-DAMAGE = [Path.unlink, _cut_off, _flip, _swap, lambda path: path.write_bytes(b"")]
+DAMAGE = [Path.unlink, cut_off, flip, swap, lambda path: path.write_bytes(b"")]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
