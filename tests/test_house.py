@@ -26,7 +26,7 @@ LAYERS = (
     ("",),
     ("errors",),
     ("faults", "files"),
-    ("plugins", "tensorfile"),
+    ("plugins", "slab", "tensorfile"),
     ("config",),
     ("checksums", "plan"),
     ("budget", "controller", "runtime"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from tests.crash import SURVIVED, run_forked
+from tests.resume.late import Runtime, imitate_device
+from workflow_lib import slab
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import SaveError, WorkspaceBusy
 from workflow_lib.faults import FileFault
@@ -86,10 +89,10 @@ def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
     for step in (1, 2):
         mine.start(Snapshot(step, groups(float(step)), {}), {})
         mine.wait()
-        places = {key: buffer.data_ptr() for key, buffer in mine._buffers.items()}
+        place = mine._memory._memory.data_ptr()
         if step == 1:
-            first = places
-    assert places == first
+            first = place
+    assert place == first
     assert loaded(tmp_path)[:2] == (2, 2.0)
 
 
@@ -208,3 +211,77 @@ def test_youngs_interval_loses_least(tmp_path: Path) -> None:
         return blocked_s / every_s + every_s / (2 * mtbf_s)
 
     assert loss(best) <= min(loss(best * factor) for factor in (0.5, 0.9, 1.1, 2.0))
+
+
+GPU = torch.device("cuda", 3)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that copies as late as it may; its memory is the host's."""
+    imitate_device(monkeypatch.setattr)
+
+
+def test_a_gpu_is_waited_for_before_its_tensors_change(tmp_path: Path, gpu: None) -> None:
+    mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
+    mine.start(Snapshot(1, weights, {}), {})
+    mine.wait_copied()
+    weights["model"]["w"].fill_(2.0)
+    mine.wait()
+    assert loaded(tmp_path)[:2] == (1, 1.0)
+
+
+def test_memory_that_was_reserved_is_pinned_once_and_has_the_size_of_the_state(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[int] = []
+
+    def register(self: Runtime, pointer: int, size: int, flags: int) -> int:
+        pinned.append(size)
+        return 0
+
+    monkeypatch.setattr(Runtime, "cudaHostRegister", register)
+    mine, odd = saver(store(tmp_path), device=GPU), {"model": {"w": torch.ones(1_000_001), "n": torch.ones(())}}
+    mine.reserve({"model": {name: one.to("meta") for name, one in odd["model"].items()}})
+    assert len(pinned) == 1 and 4_000_004 <= pinned[0] < 4_000_004 + 4 * 64
+    for step in (1, 2):
+        mine.start(Snapshot(step, odd, {}), {})
+    mine.wait()
+    assert len(pinned) == 1 and mine._memory.is_pinned
+
+
+def test_memory_that_cannot_be_pinned_costs_a_warning_and_nothing_else(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Runtime, "code", 2)
+    monkeypatch.setattr(slab, "_forget_error", lambda device: None)  # asks for a kernel
+    mine = saver(store(tmp_path), device=GPU)
+    for step in (1, 2):
+        mine.start(Snapshot(step, groups(float(step)), {}), {})
+        mine.wait()
+    assert loaded(tmp_path)[:2] == (2, 2.0)
+    assert [record.getMessage() for record in caplog.records if "cannot be pinned" in record.getMessage()] == [
+        "0.00 GB of host memory cannot be pinned (CUDA error 2): saves will block longer"
+    ]
+
+
+def test_a_save_is_written_by_a_thread_on_the_gpu_of_its_rank(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda to: bound.append((threading.current_thread().name, to)))
+    mine = saver(store(tmp_path), device=GPU)
+    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.wait()
+    assert bound == [("saver", GPU)]
+
+
+def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> None:
+    """Memory that is freed would be given to the next step, which writes into it before the copy is made."""
+    mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
+    kept = weakref.ref(weights["model"]["w"])
+    mine.start(Snapshot(1, weights, {}), {})
+    del weights
+    assert kept() is not None
+    mine.wait()
+    assert kept() is None

@@ -115,6 +115,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             interval_s=settings.interval_s,
             interval_steps=settings.interval_steps,
             mtbf_s=settings.mtbf_s,
+            device=root.device,
         )
         trainer = Trainer(
             job.run,

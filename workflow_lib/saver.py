@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -20,13 +20,13 @@ import torch
 
 from workflow_lib.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from workflow_lib.errors import RankError, WorkspaceBusy
+from workflow_lib.slab import Groups, Slab
 
 logger = logging.getLogger(__name__)
 
 MIN_INTERVAL_S = 10.0
 MAX_INTERVAL_S = 600.0
-
-Groups = Mapping[str, Mapping[str, torch.Tensor]]
+CPU = torch.device("cpu")
 
 
 def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
@@ -36,7 +36,11 @@ def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
 
 
 class Saver:
-    """The saves of one training process; it decides when one is due, and reports what failed."""
+    """The saves of one training process; it decides when one is due, and reports what failed.
+
+    A GPU copies on a stream of its own while the main stream goes on: until ``wait_copied`` returns, nobody may change
+    the tensors of a snapshot.
+    """
 
     def __init__(
         self,
@@ -45,8 +49,10 @@ class Saver:
         interval_s: float | Literal["auto"],
         interval_steps: int | None,
         mtbf_s: float,
+        device: torch.device = CPU,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.device = device
         self.saves = 0
         self.blocked_s = 0.0  # how long the training stood still for its saves
         self.longest_write_s = 0.0
@@ -56,9 +62,10 @@ class Saver:
         self._interval_steps = interval_steps
         self._mtbf_s = mtbf_s
         self._clock = clock
-        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._memory = Slab(device)
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
+        self._sources: Groups = {}  # what the stream still reads: memory that is freed would be given to the next step
         self.thread: threading.Thread | None = None
         self._refused: WorkspaceBusy | RankError | None = None
         self._started_at = clock()
@@ -67,6 +74,11 @@ class Saver:
     def begin_at(self, step: int, latest: Checkpoint | None) -> None:
         """The interval counts from here."""
         self._started_at, self._saved_step, self.latest = self._clock(), step, latest
+
+    def reserve(self, tensors: Groups) -> None:
+        """Memory for copies of tensors of these shapes is there before the first save, which need not wait for it."""
+        if self.device.type == "cuda":  # elsewhere it is cheap, and a training may end before it saves
+            self._memory.reserve(tensors)
 
     def is_due(self, step: int) -> bool:
         """Whether a save should start now: the interval has passed, and no save is under way."""
@@ -79,7 +91,7 @@ class Saver:
         return self._clock() - self._started_at >= self._seconds()
 
     def start(self, snapshot: Snapshot, kept: Groups) -> None:
-        """A save is under way. The tensors of the snapshot will change and are copied; ``kept`` stay as they are.
+        """A save is under way. The tensors of the snapshot stay as they are until ``wait_copied``, ``kept`` for good.
 
         Raises WorkspaceBusy when the save before this one found that another attempt took over.
         """
@@ -101,11 +113,12 @@ class Saver:
         if self._copied is not None:
             begun = self._clock()
             self._copied.synchronize()
-            self._copied = None
+            self._copied, self._sources = None, {}
             self.blocked_s += self._clock() - begun
 
     def wait(self) -> None:
         """No save is under way. Raises what the last one found: another attempt took over, or a rank is gone."""
+        self.wait_copied()
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -130,34 +143,25 @@ class Saver:
         return auto_interval_s(self.blocked_s / max(self.saves, 1), self.longest_write_s, self._mtbf_s)
 
     def _copy(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
-        """Copies in memory that is allocated once: fresh memory costs ten times the copy, in page faults."""
-        copies: dict[str, dict[str, torch.Tensor]] = {}
-        on_cuda = any(one.is_cuda for named in tensors.values() for one in named.values())
-        if on_cuda and self._stream is None:
-            self._stream = torch.cuda.Stream()
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # a stream of None changes nothing
-            for group, named in tensors.items():
-                copies[group] = {}
-                for name, one in named.items():
-                    copies[group][name] = self._buffer(group, name, one).copy_(one.detach(), non_blocking=one.is_cuda)
-            if self._stream is not None:
-                self._copied = torch.cuda.Event()
-                self._copied.record(self._stream)
+        """Copies on the host; those of a GPU are whole once ``self._copied`` has come."""
+        copies = self._memory.like(tensors)
+        if self.device.type != "cuda":
+            _copy_all(tensors, copies)
+            return copies
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            _copy_all(tensors, copies)
+        self._copied = torch.cuda.Event()
+        self._copied.record(self._stream)
+        self._sources = tensors
         return copies
-
-    def _buffer(self, group: str, name: str, like: torch.Tensor) -> torch.Tensor:
-        buffer = self._buffers.get((group, name))
-        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
-            self._buffers[group, name] = buffer
-        return buffer
 
     def _write(self, snapshot: Snapshot, copied: torch.cuda.Event | None) -> None:
         begun = self._clock()
         try:
             if copied is not None:
+                torch.cuda.set_device(self.device)  # a new thread is on the first GPU, and would start a context there
                 copied.synchronize()
             sys.audit("everstep", "writing")
             self.latest = self._store.publish(snapshot)
@@ -166,3 +170,9 @@ class Saver:
         except Exception as error:
             logger.warning("%s. Training goes on; the next save is tried after the usual interval", error)
         self.longest_write_s = max(self.longest_write_s, self._clock() - begun)
+
+
+def _copy_all(tensors: Groups, copies: Groups) -> None:
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            copies[group][name].copy_(tensor.detach(), non_blocking=True)

@@ -428,6 +428,11 @@ class Trainer:
     def _writes(self) -> bool:
         return self.ranks.is_main or self.state.parallel.is_shared
 
+    @property
+    def _reserves(self) -> bool:
+        """True where memory for saves is made before the first step: it takes a while to pin, and shows in a save."""
+        return self._writes and self._saver.device.type == "cuda"
+
     def _agreed(self, answer: bool) -> bool:
         """The answer of rank 0, on all ranks that write."""
         return bool(self._peers.announce(answer)) if self.state.parallel.is_shared else answer
@@ -441,7 +446,10 @@ class Trainer:
         _at("load")
         loaded = self._load()
         self._warm_up()
+        shapes = self.state.layout() if loaded is None and self._reserves else None
         self.state.begin(loaded)
+        if self._reserves:
+            self._saver.reserve(shapes or self.state.moving())
         progress = self.state.progress
         step, epoch = progress.cursor.step, progress.cursor.epoch
         self._resumed_step = step if loaded else None

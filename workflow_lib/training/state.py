@@ -11,6 +11,7 @@ state after the last step that was done.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import sys
@@ -26,7 +27,7 @@ from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.training.building import build_model, compiled
 from workflow_lib.training.hooks import Hooks
-from workflow_lib.training.optim import Plateau, build_optimizer
+from workflow_lib.training.optim import Plateau, bare_step, build_optimizer
 from workflow_lib.training.recompute import recompute_blocks
 
 if TYPE_CHECKING:
@@ -121,10 +122,8 @@ class State:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def set_aside(self) -> None:
-        """What the forward passes of the step are about to change is kept: until it is done, this is saved."""
-        kept = self.model.state_dict().keys()
-        buffers = {name: one.detach().clone() for name, one in self.model.named_buffers() if name in kept}
-        self._aside = {"rng": capture_rng(self._device), "buffers": buffers}
+        """Back up what the forward passes of the step change: until it is done, this is saved."""
+        self._aside = {"rng": capture_rng(self._device), "buffers": self._copied_buffers()}
 
     def commit(self, samples: int) -> None:
         """The step is done: it counts, and what was set aside before it is gone."""
@@ -142,7 +141,7 @@ class State:
 
     def snapshot(self, ranks: list[Named]) -> tuple[Snapshot, parallel.Groups]:
         """What this process saves: the moving tensors with the record, and the resting ones."""
-        moving, places = self.parallel.files("moving", self._moving())
+        moving, places = self.parallel.files("moving", self.moving())
         resting, more = self.parallel.files("resting", self._resting(ranks))
         step = self.progress.cursor.step
         return Snapshot(step, moving, self.record(), self._about(), {**places, **more}), resting
@@ -150,7 +149,7 @@ class State:
     def tensors(self) -> dict[str, Named]:
         """All tensors of this process that a checkpoint keeps, by group: for a look from outside at a commit."""
         rng = capture_rng(self._device)
-        return {**self._moving(), "generators": rng, "loss": {"sum": self.loss_sum}}
+        return {**self.moving(), "generators": rng, "loss": {"sum": self.loss_sum}}
 
     def record(self) -> dict[str, Any]:
         """All that a checkpoint keeps besides tensors, as JSON values."""
@@ -159,8 +158,38 @@ class State:
         kept = {"hooks": self.hooks.state()} if self.hooks is not None else {}
         return {"progress": asdict(self.progress), "optimizer": groups, "scaler": scaler, **kept}
 
-    def _moving(self) -> dict[str, Named]:
-        buffers = self._aside["buffers"] if self._aside else {}
+    def layout(self) -> dict[str, Named]:
+        """Tensors without memory, of the shapes that ``moving`` has from the first step on.
+
+        Only for a state that ``begin`` has not entered yet: the optimizer makes its moments in a step, which is taken
+        here with gradients and a learning rate of zero, and forgotten.
+        """
+        fresh = copy.deepcopy(self.optimizer.state_dict())
+        for parameter in self.parallel.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        bare_step(self.optimizer)()
+        shapes = {
+            group: {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
+            for group, named in self.moving().items()
+        }
+        self.optimizer.load_state_dict(fresh)
+        self.parallel.zero_grad()
+        return shapes
+
+    def _copied_buffers(self) -> Named:
+        """Copies of the buffers that are saved, made before anything that this process asks of the device next.
+
+        A forward pass changes buffers (the statistics of batch norm), and a save is copied while one runs.
+        """
+        saved = self.model.state_dict().keys()
+        every = self.model.named_buffers(remove_duplicate=False)
+        return {name: buffer.detach().clone() for name, buffer in every if name in saved}
+
+    def moving(self) -> dict[str, Named]:
+        """Tensors that steps change, by group: those of the last commit, live but for the buffers."""
+        buffers = self._aside["buffers"] if self._aside else self._copied_buffers()
         optimizer = {
             f"{index}.{name}": value
             for index, values in self.optimizer.state_dict()["state"].items()

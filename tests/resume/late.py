@@ -1,0 +1,124 @@
+"""An imitated device: it copies to the host as late as a program allows, and no sooner.
+
+CUDA promises an order within a stream and nothing between streams, but for the events that one waits for. Here the
+main stream is the process itself, and what is given to another stream is done when something waits for it: when the
+host waits for an event or a stream, or when the main stream is made to wait for one. A thread that is not the main one
+waits until the training itself has waited: so no copy is early because a writer happened to be fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from workflow_lib import saver
+
+
+class Stream:
+    """Work in the order it was given; ``done`` pieces of it are done."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.work: list[Callable[[], object]] = []
+        self.done = 0
+        self.moved = threading.Condition()
+
+    def wait_stream(self, other: Any) -> None:
+        """The main stream is always done, so there is nothing to wait for."""
+
+    def reach(self, end: int) -> None:
+        """The first ``end`` pieces of work are done."""
+        with self.moved:
+            if threading.current_thread() is not threading.main_thread():
+                self.moved.wait_for(lambda: self.done >= end)
+            while self.done < end:
+                self.work[self.done]()
+                self.done += 1
+            self.moved.notify_all()
+
+
+class Event:
+    """A place in the work of a stream."""
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.end = stream, len(stream.work)
+
+    def synchronize(self) -> None:
+        """The host waits for it."""
+        self.stream.reach(self.end)
+
+
+class MainStream:
+    """What the process does at once."""
+
+    def wait_event(self, event: Event) -> None:
+        """All that the process does from here comes after the event."""
+        event.stream.reach(event.end)
+
+
+class Queueing(TorchFunctionMode):
+    """Copies are given to the stream, to be made of what the source holds by then."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.copy_:
+            target, source = args[:2]
+            self.stream.work.append(lambda: _copied(target, source))
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(target: torch.Tensor, source: torch.Tensor) -> None:
+    with torch.no_grad():
+        target.copy_(source)
+
+
+@contextlib.contextmanager
+def _on(stream: Stream) -> Iterator[None]:
+    with Queueing(stream):
+        yield
+
+
+class Runtime:
+    """What is asked of CUDA's runtime itself; ``code`` is its answer, 0 for success."""
+
+    code = 0
+
+    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        return self.code
+
+    def cudaHostUnregister(self, pointer: int) -> int:
+        return self.code
+
+
+def imitate_device(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """torch has such a device, as far as a saver uses one."""
+    parts: dict[str, Any] = {
+        "Stream": Stream,
+        "Event": Event,
+        "stream": _on,
+        "current_stream": lambda device=None: MainStream(),
+        "set_device": lambda device: None,
+        "device": lambda device: contextlib.nullcontext(),
+        "cudart": Runtime,
+    }
+    for name, part in parts.items():
+        put(torch.cuda, name, part)
+
+
+def copies_come_late() -> None:
+    """The saver of a training takes the CPU's tensors for those of such a device."""
+    imitate_device()
+    begin = saver.Saver.__init__
+
+    def on_device(self: saver.Saver, *given: Any, **options: Any) -> None:
+        begin(self, *given, **{**options, "device": torch.device("cuda", 0)})
+
+    saver.Saver.__init__ = on_device  # type: ignore[method-assign]

@@ -1,0 +1,35 @@
+"""A save holds one step, however late a device copies it: by SIGKILL, since a stop waits for the copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.resume.cases import ACCUMULATED, with_ranks
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, PASS, merged
+
+LONG_S = 600.0  # a model is compiled once on a machine
+EVERY_STEP: dict[str, Any] = {"checkpoint": {"interval_steps": 1}}
+# 66 samples a step, and batch norm in every model; the averages of ema_decay are in all
+VARIANTS: dict[str, dict[str, Any]] = {
+    "batch norm and averages": {},
+    "accumulation": ACCUMULATED,
+    "ddp": with_ranks(2),
+    "ddp with accumulation": merged(with_ranks(2), {"training": {"accumulation": 2}}),
+    "compiled": merged(with_ranks(1), {"training": {"compile": True, "ema_decay": None}}),
+    "fsdp": merged(with_ranks(2), {"training": {"parallel": "fsdp"}}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_save_that_is_copied_late_is_of_one_step(fresh: Fresh, reference: Fresh, name: str) -> None:
+    changes = merged(VARIANTS[name], EVERY_STEP)
+    run = fresh(changes)
+    for count in (1, 2, 4):  # in one step after another, when a save of the state before it is out
+        plant = "tests.resume.late:copies_come_late"
+        fault = {"point": "commit", "count": 2 * count, "signal": "SIGKILL", "rank": 0}
+        assert run.attempt(fault, plant=plant, timeout_s=LONG_S) == FAILED
+    assert run.newest_step() > 0
+    assert run.verdict(reference(changes)) == PASS
