@@ -114,11 +114,18 @@ def imitate_device(put: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def copies_come_late() -> None:
-    """The saver of a training takes the CPU's tensors for those of such a device."""
+    """The saver of a training takes the CPU's tensors for those of such a device.
+
+    A save is out before the next is due, however slow the disk: so it is known which steps are saved.
+    """
     imitate_device()
-    begin = saver.Saver.__init__
+    begin, is_due = saver.Saver.__init__, saver.Saver.is_due
 
     def on_device(self: saver.Saver, *given: Any, **options: Any) -> None:
         begin(self, *given, **{**options, "device": torch.device("cuda", 0)})
 
-    saver.Saver.__init__ = on_device  # type: ignore[method-assign]
+    def is_due_now(self: saver.Saver, step: int) -> bool:
+        self.wait()
+        return is_due(self, step)
+
+    saver.Saver.__init__, saver.Saver.is_due = on_device, is_due_now  # type: ignore[method-assign]
