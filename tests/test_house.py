@@ -25,7 +25,7 @@ PACKAGE = ROOT / "workflow_lib"
 LAYERS = (
     ("",),
     ("errors",),
-    ("faults", "files"),
+    ("faults", "files", "forking"),
     ("plugins", "slab", "tensorfile"),
     ("config",),
     ("checksums", "plan"),

@@ -160,8 +160,9 @@ def _clean(arguments: Arguments) -> None:
 def _prove_resume(arguments: Arguments) -> None:
     import uuid
 
-    from workflow_lib import config, prove
+    from workflow_lib import config, launch, prove
 
+    launch.prepare()
     experiment = config.load([arguments.config], arguments.set)
     verdict = prove.prove(
         experiment, kills=arguments.kills, folder=WORK / "prove" / uuid.uuid4().hex[:12], seed=arguments.seed
@@ -200,6 +201,7 @@ def _preprocess(arguments: Arguments) -> None:
 def _train(arguments: Arguments) -> None:
     from workflow_lib import launch
 
+    launch.prepare()
     launch.train(
         _experiment(arguments),
         run=arguments.run,
@@ -217,8 +219,9 @@ def _suggest(arguments: Arguments) -> None:
 
 
 def _trial(arguments: Arguments) -> None:
-    from workflow_lib import tuning
+    from workflow_lib import launch, tuning
 
+    launch.prepare()
     tuning.trial(
         _experiment(arguments),
         arguments.suggestion,

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, outputs, plan, rank
+from workflow_lib import checkpoint, forking, outputs, plan, rank
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.checks import batch_problem
 from workflow_lib.errors import (
@@ -33,7 +33,7 @@ from workflow_lib.errors import (
     Stopped,
 )
 from workflow_lib.rank import Job
-from workflow_lib.runtime import failures, nodes, scheduler
+from workflow_lib.runtime import device, failures, nodes, scheduler
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.lease import Lease
@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     from workflow_lib.training.state import Row
 
 logger = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """This process is to fork ranks: from here on, a question for GPUs starts no CUDA in it.
+
+    For commands, before they import what an experiment names.
+    """
+    forking.count_without_cuda(device.count_elsewhere)
 
 
 def train(
@@ -185,6 +193,7 @@ def _attempt(job: Job) -> list[Row]:
     from workflow_lib.orchestrator import RootOrchestrator, Services
 
     sys.audit("everstep", "attempt")
+    prepare()
     job.control.stop_on_signals()
     held = scheduler.gpus_of_own_job(job.experiment.runtime.nodes)
     launcher = Ranks(node=job.node, is_launcher=True)
@@ -193,6 +202,8 @@ def _attempt(job: Job) -> list[Row]:
         if (sealed := find_sealed(job.workspace)) is not None:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
             return history
+        if root.device.type == "cuda":
+            forking.refuse_started_cuda()
         if launcher.is_owner:
             _begin(job, root, held)
         return _supervise(job, root)
@@ -240,7 +251,8 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
             watch.close()
         if watch.verdict is not None or outcome is None:
             ranks = range(job.node * runtime.nproc, (job.node + 1) * runtime.nproc)
-            failure = RankError(watch.verdict) if watch.verdict else failures.first(folder, ranks)
+            world = runtime.nodes * runtime.nproc
+            failure = RankError(watch.verdict) if watch.verdict else failures.first(folder, ranks, world)
             _end(job, f"failed: {failure}")
             raise failure
     sys.audit("everstep", "ended")
@@ -285,6 +297,8 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
         signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
+    if root.device.type != "cuda":
+        launch.numa_options = None  # else torch starts CUDA in ranks, to bind them to CPUs near GPUs they do not use
     try:
         results = elastic_launch(launch, rank.run)(job, root, folder, os.getpid())
     except ChildFailedError as error:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from workflow_lib import forking
 from workflow_lib.errors import ConfigError, EverstepError, shortened
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ def _imported(kind: str, name: str, target: str) -> ModuleType:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        return importlib.import_module(target)
+        with forking.importing(target):
+            return importlib.import_module(target)
     except ModuleNotFoundError as error:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
             raise PluginError(_unknown(kind, name)) from error

@@ -29,7 +29,8 @@ def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
     """What is making a result now: the command, the code, the digests of its input files, the environment."""
     from workflow_lib.runtime import telemetry
 
-    return {**made_by(inputs), "environment": telemetry.environment(device)}
+    environment = telemetry.environment(device) | telemetry.accelerator(device)
+    return {**made_by(inputs), "environment": environment}
 
 
 def made_by(inputs: Sequence[Path]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import plan, plugins
+from workflow_lib import forking, plan, plugins
 from workflow_lib.runtime import failures
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
@@ -24,6 +25,8 @@ from workflow_lib.runtime.ghosts import die_with
 from workflow_lib.runtime.ranks import Peers, Ranks
 
 if TYPE_CHECKING:
+    import torch
+
     from workflow_lib.config import Experiment
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.shards import Manifest
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# NCCL chooses how it adds by what it measures and finds; a ring adds in one order, that of the ring
+STRICT_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
+LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
 LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
 
 
@@ -56,6 +62,7 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict
 
     ranks = Ranks.from_env()
     die_with(launcher)
+    forking.count_with_cuda()
     keep_freed_memory()
     job.control.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
@@ -84,7 +91,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         is_shared = job.run.training.parallel == "fsdp"
         if ranks.world_size > 1 or is_shared:
             sys.audit("everstep", "join")
-            dist.init_process_group("cpu:gloo,cuda:nccl" if root.device.type == "cuda" else "gloo")
+            _join(job, root.device)
         sys.audit("everstep", "build")
         store = CheckpointStore(
             ws.checkpoints_dir(job.workspace),
@@ -96,6 +103,8 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
         )
         runtime = job.experiment.runtime
+        if ranks.is_main:
+            root.events.append("accelerator", **telemetry.accelerator(root.device))
 
         def load(split: str) -> shards.Split | shards.MappedSplit:
             return shards.load_split(
@@ -135,7 +144,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             store=store,
             saver=saver,
             events=root.events,
-            environment={**telemetry.fingerprint(root.device, ranks.world_size), **_texts(job.run)},
+            environment={**_fingerprint(root, ranks), **_texts(job.run)},
             metrics_file=ws.metrics_file(job.workspace),
             stop_early=job.stop_early,
         )
@@ -145,6 +154,37 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             dist.barrier()
             dist.destroy_process_group()
         return asdict(outcome)
+
+
+def _join(job: Job, device: torch.device) -> None:
+    """The ranks have found each other; NCCL, for tensors on GPUs, is set up when it is first used."""
+    import torch.distributed as dist
+
+    runtime = job.experiment.runtime
+    if device.type == "cuda" and job.run.training.determinism == "strict":
+        for name, value in STRICT_NCCL.items():
+            os.environ.setdefault(name, value)
+    # who waits in vain is found by the launcher's watch, which names the culprit; this is for what it cannot see
+    wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
+
+
+def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
+    """What all ranks compute with, the same on each of them."""
+    import torch.distributed as dist
+
+    from workflow_lib.runtime import telemetry
+
+    runtime = root.settings.runtime
+    mine = telemetry.fingerprint(root.device, nodes=runtime.nodes, nproc=runtime.nproc)
+    group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+    peers = Peers(ranks.rank, ranks.world_size, group)
+    found = telemetry.of_all_ranks(peers.collect(mine))
+    if ranks.is_main:
+        for name in sorted(name for name, value in found.items() if isinstance(value, list)):
+            logger.warning("the ranks differ in %s: %s", name, ", ".join(map(str, found[name])))
+    of_all: dict[str, Any] = peers.announce(found)
+    return of_all
 
 
 def _texts(run: plan.RunConfig) -> dict[str, str]:

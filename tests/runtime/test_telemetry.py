@@ -19,8 +19,8 @@ def test_the_report_is_json_and_names_what_a_result_depends_on(monkeypatch: pyte
 
 
 def test_the_fingerprint_is_the_same_in_the_same_circumstances_only() -> None:
-    assert telemetry.fingerprint(CPU, 2) == telemetry.fingerprint(CPU, 2)
-    assert telemetry.fingerprint(CPU, 2) != telemetry.fingerprint(CPU, 3)
+    assert telemetry.fingerprint(CPU, nproc=2) == telemetry.fingerprint(CPU, nproc=2)
+    assert telemetry.fingerprint(CPU, nproc=2) != telemetry.fingerprint(CPU, nproc=3)
     before, threads = telemetry.fingerprint(CPU), torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:

@@ -5,10 +5,13 @@ What the launcher asks here is answered without a CUDA context, since a process 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import functools
 import os
 import socket
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from workflow_lib import forking
 from workflow_lib.errors import ConfigError, TryAgain
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -24,9 +28,37 @@ POLL_S = 0.5
 
 
 def visible_cuda() -> int:
-    """Number of CUDA devices this process may use, asked of the driver's library without a CUDA context."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """Number of CUDA devices this process may use; CUDA is not started here."""
+    if not torch.backends.cuda.is_built():
+        return 0
+    counted: int = torch.cuda._device_count_nvml()  # below 0: the management library does not know
+    return counted if counted >= 0 else count_elsewhere()
+
+
+def count_elsewhere() -> int:
+    """The same, counted by CUDA in a process of its own: for MIG devices, and containers without NVML."""
+    return _count_elsewhere(os.environ.get(VISIBLE))
+
+
+def has_driver() -> bool:
+    """True if CUDA's driver is installed here; to load its library does not start it."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def _count_elsewhere(visible: str | None) -> int:
+    if not has_driver():
+        return 0
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return int(answer.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
 
 
 def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visible_cuda) -> torch.device:
@@ -53,7 +85,11 @@ def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visibl
 def bind(device: torch.device) -> None:
     """CUDA work of this process goes to the device unless it says otherwise. Only for ranks: starts CUDA."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as error:
+            forking.explain(error)
+            raise
 
 
 def cuda_capability(device: torch.device) -> tuple[int, int] | None:

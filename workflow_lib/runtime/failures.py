@@ -21,8 +21,16 @@ from workflow_lib.runtime.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 FAILED = 70  # exit code of a rank whose error lies in a file
-# what a rank says whose partner is gone: never the first cause
-LOST_PARTNER = re.compile(r"gloo.*(Connection|timed out|Timed out|closed)|NCCL|ProcessGroup", re.DOTALL)
+# what a rank says whose partner is gone: never the first cause. NCCL's other errors (a full /dev/shm, a network
+# interface that is not there, too little memory) are causes
+LOST_PARTNER = re.compile(
+    r"gloo.*(Connection|timed out|Timed out|closed)"
+    r"|NCCL.*(ncclRemoteError|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|aborted|remote process exit)"
+    r"|[Ww]atchdog caught collective operation timeout|ollective operation timeout: WorkNCCL"
+    r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
+    re.DOTALL,
+)
+ABORTED = "SIGABRT"  # how NCCL's watchdog ends a rank that has waited too long for another
 
 
 def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
@@ -43,6 +51,14 @@ def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
 
 def note_killed(folder: Path, rank: int, name: str) -> None:
     """That rank could leave no word: a signal of that name ended it."""
+    if name == ABORTED:
+        message = (
+            f"rank {rank} was aborted ({name}): a library gave up, as NCCL does when another rank has not come for too "
+            f"long; what it said stands above. Run the same command again to go on from the last checkpoint"
+        )
+        failure = {"rank": rank, "time": time.monotonic(), "kind": "RankError", "message": message, "aborted": True}
+        write_json(folder / "failure-killed.json", failure)
+        return
     message = (
         f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. Run the same command again to go on "
         f"from the last checkpoint"
@@ -56,20 +72,25 @@ def paths(folder: Path) -> list[Path]:
     return list(folder.glob("failure-*.json"))
 
 
-def first(folder: Path, ranks: range) -> EverstepError:
+def first(folder: Path, ranks: range, world_size: int) -> EverstepError:
     """The error of the rank that failed first; the others only lost their partner. ``ranks`` are those of this node."""
     failures = [json.loads(path.read_text()) for path in paths(folder)]
-    failures.sort(key=lambda failure: (bool(LOST_PARTNER.search(failure["message"])), failure["time"]))
-    if not failures or LOST_PARTNER.search(failures[0]["message"]):
+    failures.sort(key=lambda failure: (_has_lost_partner(failure), failure["time"]))
+    if not failures or _has_lost_partner(failures[0]):
         silent = sorted({*ranks} - {failure["rank"] for failure in failures})
-        who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
-        return RankError(
-            f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
-            f"checkpoint"
-        )
+        if silent or len(ranks) < world_size:
+            who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
+            return RankError(
+                f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
+                f"checkpoint"
+            )
     failure = failures[0]
     kind = getattr(errors, failure["kind"], None)
     if isinstance(kind, type) and issubclass(kind, EverstepError):
         return kind(failure["message"])
     logger.error("rank %d failed:\n%s", failure["rank"], failure["traceback"])
     return RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
+
+
+def _has_lost_partner(failure: Mapping[str, Any]) -> bool:
+    return failure.get("aborted", False) or LOST_PARTNER.search(failure["message"]) is not None

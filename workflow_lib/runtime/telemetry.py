@@ -1,11 +1,16 @@
-"""What this machine is: all of it for the record, and the part that can change bits for the fingerprint."""
+"""The machine: all of it for the record, and the part that can change bits for the fingerprint.
+
+Launchers may not start CUDA, and ask for the ``environment`` only; processes that compute ask for all.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,9 @@ PACKAGES = (
 SCHEDULER = (
     "SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURM_NNODES SLURMD_NODENAME CUDA_VISIBLE_DEVICES"
 ).split()
+# Environment variables that choose kernels, or how NCCL adds. A new variable of NCCL's counts until it is known not to.
+KERNEL_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+HARMLESS = re.compile(r"NCCL_(DEBUG\w*|SOCKET_IFNAME|SOCKET_FAMILY|IB_HCA|HOSTID|\w*TIMEOUT\w*|ASYNC_ERROR_HANDLING)")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -37,27 +45,63 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": str(device),
         "gpus": query_gpus() if device.type == "cuda" else [],
-        **_cuda_versions(),
-        "torch_build": torch.__config__.show(),
+        "cuda": torch.version.cuda,
         "scheduler": {name: os.environ[name] for name in SCHEDULER if name in os.environ},
         "git": git_commit(Path.cwd()),
     }
 
 
-def fingerprint(device: torch.device, world_size: int = 1) -> dict[str, Any]:
-    """What two attempts must share for their steps to be equal bit by bit. On CUDA only for ranks."""
-    is_cuda = device.type == "cuda"
+def accelerator(device: torch.device) -> dict[str, Any]:
+    """The record of what a computing process has beside the CPU: torch's build, versions, the GPU. May start CUDA."""
+    return {"torch_build": torch.__config__.show(), **(_gpu(device) if device.type == "cuda" else {})}
+
+
+def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict[str, Any]:
+    """What two attempts must share for their steps to be equal bit by bit. On CUDA only for ranks.
+
+    On GPUs the order of sums over ranks follows from how these lie on nodes; gloo's, on CPUs, from their number alone.
+    """
     return {
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if is_cuda else cpu_name(),
+        "device_name": cpu_name() if device.type != "cuda" else torch.cuda.get_device_name(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "world_size": world_size,
+        "world_size": nodes * nproc,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        **(_cuda_versions() | _cuda_switches() if is_cuda else {}),
+        **(_gpu(device) | _cuda_switches() if device.type == "cuda" else {}),
+        **({"layout": f"{nodes}x{nproc}"} if device.type == "cuda" and nodes * nproc > 1 else {}),
     }
+
+
+def of_all_ranks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One fingerprint of the fingerprints of all ranks, in their order: a list where they differ."""
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for fingerprint in found for name in fingerprint):
+        values = [fingerprint.get(name) for fingerprint in found]
+        merged[name] = values[0] if all(value == values[0] for value in values) else values
+    return merged
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    """Versions, and the GPU as its kernels see it: a MIG slice or an MPS share has its model's name, not its size."""
+    found = torch.cuda.get_device_properties(device)
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    return {
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "device_memory": found.total_memory,
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if _changes_sums(name)},
+    }
+
+
+def _changes_sums(name: str) -> bool:
+    """True for an environment variable that can change what kernels or NCCL compute."""
+    is_nccl = name.startswith("NCCL_") and HARMLESS.fullmatch(name) is None
+    return is_nccl or name in KERNEL_VARIABLES or name.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 
 
 def _cuda_switches() -> dict[str, Any]:
@@ -65,6 +109,7 @@ def _cuda_switches() -> dict[str, Any]:
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
     }
 
 
@@ -95,12 +140,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _cuda_versions() -> dict[str, Any]:
-    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    return {
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
-    }

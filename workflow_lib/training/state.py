@@ -90,7 +90,8 @@ class State:
         training = run.training
         self.ranks = ranks
         self._run, self._peers, self._device, self._environment = run, peers, device, dict(environment)
-        self.progress = Progressing()
+        # kernels that are not asked to be deterministic repeat their bits on a CPU, but not on a GPU
+        self.progress = Progressing(exact=device.type == "cpu" or training.determinism == "strict")
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.best: Named = {}
         self._aside: dict[str, Named] | None = None
