@@ -115,7 +115,7 @@ def test_gpus_of_which_nvml_does_not_know_are_counted_by_another_process(
 @pytest.mark.parametrize(
     "said",
     [
-        "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, use the 'spawn' start method",
+        "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, use the 'spawn' method",
         "CUDA error: initialization error\nCUDA kernel errors might be asynchronously reported",
     ],
 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from workflow_lib.runtime import telemetry
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.shards import store
 from workflow_lib.training import curve
@@ -36,6 +39,46 @@ def the_rank_leaves() -> None:
         step(self, *_)
 
     step, Trainer._step = Trainer._step, leave  # type: ignore[method-assign]
+
+
+def rank_one_has_another_gpu() -> None:
+    """Rank 1 computes on a device of another name."""
+    fingerprint = telemetry.fingerprint
+
+    def of_rank(*given: Any, **options: Any) -> dict[str, Any]:
+        return {**fingerprint(*given, **options), "device_name": f"GPU {os.environ['RANK']}"}
+
+    telemetry.fingerprint = of_rank  # type: ignore[assignment]
+
+
+def compiling_takes_seconds() -> None:
+    """The compiler of the model works in a process of its own for longer than a rank may hang."""
+
+    class Slow(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model, self.is_compiled = model, False
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if not self.is_compiled:
+                work = "import time\nwhile time.process_time() < 8: pass"
+                subprocess.run([sys.executable, "-c", work], check=True)
+                self.is_compiled = True
+            outputs: torch.Tensor = self.model(inputs)
+            return outputs
+
+    room.compiled = lambda model, is_strict: Slow(model)
+
+
+def the_compiler_hangs() -> None:
+    """It waits for ever for something that does not come."""
+    room.compiled = lambda model, is_strict: _Hanging()
+
+
+class _Hanging(torch.nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        time.sleep(3600)
+        return inputs
 
 
 def rank_one_raises() -> None:

@@ -170,6 +170,18 @@ def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> N
     assert run.findings == []
 
 
+def test_another_device_of_any_rank_is_told_and_not_called_exact(fresh: Fresh) -> None:
+    run, plant = fresh(with_ranks(2)), "tests.resume.plants:rank_one_has_another_gpu"
+    for count in (2, 4):
+        stop = {"point": "optimizer", "count": count, "rank": 0, "signal": "SIGTERM"}
+        assert run.attempt(stop, plant=plant) == STOPPED
+    assert "the ranks differ in device_name: GPU 0, GPU 1" in run.log
+    assert "not exact" not in run.log  # the same devices in the same order
+    run.finish()
+    assert "not exact from here: device_name changed" in run.log
+    assert run.sealed().about["exact"] is False
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 2)])
 def test_another_world_size_loses_and_repeats_no_sample_and_is_not_called_exact(
     fresh: Fresh, before: int, after: int

@@ -25,7 +25,7 @@ NO_MEMORY = (
     "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Cuda failure 2 'out of memory'"
 )
 LOST = (
-    "NCCL error in: ProcessGroupNCCL.cpp:2317, remote process exited or there was a network error, NCCL version 2.27.5\n"
+    "NCCL error in: ProcessGroupNCCL.cpp:2317, remote process exited or there was a network error, NCCL version 2.27\n"
     "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\n"
     "Last error:\nsocketPollConnect: connect returned Connection refused"
 )

@@ -1,6 +1,9 @@
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -54,3 +57,64 @@ def test_the_commit_is_that_of_the_folder(tmp_path: Path) -> None:
     subprocess.run(commit, check=True)
     found = telemetry.git_commit(tmp_path)
     assert found is not None and len(found) == 40 and set(found) <= set("0123456789abcdef")
+
+
+GPU = torch.device("cuda", 0)
+Imitate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Imitate:
+    """The fingerprint of a rank on a GPU whose properties are given."""
+
+    def fingerprint(*, nodes: int = 1, nproc: int = 1, **properties: Any) -> dict[str, Any]:
+        found = {"major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 141 << 30, **properties}
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**found))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+        return telemetry.fingerprint(GPU, nodes=nodes, nproc=nproc)
+
+    return fingerprint
+
+
+def test_a_slice_of_a_gpu_is_another_device(on_gpu: Imitate) -> None:
+    """MIG and MPS leave the name as it is; kernels are chosen by the number of multiprocessors."""
+    assert on_gpu() == on_gpu()
+    assert on_gpu() != on_gpu(multi_processor_count=16)
+    assert on_gpu() != on_gpu(total_memory=18 << 30)
+
+
+def test_the_layout_of_ranks_counts_on_gpus_and_not_on_cpus(on_gpu: Imitate) -> None:
+    """NCCL's order of sums follows the topology, gloo's the ranks' numbers."""
+    assert on_gpu(nodes=1, nproc=8) != on_gpu(nodes=2, nproc=4)
+    assert telemetry.fingerprint(CPU, nodes=1, nproc=8) == telemetry.fingerprint(CPU, nodes=2, nproc=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("NCCL_ALGO", True),
+        ("NCCL_PROTO", True),
+        ("NCCL_A_NEW_ONE", True),
+        ("NVIDIA_TF32_OVERRIDE", True),
+        ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", True),
+        ("NCCL_DEBUG", False),
+        ("NCCL_DEBUG_SUBSYS", False),
+        ("NCCL_SOCKET_IFNAME", False),
+        ("NCCL_IB_TIMEOUT", False),
+        ("SLURM_JOB_ID", False),
+        ("CUDA_VISIBLE_DEVICES", False),
+    ],
+)
+def test_variables_that_change_sums_count(
+    on_gpu: Imitate, monkeypatch: pytest.MonkeyPatch, name: str, counts: bool
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    before = on_gpu()
+    monkeypatch.setenv(name, "1")
+    assert (on_gpu() != before) is counts
+
+
+def test_what_ranks_have_alike_is_told_once_and_what_not_in_their_order() -> None:
+    found = [{"torch": "2.13", "name": "A"}, {"torch": "2.13", "name": "B"}, {"torch": "2.13"}]
+    assert telemetry.of_all_ranks(found) == {"torch": "2.13", "name": ["A", "B", None]}
+    assert telemetry.of_all_ranks(found[:1]) == found[0]

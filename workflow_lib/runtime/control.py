@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
+
+import psutil
 
 from workflow_lib.runtime.clock import now_s
 from workflow_lib.runtime.workspace import Reach
 
 MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
+WORK_S = 1.0  # between two looks at whether a rank computes
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -68,6 +74,27 @@ class Control:
         if local_rank == 0:
             self._steps[1] = step
 
+    @contextmanager
+    def working(self, local_rank: int) -> Iterator[None]:
+        """That rank moves as long as it or its children compute: it compiles, say, which takes longer than any step."""
+        ended = threading.Event()
+
+        def tick() -> None:
+            seen = _cpu_s()
+            while not ended.wait(WORK_S):
+                now = _cpu_s()
+                if now - seen > WORK_S / 10:
+                    seen = now
+                    self._progress[local_rank] += 1
+
+        thread = threading.Thread(target=tick, name="working", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
     @property
     def pids(self) -> list[int]:
         """Process of each local rank; 0 before it started."""
@@ -91,3 +118,14 @@ class Control:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._stop[0] = number
+
+
+def _cpu_s() -> float:
+    """CPU time that this process and its living descendants have used."""
+    total, me = 0.0, psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            used = process.cpu_times()
+            ended = getattr(used, "children_user", 0.0) + getattr(used, "children_system", 0.0)
+            total += used.user + used.system + ended
+    return total

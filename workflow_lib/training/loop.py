@@ -491,19 +491,23 @@ class Trainer:
         if self.ranks.world_size == 1 and not self.state.parallel.is_shared and not self.run.training.compile:
             return
         try:
-            self._pass_twice()
+            is_compiled = self.run.training.compile
+            with self._control.working(self.ranks.local_rank) if is_compiled else contextlib.nullcontext():
+                self._pass_twice()
         except RuntimeError as error:
             explain_compiler(error)
             raise
 
     def _pass_twice(self) -> None:
         self.state.model.train()
-        inputs, targets = self._task.parts(*self._train_split.batch(slice(*self._sampling.windows[0])))
-        for _ in range(WARM_UP_PASSES):
-            self._look_up()
-            _at("warm-up")
-            with self._autocast():
-                self._task.loss(self.state.parallel.forward(inputs), targets).backward()
+        windows = {stop - start: slice(start, stop) for start, stop in self._sampling.windows}
+        for window in windows.values():  # of each size: each is compiled by itself
+            inputs, targets = self._task.parts(*self._train_split.batch(window))
+            for _ in range(WARM_UP_PASSES):
+                self._look_up()
+                _at("warm-up")
+                with self._autocast():
+                    self._task.loss(self.state.parallel.forward(inputs), targets).backward()
         self.state.parallel.zero_grad()
 
     def _outcome(self, ended: Literal["finished", "stopped", "pruned"]) -> Outcome:

@@ -43,6 +43,11 @@ Loaded = tuple[dict[str, Named], dict[str, Any], dict[str, Any]]
 """Of a checkpoint: tensors by group, record, and what is said about it."""
 
 
+def repeats_bits(device: torch.device, determinism: str) -> bool:
+    """True if two trainings that nothing interrupts give the same bits; on a GPU only strictly chosen kernels do."""
+    return device.type == "cpu" or determinism == "strict"
+
+
 @dataclass
 class Cursor:
     """Where the run is: optimizer steps done, samples of the epoch used, validation batches done."""
@@ -90,8 +95,7 @@ class State:
         training = run.training
         self.ranks = ranks
         self._run, self._peers, self._device, self._environment = run, peers, device, dict(environment)
-        # kernels that are not asked to be deterministic repeat their bits on a CPU, but not on a GPU
-        self.progress = Progressing(exact=device.type == "cpu" or training.determinism == "strict")
+        self.progress = Progressing(exact=repeats_bits(device, training.determinism))
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.best: Named = {}
         self._aside: dict[str, Named] | None = None

@@ -1,0 +1,14 @@
+"""Only what two trainings that are left alone would repeat is called exact."""
+
+import pytest
+import torch
+
+from workflow_lib.training.state import repeats_bits
+
+
+@pytest.mark.parametrize(
+    ("device", "determinism", "repeats"),
+    [("cpu", "strict", True), ("cpu", "standard", True), ("cuda", "strict", True), ("cuda", "standard", False)],
+)
+def test_a_gpu_repeats_its_bits_only_when_it_is_asked_to(device: str, determinism: str, repeats: bool) -> None:
+    assert repeats_bits(torch.device(device), determinism) is repeats
