@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from workflow_lib import checkpoint, tensorfile
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published
 from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
 from workflow_lib.faults import FileFault, Mode
+from workflow_lib.files import compact_json
 
 FINGERPRINT = {"run": "a" * 32, "data": "b" * 32}
 FIRST, SECOND = "1" * 32, "2" * 32
@@ -472,3 +474,47 @@ def test_what_cannot_be_saved_is_refused_as_such(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"model.*w.*complex64"):
         store(tmp_path).publish(Snapshot(1, complex_weights, {}))
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+# -- reading the format -----------------------------------------------------------------------------------------
+
+
+def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memory() -> None:
+    """Whatever one damaged byte says: the file is read before its digest is known."""
+    content = b"".join(map(bytes, tensorfile.written("g", {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})))
+    header = 8 + int.from_bytes(content[:8], "little")
+    read = 0
+    for place in range(header):
+        for bit in (1, 4, 16, 64):
+            damaged = bytearray(content)
+            damaged[place] ^= bit
+            try:
+                tensors = tensorfile.read(io.BytesIO(bytes(damaged)), len(damaged))
+            except ValueError:
+                continue
+            read += 1  # a name, or a shape of as many numbers
+            assert sum(tensor.nbytes for tensor in tensors.values()) == len(content) - header
+    assert read < header
+
+
+@pytest.mark.parametrize("end", [0, 4, 20, -1])
+def test_a_file_of_tensors_that_ends_early_is_an_error(end: int) -> None:
+    content = b"".join(map(bytes, tensorfile.written("g", {"a": torch.arange(6.0)})))[:end]
+    for size in (len(content), len(content) + 9):
+        with pytest.raises(ValueError, match="ends|ended|longer|belong"):
+            tensorfile.read(io.BytesIO(content), size)
+
+
+def test_a_file_that_is_whole_but_holds_no_tensors_is_set_aside(tmp_path: Path) -> None:
+    mine = store(tmp_path, keep_last=2)
+    mine.publish(snapshot(1))
+    path = mine.publish(snapshot(2)).path
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest.pop("digest")
+    content = b"no tensors at all"
+    (path / "model.safetensors").write_bytes(content)
+    manifest["files"]["model.safetensors"] = {"bytes": len(content), "blake2b": checkpoint.digest(content)}
+    manifest["digest"] = checkpoint.digest(compact_json(manifest))
+    (path / "manifest.json").write_bytes(compact_json(manifest))
+    assert newest_step(tmp_path) == 1
+    assert list(tmp_path.glob("checkpoints/corrupt-*"))

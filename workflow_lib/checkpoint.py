@@ -19,6 +19,7 @@ all. The files are in the sharded format of torch.distributed.checkpoint's safet
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -145,15 +146,16 @@ class CheckpointStore:
     def load_latest(self) -> tuple[Checkpoint, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
         """The newest checkpoint that verifies, with its tensors and state; None when there has never been one.
 
-        One that does not verify is renamed to ``corrupt-*`` with a warning. Raises CheckpointError when
-        checkpoints exist but none can be used: a run never silently starts again.
+        Each file is read once, tensor by tensor into place, and its digest is taken of the bytes that are returned: the
+        host holds one copy of the state. A checkpoint that does not verify is renamed to ``corrupt-*`` with a warning.
+        Raises CheckpointError when checkpoints exist but none can be used: a run never silently
+        starts again.
         """
         latest = self._find_latest(_contents)
         if latest is None:
             return None
-        checkpoint, contents = latest
-        state = json.loads(contents.pop(STATE))
-        return checkpoint, {Path(name).stem: tensorfile.read(data) for name, data in contents.items()}, state
+        checkpoint, (tensors, state) = latest
+        return checkpoint, tensors, state
 
     def find_shared(self) -> Checkpoint | None:
         """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""
@@ -367,7 +369,7 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_tensors(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
     """The tensors of a group that one file holds, verified."""
     name = f"{group}.safetensors"
-    return tensorfile.read(_read_verified(checkpoint.path / name, checkpoint.manifest["files"][name]))
+    return _read_tensors(checkpoint.path / name, checkpoint.manifest["files"][name])
 
 
 def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
@@ -380,8 +382,11 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
     return tensorfile.joined(group, (_read_verified(checkpoint.path / shard, files[shard]) for shard in shards))
 
 
-def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
-    return {name: _read_verified(checkpoint.path / name, entry) for name, entry in _files(checkpoint)}
+def _contents(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """The tensors of each group, and the state beside them, verified."""
+    state = read_state(checkpoint)
+    groups = [Path(name).stem for name, _ in _files(checkpoint) if name != STATE]
+    return {group: read_tensors(checkpoint, group) for group in groups}, state
 
 
 def _files(checkpoint: Checkpoint) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -398,6 +403,48 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     if digest(data) != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return data
+
+
+def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a file, whose bytes have the digest of the entry; the file is never in memory besides them."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+            hashed = _Hashed(file)
+            tensors = tensorfile.read(hashed, size)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+    except ValueError as error:
+        _check(path, entry)  # damage is what it is called, wherever in the file it lies
+        raise CheckpointError(f"{path.name} is no file of tensors: {error}") from error
+    if hashed.digest() != entry["blake2b"]:
+        raise CheckpointError(f"{path.name} is damaged: its digest differs")
+    return tensors
+
+
+class _Hashed:
+    """A file, and the digest of what was read of it."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._hasher = file, hashlib.blake2b(digest_size=32)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
+        size = 0
+        while size < len(buffer):
+            piece = buffer[size : size + CHUNK]  # hashed while the processor's cache still has it
+            count = self._file.readinto(piece)
+            if not count:
+                break
+            self._hasher.update(piece[:count])
+            size += count
+        return size
+
+    def digest(self) -> str:
+        """BLAKE2b of all bytes that were read."""
+        return self._hasher.hexdigest()
 
 
 def _check(path: Path, entry: Mapping[str, Any]) -> None:

@@ -1,13 +1,14 @@
-"""The safetensors format: written without a copy of the tensors, put together where ranks wrote parts of them.
+"""The safetensors format: written and read with no second copy of the tensors, joined where ranks wrote parts of them.
 
-The library's own writer wants every byte in memory once more; a save must not cost that. Reading is the library's.
+The library's own writer and reader want every byte in memory once more; saving and loading must not cost that.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_lib.errors import SaveError
 from workflow_lib.files import compact_json
@@ -23,6 +24,14 @@ DTYPES = {
     "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8",
     "torch.uint64": "U64", "torch.uint32": "U32", "torch.uint16": "U16", "torch.uint8": "U8", "torch.bool": "BOOL",
 }  # fmt: skip
+NAMES = {short: name.removeprefix("torch.") for name, short in DTYPES.items()}
+
+
+class Source(Protocol):
+    """A file that is read from its beginning to its end."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
 
 
 def written(
@@ -42,11 +51,35 @@ def written(
     return _file(entries, offsets)
 
 
-def read(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name, on the CPU."""
-    from safetensors.torch import load
+def read(file: Source, size: int) -> dict[str, torch.Tensor]:
+    """The tensors of a file of so many bytes by name, on the CPU, each read into memory of its own.
 
-    return load(data)
+    Raises ValueError where the header does not describe the file. No more than ``size`` bytes are allocated, whatever
+    the header says.
+    """
+    import torch
+
+    try:
+        length = int.from_bytes(_exactly(file, 8, size), "little")
+        header = json.loads(_exactly(file, length, size - 8))
+        header.pop("__metadata__", None)
+        end, left, tensors = 0, size - 8 - length, {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, shape = getattr(torch, NAMES[entry["dtype"]]), entry["shape"]
+            start, stop = entry["data_offsets"]
+            if min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize or start != end:
+                raise ValueError(f"the header has no place for {name}")
+            if stop > left:
+                raise ValueError(f"the file ends before {name} does")
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            if file.readinto(bytes_of(tensors[name])) != stop - start:
+                raise ValueError(f"the file ended while {name} was read")
+            end = stop
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the header is damaged: {error!r}") from error
+    if end != left:
+        raise ValueError(f"{left - end} bytes belong to no tensor")
+    return tensors
 
 
 def joined(group: str, shards: Iterable[bytes]) -> bytes | None:
@@ -65,6 +98,16 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _exactly(file: Source, count: int, most: int) -> bytes:
+    """The next bytes of the file, which cannot be more than ``most``."""
+    if count > most:
+        raise ValueError("the header is longer than the file")
+    buffer = bytearray(count)
+    if file.readinto(memoryview(buffer)) != count:
+        raise ValueError("the file ends in its header")
+    return bytes(buffer)
 
 
 def _file(

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workflow_lib.runtime import telemetry
 from workflow_lib.runtime.seed import capture_rng
@@ -79,6 +81,41 @@ class _Hanging(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         time.sleep(3600)
         return inputs
+
+
+def reads_are_counted() -> None:
+    """The rank writes how many batches it validated in an epoch, and how often it read a number from its device."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    def watched(self: Trainer) -> None:
+        measured = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal measured
+            measured += event == "everstep" and arguments[0] == "validate"
+
+        sys.addaudithook(hook)
+        with Reads() as reads:
+            validate(self)
+        Path("reads.txt").write_text(f"{measured} {reads.count}")
+
+    validate, Trainer._validate = Trainer._validate, watched  # type: ignore[method-assign]
+
+
+def validation_diverges() -> None:
+    """The second batch of a validation has no finite loss."""
+
+    def measured(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.batches = getattr(self, "batches", 0) + 1  # type: ignore[attr-defined]
+        return measure(self, outputs * (float("nan") if self.batches == 2 else 1.0), targets)  # type: ignore[attr-defined]
+
+    measure, Classification.measure = Classification.measure, measured  # type: ignore[method-assign]
 
 
 def rank_one_raises() -> None:

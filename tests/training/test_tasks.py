@@ -15,11 +15,11 @@ BATCH = 12
 CPU = torch.device("cpu")
 
 
-def example(name: str) -> tuple[Task, torch.Tensor, torch.Tensor]:
+def example(name: str, device: torch.device = CPU) -> tuple[Task, torch.Tensor, torch.Tensor]:
     """A task, and outputs and targets of a batch of it."""
     torch.manual_seed(3)
     if name == "regression":
-        return Regression(std=(2.0, 5.0)), torch.randn(BATCH, 2), torch.randn(BATCH, 2)
+        return Regression(std=(2.0, 5.0), device=device), torch.randn(BATCH, 2), torch.randn(BATCH, 2)
     if name == "language":
         return Language(smoothing=0.1), torch.randn(BATCH, 5, 7), torch.randint(7, (BATCH, 5))
     return Classification(smoothing=0.1), torch.randn(BATCH, 4), torch.randint(4, (BATCH,))
@@ -111,3 +111,11 @@ def test_a_list_of_weights_must_have_one_for_each_class() -> None:
     assert class_weights([1.0, 2.0], (3, 4)) == [1.0, 2.0]
     with pytest.raises(ConfigError, match="training.class_weights: 2 weights; the data has 3 classes"):
         class_weights([1.0, 2.0], (3, 4, 5))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_sums_are_made_where_the_outputs_are_and_nothing_waits_for_them(name: str) -> None:
+    """A tensor without memory has no value that could be read."""
+    task, outputs, targets = example(name, torch.device("meta"))
+    sums = task.measure(outputs.to("meta"), targets.to("meta"))
+    assert (sums.device.type, sums.dtype, sums.shape) == ("meta", torch.float64, (len(task.sums),))

@@ -86,6 +86,29 @@ class Peers:
             dist.gather_object(value, values if self.is_main else None, group=self.group)
         return values if self.is_main else []
 
+    def spread(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+        """The CPU tensors of rank 0 by group and name, on every rank; what the others give is not looked at.
+
+        They are sent one by one, from place to place: a rank holds one copy of them, not the several that an object
+        of them all would cost.
+        """
+        if self.group is None:
+            return groups
+        import torch
+        import torch.distributed as dist
+
+        kinds = {group: {key: (one.dtype, one.shape) for key, one in named.items()} for group, named in groups.items()}
+        kinds = self.announce(kinds)
+        if not self.is_main:
+            groups = {
+                group: {key: torch.empty(shape, dtype=dtype) for key, (dtype, shape) in named.items()}
+                for group, named in kinds.items()
+            }
+        with self._named():
+            for tensor in (tensor for named in groups.values() for tensor in named.values() if tensor.numel()):
+                dist.broadcast(tensor.view(-1).view(torch.uint8), src=0, group=self.group)
+        return groups
+
     @contextmanager
     def _named(self) -> Iterator[None]:
         """What torch says when another rank is gone becomes an error of ours."""

@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 StopEarly = Callable[[list[Row]], bool]
 
 WARM_UP_PASSES = 2
+UNREAD = 32  # batches of a validation whose sums are read at once: each read waits for the device
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,6 +113,7 @@ class Trainer:
         self._pruned = False
         self._progress: Progress | None = None
         self._resumed_step: int | None = None
+        self._measured: list[torch.Tensor] = []  # sums of batches that the cursor counts and ``validation`` does not yet
         self._is_augmenting = is_augmenting(run.augment) or is_mixing(run.augment)
         refuse_unfit(run.augment, spec)
         self.state = State(run, spec, ranks=ranks, peers=self._peers, device=device, environment=environment)
@@ -247,8 +249,9 @@ class Trainer:
 
     @torch.inference_mode()
     def _validate(self) -> None:
-        state, cursor, sums = self.state, self.state.progress.cursor, self.state.progress.validation
+        state, cursor = self.state, self.state.progress.cursor
         split, world = self._validation_split, self.ranks.world_size
+        nothing = torch.zeros(len(self._task.sums), dtype=torch.float64, device=self.device)
         state.model.eval()
         self._agree_on_buffers()
         size = math.ceil(self._sampling.batch / self.run.training.accumulation)
@@ -262,17 +265,32 @@ class Trainer:
                     self._saver.wait_copied()  # a shared model exchanges its weights for the averages to compute
                 _at("validate")
                 batch = next(batches, None)
-                found = self._measure(*batch) if batch else torch.zeros(len(sums), dtype=torch.float64)
+                self._measured.append(self._measure(*batch) if batch else nothing)
                 if batch is None and state.parallel.is_shared:  # the others cannot compute without this rank's part
                     self._measure(*split.batch(slice(0, 1)))
-                for one in self._of_each_rank(found):
-                    for name, value in zip(self._task.sums, one.tolist(), strict=True):
-                        sums[name] += value
                 cursor.val_index += world
-                refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
+                if len(self._measured) == UNREAD:
+                    self._add_up()
                 self._control.tick(self.ranks.local_rank, cursor.step)
+        self._add_up()
         _at("validated")
         self._end_epoch()
+
+    def _add_up(self) -> None:
+        """Add the measured batches to the sums of the validation: batch by batch, in each in the order of ranks.
+
+        All ranks have measured as many, and come here alike.
+        """
+        if not self._measured:
+            return
+        cursor, sums = self.state.progress.cursor, self.state.progress.validation
+        by_rank = self._of_each_rank(torch.stack(self._measured).cpu())
+        self._measured = []
+        for batch in zip(*(values.tolist() for values in by_rank), strict=True):
+            for values in batch:
+                for name, value in zip(self._task.sums, values, strict=True):
+                    sums[name] += value
+        refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
 
     def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         inputs, targets = self._task.parts(inputs, targets)
@@ -298,7 +316,8 @@ class Trainer:
         is_best = is_better(metric, row[metric], progress.best[metric] if progress.best else None)
         if is_best:
             progress.best = row
-            state.best = {name: one.detach().cpu().clone() for name, one in state.served().items()}
+            if self._writes:
+                state.best = {name: one.detach().to("cpu", copy=True) for name, one in state.served().items()}
             _at("best")
         if self.ranks.is_main:
             _at("metrics")
@@ -402,6 +421,7 @@ class Trainer:
 
     def _start_save(self) -> None:
         self._divergence.look_back()
+        self._add_up()
         _at("save")
         ranks = self.state.of_ranks()
         if self._writes:
@@ -410,6 +430,7 @@ class Trainer:
     def _save_now(self) -> None:
         """The last commit is durable."""
         self._divergence.look_back()
+        self._add_up()
         _at("final save")
         ranks, progress = self.state.of_ranks(), self.state.progress
         if not self._writes:
@@ -471,12 +492,17 @@ class Trainer:
         """What rank 0 finds, on every rank: they never look at the disk one by one."""
         if self.state.parallel.is_shared:
             return self._load_shared()
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
         found = None
         if self.ranks.is_main and (latest := self._store.load_latest()):
             checkpoint, tensors, record = latest
             self._saver.latest = checkpoint
-            found = (tensors, record, dict(checkpoint.about))
-        return self._peers.announce(found)
+            found = (record, dict(checkpoint.about))
+        told = self._peers.announce(found)
+        if told is None:
+            return None
+        best = {"best": tensors.pop("best")} if "best" in tensors else {}  # only rank 0 saves them
+        return {**self._peers.spread(tensors), **best}, *told
 
     def _load_shared(self) -> Loaded | None:
         latest = self._store.find_shared()

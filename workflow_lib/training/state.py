@@ -229,9 +229,9 @@ class State:
 
     def _restore(self, tensors: dict[str, Named], record: dict[str, Any], about: dict[str, Any]) -> None:
         self.progress = Progressing.from_json(record["progress"])
-        self.parallel.load(tensors["model"])
+        self.parallel.load(tensors.pop("model"))  # copied: this memory is free again
         state: dict[int, Named] = {}
-        for key, value in tensors["optimizer"].items():
+        for key, value in tensors.pop("optimizer").items():
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
         shapes = self.optimizer.state_dict()["param_groups"]

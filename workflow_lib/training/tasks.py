@@ -50,7 +50,7 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sums over these samples, float64 on the CPU."""
+        """The sums over these samples, float64 where the outputs are: a device need not be waited for."""
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -93,8 +93,8 @@ class Regression(Task):
 
     sums = ("loss", "error", "samples")
 
-    def __init__(self, *, std: Sequence[float] = ()) -> None:
-        self._std = tuple(std)
+    def __init__(self, *, std: Sequence[float] = (), device: torch.device | None = None) -> None:
+        self._std = torch.tensor(std or 1.0, dtype=torch.float64, device=device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.mse_loss(outputs, targets.view_as(outputs))
@@ -104,7 +104,7 @@ class Regression(Task):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         difference = outputs.double() - targets.view_as(outputs).double()
-        errors = difference.abs() * torch.tensor(self._std or 1.0, dtype=torch.float64, device=outputs.device)
+        errors = difference.abs() * self._std
         return _summed(difference.square().mean(1).sum(), errors.mean(1).sum(), len(targets))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -150,7 +150,7 @@ def build(
 ) -> Task:
     """The task of the data, with the loss that the training asks for; ``counts`` are the samples of each class."""
     if spec.task == "regression":
-        return Regression(std=target_std)
+        return Regression(std=target_std, device=device)
     if spec.task == "language":
         return Language(smoothing=training.label_smoothing)
     weights = class_weights(training.class_weights, counts)
@@ -175,4 +175,4 @@ def class_weights(setting: Literal["balanced"] | Sequence[float] | None, counts:
 
 
 def _summed(loss: Tensor, other: Tensor, count: int) -> Tensor:
-    return torch.tensor([loss.item(), other.item(), count], dtype=torch.float64)
+    return torch.stack([loss.double(), other.double(), loss.new_full((), count, dtype=torch.float64)])

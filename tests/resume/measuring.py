@@ -1,0 +1,32 @@
+"""The memory of the host that a resume costs a rank, by the kernel's own count."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def the_load_is_measured() -> None:
+    """Each rank writes by how many bytes it grew, at most, from the search for a checkpoint to what follows the load.
+
+    That is the first step, or where ranks wait for each other the passes of the warm-up, which every start has.
+    """
+    before: list[int] = []
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "everstep" and arguments[0] == "load":
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            before.append(_bytes("VmRSS"))
+        elif event == "everstep" and arguments[0] in ("poll", "entered") and before:
+            Path(f"grown-{os.environ['RANK']}.txt").write_text(str(_bytes("VmHWM") - before.pop()))
+
+    sys.addaudithook(hook)
+
+
+def _bytes(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError(f"this kernel does not tell {name}")
+    return 1024 * int(found[1])
