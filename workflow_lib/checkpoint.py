@@ -241,8 +241,8 @@ class CheckpointStore:
         """Sizes and digests of the files of all ranks, which are durable."""
         files: dict[str, Any] = {}
         for rank, written in enumerate(self._peers.collect(_write_groups(directory, snapshot))):
-            if isinstance(written, Exception):
-                raise written
+            if isinstance(written, str):
+                raise OSError(written)
             for name, entry in written.items():
                 if rank and (directory / name).stat().st_size != entry["bytes"]:
                     raise OSError(f"{name}, which rank {rank} wrote, is not the same here: is this disk shared?")
@@ -463,7 +463,7 @@ def _check(path: Path, entry: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
 
 
-def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | Exception:
+def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
     """Sizes and digests of one new, durable file a group; or why not: rank 0 waits for an answer of each."""
     try:
         return {
@@ -473,7 +473,7 @@ def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | Excep
             for group, tensors in sorted(snapshot.tensors.items())
         }
     except Exception as error:
-        return error
+        return str(error) or repr(error)
 
 
 def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -247,6 +247,9 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         sys.audit("everstep", "launch")
         try:
             outcome = _elastic_launch(job, root, folder, watch)
+        except (Stopped, RankError) as error:  # before any rank was started
+            _end(job, _why_stopped(job.control) if isinstance(error, Stopped) else f"failed: {error}")
+            raise
         finally:
             watch.close()
         if watch.verdict is not None or outcome is None:
@@ -281,26 +284,39 @@ def _scratch(job: Job) -> Iterator[Path]:
 
 def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch) -> dict[str, Any] | None:
     """What the first rank of this node returned; None when a rank failed."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from workflow_lib.runtime.rendezvous import meeting
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
     runtime = job.experiment.runtime
-    launch = LaunchConfig(
-        min_nodes=runtime.nodes,
-        max_nodes=runtime.nodes,
-        nproc_per_node=runtime.nproc,
-        **(nodes.rendezvous() if runtime.nodes > 1 else nodes.rendezvous_here()),
-        max_restarts=0,
-        start_method="fork",
-        signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
-    )
-    if root.device.type != "cuda":
-        launch.numa_options = None  # else torch starts CUDA in ranks, to bind them to CPUs near GPUs they do not use
+    with meeting(runtime.nodes, job.node) as place:
+        launch = LaunchConfig(
+            min_nodes=runtime.nodes,
+            max_nodes=runtime.nodes,
+            nproc_per_node=runtime.nproc,
+            **place.settings(must_stop=lambda: bool(job.control.stop_signal)),
+            max_restarts=0,
+            start_method="fork",
+            signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        )
+        if root.device.type != "cuda":
+            launch.numa_options = (
+                None  # else torch starts CUDA in ranks, to bind them to CPUs near GPUs they do not use
+            )
+        return _launched(elastic_launch(launch, rank.run), (job, root, folder, place, os.getpid()), watch)
+
+
+def _launched(start: Callable[..., dict[int, Any]], given: tuple[Any, ...], watch: Watch) -> dict[str, Any] | None:
+    """The same, of ranks that are started with what is given."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    folder: Path = given[2]
     try:
-        results = elastic_launch(launch, rank.run)(job, root, folder, os.getpid())
+        results = start(*given)
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:

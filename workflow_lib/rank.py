@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from workflow_lib.config import Experiment
     from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.runtime.rendezvous import Meeting
     from workflow_lib.shards import Manifest
     from workflow_lib.training.loop import StopEarly
 
@@ -56,7 +57,7 @@ class Job:
     node: int  # which launcher this is, of ``runtime.nodes``; the first one owns the workspace
 
 
-def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict[str, Any]:
+def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int) -> dict[str, Any]:
     """What the calling process does as a rank; what it returns is the outcome of the attempt."""
     from workflow_lib.runtime.threads import keep_freed_memory
 
@@ -67,7 +68,7 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict
     job.control.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
     try:
-        outcome = _fit(job, parent, ranks)
+        outcome = _fit(job, parent, ranks, meeting)
         job.control.leave(ranks.local_rank)
     except BaseException as error:
         failures.fail(folder, ranks, error)
@@ -75,7 +76,7 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, launcher: int) -> dict
     return outcome
 
 
-def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
+def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> dict[str, Any]:
     import torch.distributed as dist
 
     from workflow_lib import shards
@@ -91,7 +92,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         is_shared = job.run.training.parallel == "fsdp"
         if ranks.world_size > 1 or is_shared:
             sys.audit("everstep", "join")
-            _join(job, root.device)
+            _join(job, root.device, ranks, meeting)
         sys.audit("everstep", "build")
         store = CheckpointStore(
             ws.checkpoints_dir(job.workspace),
@@ -156,7 +157,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
         return asdict(outcome)
 
 
-def _join(job: Job, device: torch.device) -> None:
+def _join(job: Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
     """The ranks have found each other; NCCL, for tensors on GPUs, is set up when it is first used."""
     import torch.distributed as dist
 
@@ -166,7 +167,14 @@ def _join(job: Job, device: torch.device) -> None:
             os.environ.setdefault(name, value)
     # who waits in vain is found by the launcher's watch, which names the culprit; this is for what it cannot see
     wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
+    meeting.bind_sockets()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=meeting.store(ranks.world_size, wait),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=wait,
+    )
 
 
 def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:

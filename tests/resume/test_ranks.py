@@ -58,7 +58,7 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
 def test_a_later_node_may_come_before_the_first(fresh: Fresh, reference: Fresh) -> None:
     """Two launchers as ``srun`` starts them; the first node's has not even made the workspace yet."""
     run, port = fresh(with_ranks(1, nodes=2)), str(nodes._free_port())
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", nodes.PORT: port}
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", nodes.PORT: port, nodes.TOKEN: "a" * 32}
     later = run.warm.start(run.order(**slurm, SLURM_NODEID="1"))
     until(lambda: list(run.folder.glob("work/runs/*/*/attempts/*")), "the later one to be ready")
     first = run.warm.start(run.order(**slurm, SLURM_NODEID="0"))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from workflow_lib.runtime.ranks import Ranks
@@ -65,7 +64,7 @@ class Parallel(Protocol):
     def files(self, label: str, groups: Groups) -> tuple[dict[str, Named], Offsets]:
         """The groups as this rank saves them, one file each, and where the parts begin."""
 
-    def read(self, path: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, torch.Tensor]]:
+    def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
         """The groups that are shared, as this rank needs them, on the CPU, of a verified checkpoint."""
 
 
@@ -128,7 +127,7 @@ class Replicated:
         """See Parallel: one file a group, of the whole."""
         return dict(groups), {}
 
-    def read(self, path: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, torch.Tensor]]:
+    def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
         """See Parallel: nothing is shared."""
         return {}
 

@@ -124,14 +124,14 @@ class Sharded:
         file = f"{label}-{self._rank:05d}-of-{self._world:05d}"
         return {**others, file: mine}, {file: offsets}
 
-    def read(self, path: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, torch.Tensor]]:
+    def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
         """The groups of this rank, on the CPU, of a verified checkpoint that any number of ranks has saved."""
 
         def wish(key: str, shape: torch.Size) -> tuple[int, int] | None:
             return self._rows(shape) if self._whole(*key.split(".", 1)) == shape else None
 
         groups: dict[str, dict[str, torch.Tensor]] = {}
-        for key, one in resharding.read(path, wish, group).items():
+        for key, one in resharding.read(path, wish).items():
             kind, name = key.split(".", 1)
             groups.setdefault(kind, {})[name] = one
         return groups

@@ -7,16 +7,17 @@ that two jobs on one node do not share it.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from workflow_lib.errors import ConfigError
 
 PORT = "EVERSTEP_RENDEZVOUS_PORT"
-TIMEOUT_S = 300  # for the launchers to meet
+TOKEN = "EVERSTEP_RENDEZVOUS_TOKEN"
 
 
 def is_one_of_many(environ: Mapping[str, str] = os.environ) -> bool:
@@ -35,33 +36,21 @@ def start(count: int, cpus: int) -> NoReturn:
         raise ConfigError(
             f"runtime.nodes: {count} nodes need a SLURM job with as many. Use profiles/slurm, or set runtime.nodes: 1"
         )
-    os.environ[PORT] = str(_free_port())
+    os.environ[PORT], os.environ[TOKEN] = str(_free_port()), secrets.token_hex(16)
     command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
     # one launcher that leaves, having saved, must not have the others killed while they save
     command.append("--kill-on-bad-exit=0")
     os.execvp("srun", [*command, sys.executable, "-m", "workflow_lib", *sys.argv[1:]])
 
 
-def rendezvous() -> dict[str, Any]:
-    """Where the launchers of several nodes meet, as settings of torch's LaunchConfig."""
-    return {
-        "run_id": os.environ["SLURM_JOB_ID"],
-        "rdzv_backend": "static",
-        "rdzv_endpoint": f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{os.environ[PORT]}",
-        "rdzv_configs": {"rank": number(), "timeout": TIMEOUT_S},
-    }
+def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Where the launcher of the first node listens: the address that the job was started from, and a port there."""
+    return environ["SLURM_LAUNCH_NODE_IPADDR"], int(environ[PORT])
 
 
-def rendezvous_here() -> dict[str, Any]:
-    """The same for the only launcher: nothing leaves the host, and the port is any free one."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return {
-        "run_id": str(os.getpid()),
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0",
-        "rdzv_configs": {"timeout": 60},
-        "local_addr": "localhost",
-    }
+def token(environ: Mapping[str, str] = os.environ) -> str:
+    """What only the processes of the job know."""
+    return environ[TOKEN]
 
 
 def _free_port() -> int:

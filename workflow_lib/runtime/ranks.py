@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib.errors import RankError
 
 if TYPE_CHECKING:
+    import torch
     import torch.distributed as dist
 
 
@@ -65,26 +67,46 @@ class Peers:
         return self.rank == 0
 
     def announce(self, value: Any) -> Any:
-        """The value of rank 0, on every rank."""
+        """The JSON value of rank 0, on every rank; what the others give is not looked at."""
         if self.group is None:
             return value
+        import torch
         import torch.distributed as dist
 
-        told = [value]
+        sent = _packed(json.dumps(value).encode()) if self.is_main else torch.empty(0, dtype=torch.uint8)
         with self._named():
-            dist.broadcast_object_list(told, src=0, group=self.group)
-        return told[0]
+            size = torch.tensor(len(sent))
+            dist.broadcast(size, src=0, group=self.group)
+            sent = sent if self.is_main else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(sent, src=0, group=self.group)
+        return json.loads(_unpacked(sent))
 
     def collect(self, value: Any) -> list[Any]:
-        """On rank 0 the values of all, in the order of ranks; nothing elsewhere."""
+        """On rank 0 the JSON values of all, in the order of ranks; nothing elsewhere."""
         if self.group is None:
             return [value]
+        return [json.loads(sent) for sent in self._gathered(json.dumps(value).encode())]
+
+    def collect_tensors(self, named: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The same for small tensors on the CPU."""
+        if self.group is None:
+            return [named]
+        from safetensors.torch import load, save
+
+        return [load(sent) for sent in self._gathered(save(named))]
+
+    def _gathered(self, sent: bytes) -> list[bytes]:
+        """What every rank sent, on rank 0; nothing elsewhere. Nothing is unpickled: it came over a wire."""
+        import torch
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.world_size
         with self._named():
-            dist.gather_object(value, values if self.is_main else None, group=self.group)
-        return values if self.is_main else []
+            sizes = [torch.tensor(0) for _ in range(self.world_size)]
+            dist.all_gather(sizes, torch.tensor(len(sent)), group=self.group)
+            padded = _packed(sent.ljust(int(max(sizes)), b"\0"))
+            found = [torch.empty_like(padded) for _ in sizes] if self.is_main else None
+            dist.gather(padded, found, group=self.group)
+        return [_unpacked(one[: int(size)]) for one, size in zip(found or (), sizes, strict=False)]
 
     def spread(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
         """The CPU tensors of rank 0 by group and name, on every rank; what the others give is not looked at.
@@ -116,3 +138,13 @@ class Peers:
             yield
         except RuntimeError as error:
             raise RankError(f"rank {self.rank} has lost another one: {error}") from error
+
+
+def _packed(data: bytes) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _unpacked(data: torch.Tensor) -> bytes:
+    return data.numpy().tobytes()

@@ -509,7 +509,7 @@ class Trainer:
         if latest is None:
             return None
         self._saver.latest = latest
-        tensors = self.state.parallel.read(latest.path, self._group)
+        tensors = self.state.parallel.read(latest.path)
         return {**tensors, "ranks": read_tensors(latest, "ranks")}, read_state(latest), dict(latest.about)
 
     def _warm_up(self) -> None:

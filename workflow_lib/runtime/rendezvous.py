@@ -1,0 +1,186 @@
+"""How the processes of one training find each other, and nobody else finds them.
+
+On one machine no port is opened: the launcher keeps its store in memory, and its ranks meet by a file in a private
+folder. What gloo and NCCL open for tensors is on the loopback interface. Between nodes the first launcher listens on the
+job's own address, and what lies in its store has a prefix that only processes of the job know. Nothing that comes out
+of a store or over a wire is unpickled, as torch's own elastic rendezvous does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
+
+from workflow_lib.errors import RankError, Stopped
+from workflow_lib.runtime import nodes
+
+BACKEND = "everstep"
+LOOPBACK = "127.0.0.1"
+TIMEOUT_S = 300.0  # for the launchers to meet
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the processes of an attempt meet; ``folder`` is private and on this machine."""
+
+    folder: Path
+    nodes: int
+    node: int
+
+    def settings(self, must_stop: Callable[[], bool]) -> dict[str, Any]:
+        """The fields of torch's LaunchConfig that say how the launchers meet."""
+        rendezvous_handler_registry.register(BACKEND, _handler)
+        return {
+            "run_id": str(os.getpid()),
+            "rdzv_backend": BACKEND,
+            "rdzv_endpoint": LOOPBACK,
+            "rdzv_configs": {"meeting": self, "must_stop": must_stop},
+            "local_addr": LOOPBACK,
+        }
+
+    def store(self, world_size: int, timeout: timedelta) -> Store:
+        """The store of the process group, for a rank."""
+        if self.nodes == 1:
+            return FileStore(str(self.folder / "ranks"), world_size)
+        return PrefixStore(f"{nodes.token()}/ranks", _connected(timeout))
+
+    def bind_sockets(self) -> None:
+        """Tensors go over the loopback interface, between nodes over the one that leads to the first node."""
+        if self.nodes == 1:
+            found = interface(LOOPBACK)
+            if found is not None:
+                os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = found
+            return
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(nodes.endpoint())  # sends nothing: asks the routing table only
+            found = interface(probe.getsockname()[0])
+        if found is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
+@contextmanager
+def meeting(nodes: int, node: int) -> Iterator[Meeting]:
+    """A meeting place for as long as the block runs."""
+    folder = Path(tempfile.mkdtemp(prefix="everstep-"))  # readable by its owner only
+    try:
+        yield Meeting(folder, nodes, node)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def interface(address: str) -> str | None:
+    """Name of the network interface that has the IPv4 address; None if none has."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == address for one in found):
+            return name
+    return None
+
+
+class _Handler(RendezvousHandler):
+    """One meeting of a number of launchers that is known."""
+
+    def __init__(self, meeting: Meeting, must_stop: Callable[[], bool]) -> None:
+        self._meeting, self._must_stop = meeting, must_stop
+        self._listening: TCPStore | None = None
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See torch. Raises Stopped if it has to end meanwhile, and RankError if the others do not come."""
+        here = RendezvousStoreInfo(LOOPBACK, 0)  # nobody asks: ranks are given their store
+        if self._meeting.nodes == 1:
+            return RendezvousInfo(HashStore(), 0, 1, here)
+        store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
+        store.set(f"here/{self._meeting.node}", "1")
+        self._wait(store)
+        return RendezvousInfo(store, self._meeting.node, self._meeting.nodes, here)
+
+    def _shared(self) -> TCPStore:
+        """The store of all launchers, which lives in the first one."""
+        address, port = nodes.endpoint()
+        if self._meeting.node == 0:
+            self._listening = _listening(address, port)
+            return self._listening
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                return _connected(timedelta(seconds=5))
+            except RuntimeError as error:
+                self._look_up()
+                if time.monotonic() > deadline:
+                    raise RankError(
+                        f"the launcher of the first node does not answer at {address}:{port} after {TIMEOUT_S:.0f} s. "
+                        f"Look at its log, and whether the nodes reach each other at that address"
+                    ) from error
+
+    def _wait(self, store: Store) -> None:
+        """All launchers are here."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while missing := [node for node in range(self._meeting.nodes) if not store.check([f"here/{node}"])]:
+            self._look_up()
+            if time.monotonic() > deadline:
+                late = ", ".join(map(str, missing))
+                raise RankError(f"no launcher has come from node {late} of the job within {TIMEOUT_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def _look_up(self) -> None:
+        if self._must_stop():
+            raise Stopped("stopped while the launchers of the other nodes had not come; nothing was lost")
+
+    def get_backend(self) -> str:
+        """See torch."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """See torch."""
+        return False
+
+    def is_closed(self) -> bool:
+        """See torch."""
+        return False
+
+    def set_closed(self) -> None:
+        """See torch."""
+
+    def num_nodes_waiting(self) -> int:
+        """See torch: nobody joins later."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """See torch."""
+        return str(os.getpid())
+
+    def shutdown(self) -> bool:
+        """See torch."""
+        return True
+
+
+def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
+    return _Handler(parameters.config["meeting"], parameters.config["must_stop"])
+
+
+def _listening(address: str, port: int) -> TCPStore:
+    """A store that listens on that address only; torch's own listens on every one."""
+    server = socket.create_server((address, port), reuse_port=False)
+    return TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True
+    )
+
+
+def _connected(timeout: timedelta) -> TCPStore:
+    address, port = nodes.endpoint()
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
