@@ -92,6 +92,18 @@ def test_what_a_person_waits_for_imports_nothing_heavy(room: str) -> None:
 UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "sympy", "PIL")
 
 
+# functions that run what they read, or that torch's collectives of objects unpickle with
+UNPICKLING = re.compile(
+    r"\b(import (pickle|dill|cloudpickle|marshal|shelve)|torch\.load\(|joblib|allow_pickle=True|"
+    r"(broadcast|gather|scatter|send|recv)_object|all_gather_object)"
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_that_came_from_a_file_or_over_a_wire_is_unpickled(path: Path) -> None:
+    assert UNPICKLING.findall(path.read_text()) == []
+
+
 def test_a_training_imports_nothing_that_it_does_not_need() -> None:
     absent = (*UNUSED, *(name for name in HEAVY if name not in ("torch", "numpy")))
     code = f"import sys, workflow_lib.training.loop; print([m for m in {absent!r} if m in sys.modules])"

@@ -140,7 +140,7 @@ def read(folder: Path, peers: Peers) -> None:
     """What other ranks have saved is loaded into a new model, and saved again."""
     shared, optimizer = built("fsdp", peers)
     train(shared, optimizer, peers, 1, None)
-    groups = shared.read(*checkpoint.published(folder / "before"), peers.group)
+    groups = shared.read(*checkpoint.published(folder / "before"))
     shared.load(groups["model"])
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, one in groups["optimizer"].items():

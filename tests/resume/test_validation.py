@@ -1,4 +1,4 @@
-"""The sums of a validation are read from the device now and then; what is saved counts every batch that was measured."""
+"""The sums of a validation are read from the device now and then; a save counts every batch that was measured."""
 
 from __future__ import annotations
 

@@ -119,11 +119,15 @@ class Peers:
         import torch
         import torch.distributed as dist
 
-        kinds = {group: {key: (one.dtype, one.shape) for key, one in named.items()} for group, named in groups.items()}
-        kinds = self.announce(kinds)
+        kinds = self.announce(
+            {
+                group: {key: (str(one.dtype).removeprefix("torch."), list(one.shape)) for key, one in named.items()}
+                for group, named in groups.items()
+            }
+        )
         if not self.is_main:
             groups = {
-                group: {key: torch.empty(shape, dtype=dtype) for key, (dtype, shape) in named.items()}
+                group: {key: torch.empty(shape, dtype=getattr(torch, dtype)) for key, (dtype, shape) in named.items()}
                 for group, named in kinds.items()
             }
         with self._named():

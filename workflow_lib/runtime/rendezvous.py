@@ -1,9 +1,9 @@
 """How the processes of one training find each other, and nobody else finds them.
 
 On one machine no port is opened: the launcher keeps its store in memory, and its ranks meet by a file in a private
-folder. What gloo and NCCL open for tensors is on the loopback interface. Between nodes the first launcher listens on the
-job's own address, and what lies in its store has a prefix that only processes of the job know. Nothing that comes out
-of a store or over a wire is unpickled, as torch's own elastic rendezvous does.
+folder. What gloo and NCCL open for tensors is on the loopback interface. Between nodes the first launcher listens on
+the job's own address, and what lies in its store has a prefix that only processes of the job know. Nothing that comes
+out of a store or over a wire is unpickled; torch's own rendezvous of elastic launchers does that.
 """
 
 from __future__ import annotations

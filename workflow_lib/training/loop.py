@@ -113,7 +113,7 @@ class Trainer:
         self._pruned = False
         self._progress: Progress | None = None
         self._resumed_step: int | None = None
-        self._measured: list[torch.Tensor] = []  # sums of batches that the cursor counts and ``validation`` does not yet
+        self._measured: list[torch.Tensor] = []  # of batches that are not in ``validation`` yet
         self._is_augmenting = is_augmenting(run.augment) or is_mixing(run.augment)
         refuse_unfit(run.augment, spec)
         self.state = State(run, spec, ranks=ranks, peers=self._peers, device=device, environment=environment)

@@ -1,0 +1,73 @@
+"""Nobody else reaches the processes of a training: what they open is on the loopback interface, or on the job's."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import STOPPED, Project
+from tests.resume.test_ranks import long_with_ranks, running
+from tests.resume.warm import until
+from workflow_lib.runtime import nodes
+
+JOB = {"SLURM_JOB_ID": "1", nodes.TOKEN: "a" * 32}
+
+
+def listening(*pids: int) -> set[str]:
+    """The addresses at which the processes, and those they started, wait for strangers."""
+    found = set()
+    for pid in pids:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            found |= {one.laddr.ip for one in each.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "addresses"), [(1, set()), (3, {"127.0.0.1"})])
+def test_a_training_on_one_machine_listens_on_nothing_but_loopback(
+    fresh: Fresh, ranks: int, addresses: set[str]
+) -> None:
+    run = fresh(long_with_ranks(ranks))
+    launcher, processes = running(run)
+    try:
+        assert len(processes) == ranks
+        assert listening(launcher, *processes.values()) == addresses
+    finally:
+        os.kill(launcher, signal.SIGTERM)
+    assert run.warm.wait(launcher) == STOPPED
+
+
+def of_two_nodes(run: Project, node: int, **changes: str) -> int:
+    """The process of the launcher of one of two nodes, as ``srun`` starts it."""
+    return run.warm.start(run.order(SLURM_NODEID=str(node), **{**JOB, **changes}))
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_launcher_that_waits_for_another_node_stops_when_it_is_asked_to(
+    fresh: Fresh, reference: Fresh, node: int
+) -> None:
+    """The first one listens at the job's address and no other; a later one finds nobody there."""
+    run, place = fresh(with_two_nodes()), {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.7", nodes.PORT: str(nodes._free_port())}
+    pid = of_two_nodes(run, node, **place)
+    if node == 0:
+        until(lambda: listening(pid), "the launcher to listen")
+        assert listening(pid) == {"127.0.0.7"}
+    else:
+        until(lambda: psutil.Process(pid).net_connections("inet") or is_in_rendezvous(run), "the launcher to look")
+    os.kill(pid, signal.SIGTERM)
+    assert run.warm.wait(pid) == STOPPED
+    assert "stopped while the launchers of the other nodes had not come" in run.log
+
+
+def with_two_nodes() -> dict[str, Any]:
+    return {"runtime": {"nproc": 1, "nodes": 2, "device": "cpu"}}
+
+
+def is_in_rendezvous(run: Project) -> bool:
+    """A later launcher makes its scratch folder just before."""
+    return any(run.folder.glob("work/runs/*/*/attempts/*/"))
