@@ -303,20 +303,19 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         if root.device.type != "cuda":
-            launch.numa_options = (
-                None  # else torch starts CUDA in ranks, to bind them to CPUs near GPUs they do not use
-            )
-        return _launched(elastic_launch(launch, rank.run), (job, root, folder, place, os.getpid()), watch)
+            # torch would start CUDA in ranks, to bind them to CPUs near GPUs that they do not use
+            launch.numa_options = None
+        start = partial(elastic_launch(launch, rank.run), job, root, folder, place, os.getpid())
+        return _first_outcome(start, folder, watch)
 
 
-def _launched(start: Callable[..., dict[int, Any]], given: tuple[Any, ...], watch: Watch) -> dict[str, Any] | None:
-    """The same, of ranks that are started with what is given."""
+def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watch: Watch) -> dict[str, Any] | None:
+    """Start the ranks, wait for them, and return the outcome of the first one; None when a rank failed."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    folder: Path = given[2]
     try:
-        results = start(*given)
+        results = start()
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
