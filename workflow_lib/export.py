@@ -24,6 +24,7 @@ import numpy as np
 from workflow_lib import provenance, shards
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import AnySplit, load_subject, load_test, slices
+from workflow_lib.evaluation.computing import judged
 from workflow_lib.evaluation.language import rows_at_once
 from workflow_lib.files import read_json, write_atomic, write_json
 from workflow_lib.plugins import Task
@@ -115,15 +116,17 @@ def export(
     _describe(proto, subject.identity, manifest, measured["metrics"])
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)
-    checked = check(
-        content,
-        network,
-        split,
-        manifest,
-        batch_sizes=settings.batch_sizes,
-        max_batch=settings.max_batch,
-        atol=settings.atol,
-        rtol=settings.rtol,
+    checked, how = judged(
+        lambda: check(
+            content,
+            network,
+            split,
+            manifest,
+            batch_sizes=settings.batch_sizes,
+            max_batch=settings.max_batch,
+            atol=settings.atol,
+            rtol=settings.rtol,
+        )
     )
     write_atomic(published, content)
     write_json(
@@ -138,7 +141,7 @@ def export(
                 "input": _shape(proto.graph.input[0]),
                 "output": _shape(proto.graph.output[0]),
             },
-            "check": checked,
+            "check": {**how, **checked},
             "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),
         },
     )

@@ -183,6 +183,12 @@ class Evaluate(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     batch_size: int = Field(256, ge=1, le=MOST, description="samples in one forward pass")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the resamples")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where to compute; auto takes a GPU only if it may have one at once",
+        json_schema_extra=ASIDE | {"allowed": "auto, cpu, cuda, or cuda:N"},
+    )
 
 
 class Export(Section):

@@ -1,7 +1,8 @@
 """A model is judged once, on samples it never met, and every number comes with its uncertainty.
 
-For a batch size, a device and a thread count the results are the same bits; another batch size may change the last
-bits of a number, because matrix kernels sum in another order.
+It computes in strict fp32 with deterministic kernels, whatever the training computed in (see ``computing``). For a
+batch size, a device and a thread count the results are the same bits; another batch size may change the last bits of a
+number, because matrix kernels sum in another order.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from workflow_lib import plan, plugins, provenance, shards
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import classification, language, regression
 from workflow_lib.evaluation.bootstrap import Resampling
+from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic, write_json
-from workflow_lib.runtime.device import resolve
 
 if TYPE_CHECKING:
     from torch import device, nn
@@ -36,17 +37,21 @@ logger = logging.getLogger(__name__)
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
     """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
     subject = load_subject(run, data, work, model)
-    device = resolve(experiment.runtime.device)
-    split = load_test(experiment, subject.manifest, work, str(device))
     judge = {"classification": _classes, "regression": _numbers, "language": _tokens}[subject.manifest.task]
-    measured, table = judge(subject, split, experiment.evaluate, device)
+    with device_of(experiment, work) as device:
+        split = load_test(experiment, subject.manifest, work, str(device))
+        (measured, table), how = judged(lambda: judge(subject, split, experiment.evaluate, device))
+        made = provenance.record([data, model], device)
     result = {
         **subject.identity,
         "task": subject.manifest.task,
         "split": "test",
         "samples": len(split),
+        "device": str(device),
+        **how,
+        "trained_in": subject.trained_in,
         **measured,
-        "provenance": provenance.record([data, model], device),
+        "provenance": made,
     }
     write_atomic(output.with_name("predictions.csv"), table)
     write_json(output, result)
@@ -103,6 +108,7 @@ class Subject:
     network: nn.Module
     manifest: shards.Manifest
     identity: dict[str, Any]  # run, digest, data, model: who this is, in every result
+    trained_in: str  # precision of the training, which is that of its validation
 
 
 def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
@@ -126,7 +132,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
         "data": manifest.digest,
         "model": provenance.file_digest(model),
     }
-    return Subject(network.eval(), manifest, identity)
+    return Subject(network.eval(), manifest, identity, config.training.precision)
 
 
 def predict(network: nn.Module, split: AnySplit, batch_size: int, where: device) -> np.ndarray:

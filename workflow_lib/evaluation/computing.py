@@ -1,0 +1,159 @@
+"""Where a trained model is judged, and in which arithmetic: strict fp32, by deterministic kernels.
+
+A test in the precision of the training would measure the hardware too: TF32, which cuDNN uses unless it is told not
+to, or bfloat16. So the numbers of two runs can be compared, wherever each was trained and judged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workflow_lib.errors import ConfigError, TryAgain
+from workflow_lib.runtime.device import VISIBLE, lease_devices, visible_cuda
+
+if TYPE_CHECKING:
+    import torch
+
+    from workflow_lib.config import Experiment
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
+JOB = "SLURM_JOB_ID"
+ENVIRONMENT = {  # what libraries read when CUDA starts
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NVIDIA_TF32_OVERRIDE": ("0",),
+}
+
+
+@contextmanager
+def device_of(experiment: Experiment, work: Path) -> Iterator[torch.device]:
+    """The device of ``evaluate.device``; a GPU that is not named is leased, so that no other local job uses it.
+
+    ``auto`` is a GPU only where the evaluation may have one at once: one that SLURM gave to its job, or one that no
+    other local job uses. ``cuda`` waits for one as a training does, and raises TryAgain; there has to be one at all,
+    else ConfigError.
+    """
+    import torch
+
+    name = experiment.evaluate.device
+    count = 0 if name == "cpu" else visible_cuda()
+    in_job = JOB in os.environ
+    if name == "cpu" or (name == "auto" and (count == 0 or (in_job and not os.environ.get(VISIBLE)))):
+        yield torch.device("cpu")
+        return
+    number = int(name.partition(":")[2] or 0)
+    if number >= count:
+        visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
+        there = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
+        where = "; the partition of the rule evaluate is in the profile" if in_job else ""
+        raise ConfigError(f"evaluate.device: {name} is not on this machine. Here are: {there}{visible}{where}")
+    if ":" in name:
+        yield torch.device("cuda", number)
+        return
+    with ExitStack() as held:
+        try:
+            wait_s = 0.0 if name == "auto" else experiment.runtime.lease_wait_s
+            (leased,) = held.enter_context(lease_devices(1, work, wait_s=wait_s))
+        except TryAgain:
+            if name != "auto":
+                raise
+            logger.info("every GPU is in use: evaluating on the CPU")
+            yield torch.device("cpu")
+            return
+        ids = os.environ[VISIBLE].split(",") if os.environ.get(VISIBLE) else [str(index) for index in range(count)]
+        yield torch.device("cuda", ids.index(leased))
+
+
+@contextmanager
+def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
+    """In here torch computes in fp32 as it is written, by deterministic kernels or not at all; then as it did before.
+
+    With ``is_deterministic`` False, operations that have no deterministic kernel are allowed; all others are the same.
+    """
+    import torch
+
+    backends: Any = torch.backends
+    cuda, cpu = backends.cudnn, backends.mkldnn
+    operations = (backends.cuda.matmul, cuda.conv, cuda.rnn, cpu.matmul, cpu.conv, cpu.rnn)
+    debug, fills = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    cudnn = {name: getattr(cuda, name) for name in ("deterministic", "benchmark")}
+    environment = {name: os.environ.get(name) for name in ENVIRONMENT}
+    old, new = _older_switches(), [operation.fp32_precision for operation in operations]
+    try:
+        for name, allowed in ENVIRONMENT.items():
+            if os.environ.get(name) not in allowed:
+                os.environ[name] = allowed[0]
+        # torch has two sets of switches, and a model's own file may have used either; the second one decides
+        _switch({"matmul": "highest", "cudnn": False})
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        cuda.deterministic, cuda.benchmark = True, False
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.set_deterministic_debug_mode("error" if is_deterministic else "warn")
+        with warnings.catch_warnings():
+            if not is_deterministic:
+                warnings.filterwarnings("ignore", NO_KERNEL.pattern)
+                warnings.filterwarnings("ignore", "Deterministic behavior was enabled")
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(debug)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        _switch(old)
+        for operation, value in zip(operations, new, strict=True):
+            operation.fp32_precision = value
+        for name, value in cudnn.items():
+            setattr(cuda, name, value)
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _older_switches() -> dict[str, Any]:
+    """Those that can be read: torch raises where a program has set the newer ones to something else."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, read in (
+        ("matmul", torch.get_float32_matmul_precision),
+        ("cudnn", lambda: torch.backends.cudnn.allow_tf32),
+    ):
+        with suppress(RuntimeError):
+            found[name] = read()
+    return found
+
+
+def _switch(switches: dict[str, Any]) -> None:
+    import torch
+
+    if "matmul" in switches:
+        torch.set_float32_matmul_precision(switches["matmul"])
+    if "cudnn" in switches:
+        torch.backends.cudnn.allow_tf32 = switches["cudnn"]
+
+
+def judged(judge: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+    """What the function returns, called in strict fp32, and how that was computed, for the result.
+
+    Where the model has an operation without a deterministic kernel, it is called once more with such allowed: the
+    last bits may then differ between two evaluations, which the log and the result say.
+    """
+    try:
+        with strict_fp32():
+            return judge(), {"precision": "fp32", "determinism": "strict"}
+    except RuntimeError as error:
+        found = NO_KERNEL.search(str(error))
+        if found is None:
+            raise
+        operation = found[1]
+    logger.warning("%s has no deterministic kernel here: another evaluation may differ in the last bits", operation)
+    with strict_fp32(is_deterministic=False):
+        return judge(), {"precision": "fp32", "determinism": "standard", "not_deterministic": operation}
