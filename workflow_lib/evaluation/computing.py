@@ -83,7 +83,8 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
     backends: Any = torch.backends
     cuda, cpu = backends.cudnn, backends.mkldnn
     operations = (backends.cuda.matmul, cuda.conv, cuda.rnn, cpu.matmul, cpu.conv, cpu.rnn)
-    debug, fills = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    debug, fills = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
     cudnn = {name: getattr(cuda, name) for name in ("deterministic", "benchmark")}
     environment = {name: os.environ.get(name) for name in ENVIRONMENT}
     old, new = _older_switches(), [operation.fp32_precision for operation in operations]
@@ -96,7 +97,7 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
         for operation in operations:
             operation.fp32_precision = "ieee"
         cuda.deterministic, cuda.benchmark = True, False
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        deterministic.fill_uninitialized_memory = False
         torch.set_deterministic_debug_mode("error" if is_deterministic else "warn")
         with warnings.catch_warnings():
             if not is_deterministic:
@@ -105,7 +106,7 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
             yield
     finally:
         torch.set_deterministic_debug_mode(debug)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        deterministic.fill_uninitialized_memory = fills
         _switch(old)
         for operation, value in zip(operations, new, strict=True):
             operation.fp32_precision = value
