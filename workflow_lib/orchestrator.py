@@ -165,7 +165,9 @@ class RootOrchestrator:
         self.device = self.services.resolve_device(runtime.device, self.ranks.local_rank)
         if not self.ranks.is_launcher:
             self.services.bind_device(self.device)
-        self.services.check_precision(self.device, precision)
+        is_leased_later = self.ranks.is_launcher and ":" not in runtime.device  # then each rank asks its own
+        checked = torch.device(self.device.type) if is_leased_later else self.device
+        self.services.check_precision(checked, precision)
 
     def _make_workspace(self, held: ExitStack) -> None:
         self.services.create_workspace(self.workspace)

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,89 @@ def test_a_precision_that_the_device_lacks_is_refused_with_those_it_has(
 ) -> None:
     with pytest.raises(ConfigError, match=f"training.precision: .*{precision}.*{use}"):
         device.check_precision(torch.device(kind), precision, capability=lambda _: capability)
+
+
+OLD, NEW, ODD = "7.5, Tesla T4", "9.0, NVIDIA H100, 80GB HBM3", "[N/A], Quadro"
+ROWS = [f"{number}, GPU-{number}aaa-11, 550.54, {size}, {end}" for number, (size, end) in enumerate(
+    [("15360 MiB", OLD), ("81559 MiB", NEW), ("[N/A]", ODD), ("81559 MiB", NEW)]
+)]  # fmt: skip
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A machine whose `nvidia-smi` prints the rows: the program that cannot be had here."""
+    for name in (device.VISIBLE, "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+
+    def have(*rows: str, visible: str | None = None, order: str = "PCI_BUS_ID") -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text("#!/bin/sh\ncat <<'END'\n" + "".join(f"{row}\n" for row in rows) + "END\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+        if visible is not None:
+            monkeypatch.setenv(device.VISIBLE, visible)
+
+    return have
+
+
+def test_the_capability_is_that_of_the_chosen_gpu(smi: Callable[..., None]) -> None:
+    smi(*ROWS)
+    found = [device.cuda_capability(torch.device("cuda", index)) for index in range(5)]
+    assert found == [(7, 5), (9, 0), None, (9, 0), None]
+    device.check_precision(torch.device("cuda", 1), "bf16")  # whatever else is in the machine
+    with pytest.raises(ConfigError, match=r"bf16 needs .* 8.0; cuda:0 has 7.5. Use fp16 or fp32"):
+        device.check_precision(torch.device("cuda", 0), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("visible", "capabilities"),
+    [
+        ("1,0", [(9, 0), (7, 5), None]),
+        ("GPU-1aaa, 0", [(9, 0), (7, 5), None]),
+        ("MIG-GPU-1aaa-11/1/0,MIG-8f2,0", [(9, 0), None, (7, 5)]),
+        ("", [None]),
+        ("-1", [None]),
+    ],
+)
+def test_a_gpu_is_numbered_as_it_is_made_visible(
+    smi: Callable[..., None], visible: str, capabilities: list[tuple[int, int] | None]
+) -> None:
+    smi(*ROWS, visible=visible)
+    found = [device.cuda_capability(torch.device("cuda", index)) for index in range(len(capabilities))]
+    assert found == capabilities
+
+
+def test_before_a_gpu_is_leased_the_best_one_decides(smi: Callable[..., None]) -> None:
+    smi(*ROWS[:2])
+    assert device.cuda_capability(torch.device("cuda")) == (9, 0)
+    smi(*ROWS[:1])
+    with pytest.raises(ConfigError, match=r"8.0; the best has 7.5"):
+        device.check_precision(torch.device("cuda"), "bf16")
+    smi(ROWS[0], ROWS[2])
+    device.check_precision(torch.device("cuda"), "bf16")  # an unknown one may be able
+
+
+def test_a_number_that_does_not_say_which_gpu_it_is_refuses_none(smi: Callable[..., None]) -> None:
+    """CUDA counts the fastest first where somebody has asked for that, nvidia-smi never."""
+    smi(*ROWS[:2], order="FASTEST_FIRST")
+    assert device.cuda_capability(torch.device("cuda", 0)) == (9, 0)
+
+
+def test_the_report_of_a_gpu_takes_what_nvidia_smi_says(smi: Callable[..., None]) -> None:
+    smi(*ROWS[1:3], "No devices were found")
+    first, second = device.query_gpus()
+    assert (first["name"], first["memory.total"]) == ("NVIDIA H100, 80GB HBM3", "81559 MiB")
+    assert (second["name"], second["memory.total"], second["compute_cap"]) == ("Quadro", "[N/A]", "[N/A]")
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")])
+def test_cuda_numbers_gpus_as_nvidia_smi_does_unless_somebody_says_otherwise(given: str | None, found: str) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"}
+    environ |= {} if given is None else {"CUDA_DEVICE_ORDER": given}
+    program = "import sys, os, workflow_lib; print(os.environ['CUDA_DEVICE_ORDER'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [found, "False"]
 
 
 def test_fp16_on_the_cpu_is_refused_where_torch_cannot_autocast_it(monkeypatch: pytest.MonkeyPatch) -> None:

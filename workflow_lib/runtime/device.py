@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,10 @@ from workflow_lib import forking
 from workflow_lib.errors import ConfigError, TryAgain
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
 POLL_S = 0.5
+GPU_KEYS = ("index", "uuid", "driver_version", "memory.total", "compute_cap", "name")  # the name may hold commas
+UNKNOWN = "[N/A]"
 
 
 def visible_cuda() -> int:
@@ -93,24 +97,47 @@ def bind(device: torch.device) -> None:
 
 
 def cuda_capability(device: torch.device) -> tuple[int, int] | None:
-    """Capability of the device (before CUDA runs, of the least capable visible one); None if unknown."""
+    """Capability of the device; None if unknown. Without an index, or a number that says which, of the best visible."""
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_capability(device)
-    capabilities = [gpu["compute_cap"].split(".") for gpu in query_gpus()]
-    return min(((int(major), int(minor)) for major, minor in capabilities), default=None)
+    found = [_capability(gpu["compute_cap"]) for gpu in query_gpus()]
+    if device.index is not None and os.environ.get(ORDER) == "PCI_BUS_ID":
+        return found[device.index] if device.index < len(found) else None
+    known = [capability for capability in found if capability is not None]
+    return max(known, default=None) if len(known) == len(found) else None
 
 
 def query_gpus() -> list[dict[str, str]]:
-    """Name, driver, memory and compute capability of each visible GPU; empty without `nvidia-smi`."""
-    keys = ("name", "driver_version", "memory.total", "compute_cap")
-    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
-    if os.environ.get(VISIBLE):
-        command.append(f"--id={os.environ[VISIBLE]}")
+    """Index, UUID, driver, memory, compute capability and name of each visible GPU, in the order of CUDA's numbers.
+
+    Empty without `nvidia-smi`. A value that it does not know is "[N/A]", as it says, and so are all but the UUID of a
+    part of a GPU (MIG), of which it does not tell.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_KEYS)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [dict(zip(keys, line.split(", "), strict=True)) for line in answer.stdout.splitlines()]
+    rows = [line.split(", ", len(GPU_KEYS) - 1) for line in answer.stdout.splitlines()]
+    gpus = [dict(zip(GPU_KEYS, map(str.strip, row), strict=True)) for row in rows if len(row) == len(GPU_KEYS)]
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
+        return gpus
+    return [_named(gpus, name.strip()) for name in visible.split(",") if name.strip() not in ("", "-1")]
+
+
+def _named(gpus: Sequence[dict[str, str]], name: str) -> dict[str, str]:
+    """The GPU that the variable of visible devices names by index, by UUID or its beginning, or by a part of it."""
+    whole = name.removeprefix("MIG-").partition("/")[0]  # of a part in the older form, MIG-GPU-<uuid>/1/0
+    for gpu in gpus:
+        if name == gpu["index"] or (whole.startswith("GPU-") and gpu["uuid"].startswith(whole)):
+            return gpu
+    return {key: name if key == "uuid" else UNKNOWN for key in GPU_KEYS}
+
+
+def _capability(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def check_precision(
@@ -128,7 +155,7 @@ def check_precision(
         if has is not None and has < least:
             raise ConfigError(
                 f"training.precision: {precision} needs a GPU of compute capability {least[0]}.{least[1]}; "
-                f"this one has {has[0]}.{has[1]}. Use {'fp16 or fp32' if has >= (5, 3) else 'fp32'}"
+                f"{'the best' if device.index is None else device} has {has[0]}.{has[1]}. Use {'fp16 or fp32' if has >= (5, 3) else 'fp32'}"
             )
     elif precision == "tf32":
         raise ConfigError(f"training.precision: tf32 exists on NVIDIA GPUs only, not on {device}. Use fp32")
