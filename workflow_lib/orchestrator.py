@@ -61,8 +61,6 @@ def empty_caches() -> None:
     """Memory that torch keeps on a device is given back; a device that was never used stays untouched."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -129,3 +129,44 @@ def test_a_stopped_ghost_is_ended_too(start: Start, tmp_path: Path) -> None:
     assert len(find_ghosts(tmp_path)) == 1
     assert len(end_ghosts(tmp_path)) == 1
     assert not is_alive(rank.pid, rank.start_time)
+
+
+DYING = """
+import ctypes, os, sys, time
+from workflow_lib.runtime import ghosts
+if sys.argv[1] == "a Mac":
+    sys.platform = "darwin"
+    ctypes.CDLL = lambda *_, **__: object()  # a C library without prctl
+    ghosts.LOOK_S = 0.01
+launcher = os.getpid()
+child = os.fork()
+if child == 0:
+    os.setsid()
+    try:
+        ghosts.die_with(launcher)
+        print(os.getpid(), flush=True)
+    except Exception as error:
+        print(repr(error), flush=True)
+    time.sleep(600)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("system", ["Linux", "a Mac"])
+def test_a_rank_ends_with_its_launcher(system: str) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", DYING, system], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    rank = int(launcher.stdout.readline())
+    process = psutil.Process(rank)
+    kill(launcher)
+    launcher.stdout.close()
+    try:
+        deadline = time.monotonic() + 60
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the rank outlives its launcher"
+            time.sleep(0.01)
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        if process.is_running():
+            process.kill()

@@ -127,7 +127,7 @@ def placed(one: Request, experiment: config.Experiment, profile: Profile | None)
     for key, setting in (("threads", "nproc"), ("nodes", "nodes")):
         origin = experiment._origins.of(("runtime", setting))
         places.setdefault(key, f"{origin + ' ' if origin else ''}runtime.{setting}")
-    return replace(one, places=places, ranks=0 if runtime.device in ("cpu", "mps") else runtime.nproc)
+    return replace(one, places=places, ranks=0 if runtime.device == "cpu" else runtime.nproc)
 
 
 def asked_by(jobs: Iterable[Job], experiment: config.Experiment, command: Sequence[str]) -> list[Request]:

@@ -18,7 +18,6 @@ from workflow_lib.errors import ConfigError, shortened
 # What each kind of device can compute in; `auto` is known only where the training runs.
 PRECISIONS = {
     "cpu": ("fp32", "bf16"),
-    "mps": ("fp32", "bf16", "fp16"),
     "cuda": ("fp32", "bf16", "fp16", "tf32"),
 }
 
@@ -98,8 +97,6 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             ("training", "parallel"),
             "fsdp cuts the matrices that optimizer.name=muon needs whole; allowed with muon: ddp",
         )
-    if training.parallel == "fsdp" and device == "mps":
-        yield ("training", "parallel"), "fsdp needs runtime.device cpu or cuda; allowed on mps: ddp"
 
 
 def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -165,7 +162,7 @@ def crop_problem(crop: int, size: tuple[int, int]) -> str | None:
 
 
 def _runtime_problems(runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
-    if runtime.nproc > 1 and (runtime.device == "mps" or ":" in runtime.device):
+    if runtime.nproc > 1 and ":" in runtime.device:
         yield (
             ("runtime", "device"),
             f"{runtime.device} is for one process, and runtime.nproc is {runtime.nproc}; allowed: auto, cpu, cuda",

@@ -52,9 +52,9 @@ class Runtime(Section):
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="where to compute; auto takes a GPU if there is one",
-        json_schema_extra={"allowed": "auto, cpu, mps, cuda, or cuda:N"},
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where to compute; auto takes an NVIDIA GPU if there is one",
+        json_schema_extra={"allowed": "auto, cpu, cuda, or cuda:N (on a Mac: auto or cpu)"},
     )
     nproc: int = Field(1, ge=1, le=1024, description="training processes on each node")
     nodes: int = Field(1, ge=1, le=MOST, description="nodes")

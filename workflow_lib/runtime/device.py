@@ -66,16 +66,13 @@ def _count_elsewhere(visible: str | None) -> int:
 
 
 def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visible_cuda) -> torch.device:
-    """The device of a local rank: cpu, cuda (one a rank), cuda:N, mps; auto takes the best kind there is."""
-    kind = _best(count) if name == "auto" else name
+    """The device of a local rank: cpu, cuda (one a rank), cuda:N; auto takes a GPU of CUDA if there is one.
+
+    There is no mps: it has no float64, in which losses are summed, and nobody has shown that a resume on it is exact.
+    """
+    kind = ("cuda" if count() > 0 else "cpu") if name == "auto" else name
     if kind == "cpu":
         return torch.device("cpu")
-    if kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise ConfigError(f"runtime.device: {name} is not on this machine. {_on_this_machine(count())}")
-        if local_rank > 0:
-            raise ConfigError("runtime.nproc: there is one mps device, for one process. Set runtime.nproc: 1")
-        return torch.device("mps")
     available = count()
     index = local_rank if kind == "cuda" else int(kind.removeprefix("cuda:"))
     if kind != "cuda" and local_rank > 0:
@@ -153,9 +150,10 @@ def check_precision(
         least = {"bf16": (8, 0), "tf32": (8, 0), "fp16": (5, 3)}[precision]
         has = capability(device)
         if has is not None and has < least:
+            which = "the best" if device.index is None else device
             raise ConfigError(
                 f"training.precision: {precision} needs a GPU of compute capability {least[0]}.{least[1]}; "
-                f"{'the best' if device.index is None else device} has {has[0]}.{has[1]}. Use {'fp16 or fp32' if has >= (5, 3) else 'fp32'}"
+                f"{which} has {has[0]}.{has[1]}. Use {'fp16 or fp32' if has >= (5, 3) else 'fp32'}"
             )
     elif precision == "tf32":
         raise ConfigError(f"training.precision: tf32 exists on NVIDIA GPUs only, not on {device}. Use fp32")
@@ -235,15 +233,8 @@ def _enough(ids: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _best(count: Callable[[], int]) -> str:
-    if count() > 0:
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _on_this_machine(cuda: int) -> str:
     devices = ["auto", "cpu", *(f"cuda:{index}" for index in range(cuda))]
-    devices += ["mps"] if torch.backends.mps.is_available() else []
     visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
     return f"Here are: {', '.join(devices)}{visible}"
 

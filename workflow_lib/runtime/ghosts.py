@@ -10,6 +10,8 @@ import ctypes
 import logging
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from workflow_lib.runtime.workspace import RankProcess, list_attempts
 logger = logging.getLogger(__name__)
 JOB = "SLURM_JOB_ID"
 PR_SET_PDEATHSIG = 1
+LOOK_S = 1.0  # between two looks at the parent, where the kernel does not watch it
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,24 @@ def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait
 
 
 def die_with(parent: int) -> None:
-    """The kernel ends the calling process when its parent does, so that it becomes no ghost."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """The calling process ends when its parent does, so that it becomes no ghost.
+
+    On Linux the kernel sees to it. Elsewhere a thread looks once in ``LOOK_S``, which a call that keeps the interpreter
+    for itself can delay; the next attempt ends what is left.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_after, args=(parent,), name="parent", daemon=True).start()
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _kill(ghost: Ghost, environ: Mapping[str, str]) -> bool:

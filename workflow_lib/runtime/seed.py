@@ -45,8 +45,6 @@ def capture_rng(device: torch.device) -> dict[str, torch.Tensor]:
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -59,8 +57,6 @@ def restore_rng(state: dict[str, torch.Tensor]) -> None:
     torch.default_generator.set_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
 
 
 def _python_state() -> bytearray:
