@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -106,6 +107,28 @@ def reads_are_counted() -> None:
         Path("reads.txt").write_text(f"{measured} {reads.count}")
 
     validate, Trainer._validate = Trainer._validate, watched  # type: ignore[method-assign]
+
+
+def the_system_is_a_mac() -> None:
+    """What only Linux has is not there."""
+    sys.platform = "darwin"
+    del os.sched_getaffinity
+    ctypes.CDLL = _library  # type: ignore[assignment, misc]
+    torch.backends.mps.is_available = lambda: True
+
+    def refuse(path: Path, *given: Any, **options: Any) -> str:
+        if path.parts[:2] in (("/", "proc"), ("/", "sys")):
+            raise FileNotFoundError(path)
+        return read(path, *given, **options)
+
+    read, Path.read_text = Path.read_text, refuse  # type: ignore[method-assign, assignment]
+
+
+def _library(name: str | None, *_: Any, **__: Any) -> object:
+    """The C library, with nothing in it that only Linux has, and no other."""
+    if name is not None:
+        raise OSError(f"{name} is not here")
+    return object()
 
 
 def validation_diverges() -> None:

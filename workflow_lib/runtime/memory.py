@@ -16,7 +16,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that this process may still take: the GPU's for a GPU, else the host's, as far as its job may go."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(psutil.virtual_memory().available, *left_in_groups())
+    return min([psutil.virtual_memory().available, *left_in_groups()])
 
 
 def left_in_groups(root: Path = CGROUPS, process: Path = PROCESS) -> list[int]:
