@@ -23,6 +23,7 @@ sys.path.insert(0, workflow.basedir)
 from workflow_lib import config as experiments
 from workflow_lib import budget, controller, plan as plans, plugins, tracking
 from workflow_lib.errors import EverstepError
+from workflow_lib.runtime import gpus
 
 
 @cache
@@ -62,6 +63,15 @@ os.environ.update(
 # What Snakemake hands to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
 workflow.config_settings.config_args = ""
+
+# Trainings run on this machine, not on a cluster's nodes (this may also be the Snakemake inside a cluster's job).
+IS_LOCAL = workflow.is_main_process and workflow.nodes is None
+# GPUs that trainings may use here: asked once, since each nvidia-smi takes a tenth of a second or much longer.
+GPUS = gpus.count_for(experiment.runtime.device) if IS_LOCAL else 0
+# Those who say `--resources gpu=N`, or in a profile, know better.
+GPUS_ARE_GIVEN = "gpu" in workflow.global_resources
+if GPUS and not GPUS_ARE_GIVEN:
+    workflow.register_resource("gpu", GPUS)
 
 RESULTS = f"results/{experiment.name}"
 # What the pipeline makes, and makes again when it is lost; a rule file adds its own. {experiment} and {run} stand for
@@ -134,6 +144,13 @@ def training_threads(wildcards):
     return experiment.runtime.nproc * experiment.runtime.threads
 
 
+def training_gpus(wildcards):
+    """The GPUs of a training on this machine; None on a cluster, whose profile says how many a job gets."""
+    if not IS_LOCAL:
+        return None
+    return experiment.runtime.nproc if GPUS or experiment.runtime.device.startswith("cuda") else 0
+
+
 def nodes():
     """Resources of a training: one task on each of its nodes, which the training itself starts with srun."""
     count = experiment.runtime.nodes
@@ -164,7 +181,9 @@ def earlier_trials(wildcards):
 
 
 def check_requests():
-    """The cluster, if that is where the jobs go, has what they ask for; or none of them is submitted."""
+    """The cluster, or this machine, has what the jobs ask for; or none of them is started."""
+    if IS_LOCAL:
+        check_gpus()
     if workflow.executor_plugin.name != "slurm":
         return
     alike = {}
@@ -180,6 +199,18 @@ def check_requests():
     except EverstepError as error:
         print(f"everstep: nothing was submitted.\n{error}", file=sys.stderr)
         raise SystemExit(error.exit_code)
+
+
+def check_gpus():
+    """This machine has the GPUs of a training: Snakemake itself would lower a request that is too large, and start it."""
+    lacking = gpus.problem(experiment.runtime.device, experiment.runtime.nproc, GPUS)
+    if (
+        lacking
+        and not GPUS_ARE_GIVEN
+        and any(job.name in ("train", "trial") for job in workflow.dag.needrun_jobs())
+    ):
+        print(f"everstep: nothing was started.\n{lacking}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def tell_the_result():

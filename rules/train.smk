@@ -24,6 +24,7 @@ rule train:
     threads: training_threads
     resources:
         **nodes(),
+        gpu=training_gpus,
         mem_mb=2000,
         runtime=1440,
         on_stop="retry",

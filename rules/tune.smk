@@ -52,6 +52,7 @@ rule trial:
     threads: training_threads
     resources:
         **nodes(),
+        gpu=training_gpus,
         mem_mb=2000,
         runtime=1440,
         on_stop="retry",

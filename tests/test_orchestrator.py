@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 
 from workflow_lib import plan
 from workflow_lib.config import Experiment
-from workflow_lib.errors import ConfigError, WorkspaceBusy
+from workflow_lib.errors import ConfigError, Stopped, WorkspaceBusy
 from workflow_lib.orchestrator import PHASES, RootOrchestrator, Services
-from workflow_lib.runtime import device
+from workflow_lib.runtime import device, gpus
+from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.runtime.lease import Lease, holder_of
 from workflow_lib.runtime.log import NAME, read_events
 from workflow_lib.runtime.ranks import Ranks
@@ -259,14 +261,14 @@ def test_the_device_of_the_last_rank_must_be_there_before_anything_is_taken(plac
     assert not place.exists()
 
 
-def on_gpus(place: Path, name: str) -> RootOrchestrator:
+def on_gpus(place: Path, name: str, **more: Any) -> RootOrchestrator:
     """A launcher on a machine with two GPUs, numbered 4 and 6."""
     runtime = {"device": name, "nproc": 1, "lease_wait_s": 0.0}
     settings = Experiment.model_validate(SETTINGS | {"runtime": runtime, "seed": int(place.name)})
     run = plan.base(settings)
     services = Services(
         resolve_device=lambda name, rank: device.resolve(name, rank, count=lambda: 2),
-        lease_devices=lambda *args, **kwargs: device.lease_devices(*args, ids=("4", "6"), **kwargs),
+        lease_devices=partial(lease_devices, ids=("4", "6"), folder=place.parents[3] / "gpus", **more),
     )
     workspace = place.parents[1] / plan.run_digest(run) / place.name
     return RootOrchestrator(settings, run, workspace, new_attempt(), LAUNCHER, services)
@@ -276,14 +278,21 @@ def test_concurrent_jobs_get_gpus_of_their_own_unless_one_is_named(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setenv(device.VISIBLE, "4,6")
+    monkeypatch.setenv(gpus.VISIBLE, "4,6")
     with on_gpus(place.with_name("1"), "cuda") as first:
-        assert (first.devices, os.environ[device.VISIBLE]) == (("4",), "4")
+        assert (first.devices, os.environ[gpus.VISIBLE]) == (("4",), "4")
         with on_gpus(place.with_name("2"), "auto") as second:
-            assert (second.devices, os.environ[device.VISIBLE]) == (("6",), "6")
+            assert (second.devices, os.environ[gpus.VISIBLE]) == (("6",), "6")
+            waiting = on_gpus(place.with_name("4"), "cuda", must_stop=lambda: True)
+            with pytest.raises(Stopped), waiting:
+                pass
+            told = [event for event in read_events(events_file(waiting.workspace)) if event["kind"] == "waiting"]
+            assert [(event["attempt"], event["reason"].split(" (")[0]) for event in told] == [
+                (waiting.attempt, f"waiting for a GPU: 4 held by run {first.workspace.parent.name[:12]}")
+            ]
         with on_gpus(place.with_name("3"), "cuda:1") as named:
             assert named.devices == ()
-    assert os.environ[device.VISIBLE] == "4,6"
+    assert os.environ[gpus.VISIBLE] == "4,6"
     assert not torch.cuda.is_initialized()
 
 

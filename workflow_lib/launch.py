@@ -36,6 +36,7 @@ from workflow_lib.rank import Job
 from workflow_lib.runtime import device, failures, nodes, scheduler
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
+from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks
@@ -197,7 +198,12 @@ def _attempt(job: Job) -> list[Row]:
     job.control.stop_on_signals()
     held = scheduler.gpus_of_own_job(job.experiment.runtime.nodes)
     launcher = Ranks(node=job.node, is_launcher=True)
-    services = Services(acquire_lease=partial(Lease.acquire, must_stop=lambda: job.control.stop_signal))
+    services = Services(
+        acquire_lease=partial(Lease.acquire, must_stop=lambda: job.control.stop_signal),
+        lease_devices=partial(
+            lease_devices, must_stop=lambda: job.control.stop_signal or job.control.is_past_deadline(0.0)
+        ),
+    )
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher, services) as root:
         if (sealed := find_sealed(job.workspace)) is not None:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
@@ -221,6 +227,7 @@ def _begin(job: Job, root: RootOrchestrator, held: int) -> None:
         resumed_from=newest,
         resumed_step=_step_of(newest),
         devices=max(held, ranks if root.device.type != "cpu" else 0),
+        waited_s=root.waited_s,
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ import torch
 from workflow_lib.config import Experiment
 from workflow_lib.errors import WorkspaceBusy
 from workflow_lib.plan import RunConfig, freeze
-from workflow_lib.runtime import device
+from workflow_lib.runtime import device, gpus
 from workflow_lib.runtime import workspace as layout
+from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.runtime.ghosts import end_ghosts
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.runtime.log import NAME, EventLog, open_log
@@ -79,7 +81,7 @@ class Services:
     record_config: Callable[[RunConfig, Path], Path] = freeze
     end_ghosts: Callable[[Path], Any] = end_ghosts
     acquire_lease: Callable[..., Lease] = Lease.acquire
-    lease_devices: Callable[..., AbstractContextManager[tuple[str, ...]]] = device.lease_devices
+    lease_devices: Callable[..., AbstractContextManager[tuple[str, ...]]] = lease_devices
     report_environment: Callable[[torch.device], dict[str, Any]] = environment
     empty_caches: Callable[[], None] = empty_caches
 
@@ -87,7 +89,8 @@ class Services:
 class RootOrchestrator:
     """A process made ready for one attempt, between `with` and its end.
 
-    Inside: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs).
+    Inside: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs) and
+    `waited_s`, the seconds until it had them.
     Entering again while it is open changes nothing; once released, it cannot be used again.
     """
 
@@ -114,6 +117,7 @@ class RootOrchestrator:
         place = {} if ranks.is_launcher else {"rank": ranks.rank}
         self.events = EventLog(layout.events_file(workspace), attempt=attempt, **place)
         self.devices: tuple[str, ...] = ()
+        self.waited_s = 0.0
         self._held: ExitStack | None = None
         self._is_spent = False
 
@@ -192,12 +196,17 @@ class RootOrchestrator:
             self._lease_devices(held)
 
     def _lease_devices(self, held: ExitStack) -> None:
-        """The ranks see GPUs that no other local job uses; one who names a device asks to share it."""
-        work, runtime = self.workspace.parents[2], self.settings.runtime
-        leased = self.services.lease_devices(runtime.nproc, work, wait_s=runtime.lease_wait_s)
+        """The ranks see GPUs that no other training of this machine uses; who names a device asks to share it."""
+        began, run = time.monotonic(), f"run {self.workspace.parent.name[:12]}"
+        leased = self.services.lease_devices(self.settings.runtime.nproc, run, tell=self._tell_waiting)
         self.devices = held.enter_context(leased)
-        held.callback(_restore, device.VISIBLE, os.environ.get(device.VISIBLE))
-        os.environ[device.VISIBLE] = ",".join(self.devices)
+        self.waited_s = time.monotonic() - began
+        held.callback(_restore, gpus.VISIBLE, os.environ.get(gpus.VISIBLE))
+        os.environ[gpus.VISIBLE] = ",".join(self.devices)
+
+    def _tell_waiting(self, reason: str) -> None:
+        self.log.info(reason)
+        self.events.append("waiting", reason=reason)
 
     def _report_environment(self, held: ExitStack) -> None:
         self.environment = self.services.report_environment(self.device)

@@ -133,7 +133,8 @@ def _known(workspace: Path) -> Row:
     recent = read_events(ws.events_file(workspace), RECENT_BYTES)
     progress: list[Row] = [event for event in recent if event.get("kind") in ("progress", "epoch")]
     last = attempts[-1] if attempts else None
-    state = _state(newest, last, held is not None)
+    waiting = _waiting(recent, held[0].attempt) if held else None
+    state = "waiting" if waiting else _state(newest, last, held is not None)
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
         now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]
@@ -143,7 +144,7 @@ def _known(workspace: Path) -> Row:
         speed = now[-1]["samples_per_s"] if now else None
     return {
         "state": state,
-        "why": last.reason if last and state in ("failed", "stalled") else None,
+        "why": waiting or (last.reason if last and state in ("failed", "stalled") else None),
         "step": step,
         "steps": progress[-1]["steps"] if progress else None,
         "epoch": epoch,
@@ -168,6 +169,12 @@ def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) ->
         return "new"
     word = re.split("[: ]", last.reason or "killed")[0]
     return "damaged" if word == "finished" else word  # its final state is gone
+
+
+def _waiting(recent: Sequence[Row], attempt: str) -> str | None:
+    """What the attempt waits for, if that is the last thing that happened to it."""
+    of_it = [event for event in recent if event.get("attempt") == attempt and event.get("kind") != "log"]
+    return str(of_it[-1].get("reason")) if of_it and of_it[-1].get("kind") == "waiting" else None
 
 
 def _attempts(attempts: Sequence[ws.Attempt], holder: Holder | None) -> list[Row]:

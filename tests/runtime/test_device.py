@@ -1,15 +1,12 @@
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from workflow_lib.errors import ConfigError, TryAgain
+from workflow_lib.errors import ConfigError
 from workflow_lib.runtime import device
 
 
@@ -181,89 +178,3 @@ def test_fp16_on_the_cpu_is_refused_where_torch_cannot_autocast_it(monkeypatch: 
 def test_autocast_support_is_told_from_its_warning() -> None:
     assert device._can_autocast(torch.device("cpu"), torch.bfloat16)
     assert not device._can_autocast(torch.device("cpu"), torch.float64)
-
-
-def test_two_jobs_never_share_a_device(tmp_path: Path) -> None:
-    ids = ("0", "1", "2")
-    with device.lease_devices(1, tmp_path, ids) as first, device.lease_devices(2, tmp_path, ids) as second:
-        assert sorted(first + second) == ["0", "1", "2"]
-        with pytest.raises(TryAgain, match="only 0 are free"), device.lease_devices(1, tmp_path, ids):
-            pass
-    with device.lease_devices(3, tmp_path, ids) as all_of_them:
-        assert all_of_them == ids
-
-
-def test_a_job_that_cannot_have_all_takes_none(tmp_path: Path) -> None:
-    with device.lease_devices(1, tmp_path, ("0", "1")):
-        with pytest.raises(TryAgain), device.lease_devices(2, tmp_path, ("0", "1")):
-            pass
-        with device.lease_devices(1, tmp_path, ("0", "1")) as other:
-            assert other == ("1",)
-
-
-def test_devices_are_free_again_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), device.lease_devices(1, tmp_path, ("0",)):
-        1 / 0  # noqa: B018
-    with device.lease_devices(1, tmp_path, ("0",)) as again:
-        assert again == ("0",)
-
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from workflow_lib.runtime.device import lease_devices
-with lease_devices(1, Path(sys.argv[1]), ("0", "1")):
-    rank = os.fork()
-    if rank:
-        print(rank, flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_is_gone(tmp_path: Path) -> None:
-    job = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
-    rank = int(job.stdout.readline())
-    try:
-        with device.lease_devices(1, tmp_path, ("0", "1")) as other:
-            assert other == ("1",)
-        job.kill()
-        job.wait()
-        with pytest.raises(TryAgain), device.lease_devices(2, tmp_path, ("0", "1")):
-            pass
-    finally:
-        os.kill(rank, signal.SIGKILL)
-        job.kill()
-        job.wait()
-        job.stdout.close()
-    with device.lease_devices(2, tmp_path, ("0", "1"), wait_s=300) as both:
-        assert both == ("0", "1")
-
-
-def test_a_job_waits_for_a_device_as_long_as_it_is_told(tmp_path: Path) -> None:
-    with device.lease_devices(1, tmp_path, ("0",)):
-        began = time.monotonic()
-        with pytest.raises(TryAgain), device.lease_devices(1, tmp_path, ("0",), wait_s=0.2):
-            pass
-        assert time.monotonic() - began >= 0.2
-
-
-def test_a_schedulers_devices_are_taken_as_they_are(tmp_path: Path) -> None:
-    environ = {"SLURM_JOB_ID": "5", "CUDA_VISIBLE_DEVICES": "3,GPU-8f2"}
-    with device.lease_devices(2, tmp_path, environ=environ) as first:
-        with device.lease_devices(1, tmp_path, environ=environ) as second:
-            assert (first, second) == (("3", "GPU-8f2"), ("3",))
-    assert not (tmp_path / "devices").exists()
-
-
-def test_devices_that_a_person_made_visible_are_shared_out(tmp_path: Path) -> None:
-    environ = {"CUDA_VISIBLE_DEVICES": "4,6"}
-    with device.lease_devices(1, tmp_path, environ=environ) as first:
-        with device.lease_devices(1, tmp_path, environ=environ) as second:
-            assert (first, second) == (("4",), ("6",))
-
-
-def test_more_devices_than_there_are_is_the_persons_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2 GPUs are needed; there are 0"):
-        with device.lease_devices(2, tmp_path, ("0",)):
-            pass

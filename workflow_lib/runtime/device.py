@@ -6,27 +6,21 @@ What the launcher asks here is answered without a CUDA context, since a process 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
 from workflow_lib import forking
-from workflow_lib.errors import ConfigError, TryAgain
+from workflow_lib.errors import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
-POLL_S = 0.5
 GPU_KEYS = ("index", "uuid", "driver_version", "memory.total", "compute_cap", "name")  # the name may hold commas
 UNKNOWN = "[N/A]"
 
@@ -159,78 +153,6 @@ def check_precision(
         raise ConfigError(f"training.precision: tf32 exists on NVIDIA GPUs only, not on {device}. Use fp32")
     elif not _can_autocast(device, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
         raise ConfigError(f"training.precision: torch does not do {precision} on {device}. Use fp32")
-
-
-@contextmanager
-def lease_devices(
-    count: int,
-    work_dir: Path,
-    ids: Sequence[str] | None = None,
-    *,
-    wait_s: float = 0.0,
-    environ: Mapping[str, str] = os.environ,
-) -> Iterator[tuple[str, ...]]:
-    """Ids of `count` GPUs that no other local job uses meanwhile; they are free again when this process and
-    every rank forked from it are gone, however they end.
-
-    Inside a scheduler's allocation the ids are those it gave, and nothing is leased. With `ids` None, the
-    choice is CUDA_VISIBLE_DEVICES if it is set, else all. TryAgain after `wait_s` without enough free ones.
-    """
-    given = environ[VISIBLE].split(",") if environ.get(VISIBLE) else None
-    if ids is None and given and "SLURM_JOB_ID" in environ:
-        yield _enough(given, count)[:count]
-        return
-    choice = _enough(ids or given or [str(index) for index in range(visible_cuda())], count)
-    folder = work_dir / "devices" / socket.gethostname()
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_s
-    while True:
-        with ExitStack() as held:
-            taken = _take(choice, count, folder, held)
-            if len(taken) == count:
-                yield taken
-                return
-        if time.monotonic() >= deadline:
-            raise TryAgain(
-                f"{count} GPUs are needed, but of {', '.join(choice)} only {len(taken)} are free of other "
-                "local jobs. Run this again when one of them ends"
-            )
-        time.sleep(POLL_S)
-
-
-def _take(choice: Sequence[str], count: int, folder: Path, held: ExitStack) -> tuple[str, ...]:
-    """Up to `count` ids, locked until `held` closes. A turnstile keeps two jobs from taking half each."""
-    with _turnstile(folder):
-        taken: list[str] = []
-        for device in choice:
-            if len(taken) < count and _lock(folder / f"{device.replace('/', '_')}.lock", held):
-                taken.append(device)
-        return tuple(taken)
-
-
-@contextmanager
-def _turnstile(folder: Path) -> Iterator[None]:
-    with (folder / "turnstile").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _lock(path: Path, held: ExitStack) -> bool:
-    """Whether the file is locked now. The lock lives as long as a process that inherited it by fork."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return False
-    held.callback(file.close)
-    return True
-
-
-def _enough(ids: Sequence[str], count: int) -> tuple[str, ...]:
-    if len(ids) < count:
-        raise ConfigError(f"runtime.nproc: {count} GPUs are needed; there are {', '.join(ids) or 'none'}")
-    return tuple(ids)
 
 
 def _on_this_machine(cuda: int) -> str:

@@ -116,13 +116,14 @@ class Attempt:
     resumed_step: int | None = None
     resumed_from: str | None = None
     devices: int = 0  # GPUs that were its own, used or not
+    waited_s: float = 0.0  # until it had them, which is not counted
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
     ended: str | None = None
     reason: str | None = None
     step: int | None = None  # optimizer steps of the run that were saved when it ended
     reached: int | None = None  # those that were done
-    ready_s: float | None = None  # from its start to its first step
+    ready_s: float | None = None  # from its start to its first step, less the wait
     seconds: float | None = None
     gpu_seconds: float | None = None
 
@@ -143,6 +144,7 @@ def begin(
     resumed_step: int | None = None,
     resumed_from: str | None = None,
     devices: int = 0,
+    waited_s: float = 0.0,
 ) -> Attempt:
     """The record of an attempt that the calling process, its launcher, begins now; on disk."""
     record = Attempt(
@@ -154,6 +156,7 @@ def begin(
         resumed_step=resumed_step,
         resumed_from=resumed_from,
         devices=devices,
+        waited_s=round(waited_s, 3),
     )
     return _write(workspace, record)
 
@@ -233,11 +236,12 @@ def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
 
 def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
     """The record with what was used until ``now``; it may have gone on from an older checkpoint than it meant to."""
-    seconds = round(now - record.start_time, 3)
+    began = record.start_time + record.waited_s
+    seconds = round(now - began, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
     if reach is None:
         return record
-    ready_s = round(reach.ready - record.start_time, 3)
+    ready_s = round(reach.ready - began, 3)
     return replace(record, resumed_step=reach.first, reached=reach.last, ready_s=ready_s)
 
 

@@ -1,0 +1,330 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.resume.warm import until
+from workflow_lib.errors import ConfigError, Stopped
+from workflow_lib.runtime import device_lease, gpus
+
+
+class Waits(Exception):
+    """The lease would wait."""
+
+
+def lease(folder: Path, count: int, ids: tuple[str, ...] | None = ("0", "1"), **more: Any) -> Any:
+    """A lease that fails with the reason instead of waiting."""
+
+    def fail(reason: str) -> None:
+        raise Waits(reason)
+
+    return device_lease.lease_devices(count, "run abc", ids, folder=folder, **{"tell": fail, **more})
+
+
+def tickets(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.json"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "gpus"
+
+
+def test_two_jobs_never_share_a_device(folder: Path) -> None:
+    ids = ("0", "1", "2")
+    with lease(folder, 1, ids) as first, lease(folder, 2, ids) as second:
+        assert (first, second) == (("0",), ("1", "2"))
+        with pytest.raises(Waits), lease(folder, 1, ids):
+            pass
+    with lease(folder, 3, ids) as all_of_them:
+        assert all_of_them == ids
+
+
+def test_who_holds_a_device_is_told(folder: Path) -> None:
+    with lease(folder, 1):
+        expected = rf"waiting for 2 GPUs: 0 held by run abc \(pid {os.getpid()}, \S+ on \S+\)$"
+        with pytest.raises(Waits, match=expected), lease(folder, 2):
+            pass
+
+
+def test_a_job_that_cannot_have_all_takes_none(folder: Path) -> None:
+    with lease(folder, 1):
+        with pytest.raises(Waits), lease(folder, 2):
+            pass
+        with lease(folder, 1) as other:
+            assert other == ("1",)
+
+
+def test_devices_are_free_again_after_a_failure_and_no_ticket_stays(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lease(folder, 1):
+        1 / 0  # noqa: B018
+    assert tickets(folder) == []
+    with lease(folder, 1) as again:
+        assert again == ("0",)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from workflow_lib.runtime.device_lease import lease_devices
+with lease_devices(1, "run xyz", ("0", "1"), folder=Path(sys.argv[1])):
+    rank = os.fork()
+    if rank:
+        print(rank, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_is_gone(folder: Path) -> None:
+    job = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    rank = int(job.stdout.readline())
+    try:
+        with lease(folder, 1) as other:
+            assert other == ("1",)
+        job.kill()
+        job.wait()
+        with pytest.raises(Waits, match="0 held by run xyz"), lease(folder, 2):
+            pass
+    finally:
+        os.kill(rank, signal.SIGKILL)
+        job.kill()
+        job.wait()
+        job.stdout.close()
+    with lease(folder, 2, tell=lambda reason: None) as both:
+        assert both == ("0", "1")
+    assert tickets(folder) == []
+
+
+class Waiting:
+    """A lease that is waited for in a thread of its own."""
+
+    def __init__(self, folder: Path, count: int, ids: tuple[str, ...] = ("0", "1")) -> None:
+        self.told: list[str] = []
+        self.got: list[tuple[str, ...]] = []
+        self.done = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(folder, count, ids), daemon=True)
+        self._thread.start()
+
+    def _run(self, folder: Path, count: int, ids: tuple[str, ...]) -> None:
+        with suppress(Stopped), lease(folder, count, ids, tell=self.told.append, must_stop=self._stop.is_set) as got:
+            self.got.append(got)
+            self.done.wait()
+
+    def end(self) -> None:
+        self._stop.set()
+        self.done.set()
+        self._thread.join()
+
+
+def test_nobody_overtakes_a_job_that_waits_for_more_devices(folder: Path) -> None:
+    """Jobs for one GPU come without end; the one that needs both gets them."""
+    with ExitStack() as first:
+        first.enter_context(lease(folder, 1))
+        large = Waiting(folder, 2)
+        try:
+            until(lambda: large.told, "the large job waits")
+            with pytest.raises(Waits, match="1 kept for run abc"), lease(folder, 1):
+                pass
+            small = Waiting(folder, 1)
+            until(lambda: small.told, "the small job waits")
+            first.close()
+            until(lambda: large.got, "the large job has its GPUs")
+            assert large.got == [("0", "1")] and small.got == []
+            large.end()
+            until(lambda: small.got, "the small job has its GPU")
+            small.end()
+        finally:
+            large.end()
+
+
+def test_a_waiting_job_keeps_only_what_it_can_use(folder: Path) -> None:
+    with lease(folder, 1, ("0",)):
+        other = Waiting(folder, 1, ("0",))
+        try:
+            until(lambda: other.told, "it waits")
+            with lease(folder, 1, ("0", "1")) as got:
+                assert got == ("1",)
+        finally:
+            other.end()
+
+
+def test_a_suspended_job_that_waits_holds_nobody_up(folder: Path) -> None:
+    with lease(folder, 1, ("0",)) as _, ExitStack() as more:
+        waits = subprocess.Popen(
+            [sys.executable, "-c", HOLDER.replace("lease_devices(1", "lease_devices(2"), str(folder)]
+        )
+        more.callback(waits.wait)
+        more.callback(waits.kill)
+        until(lambda: len(tickets(folder)) == 2, "it waits")
+        waits.send_signal(signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{waits.pid}/stat").read_text().split()[2] == "T", "it is suspended")
+        ticket = folder / tickets(folder)[1]
+        with pytest.raises(Waits, match="1 kept for run xyz"), lease(folder, 1):
+            pass
+        long_ago = time.time() - 2 * device_lease.SILENT_S
+        os.utime(ticket, (long_ago, long_ago))
+        with lease(folder, 1) as got:
+            assert got == ("1",)
+
+
+def test_what_a_job_waits_for_is_told_when_it_changes_and_only_then(folder: Path) -> None:
+    with ExitStack() as first, lease(folder, 1, ("1",)):
+        first.enter_context(lease(folder, 1, ("0",)))
+        job = Waiting(folder, 2)
+        try:
+            until(lambda: job.told, "it waits")
+            first.close()
+            until(lambda: len(job.told) == 2, "something changed")
+            assert "0 held" not in job.told[1] and "1 held by" in job.told[1]
+        finally:
+            job.end()
+        assert len(job.told) == 2
+
+
+def test_a_job_that_waits_stops_when_it_is_told_to_and_leaves_no_ticket(folder: Path) -> None:
+    with lease(folder, 2):
+        with pytest.raises(Stopped, match="waiting for a GPU") as stopped:
+            with lease(folder, 1, tell=lambda reason: None, must_stop=lambda: "SIGTERM"):
+                pass
+        assert stopped.value.exit_code == 75
+        assert len(tickets(folder)) == 1
+
+
+def test_a_turnstile_that_is_held_makes_nobody_deaf(folder: Path) -> None:
+    with lease(folder, 1):
+        pass
+    file = os.open(folder / "turnstile", os.O_RDONLY)
+    try:
+        assert device_lease._lock(file, device_lease.fcntl.LOCK_EX)
+        with pytest.raises(Stopped), lease(folder, 1, must_stop=lambda: True):
+            pass
+    finally:
+        os.close(file)
+
+
+def test_one_gpu_has_one_holder_whatever_the_processes_call_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "installed", lambda: [gpus.Gpu("GPU-aa"), gpus.Gpu("GPU-bb")])
+    by_uuid = {"CUDA_VISIBLE_DEVICES": "GPU-bb"}
+    with lease(folder, 1, None, environ=by_uuid) as first, lease(folder, 1, None, environ={}) as second:
+        assert (first, second) == (("GPU-bb",), ("0",))
+        with pytest.raises(Waits, match="1 held by"), lease(folder, 1, None, environ={"CUDA_VISIBLE_DEVICES": "1"}):
+            pass
+
+
+def test_a_slurm_jobs_devices_are_shared_out_within_the_job(folder: Path) -> None:
+    environ = {"SLURM_JOB_ID": "5", "CUDA_VISIBLE_DEVICES": "3,GPU-8f2"}
+    with lease(folder, 1, None, environ=environ) as first, lease(folder, 1, None, environ=environ) as second:
+        assert (first, second) == (("3",), ("GPU-8f2",))
+        with lease(folder, 2, None, environ={**environ, "SLURM_JOB_ID": "6"}) as other:
+            assert other == ("3", "GPU-8f2")
+
+
+def test_more_devices_than_there_are_is_the_users_mistake(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="2 GPUs are needed; there are 0"), lease(folder, 2, ("0",)):
+        pass
+    assert not folder.exists()
+
+
+def test_the_folder_is_for_every_user_whatever_the_umask_is(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with lease(folder, 1):
+            assert os.umask(0o077) == 0o077
+            modes = {path.name: path.stat().st_mode & 0o7777 for path in (folder, *folder.iterdir())}
+    finally:
+        os.umask(before)
+    assert modes == {"gpus": 0o1777, "turnstile": 0o644, "000001.json": 0o644}
+
+
+@pytest.fixture
+def folder_for_all() -> Iterator[Path]:
+    """A folder that every user reaches, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name) / "gpus"
+
+
+ASK = """
+import os, sys
+from pathlib import Path
+from workflow_lib.runtime.device_lease import lease_devices
+os.setuid(54321)
+def fail(reason): raise SystemExit(reason)
+with lease_devices(1, "run", ("0", "1"), folder=Path(sys.argv[1]), tell=fail) as got: print(*got)
+with lease_devices(2, "run", ("0", "1"), folder=Path(sys.argv[1]), tell=fail): pass
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become other users")
+@pytest.mark.parametrize("first", [0, 12345])
+def test_users_see_each_others_leases(folder_for_all: Path, first: int) -> None:
+    """The second user may neither write nor remove a file of the first."""
+    code = HOLDER.replace("\nwith", f"\nos.umask(0o077); os.setuid({first})\nwith")
+    job = subprocess.Popen([sys.executable, "-c", code, str(folder_for_all)], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    rank = int(job.stdout.readline())
+    ask = [sys.executable, "-c", ASK, str(folder_for_all)]
+    try:
+        asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+        assert asked.stdout == "1\n", asked.stderr
+        assert f"0 held by run xyz (pid {job.pid}" in asked.stderr
+    finally:
+        os.kill(rank, signal.SIGKILL)
+        job.kill()
+        job.communicate()
+    asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout) == (0, "0\n"), asked.stderr
+    assert tickets(folder_for_all) == ["000001.json"], "it belongs to the first user, and counts for nothing"
+
+
+def test_a_folder_that_is_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="gpus"), lease(folder, 1):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def plant_text(path: Path) -> None:
+    path.write_text("nonsense")
+
+
+def plant_other_json(path: Path) -> None:
+    path.write_text(json.dumps({"held": ["0", "1"], "pid": "x"}))
+
+
+PLANTS: list[Callable[[Path], None]] = [plant_text, plant_other_json, Path.mkdir, lambda path: os.mkfifo(path)]
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_what_is_no_ticket_holds_nothing(folder: Path, plant: Callable[[Path], None]) -> None:
+    folder.mkdir()
+    plant(folder / "000007.json")
+    with lease(folder, 2) as got:
+        assert got == ("0", "1")
+
+
+def test_a_link_in_the_folder_is_neither_read_nor_removed(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (tmp_path / "mine.txt").write_text("text")
+    (folder / "000007.json").symlink_to(tmp_path / "mine.txt")
+    with lease(folder, 2):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "text"
+
+
+def test_what_another_wrote_cannot_break_the_log(folder: Path) -> None:
+    device = device_lease.Ticket(1, "host", "me\x1b[2J", 5, "run\nfalse line", 1, ("0",))
+    assert str(device) == "run?false line (pid 5, me?[2J on host)"
