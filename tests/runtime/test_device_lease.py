@@ -297,6 +297,15 @@ def test_a_folder_that_is_a_link_is_not_followed(folder: Path, tmp_path: Path) -
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
+def test_a_folder_that_is_not_for_all_is_named(folder_for_all: Path) -> None:
+    folder_for_all.mkdir(mode=0o700)
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, str(folder_for_all)], capture_output=True, text=True, check=False
+    )
+    assert f"PermissionError: [Errno 13] Permission denied: '{folder_for_all}'" in asked.stderr
+
+
 def plant_text(path: Path) -> None:
     path.write_text("nonsense")
 

@@ -41,6 +41,17 @@ def test_the_end_says_why_and_keeps_what_was_recorded(tmp_path: Path) -> None:
     assert record.seconds is not None and record.gpu_seconds == pytest.approx(2 * record.seconds)
 
 
+def test_the_wait_for_a_gpu_is_no_time_that_an_attempt_used(tmp_path: Path) -> None:
+    names = [workspace.new_attempt() for _ in range(2)]
+    for name, waited_s in zip(names, (0.0, 0.4 * (now_s() - start_s(os.getpid()))), strict=True):
+        workspace.begin(tmp_path, name, devices=2, waited_s=waited_s)
+    reach = workspace.Reach(0, 3, now_s())
+    at_once, waited = (workspace.end(tmp_path, name, "finished", reach=reach) for name in names)
+    assert at_once.seconds is not None and waited.seconds is not None
+    assert waited.seconds < 0.7 * at_once.seconds and waited.gpu_seconds == pytest.approx(2 * waited.seconds)
+    assert at_once.ready_s is not None and waited.ready_s == pytest.approx(at_once.ready_s - waited.waited_s)
+
+
 def test_a_clock_that_is_set_back_makes_no_attempt_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = workspace.new_attempt()
     workspace.begin(tmp_path, name)

@@ -72,7 +72,7 @@ def _note(what):
 
 def on_train_start(state):
     _note("begin")
-    time.sleep(1)
+    time.sleep(0.5)
 
 
 def on_train_end(state):
@@ -145,7 +145,7 @@ def machine_with(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def write(project: Project, runs: int, device: str = "auto", nproc: int = 1) -> Project:
-    """The project has an experiment of so many runs, each of which takes more than a second."""
+    """The project has an experiment of so many runs, each of which takes more than half a second."""
     project.write(EXPERIMENT.format(device=device, nproc=nproc, seeds=list(range(runs))))
     (project.folder / "mine").mkdir()
     (project.folder / "mine/timed.py").write_text(TIMED)

@@ -149,6 +149,35 @@ def test_trainings_on_the_cpu_neither_ask_for_gpus_nor_take_turns(project: Proje
     assert "gpu=1" not in outcome.output
 
 
+STUDY = """\
+tune:
+  trials: 1
+  space: {optimizer.lr: {type: float, low: 0.001, high: 0.1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "nproc", "asked"),
+    [("auto", 2, "gpu=2"), ("cuda", 1, "gpu=1"), ("cuda:1", 1, "gpu=1"), ("cpu", 2, "gpu=0")],
+)
+def test_trainings_and_trials_ask_for_a_gpu_for_each_of_their_processes(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, nproc: int, asked: str
+) -> None:
+    machine = machine_with(2, tmp_path / "machine", monkeypatch)
+    write(project, 1, device, nproc)
+    project.write((project.folder / project.config).read_text() + STUDY)
+    resources = resources_of(project.make("--dry-run").output)
+    with_gpus = {rule: found for rule, asks in resources.items() if (found := [ask for ask in asks if "gpu" in ask])}
+    assert with_gpus == {"train": [asked], "trial": [asked]}
+    assert machine.calls == ([] if device == "cpu" else ["-L"])
+
+
+def resources_of(output: str) -> dict[str, list[str]]:
+    """What the jobs of each rule ask for, as Snakemake shows it."""
+    found = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", output, re.MULTILINE)
+    return {rule: asks.split(", ") for rule, asks in found}
+
+
 # Each training waits until the other one has begun.
 TOGETHER = """\
 import os, time
@@ -179,6 +208,6 @@ def test_a_clusters_jobs_ask_for_what_its_profile_says_whatever_is_here(
     command = [*project.command("--dry-run")[:-4], "--profile", "profiles/slurm"]
     shown = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False, timeout=WAIT_S)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    (resources,) = re.findall(r"^rule train:\n(?:    .*\n)*?    resources: (.*)$", shown.stdout, re.MULTILINE)
-    assert [each for each in resources.split(", ") if each.startswith(("gpu", "gres"))] == ([asked] if asked else [])
+    asks = resources_of(shown.stdout)["train"]
+    assert [ask for ask in asks if ask.startswith(("gpu", "gres"))] == ([asked] if asked else [])
     assert machine.calls == []

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from workflow_lib.errors import ConfigError, Stopped, shortened
-from workflow_lib.files import decoded
+from workflow_lib.files import decoded, naming
 from workflow_lib.runtime import gpus
 
 logger = logging.getLogger(__name__)
@@ -77,22 +77,21 @@ def lease_devices(
     """
     choice = _choice(count, ids, environ)
     wanted = "a GPU" if count == 1 else f"{count} GPUs"
+    ticket = Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, tuple(choice.values()))
+    folder = folder or FOLDER
 
     def check() -> None:
         if must_stop():
             raise Stopped(f"asked to stop while waiting for {wanted}; nothing was changed. Run the same command again")
 
     with ExitStack() as held:
-        place = _open_folder(folder or FOLDER, check)
-        held.callback(os.close, place)
-        held.callback(_sweep, place)
-        with _turnstile(place, check):
-            names = tuple(choice.values())
-            file, ticket = _draw(place, Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, names))
-            held.callback(os.close, file)
+        with naming(folder):
+            place = held.enter_context(_open_folder(folder, check))
+            with _turnstile(place, check):
+                file, ticket = held.enter_context(_draw(place, ticket))
         told = None
         while True:
-            with _turnstile(place, check):
+            with naming(folder), _turnstile(place, check):
                 os.utime(file)
                 taken = _taken(_tickets(place), ticket, time.time())
                 free = [id for id, name in choice.items() if name not in taken][:count]
@@ -143,18 +142,27 @@ def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
     )
 
 
-def _open_folder(path: Path, check: Callable[[], None]) -> int:
-    """The folder, made if it is missing and locked, which keeps systemd-tmpfiles from ageing what is in it."""
+@contextmanager
+def _open_folder(path: Path, check: Callable[[], None]) -> Iterator[int]:
+    """The folder, made if it is missing, and locked, which keeps systemd-tmpfiles from ageing what is in it.
+
+    Dead tickets are removed on the way out, also that of this process.
+    """
     while True:
         with _for_all_users():
             path.mkdir(mode=0o1777, exist_ok=True)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # it has just been removed, or is being aged
             if _lock(folder, fcntl.LOCK_SH) and os.path.samestat(os.fstat(folder), path.lstat()):
-                return folder
+                break
         os.close(folder)
         check()
         time.sleep(BRIEFLY_S)
+    try:
+        yield folder
+    finally:
+        _sweep(folder)
+        os.close(folder)
 
 
 @contextmanager
@@ -173,13 +181,17 @@ def _turnstile(folder: int, check: Callable[[], None]) -> Iterator[None]:
         os.close(file)
 
 
-def _draw(folder: int, ticket: Ticket) -> tuple[int, Ticket]:
-    """The ticket with the next number, and its file, which is locked."""
+@contextmanager
+def _draw(folder: int, ticket: Ticket) -> Iterator[tuple[int, Ticket]]:
+    """The ticket with the next number, and its file, which is locked until the last process has closed it."""
     ticket = replace(ticket, number=1 + max(map(_number, os.listdir(folder)), default=0))
     file = _create(folder, f"{ticket.number:06d}.json")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    _write(file, ticket)
-    return file, ticket
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _write(file, ticket)
+        yield file, ticket
+    finally:
+        os.close(file)
 
 
 def _tickets(folder: int) -> list[Ticket]:
