@@ -202,16 +202,47 @@ def test_a_job_that_waits_stops_when_it_is_told_to_and_leaves_no_ticket(folder: 
         assert len(tickets(folder)) == 1
 
 
-def test_a_turnstile_that_is_held_makes_nobody_deaf(folder: Path) -> None:
-    with lease(folder, 1):
-        pass
-    file = os.open(folder / "turnstile", os.O_RDONLY)
+BUSY = """
+import sys
+from pathlib import Path
+from workflow_lib.runtime import device_lease
+device_lease.POLL_S = 0.0
+with device_lease.lease_devices(2, "run busy", ("0", "1"), folder=Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_process_that_is_suspended_at_any_moment_holds_nobody_up(folder: Path) -> None:
+    """It looks for GPUs without a pause, and is suspended in whatever it does."""
+    with lease(folder, 1, ("0",)) as _, ExitStack() as more:
+        busy = subprocess.Popen([sys.executable, "-c", BUSY, str(folder)])
+        more.callback(busy.wait)
+        more.callback(busy.kill)
+        until(lambda: len(tickets(folder)) == 2, "it waits")
+        ticket = folder / tickets(folder)[1]
+        for _ in range(30):
+            busy.send_signal(signal.SIGSTOP)
+            until(lambda: Path(f"/proc/{busy.pid}/stat").read_text().split()[2] == "T", "it is suspended")
+            long_ago = time.time() - 2 * device_lease.SILENT_S
+            os.utime(ticket, (long_ago, long_ago))
+            with lease(folder, 1) as got:
+                assert got == ("1",)
+            busy.send_signal(signal.SIGCONT)
+
+
+def test_processes_that_come_and_go_at_once_never_hold_the_same_device(folder: Path) -> None:
+    """Files are made and removed all the time; whoever holds a device creates a file of its own, which must be new."""
+    code = BUSY.replace('2, "run busy"', '1, "run busy"').replace("with ", "for _ in range(40):\n  with ")
+    code = code.replace(":\n    pass", " as (id,):\n    mark = Path(sys.argv[1] + id); mark.mkdir(); mark.rmdir()")
+    busy = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE) for _ in range(6)]
     try:
-        assert device_lease._lock(file, device_lease.fcntl.LOCK_EX)
-        with pytest.raises(Stopped), lease(folder, 1, must_stop=lambda: True):
-            pass
+        told = [process.communicate(timeout=600)[1].decode() for process in busy]
     finally:
-        os.close(file)
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in busy] == [0] * 6, "\n".join(told)
+    assert list(folder.iterdir()) == []
 
 
 def test_one_gpu_has_one_holder_whatever_the_processes_call_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +276,7 @@ def test_the_folder_is_for_every_user_whatever_the_umask_is(folder: Path) -> Non
             modes = {path.name: path.stat().st_mode & 0o7777 for path in (folder, *folder.iterdir())}
     finally:
         os.umask(before)
-    assert modes == {"gpus": 0o1777, "turnstile": 0o644, "000001.json": 0o644}
+    assert modes == {"gpus": 0o1777, "0.lock": 0o644, "000001.json": 0o644}
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
 """GPUs of this machine are leased: no two trainings compute on one, whoever started them and from whichever folder.
 
-    /tmp/everstep-gpus/turnstile      locked for the moment in which tickets are read or written
-    /tmp/everstep-gpus/000012.json    a ticket: who wants how many of which GPUs, and those it holds
+    /tmp/everstep-gpus/GPU-1f5c.lock    locked (flock) while a process computes on that GPU, or may begin to
+    /tmp/everstep-gpus/000012.json      a ticket: who wants how many of which GPUs, and those it holds
 
-A ticket counts while its file is locked (flock). The kernel releases that lock when the process that made the ticket
-and all that were forked from it are gone, however they ended. GPUs are given in the order of the tickets: what is free
-is kept for those that came earlier, so a training that needs four is not overtaken for ever by others that need one.
+The locks alone keep a GPU to one holder. The kernel releases them when the process that took them and all that were
+forked from it are gone, however they ended. The tickets make it fair, and say who holds what: each is locked by its
+process likewise, and counts for nothing once it is not. GPUs are given in the order of the tickets: what is free is
+kept for those that came earlier, so a training that needs four is not overtaken for ever by others that need one.
 
-The folder is for all users (mode 1777, like /tmp), and nobody writes to a file of another. Processes in containers take
-part where they share the host's /tmp, as with Apptainer; for Docker, mount the folder.
+There is no lock on the whole, which a suspended process might hold. The folder is for all users (mode 1777, like /tmp),
+and nobody writes to a file of another. Processes in containers take part where they share the host's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -34,9 +36,11 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("/tmp/everstep-gpus")  # never TMPDIR, which differs between users
 POLL_S = 0.5
-BRIEFLY_S = 0.01
 SILENT_S = 30.0  # a waiting process that is suspended is passed over, and has its place again when it goes on
+LEFT_OVER_S = 60.0
 TICKET_BYTES = 1 << 16
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -77,33 +81,32 @@ def lease_devices(
     """
     choice = _choice(count, ids, environ)
     wanted = "a GPU" if count == 1 else f"{count} GPUs"
-    ticket = Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, tuple(choice.values()))
     folder = folder or FOLDER
-
-    def check() -> None:
-        if must_stop():
-            raise Stopped(f"asked to stop while waiting for {wanted}; nothing was changed. Run the same command again")
-
+    told = None
     with ExitStack() as held:
         with naming(folder):
-            place = held.enter_context(_open_folder(folder, check))
-            with _turnstile(place, check):
-                file, ticket = held.enter_context(_draw(place, ticket))
-        told = None
+            place = held.enter_context(_open_folder(folder))
+            mine = _Mine(
+                place, Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, tuple(choice.values()))
+            )
+            held.callback(mine.close)
         while True:
-            with naming(folder), _turnstile(place, check):
-                os.utime(file)
-                taken = _taken(_tickets(place), ticket, time.time())
-                free = [id for id, name in choice.items() if name not in taken][:count]
-                if len(free) == count:
-                    _write(file, replace(ticket, held=tuple(choice[id] for id in free)))
+            with naming(folder):
+                taken = _taken(_tickets(place), mine.ticket, time.time())
+                free = {id: name for id, name in choice.items() if name not in taken}
+                if leased := _lock_gpus(place, count, free, held):
+                    mine.publish(replace(mine.ticket, held=tuple(choice[id] for id in leased)))
                     break
+                mine.touch()
             if (reason := _reason(choice, taken)) != told:
                 told = reason
                 tell(f"waiting for {wanted}: {reason}")
-            check()
+            if must_stop():
+                raise Stopped(
+                    f"asked to stop while waiting for {wanted}; nothing was changed. Run the same command again"
+                )
             time.sleep(POLL_S)
-        yield tuple(free)
+        yield tuple(leased)
 
 
 def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -120,6 +123,47 @@ def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -
     return choice
 
 
+class _Mine:
+    """The ticket of this process, from the moment that it has a number."""
+
+    def __init__(self, folder: int, ticket: Ticket) -> None:
+        self._folder = folder
+        self._file = -1
+        self.ticket = ticket
+        while self._file < 0:
+            number = 1 + max(map(_number, os.listdir(folder)), default=0)
+            with suppress(FileExistsError):  # another process came first
+                self._publish(replace(ticket, number=number), os.link)
+
+    def publish(self, ticket: Ticket) -> None:
+        """Others see this ticket, whole and locked, in place of the one before."""
+        self._publish(ticket, os.rename)
+
+    def touch(self) -> None:
+        """Others see that this process is not suspended."""
+        os.utime(self._file)
+
+    def close(self) -> None:
+        """The ticket counts for nothing when the processes forked from this one have ended too."""
+        if self._file >= 0:
+            os.close(self._file)
+
+    def _publish(self, ticket: Ticket, give_name: Callable[..., None]) -> None:
+        content, new = json.dumps(asdict(ticket)).encode(), f".{uuid.uuid4().hex}.json"
+        with ExitStack() as undo:
+            with _for_all_users():
+                file = os.open(new, NEW, 0o644, dir_fd=self._folder)
+            undo.callback(os.close, file)
+            undo.callback(_remove, new, self._folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.write(file, content)
+            give_name(new, f"{ticket.number:06d}.json", src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            undo.pop_all()
+        _remove(new, self._folder)
+        self.close()
+        self.ticket, self._file = ticket, file
+
+
 def _taken(tickets: Sequence[Ticket], mine: Ticket, now: float) -> dict[str, Ticket]:
     """GPUs that are not to be had, with the ticket that holds each, or that came before and has first choice."""
     others = [ticket for ticket in tickets if ticket.number != mine.number]
@@ -131,33 +175,56 @@ def _taken(tickets: Sequence[Ticket], mine: Ticket, now: float) -> dict[str, Tic
     return taken
 
 
+def _lock_gpus(folder: int, count: int, free: Mapping[str, str], held: ExitStack) -> list[str]:
+    """Entries of `count` of the free GPUs, locked until `held` closes; none if there are not as many."""
+    if len(free) < count:
+        return []
+    with ExitStack() as locks:
+        ids: list[str] = []
+        for id, name in free.items():
+            if len(ids) < count and (lock := _lock_gpu(folder, name)) is not None:
+                locks.callback(os.close, lock)
+                ids.append(id)
+        if len(ids) < count:
+            return []
+        held.enter_context(locks.pop_all())
+    return ids
+
+
+def _lock_gpu(folder: int, name: str) -> int | None:
+    """The GPU's file, locked; None while another process has it."""
+    path = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:200]}.lock"
+    with suppress(FileExistsError), _for_all_users():
+        os.close(os.open(path, NEW, 0o644, dir_fd=folder))
+    with suppress(FileNotFoundError):  # removed by a process that found nobody on it
+        file = os.open(path, READ, dir_fd=folder)
+        if _lock(file, fcntl.LOCK_EX) and _is_at(file, path, folder):
+            return file
+        os.close(file)
+    return None
+
+
 def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
     """Who has the GPUs of the choice, or comes first."""
     found: dict[Ticket, list[str]] = {}
     for id, name in choice.items():
         if name in taken:
             found.setdefault(taken[name], []).append(id)
-    return "; ".join(
-        f"{', '.join(ids)} {'held by' if ticket.held else 'kept for'} {ticket}" for ticket, ids in found.items()
-    )
+    told = [f"{', '.join(ids)} {'held by' if each.held else 'kept for'} {each}" for each, ids in found.items()]
+    return "; ".join(told) or "another process is about to take them"
 
 
 @contextmanager
-def _open_folder(path: Path, check: Callable[[], None]) -> Iterator[int]:
-    """The folder, made if it is missing, and locked, which keeps systemd-tmpfiles from ageing what is in it.
-
-    Dead tickets are removed on the way out, also that of this process.
-    """
+def _open_folder(path: Path) -> Iterator[int]:
+    """The folder, made if it is missing, and locked, which keeps systemd-tmpfiles from ageing what is in it."""
     while True:
         with _for_all_users():
             path.mkdir(mode=0o1777, exist_ok=True)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with suppress(FileNotFoundError):  # it has just been removed, or is being aged
-            if _lock(folder, fcntl.LOCK_SH) and os.path.samestat(os.fstat(folder), path.lstat()):
-                break
-        os.close(folder)
-        check()
-        time.sleep(BRIEFLY_S)
+        if _lock(folder, fcntl.LOCK_SH) and _is_at(folder, path):
+            break
+        os.close(folder)  # it is being aged
+        time.sleep(POLL_S)
     try:
         yield folder
     finally:
@@ -165,70 +232,54 @@ def _open_folder(path: Path, check: Callable[[], None]) -> Iterator[int]:
         os.close(folder)
 
 
-@contextmanager
-def _turnstile(folder: int, check: Callable[[], None]) -> Iterator[None]:
-    """No other process reads or changes tickets in the block; until then `check` is called."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with suppress(FileExistsError):
-        os.close(_create(folder, "turnstile"))
-    file = os.open("turnstile", flags, dir_fd=folder)
-    try:
-        while not _lock(file, fcntl.LOCK_EX):
-            check()
-            time.sleep(BRIEFLY_S)
-        yield
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def _draw(folder: int, ticket: Ticket) -> Iterator[tuple[int, Ticket]]:
-    """The ticket with the next number, and its file, which is locked until the last process has closed it."""
-    ticket = replace(ticket, number=1 + max(map(_number, os.listdir(folder)), default=0))
-    file = _create(folder, f"{ticket.number:06d}.json")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _write(file, ticket)
-        yield file, ticket
-    finally:
-        os.close(file)
-
-
 def _tickets(folder: int) -> list[Ticket]:
-    """Tickets of living processes, in their order. Those of dead ones are removed where this user may."""
+    """Tickets of living processes, in their order."""
     found = []
-    for name in sorted(filter(_number, os.listdir(folder)), key=_number):
-        try:
-            file = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        except OSError:
-            continue  # no ticket
-        try:
-            if _lock(file, fcntl.LOCK_SH):
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=folder)
-            else:
+    for name in filter(_number, os.listdir(folder)):
+        with suppress(OSError, ValueError, TypeError, LookupError, RecursionError), _open(name, folder) as file:
+            if not _lock(file, fcntl.LOCK_SH):
                 found.append(_read(file, _number(name)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            continue  # nothing that this program has written
-        finally:
-            os.close(file)
-    return found
+    return sorted(found, key=lambda ticket: ticket.number)
 
 
 def _sweep(folder: int) -> None:
-    """Remove what the process leaves behind, unless others are at it: the next one will."""
+    """Remove the files that no process locks, as far as this user may.
 
-    def give_up() -> None:
-        raise BlockingIOError
+    Removed under an exclusive lock: who has locked a file that is gone from its name has locked nothing (`_is_at`).
+    """
+    for name in os.listdir(folder):
+        if re.fullmatch(r"[A-Za-z0-9_-]+\.lock|\d{6,}\.json", name) or _is_left_over(name, folder):
+            with suppress(OSError), _open(name, folder) as file:
+                if _lock(file, fcntl.LOCK_EX) and _is_at(file, name, folder):
+                    os.unlink(name, dir_fd=folder)
 
-    with suppress(OSError), _turnstile(folder, give_up):
-        _tickets(folder)
+
+@contextmanager
+def _open(name: str, folder: int) -> Iterator[int]:
+    file = os.open(name, READ, dir_fd=folder)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
-def _create(folder: int, name: str) -> int:
-    """A new file that every user may read, and so lock."""
-    with _for_all_users():
-        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
+def _remove(name: str, folder: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _read(file: int, number: int) -> Ticket:
+    content = json.loads(os.pread(file, TICKET_BYTES, 0))
+    names = {key: tuple(map(str, content[key])) for key in ("choice", "held")}
+    return decoded(Ticket, {**content, **names, "number": number, "polled": os.fstat(file).st_mtime})
+
+
+def _is_at(file: int, name: str | Path, folder: int | None = None) -> bool:
+    """The open file is the one of that name still."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -239,17 +290,6 @@ def _for_all_users() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _write(file: int, ticket: Ticket) -> None:
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(asdict(ticket)).encode(), 0)
-
-
-def _read(file: int, number: int) -> Ticket:
-    content = json.loads(os.pread(file, TICKET_BYTES, 0))
-    names = {key: tuple(map(str, content[key])) for key in ("choice", "held")}
-    return decoded(Ticket, {**content, **names, "number": number, "polled": os.fstat(file).st_mtime})
 
 
 def _lock(file: int, kind: int) -> bool:
@@ -264,6 +304,15 @@ def _number(name: str) -> int:
     """The number of a ticket's file; 0 for any other name."""
     match = re.fullmatch(r"(\d{6,})\.json", name)
     return int(match[1]) if match else 0
+
+
+def _is_left_over(name: str, folder: int) -> bool:
+    """Whether the file was never given its name by a process that was killed, a minute ago or longer."""
+    if not re.fullmatch(r"\.[0-9a-f]{32}\.json", name):
+        return False
+    with suppress(OSError):
+        return time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > LEFT_OVER_S
+    return False
 
 
 def _user() -> str:
