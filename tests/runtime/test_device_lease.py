@@ -245,6 +245,36 @@ def test_processes_that_come_and_go_at_once_never_hold_the_same_device(folder: P
     assert list(folder.iterdir()) == []
 
 
+def remove_tickets(folder: Path) -> None:
+    """Somebody removes what tells who holds what."""
+    for name in tickets(folder):
+        (folder / name).unlink()
+
+
+def test_a_device_has_one_holder_even_where_its_ticket_is_lost(folder: Path) -> None:
+    with lease(folder, 1, ("0",)):
+        remove_tickets(folder)
+        with pytest.raises(Waits, match="another process is about to take"), lease(folder, 1, ("0",)):
+            pass
+
+
+def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, on its way out, finds nobody on the file, between its opening and its locking here."""
+    lock, removed = device_lease._lock, []
+
+    def lock_late(file: int, kind: int) -> bool:
+        if kind == device_lease.fcntl.LOCK_EX and not removed:
+            removed.append((folder / "0.lock").unlink())
+        return lock(file, kind)
+
+    monkeypatch.setattr(device_lease, "_lock", lock_late)
+    with lease(folder, 1, ("0",), tell=lambda reason: None) as got:
+        assert got == ("0",) and removed
+        remove_tickets(folder)
+        with pytest.raises(Waits), lease(folder, 1, ("0",)):
+            pass
+
+
 def test_one_gpu_has_one_holder_whatever_the_processes_call_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "installed", lambda: [gpus.Gpu("GPU-aa"), gpus.Gpu("GPU-bb")])
     by_uuid = {"CUDA_VISIBLE_DEVICES": "GPU-bb"}
