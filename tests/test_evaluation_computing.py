@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from tests import trained, witness
 from tests.trained import Trained
 from workflow_lib import config, evaluation, export
 from workflow_lib.config import Experiment
-from workflow_lib.errors import ConfigError, TryAgain
+from workflow_lib.errors import ConfigError
 from workflow_lib.evaluation import computing
 from workflow_lib.evaluation.computing import device_of, judged, strict_fp32
 from workflow_lib.files import read_json
 from workflow_lib.plan import section_digest
+from workflow_lib.runtime import device_lease
+from workflow_lib.runtime import gpus as driver
 
 EXPERIMENT = """
 name: digits-demo
@@ -174,69 +175,73 @@ def test_fp32_is_strict_however_torch_was_told_otherwise_and_is_left_as_it_was(
 # -- the device --------------------------------------------------------------------------------------------------
 
 
-def asking(device: str, wait_s: float = 0.0) -> Experiment:
-    return Experiment.model_validate(
-        {"name": "a", "evaluate": {"device": device}, "runtime": {"lease_wait_s": wait_s, "device": "cuda"}}
-    )
+def asking(device: str) -> Experiment:
+    return Experiment.model_validate({"name": "a", "evaluate": {"device": device}, "runtime": {"device": "cuda"}})
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A machine, outside of SLURM, with so many GPUs: the driver's answer is what cannot be had here."""
     for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
-    def have(count: int) -> None:
+    monkeypatch.setattr(device_lease, "FOLDER", tmp_path)
+
+    def have(count: int, installed: int | None = None) -> None:
+        there = [driver.Gpu(f"GPU-{index}") for index in range(installed or count)]
+        monkeypatch.setattr(driver, "installed", lambda: there)
         monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
         monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: count)
 
     return have
 
 
-def taken(work: Path, device: str) -> Any:
-    """The lock of a training that uses the device."""
-    folder = work / "devices" / socket.gethostname()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / f"{device}.lock").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+def taken(folder: Path, device: str) -> AbstractContextManager[Any]:
+    """The lease of a training that uses the device."""
+    return device_lease.lease_devices(1, "a training", (f"GPU-{device}",), folder=folder)
 
 
 def test_auto_takes_the_gpu_that_no_training_uses_and_else_the_cpu(gpus: Any, tmp_path: Path) -> None:
     gpus(2)
     with taken(tmp_path, "0"):
-        with device_of(asking("auto"), tmp_path) as first:
+        with device_of(asking("auto")) as first:
             assert str(first) == "cuda:1"
-            with device_of(asking("auto"), tmp_path) as second:  # the first one uses it
+            with device_of(asking("auto")) as second:  # the first one uses it
                 assert str(second) == "cpu"
-        with device_of(asking("auto"), tmp_path) as third:
+        with device_of(asking("auto")) as third:
             assert str(third) == "cuda:1"
 
 
 def test_auto_on_a_machine_without_a_gpu_is_the_cpu_whatever_the_training_asks_for(gpus: Any, tmp_path: Path) -> None:
     gpus(0)
-    with device_of(asking("auto"), tmp_path) as device:
+    with device_of(asking("auto")) as device:
         assert str(device) == "cpu"
 
 
 def test_a_leased_gpu_is_found_among_the_visible_ones(
     gpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus(2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3")
-    with taken(tmp_path, "7"), device_of(asking("cuda"), tmp_path) as device:
+    gpus(2, installed=8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, 3")
+    with taken(tmp_path, "7"), device_of(asking("cuda")) as device:
         assert str(device) == "cuda:1"
 
 
-def test_cuda_waits_for_a_gpu_and_then_asks_to_be_tried_again(gpus: Any, tmp_path: Path) -> None:
+def test_cuda_waits_until_the_training_gives_its_gpu_back(
+    gpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     gpus(1)
-    with taken(tmp_path, "0"), pytest.raises(TryAgain), device_of(asking("cuda"), tmp_path):
-        pass
+    with ExitStack() as training, caplog.at_level(logging.INFO):
+        training.enter_context(taken(tmp_path, "0"))
+        monkeypatch.setattr(device_lease.time, "sleep", lambda _: training.close())
+        with device_of(asking("cuda")) as device:
+            assert str(device) == "cuda:0"
+    assert "waiting for a GPU: 0 held by a training" in caplog.text
 
 
 def test_a_named_gpu_is_shared(gpus: Any, tmp_path: Path) -> None:
     gpus(2)
-    with taken(tmp_path, "1"), device_of(asking("cuda:1"), tmp_path) as device:
+    with taken(tmp_path, "1"), device_of(asking("cuda:1")) as device:
         assert str(device) == "cuda:1"
 
 
@@ -244,7 +249,7 @@ def test_a_named_gpu_is_shared(gpus: Any, tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_is(gpus: Any, tmp_path: Path, name: str) -> None:
     gpus(0)
     with pytest.raises(ConfigError, match=rf"evaluate.device: {name} is not on this machine. Here are: auto, cpu$"):
-        with device_of(asking(name), tmp_path):
+        with device_of(asking(name)):
             pass
 
 
@@ -257,7 +262,7 @@ def test_auto_in_a_job_of_slurm_is_a_gpu_only_if_the_job_has_one(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    with taken(tmp_path, "0"), device_of(asking("auto"), tmp_path) as found:
+    with taken(tmp_path, "0"), device_of(asking("auto")) as found:
         assert str(found) == device
 
 

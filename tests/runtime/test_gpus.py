@@ -129,7 +129,6 @@ def test_without_nvidia_smi_what_the_variable_says_is_believed_where_there_are_g
     ("device", "for_cuda", "count"),
     [
         ("cpu", True, 0),
-        ("mps", True, 0),
         ("auto", True, 2),
         ("auto", False, 0),
         ("cuda", False, 2),
@@ -155,7 +154,6 @@ def test_what_torch_was_built_for_is_what_torch_says() -> None:
     ("device", "nproc", "here", "says"),
     [
         ("cpu", 8, 0, None),
-        ("mps", 1, 0, None),
         ("auto", 8, 0, None),
         ("auto", 2, 2, None),
         ("cuda", 1, 4, None),

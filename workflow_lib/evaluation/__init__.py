@@ -38,7 +38,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
     subject = load_subject(run, data, work, model)
     judge = {"classification": _classes, "regression": _numbers, "language": _tokens}[subject.manifest.task]
-    with device_of(experiment, work) as device:
+    with device_of(experiment) as device:
         split = load_test(experiment, subject.manifest, work, str(device))
         (measured, table), how = judged(lambda: judge(subject, split, experiment.evaluate, device))
         made = provenance.record([data, model], device)

@@ -12,11 +12,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib.errors import ConfigError, TryAgain
-from workflow_lib.runtime.device import VISIBLE, lease_devices, visible_cuda
+from workflow_lib.runtime.device import VISIBLE, visible_cuda
+from workflow_lib.runtime.device_lease import lease_devices
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +34,11 @@ ENVIRONMENT = {  # what libraries read when CUDA starts
 
 
 @contextmanager
-def device_of(experiment: Experiment, work: Path) -> Iterator[torch.device]:
+def device_of(experiment: Experiment) -> Iterator[torch.device]:
     """The device of ``evaluate.device``; a GPU that is not named is leased, so that no other local job uses it.
 
     ``auto`` is a GPU only where the evaluation may have one at once: one that SLURM gave to its job, or one that no
-    other local job uses. ``cuda`` waits for one as a training does, and raises TryAgain; there has to be one at all,
-    else ConfigError.
+    other local job uses. ``cuda`` waits for one as a training does; there has to be one at all, else ConfigError.
     """
     import torch
 
@@ -60,16 +59,18 @@ def device_of(experiment: Experiment, work: Path) -> Iterator[torch.device]:
         return
     with ExitStack() as held:
         try:
-            wait_s = 0.0 if name == "auto" else experiment.runtime.lease_wait_s
-            (leased,) = held.enter_context(lease_devices(1, work, wait_s=wait_s))
+            tell = logger.debug if name == "auto" else logger.info
+            lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", tell=tell)
+            (leased,) = held.enter_context(lease)
         except TryAgain:
             if name != "auto":
                 raise
             logger.info("every GPU is in use: evaluating on the CPU")
             yield torch.device("cpu")
             return
-        ids = os.environ[VISIBLE].split(",") if os.environ.get(VISIBLE) else [str(index) for index in range(count)]
-        yield torch.device("cuda", ids.index(leased))
+        given = os.environ.get(VISIBLE)
+        ids = [id.strip() for id in given.split(",")] if given else [str(index) for index in range(count)]
+        yield torch.device("cuda", ids.index(leased.strip()))
 
 
 @contextmanager
