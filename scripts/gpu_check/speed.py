@@ -1,0 +1,263 @@
+"""Figures: steps and saves beside what a program without protections takes. Nothing here fails for being slow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .project import Check, Failed, Machine, Project, tail
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, the shape of its data, and how many steps are timed at once."""
+
+    model: str
+    params: dict[str, Any]
+    shape: tuple[int, ...]
+    outputs: int
+    batch: int
+    steps: int
+    precision: str = "fp32"
+    task: str = "classification"
+
+
+CASES = {
+    "MLP": Case("mlp", {"hidden": [256]}, (1, 28, 28), 10, 64, 300),
+    "ResNet-18 bf16": Case("resnet", {"size": "18"}, (3, 32, 32), 10, 256, 30, "bf16"),
+    "GPT 124M bf16": Case(
+        "transformer", {"layers": 12, "heads": 12, "width": 768}, (1024,), 50304, 16, 8, "bf16", "language"
+    ),
+}
+SMALL = {  # for the rehearsal
+    "MLP": Case("mlp", {"hidden": [16]}, (1, 8, 8), 10, 64, 5),
+    "GPT bf16": Case("transformer", {"layers": 1, "heads": 1, "width": 16}, (8,), 64, 4, 3, "bf16", "language"),
+}
+
+
+class Bench:
+    """The trainer of the package on random data on the device, and the same steps without it."""
+
+    def __init__(self, case: Case, device: torch.device, determinism: str, folder: Path) -> None:
+        import torch
+
+        from workflow_lib import config, plan, plugins
+        from workflow_lib.checkpoint import CheckpointStore
+        from workflow_lib.config.parts import Model, Training
+        from workflow_lib.runtime.control import Control
+        from workflow_lib.runtime.log import EventLog
+        from workflow_lib.runtime.ranks import Ranks
+        from workflow_lib.saver import Saver
+        from workflow_lib.shards import ModelSpec, Split
+        from workflow_lib.training import tasks
+        from workflow_lib.training.loop import Trainer
+
+        self.case, self.device = case, device
+        spec: Any = ModelSpec(case.shape, case.outputs, case.task)  # type: ignore[arg-type]
+        samples = case.batch * case.steps
+        if case.task == "language":
+            inputs = torch.randint(0, case.outputs, (samples, case.shape[0] + 1), device=device)
+            targets = torch.empty(samples, 0, device=device)
+            self.pairs = inputs[:, :-1].contiguous(), inputs[:, 1:].contiguous()
+        else:
+            inputs = torch.randn(samples, *case.shape, device=device)
+            targets = torch.randint(0, case.outputs, (samples,), device=device)
+            self.pairs = inputs, targets
+        model = Model(name=case.model, params=case.params)
+        training: Any = {"batch_size": case.batch, "precision": case.precision, "determinism": determinism}
+        run = plan.base(config.Experiment(name="bench", model=model, training=Training(**training)))
+        store = CheckpointStore(folder, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
+        self.saver = Saver(store, interval_s=1e9, interval_steps=None, mtbf_s=14400.0, device=device)
+        split = Split(inputs, targets)
+        self.trainer = Trainer(
+            run,
+            spec=spec,
+            task=tasks.build(run.training, spec, device, counts=()),
+            train=split,
+            validation=split,
+            ranks=Ranks(),
+            device=device,
+            control=Control(1),
+            store=store,
+            saver=self.saver,
+            events=EventLog(folder / "events.jsonl"),
+            environment={},
+            metrics_file=folder / "metrics.jsonl",
+        )
+        begun = time.perf_counter()
+        self.trainer.enter()
+        self.wait()
+        self.entered_s = time.perf_counter() - begun
+        plugin = plugins.load("models", case.model)
+        self.bare_model = plugin.build(plugin.Params.model_validate(case.params), spec).to(device)
+        self.bare_optimizer = torch.optim.AdamW(self.bare_model.parameters(), lr=1e-4, fused=True)
+
+    def wait(self) -> None:
+        """The device has done all it was given."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def epoch(self) -> None:
+        """The steps, by the package."""
+        cursor = self.trainer.state.progress.cursor
+        cursor.phase, cursor.sample = "train", 0
+        self.trainer.train_epoch()
+
+    def bare(self) -> None:
+        """The steps, by a loop over tensors on the device."""
+        import torch
+
+        inputs, targets = self.pairs
+        size, is_bf16 = self.case.batch, self.case.precision == "bf16"
+        order = torch.randperm(len(inputs), device=self.device)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            self.bare_optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16) if is_bf16 else contextlib.nullcontext():
+                outputs = self.bare_model(inputs.index_select(0, rows))
+                wanted = targets.index_select(0, rows)
+                loss = torch.nn.functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), wanted.reshape(-1))
+            loss.backward()
+            self.bare_optimizer.step()
+
+    def seconds(self, act: Callable[[], None]) -> float:
+        """How long it took, the device's work included."""
+        self.wait()
+        begun = time.perf_counter()
+        act()
+        self.wait()
+        return time.perf_counter() - begun
+
+
+def _quiet() -> None:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]:
+    """For each model: steps a second of the bare loop, and the part of them that the package makes."""
+    import torch
+
+    from workflow_lib.orchestrator import set_determinism, set_precision
+
+    _quiet()
+    set_determinism(determinism == "strict")
+    set_precision("fp32")
+    device = torch.device(device_name)
+    lines = []
+    for name, case in (SMALL if device.type == "cpu" else CASES).items():
+        bench = Bench(case, device, determinism, folder / case.model)
+        bare, ours = [], []
+        for turn in range(ROUNDS + 1):
+            seconds = bench.seconds(bench.bare), bench.seconds(bench.epoch)
+            if turn:  # the first one warms up
+                bare.append(seconds[0])
+                ours.append(seconds[1])
+        rate = case.steps / statistics.median(bare)
+        lines.append(f"{name} {statistics.median(bare) / statistics.median(ours):.2f} of {rate:,.0f} steps/s")
+        del bench
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return lines
+
+
+def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
+    """A save of the GPT's state: pinned memory, the first save, what blocks, beside a plain copy, and the write."""
+    import torch
+
+    from workflow_lib.orchestrator import set_determinism, set_precision
+
+    _quiet()
+    set_determinism(determinism == "strict")
+    set_precision("fp32")
+    device = torch.device(device_name)
+    case = SMALL["GPT bf16"] if device.type == "cpu" else CASES["GPT 124M bf16"]
+    bench = Bench(case, device, determinism, folder)
+    saver, state = bench.saver, bench.trainer.state
+    bench.epoch()
+    quiet_s = statistics.median(bench.seconds(bench.epoch) for _ in range(3))
+    moving = [tensor for named in state.moving().values() for tensor in named.values()]
+    size = sum(tensor.nbytes for tensor in moving)
+    host = [torch.empty(one.shape, dtype=one.dtype, pin_memory=device.type == "cuda") for one in moving]
+
+    def copy() -> None:
+        for target, source in zip(host, moving, strict=True):
+            target.copy_(source, non_blocking=True)
+
+    copy_s = statistics.median([bench.seconds(copy) for _ in range(4)][1:])
+    host.clear()
+    blocked, written, busy = [], [], []
+    for _ in range(4):
+        before = saver.blocked_s
+        bench.wait()
+        bench.trainer._start_save()
+        begun = time.perf_counter()
+        busy.append(bench.seconds(bench.epoch))
+        saver.wait_copied()
+        blocked.append(saver.blocked_s - before)
+        saver.wait()
+        written.append(time.perf_counter() - begun)
+    memory = saver._memory
+    pinned = memory._memory.nbytes if memory.is_pinned else 0
+    if device.type == "cuda" and pinned > 1.05 * size + (1 << 20):
+        raise Failed(f"{pinned} bytes are pinned for a state of {size}")
+    rest_s = statistics.median(written[1:])
+    return [
+        f"state {size / 1e9:.2f} GB; {pinned / 1e9:.2f} GB pinned before the first step, start {bench.entered_s:.1f} s",
+        f"first save blocked {blocked[0] * 1e3:.1f} ms, later ones {statistics.median(blocked[1:]) * 1e3:.1f} ms;"
+        f" a plain copy {copy_s * 1e3:.1f} ms; written at {size / 1e9 / rest_s:.2f} GB/s;"
+        f" steps meanwhile {statistics.median(busy[1:]) / quiet_s:.2f} of the time",
+    ]
+
+
+MEASUREMENTS = {"steps": measure_steps, "save": measure_save}
+
+
+def _measured(machine: Machine, folder: Path, what: str, determinism: str) -> str:
+    """In a process of its own: how strict kernels are is decided when CUDA starts."""
+    project = Project(folder, {})
+    code = (
+        "import json; from pathlib import Path; from gpu_check import speed\n"
+        f"found = speed.MEASUREMENTS[{what!r}]({machine.device!r}, {determinism!r}, Path({str(folder)!r}))\n"
+        "print('FIGURES', json.dumps(found))"
+    )
+    scripts = str(Path(__file__).resolve().parents[1])
+    environment = project.environment()
+    environment["PYTHONPATH"] = f"{scripts}:{environment['PYTHONPATH']}"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    project.said.write_text(shown.stdout + shown.stderr)
+    if shown.returncode:
+        raise Failed(tail(shown.stdout + shown.stderr, 3))
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("FIGURES "))
+    return "; ".join(json.loads(line.removeprefix("FIGURES ")))
+
+
+SPEED = [
+    Check(
+        f"speed{suffix}",
+        f"steps, as a part of a bare loop's, {determinism}",
+        partial(_measured, what="steps", determinism=determinism),
+        is_alone=True,
+    )
+    for suffix, determinism in (("", "standard"), ("-strict", "strict"))
+] + [Check("save", "a save of 124M parameters", partial(_measured, what="save", determinism="strict"), is_alone=True)]
