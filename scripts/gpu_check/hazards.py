@@ -117,7 +117,7 @@ def build(params, spec):
     return Noting(spec)
 """
 
-# An operation whose compilation takes HANG_S * 2, once in a process.
+# An operation whose compilation computes for so many seconds, once in a process.
 SLOW_TO_COMPILE = """
 import time
 import torch
@@ -134,7 +134,9 @@ def same(x: torch.Tensor) -> torch.Tensor:
 def _(x):
     if not waited:
         waited.append(True)
-        time.sleep({seconds})
+        end = time.monotonic() + {seconds}
+        while time.monotonic() < end:
+            sum(range(100_000))
     return torch.empty_like(x)
 
 same.register_autograd(lambda context, gradient: gradient)
@@ -153,7 +155,7 @@ class Slow(nn.Module):
 def build(params, spec):
     return Slow(spec)
 """
-HANG_S = 12.0
+HANG_S = 15.0
 
 # A model that takes most of the device's memory in its first pass and tells so; the second attempt needs it again.
 LARGE = """
@@ -200,18 +202,20 @@ def _forks(machine: Machine, folder: Path) -> str:
         raise Failed(f"a forked process cannot start CUDA after {broken[0]}: {'; '.join(reasons[:1])}")
     if len(lines) < 8:
         raise Failed(f"only {len(lines)} places were tried: {', '.join(lines)}")
-    return f"a fork started CUDA at {len(lines)} places of the launcher"
+    return f"a fork of the launcher could use the device at {len(lines)} places"
 
 
 def _asking(machine: Machine, folder: Path) -> str:
     ask = "COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0"
-    model = {"name": "asking"}
+    model = {"name": "mine.asking"}
     return prove(Project(folder, settings(machine.device, model=model), asking=ASKING.format(ask=ask)), kills=1)
 
 
 def _starting(machine: Machine, folder: Path) -> str:
     ask = "torch.zeros(1, device='cuda')"
-    project = Project(folder, settings(machine.device, model={"name": "starting"}), starting=ASKING.format(ask=ask))
+    project = Project(
+        folder, settings(machine.device, model={"name": "mine.starting"}), starting=ASKING.format(ask=ask)
+    )
     said = project.run("prove-resume", project.experiment.name, "--kills", "1", expect=2)
     if "starting" not in said or "CUDA" not in said:
         raise Failed(f"the module that started CUDA is not named: {tail(said)}")
@@ -244,12 +248,12 @@ def _no_nvml(machine: Machine, folder: Path) -> str:
 
 def _evaluation(machine: Machine, folder: Path) -> str:
     """The same weights are judged on the device and on the CPU."""
-    project = Project(folder, settings(machine.device, model={"name": "noting"}), noting=NOTING)
+    project = Project(folder, settings(machine.device, model={"name": "mine.noting"}), noting=NOTING)
     project.prepare()
     project.run(*project.train_words())
     found, flags = {}, {}
     for device in dict.fromkeys((machine.device, "cpu")):
-        chosen = settings(device, model={"name": "noting"})
+        chosen = settings(device, model={"name": "mine.noting"})
         place = Project(folder, chosen)  # the same folder, another device
         place.run_id = project.run_id
         output, noted = folder / "run" / f"{device.partition(':')[0]}.json", folder / f"{device[:4]}-flags.json"
@@ -273,7 +277,7 @@ def _slow_compilation(machine: Machine, folder: Path) -> str:
     need_compiler()
     seconds = 2 * HANG_S
     chosen = settings(
-        machine.device, model={"name": "slow"}, epochs=1, compile=True, runtime={"hang_timeout_s": HANG_S}
+        machine.device, model={"name": "mine.slow"}, epochs=1, compile=True, runtime={"hang_timeout_s": HANG_S}
     )
     project = Project(folder, chosen, slow=SLOW_TO_COMPILE.format(seconds=seconds))
     project.prepare()
@@ -286,7 +290,7 @@ def _slow_compilation(machine: Machine, folder: Path) -> str:
 
 
 def _full_memory(machine: Machine, folder: Path) -> str:
-    chosen = settings(machine.device, model={"name": "large"}, epochs=2)
+    chosen = settings(machine.device, model={"name": "mine.large"}, epochs=2)
     project = Project(folder, chosen, large=LARGE)
     project.prepare()
     taken = folder / "taken"

@@ -73,7 +73,8 @@ class Project:
         self.experiment = folder / "experiment.yaml"
         self.experiment.write_text(yaml.safe_dump({"name": "check", **settings}))
         for name, text in modules.items():
-            (folder / f"{name}.py").write_text(text)
+            (folder / "mine").mkdir(exist_ok=True)
+            (folder / "mine" / f"{name}.py").write_text(text)
 
     def command(self, *words: str, faults: str | None = None) -> list[str]:
         """The command line of a verb of the package; ``faults`` is code that the process runs first."""

@@ -63,7 +63,7 @@ def _several(machine: Machine, folder: Path, world: int, **options: Any) -> str:
 
 def _struck(machine: Machine, folder: Path, name: str) -> str:
     """A rank that waits inside a collective gets the signal."""
-    chosen = settings(machine.every_device, nproc=2, model={"name": "lagging"}, epochs=100_000)
+    chosen = settings(machine.every_device, nproc=2, model={"name": "mine.lagging"}, epochs=100_000)
     project = Project(folder, chosen, lagging=LAGGING)
     project.prepare()
     before = len(project.text)
@@ -94,7 +94,9 @@ def _struck(machine: Machine, folder: Path, name: str) -> str:
 
 def _contexts(machine: Machine, folder: Path) -> str:
     """Each rank has a context on its own GPU and on no other."""
-    project = Project(folder, settings("cuda", nproc=2, model={"name": "lagging"}, epochs=100_000), lagging=LAGGING)
+    project = Project(
+        folder, settings("cuda", nproc=2, model={"name": "mine.lagging"}, epochs=100_000), lagging=LAGGING
+    )
     project.prepare()
     process = project.start(
         *project.train_words(),

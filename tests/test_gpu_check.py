@@ -1,0 +1,124 @@
+"""The checks for machines with GPUs, rehearsed on the CPU; and how their command ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tests.repository import ROOT
+from tests.resume.warm import until
+
+# Python runs this when it starts: the package forgets its optimizer's moments when it goes on.
+FORGETFUL = """
+import sys
+
+if "prove-resume" in sys.orig_argv:
+    from workflow_lib.training.state import State
+
+    restore = State._restore
+
+    def forgetful(self, *given):
+        restore(self, *given)
+        for moments in self.optimizer.state.values():
+            moments["exp_avg"].zero_()
+
+    State._restore = forgetful
+"""
+
+BUILT = """
+import torch
+
+torch.backends.cuda.is_built = lambda: {built}
+"""
+
+NO_DRIVER = """
+import ctypes
+
+class Hiding(ctypes.CDLL):
+    def __init__(self, name, *given, **options):
+        if name == "libcuda.so.1":
+            raise OSError(name)
+        super().__init__(name, *given, **options)
+
+ctypes.CDLL = Hiding
+"""
+
+# A proof that does not end.
+ENDLESS = """
+import os, sys, time
+
+if "prove-resume" in sys.orig_argv:
+    with open(os.environ["TMPDIR"] + "/pid", "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(10_000)
+"""
+
+
+def checked(folder: Path, *words: str, plant: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command has ended; ``plant`` is code that each of its processes begins with."""
+    (folder / "sitecustomize.py").write_text(plant)
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}
+    command = [sys.executable, str(ROOT / "scripts/gpu-check"), *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_gpu_one_line_says_why(tmp_path: Path) -> None:
+    shown = checked(tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith("gpu-check: ") and any(why in line for why in ("not built for CUDA", "driver", "no GPU"))
+
+
+def test_a_torch_without_cuda_is_told_from_a_missing_driver(tmp_path: Path) -> None:
+    without = checked(tmp_path, plant=BUILT.format(built=False))
+    driverless = checked(tmp_path, plant=BUILT.format(built=True) + NO_DRIVER)
+    assert [without.returncode, driverless.returncode] == [2, 2]
+    assert "is not built for CUDA" in without.stderr
+    assert "NVIDIA's driver is not installed" in driverless.stderr
+
+
+def test_the_rehearsal_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    only = ("--only", "forks", "--only", "evaluation", "--only", "model-starts")
+    shown = checked(tmp_path, "--cpu", *only, "--json", str(tmp_path / "found.json"))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    found = {check["name"]: check for check in json.loads((tmp_path / "found.json").read_text())["checks"]}
+    assert {name: check["verdict"] for name, check in found.items()} == {
+        "forks": "PASS",
+        "evaluation": "PASS",
+        "model-starts": "SKIP",
+    }
+    assert "2 passed, 0 failed, 1 skipped" in shown.stdout.splitlines()[-1]
+    assert not list(tmp_path.glob("gpu-check-*"))
+    after = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert after.stdout == before.stdout
+
+
+def test_a_resume_that_is_not_exact_fails(tmp_path: Path) -> None:
+    shown = checked(tmp_path, "--cpu", "--only", "prove-mlp", plant=FORGETFUL)
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    assert "prove-mlp         FAIL" in shown.stdout
+    assert "NOT exact after" in shown.stdout
+    assert "0 passed, 1 failed, 0 skipped" in shown.stdout.splitlines()[-1]
+    (kept,) = tmp_path.glob("gpu-check-*")
+    assert str(kept) in shown.stdout
+
+
+def test_a_check_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    shown = checked(tmp_path, "--cpu", "--only", "prove-mlp", "--limit", "15", plant=ENDLESS)
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    assert "not done after 15 s: ended" in shown.stdout
+    started = int((tmp_path / "pid").read_text())
+    until(lambda: not psutil.pid_exists(started), "the check's process to end")
+
+
+def test_a_check_that_is_unknown_is_a_mistake(tmp_path: Path) -> None:
+    shown = checked(tmp_path, "--cpu", "--only", "prove-mpl")
+    assert shown.returncode == 2
+    assert "prove-mlp" in shown.stderr
