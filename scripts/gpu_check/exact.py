@@ -118,18 +118,19 @@ def _pipeline(machine: Machine, folder: Path) -> str:
     if not machine.has_gpu:
         command += ["--config", "set=runtime.device=cpu"]
     paths = os.pathsep.join(filter(None, [str(copy), os.environ.get("PYTHONPATH", "")]))
-    shown = subprocess.run(
-        command,
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (folder / "said.txt").write_text(shown.stdout + shown.stderr)
-    if shown.returncode:
-        raise Failed(f"snakemake ended with {shown.returncode}: {tail(shown.stdout + shown.stderr)}")
+    said = folder / "said.txt"
+    with said.open("w") as file:
+        code = subprocess.run(
+            command,
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            check=False,
+        ).returncode
+    if code:
+        raise Failed(f"snakemake ended with {code}:\n{tail(said.read_text(errors='replace'))}")
     runs = [json.loads(path.read_text()) for path in sorted(copy.glob("results/quick/runs/*/train.json"))]
     report = copy / "results" / "quick" / "report.html"
     if not runs or not report.exists():
@@ -142,7 +143,7 @@ def _pipeline(machine: Machine, folder: Path) -> str:
 
 
 EXACT = [
-    Check("pipeline", "the quick pipeline, from data to report", _pipeline),
+    Check("pipeline", "the quick pipeline, from data to report", _pipeline, limit_s=280),
     Check("prove-mlp", "exact resume: MLP", _exact),
     Check("prove-cnn", "exact resume: CNN with batch norm", partial(_exact, model=CNN)),
     Check("prove-amp", "the same, fp16, EMA, accumulation, clipping", _amp),
