@@ -191,8 +191,8 @@ def build(params, spec):
 
 def _forks(machine: Machine, folder: Path) -> str:
     found = folder / "forks.txt"
-    project = Project(folder, settings(machine.every_device, epochs=1))
-    changes = {"GPU_CHECK_FORKS": str(found), "GPU_CHECK_DEVICE": machine.every_device}
+    project = Project(folder, settings(machine.device, epochs=1))
+    changes = {"GPU_CHECK_FORKS": str(found), "GPU_CHECK_DEVICE": machine.device}
     project.prepare()
     project.run(*project.train_words(), faults=FORKS, changes=changes)
     lines = found.read_text().splitlines() if found.exists() else []
@@ -237,7 +237,7 @@ def _visible(machine: Machine, folder: Path, kind: str) -> str:
 
 
 def _no_nvml(machine: Machine, folder: Path) -> str:
-    project = Project(folder, settings(machine.every_device))
+    project = Project(folder, settings(machine.device))
     hidden, empty = folder / "hidden", folder / "empty"
     hidden.mkdir()
     empty.mkdir()
@@ -308,8 +308,16 @@ HAZARDS = [
     Check("forks", "forks can start CUDA after each phase of the launcher", _forks),
     Check("model-asks", "a model that asks for devices when imported", _asking),
     Check("model-starts", "a model that starts CUDA when imported is rejected", _starting, needs_gpu=True),
-    Check("visible-uuid", "CUDA_VISIBLE_DEVICES holds a GPU's UUID", partial(_visible, kind="GPU"), needs_gpu=True),
-    Check("visible-mig", "CUDA_VISIBLE_DEVICES holds a MIG id", partial(_visible, kind="MIG"), needs_gpu=True),
+    *(
+        Check(
+            f"visible-{name}",
+            f"CUDA_VISIBLE_DEVICES holds the id of a {what}, which is leased",
+            partial(_visible, kind=kind),
+            is_alone=True,  # a leased device is nobody else's
+            needs_gpu=True,
+        )
+        for name, kind, what in (("uuid", "GPU", "GPU"), ("mig", "MIG", "MIG slice"))
+    ),
     Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml),
     Check("evaluation", "metrics and rules of evaluation, beside the CPU", _evaluation),
     Check("slow-compilation", "a compilation longer than hang_timeout_s", _slow_compilation),
