@@ -175,13 +175,17 @@ class Large(nn.Module):
 
     def forward(self, inputs):
         if self.ballast is None:
-            size = 1 << 26
-            if inputs.is_cuda:
-                free, total = torch.cuda.mem_get_info(inputs.device)
-                size = int(0.9 * total) - (1 << 30)
+            path = os.environ["GPU_CHECK_TAKEN"]
+            if os.path.exists(path):
+                size = int(open(path).read())
+            else:
+                size = int(0.9 * torch.cuda.mem_get_info(inputs.device)[0]) if inputs.is_cuda else 1 << 26
             self.ballast = torch.zeros(size, dtype=torch.uint8, device=inputs.device)
-            with open(os.environ["GPU_CHECK_TAKEN"], "w") as file:
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            with open(path + ".new", "w") as file:
                 file.write(str(size))
+            os.rename(path + ".new", path)
         return self.last(inputs.flatten(1))
 
 def build(params, spec):
@@ -232,8 +236,12 @@ def _visible(machine: Machine, folder: Path, kind: str) -> str:
         raise Skipped(f"nvidia-smi -L names no {kind} id")
     if kind == "GPU" and "UUID: MIG-" in listed:
         raise Skipped("the GPUs are divided (MIG)")
-    project = Project(folder, settings("cuda"))
-    return prove(project, kills=1, changes={"CUDA_VISIBLE_DEVICES": ids[0]})
+    project = Project(folder, settings("cuda", epochs=1))
+    changes = {"CUDA_VISIBLE_DEVICES": ids[0]}
+    project.prepare()
+    project.run(*project.train_words(), changes=changes)
+    trained = json.loads((folder / "run/train.json").read_text())["environment"]
+    return f"trained on {trained['device_name']}"
 
 
 def _no_nvml(machine: Machine, folder: Path) -> str:
@@ -298,7 +306,7 @@ def _full_memory(machine: Machine, folder: Path) -> str:
     project.wait_for(taken, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    size = int(taken.read_text() or 0)
+    size = int(taken.read_text())
     begun = time.monotonic()
     project.run(*project.train_words(), changes={"GPU_CHECK_TAKEN": str(taken)})
     return f"{size / 1e9:.1f} GB taken again at once after kill -9; finished in {time.monotonic() - begun:.0f} s"

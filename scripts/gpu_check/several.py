@@ -155,7 +155,8 @@ def _subsets(machine: Machine, folder: Path) -> str:
 def _no_network(machine: Machine, folder: Path) -> str:
     """NCCL's own message is shown when it cannot start."""
     several = machine.gpus >= 2
-    chosen = settings(machine.every_device, nproc=2 if several else 1, model=CNN, epochs=1, parallel="fsdp")
+    device, world = ("cuda", 2) if several else (machine.device, 1)
+    chosen = settings(device, nproc=world, model=CNN, epochs=1, parallel="fsdp")
     project = Project(folder, chosen)
     project.prepare()
     process = project.start(*project.train_words(), changes={"NCCL_SOCKET_IFNAME": "nonexistent"})

@@ -205,7 +205,7 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
     copy_s = statistics.median([bench.seconds(copy) for _ in range(4)][1:])
     host.clear()
     blocked, written, busy = [], [], []
-    for _ in range(4):
+    for _ in range(3):
         before = saver.blocked_s
         bench.wait()
         bench.trainer._start_save()
