@@ -159,7 +159,7 @@ def _no_network(machine: Machine, folder: Path) -> str:
     chosen = settings(device, nproc=world, model=CNN, epochs=1, parallel="fsdp")
     project = Project(folder, chosen)
     project.prepare()
-    process = project.start(*project.train_words(), changes={"NCCL_SOCKET_IFNAME": "nonexistent"})
+    process = project.start(*project.train_words(), changes={"NCCL_NET": "nonexistent"})
     code, said = process.wait(), project.text
     if code == 0 and not several:
         raise Skipped("one rank needs no connection")
