@@ -64,7 +64,8 @@ def checked(
 ) -> subprocess.CompletedProcess[str]:
     """The command has ended; ``plant`` is code that each of its processes begins with."""
     (folder / "sitecustomize.py").write_text(plant)
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**inherited, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}
     command = [sys.executable, str(clone / "scripts/gpu-check"), *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
