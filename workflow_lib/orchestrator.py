@@ -55,8 +55,12 @@ def set_determinism(is_strict: bool) -> None:
 
 def set_precision(precision: str) -> None:
     """Matrix products and convolutions on CUDA round to TF32 only if that was asked for."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    backends: Any = torch.backends
+    cuda, cudnn = backends.cuda, backends.cudnn
+    cuda.matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    # torch has a second set of switches, which decides if anybody, such as a user's module, has used it
+    for operation in (cuda.matmul, cudnn.conv, cudnn.rnn):
+        operation.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def empty_caches() -> None:
