@@ -6,9 +6,13 @@ import json
 import os
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from workflow_lib import config, files, plan
 from workflow_lib.config import Experiment
@@ -46,6 +50,48 @@ def test_a_grid_is_every_combination_the_last_axis_fastest() -> None:
         {"optimizer.lr": 0.01, "seed": 0},
         {"optimizer.lr": 0.01, "seed": 1},
     ]
+
+
+# Names that a sweep may set, each with values; some values are mappings, some keys are inside one another.
+AXES: dict[str, list[Any]] = {
+    "seed": [0, 1],
+    "training.label_smoothing": [0, 0.1],
+    "training.clip_norm": [None, 1.0],
+    "optimizer": [{"name": "sgd", "momentum": 0.5, "lr": 1e-3}, {"nesterov": True, "name": "sgd"}, {}],
+    "model": [{"params": {"hidden": [8], "dropout": 0.5, "activation": "gelu"}, "name": "mlp"}],
+    "model.params.dropout": [0.25, 0],
+    "data": [{"name": "npz", "params": {"path": "größe/漢 🎲.npz"}, "split_seed": 1}],
+}
+
+
+def shuffled(value: Any, random: Random) -> Any:
+    """The value with the keys of every mapping in it in any order."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key], random) for key in random.sample(list(value), len(value))}
+    return [shuffled(item, random) for item in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(sorted(AXES)), st.sampled_from(["grid", "zip", "list"]), min_size=1), st.data())
+def test_no_name_depends_on_the_order_of_keys(axes: dict[str, str], data: st.DataObject) -> None:
+    """Neither of those that a person wrote nor of those in the frozen file, which every job reads."""
+    of = {kind: [name for name in axes if axes[name] == kind] for kind in ("grid", "zip", "list")}
+    sweep = {
+        "grid": {name: AXES[name] for name in of["grid"]},
+        "zip": {name: AXES[name][:1] for name in of["zip"]},
+        "list": [{name: AXES[name][-1] for name in of["list"]}] if of["list"] else [],
+    }
+    space = {"type": "float", "low": 0, "high": 1}
+    study = {"trials": 4, "space": {"schedule.warmup_epochs": space, "augment.mixup": space}}
+    plans = []
+    for number in range(2):
+        written = shuffled({"name": "a", "sweep": sweep, "tune": study}, data.draw(st.randoms(use_true_random=False)))
+        path = Path(f"{number}.yaml")
+        path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        whole = config.load([path])
+        frozen = config.load([config.snapshot(whole, Path("work"))])
+        plans += [plan.plan(one, plan.expand(one)) for one in (whole, frozen)]
+    assert all(json.dumps(one) == json.dumps(plans[0]) for one in plans)
 
 
 def test_a_zip_goes_side_by_side() -> None:

@@ -54,6 +54,18 @@ def test_every_planned_run_and_the_tuned_one_is_finished(finished: Project) -> N
     assert (finished.folder / "results/tiny/report.html").exists()
 
 
+def test_the_plan_has_the_runs_of_the_snakefile_in_whatever_order_keys_are_written(project: Project) -> None:
+    """The first reads the frozen experiment, whose keys are sorted, the second what a person wrote."""
+    project.write(
+        "name: tiny\nsweep:\n  grid:\n    training.label_smoothing: [0, 0.1]\n    seed: [0, 1]\n"
+        "    optimizer: [{name: sgd, momentum: 0.5}]\n  zip: {training.epochs: [1], training.batch_size: [32]}\n"
+        "  list: [{training.clip_norm: 1, augment.noise: 0.1, data.params: {}}]\n"
+    )
+    project.make("results/tiny/plan.json")
+    trained = {run for rule, run in project.plan() if rule == "train"}
+    assert len(trained) == 4 and trained == runs_of(project).keys()
+
+
 def test_a_changed_sweep_value_makes_that_run_and_the_report(finished: Project) -> None:
     before = attempts(finished)
     kept = contents(finished.folder / "results/tiny/runs" / run_with(finished, 8))

@@ -41,7 +41,7 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def points(sweep: Sweep) -> Iterator[Point]:
-    """The points of a sweep in the order written, the last axis fastest; one empty point without a sweep."""
+    """The points of a sweep, its axes sorted by name, the last one fastest; one empty point without a sweep."""
     used = [False] * len(sweep.exclude)
     left = 0
     for point in _product(sweep):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, Tag
+from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib.config.parts import (
     ASIDE,
@@ -100,6 +100,19 @@ class Sweep(Section):
         description="points to leave out: those with all the values of a mapping",
         examples=[[{"training.label_smoothing": 0.1, "seed": 1}]],
     )
+
+    @field_validator("grid", "zip", "list", "exclude", mode="after")
+    @classmethod
+    def _in_one_order(cls, value: Any) -> Any:
+        """The points and the names of runs do not depend on the order in which keys are written."""
+        return sorted_keys(value)
+
+
+def sorted_keys(value: Any) -> Any:
+    """The value with the keys of every mapping in it sorted, as in a frozen file."""
+    if isinstance(value, dict):
+        return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list) else value
 
 
 class _Range(Section):
