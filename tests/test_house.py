@@ -25,7 +25,7 @@ PACKAGE = ROOT / "workflow_lib"
 LAYERS = (
     ("",),
     ("errors",),
-    ("faults", "files", "forking"),
+    ("faults", "files", "forking", "source_digest"),
     ("plugins", "slab", "tensorfile"),
     ("config",),
     ("checksums", "plan"),

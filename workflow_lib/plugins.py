@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import hashlib
 import importlib
 import logging
 import os
@@ -13,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from workflow_lib import forking
+from workflow_lib import forking, source_digest
 from workflow_lib.errors import ConfigError, EverstepError, shortened
 
 log = logging.getLogger(__name__)
@@ -193,47 +190,14 @@ def blaming(who: str) -> Iterator[None]:
         raise PluginError(f"{who} failed: {what} ({place.filename}:{place.lineno})") from error
 
 
+def code(module: ModuleType) -> source_digest.Code:
+    """The code of a plugin, with the modules of the person's project that it imports."""
+    return source_digest.read(module.__name__, Path(str(module.__file__)))
+
+
 def text_digest(module: ModuleType) -> str:
-    """Digest of the module's text and of what it imports of its own package, at any depth and without importing it.
-
-    What the rest of this library does to data and models is counted by the numbers of the stages.
-    """
-    name, path = module.__name__, Path(str(module.__file__))
-    package = name.rpartition(".")[0] if name.startswith("workflow_lib.") else name.partition(".")[0]
-    root = path.parents[name.count(".") + (path.name == "__init__.py")]
-    texts: dict[str, bytes] = {}
-    pending = {name: path}
-    while pending:
-        name, path = pending.popitem()
-        texts[name] = path.read_bytes()
-        inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        for other in _imports(texts[name], inside):
-            if other not in texts and f"{other}.".startswith(f"{package}."):
-                stem = root.joinpath(*other.split("."))
-                for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-                    if file.is_file():
-                        pending[other] = file
-    hasher = hashlib.blake2b(digest_size=16)
-    for name, text in sorted(texts.items()):
-        hasher.update(f"{name} {len(text)} ".encode() + text)
-    return hasher.hexdigest()
-
-
-def _imports(text: bytes, package: str) -> Iterator[str]:
-    """What a module of the package imports, anywhere in its text: modules, and what may be modules or parts of them."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):  # importing it says so
-        return
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (one.name for one in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            try:
-                base = resolve_name("." * node.level + (node.module or ""), package)
-            except ImportError:  # beyond the top: importing it says so
-                continue
-            yield from (base, *(f"{base}.{one.name}" for one in node.names))
+    """Digest of what the code of a plugin does: its comments, its formatting and its place do not change it."""
+    return code(module).digest
 
 
 def _is_import_path(name: str) -> bool:
