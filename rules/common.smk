@@ -21,9 +21,11 @@ gc.set_threshold(100_000, 50, 50)
 sys.path.insert(0, workflow.basedir)
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, controller, plan as plans, plugins, tracking
+from workflow_lib import budget, controller, plan as plans, plugins, tracking, user_code
 from workflow_lib.errors import EverstepError
 from workflow_lib.runtime import gpus
+
+code_state = user_code.memo(user_code.state)
 
 
 @cache
@@ -46,7 +48,9 @@ try:
     )
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
-        controller.refuse_missing_files(data_sets().values())
+        controller.refuse_missing_files(
+            [*data_sets().values(), *controller.models(experiment, runs().values())]
+        )
         tracking.refuse_missing(experiment.tracking.to)
         for killed in controller.enter(Path(".snakemake")):
             print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
@@ -111,16 +115,30 @@ def source_files(wildcards):
     return list(controller.data_files(data).values()) if data else []
 
 
-def source_folders(wildcards):
-    """A text that changes with the files in the folders of a data set."""
+def source_state(wildcards):
+    """A text that changes with the files of a data set, and with those in its folders."""
     data = data_sets().get(wildcards.data_id)
-    return controller.folders_state(data) if data else ""
+    return controller.files_state(data) if data else ""
 
 
 def source_code(wildcards):
     """A text that changes with the code of a data set."""
     data = data_sets().get(wildcards.data_id)
     return plugins.text_digest(plugins.load("data", data.name)) if data else ""
+
+
+def run_code(wildcards):
+    """A text that changes with the code of a run's model and hooks, and with the files that they are given."""
+    run = wildcards.run
+    if run == "tuned":
+        return study_code(wildcards)
+    planned = workflow.is_main_process and run in runs()
+    return code_state(runs()[run].config if planned else plans.load_run(run, WORK)[0])
+
+
+def study_code(wildcards):
+    """The same, for all models and hooks that the study may take."""
+    return experiments.digest([code_state(run) for run in plans.studied(experiment)], "code")
 
 
 def tuned_pointer():

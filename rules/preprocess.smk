@@ -20,7 +20,7 @@ rule preprocess:
         runtime=120,
     params:
         stage=plans.STAGES["preprocess"],
-        folders=source_folders,
+        files=source_state,
         code=source_code,
     shell:
         "exec python -m workflow_lib preprocess --data {wildcards.data_id:q} --threads {threads} --output {output.manifest:q} >> {log:q} 2>&1"

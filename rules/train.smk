@@ -30,6 +30,7 @@ rule train:
         on_stop="retry",
     params:
         stage=plans.STAGES["train"],
+        code=run_code,
         run=run_reference,
     shell:
         "exec python -m workflow_lib train --run {params.run:q} --data {input.data:q} --output {output.train:q}"

@@ -58,6 +58,7 @@ rule trial:
         on_stop="retry",
     params:
         stage=plans.STAGES["train"],
+        code=study_code,
     shell:
         "exec python -m workflow_lib trial --suggestion {input.suggestion:q} --data {input.data:q}"
         " --output {output.result:q} --deadline-minutes {resources.runtime} --on-stop {resources.on_stop} >> {log:q} 2>&1"

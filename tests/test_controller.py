@@ -103,15 +103,15 @@ def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> N
     data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
     path = tmp_path / "images" / "a" / "deep" / "1.png"
     path.parent.mkdir(parents=True)
-    states = [controller.folders_state(data)]
+    states = [controller.files_state(data)]
     path.write_bytes(b"1")
-    states.append(controller.folders_state(data))
+    states.append(controller.files_state(data))
     path.write_bytes(b"12")
-    states.append(controller.folders_state(data))
+    states.append(controller.files_state(data))
     os.utime(path, ns=(1, 1))
-    states.append(controller.folders_state(data))
+    states.append(controller.files_state(data))
     path.rename(path.with_name("2.png"))
-    states.append(controller.folders_state(data))
+    states.append(controller.files_state(data))
     assert len(set(states)) == 5
     (path.parent / ".DS_Store").touch()
-    assert controller.folders_state(data) == states[-1]
+    assert controller.files_state(data) == states[-1]

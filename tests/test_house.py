@@ -29,6 +29,7 @@ LAYERS = (
     ("plugins", "slab", "tensorfile"),
     ("config",),
     ("checksums", "plan"),
+    ("user_code",),
     ("budget", "controller", "runtime"),
     ("shards",),
     ("data", "models"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -137,7 +135,9 @@ def test_code_that_runs_around_a_module_counts() -> None:
 def test_installed_packages_and_the_rest_of_this_library_do_not_count() -> None:
     names = source_digest.read("mine.net", Path("mine/net.py")).texts
     assert list(names) == ["mine.net", "mine.blocks", "mine.numbers"]
-    Path("mine/net.py").write_text("import torch, pytest\nfrom workflow_lib import plan\nfrom workflow_lib.plugins import x")
+    Path("mine/net.py").write_text(
+        "import torch, pytest\nfrom workflow_lib import plan\nfrom workflow_lib.plugins import x"
+    )
     assert list(source_digest.read("mine.net", Path("mine/net.py")).texts) == ["mine.net"]
 
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from tests.crash import SURVIVED, fork, run_forked, wait
-from workflow_lib import config, plan, tracking
+from workflow_lib import config, plan, tracking, user_code
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.faults import FileFault
 from workflow_lib.files import read_json, write_json
-from workflow_lib.launch import workspace_of
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.log import EventLog
+from workflow_lib.user_code import workspace_of
 
 DATA = "d" * 32
 Points = dict[tuple[str, int], list[float]]
@@ -38,7 +38,9 @@ def row(epoch: int, loss: float | None = None) -> tracking.Row:
 def curve(*rows: tracking.Row, is_finished: bool = False) -> tracking.Curve:
     times = tuple(1e9 + 60 * one["epoch"] for one in rows)
     settings = {"optimizer.lr": 0.1, **{f"model.params.p{n}": "x" * 600 for n in range(120)}}
-    return tracking.Curve("demo", "demo-a", "a" * 32, DATA, settings, rows, times, 1e9, is_finished)
+    return tracking.Curve(
+        "demo", "demo-a", "a" * 32, DATA, f"{DATA[:12]}-{'c' * 12}", settings, rows, times, 1e9, is_finished
+    )
 
 
 def expected(*rows: tracking.Row) -> Points:
@@ -267,7 +269,8 @@ class Store:
         return plan.expand(self.experiment)
 
     def workspace(self, number: int) -> Path:
-        return workspace_of(self.root / "work", self.runs[number].digest, DATA)
+        run = self.runs[number]
+        return workspace_of(self.root / "work", run.digest, DATA, user_code.digest(run.config))
 
     def commit(self, number: int, *rows: tracking.Row, is_finished: bool = False, attempt: str = "1" * 32) -> None:
         """The run has a checkpoint with these rows."""
@@ -279,7 +282,7 @@ class Store:
             events.append("epoch", **one)
         store = CheckpointStore(
             ws.checkpoints_dir(workspace),
-            fingerprint={"run": run.digest, "data": DATA},
+            fingerprint={"run": run.digest, "data": DATA, "code": user_code.digest(run.config)},
             attempt=attempt,
             may_publish=lambda: True,
             keep_last=9,

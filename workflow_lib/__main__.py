@@ -90,7 +90,8 @@ def _validate(arguments: Arguments) -> None:
         try:
             experiment = config.load([path], arguments.set)
             runs = plan.expand(experiment)
-            controller.refuse_missing_files([experiment.data, *(run.config.data for run in runs)], f"{path}: ")
+            data = [experiment.data, *(run.config.data for run in runs)]
+            controller.refuse_missing_files([*data, *controller.models(experiment, runs)], f"{path}: ")
         except ConfigError as error:
             problems.append(str(error))
             continue

@@ -31,7 +31,7 @@ HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named b
 TRASH = ".trash-*"
 UNWRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{32}\.tmp")  # a file that is not whole yet
 # what Everstep puts into a workspace and into a folder of shards
-OF_A_RUN = re.compile(r"attempts|checkpoints|leases|(metrics|events|delivered)\.jsonl|\..*\.tmp")
+OF_A_RUN = re.compile(r"attempts|checkpoints|leases|code\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp")
 OF_DATA = re.compile(r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|\.lock|\..*\.tmp")
 
 
@@ -59,7 +59,7 @@ def removable(work: Path, results: Path) -> list[Removable]:
             items = []
         found += items
         if all(item.path != workspace for item in items):
-            used.add(workspace.name)
+            used.add(workspace.name[:12])
     found += [*_data(work, stores, used), *_snapshots(work, results), *_proofs(work)]
     for place in ("runs/*", "data", "prove", "experiments"):
         found += [Removable(path, "removal that was cut off") for path in sorted(work.glob(f"{place}/{TRASH}"))]

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from workflow_lib import config, plugins
+from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, shortened
 
 _held: list[TextIO] = []
 
 
-def load_experiment(files: Sequence[Path], given: Sequence[str]) -> config.Experiment:
+def load_experiment(paths: Sequence[Path], given: Sequence[str]) -> config.Experiment:
     """The validated experiment of a command line; `given` is what follows --config, as it was typed.
 
     What Snakemake itself makes of `set="labels={a: b}"` is YAML with its quotes lost.
@@ -34,43 +34,41 @@ def load_experiment(files: Sequence[Path], given: Sequence[str]) -> config.Exper
             f"--config {' '.join(unknown)}: the only name it takes is 'set'. "
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
-    return config.load(files, [settings for *_, settings in entries])
+    return config.load(paths, [settings for *_, settings in entries])
 
 
 def data_files(data: config.Data) -> dict[str, str]:
     """The person's files that a data set is made from, by setting: those of its settings that are paths."""
-    params = plugins.load("data", data.name).Params.model_validate(data.params)
-    return {name: str(value) for name, value in params if isinstance(value, Path)}
+    return {name: str(path) for name, path in plugins.named_files("data", data.name, data.params).items()}
 
 
-def folders_state(data: config.Data) -> str:
-    """Another text when a file is added to the folders of a data set, removed from them, or written.
+def files_state(data: config.Data) -> str:
+    """Another text when a file of a data set is another one, also an older one, or one in its folders comes or goes.
 
-    Snakemake itself sees of a folder only whether an entry directly in it came or went. Hidden files do not count.
+    Snakemake itself sees of a file only whether it is newer, and of a folder whether an entry directly in it came or
+    went.
     """
-    files = [
-        Path(folder, name)
-        for path in data_files(data).values()
-        for folder, _, names in os.walk(path)
-        for name in names
-        if not name.startswith(".")
-    ]
-    states = [(path.lstat(), path) for path in sorted(files)]
-    return config.digest([[str(path), state.st_size, state.st_mtime_ns] for state, path in states], "everstep-folders")
+    states = {name: files.file_state(Path(path)) for name, path in data_files(data).items()}
+    return config.digest(states, "everstep-files")
 
 
-def refuse_missing_files(data: Iterable[config.Data], where: str = "") -> None:
-    """Every file that the data sets are made from is there; else a ConfigError names the first that is not."""
-    for one in data:
-        for name, path in data_files(one).items():
-            if "{" in path or "}" in path:
+def refuse_missing_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:
+    """Every file that the data sets and models are given is there; else a ConfigError names the first that is not."""
+    for one in {config.canonical([one.name, one.params]): one for one in sections}.values():
+        kind, key = ("data", "data") if isinstance(one, config.Data) else ("models", "model")
+        for name, path in plugins.named_files(kind, one.name, one.params).items():
+            if kind == "data" and {"{", "}"} & {*str(path)}:
                 raise ConfigError(
                     f"{where}data.params.{name}: {path}: Snakemake takes braces for wildcards; rename the file"
                 )
             if not os.path.exists(path):  # False also for a name that no file can have
-                raise ConfigError(
-                    f"{where}data.params.{name}: no such file: {shortened(path, 300)} (looked for in {Path.cwd()})"
-                )
+                shown = shortened(str(path), 300)
+                raise ConfigError(f"{where}{key}.params.{name}: no such file: {shown} (looked for in {Path.cwd()})")
+
+
+def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[config.Model]:
+    """The models of the experiment, of its runs, and of its study."""
+    return [experiment.model, *(run.config.model for run in runs), *(run.model for run in plan.studied(experiment))]
 
 
 def enter(folder: Path) -> list[str]:

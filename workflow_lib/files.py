@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -15,7 +16,35 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from workflow_lib.errors import StateError
 
 T = TypeVar("T")
+SMALL_BYTES = 1 << 20  # up to here, reading a file costs less than being wrong about it
 REMAKE = "Remove the file and run the pipeline again: it is made anew"
+
+
+def file_digest(path: Path, size: int = 16) -> str:
+    """BLAKE2b of a file's bytes, two hex digits for each of `size` bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
+
+
+def file_state(path: Path) -> list[Any]:
+    """What tells that a file, or one in a folder, is another one: another value as soon as that may be so.
+
+    Of a small file it is the content, of a larger one its size and time. Hidden files in a folder do not count.
+    """
+    if path.is_dir():
+        inside = [Path(at, name) for at, _, names in os.walk(path) for name in names if not name.startswith(".")]
+        return [[str(file), *_size_and_time(file)] for file in sorted(inside)]
+    if not path.exists() or path.stat().st_size > SMALL_BYTES:
+        return _size_and_time(path)
+    return [file_digest(path)]
+
+
+def _size_and_time(path: Path) -> list[int]:
+    try:
+        state = path.stat()
+    except FileNotFoundError:  # or a link that leads nowhere
+        return []
+    return [state.st_size, state.st_mtime_ns]
 
 
 def fsync_dir(path: Path) -> None:

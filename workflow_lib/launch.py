@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, forking, outputs, plan, rank
+from workflow_lib import checkpoint, forking, outputs, plan, rank, user_code
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.checks import batch_problem
 from workflow_lib.errors import (
@@ -73,8 +73,9 @@ def train(
     Raises Stopped (exit code 75) when it was asked to stop first; what was done is saved.
     """
     job = _job(experiment, run, data, work, deadline_minutes, None)
-    sealed = find_sealed(job.workspace)
+    sealed = find_result(job.workspace)
     if sealed is None:
+        _tell_other_code(job)
         try:
             _attempt(job)
         except DivergedError as error:
@@ -88,7 +89,7 @@ def train(
         raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
     if job.node == 0:
         outputs.write(sealed, job, data, output)
-        _note_delivered(job, str(output))
+        _note_delivered(job, sealed, str(output))
 
 
 def trial(
@@ -102,17 +103,22 @@ def trial(
 ) -> list[Row]:
     """The curve of a suggested run, trained to its end or until ``stop_early`` has seen enough of it."""
     job = _job(experiment, run, data, work, deadline_minutes, stop_early)
-    sealed = find_sealed(job.workspace)
+    sealed = find_result(job.workspace)
     history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"] if sealed else _attempt(job)
-    newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
+    newest = sealed or checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
-        _note_delivered(job, run)
+        _note_delivered(job, newest, run)
     return history
 
 
-def workspace_of(work: Path, digest: str, data: str) -> Path:
-    """Where a run keeps its state for that data: new data is a new training."""
-    return work / "runs" / digest / data[:12]
+def find_result(workspace: Path) -> Checkpoint | None:
+    """The final state in the workspace, or in the one that a person accepted in its place; None without either."""
+    sealed = find_sealed(workspace)
+    record = None if sealed else user_code.accepted(workspace)
+    if record is None:
+        return sealed
+    logger.warning("the result that other code trained stands, as %s accepted: %s", record["by"], record["workspace"])
+    return find_sealed(workspace.with_name(record["workspace"]))
 
 
 def find_sealed(workspace: Path) -> Checkpoint | None:
@@ -121,7 +127,8 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
         try:
             found = checkpoint.read_manifest(path)
             fingerprint = found.manifest["fingerprint"]
-            if workspace_of(Path(), fingerprint["run"], fingerprint["data"]) != Path("runs", *workspace.parts[-2:]):
+            parts = [fingerprint["data"][:12], *([fingerprint["code"][:12]] if "code" in fingerprint else [])]
+            if (fingerprint["run"], "-".join(parts)) != workspace.parts[-2:]:
                 raise CheckpointError(f"it belongs to run {fingerprint['run'][:12]}")
             if found.about["cursor"]["phase"] != "finish":
                 return None
@@ -132,10 +139,25 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
     return None
 
 
-def _note_delivered(job: Job, to: str) -> None:
+def _note_delivered(job: Job, sealed: Checkpoint, to: str) -> None:
     """It is on record that the finished run was needed: each time after the first saved a training."""
     if job.node == 0:
-        EventLog(ws.delivered_file(job.workspace), attempt=job.attempt).append("delivered", to=to)
+        EventLog(ws.delivered_file(sealed.path.parents[1]), attempt=job.attempt).append("delivered", to=to)
+
+
+def _tell_other_code(job: Job) -> None:
+    """Says which earlier state is not continued, since the code or the files that it was trained with have changed."""
+    earlier = user_code.workspaces(job.work, job.digest, job.manifest.digest)
+    if job.workspace in earlier or job.node != 0:
+        return
+    for path in earlier:
+        if (newest := checkpoint.read_newest(ws.checkpoints_dir(path))) is not None:
+            what = "other code" if user_code.kept(path) else "an earlier version, which kept no record of the code,"
+            logger.warning(
+                "%s trained this run up to step %d (%s): it is trained anew. `everstep explain %s` shows what differs; "
+                "`everstep accept %s` lets a finished result stand",
+                *(what, newest.step, path, job.digest[:12], job.digest[:12]),
+            )
 
 
 def _job(
@@ -152,6 +174,7 @@ def _job(
         nodes.start(experiment.runtime.nodes, experiment.runtime.nproc * experiment.runtime.threads)
     config, digest = _frozen(experiment, run, work)
     manifest = Manifest.load(data)
+    code = user_code.digest(config)
     samples, batch_size = manifest.splits["train"].samples, config.training.batch_size
     if what := batch_problem(batch_size, samples):
         raise ConfigError(f"training.batch_size: {what}")
@@ -163,7 +186,8 @@ def _job(
         digest=digest,
         manifest=manifest,
         work=work,
-        workspace=workspace_of(work, digest, manifest.digest),
+        code=code,
+        workspace=user_code.workspace_of(work, digest, manifest.digest, code),
         attempt=ws.new_attempt(),
         control=Control(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
         stop_early=stop_early,
@@ -220,6 +244,7 @@ def _begin(job: Job, root: RootOrchestrator, held: int) -> None:
     newest, runtime = _newest(job.workspace), job.experiment.runtime
     _refuse_stalled(job, newest)
     ranks = runtime.nproc * runtime.nodes
+    user_code.keep(job.workspace, job.run, job.code)
     ws.begin(
         job.workspace,
         job.attempt,

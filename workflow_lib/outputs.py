@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, plugins, provenance
+from workflow_lib import checkpoint, plugins, provenance, user_code
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.parts import METRICS
-from workflow_lib.files import write_atomic, write_json
+from workflow_lib.errors import CheckpointError, StateError
+from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
 from workflow_lib.runtime import workspace as ws
 
 if TYPE_CHECKING:
     from workflow_lib.rank import Job
     from workflow_lib.training.state import Row
 
+logger = logging.getLogger(__name__)
+
 
 def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     """Weights, history and, last, the statement of a finished run."""
     sys.audit("everstep", "outputs")
     state = checkpoint.read_state(sealed)["progress"]
-    model = checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
+    model = _weights(sealed)
     write_atomic(output.with_name("model.safetensors"), model)
     write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
-    attempts = ws.list_attempts(job.workspace)
+    attempts = ws.list_attempts(sealed.path.parents[1])
+    accepted = {} if sealed.manifest["fingerprint"].get("code") == job.code else user_code.accepted(job.workspace)
     sys.audit("everstep", "statement")
     write_json(
         output,
@@ -32,6 +37,8 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
             "run": job.digest[:12],
             "digest": job.digest,
             "data": job.manifest.digest,
+            "code": job.code,
+            **({"accepted": accepted} if accepted else {}),
             "sealed": str(sealed.path),
             "exact": sealed.about["exact"],
             "steps": sealed.step,
@@ -51,6 +58,36 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
             "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
         },
     )
+
+
+def trained(model: Path, work: Path) -> dict[str, Any]:
+    """The statement of the trained weights, which are those that it tells of.
+
+    Damaged weights are written again from the final state of their run, where it is still whole; else a StateError
+    names the file.
+    """
+    statement = model.with_name("train.json")
+    told: dict[str, Any] = read_json(statement, "digest", "data", "code", "model", "sealed")
+    if file_digest(model, size=32) != told["model"]:
+        content = _regenerated(work / "runs" / told["digest"] / Path(*Path(told["sealed"]).parts[-3:]), told["model"])
+        if content is None:
+            raise StateError(f"{model}: damaged: these are not the weights that {statement} tells of. {REMAKE}")
+        logger.warning("%s was damaged: its weights are written again from the final state of the run", model)
+        write_atomic(model, content)
+    return told
+
+
+def _regenerated(sealed: Path, digest: str) -> bytes | None:
+    """The weights of that digest in a final state; None where they are not there, or damaged too."""
+    try:
+        content = _weights(checkpoint.read_manifest(sealed))
+    except (CheckpointError, OSError):
+        return None
+    return content if checkpoint.digest(content) == digest else None
+
+
+def _weights(sealed: Checkpoint) -> bytes:
+    return checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
 
 
 def _csv(history: list[Row], task: plugins.Task) -> str:

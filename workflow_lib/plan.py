@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.parts import METRICS, Augment, Data, Model, Optimizer, Schedule, Training
 from workflow_lib.config.problems import messages, shown
-from workflow_lib.config.sections import Experiment, Tune
+from workflow_lib.config.sections import CategoricalSpace, Experiment, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
 from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plugins import Section
@@ -82,6 +83,20 @@ def tuned_base(experiment: Experiment) -> RunConfig:
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
     return apply(base(experiment), experiment.tune.set, "tune.set")
+
+
+def studied(experiment: Experiment) -> list[RunConfig]:
+    """Runs with all the models, hooks and files that the trials of the study and its best run may have."""
+    if (tune := experiment.tune) is None:
+        return []
+    found = [tuned_base(experiment), base(experiment)]
+    for name, space in sorted(tune.space.items()):
+        if isinstance(space, CategoricalSpace) and name.startswith(("model.", "training.hooks")):
+            for start in found[:2]:
+                for choice in space.choices:
+                    with suppress(ConfigError):  # a setting of another model than that of the experiment
+                        found.append(apply(start, {name: choice}))
+    return found
 
 
 def apply(run: RunConfig | Experiment, point: Mapping[str, Any], name: str = "the point") -> RunConfig:

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -188,6 +188,31 @@ def blaming(who: str) -> Iterator[None]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise PluginError(f"{who} failed: {what} ({place.filename}:{place.lineno})") from error
+
+
+def named_files(kind: str, name: str, params: Mapping[str, Any]) -> dict[str, Path]:
+    """The files and folders that the settings of a plugin name, by setting; without those that cannot matter."""
+    return dict(_paths(load(kind, name).Params.model_validate(params)))
+
+
+def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Path):
+        yield name, value
+    elif isinstance(value, Section):
+        inner = ((field, getattr(value, field)) for field in type(value).model_fields if counts(type(value), field))
+    elif isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    for key, item in inner:
+        yield from _paths(item, f"{name}.{key}" if name else str(key))
+
+
+def counts(section: type[Section], name: str) -> bool:
+    """True when the field is part of the identity, as its mark says."""
+    extra = section.model_fields[name].json_schema_extra
+    return not isinstance(extra, dict) or extra.get("identity", True) is not False
 
 
 def code(module: ModuleType) -> source_digest.Code:

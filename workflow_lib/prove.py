@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, faults, launch, plan, shards, tensorfile
+from workflow_lib import checkpoint, faults, launch, plan, shards, tensorfile, user_code
 from workflow_lib.errors import EverstepError, TryAgain
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.ghosts import die_with
@@ -148,7 +148,9 @@ class Training:
         (self._work / "data").parent.mkdir()
         (self._work / "data").symlink_to((data.parent / "work" / "data").resolve())
         plan.freeze(run.config, self._work)
-        self.workspace = launch.workspace_of(self._work, run.digest, shards.Manifest.load(data).digest)
+        self.workspace = user_code.workspace_of(
+            self._work, run.digest, shards.Manifest.load(data).digest, user_code.digest(run.config)
+        )
 
     def attempt(self, fault: faults.Fault | None) -> int:
         """The exit code of one attempt; 0 when the run is finished. Raises the error of an attempt without a fault."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import subprocess
@@ -13,16 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import __version__
 from workflow_lib.errors import UserError
+from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
 
 if TYPE_CHECKING:
     import torch
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 32 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:

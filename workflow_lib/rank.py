@@ -17,7 +17,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import forking, plan, plugins
+from workflow_lib import forking, plan
 from workflow_lib.runtime import failures
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
@@ -49,6 +49,7 @@ class Job:
     run: plan.RunConfig
     digest: str
     manifest: Manifest
+    code: str  # digest of the person's code and files
     work: Path
     workspace: Path
     attempt: str
@@ -96,7 +97,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
         sys.audit("everstep", "build")
         store = CheckpointStore(
             ws.checkpoints_dir(job.workspace),
-            fingerprint={"run": job.digest, "data": job.manifest.digest},
+            fingerprint={"run": job.digest, "data": job.manifest.digest, "code": job.code},
             attempt=job.attempt,
             may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
             keep_last=settings.keep_last,
@@ -145,7 +146,7 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
             store=store,
             saver=saver,
             events=root.events,
-            environment={**_fingerprint(root, ranks), **_texts(job.run)},
+            environment=_fingerprint(root, ranks),
             metrics_file=ws.metrics_file(job.workspace),
             stop_early=job.stop_early,
         )
@@ -193,14 +194,6 @@ def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
             logger.warning("the ranks differ in %s: %s", name, ", ".join(map(str, found[name])))
     of_all: dict[str, Any] = peers.announce(found)
     return of_all
-
-
-def _texts(run: plan.RunConfig) -> dict[str, str]:
-    """Digests of the person's code that the settings only name: a changed one changes the training."""
-    modules = {"model_text": plugins.load("models", run.model.name)}
-    if run.training.hooks is not None:
-        modules["hooks_text"] = plugins.load_hooks(run.training.hooks)
-    return {name: plugins.text_digest(module) for name, module in modules.items()}
 
 
 def _end_in_time(rank: int) -> None:

@@ -93,7 +93,7 @@ def summary(results: Path) -> str:
 
 def _spent(experiment: Experiment, results: Path, runs: Sequence[RunResults], work: Path) -> list[tuple[str, Account]]:
     """What each run cost, then the study's other trials, then all together; runs with one digest are one."""
-    from workflow_lib import launch, plan
+    from workflow_lib import plan, user_code
 
     rows = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
     lines = list(rows.values())[::-1]
@@ -102,8 +102,9 @@ def _spent(experiment: Experiment, results: Path, runs: Sequence[RunResults], wo
         folder = results / "tune" / plan.study_id(experiment)
         digests = {read_json(path)["run"]["digest"] for path in folder.glob("suggest-*.json")} - rows.keys()
         manifest = read_json(data)["digest"]
-        trials = [accounting.account(launch.workspace_of(work, digest, manifest)) for digest in digests]
-        lines.append((f"{len(trials)} trials", accounting.total(trials)))
+        found = [path for digest in digests for path in user_code.workspaces(work, digest, manifest)]
+        trials = [accounting.account(path) for path in found]
+        lines.append((f"{len(digests)} trials", accounting.total(trials)))
     return [*lines, ("all", accounting.total(account for _, account in lines))]
 
 

@@ -111,9 +111,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
 
 def account_of(train: Row, work: Path) -> Account:
     """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
-    from workflow_lib import launch
-
-    workspace = launch.workspace_of(work, train["digest"], train["data"])
+    workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
     if workspace.exists():
         return accounting.account(workspace)
     return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])

@@ -152,7 +152,7 @@ def _without_idle(parent: ast.AST, items: Sequence[Any]) -> list[Any]:
     merged: list[Any] = []
     for item in items:
         if isinstance(item, ast.Constant) and merged and isinstance(merged[-1], ast.Constant):
-            merged[-1] = ast.Constant(merged[-1].value + item.value)
+            merged[-1] = ast.Constant(str(merged[-1].value) + str(item.value))
         elif not isinstance(item, ast.Constant) or item.value:
             merged.append(item)
     return merged

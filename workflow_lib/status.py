@@ -24,6 +24,7 @@ from workflow_lib.files import read_json
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.lease import Holder, last_seen
 from workflow_lib.runtime.log import read_events
+from workflow_lib.user_code import WORKSPACE
 
 Row = dict[str, Any]
 
@@ -50,7 +51,7 @@ def workspaces(work: Path) -> list[Path]:
     return sorted(
         path
         for path in work.glob("runs/*/*")
-        if re.fullmatch("[0-9a-f]{32}/[0-9a-f]{12}", "/".join(path.parts[-2:])) and path.is_dir()
+        if re.fullmatch("[0-9a-f]{32}", path.parent.name) and WORKSPACE.fullmatch(path.name) and path.is_dir()
     )
 
 
@@ -118,9 +119,10 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
 def _row(workspace: Path, names: dict[str, str]) -> Row:
     digest = workspace.parent.name
     try:
-        return _blank(digest, names) | {"data": workspace.name} | _known(workspace)
+        return _blank(digest, names) | {"data": workspace.name[:12]} | _known(workspace)
     except UNREADABLE as error:
-        return _blank(digest, names, "damaged") | {"data": workspace.name, "why": f"{type(error).__name__}: {error}"}
+        why = f"{type(error).__name__}: {error}"
+        return _blank(digest, names, "damaged") | {"data": workspace.name[:12], "why": why}
 
 
 def _known(workspace: Path) -> Row:

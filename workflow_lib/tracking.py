@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from workflow_lib import checkpoint, config, plan
+from workflow_lib import checkpoint, config, plan, user_code
 from workflow_lib.config.sections import TRACKERS
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_atomic, write_json
@@ -58,6 +58,7 @@ class Curve:
     id: str
     digest: str
     data: str
+    workspace: str  # its folder, named by data and code
     settings: dict[str, Any]
     rows: tuple[Row, ...]
     times: tuple[float, ...]
@@ -67,7 +68,7 @@ class Curve:
     @property
     def name(self) -> str:
         """Unlike that of any other run or data."""
-        return f"{self.digest[:12]}-{self.data[:12]}"
+        return f"{self.digest[:12]}-{self.workspace}"
 
 
 # -- what is read ---------------------------------------------------------------------------------------------------
@@ -75,9 +76,15 @@ class Curve:
 
 def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]:
     """The curves of the experiment's runs, trials and tuned run that have begun."""
+    code_of = user_code.memo()
     for digest, (name, data) in _runs(experiment, results / experiment.name).items():
-        folder = work / "runs" / digest / data[:12]
+        folder = work / "runs" / digest
+        if not (folder / "config.json").exists():
+            continue
         try:
+            folder = user_code.workspace_of(work, digest, data, code_of(plan.load_run(digest, work)[0]))
+            if (record := user_code.accepted(folder)) is not None:
+                folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)
         except (EverstepError, *UNREADABLE) as error:
             logger.warning("%s cannot be read, and is left for the next time: %s", folder, error)
@@ -114,6 +121,7 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
         id=name,
         digest=digest,
         data=data,
+        workspace=workspace.name,
         settings=_flat(read_json(workspace.parent / "config.json")),
         rows=tuple(rows),
         times=tuple(times.get((row["epoch"], row["step"]), began) for row in rows),

@@ -194,7 +194,7 @@ def test_other_code_of_a_data_set_never_gets_its_old_shards(
 ) -> None:
     one = shards.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
     two = shards.prepare(mine(FLOATS.replace("0.1", "0.3")), tmp_path, tmp_path / "work")
-    three = shards.prepare(mine(FLOATS + "  # as before"), tmp_path, tmp_path / "work")
+    three = shards.prepare(mine(FLOATS.replace("rows[", "rows[:][")), tmp_path, tmp_path / "work")
     assert len({one.store, two.store, three.store}) == 3
     assert one.digest == three.digest != two.digest
 

@@ -10,6 +10,7 @@ from typing import Any
 from workflow_lib import plugins
 from workflow_lib.config.parts import Data, Model
 from workflow_lib.plugins import Section
+from workflow_lib.plugins import counts as counts
 
 
 def identity(section: Section) -> dict[str, Any]:
@@ -29,12 +30,6 @@ def identity(section: Section) -> dict[str, Any]:
 @cache
 def _aside(section: type[Section]) -> frozenset[str]:
     return frozenset(name for name in section.model_fields if not counts(section, name))
-
-
-def counts(section: type[Section], name: str) -> bool:
-    """True when the field is part of the identity, as its mark says."""
-    extra = section.model_fields[name].json_schema_extra
-    return not isinstance(extra, dict) or extra.get("identity", True) is not False
 
 
 def canonical(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from workflow_lib import plan, plugins, provenance, shards
+from workflow_lib import outputs, plan, plugins, provenance, shards, user_code
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import classification, language, regression
 from workflow_lib.evaluation.bootstrap import Resampling
@@ -117,11 +117,16 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
 
     config, digest = plan.load_run(run, work)
     manifest = shards.Manifest.load(data)
-    trained = read_json(model.with_name("train.json"), "digest", "data", "model")
+    trained = outputs.trained(model, work)
     if (trained["digest"], trained["data"]) != (digest, manifest.digest):
         raise UserError(
             f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
             f"but run {digest} on data {manifest.digest} was asked for: train it again"
+        )
+    if trained["code"] != (code := user_code.digest(config)):
+        raise UserError(
+            f"{model} was trained with other code than that of now (`everstep explain {digest[:12]}` shows the lines): "
+            f"run the pipeline again, which trains it anew, or let the result stand by `everstep accept {digest[:12]}`"
         )
     plugin = plugins.load("models", config.model.name)
     network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
@@ -130,6 +135,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
         "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
         "digest": digest,
         "data": manifest.digest,
+        "code": code,
         "model": provenance.file_digest(model),
     }
     return Subject(network.eval(), manifest, identity, config.training.precision)
