@@ -392,47 +392,6 @@ def test_the_table_shows_the_data_where_it_differs() -> None:
     assert text.count("digits-") == 2
 
 
-def write(name: str, **sections: Any) -> str:
-    Path(name).write_text(json.dumps({"name": "a", **sections}, indent=1))
-    return name
-
-
-def test_explain_names_the_setting_that_makes_two_runs_different(folder: Path) -> None:
-    one, two = plan.expand(experiment(sweep={"grid": {"optimizer.lr": [1e-3, 1e-2]}}))
-    for run in (one, two):
-        plan.freeze(run.config, folder)
-    lines = plan.explain(one.id, two.digest, folder).splitlines()
-    assert lines[2] == "Two different runs"
-    assert [line.split() for line in lines[5:]] == [
-        ["setting", "A", "B", "set", "by"],
-        ["optimizer.lr", "0.001", "0.01"],
-    ]
-
-
-def test_explain_says_who_set_what(folder: Path) -> None:
-    base = write("base.yaml", seed=3)
-    over = write("over.yaml", extends="base.yaml", training={"epochs": 3}, runtime={"threads": 2})
-    text = plan.explain(base, over, folder)
-    change, aside = text.split("These change no training:")
-    assert "training.epochs  10  3  A: default, B: over.yaml:5" in change
-    assert "runtime.threads  1  2  A: default, B: over.yaml:8" in aside
-    assert "seed" not in text
-
-
-def test_explain_compares_a_file_with_a_run(folder: Path) -> None:
-    (run,) = plan.expand(experiment(seed=4))
-    plan.freeze(run.config, folder)
-    assert "The same run" in plan.explain(write("x.yaml", seed=4, labels={"a": "b"}), run.id, folder)
-    assert "seed     5  4  A: x.yaml:3" in plan.explain(write("x.yaml", seed=5), run.id, folder)
-
-
-def test_explain_counts_the_runs_that_two_sweeps_share(folder: Path) -> None:
-    one = write("one.yaml", sweep={"grid": {"seed": [0, 1, 2]}})
-    two = write("two.yaml", sweep={"grid": {"seed": [2, 3]}}, tune=TUNE)
-    text = plan.explain(one, two, folder)
-    assert "1 run in both, 2 only in A, 1 only in B; study of A: none, of B: a-" in text
-
-
 def test_ten_thousand_runs_expand_in_seconds() -> None:
     whole = experiment(
         sweep={"grid": {"seed": list(range(2500)), "optimizer.lr": [1e-3, 2e-3], "training.epochs": [1, 2]}}

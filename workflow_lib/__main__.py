@@ -119,9 +119,23 @@ def _plan(arguments: Arguments) -> None:
 
 
 def _explain(arguments: Arguments) -> None:
-    from workflow_lib import plan
+    from workflow_lib import explain
 
-    print(plan.explain(arguments.a, arguments.b, WORK))
+    print(explain.explain(arguments.a, arguments.b, WORK))
+
+
+def _accept(arguments: Arguments) -> None:
+    from workflow_lib import decisions
+
+    for run in arguments.runs:
+        print(decisions.accept(run, WORK))
+
+
+def _retrain(arguments: Arguments) -> None:
+    from workflow_lib import decisions
+
+    for run in arguments.runs:
+        print(decisions.retrain(run, WORK, RESULTS_FOLDER))
 
 
 def _trace(arguments: Arguments) -> None:
@@ -313,6 +327,7 @@ RUN: Option = (
     ("--run",),
     {"required": True, "metavar": "RUN", "help": "run id, or a file that points to a run"},
 )
+RUNS: Option = (("runs",), {"nargs": "+", "metavar": "RUN", "help": "run id, or the digest in it"})
 DATA = _path("--data", text="manifest of the preprocessed data")
 MODEL = _path("--model", text="trained weights (safetensors)")
 OUTPUT = _path("--output", text="what to write, last and whole")
@@ -344,12 +359,24 @@ FOR_PEOPLE: tuple[Verb, ...] = (
     ("plan", "show the runs of an experiment and what differs between them", _plan, (CONFIG, SET, PROFILE)),
     (
         "explain",
-        "say which settings make two runs different",
+        "say which settings and which lines of code make two runs different",
         _explain,
         (
             (("a",), {"metavar": "A", "help": "run id or file"}),
-            (("b",), {"metavar": "B", "help": "run id or file"}),
+            (("b",), {"nargs": "?", "metavar": "B", "help": "run id or file (default: A with the code of now)"}),
         ),
+    ),
+    (
+        "accept",
+        "let the finished results of runs stand though their code has changed, on record",
+        _accept,
+        (RUNS,),
+    ),
+    (
+        "retrain",
+        "move what is trained of runs aside, so that the pipeline trains them again",
+        _retrain,
+        (RUNS,),
     ),
     (
         "trace",

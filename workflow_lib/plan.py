@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from workflow_lib import config, files, plugins
 from workflow_lib.config import points
-from workflow_lib.config.checks import name_problem, run_problems
+from workflow_lib.config.checks import run_problems
 from workflow_lib.config.compose import overlay, project_root
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.parts import METRICS, Augment, Data, Model, Optimizer, Schedule, Training
@@ -29,7 +28,8 @@ from workflow_lib.plugins import Section
 STAGES = {"plan": 1, "preprocess": 1, "train": 1, "evaluate": 2, "suggest": 1, "export": 1, "report": 1, "track": 1}
 
 
-def _stages() -> dict[str, int]:
+def stages() -> dict[str, int]:
+    """The numbers of the stages that a run's digest covers."""
     return {name: STAGES[name] for name in ("preprocess", "train")}
 
 
@@ -43,7 +43,7 @@ class RunConfig(Section):
     schedule: Schedule
     training: Training
     augment: Augment
-    stages: dict[str, int] = Field(default_factory=lambda: _stages())
+    stages: dict[str, int] = Field(default_factory=lambda: stages())
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _dump(value: Any) -> Any:
 
 def expand(experiment: Experiment) -> tuple[Run, ...]:
     """The runs of the experiment in the order of the sweep; points with equal settings are one run."""
-    layers, stages = points.Layers(experiment), _stages()
+    layers, numbers = points.Layers(experiment), stages()
     runs: dict[str, Run] = {}
     problems: dict[str, None] = {}
     data_ids: dict[str, str] = {}
@@ -130,13 +130,13 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
         if point:
             found = run_problems(values, experiment.runtime)
             problems.update((f"{where}: {dotted(path)}: {what}", None) for path, what in found)
-        name = digest_text(_identity_text(parts, stages), "run")
+        name = digest_text(_identity_text(parts, numbers), "run")
         if name in runs:
             continue
         data = parts["data"].text
         if data not in data_ids:
             data_ids[data] = data_id(values["data"])
-        run = RunConfig.model_construct(**values, stages=stages)
+        run = RunConfig.model_construct(**values, stages=numbers)
         runs[name] = Run(run_id(experiment.name, point, name), name, run, point, data_ids[data])
     if problems:
         raise ConfigError("\n".join(problems))
@@ -389,86 +389,3 @@ def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
     rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
     rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
     return [head, *aligned(rows)]
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One of two things compared: its settings by dotted name, who set them where that is known, and its runs."""
-
-    title: str
-    settings: dict[str, Any]
-    origins: Origins
-    runs: frozenset[str]
-    study: str | None = None
-
-
-def explain(a: str, b: str, work: Path) -> str:
-    """Which settings differ between two runs or experiment files, who set them, and whether they matter."""
-    one, two = _side(a, work), _side(b, work)
-    names = dict.fromkeys([*one.settings, *two.settings])
-    if not (one.origins.entries and two.origins.entries):
-        names = dict.fromkeys(name for name in names if _is_of_a_run(name))
-    different = [name for name in names if _shown(one, name) != _shown(two, name)]
-    groups = (
-        ("These settings change the result:", [name for name in different if _matters(name)]),
-        ("These change no training:", [name for name in different if not _matters(name)]),
-    )
-    lines = [f"A  {one.title}", f"B  {two.title}", _verdict(one, two)]
-    for head, group in groups:
-        if group:
-            rows = [["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in group)]
-            lines += ["", head, *aligned(rows)]
-    return "\n".join(lines)
-
-
-def _side(ref: str, work: Path) -> _Side:
-    if Path(ref).suffix not in (".yaml", ".yml"):
-        run, name = load_run(ref, work)
-        return _Side(f"{ref}  (run {name})", _flat(run.model_dump(mode="json")), Origins(), frozenset([name]))
-    experiment = config.load([Path(ref)])
-    runs = frozenset(run.digest for run in expand(experiment))
-    settings = _flat({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": _stages()})
-    study = study_id(experiment) if experiment.tune is not None else None
-    return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study)
-
-
-def _verdict(one: _Side, two: _Side) -> str:
-    """How the runs of two sides overlap."""
-    if one.runs == two.runs:
-        text = "The same run" if len(one.runs) == 1 else f"The same {len(one.runs)} runs"
-    elif len(one.runs) == len(two.runs) == 1:
-        text = "Two different runs"
-    else:
-        shared, only, other = len(one.runs & two.runs), len(one.runs - two.runs), len(two.runs - one.runs)
-        text = f"{count(shared, 'run')} in both, {only} only in A, {other} only in B"
-    if one.study != two.study and one.origins.entries and two.origins.entries:
-        text += f"; study of A: {one.study or 'none'}, of B: {two.study or 'none'}"
-    return text
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}" if name else key).items()}
-
-
-def _is_of_a_run(name: str) -> bool:
-    return name.partition(".")[0] in (*points.PARTS, "stages")
-
-
-def _matters(name: str) -> bool:
-    return name.startswith("stages.") or (_is_of_a_run(name) and name_problem(name) is None)
-
-
-def _shown(side: _Side, name: str) -> str:
-    return canonical(side.settings[name]) if name in side.settings else "-"
-
-
-def _difference(one: _Side, two: _Side, name: str) -> list[str]:
-    path = tuple(name.split("."))
-    setters = [
-        f"{letter}: {side.origins.exactly(path) or 'default'}"
-        for letter, side in (("A", one), ("B", two))
-        if side.origins.entries and name in side.settings
-    ]
-    return [f"  {name}", *(textwrap.shorten(_shown(side, name), 40) for side in (one, two)), ", ".join(setters)]

@@ -67,6 +67,7 @@ def trace(path: Path, work: Path) -> str:
         "data": result["data"],
         "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
         "sealed in": trained["sealed"],
+        **({"accepted": accepted_words(trained["accepted"])} if "accepted" in trained else {}),
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),
         "made by": made.get("command", "unknown"),
@@ -76,6 +77,11 @@ def trace(path: Path, work: Path) -> str:
     rows["again"] = rebuild_command(path, made.get("experiment"))
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def accepted_words(record: dict[str, Any]) -> str:
+    """What is told of a result that stands for changed code."""
+    return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 
 def rebuild_command(path: Path, experiment: str | None) -> str:

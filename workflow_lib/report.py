@@ -287,6 +287,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Seque
     import jinja2
     from plotly.offline import get_plotlyjs
 
+    from workflow_lib import provenance
     from workflow_lib.status import duration
 
     environment = jinja2.Environment(
@@ -296,6 +297,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Seque
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"accepted": provenance.accepted_words}
     environment.filters |= {"number": _shown, "setting": _setting, "duration": duration}
     best = runs[0]
     made = best.evaluation["provenance"]

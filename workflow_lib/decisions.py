@@ -1,0 +1,74 @@
+"""What a person decides about a finished run: that it stands for changed code, or that it is trained again."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from pathlib import Path
+
+from workflow_lib import plan, user_code
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json, write_json
+from workflow_lib.launch import find_sealed
+from workflow_lib.runtime.lease import Lease
+from workflow_lib.runtime.workspace import utc_now
+
+
+def accept(ref: str, work: Path) -> str:
+    """The newest finished result of the run stands for the code of now, which is on record; says so in a line."""
+    run, digest = plan.load_run(ref, work)
+    code = user_code.digest(run)
+    accepted = []
+    for data in sorted({path.name[:12] for path in user_code.workspaces(work, digest)}):
+        workspace = user_code.workspace_of(work, digest, data, code)
+        if find_sealed(workspace) is not None:
+            return f"{ref}: finished with the code of now; there is nothing to accept"
+        finished = [found for path in user_code.workspaces(work, digest, data) if (found := find_sealed(path))]
+        if finished:
+            newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
+            record = {
+                "workspace": newest.path.parents[1].name,
+                "code": code,
+                "trained_with": newest.manifest["fingerprint"].get("code"),
+                "by": getpass.getuser(),
+                "time": utc_now(),
+            }
+            write_json(user_code.acceptance_file(workspace), record)
+            accepted.append(newest.path.parents[1])
+    if not accepted:
+        raise UserError(f"{ref}: no finished training to accept in {work / 'runs' / digest}")
+    return f"{ref}: {', '.join(map(str, accepted))} stands for the code of now; the pipeline hands it out untrained"
+
+
+def retrain(ref: str, work: Path, results: Path) -> str:
+    """What the run's training with the code of now has left is moved aside; says where to, and what will run again."""
+    run, digest = plan.load_run(ref, work)
+    code = user_code.digest(run)
+    stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
+    lines = []
+    for data in sorted({path.name[:12] for path in user_code.workspaces(work, digest)}):
+        workspace = user_code.workspace_of(work, digest, data, code)
+        if (record := user_code.acceptance_file(workspace)).exists():
+            record.unlink()
+            lines.append(f"{ref}: what was accepted for the code of now is accepted no more")
+        if workspace.is_dir():
+            with Lease.acquire(workspace, "retrain", timeout_s=60.0):
+                aside = workspace.rename(workspace.with_name(f"{workspace.name}.aside-{stamp}"))
+            lines.append(f"{ref}: its state is now in {aside}; delete it when it is not needed any more")
+    if not lines:
+        raise UserError(f"{ref}: nothing was trained with the code of now, so there is nothing to move aside")
+    for path in _results_of(digest, results):
+        path.rename(path.with_name(f".{path.name}.aside-{stamp}"))
+        lines.append(f"{path} will be made again, with all that follows from it")
+    return "\n".join(lines)
+
+
+def _results_of(digest: str, results: Path) -> Iterator[Path]:
+    """The statements of the run's trainings, which the pipeline makes again once they are gone."""
+    for path in sorted(results.glob("*/runs/*/train.json")):
+        if read_json(path, "digest")["digest"] == digest:
+            yield path
+    for path in sorted(results.glob("*/tune/*/trial-*.json")):
+        if read_json(path, "run")["run"]["digest"] == digest:
+            yield path
