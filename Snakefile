@@ -53,6 +53,8 @@ onstart:
     )
     for run in runs().values():
         plans.freeze(run.config, WORK, run.digest)
+    if experiment.tune:
+        plans.freeze_study(experiment, Path(tuned_pointer()).parent, WORK)
 
 
 onsuccess:

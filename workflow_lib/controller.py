@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from workflow_lib import config, files, plan, plugins
-from workflow_lib.errors import ConfigError, shortened
+from workflow_lib.errors import ConfigError, StateError, shortened
 
 _held: list[TextIO] = []
 
@@ -64,6 +64,21 @@ def refuse_missing_files(sections: Iterable[config.Data | config.Model], where: 
             if not os.path.exists(path):  # False also for a name that no file can have
                 shown = shortened(str(path), 300)
                 raise ConfigError(f"{where}{key}.params.{name}: no such file: {shown} (looked for in {Path.cwd()})")
+
+
+def set_aside_damaged(folder: Path) -> list[str]:
+    """Names the damaged files of the study and of the data in an experiment's results; they are moved aside.
+
+    So the pipeline makes them again.
+    """
+    told = []
+    for path in sorted([*folder.glob("tune/*/*.json"), *folder.glob("data/*.json")]):
+        try:
+            files.read_json(path)
+        except StateError:
+            aside = path.rename(path.with_name(f".{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+            told.append(f"{path} is damaged: it is made again (the damaged file is now {aside})")
+    return told
 
 
 def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[config.Model]:

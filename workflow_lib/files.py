@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import UnionType
@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from workflow_lib.errors import StateError
 
 T = TypeVar("T")
+CHECKSUM = "checksum"  # the key of a file that tells whether the rest of it is whole
 SMALL_BYTES = 1 << 20  # up to here, reading a file costs less than being wrong about it
 REMAKE = "Remove the file and run the pipeline again: it is made anew"
 
@@ -102,6 +103,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_text(value))
 
 
+def write_signed(path: Path, value: Mapping[str, Any]) -> None:
+    """The file holds the value as JSON, and its checksum, which `read_json` compares and leaves out."""
+    write_json(path, {**value, CHECKSUM: _checksum(json.loads(json_text(value)))})
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(compact_json(value), digest_size=16).hexdigest()
+
+
 def json_text(value: Any) -> str:
     """The value as JSON with sorted keys; NaN is refused."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -127,11 +137,13 @@ def decoded(kind: type[T], content: Any) -> T:
 
 
 def read_json(path: Path, *names: str) -> Any:
-    """The value in a JSON file; with names, a mapping that has them. StateError where it is anything else."""
+    """The value in a JSON file; with names, a mapping that has them. StateError where it is damaged or another."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise StateError(f"{path}: not a JSON file ({error}). {REMAKE}") from error
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
+        raise StateError(f"{path}: damaged: its checksum is not that of what it says. {REMAKE}")
     missing = [name for name in names if not isinstance(value, dict) or name not in value]
     if missing:
         raise StateError(f"{path}: has no {', '.join(missing)}. {REMAKE}")

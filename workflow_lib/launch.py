@@ -168,12 +168,12 @@ def _job(
     deadline_minutes: float | None,
     stop_early: StopEarly | None,
 ) -> Job:
-    from workflow_lib.shards import Manifest
+    from workflow_lib import shards
 
     if experiment.runtime.nodes > 1 and not nodes.is_one_of_many():
         nodes.start(experiment.runtime.nodes, experiment.runtime.nproc * experiment.runtime.threads)
     config, digest = _frozen(experiment, run, work)
-    manifest = Manifest.load(data)
+    manifest = shards.ensure(shards.Manifest.load(data), work)
     code = user_code.digest(config)
     samples, batch_size = manifest.splits["train"].samples, config.training.batch_size
     if what := batch_problem(batch_size, samples):

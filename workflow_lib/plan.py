@@ -212,6 +212,15 @@ def freeze(run: RunConfig, work: Path, name: str | None = None) -> Path:
     return path
 
 
+def freeze_study(experiment: Experiment, folder: Path, work: Path) -> None:
+    """The runs that the study's files name are frozen, also where the store was lost since."""
+    for path in [*sorted(folder.glob("suggest-*.json")), *folder.glob("best.json")]:
+        content = files.read_json(path, "run", "params")
+        if not (work / "runs" / content["run"]["digest"] / "config.json").exists():
+            start = base(experiment) if path.name == "best.json" else tuned_base(experiment)
+            freeze(apply(start, content["params"], str(path)), work)
+
+
 def _is_torn(text: str) -> bool:
     try:
         json.loads(text)

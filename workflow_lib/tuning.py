@@ -92,7 +92,7 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
         run=_reference(experiment, params, run),
         thresholds=thresholds(tune, results, run.training.epochs),
     )
-    files.write_json(output, suggestion)
+    files.write_signed(output, suggestion)
     return suggestion
 
 
@@ -148,7 +148,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
         "trials": len(results),
         "run": _reference(experiment, chosen["params"], run),
     }
-    files.write_json(output, answer)
+    files.write_signed(output, answer)
     return answer
 
 
@@ -188,7 +188,7 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
 def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, failure: str | None = None) -> Result:
     """The trial's result, written to the output."""
     answer = result(suggestion, history, failure)
-    files.write_json(output, answer)
+    files.write_signed(output, answer)
     return answer
 
 

@@ -94,13 +94,22 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     assert (manifest.spec.input_shape, manifest.spec.outputs, manifest.dtype) == ((1, 8, 8), 10, "uint8")
 
 
+def unsigned(text: str) -> dict[str, Any]:
+    """What a file says, without its checksum."""
+    content: dict[str, Any] = json.loads(text)
+    del content["checksum"]
+    return content
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: "", "not a manifest"),
-        (lambda text: text[:-100], "not a manifest"),
-        (lambda text: text.replace('"scale": 16.0', '"scale": 17.0'), "its digest is not"),
-        (lambda text: json.dumps(json.loads(text) | {"mean": [0.5]}), "its digest is not"),
+        (lambda text: "", "not a JSON file"),
+        (lambda text: text[:-100], "not a JSON file"),
+        (lambda text: "{}", "not a manifest"),
+        (lambda text: text.replace('"scale": 16.0', '"scale": 17.0'), "damaged: its checksum is not"),
+        (lambda text: text.replace('"classes": [\n    "0"', '"classes": [\n    "8"'), "damaged: its checksum is not"),
+        (lambda text: json.dumps(unsigned(text) | {"mean": [0.5]}), "its digest is not"),
     ],
 )
 def test_a_manifest_that_was_changed_is_refused(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def linked(store: Path) -> Path:
     for shard in store.glob("*.safetensors"):
         os.link(shard, other / shard.name)
     manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["checksum"]
     (other / "manifest.json").write_text(json.dumps(manifest | {"digest": "f" * 32}))
     return other
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from workflow_lib.config.parts import Data, Model
 from workflow_lib.config.problems import messages
 from workflow_lib.config.sections import Experiment
 from workflow_lib.config.template import schema, template
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plugins import Section
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Data",
@@ -39,9 +43,16 @@ def load(paths: Sequence[Path], overrides: Sequence[str] = (), *, root: Path | N
     """The experiment of the files, later ones on top, then the overrides; a ConfigError has all problems."""
     if not paths:
         raise ConfigError("no experiment file given")
-    source = read(Path(paths[0]))
-    for path in paths[1:]:
-        source = merge(source, read(Path(path)))
+    sources = [read(Path(path)) for path in paths]
+    for path, one in zip(paths, sources, strict=True):
+        if _is_frozen(Path(path)) and digest(one.values, "experiment") != Path(path).stem:
+            raise StateError(
+                f"{path}: damaged: not the experiment that was frozen under this name. Start the pipeline again with "
+                f"the experiment's own file: it is frozen anew"
+            )
+    source = sources[0]
+    for one in sources[1:]:
+        source = merge(source, one)
     for override in compose.overrides(overrides):
         source = merge(source, override)
     return validate(source, root or project_root())
@@ -63,6 +74,14 @@ def snapshot(experiment: Experiment, work: Path) -> Path:
     """The file work/experiments/<digest>.json with every setting; `load` gives the experiment back."""
     values = experiment.model_dump(mode="json")
     path = work / "experiments" / f"{digest(values, 'experiment')}.json"
-    if not path.exists():
-        files.write_json(path, values)
+    text = files.json_text(values)
+    if not path.exists() or path.read_bytes() != text.encode():
+        if path.exists():
+            logger.warning("%s was damaged, and is written again", path)
+        files.write_atomic(path, text)
     return path
+
+
+def _is_frozen(path: Path) -> bool:
+    """Whether the file has the name that `snapshot` gives, which is the digest of its content."""
+    return path.parent.name == "experiments" and re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None

@@ -116,7 +116,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
     from safetensors.torch import load_file
 
     config, digest = plan.load_run(run, work)
-    manifest = shards.Manifest.load(data)
+    manifest = shards.ensure(shards.Manifest.load(data), work)
     trained = outputs.trained(model, work)
     if (trained["digest"], trained["data"]) != (digest, manifest.digest):
         raise UserError(

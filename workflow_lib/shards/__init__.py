@@ -15,7 +15,7 @@ loading       samples ready for a model, batch by batch
 
 from workflow_lib.shards.loading import Batch, MappedSplit, Split, load_split, map_split, normalise
 from workflow_lib.shards.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
-from workflow_lib.shards.preparation import prepare, preprocess
+from workflow_lib.shards.preparation import ensure, prepare, preprocess
 from workflow_lib.shards.source import Feature, Source, SourceFile, content_digest, first_true, from_arrays
 from workflow_lib.shards.splits import Part, assign, grouped_split, stratified_split
 from workflow_lib.shards.statistics import Moments, exact_sum
@@ -39,6 +39,7 @@ __all__ = [
     "Stored",
     "assign",
     "content_digest",
+    "ensure",
     "exact_sum",
     "first_true",
     "from_arrays",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from workflow_lib import config
-from workflow_lib.errors import DataError
-from workflow_lib.files import write_json
+from workflow_lib.errors import DataError, StateError
+from workflow_lib.files import read_json, write_signed
 from workflow_lib.plugins import Section, Task
 from workflow_lib.shards.source import Feature
 
@@ -95,9 +96,11 @@ class Manifest(Section):
     def load(cls, path: Path) -> Manifest:
         """The manifest in a file; its digest is checked."""
         try:
-            manifest = cls.model_validate_json(path.read_bytes())
+            manifest = cls.model_validate_json(json.dumps(read_json(path)))
         except FileNotFoundError as error:
             raise DataError(f"{path}: no manifest; {MEND}") from error
+        except StateError as error:
+            raise DataError(f"{error}; or {MEND}") from error
         except ValidationError as error:
             raise DataError(f"{path}: not a manifest of this version; {MEND}") from error
         if manifest.digest != manifest.content_digest():
@@ -106,7 +109,7 @@ class Manifest(Section):
 
     def save(self, path: Path) -> None:
         """The file holds the manifest, whole."""
-        write_json(path, self.model_dump(mode="json"))
+        write_signed(path, self.model_dump(mode="json"))
 
     def content_digest(self) -> str:
         """The digest of what a training can see: no path, no shard, no name."""

@@ -55,6 +55,23 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path, threads: int = 
         return _stored(data, source, plugin, root, work, threads)
 
 
+def ensure(manifest: Manifest, work: Path) -> Manifest:
+    """The manifest, with its folder of shards in the store: one that was lost is made again from the sources.
+
+    Raises DataError where the sources, or the code of the data set, now give other data.
+    """
+    if (work / "data" / manifest.store).is_dir():
+        return manifest
+    log.warning("the shards of data %s are lost, and are made again", manifest.digest[:12])
+    made = prepare(manifest.data, Path.cwd(), work)
+    if made.digest != manifest.digest:
+        raise DataError(
+            f"the shards of data {manifest.digest[:12]} are lost, and its sources now give other data "
+            f"({made.digest[:12]}): run preprocess again (snakemake --forcerun preprocess)"
+        )
+    return made
+
+
 @contextmanager
 def _opened(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Source]:
     """The source, until the block ends; what its code raises or gives in vain is told with the data set's name."""
