@@ -246,3 +246,9 @@ def tell_what_failed():
         for job in workflow.scheduler.failed
     )
     print(controller.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)
+    if workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
+        shell(
+            f"exec python -m workflow_lib report --incomplete --results {RESULTS} --plan {RESULTS}/plan.json"
+            f" --output {RESULTS}/report.html || true"
+        )
+        print(f"everstep: what there is, is reported in {RESULTS}/report.html", file=sys.stderr)

@@ -284,7 +284,8 @@ def _report(arguments: Arguments) -> None:
     from workflow_lib import plan, report
 
     runs = plan.reported_runs(arguments.plan)
-    report.report(_experiment(arguments), arguments.results, runs, WORK, arguments.output)
+    make = report.report_unfinished if arguments.incomplete else report.report
+    make(_experiment(arguments), arguments.results, runs, WORK, arguments.output)
 
 
 def _summary(arguments: Arguments) -> None:
@@ -462,7 +463,13 @@ FOR_RULES: tuple[Verb, ...] = (
         "report",
         "write the report of an experiment",
         _report,
-        (EXPERIMENT, RESULTS, _path("--plan", text="plan of the experiment"), OUTPUT),
+        (
+            EXPERIMENT,
+            RESULTS,
+            _path("--plan", text="plan of the experiment"),
+            OUTPUT,
+            (("--incomplete",), {"action": "store_true", "help": "of whatever there is, where a run lacks a result"}),
+        ),
     ),
     ("summary", "print the best run, its metrics and what to type next", _summary, (RESULTS,)),
 )

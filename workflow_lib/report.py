@@ -19,9 +19,10 @@ from workflow_lib import accounting
 from workflow_lib.accounting import Account
 from workflow_lib.errors import DataError, UserError
 from workflow_lib.files import read_json, write_atomic
-from workflow_lib.results import METRICS, Row, RunResults, load_results
+from workflow_lib.results import METRICS, Row, RunResults, Unfinished, load_results, unfinished
 
 if TYPE_CHECKING:
+    import jinja2
     import numpy as np
     import plotly.graph_objects as go
 
@@ -46,14 +47,22 @@ MOST_PIXELS = 96  # a side of each
 BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
 
 
-def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:
-    """The page is in `output` and the table of runs beside it in runs.csv, best run first."""
+def report(
+    experiment: Experiment,
+    results: Path,
+    runs: Sequence[str],
+    work: Path,
+    output: Path,
+    missing: Sequence[Unfinished] = (),
+) -> None:
+    """The page is in `output` and the table of runs beside it in runs.csv, best run first, those `missing` last."""
     found = load_results(experiment, results, runs, work)
-    table = [run.row() for run in found]
+    table = [run.row() for run in found] + [run.row() for run in missing]
     page = _render(
         title=experiment.report.title or experiment.name,
         experiment=experiment,
         runs=found,
+        missing=missing,
         predictions=_predictions(found[0], results),
         augmentation=_augmentation(found[0], results, work),
         headings=_headings(found[0].settings),
@@ -66,13 +75,39 @@ def report(experiment: Experiment, results: Path, runs: Sequence[str], work: Pat
     logger.info("%d runs are reported in %s", len(found), output)
 
 
+def report_unfinished(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:
+    """The same page and table of whatever there is, marked incomplete, with a reason for each run that has no result.
+
+    Where no run lacks anything, a page that was written before stays as it is.
+    """
+    missing = unfinished(results, runs)
+    if not missing:
+        return
+    names = {one.name for one in missing}
+    done = [name for name in runs if name not in names]
+    if done:
+        report(experiment, results, done, work, output, missing)
+        return
+    title = experiment.report.title or experiment.name
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    page = (
+        _templates()
+        .get_template("unfinished.html")
+        .render(title=title, experiment=experiment, missing=missing, total=len(runs), style=style)
+    )
+    write_atomic(output.with_name("runs.csv"), _csv([one.row() for one in missing]))
+    write_atomic(output, page)
+
+
 def summary(results: Path) -> str:
     """Best run, its metrics, where the report is and what to type next."""
     table = results / "runs.csv"
     if not table.exists():
         raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
     with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if not row.get("state")]
+    if not rows:
+        raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
     best = rows[0]
     labels = next(names for names in reversed(METRICS.values()) if best.get(next(iter(names))))
     low, high = (best[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
@@ -97,8 +132,8 @@ def _spent(experiment: Experiment, results: Path, runs: Sequence[RunResults], wo
 
     rows = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
     lines = list(rows.values())[::-1]
-    if experiment.tune is not None:
-        data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment))}.json"
+    data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment) if experiment.tune else experiment)}.json"
+    if experiment.tune is not None and data.exists():
         folder = results / "tune" / plan.study_id(experiment)
         digests = {read_json(path)["run"]["digest"] for path in folder.glob("suggest-*.json")} - rows.keys()
         manifest = read_json(data)["digest"]
@@ -129,13 +164,15 @@ def _short(text: str) -> str:
 
 
 def _study(experiment: Experiment, results: Path) -> Row | None:
-    """Trials, figures and best point of the study; None without one."""
-    if experiment.tune is None:
+    """Trials, figures and best point of the study; None without one, or before it has a best point."""
+    from workflow_lib import plan
+
+    if experiment.tune is None or not (results / "tune" / plan.study_id(experiment) / "best.json").exists():
         return None
     import optuna
     from optuna import visualization
 
-    from workflow_lib import plan, tuning
+    from workflow_lib import tuning
 
     folder = results / "tune" / plan.study_id(experiment)
     study, metric = tuning.load_study(experiment, folder), plan.study_metric(experiment)
@@ -282,10 +319,9 @@ def _errors(name: str, label: str, true: Sequence[float], predicted: Sequence[fl
     return {"name": name, "label": label, "data": [bars], "layout": {**axes, "showlegend": False, "bargap": 0}}
 
 
-def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Sequence[Row], **values: Any) -> str:
-    """The page. What people wrote is escaped: as text by the template, as data by `_script_json`."""
+def _templates() -> jinja2.Environment:
+    """The templates of the pages."""
     import jinja2
-    from plotly.offline import get_plotlyjs
 
     from workflow_lib import provenance
     from workflow_lib.status import duration
@@ -299,31 +335,42 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Seque
     )
     environment.filters |= {"accepted": provenance.accepted_words}
     environment.filters |= {"number": _shown, "setting": _setting, "duration": duration}
+    return environment
+
+
+def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Sequence[Row], **values: Any) -> str:
+    """The page. What people wrote is escaped: as text by the template, as data by `_script_json`."""
+    from plotly.offline import get_plotlyjs
+
     best = runs[0]
     made = best.evaluation["provenance"]
     figures = [*predictions, *(study["figures"] if study else [])]
     second = SECOND_CURVE[best.task]
     data = {"curves": [_curve(run, second) for run in runs], "second": second, "figures": figures}
     is_classification = best.task == "classification"
-    return environment.get_template("report.html").render(
-        runs=runs,
-        best=best,
-        metrics={
-            name: label for task in dict.fromkeys(run.task for run in runs) for name, label in METRICS[task].items()
-        },
-        chapter=CHAPTER[best.task],
-        second={"accuracy": "Accuracy", "mae": "Mean absolute error"}[second],
-        matrix=_matrix(best.evaluation) if is_classification else None,
-        confused=_confused(best.evaluation) if is_classification else [],
-        predictions=predictions,
-        study=study,
-        code=made["code"],
-        machine=_flat(made["environment"]),
-        data=_script_json(data),
-        plotly=get_plotlyjs(),
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        **values,
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            best=best,
+            metrics={
+                name: label for task in dict.fromkeys(run.task for run in runs) for name, label in METRICS[task].items()
+            },
+            chapter=CHAPTER[best.task],
+            second={"accuracy": "Accuracy", "mae": "Mean absolute error"}[second],
+            matrix=_matrix(best.evaluation) if is_classification else None,
+            confused=_confused(best.evaluation) if is_classification else [],
+            predictions=predictions,
+            study=study,
+            code=made["code"],
+            machine=_flat(made["environment"]),
+            data=_script_json(data),
+            plotly=get_plotlyjs(),
+            style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+            script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+            **values,
+        )
     )
 
 

@@ -23,6 +23,12 @@ METRICS = {
     "language": {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
 }
 
+STEPS = {
+    "train": ("train.json", "not trained"),
+    "evaluate": ("evaluation.json", "not evaluated"),
+    "export": ("export.json", "not exported"),
+}
+
 Row = dict[str, Any]
 
 
@@ -107,6 +113,36 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
             )
         )
     return sorted(found, key=RunResults.rank)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without results: the first of them that it lacks, and what the log of that step says last."""
+
+    name: str
+    state: str
+    reason: str
+
+    def row(self) -> Row:
+        """The run's line in the table of runs."""
+        return {"name": self.name, "state": self.state, "reason": self.reason}
+
+
+def unfinished(results: Path, runs: Sequence[str]) -> list[Unfinished]:
+    """The runs that lack a result, with the reason."""
+    found = []
+    for name in runs:
+        for step, (file, state) in STEPS.items():
+            if not (results / "runs" / name / file).exists():
+                log = Path("logs", step, results.name, f"{name}.log")
+                found.append(Unfinished(name, state, _last_line(log) or "not begun"))
+                break
+    return found
+
+
+def _last_line(log: Path) -> str | None:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
 
 
 def account_of(train: Row, work: Path) -> Account:

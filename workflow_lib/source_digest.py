@@ -41,13 +41,22 @@ def read(name: Name, path: Path) -> Code:
     return Code(hasher.hexdigest(), {name: text.decode(errors="replace") for name, text in modules.texts.items()})
 
 
+def of_text(text: bytes) -> str:
+    """The digest of what a module does by itself, whatever it imports: 32 hex digits."""
+    tree = _parsed(text)
+    dumped = text if tree is None else _Modules("alone", Path("/alone.py"), ()).dump(tree, "").encode()
+    return hashlib.blake2b(dumped, digest_size=16).hexdigest()
+
+
 class _Modules:
     """Modules in the order in which imports lead to them."""
 
-    def __init__(self, name: Name, path: Path) -> None:
+    def __init__(self, name: Name, path: Path, roots: Sequence[Path] | None = None) -> None:
         self._top = name.partition(".")[0]
-        root = path.absolute().parents[name.count(".") + (path.name == "__init__.py")]
-        self._roots = tuple(dict.fromkeys((root, Path.cwd())))
+        if roots is None:
+            root = path.absolute().parents[name.count(".") + (path.name == "__init__.py")]
+            roots = tuple(dict.fromkeys((root, Path.cwd())))
+        self._roots = roots
         self._numbers: dict[Name, int] = {name: 0}
         self._paths = {name: path}
         self._pending = [name]
@@ -62,7 +71,7 @@ class _Modules:
             tree = _parsed(text)
             inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
             try:
-                yield text if tree is None else self._dump(tree, inside).encode()
+                yield text if tree is None else self.dump(tree, inside).encode()
             except RecursionError:  # nested too deeply
                 yield text
 
@@ -101,10 +110,10 @@ class _Modules:
             return name
         return "".join([*self._number_packages(name), own or "#"])
 
-    def _dump(self, value: Any, inside: Name) -> str:
+    def dump(self, value: Any, inside: Name) -> str:
         """One text for equal trees, whatever version of Python parsed them."""
         if isinstance(value, list):
-            return f"[{','.join(self._dump(item, inside) for item in value)}]"
+            return f"[{','.join(self.dump(item, inside) for item in value)}]"
         if not isinstance(value, ast.AST):
             return hex(value) if type(value) is int else ascii(value)
         if isinstance(value, ast.Import):
@@ -112,19 +121,20 @@ class _Modules:
         if isinstance(value, ast.ImportFrom):
             return self._dump_from(value, inside)
         if isinstance(value, ast.Constant):
-            return f"Constant({self._dump(value.value, inside)})"
+            return f"Constant({self.dump(value.value, inside)})"
         fields = []
         for name, item in ast.iter_fields(value):
             kept = _without_idle(value, item) if isinstance(item, list) else item
             if kept is not None and kept != [] and name not in IGNORED:
-                fields.append(f"{name}={self._dump(kept, inside)}")
+                fields.append(f"{name}={self.dump(kept, inside)}")
         return f"{type(value).__name__}{self._dynamic(value, inside)}({','.join(fields)})"
 
     def _dump_from(self, node: ast.ImportFrom, inside: Name) -> str:
         try:
             base = resolve_name("." * node.level + (node.module or ""), inside)
         except ImportError:  # beyond the top: importing it says so
-            return f"from {'.' * node.level}{node.module}"
+            told = ",".join(f"{one.name} as {one.asname or one.name}" for one in node.names)
+            return f"from {'.' * node.level}{node.module} import {told}"
         names = []
         for one in node.names:
             number = self._imported(inner) if self._find(inner := f"{base}.{one.name}") else None

@@ -1,0 +1,117 @@
+"""Which sources decide the results of each stage, and the record that a change of them was weighed.
+
+`scripts/stages` writes the record: for each stage its number, and the digest of each of its sources. Whoever changes a
+source either raises the number of its stages in `workflow_lib/plan.py`, where results come out differently, or says by
+running the command that they do not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from workflow_lib import source_digest
+from workflow_lib.files import file_digest, json_text
+from workflow_lib.plan import STAGES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "workflow_lib"
+RECORD = Path(__file__).parent / "recorded" / "stages.json"
+
+DATA = ("data/*", "shards/*", "checksums.py")
+TRAINING = (
+    "training/*",
+    "parallel/*",
+    "models/*",
+    "rank.py",
+    "orchestrator.py",
+    "saver.py",
+    "slab.py",
+    "checkpoint.py",
+    "tensorfile.py",
+    "runtime/seed.py",
+    "runtime/device.py",
+    "runtime/ranks.py",
+)
+SOURCES: dict[str, tuple[str, ...]] = {
+    "plan": ("plan.py", "config/*"),
+    "preprocess": DATA,
+    "train": (*TRAINING, "shards/loading.py", "shards/ahead.py", "outputs.py"),
+    "evaluate": ("evaluation/*", "models/*", "shards/loading.py"),
+    "suggest": ("tuning.py",),
+    "export": ("export.py", "models/*", "shards/loading.py"),
+    "report": ("report.py", "results.py", "accounting.py", "templates/*"),
+    "track": ("tracking.py",),
+}
+# What moves, shows, watches or plans, and decides no number of a result.
+NEUTRAL = (
+    "__init__.py",
+    "__main__.py",
+    "budget/*",
+    "cleaning.py",
+    "controller.py",
+    "decisions.py",
+    "errors.py",
+    "explain.py",
+    "faults.py",
+    "files.py",
+    "launch.py",
+    "plugins.py",
+    "prove.py",
+    "provenance.py",
+    "runtime/*",
+    "source_digest.py",
+    "status.py",
+    "user_code.py",
+)
+
+Record = dict[str, dict[str, int | dict[str, str]]]
+
+
+def sources(patterns: tuple[str, ...]) -> list[Path]:
+    """The files of the package that the patterns name."""
+    found = {path for pattern in patterns for path in PACKAGE.glob(pattern) if path.is_file() and path.suffix != ".pyc"}
+    return sorted(found)
+
+
+def current() -> Record:
+    """The number of each stage, and the digest of what each of its sources does, as they are now."""
+    return {
+        stage: {
+            "number": STAGES[stage],
+            "sources": {str(path.relative_to(PACKAGE)): _digest(path) for path in sources(SOURCES[stage])},
+        }
+        for stage in STAGES
+    }
+
+
+def _digest(path: Path) -> str:
+    """Of what a module does by itself: comments, docstrings and formatting do not count."""
+    return source_digest.of_text(path.read_bytes()) if path.suffix == ".py" else file_digest(path)
+
+
+def recorded() -> Record:
+    """What was recorded."""
+    record: Record = json.loads(RECORD.read_text())
+    return record
+
+
+def unweighed(now: Record, before: Record) -> list[str]:
+    """The sources that changed while the number of their stage did not, and was not said to stay."""
+    changed = []
+    for stage, entry in now.items():
+        old = before.get(stage, {"number": None, "sources": {}})
+        if entry["number"] == old["number"]:
+            ours, theirs = entry["sources"], old["sources"]
+            assert isinstance(ours, dict) and isinstance(theirs, dict)
+            names = sorted(ours.keys() | theirs.keys())
+            changed += [f"{stage}: {name}" for name in names if ours.get(name) != theirs.get(name)]
+        else:
+            changed.append(f"{stage}: its number is {entry['number']}, recorded is {old['number']}")
+    return changed
+
+
+if __name__ == "__main__":
+    for line in unweighed(current(), recorded() if RECORD.exists() else {}):
+        print(f"recorded  {line}")
+    RECORD.write_text(json_text(current()))

@@ -1,0 +1,46 @@
+"""A report is made of whatever there is: a run that failed or diverged is a row with its reason."""
+
+from __future__ import annotations
+
+import csv
+
+from tests.workflow.conftest import Project
+
+TWO = """\
+name: tiny
+training: {epochs: 2}
+evaluate: {bootstrap: 20}
+export: {batch_sizes: [1, 2]}
+sweep: {grid: {optimizer.lr: [0.01, 1.0e+30]}}
+"""
+
+
+def rows(project: Project) -> list[dict[str, str]]:
+    with (project.folder / "results/tiny/runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_with_a_run_that_diverges_has_a_report(project: Project) -> None:
+    project.write(TWO)
+    outcome = project.run()
+    assert outcome.code != 0 and "results/tiny/report.html" in outcome.output
+    done, failed = rows(project)
+    assert done["accuracy"] and not done["state"]
+    assert failed["state"] == "not trained" and "the training diverged" in failed["reason"] and "lr1e" in failed["name"]
+    page = (project.folder / "results/tiny/report.html").read_text()
+    assert "Incomplete: 1 of 2 runs has no result" in page and failed["name"] in page and "report (incomplete)" in page
+    assert "best run" in project.everstep("summary", "--results", "results/tiny").stdout
+    project.edit("config/tiny.yaml", "1.0e+30", "0.02")
+    project.make()
+    page = (project.folder / "results/tiny/report.html").read_text()
+    assert len(rows(project)) == 2 and "state" not in rows(project)[0] and "Incomplete" not in page
+
+
+def test_an_experiment_of_which_nothing_came_has_a_report_of_the_reasons(project: Project) -> None:
+    project.write(TWO.replace("0.01, ", ""))
+    assert project.run().code != 0
+    (failed,) = rows(project)
+    assert "the training diverged" in failed["reason"]
+    assert "Incomplete: 1 of 1 runs has no result" in (project.folder / "results/tiny/report.html").read_text()
+    shown = project.everstep("summary", "--results", "results/tiny")
+    assert shown.returncode == 2 and "no run of the experiment has a result" in shown.stderr
