@@ -31,6 +31,7 @@ TRAINING = (
     "tensorfile.py",
     "runtime/seed.py",
     "runtime/device.py",
+    "runtime/telemetry.py",
     "runtime/ranks.py",
 )
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ NEUTRAL = (
     "explain.py",
     "faults.py",
     "files.py",
+    "forking.py",
     "launch.py",
     "plugins.py",
     "prove.py",
