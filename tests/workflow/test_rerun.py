@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,11 @@ def test_a_changed_data_file_is_new_data(project: Project) -> None:
     np.savez(path, train_images=images[::-1], train_labels=labels)
     assert {rule for rule, _ in project.make("--until", "train").jobs} == {"preprocess", "train"}
     assert len(attempts(project)) == 2
+    older = project.folder / "older.npz"
+    np.savez(older, train_images=images[::2].repeat(2, 0), train_labels=labels)
+    os.utime(older, (1.6e9, 1.6e9))  # as a file is that was downloaded or unpacked
+    older.rename(path)
+    assert {rule for rule, _ in project.plan("--until", "train")} == {"preprocess", "train"}
 
 
 def test_changed_code_of_a_data_set_makes_its_data_again(project: Project) -> None:
