@@ -93,6 +93,20 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
     assert (ours["low"], ours["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
+@pytest.mark.parametrize(("right", "samples"), [(True, 36), (False, 36), (True, 3)])
+def test_a_proportion_of_none_or_all_has_the_exact_interval(right: bool, samples: int) -> None:
+    """Drawing again would give an interval of no width, however few samples there are."""
+    from scipy.stats import binomtest
+
+    targets = np.arange(samples) % 2
+    logits = np.eye(2, dtype=np.float32)[targets if right else 1 - targets] * 9
+    measured = classification.measure(logits, targets, ["a", "b"], Resampling(50, 0.95, 0))["metrics"]["accuracy"]
+    expected = binomtest(samples * right, samples).proportion_ci(0.95, method="exact")
+    assert (measured["low"], measured["high"]) == pytest.approx((expected.low, expected.high))
+    none = classification.measure(logits, targets, ["a", "b"], Resampling(0, 0.95, 0))["metrics"]["accuracy"]
+    assert none["low"] is None
+
+
 def test_equal_seeds_give_equal_intervals_and_other_seeds_others() -> None:
     logits, targets = guesses(100, CLASSES)
     one, again, other = (measure(logits, targets, 300, seed)["metrics"] for seed in (0, 0, 1))

@@ -13,6 +13,8 @@ import numpy as np
 
 WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
 
+PROPORTIONS = {"accuracy"}
+
 Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -49,13 +51,27 @@ def intervals(
     reasons: dict[str, str] | None = None,
     lacking: str = "lack a class",
 ) -> dict[str, dict[str, Any]]:
-    """Each metric with its percentile interval; `reasons` say which have no value, `lacking` why a resample may not."""
+    """Each metric with its percentile interval; `reasons` say which have no value, `lacking` why a resample may not.
+
+    A proportion of 0 or 1 is the same in every resample: its interval is the exact one.
+    """
     point = scores(np.ones((samples, 1), dtype=np.int32))
     resampled = drawn(scores, samples, how)
-    return {
+    found = {
         name: _interval(values[0], resampled[name], how.confidence, (reasons or {}).get(name), lacking)
         for name, values in point.items()
     }
+    for name in PROPORTIONS & found.keys() if how.resamples else ():
+        if found[name]["value"] in (0.0, 1.0):
+            found[name] |= exact(found[name]["value"], samples, how.confidence)
+    return found
+
+
+def exact(proportion: float, samples: int, confidence: float) -> dict[str, Any]:
+    """Low and high of a proportion of 0 or 1 by Clopper and Pearson (1934), where drawing again gives no interval."""
+    least = ((1 - confidence) / 2) ** (1 / samples)
+    low, high = (least, 1.0) if proportion else (0.0, 1.0 - least)
+    return {"low": low, "high": high, "method": "exact (Clopper-Pearson)"}
 
 
 def _interval(value: float, values: np.ndarray, confidence: float, reason: str | None, lacking: str) -> dict[str, Any]:
