@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.workflow.conftest import Job, Project
+from workflow_lib.plan import STAGES
 
 SWEEP = "[[8], [16]]"
 OF_A_RUN = ("train", "evaluate", "export")
@@ -153,7 +154,8 @@ def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
 
 def test_a_bumped_evaluation_stage_redoes_it_and_what_follows(finished: Project) -> None:
     runs = [*runs_of(finished), "tuned"]
-    finished.edit("workflow_lib/plan.py", '"evaluate": 1', '"evaluate": 2')
+    number = STAGES["evaluate"]
+    finished.edit("workflow_lib/plan.py", f'"evaluate": {number}', f'"evaluate": {number + 1}')
     assert finished.plan() == {(r, run) for r in ("evaluate", "export") for run in runs} | {("report", None)}
 
 
