@@ -33,7 +33,7 @@ def test_a_sweep_with_a_run_that_diverges_has_a_report(project: Project) -> None
     project.edit("config/tiny.yaml", "1.0e+30", "0.02")
     project.make()
     page = (project.folder / "results/tiny/report.html").read_text()
-    assert len(rows(project)) == 2 and "state" not in rows(project)[0] and "Incomplete" not in page
+    assert len(rows(project)) == 2 and "state" not in rows(project)[0] and "incomplete-title" not in page
 
 
 def test_an_experiment_of_which_nothing_came_has_a_report_of_the_reasons(project: Project) -> None:
