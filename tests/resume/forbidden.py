@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from workflow_lib.orchestrator import RootOrchestrator, Services
-from workflow_lib.runtime import device
+from workflow_lib.runtime import device, device_lease, gpus
 
 TOUCHED = Path("touched.txt")
 GPUS = 4
@@ -51,6 +51,8 @@ def _imitate(count_by_nvml: int) -> None:
     cuda: Any = torch.cuda
     cuda._is_compiled = torch.backends.cuda.is_built = lambda: True  # type: ignore[assignment]
     cuda._device_count_nvml = lambda: count_by_nvml
+    gpus.installed = lambda: [gpus.Gpu(f"GPU-{number}") for number in range(GPUS)]
+    device_lease.FOLDER = Path("leases").absolute()
     begin = RootOrchestrator.__init__
 
     def on_cpu(self: RootOrchestrator, *given: Any) -> None:
