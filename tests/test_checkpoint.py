@@ -497,6 +497,13 @@ def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memor
     assert read < header
 
 
+def test_a_shape_that_no_tensor_can_have_is_an_error_of_the_header() -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}}).encode()
+    content = len(header).to_bytes(8, "little") + header
+    with pytest.raises(ValueError, match="header is damaged"):
+        tensorfile.read(io.BytesIO(content), len(content))
+
+
 @pytest.mark.parametrize("end", [0, 4, 20, -1])
 def test_a_file_of_tensors_that_ends_early_is_an_error(end: int) -> None:
     content = b"".join(map(bytes, tensorfile.written("g", {"a": torch.arange(6.0)})))[:end]

@@ -381,6 +381,8 @@ import torch
 torch.backends.fp32_precision = "tf32"
 torch.backends.cudnn.conv.fp32_precision = "tf32"
 from workflow_lib.orchestrator import set_precision
+from workflow_lib.runtime.telemetry import _cuda_switches
+_cuda_switches()
 set_precision({precision!r})
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,
       torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)

@@ -285,3 +285,14 @@ def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> 
     assert kept() is not None
     mine.wait()
     assert kept() is None
+
+
+def test_memory_that_was_pinned_is_given_back_as_it_was(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA would take whatever memory comes to that address for pinned."""
+    unpinned: list[int] = []
+    monkeypatch.setattr(Runtime, "cudaHostUnregister", lambda self, pointer: unpinned.append(pointer))
+    memory = slab.Slab(GPU)
+    memory.reserve(groups(1.0))
+    pointer = memory._memory.data_ptr()
+    del memory
+    assert unpinned == [pointer]

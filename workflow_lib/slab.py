@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 
@@ -24,6 +25,10 @@ class Slab:
         self.is_pinned = False
         self._device = device
         self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the end of the process CUDA may be gone already
+            self._unpin()  # else CUDA takes whatever memory comes to that address for pinned
 
     def reserve(self, tensors: Groups) -> None:
         """There is room for tensors of these shapes and types, wherever they are."""

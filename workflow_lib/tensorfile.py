@@ -75,7 +75,7 @@ def read(file: Source, size: int) -> dict[str, torch.Tensor]:
             if file.readinto(bytes_of(tensors[name])) != stop - start:
                 raise ValueError(f"the file ended while {name} was read")
             end = stop
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, RuntimeError, OverflowError) as error:
         raise ValueError(f"the header is damaged: {error!r}") from error
     if end != left:
         raise ValueError(f"{left - end} bytes belong to no tensor")

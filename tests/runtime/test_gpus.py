@@ -102,9 +102,13 @@ def test_entries_are_kept_as_they_were_written(nvidia_smi: Install) -> None:
     assert list(gpus.visible({})) == ["0", "1"]
 
 
-def test_a_driver_that_does_not_answer_has_no_gpus(nvidia_smi: Install) -> None:
-    nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", code=9)
+def test_an_nvidia_smi_that_fails_is_as_good_as_none(nvidia_smi: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image may bring it without the library that it asks: the device files are counted."""
+    nvidia_smi("Failed to initialize NVML: Unknown Error\n", code=18)
+    monkeypatch.setattr(gpus, "device_files", list)
     assert gpus.count() == 0
+    monkeypatch.setattr(gpus, "device_files", lambda: ["/dev/nvidia0"])
+    assert gpus.count() == 1
 
 
 def test_a_variable_that_hides_every_gpu_needs_no_answer(nvidia_smi: Install) -> None:

@@ -83,6 +83,12 @@ def test_a_slice_of_a_gpu_is_another_device(on_gpu: Imitate) -> None:
     assert on_gpu() != on_gpu(total_memory=18 << 30)
 
 
+def test_another_cudnn_has_other_kernels(on_gpu: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = on_gpu()
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert on_gpu() != before
+
+
 def test_the_layout_of_ranks_counts_on_gpus_and_not_on_cpus(on_gpu: Imitate) -> None:
     """NCCL's order of sums follows the topology, gloo's the ranks' numbers."""
     assert on_gpu(nodes=1, nproc=8) != on_gpu(nodes=2, nproc=4)

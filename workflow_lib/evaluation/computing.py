@@ -62,7 +62,7 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
             tell = logger.debug if name == "auto" else logger.info
             lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", tell=tell)
             (leased,) = held.enter_context(lease)
-        except TryAgain:
+        except (TryAgain, ConfigError):
             if name != "auto":
                 raise
             logger.info("every GPU is in use: evaluating on the CPU")

@@ -80,10 +80,10 @@ def installed() -> list[Gpu]:
     """Every GPU that the driver shows, whatever CUDA_VISIBLE_DEVICES says, in the order of PCI addresses."""
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=True
         ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return [Gpu("") for path in Path("/dev").glob("nvidia*") if re.fullmatch("nvidia[0-9]+", path.name)]
+    except (OSError, subprocess.SubprocessError):  # it is not here, or not with the library that it needs
+        return [Gpu("") for _ in device_files()]
     gpus: list[Gpu] = []
     for line in answer.splitlines():
         if match := re.match(r"GPU \d+: .*\(UUID: ([^)]+)\)", line):
@@ -91,6 +91,11 @@ def installed() -> list[Gpu]:
         elif gpus and (match := re.match(r"\s+MIG .*\(UUID: ([^)]+)\)", line)):
             gpus[-1] = Gpu(gpus[-1].uuid, (*gpus[-1].instances, match[1]))
     return gpus
+
+
+def device_files() -> list[str]:
+    """The files by which processes reach the GPUs, one each."""
+    return sorted(str(path) for path in Path("/dev").glob("nvidia*") if re.fullmatch("nvidia[0-9]+", path.name))
 
 
 def torch_is_for_cuda() -> bool:

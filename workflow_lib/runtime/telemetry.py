@@ -90,6 +90,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return {
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
@@ -105,11 +106,14 @@ def _changes_sums(name: str) -> bool:
 
 
 def _cuda_switches() -> dict[str, Any]:
+    backends: Any = torch.backends
     return {
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        # torch's older names for these raise where a program has used the newer ones
+        "fp32_of_products": backends.cuda.matmul.fp32_precision,
+        "fp32_of_convolutions": backends.cudnn.conv.fp32_precision,
+        "fp32_of_recurrences": backends.cudnn.rnn.fp32_precision,
     }
 
 

@@ -15,7 +15,7 @@ import copy
 import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,10 @@ Row = dict[str, float]
 Named = dict[str, torch.Tensor]
 Loaded = tuple[dict[str, Named], dict[str, Any], dict[str, Any]]
 """Of a checkpoint: tensors by group, record, and what is said about it."""
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def repeats_bits(device: torch.device, determinism: str) -> bool:
@@ -109,6 +113,10 @@ class State:
         self.parallel = parallel.build(
             training.parallel, self.model, device, ranks, compiling if training.compile else None
         )
+        self._frozen = {
+            name: one for name, one in self.model.named_parameters(remove_duplicate=False) if not one.requires_grad
+        }
+        self._versions = dict.fromkeys(self._frozen, 0)  # torch counts what is written into each tensor
         self._initial = {name: value.detach().clone() for name, value in self.parallel.state().items()}
         self.optimizer = build_optimizer(run.optimizer, self.model, self.parallel.parameters)
         self.scaler = self.parallel.scaler(enabled=training.precision == "fp16")
@@ -128,7 +136,7 @@ class State:
 
     def set_aside(self) -> None:
         """Back up what the forward passes of the step change: until it is done, this is saved."""
-        self._aside = {"rng": capture_rng(self._device), "buffers": self._copied_buffers()}
+        self._aside = {"rng": capture_rng(self._device), "changing": self._copies_of_changing()}
 
     def commit(self, samples: int) -> None:
         """The step is done: it counts, and what was set aside before it is gone."""
@@ -183,25 +191,30 @@ class State:
         self.parallel.zero_grad()
         return shapes
 
-    def _copied_buffers(self) -> Named:
-        """Copies of the buffers that are saved, made before anything that this process asks of the device next.
+    def _copies_of_changing(self) -> Named:
+        """Copies of all that a forward pass may change, made before anything that is asked of the device next.
 
-        A forward pass changes buffers (the statistics of batch norm), and a save is copied while one runs.
+        A save is copied from a GPU while the next forward pass runs. That changes buffers (the statistics of batch
+        norm), and weights that are not trained (a teacher that follows the model). Many such weights are more likely a
+        frozen backbone, and each is copied only once something has been written into it.
         """
         saved = self.model.state_dict().keys()
-        every = self.model.named_buffers(remove_duplicate=False)
-        return {name: buffer.detach().clone() for name, buffer in every if name in saved}
+        changing = dict(self.model.named_buffers(remove_duplicate=False))
+        frozen = {} if self.parallel.is_shared else self._frozen
+        are_many = _size(frozen.values()) > _size(self.parallel.parameters)
+        changing |= {name: one for name, one in frozen.items() if not are_many or one._version != self._versions[name]}
+        return {name: tensor.detach().clone() for name, tensor in changing.items() if name in saved}
 
     def moving(self) -> dict[str, Named]:
-        """Tensors that steps change, by group: those of the last commit, live but for the buffers."""
-        buffers = self._aside["buffers"] if self._aside else self._copied_buffers()
+        """Tensors that steps change, by group: those of the last commit, live but for what a forward pass changes."""
+        changing = self._aside["changing"] if self._aside else self._copies_of_changing()
         optimizer = {
             f"{index}.{name}": value
             for index, values in self.optimizer.state_dict()["state"].items()
             for name, value in values.items()
             if value is not None
         }
-        moving = {"model": {**self.parallel.state(), **buffers}, "optimizer": optimizer}
+        moving = {"model": {**self.parallel.state(), **changing}, "optimizer": optimizer}
         return moving if self.ema is None else {**moving, "ema": self.ema}
 
     def _resting(self, ranks: list[Named]) -> dict[str, Named]:
@@ -225,6 +238,7 @@ class State:
             seed_everything(derive(self._run.seed, "train"), self.ranks.rank)
         else:
             self._restore(*loaded)
+        self._versions = {name: one._version for name, one in self._frozen.items()}
         del self._initial
 
     def _restore(self, tensors: dict[str, Named], record: dict[str, Any], about: dict[str, Any]) -> None:
