@@ -72,9 +72,9 @@ workflow.config_settings.config_args = ""
 
 # Trainings run on this machine, not on a cluster's nodes (this may also be the Snakemake inside a cluster's job).
 IS_LOCAL = workflow.is_main_process and workflow.nodes is None
-# GPUs that trainings may use here: asked once, since each nvidia-smi takes a tenth of a second or much longer.
+# GPUs that trainings may use here. Counted once, since each call of nvidia-smi takes 0.1 s or much longer.
 GPUS = gpus.count_for(experiment.runtime.device) if IS_LOCAL else 0
-# Those who say `--resources gpu=N`, or in a profile, know better.
+# `--resources gpu=N`, on the command line or in a profile, overrides the count.
 GPUS_ARE_GIVEN = "gpu" in workflow.global_resources
 if GPUS and not GPUS_ARE_GIVEN:
     workflow.register_resource("gpu", GPUS)
@@ -165,7 +165,7 @@ def training_threads(wildcards):
 
 
 def training_gpus(wildcards):
-    """The GPUs of a training on this machine; None on a cluster, whose profile says how many a job gets."""
+    """Number of GPUs of a training on this machine; None on a cluster, where the profile sets the number."""
     if not IS_LOCAL:
         return None
     return experiment.runtime.nproc if GPUS or experiment.runtime.device.startswith("cuda") else 0
@@ -201,7 +201,7 @@ def earlier_trials(wildcards):
 
 
 def check_requests():
-    """The cluster, or this machine, has what the jobs ask for; or none of them is started."""
+    """Exit before any job is started if the cluster, or this machine, can never give the jobs what they ask for."""
     if IS_LOCAL:
         check_gpus()
     if workflow.executor_plugin.name != "slurm":
@@ -222,7 +222,7 @@ def check_requests():
 
 
 def check_gpus():
-    """This machine has the GPUs of a training: Snakemake itself would lower a request that is too large, and start it."""
+    """Exit if this machine has too few GPUs for a training: Snakemake would lower the request and start it anyway."""
     lacking = gpus.problem(experiment.runtime.device, experiment.runtime.nproc, GPUS)
     if (
         lacking

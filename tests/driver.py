@@ -1,4 +1,4 @@
-"""A stand-in for the driver's library, which knows whether it was started; compiled by the machine's C compiler."""
+"""A stand-in for the CUDA driver library that records whether it was started; built with the C compiler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ int cuDeviceGetCount(int *count) { if (!is_started) return 3; *count = 1; return
 
 
 def build(folder: Path) -> Path:
-    """The library, which loads by its full path and is then known as libcuda.so.1."""
+    """Build the library; loaded by its full path, it is then also found as libcuda.so.1."""
     library = folder / "libcuda.so.1"
     command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(library)]
     subprocess.run(command, input=SOURCE, text=True, check=True)

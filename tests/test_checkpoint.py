@@ -480,7 +480,7 @@ def test_what_cannot_be_saved_is_refused_as_such(tmp_path: Path) -> None:
 
 
 def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memory() -> None:
-    """Whatever one damaged byte says: the file is read before its digest is known."""
+    """True for any damaged byte, since a file is parsed before its digest is known."""
     content = b"".join(map(bytes, tensorfile.written("g", {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})))
     header = 8 + int.from_bytes(content[:8], "little")
     read = 0
@@ -492,7 +492,7 @@ def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memor
                 tensors = tensorfile.read(io.BytesIO(bytes(damaged)), len(damaged))
             except ValueError:
                 continue
-            read += 1  # a name, or a shape of as many numbers
+            read += 1  # damage to a name, or to a shape with the same product
             assert sum(tensor.nbytes for tensor in tensors.values()) == len(content) - header
     assert read < header
 

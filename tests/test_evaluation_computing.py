@@ -1,4 +1,4 @@
-"""A model is judged in strict fp32 whatever else is set, on a device that it may have."""
+"""A model is evaluated in strict fp32, whatever the switches of torch, on a device that is free."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
 
 @pytest.fixture
 def switched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Switches as a person's model or an earlier evaluation may have left them; afterwards as torch has them."""
+    """Set switches as a user's model or an earlier evaluation may have left them; restore the defaults afterwards."""
     SWITCHES[request.param]()
     yield
     older("highest", True)()
@@ -181,7 +181,7 @@ def asking(device: str) -> Experiment:
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A machine, outside of SLURM, with so many GPUs: the driver's answer is what cannot be had here."""
+    """A machine outside of SLURM with the given number of GPUs, in place of the driver's answer."""
     for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -197,7 +197,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 
 def taken(folder: Path, device: str) -> AbstractContextManager[Any]:
-    """The lease of a training that uses the device."""
+    """Lease the device as a training does."""
     return device_lease.lease_devices(1, "a training", (f"GPU-{device}",), folder=folder)
 
 
@@ -257,7 +257,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_what_is(gpus: Any, tmp_pa
 def test_auto_in_a_job_of_slurm_is_a_gpu_only_if_the_job_has_one(
     gpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, device: str
 ) -> None:
-    """Without device control groups a job of the partition `cpu` sees the GPUs of its node."""
+    """Without device cgroups, a job of the partition `cpu` sees the GPUs of its node."""
     gpus(1)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     if given is not None:

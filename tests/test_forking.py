@@ -1,4 +1,4 @@
-"""A process that is to fork ranks knows whether CUDA was started in it, and by whom."""
+"""A process that forks ranks knows whether CUDA was started in it, and by which module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_driver_tells_whether_it_was_started(tmp_path: Path) -> None:
-    """To load its library, as NVML's users and torch do, does not start it."""
+    """Loading the driver's library, as torch does, does not start it."""
     program = """
 import ctypes, sys
 from workflow_lib import forking
@@ -53,11 +53,11 @@ except ConfigError as error:
     print(error)
 """
     (line,) = run(program, tmp_path)
-    assert line.startswith("mine.nets: importing it starts CUDA") and "inside build()" in line
+    assert line.startswith("mine.nets: importing this module starts CUDA") and "in build()" in line
     assert "harmless" not in line and "later" not in line
 
 
-def test_cuda_that_nobody_is_to_blame_for_is_refused_too(tmp_path: Path) -> None:
+def test_cuda_started_by_an_unknown_module_is_rejected_too(tmp_path: Path) -> None:
     program = """
 import ctypes, sys
 from workflow_lib import forking
@@ -73,7 +73,7 @@ except ConfigError as error:
 
 
 def test_torch_counts_gpus_without_cuda_until_a_rank_does_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a MIG device, of which the driver's management library does not know."""
+    """As with a MIG device, which NVML does not count."""
     asked: list[str] = []
 
     def count_by_cuda() -> int:
@@ -95,7 +95,7 @@ def test_torch_counts_gpus_without_cuda_until_a_rank_does_it_again(monkeypatch: 
 def test_gpus_of_which_nvml_does_not_know_are_counted_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer of that process is taken; where there is no driver none is started."""
+    """The subprocess's answer is used; without a driver no subprocess is started."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/asked\necho some warning\necho 2\n")
     python.chmod(0o755)

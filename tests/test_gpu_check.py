@@ -1,4 +1,4 @@
-"""The checks for machines with GPUs, rehearsed on the CPU; and how their command ends."""
+"""scripts/gpu-check with --cpu, and its exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 from tests.repository import ROOT, copy_repository
 from tests.resume.warm import until
 
-# Python runs this when it starts: the package forgets its optimizer's moments when it goes on.
+# A sitecustomize: the package forgets its optimizer's moments on a resume.
 FORGETFUL = """
 import sys
 
@@ -62,7 +62,7 @@ if "prove-resume" in sys.orig_argv:
 def checked(
     folder: Path, *words: str, clone: Path = ROOT, plant: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command has ended; ``plant`` is code that each of its processes begins with."""
+    """Run the command; each of its processes first runs the code in ``plant``."""
     (folder / "sitecustomize.py").write_text(plant)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment = {**inherited, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}

@@ -93,7 +93,7 @@ def test_what_a_person_waits_for_imports_nothing_heavy(room: str) -> None:
 UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "sympy", "PIL")
 
 
-# functions that run what they read, or that torch's collectives of objects unpickle with
+# functions that unpickle or execute their input, and torch's collectives of objects, which unpickle
 UNPICKLING = re.compile(
     r"\b(import (pickle|dill|cloudpickle|marshal|shelve)|torch\.load\(|joblib|allow_pickle=True|"
     r"(broadcast|gather|scatter|send|recv)_object|all_gather_object)"
@@ -233,10 +233,10 @@ def test_the_oldest_packages_that_are_allowed_are_tried() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     bounds = dict(one.lower().split(">=") for one in wanted)
     oldest = pinned("constraints-oldest.txt")
-    assert bounds.pop("torch") == "2.10"  # which comes for CUDA only: it was tried by hand (docs/gpu.md)
+    assert bounds.pop("torch") == "2.10"  # not published for CPUs: tested by hand (docs/gpu.md)
     assert bounds == {name: oldest[name] for name in bounds}
     newest = pinned("constraints.txt")
-    assert oldest["torch"] == newest["torch"]  # no other build is for CPUs
+    assert oldest["torch"] == newest["torch"]  # the only build for CPUs
 
 
 def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ GPU = torch.device("cuda", 3)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that copies as late as it may; its memory is the host's."""
+    """A simulated device that copies as late as possible."""
     imitate_device(monkeypatch.setattr)
 
 
@@ -250,11 +250,11 @@ def test_memory_that_was_reserved_is_pinned_once_and_has_the_size_of_the_state(
     assert len(pinned) == 1 and mine._memory.is_pinned
 
 
-def test_memory_that_cannot_be_pinned_costs_a_warning_and_nothing_else(
+def test_memory_that_cannot_be_pinned_only_causes_a_warning(
     tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Runtime, "code", 2)
-    monkeypatch.setattr(slab, "_forget_error", lambda device: None)  # asks for a kernel
+    monkeypatch.setattr(slab, "_forget_error", lambda device: None)  # would launch a kernel
     mine = saver(store(tmp_path), device=GPU)
     for step in (1, 2):
         mine.start(Snapshot(step, groups(float(step)), {}), {})
@@ -277,7 +277,7 @@ def test_a_save_is_written_by_a_thread_on_the_gpu_of_its_rank(
 
 
 def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> None:
-    """Memory that is freed would be given to the next step, which writes into it before the copy is made."""
+    """Freed memory would be reused by the next step, which writes into it before it is copied."""
     mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
     kept = weakref.ref(weights["model"]["w"])
     mine.start(Snapshot(1, weights, {}), {})

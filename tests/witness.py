@@ -1,4 +1,4 @@
-"""A person's model that tells in which arithmetic it is asked, and asks for another one itself when it is read."""
+"""A user's model that records the arithmetic it is called with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEN: list[dict[str, Any]] = []
 
 
 class Params(Section):
-    """How it computes."""
+    """Parameters of the model."""
 
     kernel: Literal["deterministic", "not"] = Field("deterministic", description="not: the test has no such kernel")
 
@@ -47,7 +47,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
 
 
 def switches() -> dict[str, Any]:
-    """All that decides the arithmetic of this process."""
+    """Return all switches that determine the arithmetic of this process."""
     import torch
 
     backends: Any = torch.backends

@@ -1,6 +1,6 @@
 import os
 
-# Before CUDA starts: it numbers GPUs as nvidia-smi and the driver's management library do, not the fastest first.
+# Set before CUDA starts, so that CUDA numbers GPUs as nvidia-smi and NVML do, and not the fastest first.
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 __version__ = "0.1.0"

@@ -144,12 +144,12 @@ class CheckpointStore:
         return self._parent
 
     def load_latest(self) -> tuple[Checkpoint, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-        """The newest checkpoint that verifies, with its tensors and state; None when there has never been one.
+        """Return the newest verified checkpoint with its tensors and state; None if there has never been a checkpoint.
 
-        Each file is read once, tensor by tensor into place, and its digest is taken of the bytes that are returned: the
-        host holds one copy of the state. A checkpoint that does not verify is renamed to ``corrupt-*`` with a warning.
-        Raises CheckpointError when checkpoints exist but none can be used: a run never silently
-        starts again.
+        Each file is read once, each tensor directly into its own memory, and the digest is computed on the bytes that
+        are returned, so the host holds one copy of the state. A checkpoint that does not verify is renamed to
+        ``corrupt-*`` with a warning. Raises CheckpointError when checkpoints exist but none can be used: a run never
+        silently starts again.
         """
         latest = self._find_latest(_contents)
         if latest is None:
@@ -383,7 +383,7 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
 
 
 def _contents(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """The tensors of each group, and the state beside them, verified."""
+    """Return the verified tensors of each group, and the verified state."""
     state = read_state(checkpoint)
     groups = [Path(name).stem for name, _ in _files(checkpoint) if name != STATE]
     return {group: read_tensors(checkpoint, group) for group in groups}, state
@@ -406,7 +406,7 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 
 def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a file, whose bytes have the digest of the entry; the file is never in memory besides them."""
+    """Return the tensors of a file, verified by the digest of the entry, without a second copy in memory."""
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -417,15 +417,15 @@ def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tenso
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
     except ValueError as error:
-        _check(path, entry)  # damage is what it is called, wherever in the file it lies
-        raise CheckpointError(f"{path.name} is no file of tensors: {error}") from error
+        _check(path, entry)  # a damaged header is reported as damage, too
+        raise CheckpointError(f"{path.name} is not a tensor file: {error}") from error
     if hashed.digest() != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return tensors
 
 
 class _Hashed:
-    """A file, and the digest of what was read of it."""
+    """A file that computes the digest of the bytes read from it."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file, self._hasher = file, hashlib.blake2b(digest_size=32)
@@ -434,7 +434,7 @@ class _Hashed:
         """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
         size = 0
         while size < len(buffer):
-            piece = buffer[size : size + CHUNK]  # hashed while the processor's cache still has it
+            piece = buffer[size : size + CHUNK]  # small enough to be hashed while it is in the CPU cache
             count = self._file.readinto(piece)
             if not count:
                 break
@@ -464,7 +464,7 @@ def _check(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
-    """Sizes and digests of one new, durable file a group; or why not: rank 0 waits for an answer of each."""
+    """Write a durable file per group; return sizes and digests, or the error text, since rank 0 waits for it."""
     try:
         return {
             f"{group}.safetensors": _write_synced(

@@ -1,8 +1,8 @@
-"""The launcher forks its ranks, so nothing may start CUDA in it: a process forked from one that has cannot use a GPU.
+"""Nothing may start CUDA in the launcher: a process forked after CUDA has started cannot use a GPU.
 
-Many harmless questions start CUDA: the version of cuDNN, torch's build, an ``is_available`` without the driver's own
-library. So in a launcher torch counts GPUs without CUDA, all else is asked by a rank, and before the fork the driver
-itself says whether somebody has started it after all.
+Many harmless queries start CUDA: the version of cuDNN, torch's build, ``is_available`` without NVML. So in a launcher
+torch counts GPUs without CUDA, ranks make all other queries, and before the fork the driver itself is asked whether it
+was started anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow_lib.errors import ConfigError, RankError
 
-NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch.cuda.is_available asks the driver's management library, not CUDA
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # makes torch.cuda.is_available ask NVML, not CUDA
 NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of the driver's API (cuda.h)
 
 starters: list[str] = []  # modules of the user that started CUDA when they were imported
@@ -23,7 +23,7 @@ starters: list[str] = []  # modules of the user that started CUDA when they were
 
 @contextmanager
 def importing(name: str) -> Iterator[None]:
-    """The block imports a module of the user: if that starts CUDA, it is known who did."""
+    """Record the module of the user that the block imports as a starter if CUDA starts meanwhile."""
     os.environ.setdefault(NVML, "1")
     was_started = has_started_cuda()
     try:
@@ -34,36 +34,36 @@ def importing(name: str) -> Iterator[None]:
 
 
 def has_started_cuda() -> bool:
-    """True if something in this process has started the driver.
+    """Return True if something in this process has started the CUDA driver.
 
-    The driver answers any question but a few with NOT_INITIALIZED before that; torch's ``is_initialized`` knows of
-    torch's own contexts only. A forked process has to ask before the fork.
+    Before the start, the driver answers nearly every call with NOT_INITIALIZED. torch's ``is_initialized`` knows only
+    of torch's own contexts. The process must ask before it forks.
     """
     if not hasattr(os, "RTLD_NOLOAD"):
         return False  # only Linux has both CUDA and fork
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
-        return False  # nobody has loaded it
+        return False  # nothing has loaded it
     return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) != NOT_INITIALIZED
 
 
 def count_without_cuda(count: Callable[[], int]) -> None:
-    """Whoever asks torch in this process how many GPUs there are gets an answer that does not start CUDA.
+    """From now on, torch in this process counts GPUs without starting CUDA.
 
-    torch asks the driver's management library first, and CUDA where that does not know: with MIG devices, or in
-    containers without it. There ``count`` answers instead.
+    torch asks NVML first, and CUDA if NVML cannot tell: with MIG devices, or in containers without NVML. In these
+    cases ``count`` is called instead of CUDA.
     """
     import torch
 
     os.environ.setdefault(NVML, "1")
-    core: Any = torch._C  # the one place below all of torch's questions (torch 2.10 to 2.13)
+    core: Any = torch._C  # all of torch's counting ends in this function (torch 2.10 to 2.13)
     if hasattr(core, "_cuda_getDeviceCount") and not hasattr(core, "_everstep_count"):
         core._everstep_count, core._cuda_getDeviceCount = core._cuda_getDeviceCount, count
 
 
 def count_with_cuda() -> None:
-    """torch counts as it always does: for a rank."""
+    """Undo ``count_without_cuda``, in a rank."""
     import torch
 
     core: Any = torch._C
@@ -73,24 +73,24 @@ def count_with_cuda() -> None:
 
 
 def refuse_started_cuda() -> None:
-    """Raises ConfigError if ranks that are forked from this process could not use a GPU; it names who is to blame."""
+    """Raise ConfigError if CUDA was started in this process, and name the module that started it."""
     if starters:
         raise ConfigError(
-            f"{', '.join(starters)}: importing it starts CUDA, and the training's processes, which are forked from "
-            "this one, could then use no GPU. Ask for devices inside build() or forward(), not at the top of the file; "
-            "torch.cuda.is_available() and device_count() may stay"
+            f"{', '.join(starters)}: importing this module starts CUDA, and the training's processes, which are forked "
+            "afterwards, could then not use a GPU. Use devices in build() or forward(), not at the top of the file; "
+            "torch.cuda.is_available() and device_count() are allowed there"
         )
     if has_started_cuda():
         raise ConfigError(
-            "something started CUDA in this process before the training's processes were forked from it, which could "
-            "then use no GPU: a sitecustomize, a .pth file, or a package that starts CUDA when it is imported"
+            "something started CUDA in this process before the training's processes were forked, so they could not use "
+            "a GPU. Look for a sitecustomize, a .pth file, or a package that starts CUDA when it is imported"
         )
 
 
 def explain(error: RuntimeError) -> None:
-    """Raises RankError where CUDA says that this process was forked from one that had started it."""
+    """Raise RankError if the error of CUDA means that this process was forked after CUDA had started."""
     if "forked subprocess" in str(error) or "initialization error" in str(error):
-        who = f": {', '.join(starters)} did when it was imported" if starters else ""
+        who = f": importing {', '.join(starters)} started it" if starters else ""
         raise RankError(
-            f"this process was forked from one that had started CUDA, and can use no GPU{who} (docs/gpu.md)"
+            f"this process cannot use a GPU: it was forked from one that had started CUDA{who} (docs/gpu.md)"
         ) from error

@@ -52,9 +52,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """This process is to fork ranks: from here on, a question for GPUs starts no CUDA in it.
+    """Prepare this process to fork ranks: from here on, counting GPUs does not start CUDA.
 
-    For commands, before they import what an experiment names.
+    Commands call this before they import the modules that an experiment names.
     """
     forking.count_without_cuda(device.count_elsewhere)
 
@@ -279,7 +279,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         sys.audit("everstep", "launch")
         try:
             outcome = _elastic_launch(job, root, folder, watch)
-        except (Stopped, RankError) as error:  # before any rank was started
+        except (Stopped, RankError) as error:  # raised before any rank was started
             _end(job, _why_stopped(job.control) if isinstance(error, Stopped) else f"failed: {error}")
             raise
         finally:
@@ -315,7 +315,7 @@ def _scratch(job: Job) -> Iterator[Path]:
 
 
 def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch) -> dict[str, Any] | None:
-    """What the first rank of this node returned; None when a rank failed."""
+    """Return the outcome of the first rank of this node; None if a rank failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -335,14 +335,14 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         if root.device.type != "cuda":
-            # torch would start CUDA in ranks, to bind them to CPUs near GPUs that they do not use
+            # otherwise torch starts CUDA in the ranks, to bind them to CPUs near GPUs that they do not use
             launch.numa_options = None
         start = partial(elastic_launch(launch, rank.run), job, root, folder, place, os.getpid())
         return _first_outcome(start, folder, watch)
 
 
 def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watch: Watch) -> dict[str, Any] | None:
-    """Start the ranks, wait for them, and return the outcome of the first one; None when a rank failed."""
+    """Start the ranks, wait for them, and return the outcome of the first rank; None if a rank failed."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -94,7 +94,7 @@ class RootOrchestrator:
     """A process made ready for one attempt, between `with` and its end.
 
     Inside: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs) and
-    `waited_s`, the seconds until it had them.
+    `waited_s`, the seconds that it waited for them.
     Entering again while it is open changes nothing; once released, it cannot be used again.
     """
 
@@ -171,7 +171,7 @@ class RootOrchestrator:
         self.device = self.services.resolve_device(runtime.device, self.ranks.local_rank)
         if not self.ranks.is_launcher:
             self.services.bind_device(self.device)
-        is_leased_later = self.ranks.is_launcher and ":" not in runtime.device  # then each rank asks its own
+        is_leased_later = self.ranks.is_launcher and ":" not in runtime.device  # each rank checks its own GPU then
         checked = torch.device(self.device.type) if is_leased_later else self.device
         self.services.check_precision(checked, precision)
 
@@ -200,7 +200,7 @@ class RootOrchestrator:
             self._lease_devices(held)
 
     def _lease_devices(self, held: ExitStack) -> None:
-        """The ranks see GPUs that no other training of this machine uses; who names a device asks to share it."""
+        """Let the ranks see only GPUs that this training has leased; a named device (cuda:N) is shared, not leased."""
         began, run = time.monotonic(), f"run {self.workspace.parent.name[:12]}"
         leased = self.services.lease_devices(self.settings.runtime.nproc, run, tell=self._tell_waiting)
         self.devices = held.enter_context(leased)

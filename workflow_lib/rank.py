@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# NCCL chooses how it adds by what it measures and finds; a ring adds in one order, that of the ring
+# by default NCCL chooses the order of its sums by measurement; on a ring the order is fixed
 STRICT_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
 LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
 LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
@@ -59,7 +59,7 @@ class Job:
 
 
 def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int) -> dict[str, Any]:
-    """What the calling process does as a rank; what it returns is the outcome of the attempt."""
+    """Run the calling process as a rank; return the outcome of the attempt."""
     from workflow_lib.runtime.threads import keep_freed_memory
 
     ranks = Ranks.from_env()
@@ -159,14 +159,14 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
 
 
 def _join(job: Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
-    """The ranks have found each other; NCCL, for tensors on GPUs, is set up when it is first used."""
+    """Create the process group. NCCL, for tensors on GPUs, connects when it is first used."""
     import torch.distributed as dist
 
     runtime = job.experiment.runtime
     if device.type == "cuda" and job.run.training.determinism == "strict":
         for name, value in STRICT_NCCL.items():
             os.environ.setdefault(name, value)
-    # who waits in vain is found by the launcher's watch, which names the culprit; this is for what it cannot see
+    # the launcher's watchdog ends hung collectives first, and names the culprit; this is for what it cannot see
     wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
     meeting.bind_sockets()
     dist.init_process_group(
@@ -179,7 +179,7 @@ def _join(job: Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> Non
 
 
 def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
-    """What all ranks compute with, the same on each of them."""
+    """Return the merged fingerprint of all ranks, the same on every rank."""
     import torch.distributed as dist
 
     from workflow_lib.runtime import telemetry

@@ -38,8 +38,8 @@ def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
 class Saver:
     """The saves of one training process; it decides when one is due, and reports what failed.
 
-    A GPU copies on a stream of its own while the main stream goes on: until ``wait_copied`` returns, nobody may change
-    the tensors of a snapshot.
+    A GPU copies on a separate stream while the main stream continues: nothing may change the tensors of a snapshot
+    until ``wait_copied`` returns.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Saver:
         self._memory = Slab(device)
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
-        self._sources: Groups = {}  # what the stream still reads: memory that is freed would be given to the next step
+        self._sources: Groups = {}  # tensors the stream still reads; freed memory would be reused by the next step
         self.thread: threading.Thread | None = None
         self._refused: WorkspaceBusy | RankError | None = None
         self._started_at = clock()
@@ -76,7 +76,7 @@ class Saver:
         self._started_at, self._saved_step, self.latest = self._clock(), step, latest
 
     def reserve(self, tensors: Groups) -> None:
-        """Memory for copies of tensors of these shapes is there before the first save, which need not wait for it."""
+        """Allocate memory for copies of tensors of these shapes, so that the first save does not wait for it."""
         if self.device.type == "cuda":  # elsewhere it is cheap, and a training may end before it saves
             self._memory.reserve(tensors)
 
@@ -91,7 +91,7 @@ class Saver:
         return self._clock() - self._started_at >= self._seconds()
 
     def start(self, snapshot: Snapshot, kept: Groups) -> None:
-        """A save is under way. The tensors of the snapshot stay as they are until ``wait_copied``, ``kept`` for good.
+        """Start a save. The tensors of the snapshot must not change until ``wait_copied``, and those of ``kept`` never.
 
         Raises WorkspaceBusy when the save before this one found that another attempt took over.
         """
@@ -117,7 +117,7 @@ class Saver:
             self.blocked_s += self._clock() - begun
 
     def wait(self) -> None:
-        """No save is under way. Raises what the last one found: another attempt took over, or a rank is gone."""
+        """Wait for the running save. Raise its error if another attempt took over, or a rank is gone."""
         self.wait_copied()
         if self.thread is not None:
             self.thread.join()
@@ -143,7 +143,7 @@ class Saver:
         return auto_interval_s(self.blocked_s / max(self.saves, 1), self.longest_write_s, self._mtbf_s)
 
     def _copy(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
-        """Copies on the host; those of a GPU are whole once ``self._copied`` has come."""
+        """Return copies on the host; those of a GPU are complete once the event ``self._copied`` has happened."""
         copies = self._memory.like(tensors)
         if self.device.type != "cuda":
             _copy_all(tensors, copies)
@@ -161,7 +161,7 @@ class Saver:
         begun = self._clock()
         try:
             if copied is not None:
-                torch.cuda.set_device(self.device)  # a new thread is on the first GPU, and would start a context there
+                torch.cuda.set_device(self.device)  # a new thread would create a context on GPU 0
                 copied.synchronize()
             sys.audit("everstep", "writing")
             self.latest = self._store.publish(snapshot)

@@ -1,7 +1,7 @@
-"""Host memory for the copies of a state: one block, kept from save to save, and pinned where a GPU copies into it.
+"""Host memory for copies of a state: one block, reused by every save, and pinned if a GPU copies into it.
 
-Fresh memory costs ten times the copy, in page faults. A GPU copies into pinned memory without the program waiting for
-it; to pin 1.5 GB takes about a second, so it is done before the first step.
+The page faults of fresh memory cost ten times as much as the copy. Into pinned memory a GPU copies asynchronously;
+pinning 1.5 GB takes about a second, so it is done before the first step.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 logger = logging.getLogger(__name__)
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
-ALIGNMENT = 64  # bytes: every dtype may begin there, and no two tensors share a cache line
+ALIGNMENT = 64  # bytes: valid for every dtype, and no two tensors share a cache line
 
 
 class Slab:
-    """Grows to what it is asked for, and never shrinks."""
+    """A block of host memory that grows to the largest requested size, and never shrinks."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_pinned = False
@@ -31,17 +31,17 @@ class Slab:
             self._unpin()  # else CUDA takes whatever memory comes to that address for pinned
 
     def reserve(self, tensors: Groups) -> None:
-        """There is room for tensors of these shapes and types, wherever they are."""
+        """Allocate room for tensors of these shapes and types, whatever their device."""
         needed = sum(_room(tensor) for named in tensors.values() for tensor in named.values())
         if needed > self._memory.nbytes:
             self._unpin()
-            self._memory = torch.empty(0, dtype=torch.uint8)  # the old block goes before the new one comes
+            self._memory = torch.empty(0, dtype=torch.uint8)  # frees the old block before the new block is allocated
             self._memory = torch.empty(needed, dtype=torch.uint8)
             if self._device.type == "cuda":
                 self._pin()
 
     def like(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
-        """A host tensor of the shape and type of each; the same memory at every call."""
+        """Return a host tensor of the shape and type of each, in the same memory at every call."""
         self.reserve(tensors)
         views: dict[str, dict[str, torch.Tensor]] = {}
         begin = 0
@@ -54,9 +54,9 @@ class Slab:
         return views
 
     def _pin(self) -> None:
-        """Its pages are locked, if the system allows it; a copy into others is right too, only slower.
+        """Pin the block if the system allows it; copies into pageable memory are correct too, only slower.
 
-        Registered by hand, since torch's own allocator of pinned memory rounds up to a power of two.
+        Uses cudaHostRegister, since torch's allocator of pinned memory rounds up to a power of two.
         """
         try:
             with torch.cuda.device(self._device):
@@ -78,12 +78,12 @@ class Slab:
 
 
 def _room(tensor: torch.Tensor) -> int:
-    """Bytes from the begin of a tensor to that of the next."""
+    """Return the bytes from the start of a tensor to the start of the next."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _forget_error(device: torch.device) -> None:
-    """CUDA keeps the last error until somebody asks; a kernel that is launched next would be blamed for it."""
+    """Clear the last error of CUDA, which would otherwise be reported by the next kernel launch."""
     try:
         torch.zeros(1, device=device)
     except RuntimeError:

@@ -174,7 +174,7 @@ def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) ->
 
 
 def _waiting(recent: Sequence[Row], attempt: str) -> str | None:
-    """What the attempt waits for, if that is the last thing that happened to it."""
+    """Return the reason why the attempt waits, if its last event is a wait; else None."""
     of_it = [event for event in recent if event.get("attempt") == attempt and event.get("kind") != "log"]
     return str(of_it[-1].get("reason")) if of_it and of_it[-1].get("kind") == "waiting" else None
 

@@ -1,6 +1,6 @@
-"""The safetensors format: written and read with no second copy of the tensors, joined where ranks wrote parts of them.
+"""The safetensors format, written and read without a second copy of the tensors; parts written by ranks are joined.
 
-The library's own writer and reader want every byte in memory once more; saving and loading must not cost that.
+The library's own writer and reader need a second copy of every byte in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES = {short: name.removeprefix("torch.") for name, short in DTYPES.items()}
 
 
 class Source(Protocol):
-    """A file that is read from its beginning to its end."""
+    """A file that is read sequentially."""
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
@@ -52,10 +52,10 @@ def written(
 
 
 def read(file: Source, size: int) -> dict[str, torch.Tensor]:
-    """The tensors of a file of so many bytes by name, on the CPU, each read into memory of its own.
+    """Return the tensors of a file of ``size`` bytes by name, on the CPU, each in its own memory.
 
-    Raises ValueError where the header does not describe the file. No more than ``size`` bytes are allocated, whatever
-    the header says.
+    Raises ValueError if the header does not match the file. Never allocates more than ``size`` bytes for tensors,
+    whatever the header says.
     """
     import torch
 
@@ -101,7 +101,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _exactly(file: Source, count: int, most: int) -> bytes:
-    """The next bytes of the file, which cannot be more than ``most``."""
+    """Return the next ``count`` bytes of the file; raise ValueError if there are fewer, or they exceed ``most``."""
     if count > most:
         raise ValueError("the header is longer than the file")
     buffer = bytearray(count)

@@ -1,1 +1,1 @@
-"""The checks that `scripts/gpu-check` makes, each in a process and a folder of its own."""
+"""The checks that `scripts/gpu-check` runs, each in its own process and folder."""

@@ -1,4 +1,4 @@
-"""Exact resume: each of these trains twice, the second time under kills, and compares every bit."""
+"""Exact resume: each check trains twice, the second time with kills, and compares every bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = {
     "model": {"name": "transformer", "params": {"layers": 2, "width": 64, "heads": 4}},
 }
 
-# The copies of a save come 0.2 s late, while the next forward pass runs, and no kill leaves time for another save.
+# Delays the copies of a save by about 0.1 s, into the next forward pass. Every kill is a SIGKILL, which cannot save.
 LATE = """
 import dataclasses
 import torch
@@ -44,7 +44,7 @@ saver._copy_all, prove._choose = copy_late, choose_kill
 
 
 def settings(device: str, *, nproc: int = 1, model: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """An experiment on the digits; of ``more``, what is no section is a setting of the training."""
+    """Return an experiment on the digits; keys of ``more`` that are not sections are settings of the training."""
     sections = {name: more.pop(name) for name in ("data", "optimizer", "checkpoint", "evaluate") if name in more}
     runtime = {"device": device, "nproc": nproc, **more.pop("runtime", {})}
     return {
@@ -57,7 +57,7 @@ def settings(device: str, *, nproc: int = 1, model: dict[str, Any] | None = None
 
 
 def amp(machine: Machine) -> dict[str, Any]:
-    """Settings of a training that has everything on; only GPUs compute in fp16."""
+    """Return settings with mixed precision, EMA, accumulation and clipping; only GPUs compute in fp16."""
     precision = "fp16" if machine.has_gpu else "bf16"
     return {"precision": precision, "ema_decay": 0.9, "accumulation": 2, "clip_norm": 1.0}
 
@@ -95,14 +95,14 @@ def _late(machine: Machine, folder: Path) -> str:
 
 
 def need_compiler() -> None:
-    """Skipped where torch.compile has no C compiler to call."""
+    """Raise Skipped if torch.compile finds no C compiler."""
     names = [os.environ.get("CC", "").split(" ")[0], os.environ.get("CXX", "").split(" ")[0], "cc", "gcc", "clang"]
     if not any(shutil.which(name) for name in names if name):
         raise Skipped("torch.compile needs a C compiler, and there is none")
 
 
 def _pipeline(machine: Machine, folder: Path) -> str:
-    """The quick pipeline, in a copy of what it consists of."""
+    """Run the quick pipeline in a copy of its files."""
     for name in ("snakemake", "onnxruntime", "onnxscript", "optuna", "plotly"):
         if find_spec(name) is None:
             raise Skipped(f"the package {name} is not installed here")

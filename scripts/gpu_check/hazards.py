@@ -1,4 +1,4 @@
-"""Import, environment, evaluation, memory: what is around the steps, and broke on GPUs before the steps did."""
+"""Checks of imports, environment, evaluation and memory: things that can fail on GPUs outside of training steps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ orchestrator.PHASES = tuple((name, followed(name, phase), every) for name, phase
 sys.addaudithook(watch)
 """
 
-# A model of the user that asks for devices when it is imported; {ask} is how.
+# A user's model that queries devices when it is imported; {ask} is the query.
 ASKING = """
 import torch
 from torch import nn
@@ -67,7 +67,7 @@ def build(params, spec):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, spec.outputs))
 """
 
-# Python finds this before all else: NVIDIA's management library is not there, as in many containers.
+# A sitecustomize that hides NVML, which is missing in many containers.
 NO_NVML = """
 import ctypes, importlib.machinery, importlib.util, os, sys
 
@@ -84,7 +84,7 @@ if found is not None and found.loader is not None:
     found.loader.exec_module(importlib.util.module_from_spec(found))
 """
 
-# A convolution that notes, when it is evaluated, by which rules the device computes.
+# A convolution that records the settings of the arithmetic when it is evaluated.
 NOTING = """
 import json, os
 import torch
@@ -117,7 +117,7 @@ def build(params, spec):
     return Noting(spec)
 """
 
-# An operation whose compilation computes for so many seconds, once in a process.
+# An operation whose compilation uses the CPU for {seconds} seconds, once per process.
 SLOW_TO_COMPILE = """
 import time
 import torch
@@ -157,7 +157,7 @@ def build(params, spec):
 """
 HANG_S = 15.0
 
-# A model that takes most of the device's memory in its first pass and tells so; the second attempt needs it again.
+# A model that allocates most of the GPU memory in its first pass, and records how much; a second attempt needs as much.
 LARGE = """
 import os
 import torch
@@ -227,7 +227,7 @@ def _starting(machine: Machine, folder: Path) -> str:
 
 
 def _visible(machine: Machine, folder: Path, kind: str) -> str:
-    """CUDA_VISIBLE_DEVICES holds the id of a GPU, or of a MIG slice."""
+    """Train with the id of a GPU or a MIG slice in CUDA_VISIBLE_DEVICES."""
     if shutil.which("nvidia-smi") is None:
         raise Skipped("there is no nvidia-smi to ask for ids")
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
@@ -255,7 +255,7 @@ def _no_nvml(machine: Machine, folder: Path) -> str:
 
 
 def _evaluation(machine: Machine, folder: Path) -> str:
-    """The same weights are judged on the device and on the CPU."""
+    """Evaluate the same weights on the device and on the CPU."""
     project = Project(folder, settings(machine.device, model={"name": "mine.noting"}), noting=NOTING)
     project.prepare()
     project.run(*project.train_words())
@@ -273,10 +273,10 @@ def _evaluation(machine: Machine, folder: Path) -> str:
     if noted_flags.pop("device") != machine.device.partition(":")[0]:
         raise Failed("evaluated on another device than runtime.device says")
     if loose := [name for name, is_so in noted_flags.items() if not is_so and (machine.has_gpu or "TF32" not in name)]:
-        raise Failed(f"evaluation is not strict fp32; not so: {', '.join(loose)}")
+        raise Failed(f"evaluation is not strict fp32; missing: {', '.join(loose)}")
     differences = {name: abs(value - found["cpu"][name]) for name, value in found[machine.device].items()}
     worst = max(differences, key=differences.__getitem__)
-    if differences[worst] > 5e-3:  # a test sample more or less
+    if differences[worst] > 5e-3:  # about one test sample
         raise Failed(f"{worst} is {found[machine.device][worst]} there and {found['cpu'][worst]} on the CPU")
     return f"largest difference of a metric {differences[worst]:.1e} ({worst}), strict fp32"
 
@@ -293,7 +293,7 @@ def _slow_compilation(machine: Machine, folder: Path) -> str:
     project.run(*project.train_words())
     took = time.monotonic() - begun
     if took < seconds:
-        raise Failed(f"the training took {took:.0f} s: nothing was compiled")
+        raise Failed(f"the training took {took:.0f} s: the compilation was not slow")
     return f"{seconds:.0f} s of compilation with hang_timeout_s {HANG_S:.0f}: not taken for hung"
 
 
@@ -321,13 +321,13 @@ HAZARDS = [
             f"visible-{name}",
             f"CUDA_VISIBLE_DEVICES holds the id of a {what}, which is leased",
             partial(_visible, kind=kind),
-            is_alone=True,  # a leased device is nobody else's
+            is_alone=True,  # leases the device
             needs_gpu=True,
         )
         for name, kind, what in (("uuid", "GPU", "GPU"), ("mig", "MIG", "MIG slice"))
     ),
     Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml),
-    Check("evaluation", "metrics and rules of evaluation, beside the CPU", _evaluation),
+    Check("evaluation", "strict fp32 in evaluation, and metrics compared with the CPU", _evaluation),
     Check("slow-compilation", "a compilation longer than hang_timeout_s", _slow_compilation),
     Check("full-memory", "kill -9 at 90 % of the memory, restart at once", _full_memory, is_alone=True),
 ]

@@ -1,4 +1,4 @@
-"""A folder in which the commands of the package are run as a user runs them, and what a check has to say."""
+"""A project folder in which checks run the commands as a user does, and the types of checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import yaml
 from workflow_lib.runtime.ghosts import die_with
 
 ROOT = Path(__file__).resolve().parents[2]
-DIGITS = "digits"  # real data that comes inside scikit-learn: nothing is downloaded
+DIGITS = "digits"  # real data that scikit-learn contains: nothing is downloaded
 SHOWN_LINES = 8
 
 
@@ -29,24 +29,24 @@ class Failed(Exception):
 
 
 class Skipped(Exception):
-    """The check cannot be made on this machine; the message says why."""
+    """The check cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks run on, as far as they have to know."""
+    """The machine that the checks run on."""
 
     device: str  # of a training: "cuda:0" or "cpu"
     gpus: int
 
     @property
     def has_gpu(self) -> bool:
-        """False in the rehearsal on the CPU."""
+        """False with --cpu."""
         return self.device != "cpu"
 
     @property
     def every_device(self) -> str:
-        """The setting by which each rank has a device of its own."""
+        """The value of runtime.device that gives each rank its own device."""
         return "cuda" if self.has_gpu else "cpu"
 
 
@@ -60,11 +60,11 @@ class Check:
     limit_s: float = 200.0
     is_alone: bool = False  # its figures, or its memory, need the whole machine
     gpus: int = 1
-    needs_gpu: bool = False  # the rehearsal on the CPU leaves it out
+    needs_gpu: bool = False  # skipped with --cpu
 
 
 class Project:
-    """A folder with an experiment; the package is that of this clone."""
+    """A folder with an experiment, which uses the package of this clone."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], **modules: str) -> None:
         self.folder = folder
@@ -97,7 +97,7 @@ class Project:
     def start(
         self, *words: str, faults: str | None = None, changes: Mapping[str, str | None] | None = None
     ) -> subprocess.Popen[str]:
-        """The verb runs in the background; what it says goes to the file ``said``."""
+        """Start the verb in the background; its output goes to the file ``said``."""
         with self.said.open("a") as file:
             return subprocess.Popen(
                 self.command(*words, faults=faults),
@@ -107,11 +107,11 @@ class Project:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                preexec_fn=partial(die_with, os.getpid()),  # a check that is ended leaves nothing behind
+                preexec_fn=partial(die_with, os.getpid()),  # a check that is killed leaves no process
             )
 
     def run(self, *words: str, expect: int = 0, **options: Any) -> str:
-        """What the verb said; Failed if it ended with another code than ``expect``."""
+        """Run the verb and return its output; raise Failed if its exit code is not ``expect``."""
         before = len(self.text)
         code = self.start(*words, **options).wait()
         said = self.text[before:]
@@ -121,16 +121,16 @@ class Project:
 
     @property
     def said(self) -> Path:
-        """The file with all that the commands said."""
+        """The file with the output of all commands."""
         return self.folder / "said.txt"
 
     @property
     def text(self) -> str:
-        """All that the commands said so far."""
+        """The output of all commands so far."""
         return self.said.read_text(errors="replace") if self.said.exists() else ""
 
     def prepare(self) -> None:
-        """The run is frozen and its data are there: trainings can begin."""
+        """Freeze the run and prepare its data, so that trainings can start."""
         self.run("freeze", "--output", "plan.json")
         plan = json.loads((self.folder / "plan.json").read_text())
         run = plan["runs"][0]
@@ -142,7 +142,7 @@ class Project:
         return ("train", "--run", self.run_id, "--data", "data.json", "--output", output)
 
     def wait_for(self, path: Path, process: subprocess.Popen[str], limit_s: float = 120.0) -> None:
-        """The file is there; Failed if the process ends first."""
+        """Wait for the file; raise Failed if the process ends first, or after the limit."""
         deadline = time.monotonic() + limit_s
         while not path.exists():
             if process.poll() is not None:
@@ -153,7 +153,7 @@ class Project:
 
 
 def prove(project: Project, kills: int = 3, **options: Any) -> str:
-    """The figures of an exact resume; Failed if it is not exact."""
+    """Run prove-resume and return its figures; raise Failed if the resume is not exact."""
     begun = time.monotonic()
     said = project.run("prove-resume", project.experiment.name, "--kills", str(kills), **options)
     found = re.search(r"exact: (\d+) steps, (\d+) kills, (\d+) attempts", said)
@@ -164,12 +164,12 @@ def prove(project: Project, kills: int = 3, **options: Any) -> str:
 
 
 def tail(text: str, lines: int = SHOWN_LINES) -> str:
-    """The end of what was said."""
+    """Return the last non-empty lines of the text."""
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
 def kill_tree(pid: int) -> None:
-    """The process and all its descendants, in whatever session, are killed."""
+    """Kill the process and all its descendants, in any session."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Several GPUs: exact resume of DDP and FSDP2 over NCCL, ranks struck inside a collective, and who uses which GPU."""
+"""Checks of several GPUs: exact DDP and FSDP2 over NCCL, signals to ranks inside a collective, GPU assignment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .project import Check, Failed, Machine, Project, Skipped, prove, tail
 
 ENDED_WITHIN_S = 65.0
 
-# Rank 0 comes to each forward pass from the {step}th late, so that the others wait for it in the backward pass before.
+# Rank 0 sleeps in its ninth forward pass, so that the other ranks wait for it in a collective.
 LAGGING = """
 import os, time
 import torch
@@ -62,7 +62,7 @@ def _several(machine: Machine, folder: Path, world: int, **options: Any) -> str:
 
 
 def _struck(machine: Machine, folder: Path, name: str) -> str:
-    """A rank that waits inside a collective gets the signal."""
+    """Send the signal to a rank that waits inside a collective."""
     chosen = settings(machine.every_device, nproc=2, model={"name": "mine.lagging"}, epochs=100_000)
     project = Project(folder, chosen, lagging=LAGGING)
     project.prepare()
@@ -70,7 +70,7 @@ def _struck(machine: Machine, folder: Path, name: str) -> str:
     process = project.start(*project.train_words(), changes={"GPU_CHECK_LAG": str(folder)})
     project.wait_for(folder / "pid-0", process)
     project.wait_for(folder / "pid-1", process)
-    time.sleep(2.0)  # by now rank 1 waits for rank 0, which sleeps three times as long
+    time.sleep(2.0)  # by now rank 1 waits for rank 0, which sleeps for 6 s
     rank = int((folder / "pid-1").read_text())
     begun = time.monotonic()
     os.kill(rank, signal.Signals[name])
@@ -93,7 +93,7 @@ def _struck(machine: Machine, folder: Path, name: str) -> str:
 
 
 def _contexts(machine: Machine, folder: Path) -> str:
-    """Each rank has a context on its own GPU and on no other."""
+    """Check that each rank has a context on its own GPU and on no other."""
     project = Project(
         folder, settings("cuda", nproc=2, model={"name": "mine.lagging"}, epochs=100_000), lagging=LAGGING
     )
@@ -120,11 +120,11 @@ def _contexts(machine: Machine, folder: Path) -> str:
         raise Skipped("nvidia-smi shows other process ids than there are here (a container)")
     if any(len(found) != 1 for found in places.values()) or places[0] == places[1]:
         raise Failed(f"GPUs of the ranks: {places}")
-    return "one context a rank, each on its own GPU"
+    return "one context per rank, each on its own GPU"
 
 
 def _algorithm(machine: Machine, folder: Path) -> str:
-    """A strict training has NCCL add in one order, that of a ring."""
+    """Check that a strict training makes NCCL add along a ring."""
     project = Project(folder, settings("cuda", nproc=2, model=CNN, epochs=1))
     project.prepare()
     changes: dict[str, str | None] = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,ENV,TUNING,COLL"}
@@ -138,7 +138,7 @@ def _algorithm(machine: Machine, folder: Path) -> str:
 
 
 def _subsets(machine: Machine, folder: Path) -> str:
-    """The same run on other GPUs of this machine gives the same bits."""
+    """Check that the same run on other GPUs of this machine gives the same bits."""
     world = 2 if machine.gpus >= 4 else 1
     digests = {}
     for first in (0, world):
@@ -148,12 +148,12 @@ def _subsets(machine: Machine, folder: Path) -> str:
         project.run(*project.train_words(), changes={"CUDA_VISIBLE_DEVICES": ids})
         digests[ids] = hashlib.blake2b((project.folder / "run/model.safetensors").read_bytes()).hexdigest()[:8]
     if len(set(digests.values())) > 1:
-        raise Failed(f"GPUs of one machine give other bits: {digests}")
+        raise Failed(f"GPUs of one machine give different bits: {digests}")
     return f"GPUs {' and '.join(digests)}: equal bits"
 
 
 def _no_network(machine: Machine, folder: Path) -> str:
-    """NCCL's own message is shown when it cannot start."""
+    """Check that NCCL's own message is shown if it cannot start."""
     several = machine.gpus >= 2
     device, world = ("cuda", 2) if several else (machine.device, 1)
     chosen = settings(device, nproc=world, model=CNN, epochs=1, parallel="fsdp")
@@ -170,7 +170,7 @@ def _no_network(machine: Machine, folder: Path) -> str:
 
 
 def _resume_memory(machine: Machine, folder: Path) -> str:
-    """Host memory of the ranks, at most, in a first attempt and in one that goes on."""
+    """Measure the peak host memory of the ranks in a first attempt and in a resumed attempt."""
     model = LARGE_STATE if machine.has_gpu else SMALL_STATE
     world = 2 if machine.gpus >= 2 else 1
     chosen = settings(machine.every_device, nproc=world, model=model, epochs=100_000, checkpoint={"interval_s": 5.0})
@@ -191,12 +191,12 @@ def _resume_memory(machine: Machine, folder: Path) -> str:
         f"{peaks[1] / 1e9:.2f} GB in the attempt that resumes"
     )
     if more > 1.5 * size + (1 << 28):
-        raise Failed(f"a resume needs a multiple of the state: {figures}")
+        raise Failed(f"a resume needs several times the size of the state: {figures}")
     return figures
 
 
 def _peak(project: Project, process: subprocess.Popen[str], attempt: int) -> int:
-    """Bytes that the processes have alone, together, at most until a few steps are made and one state is saved."""
+    """Return the peak sum of the processes' private memory in bytes, until 1 s after the first new save."""
     import psutil
 
     peak, seen, deadline = 0, 0.0, time.monotonic() + 120
@@ -220,7 +220,7 @@ def _peak(project: Project, process: subprocess.Popen[str], attempt: int) -> int
 
 
 def _saved(project: Project) -> set[str]:
-    """Names of the checkpoints."""
+    """Return the names of the checkpoints."""
     return {path.name for path in (project.folder / "work").glob("runs/*/*/checkpoints/step-*")}
 
 
@@ -246,7 +246,7 @@ SEVERAL = [
         )
         for name in ("SIGKILL", "SIGSTOP", "SIGTERM")
     ),
-    Check("contexts", "one context a rank, on its own GPU", _contexts, is_alone=True, gpus=2, needs_gpu=True),
+    Check("contexts", "one context per rank, on its own GPU", _contexts, is_alone=True, gpus=2, needs_gpu=True),
     Check("nccl-algorithm", "the order of NCCL's sums is fixed", _algorithm, is_alone=True, gpus=2, needs_gpu=True),
     Check("other-gpus", "other GPUs of the machine give equal bits", _subsets, is_alone=True, gpus=2, needs_gpu=True),
     Check("nccl-fails", "NCCL that cannot start says why", _no_network, is_alone=True, needs_gpu=True),

@@ -1,4 +1,4 @@
-"""Figures: steps and saves beside what a program without protections takes. Nothing here fails for being slow."""
+"""Speed of steps and saves, compared with a plain loop and a plain copy. A slow result never fails a check."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CASES = {
         "transformer", {"layers": 12, "heads": 12, "width": 768}, (1024,), 50304, 16, 8, "bf16", "language"
     ),
 }
-SMALL = {  # for the rehearsal
+SMALL = {  # with --cpu
     "MLP": Case("mlp", {"hidden": [16]}, (1, 8, 8), 10, 64, 5),
     "GPT bf16": Case("transformer", {"layers": 1, "heads": 1, "width": 16}, (8,), 64, 4, 3, "bf16", "language"),
 }
@@ -109,20 +109,20 @@ class Bench:
         self.bare_optimizer = torch.optim.AdamW(self.bare_model.parameters(), lr=1e-4, fused=True)
 
     def wait(self) -> None:
-        """The device has done all it was given."""
+        """Wait until the device has done all its work."""
         import torch
 
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def epoch(self) -> None:
-        """The steps, by the package."""
+        """Run the steps with the trainer of the package."""
         cursor = self.trainer.state.progress.cursor
         cursor.phase, cursor.sample = "train", 0
         self.trainer.train_epoch()
 
     def bare(self) -> None:
-        """The steps, by a loop over tensors on the device."""
+        """Run the steps with a plain loop over tensors on the device."""
         import torch
 
         inputs, targets = self.pairs
@@ -139,7 +139,7 @@ class Bench:
             self.bare_optimizer.step()
 
     def seconds(self, act: Callable[[], None]) -> float:
-        """How long it took, the device's work included."""
+        """Return the seconds of the call, including the work of the device."""
         self.wait()
         begun = time.perf_counter()
         act()
@@ -153,7 +153,7 @@ def _quiet() -> None:
 
 
 def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]:
-    """For each model: steps a second of the bare loop, and the part of them that the package makes."""
+    """Return, for each model, the steps per second of the plain loop and the fraction that the package reaches."""
     import torch
 
     from workflow_lib.orchestrator import set_determinism, set_precision
@@ -168,7 +168,7 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
         bare, ours = [], []
         for turn in range(ROUNDS + 1):
             seconds = bench.seconds(bench.bare), bench.seconds(bench.epoch)
-            if turn:  # the first one warms up
+            if turn:  # the first round warms up
                 bare.append(seconds[0])
                 ours.append(seconds[1])
         rate = case.steps / statistics.median(bare)
@@ -180,7 +180,7 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
 
 
 def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
-    """A save of the GPT's state: pinned memory, the first save, what blocks, beside a plain copy, and the write."""
+    """Measure a save of a GPT: pinned memory, time that saves block, a plain copy for comparison, write speed."""
     import torch
 
     from workflow_lib.orchestrator import set_determinism, set_precision
@@ -232,7 +232,7 @@ MEASUREMENTS = {"steps": measure_steps, "save": measure_save}
 
 
 def _measured(machine: Machine, folder: Path, what: str, determinism: str) -> str:
-    """In a process of its own: how strict kernels are is decided when CUDA starts."""
+    """Run a measurement in its own process, since determinism is fixed when CUDA starts."""
     project = Project(folder, {})
     code = (
         "import json; from pathlib import Path; from gpu_check import speed\n"
@@ -255,7 +255,7 @@ def _measured(machine: Machine, folder: Path, what: str, determinism: str) -> st
 SPEED = [
     Check(
         f"speed{suffix}",
-        f"steps, as a part of a bare loop's, {determinism}",
+        f"steps, as a fraction of a plain loop, {determinism}",
         partial(_measured, what="steps", determinism=determinism),
         is_alone=True,
     )

@@ -1,4 +1,4 @@
-"""A machine that seems to have GPUs, on which all that starts CUDA is forbidden to a launcher.
+"""A machine that seems to have GPUs, on which every call that starts CUDA fails in a launcher.
 
 Ranks compute on the CPU: what is forbidden is told from what they may do by the variable that torch gives them.
 """
@@ -18,7 +18,7 @@ from workflow_lib.runtime import device, device_lease, gpus
 
 TOUCHED = Path("touched.txt")
 GPUS = 4
-# of each module, what starts CUDA, or asks CUDA's runtime for something, which is as bad
+# functions of each module that start CUDA or call CUDA's runtime, which has the same effect
 FORBIDDEN: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (torch.backends.cudnn, ("version", "is_acceptable")),
     (torch.__config__, ("show",)),
@@ -66,11 +66,11 @@ def _imitate(count_by_nvml: int) -> None:
 
 
 def with_nvml() -> None:
-    """The driver's management library knows the GPUs."""
+    """Let NVML report the GPUs."""
     _imitate(GPUS)
 
 
 def without_nvml() -> None:
-    """It does not, as of MIG devices: they are counted by a process of its own."""
+    """Let NVML report no GPUs, as with MIG devices, so that a subprocess counts them."""
     _imitate(-1)
     device.count_elsewhere = lambda: GPUS

@@ -1,4 +1,4 @@
-"""An imitated device: it copies to the host as late as a program allows, and no sooner.
+"""A simulated device that copies to the host as late as the program allows.
 
 CUDA promises an order within a stream and nothing between streams, but for the events that one waits for. Here the
 main stream is the process itself, and what is given to another stream is done when something waits for it: when the
@@ -20,7 +20,7 @@ from workflow_lib import saver
 
 
 class Stream:
-    """Work in the order it was given; ``done`` pieces of it are done."""
+    """A queue of work, of which the first ``done`` items are done."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.work: list[Callable[[], object]] = []
@@ -31,7 +31,7 @@ class Stream:
         """The main stream is always done, so there is nothing to wait for."""
 
     def reach(self, end: int) -> None:
-        """The first ``end`` pieces of work are done."""
+        """Do the first ``end`` items of work."""
         with self.moved:
             if threading.current_thread() is not threading.main_thread():
                 self.moved.wait_for(lambda: self.done >= end)
@@ -42,26 +42,26 @@ class Stream:
 
 
 class Event:
-    """A place in the work of a stream."""
+    """A position in the work of a stream."""
 
     def record(self, stream: Stream) -> None:
         self.stream, self.end = stream, len(stream.work)
 
     def synchronize(self) -> None:
-        """The host waits for it."""
+        """Wait on the host until the stream has reached the event."""
         self.stream.reach(self.end)
 
 
 class MainStream:
-    """What the process does at once."""
+    """The stream of work that the process does immediately."""
 
     def wait_event(self, event: Event) -> None:
-        """All that the process does from here comes after the event."""
+        """Let all later work of the process come after the event."""
         event.stream.reach(event.end)
 
 
 class Queueing(TorchFunctionMode):
-    """Copies are given to the stream, to be made of what the source holds by then."""
+    """Queue copies on the stream; each copies the content that its source has when it runs."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def _on(stream: Stream) -> Iterator[None]:
 
 
 class Runtime:
-    """What is asked of CUDA's runtime itself; ``code`` is its answer, 0 for success."""
+    """The functions of the CUDA runtime that are called; each returns ``code``, 0 for success."""
 
     code = 0
 
@@ -99,7 +99,7 @@ class Runtime:
 
 
 def imitate_device(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """torch has such a device, as far as a saver uses one."""
+    """Replace the functions of torch.cuda that a saver uses by such a device."""
     parts: dict[str, Any] = {
         "Stream": Stream,
         "Event": Event,
@@ -114,7 +114,7 @@ def imitate_device(put: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def copies_come_late() -> None:
-    """The saver of a training takes the CPU's tensors for those of such a device.
+    """Make the saver of a training treat CPU tensors as tensors of such a device.
 
     A save is out before the next is due, however slow the disk: so it is known which steps are saved.
     """

@@ -1,4 +1,4 @@
-"""The memory of the host that a resume costs a rank, by the kernel's own count."""
+"""Host memory that a resume costs a rank, as counted by the kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def the_load_is_measured() -> None:
-    """Each rank writes by how many bytes it grew, at most, from the search for a checkpoint to what follows the load.
+    """Record by how many bytes each rank grew, at most, from the search for a checkpoint until after the load.
 
     That is the first step, or where ranks wait for each other the passes of the warm-up, which every start has.
     """

@@ -45,7 +45,7 @@ def the_rank_leaves() -> None:
 
 
 def rank_one_has_another_gpu() -> None:
-    """Rank 1 computes on a device of another name."""
+    """Let rank 1 report a device with another name."""
     fingerprint = telemetry.fingerprint
 
     def of_rank(*given: Any, **options: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def rank_one_has_another_gpu() -> None:
 
 
 def compiling_takes_seconds() -> None:
-    """The compiler of the model works in a process of its own for longer than a rank may hang."""
+    """Let the compiler of the model work in a subprocess for longer than hang_timeout_s."""
 
     class Slow(torch.nn.Module):
         def __init__(self, model: torch.nn.Module) -> None:
@@ -74,7 +74,7 @@ def compiling_takes_seconds() -> None:
 
 
 def the_compiler_hangs() -> None:
-    """It waits for ever for something that does not come."""
+    """Let the compiler wait forever without using the CPU."""
     room.compiled = lambda model, is_strict: _Hanging()
 
 
@@ -85,7 +85,7 @@ class _Hanging(torch.nn.Module):
 
 
 def reads_are_counted() -> None:
-    """The rank writes how many batches it validated in an epoch, and how often it read a number from its device."""
+    """Record how many batches a rank validated in an epoch, and how often it read a number from its device."""
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -110,7 +110,7 @@ def reads_are_counted() -> None:
 
 
 def the_system_is_a_mac() -> None:
-    """What only Linux has is not there."""
+    """Remove the features that only Linux has."""
     sys.platform = "darwin"
     del os.sched_getaffinity
     ctypes.CDLL = _library  # type: ignore[assignment, misc]
@@ -125,14 +125,14 @@ def the_system_is_a_mac() -> None:
 
 
 def _library(name: str | None, *_: Any, **__: Any) -> object:
-    """The C library, with nothing in it that only Linux has, and no other."""
+    """Return a C library without the functions that only Linux has; no other library loads."""
     if name is not None:
         raise OSError(f"{name} is not here")
     return object()
 
 
 def validation_diverges() -> None:
-    """The second batch of a validation has no finite loss."""
+    """Make the loss of the second batch of a validation not finite."""
 
     def measured(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         self.batches = getattr(self, "batches", 0) + 1  # type: ignore[attr-defined]

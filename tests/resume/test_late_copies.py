@@ -1,4 +1,4 @@
-"""A save holds one step, however late a device copies it: by SIGKILL, since a stop waits for the copy."""
+"""A save holds the state of one step, however late a device copies it. Kills by SIGKILL: a stop waits for the copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.resume.project import FAILED, PASS, STOPPED, merged
 
 LONG_S = 600.0  # a model is compiled once on a machine
 EVERY_STEP: dict[str, Any] = {"checkpoint": {"interval_steps": 1}}
-# 66 samples a step, and batch norm in every model; the averages of ema_decay are in all
+# 66 samples per step; every case has batch norm and ema_decay
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm and averages": {},
     "accumulation": ACCUMULATED,
@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_save_that_is_copied_late_is_of_one_step(fresh: Fresh, reference: Fresh, name: str) -> None:
+def test_a_save_that_is_copied_late_holds_one_step(fresh: Fresh, reference: Fresh, name: str) -> None:
     changes = merged(VARIANTS[name], EVERY_STEP)
     run = fresh(changes)
     for steps in (2, 4, 8):

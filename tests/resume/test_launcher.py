@@ -1,4 +1,4 @@
-"""A launcher never starts CUDA: all that would is forbidden to it, while it takes its ranks' devices for GPUs."""
+"""A launcher never starts CUDA: every call that would start it fails, while the ranks seem to have GPUs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_training_whose_model_asks_for_gpus_starts_no_cuda_in_its_launcher(
     assert not (run.folder / TOUCHED).exists()
     assert run.findings == []
     events = {event["kind"]: event for event in read_events(run.workspace / "events.jsonl")}
-    assert events["environment"]["device"] == "cuda:0"  # so the launcher took them for GPUs
+    assert events["environment"]["device"] == "cuda:0"  # so the launcher believed in the GPUs
     assert "torch_build" in events["accelerator"] and "torch_build" not in events["environment"]
 
 
@@ -79,5 +79,5 @@ def test_a_model_that_starts_cuda_when_it_is_imported_is_named_before_ranks_are_
     run = of_user(tmp_path, warm, more=f"import ctypes; ctypes.CDLL({str(library)!r}).cuInit(0)")
     assert run.attempt(plant="tests.resume.forbidden:with_nvml") == 2
     last = run.log.splitlines()[-1]
-    assert last.startswith("everstep train: mine.nets: importing it starts CUDA")
+    assert last.startswith("everstep train: mine.nets: importing this module starts CUDA")
     assert not list(run.workspace.glob("attempts/*.json"))

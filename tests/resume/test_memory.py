@@ -21,11 +21,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two ranks that share": {"runtime": {"nproc": 2}, "training": {"parallel": "fsdp"}},
 }
 PLANT = "tests.resume.measuring:the_load_is_measured"
-SLACK = 24 << 20  # batches, buffers of the C library, code that is touched for the first time
+SLACK = 24 << 20  # batches, buffers of the C library, code that is loaded for the first time
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_resume_needs_no_multiple_of_the_state_in_memory(fresh: Fresh, name: str) -> None:
+def test_a_resume_holds_one_copy_of_the_state_in_memory(fresh: Fresh, name: str) -> None:
     run = fresh(merged(WIDE, VARIANTS[name]))
     assert run.attempt({"point": "commit", "count": 1, "signal": "SIGTERM"}) == STOPPED
     assert run.attempt({"point": "entered", "signal": "SIGTERM"}, plant=PLANT) == STOPPED

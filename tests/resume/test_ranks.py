@@ -170,7 +170,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> N
     assert run.findings == []
 
 
-def test_another_device_of_any_rank_is_told_and_not_called_exact(fresh: Fresh) -> None:
+def test_another_device_on_any_rank_is_reported_as_not_exact(fresh: Fresh) -> None:
     run, plant = fresh(with_ranks(2)), "tests.resume.plants:rank_one_has_another_gpu"
     for count in (2, 4):
         stop = {"point": "optimizer", "count": count, "rank": 0, "signal": "SIGTERM"}

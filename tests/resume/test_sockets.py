@@ -1,4 +1,4 @@
-"""Nobody else reaches the processes of a training: what they open is on the loopback interface, or on the job's."""
+"""The processes of a training listen only on the loopback interface, or on the address of the job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOB = {"SLURM_JOB_ID": "1", nodes.TOKEN: "a" * 32}
 
 
 def listening(*pids: int) -> set[str]:
-    """The addresses at which the processes, and those they started, wait for strangers."""
+    """Return the addresses on which the processes and their children listen."""
     found = set()
     for pid in pids:
         process = psutil.Process(pid)
@@ -43,7 +43,7 @@ def test_a_training_on_one_machine_listens_on_nothing_but_loopback(
 
 
 def of_two_nodes(run: Project, node: int, **changes: str) -> int:
-    """The process of the launcher of one of two nodes, as ``srun`` starts it."""
+    """Start the launcher of one of two nodes, as ``srun`` does, and return its process id."""
     return run.warm.start(run.order(SLURM_NODEID=str(node), **{**JOB, **changes}))
 
 
@@ -51,7 +51,7 @@ def of_two_nodes(run: Project, node: int, **changes: str) -> int:
 def test_a_launcher_that_waits_for_another_node_stops_when_it_is_asked_to(
     fresh: Fresh, reference: Fresh, node: int
 ) -> None:
-    """The first one listens at the job's address and no other; a later one finds nobody there."""
+    """The first launcher listens on the job's address only; a later launcher finds no listener there."""
     run, place = fresh(with_two_nodes()), {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.7", nodes.PORT: str(nodes._free_port())}
     pid = of_two_nodes(run, node, **place)
     if node == 0:
@@ -69,5 +69,5 @@ def with_two_nodes() -> dict[str, Any]:
 
 
 def is_in_rendezvous(run: Project) -> bool:
-    """A later launcher makes its scratch folder just before."""
+    """Return True once the launcher has its scratch folder, which it makes just before the rendezvous."""
     return any(run.folder.glob("work/runs/*/*/attempts/*/"))

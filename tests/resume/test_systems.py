@@ -1,4 +1,4 @@
-"""A training on the CPU needs nothing that only Linux has."""
+"""A training on the CPU needs no feature that only Linux has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sums of a validation are read from the device now and then; a save counts every batch that was measured."""
+"""The sums of a validation are read from the device once in many batches; a save includes every measured batch."""
 
 from __future__ import annotations
 

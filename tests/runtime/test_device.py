@@ -95,7 +95,7 @@ ROWS = [f"{number}, GPU-{number}aaa-11, 550.54, {size}, {end}" for number, (size
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A machine whose `nvidia-smi` prints the rows: the program that cannot be had here."""
+    """A machine whose `nvidia-smi`, which this machine does not have, prints the given rows."""
     for name in (device.VISIBLE, "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
 
@@ -145,11 +145,11 @@ def test_before_a_gpu_is_leased_the_best_one_decides(smi: Callable[..., None]) -
     with pytest.raises(ConfigError, match=r"8.0; the best has 7.5"):
         device.check_precision(torch.device("cuda"), "bf16")
     smi(ROWS[0], ROWS[2])
-    device.check_precision(torch.device("cuda"), "bf16")  # an unknown one may be able
+    device.check_precision(torch.device("cuda"), "bf16")  # the GPU of unknown capability may support it
 
 
-def test_a_number_that_does_not_say_which_gpu_it_is_refuses_none(smi: Callable[..., None]) -> None:
-    """CUDA counts the fastest first where somebody has asked for that, nvidia-smi never."""
+def test_an_ambiguous_gpu_number_is_not_rejected(smi: Callable[..., None]) -> None:
+    """CUDA can be set to number the fastest GPU first; nvidia-smi never does."""
     smi(*ROWS[:2], order="FASTEST_FIRST")
     assert device.cuda_capability(torch.device("cuda", 0)) == (9, 0)
 

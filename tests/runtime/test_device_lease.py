@@ -32,7 +32,7 @@ def lease(folder: Path, count: int, ids: tuple[str, ...] | None = ("0", "1"), **
 
 
 def tickets(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("[0-9]*.json"))  # not those that get their name yet
+    return sorted(path.name for path in folder.glob("[0-9]*.json"))  # without unpublished tickets
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_two_jobs_never_share_a_device(folder: Path) -> None:
         assert all_of_them == ids
 
 
-def test_who_holds_a_device_is_told(folder: Path) -> None:
+def test_the_holder_of_a_device_is_named(folder: Path) -> None:
     with lease(folder, 1):
         expected = rf"waiting for 2 GPUs: 0 held by run abc \(pid {os.getpid()}, \S+ on \S+\)$"
         with pytest.raises(Waits, match=expected), lease(folder, 2):
@@ -107,7 +107,7 @@ def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_i
 
 
 class Waiting:
-    """A lease that is waited for in a thread of its own."""
+    """A thread that waits for a lease."""
 
     def __init__(self, folder: Path, count: int, ids: tuple[str, ...] = ("0", "1")) -> None:
         self.told: list[str] = []
@@ -129,7 +129,7 @@ class Waiting:
 
 
 def test_nobody_overtakes_a_job_that_waits_for_more_devices(folder: Path) -> None:
-    """Jobs for one GPU come without end; the one that needs both gets them."""
+    """A job that needs both GPUs gets them, although jobs for one GPU keep arriving."""
     with ExitStack() as first:
         first.enter_context(lease(folder, 1))
         large = Waiting(folder, 2)
@@ -179,7 +179,7 @@ def test_a_suspended_job_that_waits_holds_nobody_up(folder: Path) -> None:
             assert got == ("1",)
 
 
-def test_what_a_job_waits_for_is_told_when_it_changes_and_only_then(folder: Path) -> None:
+def test_the_reason_of_a_wait_is_reported_only_when_it_changes(folder: Path) -> None:
     with ExitStack() as first, lease(folder, 1, ("1",)):
         first.enter_context(lease(folder, 1, ("0",)))
         job = Waiting(folder, 2)
@@ -213,7 +213,7 @@ with device_lease.lease_devices(2, "run busy", ("0", "1"), folder=Path(sys.argv[
 
 
 def test_a_process_that_is_suspended_at_any_moment_holds_nobody_up(folder: Path) -> None:
-    """It looks for GPUs without a pause, and is suspended in whatever it does."""
+    """The process polls without a pause, and is suspended at random moments."""
     with lease(folder, 1, ("0",)) as _, ExitStack() as more:
         busy = subprocess.Popen([sys.executable, "-c", BUSY, str(folder)])
         more.callback(busy.wait)
@@ -231,7 +231,7 @@ def test_a_process_that_is_suspended_at_any_moment_holds_nobody_up(folder: Path)
 
 
 def test_processes_that_come_and_go_at_once_never_hold_the_same_device(folder: Path) -> None:
-    """Files are made and removed all the time; whoever holds a device creates a file of its own, which must be new."""
+    """Each holder of a device creates a file that must be new, while lock files come and go all the time."""
     code = BUSY.replace('2, "run busy"', '1, "run busy"').replace("with ", "for _ in range(40):\n  with ")
     code = code.replace(":\n    pass", " as (id,):\n    mark = Path(sys.argv[1] + id); mark.mkdir(); mark.rmdir()")
     busy = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE) for _ in range(6)]
@@ -246,7 +246,7 @@ def test_processes_that_come_and_go_at_once_never_hold_the_same_device(folder: P
 
 
 def remove_tickets(folder: Path) -> None:
-    """Somebody removes what tells who holds what."""
+    """Remove all tickets."""
     for name in tickets(folder):
         (folder / name).unlink()
 
@@ -259,7 +259,7 @@ def test_a_device_has_one_holder_even_where_its_ticket_is_lost(folder: Path) -> 
 
 
 def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process, on its way out, finds nobody on the file, between its opening and its locking here."""
+    """Another process removes the unlocked file after it was opened here, and before it is locked."""
     lock, removed = device_lease._lock, []
 
     def lock_late(file: int, kind: int) -> bool:
@@ -275,7 +275,7 @@ def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkey
             pass
 
 
-def test_one_gpu_has_one_holder_whatever_the_processes_call_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_one_holder_under_all_its_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "installed", lambda: [gpus.Gpu("GPU-aa"), gpus.Gpu("GPU-bb")])
     by_uuid = {"CUDA_VISIBLE_DEVICES": "GPU-bb"}
     with lease(folder, 1, None, environ=by_uuid) as first, lease(folder, 1, None, environ={}) as second:
@@ -311,7 +311,7 @@ def test_the_folder_is_for_every_user_whatever_the_umask_is(folder: Path) -> Non
 
 @pytest.fixture
 def folder_for_all() -> Iterator[Path]:
-    """A folder that every user reaches, unlike those of pytest."""
+    """A folder that every user can reach, unlike those of pytest."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o777)
         yield Path(name) / "gpus"

@@ -1,4 +1,4 @@
-"""Of all the ranks that failed, the one that is told is the cause, and not one that only lost its partner."""
+"""Of all failed ranks, the reported rank is the cause, and not a rank that only lost its partner."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_where_every_rank_of_a_node_has_lost_a_partner_it_is_on_another_node(tmp
 
 
 def test_a_rank_that_nccl_aborted_is_not_the_cause(tmp_path: Path) -> None:
-    """Its watchdog ends the ranks that wait, by SIGABRT, and not the one that does not come."""
+    """NCCL's watchdog aborts the ranks that wait (SIGABRT), not the rank that is missing."""
     failures.note_killed(tmp_path, 0, "SIGABRT")
     assert str(failures.first(tmp_path, range(2), 2)).startswith("rank 1 was killed without a word")
     say(tmp_path, 1, "a bug in a model", at=9.0, kind="ValueError")
@@ -79,7 +79,7 @@ def test_a_rank_that_nccl_aborted_is_not_the_cause(tmp_path: Path) -> None:
 
 def test_a_rank_that_aborts_alone_is_told(tmp_path: Path) -> None:
     failures.note_killed(tmp_path, 0, "SIGABRT")
-    assert str(failures.first(tmp_path, range(1), 1)).startswith("rank 0 was aborted (SIGABRT): a library gave up")
+    assert str(failures.first(tmp_path, range(1), 1)).startswith("rank 0 was aborted (SIGABRT) by a library")
 
 
 def test_a_rank_that_a_signal_ended_comes_before_those_that_lost_it(tmp_path: Path) -> None:

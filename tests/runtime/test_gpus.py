@@ -1,4 +1,4 @@
-"""`nvidia-smi` is a script that answers as the real one does."""
+"""GPUs are counted with a script in place of `nvidia-smi`, which prints what the real program prints."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ Install = Callable[[str], Path]
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Makes a machine on which `nvidia-smi -L` says this; the file counts the calls."""
+    """Install an `nvidia-smi` that prints the given text; the returned file records its calls."""
     calls = tmp_path / "calls"
 
     def install(says: str, code: int = 0) -> Path:

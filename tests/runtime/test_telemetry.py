@@ -65,7 +65,7 @@ Imitate = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Imitate:
-    """The fingerprint of a rank on a GPU whose properties are given."""
+    """Return the fingerprint of a rank on a GPU with the given properties."""
 
     def fingerprint(*, nodes: int = 1, nproc: int = 1, **properties: Any) -> dict[str, Any]:
         found = {"major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 141 << 30, **properties}
@@ -90,7 +90,7 @@ def test_another_cudnn_has_other_kernels(on_gpu: Imitate, monkeypatch: pytest.Mo
 
 
 def test_the_layout_of_ranks_counts_on_gpus_and_not_on_cpus(on_gpu: Imitate) -> None:
-    """NCCL's order of sums follows the topology, gloo's the ranks' numbers."""
+    """NCCL's order of sums depends on the topology, gloo's only on the rank numbers."""
     assert on_gpu(nodes=1, nproc=8) != on_gpu(nodes=2, nproc=4)
     assert telemetry.fingerprint(CPU, nodes=1, nproc=8) == telemetry.fingerprint(CPU, nodes=2, nproc=4)
 
@@ -120,7 +120,7 @@ def test_variables_that_change_sums_count(
     assert (on_gpu() != before) is counts
 
 
-def test_what_ranks_have_alike_is_told_once_and_what_not_in_their_order() -> None:
+def test_a_property_that_differs_between_ranks_becomes_a_list_in_rank_order() -> None:
     found = [{"torch": "2.13", "name": "A"}, {"torch": "2.13", "name": "B"}, {"torch": "2.13"}]
     assert telemetry.of_all_ranks(found) == {"torch": "2.13", "name": ["A", "B", None]}
     assert telemetry.of_all_ranks(found[:1]) == found[0]

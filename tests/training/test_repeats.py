@@ -1,4 +1,4 @@
-"""Only what two trainings that are left alone would repeat is called exact."""
+"""A result is exact only if two uninterrupted trainings would give the same bits."""
 
 import pytest
 import torch

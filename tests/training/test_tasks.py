@@ -115,7 +115,7 @@ def test_a_list_of_weights_must_have_one_for_each_class() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_sums_are_made_where_the_outputs_are_and_nothing_waits_for_them(name: str) -> None:
-    """A tensor without memory has no value that could be read."""
+    """Uses meta tensors, which have no values to read."""
     task, outputs, targets = example(name, torch.device("meta"))
     sums = task.measure(outputs.to("meta"), targets.to("meta"))
     assert (sums.device.type, sums.dtype, sums.shape) == ("meta", torch.float64, (len(task.sums),))

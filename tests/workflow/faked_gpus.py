@@ -58,7 +58,7 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 """
 
-# Longer than every wait; called by the rank, while its launcher holds the GPU.
+# Hooks that a rank calls while its launcher holds the GPU; they record the start and end of each training.
 TIMED = """\
 import os, time
 from pathlib import Path
@@ -90,23 +90,23 @@ sweep:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, and what was recorded on it."""
+    """The faked machine and its records."""
 
     folder: Path
 
     @property
     def leases(self) -> Path:
-        """Where its GPUs are leased."""
+        """Return the folder of its leases."""
         return self.folder / "leases"
 
     @property
     def calls(self) -> list[str]:
-        """Arguments of every call of nvidia-smi."""
+        """Return the arguments of every call of nvidia-smi."""
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
     def trained(self) -> dict[str, list[tuple[float, float]]]:
-        """For each GPU, when each training on it began and ended, in order."""
+        """Return the start and end times of the trainings on each GPU, in order."""
         begun: dict[str, tuple[str, float]] = {}
         found: dict[str, list[tuple[float, float]]] = {}
         for line in (self.folder / "trained").read_text().splitlines():
@@ -119,7 +119,7 @@ class Machine:
         return {gpu: sorted(times) for gpu, times in found.items()}
 
     def overlaps(self) -> list[tuple[str, float]]:
-        """GPUs on which a training began before another ended, and by how many seconds."""
+        """Return the GPUs on which two trainings overlapped, and for how many seconds."""
         return [
             (gpu, end - begin)
             for gpu, times in self.trained().items()
@@ -129,7 +129,7 @@ class Machine:
 
 
 def machine_with(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """The pipelines that the test starts from now on run on a machine with so many GPUs."""
+    """Let pipelines that the test starts run on a machine with this number of GPUs."""
     (folder / "bin").mkdir(parents=True)
     (folder / "python").mkdir()
     (folder / "python/sitecustomize.py").write_text(SITECUSTOMIZE)
@@ -145,7 +145,7 @@ def machine_with(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def write(project: Project, runs: int, device: str = "auto", nproc: int = 1) -> Project:
-    """The project has an experiment of so many runs, each of which takes more than half a second."""
+    """Write an experiment with this number of runs, each longer than half a second."""
     project.write(EXPERIMENT.format(device=device, nproc=nproc, seeds=list(range(runs))))
     (project.folder / "mine").mkdir()
     (project.folder / "mine/timed.py").write_text(TIMED)

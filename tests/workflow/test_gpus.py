@@ -1,4 +1,4 @@
-"""GPUs of a machine are a resource: of one pipeline by Snakemake, of several by leases. Real pipelines, faked GPUs."""
+"""GPUs are shared within a pipeline by Snakemake, and between pipelines by leases. Real pipelines, faked GPUs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(project: Project) -> list[dict[str, Any]]:
 
 
 def waiting(project: Project) -> list[dict[str, Any]]:
-    """Runs that wait for a GPU."""
+    """Return the runs that wait for a GPU."""
     return [row for row in rows(project) if row["state"] == "waiting"]
 
 
@@ -65,7 +65,7 @@ def test_runs_of_a_pipeline_take_turns_on_the_only_gpu(project: Project, machine
 
 
 def test_pipelines_in_two_folders_share_the_only_gpu(project: Project, machine: Machine, tmp_path: Path) -> None:
-    """The test itself has the GPU until both wait for it."""
+    """The test holds the GPU until both pipelines wait for it."""
     other = Project(tmp_path / "other")
     copy_repository(other.folder)
     projects = (write(project, 2), write(other, 2))
@@ -89,7 +89,7 @@ def test_pipelines_in_two_folders_share_the_only_gpu(project: Project, machine: 
 
 
 def test_more_trainings_than_gpus_where_the_command_line_asks_for_it(project: Project, machine: Machine) -> None:
-    """The test itself has the GPU until as many wait as there are cores."""
+    """The test holds the GPU until as many trainings wait as there are cores."""
     write(project, 4)
     with ExitStack() as pipeline:
         with lease_devices(1, "run of the test", GPU, folder=machine.leases):
@@ -177,12 +177,12 @@ def test_trainings_and_trials_ask_for_a_gpu_for_each_of_their_processes(
 
 
 def resources_of(output: str) -> dict[str, list[str]]:
-    """What the jobs of each rule ask for, as Snakemake shows it."""
+    """Return the resources of the jobs of each rule, as Snakemake prints them."""
     found = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", output, re.MULTILINE)
     return {rule: asks.split(", ") for rule, asks in found}
 
 
-# Each training waits until the other one has begun.
+# Each training waits until the other training has started.
 TOGETHER = """\
 import os, time
 from pathlib import Path

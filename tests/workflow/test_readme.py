@@ -19,7 +19,7 @@ INSTEAD = {
     # Real clusters: tests/slurm.
     "make slurm-demo": "make --dry-run slurm-demo",
     "snakemake --profile profiles/slurm --jobs 16": "snakemake --profile profiles/slurm --jobs 16 --dry-run",
-    # What it checks without a GPU: tests/test_gpu_check.py.
+    # tests/test_gpu_check.py runs its checks without a GPU.
     "scripts/gpu-check": "scripts/gpu-check --list",
     # The number of kills decides how long it takes.
     "everstep prove-resume config/quick.yaml --kills 20": "everstep prove-resume config/quick.yaml --kills 1",

@@ -53,7 +53,7 @@ class Runtime(Section):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="where to compute; auto takes an NVIDIA GPU if there is one",
+        description="where to train; auto uses an NVIDIA GPU if there is one, else the CPU",
         json_schema_extra={"allowed": "auto, cpu, cuda, or cuda:N (on a Mac: auto or cpu)"},
     )
     nproc: int = Field(1, ge=1, le=1024, description="training processes on each node")
@@ -199,7 +199,7 @@ class Evaluate(Section):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="where to compute; auto takes a GPU only if it may have one at once",
+        description="where to evaluate; auto uses a GPU only if one is free, else the CPU",
         json_schema_extra=ASIDE | {"allowed": "auto, cpu, cuda, or cuda:N"},
     )
 

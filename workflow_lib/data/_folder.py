@@ -64,6 +64,6 @@ def each(function: Callable[[Path], Result], paths: Sequence[Path]) -> list[Resu
     def some(start: int) -> list[Result]:
         return [function(path) for path in paths[start : start + TOGETHER]]
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has it not
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     with ThreadPoolExecutor(cpus) as pool:
         return [result for results in pool.map(some, range(0, len(paths), TOGETHER)) for result in results]

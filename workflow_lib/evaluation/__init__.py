@@ -1,8 +1,8 @@
 """A model is judged once, on samples it never met, and every number comes with its uncertainty.
 
-It computes in strict fp32 with deterministic kernels, whatever the training computed in (see ``computing``). For a
-batch size, a device and a thread count the results are the same bits; another batch size may change the last bits of a
-number, because matrix kernels sum in another order.
+Evaluations compute in strict fp32 with deterministic kernels, whatever the precision of the training (see
+``computing``). Results are bit-identical for the same batch size, device and thread count; another batch size may
+change the last bits of a number, because matrix kernels sum in another order.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Subject:
     network: nn.Module
     manifest: shards.Manifest
     identity: dict[str, Any]  # run, digest, data, model: who this is, in every result
-    trained_in: str  # precision of the training, which is that of its validation
+    trained_in: str  # precision of the training and its validation
 
 
 def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:

@@ -1,7 +1,7 @@
-"""Where a trained model is judged, and in which arithmetic: strict fp32, by deterministic kernels.
+"""Device and arithmetic of an evaluation: strict fp32 with deterministic kernels.
 
-A test in the precision of the training would measure the hardware too: TF32, which cuDNN uses unless it is told not
-to, or bfloat16. So the numbers of two runs can be compared, wherever each was trained and judged.
+A test in the precision of the training would measure the hardware too: bfloat16, or TF32, which cuDNN uses by default.
+In strict fp32 the results of two runs can be compared, wherever each was trained and evaluated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 JOB = "SLURM_JOB_ID"
-ENVIRONMENT = {  # what libraries read when CUDA starts
+ENVIRONMENT = {  # variables that libraries read when CUDA starts, and their allowed values
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
     "NVIDIA_TF32_OVERRIDE": ("0",),
 }
@@ -35,10 +35,10 @@ ENVIRONMENT = {  # what libraries read when CUDA starts
 
 @contextmanager
 def device_of(experiment: Experiment) -> Iterator[torch.device]:
-    """The device of ``evaluate.device``; a GPU that is not named is leased, so that no other local job uses it.
+    """Yield the device of ``evaluate.device``. Without a number, a GPU is leased, so that no other local job uses it.
 
-    ``auto`` is a GPU only where the evaluation may have one at once: one that SLURM gave to its job, or one that no
-    other local job uses. ``cuda`` waits for one as a training does; there has to be one at all, else ConfigError.
+    ``auto`` uses a GPU only if the evaluation can lease it at once: a GPU that SLURM gave to its job, or a GPU of this
+    machine. ``cuda`` waits for a GPU as a training does. Raises ConfigError if the machine does not have the device.
     """
     import torch
 
@@ -52,7 +52,7 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
     if number >= count:
         visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
         there = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
-        where = "; the partition of the rule evaluate is in the profile" if in_job else ""
+        where = "; the profile sets the partition of the rule evaluate" if in_job else ""
         raise ConfigError(f"evaluate.device: {name} is not on this machine. Here are: {there}{visible}{where}")
     if ":" in name:
         yield torch.device("cuda", number)
@@ -75,9 +75,10 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
 
 @contextmanager
 def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
-    """In here torch computes in fp32 as it is written, by deterministic kernels or not at all; then as it did before.
+    """Inside the block torch computes in IEEE fp32 with deterministic kernels; after it, the old switches are restored.
 
-    With ``is_deterministic`` False, operations that have no deterministic kernel are allowed; all others are the same.
+    An operation without a deterministic kernel raises RuntimeError. With ``is_deterministic`` False it uses the kernel
+    that there is; all other operations stay deterministic.
     """
     import torch
 
@@ -93,7 +94,7 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
         for name, allowed in ENVIRONMENT.items():
             if os.environ.get(name) not in allowed:
                 os.environ[name] = allowed[0]
-        # torch has two sets of switches, and a model's own file may have used either; the second one decides
+        # torch has two sets of switches, and a model's module may have used either: the newer set takes precedence
         _switch({"matmul": "highest", "cudnn": False})
         for operation in operations:
             operation.fp32_precision = "ieee"
@@ -120,7 +121,7 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
 
 
 def _older_switches() -> dict[str, Any]:
-    """Those that can be read: torch raises where a program has set the newer ones to something else."""
+    """Return the older switches that can be read: torch raises if the newer set contradicts them."""
     import torch
 
     found: dict[str, Any] = {}
@@ -143,10 +144,10 @@ def _switch(switches: dict[str, Any]) -> None:
 
 
 def judged(judge: Callable[[], T]) -> tuple[T, dict[str, Any]]:
-    """What the function returns, called in strict fp32, and how that was computed, for the result.
+    """Call the function in strict fp32; return its result, and the precision and determinism that were used.
 
-    Where the model has an operation without a deterministic kernel, it is called once more with such allowed: the
-    last bits may then differ between two evaluations, which the log and the result say.
+    If the model has an operation without a deterministic kernel, the function is called again with such operations
+    allowed. Two evaluations may then differ in the last bits; the log and the result say so.
     """
     try:
         with strict_fp32():

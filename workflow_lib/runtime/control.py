@@ -21,7 +21,7 @@ from workflow_lib.runtime.clock import now_s
 from workflow_lib.runtime.workspace import Reach
 
 MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
-WORK_S = 1.0  # between two looks at whether a rank computes
+WORK_S = 1.0  # between two checks of the CPU time of a rank
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -76,7 +76,7 @@ class Control:
 
     @contextmanager
     def working(self, local_rank: int) -> Iterator[None]:
-        """That rank moves as long as it or its children compute: it compiles, say, which takes longer than any step."""
+        """Count progress of the rank while it or its children use the CPU, as in a compilation longer than a step."""
         ended = threading.Event()
 
         def tick() -> None:
@@ -121,7 +121,7 @@ class Control:
 
 
 def _cpu_s() -> float:
-    """CPU time that this process and its living descendants have used."""
+    """CPU seconds that this process and its living descendants have used."""
     total, me = 0.0, psutil.Process()
     for process in (me, *me.children(recursive=True)):
         with suppress(psutil.Error):

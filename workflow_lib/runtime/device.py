@@ -21,25 +21,25 @@ from workflow_lib.errors import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
-GPU_KEYS = ("index", "uuid", "driver_version", "memory.total", "compute_cap", "name")  # the name may hold commas
+GPU_KEYS = ("index", "uuid", "driver_version", "memory.total", "compute_cap", "name")  # the name may contain commas
 UNKNOWN = "[N/A]"
 
 
 def visible_cuda() -> int:
-    """Number of CUDA devices this process may use; CUDA is not started here."""
+    """Number of CUDA devices this process may use, counted without starting CUDA in it."""
     if not torch.backends.cuda.is_built():
         return 0
-    counted: int = torch.cuda._device_count_nvml()  # below 0: the management library does not know
+    counted: int = torch.cuda._device_count_nvml()  # negative if NVML cannot tell
     return counted if counted >= 0 else count_elsewhere()
 
 
 def count_elsewhere() -> int:
-    """The same, counted by CUDA in a process of its own: for MIG devices, and containers without NVML."""
+    """The same number, counted by CUDA in a subprocess: for MIG devices, and containers without NVML."""
     return _count_elsewhere(os.environ.get(VISIBLE))
 
 
 def has_driver() -> bool:
-    """True if CUDA's driver is installed here; to load its library does not start it."""
+    """Return True if the CUDA driver is installed. Loading its library does not start CUDA."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -60,9 +60,9 @@ def _count_elsewhere(visible: str | None) -> int:
 
 
 def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visible_cuda) -> torch.device:
-    """The device of a local rank: cpu, cuda (one a rank), cuda:N; auto takes a GPU of CUDA if there is one.
+    """Return the device of a local rank: cpu, cuda (a GPU per rank), cuda:N; auto is cuda if there is a GPU, else cpu.
 
-    There is no mps: it has no float64, in which losses are summed, and nobody has shown that a resume on it is exact.
+    mps is not supported: losses are summed in float64, which it does not have, and exact resume on it is unproven.
     """
     kind = ("cuda" if count() > 0 else "cpu") if name == "auto" else name
     if kind == "cpu":
@@ -88,7 +88,10 @@ def bind(device: torch.device) -> None:
 
 
 def cuda_capability(device: torch.device) -> tuple[int, int] | None:
-    """Capability of the device; None if unknown. Without an index, or a number that says which, of the best visible."""
+    """Compute capability of the device, or of the best visible GPU if the device is not determined; None if unknown.
+
+    A device without an index is not determined, nor is an index where CUDA may number GPUs otherwise than nvidia-smi.
+    """
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_capability(device)
     found = [_capability(gpu["compute_cap"]) for gpu in query_gpus()]
@@ -101,8 +104,7 @@ def cuda_capability(device: torch.device) -> tuple[int, int] | None:
 def query_gpus() -> list[dict[str, str]]:
     """Index, UUID, driver, memory, compute capability and name of each visible GPU, in the order of CUDA's numbers.
 
-    Empty without `nvidia-smi`. A value that it does not know is "[N/A]", as it says, and so are all but the UUID of a
-    part of a GPU (MIG), of which it does not tell.
+    Empty without `nvidia-smi`. An unknown value is "[N/A]", as in its output. Of a MIG instance only the UUID is known.
     """
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_KEYS)}", "--format=csv,noheader"]
     try:
@@ -118,8 +120,8 @@ def query_gpus() -> list[dict[str, str]]:
 
 
 def _named(gpus: Sequence[dict[str, str]], name: str) -> dict[str, str]:
-    """The GPU that the variable of visible devices names by index, by UUID or its beginning, or by a part of it."""
-    whole = name.removeprefix("MIG-").partition("/")[0]  # of a part in the older form, MIG-GPU-<uuid>/1/0
+    """The GPU that an entry of CUDA_VISIBLE_DEVICES names: by index, by UUID or its prefix, or by a MIG instance."""
+    whole = name.removeprefix("MIG-").partition("/")[0]  # older form of a MIG instance: MIG-GPU-<uuid>/1/0
     for gpu in gpus:
         if name == gpu["index"] or (whole.startswith("GPU-") and gpu["uuid"].startswith(whole)):
             return gpu

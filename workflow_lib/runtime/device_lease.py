@@ -1,15 +1,15 @@
-"""GPUs of this machine are leased: no two trainings compute on one, whoever started them and from whichever folder.
+"""Leases of this machine's GPUs: no two trainings compute on the same GPU, whoever started them, from any folder.
 
-    /tmp/everstep-gpus/GPU-1f5c.lock    locked (flock) while a process computes on that GPU, or may begin to
-    /tmp/everstep-gpus/000012.json      a ticket: who wants how many of which GPUs, and those it holds
+    /tmp/everstep-gpus/GPU-1f5c.lock    locked (flock) while a process holds that GPU
+    /tmp/everstep-gpus/000012.json      a ticket: a process, the GPUs that it can use and needs, and those that it holds
 
-The locks alone keep a GPU to one holder. The kernel releases them when the process that took them and all that were
-forked from it are gone, however they ended. The tickets make it fair, and say who holds what: each is locked by its
-process likewise, and counts for nothing once it is not. GPUs are given in the order of the tickets: what is free is
-kept for those that came earlier, so a training that needs four is not overtaken for ever by others that need one.
+The locks alone guarantee that a GPU has at most one holder. The kernel releases a lock when the process that took it
+and all processes forked from it have ended, for any reason. The tickets provide the order and the names of the holders.
+Each ticket is locked by its process, and is ignored once it is unlocked. GPUs are given in the order of the tickets:
+free GPUs are kept for earlier tickets, so trainings that need one GPU cannot starve a training that needs four.
 
-There is no lock on the whole, which a suspended process might hold. The folder is for all users (mode 1777, like /tmp),
-and nobody writes to a file of another. Processes in containers take part where they share the host's folder.
+There is no global lock, since a suspended process could hold it. The folder is for all users (mode 1777, like /tmp),
+and no user writes to a file of another. Processes in containers take part if they share the host's folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("/tmp/everstep-gpus")  # never TMPDIR, which differs between users
 POLL_S = 0.5
-SILENT_S = 30.0  # a waiting process that is suspended is passed over, and has its place again when it goes on
+SILENT_S = 30.0  # a waiting process that has not polled for so long is skipped; it regains its place when it continues
 LEFT_OVER_S = 60.0
 TICKET_BYTES = 1 << 16
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,7 +45,7 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a process wants and holds. `choice` and `held` are names of the hardware (`gpus.visible`)."""
+    """The GPUs that a process wants and holds. `choice` and `held` are hardware names (`gpus.visible`)."""
 
     number: int
     host: str
@@ -55,11 +55,11 @@ class Ticket:
     count: int
     choice: tuple[str, ...]
     held: tuple[str, ...] = ()
-    polled: float = 0.0  # time of day at which its process looked last
+    polled: float = 0.0  # wall-clock time at which its process last polled
 
     def __str__(self) -> str:
         text = f"{shortened(self.who)} (pid {self.pid}, {shortened(self.user)} on {shortened(self.host)})"
-        return "".join(letter if letter.isprintable() else "?" for letter in text)  # another user wrote it
+        return "".join(letter if letter.isprintable() else "?" for letter in text)  # another user may have written it
 
 
 @contextmanager
@@ -73,11 +73,11 @@ def lease_devices(
     tell: Callable[[str], None] = logger.info,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[str, ...]]:
-    """Lease `count` GPUs for this process and those forked from it: their entries for CUDA_VISIBLE_DEVICES.
+    """Lease `count` GPUs for this process and its forks; yield their entries for CUDA_VISIBLE_DEVICES.
 
-    `who` names the work to others. With `ids` None, the choice is what CUDA_VISIBLE_DEVICES allows. Waits without a
-    limit, and gives the reason to `tell` whenever it changes. Raises Stopped once `must_stop` says so, and ConfigError
-    where there are never as many. Inside a SLURM job its GPUs are shared out among the processes of that job.
+    `who` describes the work to other users. With `ids` None, the choice is what CUDA_VISIBLE_DEVICES allows. Waits
+    without a time limit, and passes the reason to `tell` whenever it changes. Raises Stopped if `must_stop` returns
+    true, and ConfigError if there are fewer than `count` GPUs. Inside a SLURM job, its processes share its GPUs.
     """
     choice = _choice(count, ids, environ)
     wanted = "a GPU" if count == 1 else f"{count} GPUs"
@@ -110,12 +110,12 @@ def lease_devices(
 
 
 def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """Entries for CUDA_VISIBLE_DEVICES that there are to choose from, each with its name of the hardware."""
+    """Return the entries for CUDA_VISIBLE_DEVICES to choose from, each with its hardware name."""
     job, given = environ.get("SLURM_JOB_ID"), environ.get(gpus.VISIBLE)
     if ids is not None:
         choice = {id: id for id in ids}
     elif job and given:
-        choice = {id: f"job {job}: {id}" for id in given.split(",")}  # numbers that mean nothing outside of the job
+        choice = {id: f"job {job}: {id}" for id in given.split(",")}  # the numbers are valid inside the job only
     else:
         choice = gpus.visible(environ)
     if len(choice) < count:
@@ -124,7 +124,7 @@ def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -
 
 
 class _Mine:
-    """The ticket of this process, from the moment that it has a number."""
+    """The ticket of this process; the constructor gives it a number and publishes it."""
 
     def __init__(self, folder: int, ticket: Ticket) -> None:
         self._folder = folder
@@ -132,19 +132,19 @@ class _Mine:
         self.ticket = ticket
         while self._file < 0:
             number = 1 + max(map(_number, os.listdir(folder)), default=0)
-            with suppress(FileExistsError):  # another process came first
+            with suppress(FileExistsError):  # another process took the number
                 self._publish(replace(ticket, number=number), os.link)
 
     def publish(self, ticket: Ticket) -> None:
-        """Others see this ticket, whole and locked, in place of the one before."""
+        """Replace the visible ticket atomically by this ticket, which is already locked."""
         self._publish(ticket, os.rename)
 
     def touch(self) -> None:
-        """Others see that this process is not suspended."""
+        """Show other processes that this one is not suspended."""
         os.utime(self._file)
 
     def close(self) -> None:
-        """The ticket counts for nothing when the processes forked from this one have ended too."""
+        """Release the ticket; processes forked from this one keep it locked until they end."""
         if self._file >= 0:
             os.close(self._file)
 
@@ -165,7 +165,7 @@ class _Mine:
 
 
 def _taken(tickets: Sequence[Ticket], mine: Ticket, now: float) -> dict[str, Ticket]:
-    """GPUs that are not to be had, with the ticket that holds each, or that came before and has first choice."""
+    """Return the GPUs that `mine` cannot have, each with its holder, or the earlier ticket that it is kept for."""
     others = [ticket for ticket in tickets if ticket.number != mine.number]
     taken = {name: ticket for ticket in others for name in ticket.held}
     for ticket in others:
@@ -176,7 +176,7 @@ def _taken(tickets: Sequence[Ticket], mine: Ticket, now: float) -> dict[str, Tic
 
 
 def _lock_gpus(folder: int, count: int, free: Mapping[str, str], held: ExitStack) -> list[str]:
-    """Entries of `count` of the free GPUs, locked until `held` closes; none if there are not as many."""
+    """Lock `count` of the free GPUs until `held` closes, and return their entries; none if there are fewer."""
     if len(free) < count:
         return []
     with ExitStack() as locks:
@@ -192,11 +192,11 @@ def _lock_gpus(folder: int, count: int, free: Mapping[str, str], held: ExitStack
 
 
 def _lock_gpu(folder: int, name: str) -> int | None:
-    """The GPU's file, locked; None while another process has it."""
+    """Return the locked file of the GPU; None if another process holds it."""
     path = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:200]}.lock"
     with suppress(FileExistsError), _for_all_users():
         os.close(os.open(path, NEW, 0o644, dir_fd=folder))
-    with suppress(FileNotFoundError):  # removed by a process that found nobody on it
+    with suppress(FileNotFoundError):  # another process removed it, since nobody held it
         file = os.open(path, READ, dir_fd=folder)
         if _lock(file, fcntl.LOCK_EX) and _is_at(file, path, folder):
             return file
@@ -205,7 +205,7 @@ def _lock_gpu(folder: int, name: str) -> int | None:
 
 
 def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
-    """Who has the GPUs of the choice, or comes first."""
+    """Return a text that names the holders of the GPUs, and the earlier tickets that they are kept for."""
     found: dict[Ticket, list[str]] = {}
     for id, name in choice.items():
         if name in taken:
@@ -216,14 +216,14 @@ def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
 
 @contextmanager
 def _open_folder(path: Path) -> Iterator[int]:
-    """The folder, made if it is missing, and locked, which keeps systemd-tmpfiles from ageing what is in it."""
+    """Create the folder if it is missing, open and lock it; the lock keeps systemd-tmpfiles from removing old files."""
     while True:
         with _for_all_users():
             path.mkdir(mode=0o1777, exist_ok=True)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         if _lock(folder, fcntl.LOCK_SH) and _is_at(folder, path):
             break
-        os.close(folder)  # it is being aged
+        os.close(folder)  # systemd-tmpfiles is cleaning it
         time.sleep(POLL_S)
     try:
         yield folder
@@ -233,7 +233,7 @@ def _open_folder(path: Path) -> Iterator[int]:
 
 
 def _tickets(folder: int) -> list[Ticket]:
-    """Tickets of living processes, in their order."""
+    """Return the tickets of living processes, in order of their numbers."""
     found = []
     for name in filter(_number, os.listdir(folder)):
         with suppress(OSError, ValueError, TypeError, LookupError, RecursionError), _open(name, folder) as file:
@@ -243,9 +243,9 @@ def _tickets(folder: int) -> list[Ticket]:
 
 
 def _sweep(folder: int) -> None:
-    """Remove the files that no process locks, as far as this user may.
+    """Remove the files that no process locks, as far as this user is allowed to.
 
-    Removed under an exclusive lock: who has locked a file that is gone from its name has locked nothing (`_is_at`).
+    A file is removed under an exclusive lock. A process that locks a removed file detects it with `_is_at`.
     """
     for name in os.listdir(folder):
         if re.fullmatch(r"[A-Za-z0-9_-]+\.lock|\d{6,}\.json", name) or _is_left_over(name, folder):
@@ -275,7 +275,7 @@ def _read(file: int, number: int) -> Ticket:
 
 
 def _is_at(file: int, name: str | Path, folder: int | None = None) -> bool:
-    """The open file is the one of that name still."""
+    """Return True if the name still refers to the open file."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
@@ -284,7 +284,7 @@ def _is_at(file: int, name: str | Path, folder: int | None = None) -> bool:
 
 @contextmanager
 def _for_all_users() -> Iterator[None]:
-    """What is made in the block has the permissions it was made with; they are right from the first moment."""
+    """Clear the umask in the block, so that new files have their final permissions from the start."""
     before = os.umask(0)
     try:
         yield
@@ -307,7 +307,7 @@ def _number(name: str) -> int:
 
 
 def _is_left_over(name: str, folder: int) -> bool:
-    """Whether the file was never given its name by a process that was killed, a minute ago or longer."""
+    """Return True for a ticket that was never published, since its process was killed, at least a minute ago."""
     if not re.fullmatch(r"\.[0-9a-f]{32}\.json", name):
         return False
     with suppress(OSError):

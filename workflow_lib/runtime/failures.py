@@ -21,8 +21,8 @@ from workflow_lib.runtime.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 FAILED = 70  # exit code of a rank whose error lies in a file
-# what a rank says whose partner is gone: never the first cause. NCCL's other errors (a full /dev/shm, a network
-# interface that is not there, too little memory) are causes
+# messages of a rank that lost its partner: never the first cause. Other errors of NCCL (a full /dev/shm, a missing
+# network interface, too little memory) can be the cause
 LOST_PARTNER = re.compile(
     r"gloo.*(Connection|timed out|Timed out|closed)"
     r"|NCCL.*(ncclRemoteError|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|aborted|remote process exit)"
@@ -30,7 +30,7 @@ LOST_PARTNER = re.compile(
     r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
     re.DOTALL,
 )
-ABORTED = "SIGABRT"  # how NCCL's watchdog ends a rank that has waited too long for another
+ABORTED = "SIGABRT"  # NCCL's watchdog ends a rank this way if it has waited too long for another rank
 
 
 def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
@@ -50,11 +50,11 @@ def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
 
 
 def note_killed(folder: Path, rank: int, name: str) -> None:
-    """That rank could leave no word: a signal of that name ended it."""
+    """Write the failure report of a rank that a signal ended before it could write its own."""
     if name == ABORTED:
         message = (
-            f"rank {rank} was aborted ({name}): a library gave up, as NCCL does when another rank has not come for too "
-            f"long; what it said stands above. Run the same command again to go on from the last checkpoint"
+            f"rank {rank} was aborted ({name}) by a library: NCCL does so when it has waited too long for another "
+            f"rank. Its message is above. Run the same command again to go on from the last checkpoint"
         )
         failure = {"rank": rank, "time": time.monotonic(), "kind": "RankError", "message": message, "aborted": True}
         write_json(folder / "failure-killed.json", failure)
@@ -73,7 +73,7 @@ def paths(folder: Path) -> list[Path]:
 
 
 def first(folder: Path, ranks: range, world_size: int) -> EverstepError:
-    """The error of the rank that failed first; the others only lost their partner. ``ranks`` are those of this node."""
+    """Return the error of the rank that failed first, not of one that lost its partner. ``ranks`` are this node's."""
     failures = [json.loads(path.read_text()) for path in paths(folder)]
     failures.sort(key=lambda failure: (_has_lost_partner(failure), failure["time"]))
     if not failures or _has_lost_partner(failures[0]):

@@ -25,7 +25,7 @@ from workflow_lib.runtime.workspace import RankProcess, list_attempts
 logger = logging.getLogger(__name__)
 JOB = "SLURM_JOB_ID"
 PR_SET_PDEATHSIG = 1
-LOOK_S = 1.0  # between two looks at the parent, where the kernel does not watch it
+LOOK_S = 1.0  # between two checks of the parent, where the kernel does not watch it
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait
 
 
 def die_with(parent: int) -> None:
-    """The calling process ends when its parent does, so that it becomes no ghost.
+    """Make the calling process end when its parent ends, so that no orphan is left.
 
-    On Linux the kernel sees to it. Elsewhere a thread looks once in ``LOOK_S``, which a call that keeps the interpreter
-    for itself can delay; the next attempt ends what is left.
+    On Linux the kernel does this. Elsewhere a thread checks every ``LOOK_S`` seconds, later if a call holds the
+    interpreter lock; the next attempt ends processes that are left.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     if prctl is not None:

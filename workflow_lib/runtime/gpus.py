@@ -1,8 +1,8 @@
-"""GPUs of this machine, found without torch and without CUDA: the Snakefile asks too, and it must stay fast.
+"""GPUs of this machine, found without torch and without CUDA, since the Snakefile needs them and must stay fast.
 
 `nvidia-smi` lists them in the order of their PCI addresses; in a container without it, the device files are counted.
-CUDA_VISIBLE_DEVICES is read as CUDA reads it: the first entry that cannot be found ends the list, a repeated one
-empties it, and its first entry says whether it is of numbers, UUIDs of GPUs, or ids of MIG instances.
+CUDA_VISIBLE_DEVICES is read as CUDA reads it: the first entry that cannot be found ends the list, a repeated entry
+empties it, and the first entry determines its kind: numbers, UUIDs of GPUs, or ids of MIG instances.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ASK_TIMEOUT_S = 60  # without persistence mode the driver starts each GPU first
+ASK_TIMEOUT_S = 60  # without persistence mode, nvidia-smi first initializes every GPU
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its UUID (empty where only its device file is known), and the ids of its MIG instances."""
+    """A GPU: its UUID (empty if only its device file is known), and the ids of its MIG instances."""
 
     uuid: str
     instances: tuple[str, ...] = ()
@@ -33,14 +33,14 @@ def count(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def count_for(device: str) -> int:
-    """Number of GPUs here that trainings with this `runtime.device` may use; 0 where they compute on something else."""
+    """Number of GPUs here that trainings with this `runtime.device` may use; 0 if they do not use GPUs."""
     if device == "auto":
         return count() if torch_is_for_cuda() else 0
     return count() if device.startswith("cuda") else 0
 
 
 def problem(device: str, nproc: int, here: int) -> str | None:
-    """The reason why trainings with these settings can never run on a machine with `here` GPUs; None if they can."""
+    """Return why trainings with these settings can never run on a machine with `here` GPUs; None if they can."""
     named = int(device.removeprefix("cuda:")) + 1 if device.startswith("cuda:") else nproc
     if not (here or device.startswith("cuda")) or named <= here:
         return None
@@ -49,19 +49,19 @@ def problem(device: str, nproc: int, here: int) -> str | None:
     limit = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
     return (
         f"{setting}, and this machine has {ids or 'no GPU'}{limit}. Change runtime.nproc or runtime.device; if there "
-        f"are GPUs that nvidia-smi does not list, say how many: snakemake --resources gpu=N"
+        f"are GPUs that nvidia-smi does not list, give their number: snakemake --resources gpu=N"
     )
 
 
 def visible(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Names of the GPUs that CUDA would show, in its order: entry for CUDA_VISIBLE_DEVICES to a name of the hardware.
+    """Return the GPUs that CUDA would show, in its order: each entry of CUDA_VISIBLE_DEVICES with its hardware name.
 
-    The name of the hardware is the same for every process of this machine, however its CUDA_VISIBLE_DEVICES calls it.
+    The hardware name is the same in all processes of this machine, whatever their CUDA_VISIBLE_DEVICES.
     """
     given = environ.get(VISIBLE)
     entries = None if given is None else [entry.strip() for entry in given.split(",")]
     if entries is not None and not _kind(entries[0]):
-        return {}  # empty, NoDevFiles, -1: whoever set it wants no GPU
+        return {}  # empty, NoDevFiles, -1: GPUs are hidden on purpose
     gpus = installed()
     if entries is None:
         return {str(index): _name(index, gpus) for index in range(len(gpus))}
@@ -77,7 +77,7 @@ def visible(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def installed() -> list[Gpu]:
-    """Every GPU that the driver shows, whatever CUDA_VISIBLE_DEVICES says, in the order of PCI addresses."""
+    """Return every GPU that the driver shows, regardless of CUDA_VISIBLE_DEVICES, in the order of PCI addresses."""
     try:
         answer = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=True
@@ -99,7 +99,7 @@ def device_files() -> list[str]:
 
 
 def torch_is_for_cuda() -> bool:
-    """Return whether the installed torch was built for CUDA, by its version file: importing torch takes a second."""
+    """Return True if the installed torch was built for CUDA; reads its version file, since an import takes a second."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -108,24 +108,24 @@ def torch_is_for_cuda() -> bool:
 
 
 def _kind(entry: str) -> str:
-    """`GPU-`, `MIG-`, `number`; empty for anything else, a negative number too."""
+    """Return `GPU-`, `MIG-` or `number`; empty for anything else, including a negative number."""
     if entry.startswith(("GPU-", "MIG-")):
         return entry[:4]
     return "number" if re.match(r"\+?\d", entry) else ""
 
 
 def _find(entry: str, gpus: Sequence[Gpu]) -> str | None:
-    """Name of the hardware that the entry means; None if there is no such, or more than one."""
+    """Return the hardware name that the entry refers to; None if there is no match, or more than one."""
     if digits := re.match(r"\+?(\d+)", entry):
         return _name(int(digits[1]), gpus) if int(digits[1]) < len(gpus) else None
     known = [gpu.uuid for gpu in gpus] if entry.startswith("GPU-") else [id for gpu in gpus for id in gpu.instances]
     if gpus and not any(gpu.uuid for gpu in gpus):
-        return entry  # without nvidia-smi nobody knows better than who set the variable
+        return entry  # without nvidia-smi the entry cannot be checked
     matches = [name for name in known if name.startswith(entry)]
     return matches[0] if len(matches) == 1 else None
 
 
 def _name(index: int, gpus: Sequence[Gpu]) -> str:
-    """The GPU of that number; its first MIG instance if it is divided, since CUDA shows no other."""
+    """Return the hardware name of a GPU; if it is divided, of its first MIG instance, since CUDA shows no other."""
     gpu = gpus[index]
     return gpu.instances[0] if gpu.instances else gpu.uuid or f"GPU {index}"

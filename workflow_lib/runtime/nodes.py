@@ -44,12 +44,12 @@ def start(count: int, cpus: int) -> NoReturn:
 
 
 def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Where the launcher of the first node listens: the address that the job was started from, and a port there."""
+    """Return the address and port on which the launcher of the first node listens: where the job was started."""
     return environ["SLURM_LAUNCH_NODE_IPADDR"], int(environ[PORT])
 
 
 def token(environ: Mapping[str, str] = os.environ) -> str:
-    """What only the processes of the job know."""
+    """Return the secret that only the processes of the job know."""
     return environ[TOKEN]
 
 

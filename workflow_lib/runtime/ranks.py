@@ -67,7 +67,7 @@ class Peers:
         return self.rank == 0
 
     def announce(self, value: Any) -> Any:
-        """The JSON value of rank 0, on every rank; what the others give is not looked at."""
+        """Broadcast the JSON value of rank 0 to every rank; the values of the other ranks are ignored."""
         if self.group is None:
             return value
         import torch
@@ -82,13 +82,13 @@ class Peers:
         return json.loads(_unpacked(sent))
 
     def collect(self, value: Any) -> list[Any]:
-        """On rank 0 the JSON values of all, in the order of ranks; nothing elsewhere."""
+        """Gather the JSON values of all ranks on rank 0, in the order of ranks; an empty list elsewhere."""
         if self.group is None:
             return [value]
         return [json.loads(sent) for sent in self._gathered(json.dumps(value).encode())]
 
     def collect_tensors(self, named: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The same for small tensors on the CPU."""
+        """Gather small CPU tensors in the same way."""
         if self.group is None:
             return [named]
         from safetensors.torch import load, save
@@ -96,7 +96,7 @@ class Peers:
         return [load(sent) for sent in self._gathered(save(named))]
 
     def _gathered(self, sent: bytes) -> list[bytes]:
-        """What every rank sent, on rank 0; nothing elsewhere. Nothing is unpickled: it came over a wire."""
+        """Gather the bytes of all ranks on rank 0; nothing elsewhere. Network data is never unpickled."""
         import torch
         import torch.distributed as dist
 
@@ -109,10 +109,10 @@ class Peers:
         return [_unpacked(one[: int(size)]) for one, size in zip(found or (), sizes, strict=False)]
 
     def spread(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-        """The CPU tensors of rank 0 by group and name, on every rank; what the others give is not looked at.
+        """Broadcast the CPU tensors of rank 0, by group and name; the arguments of the other ranks are ignored.
 
-        They are sent one by one, from place to place: a rank holds one copy of them, not the several that an object
-        of them all would cost.
+        Each tensor is sent on its own, directly into its memory, so a rank holds one copy of the state, and not the
+        several copies that one large object would need.
         """
         if self.group is None:
             return groups

@@ -1,9 +1,9 @@
-"""How the processes of one training find each other, and nobody else finds them.
+"""Rendezvous of the processes of one training, closed to other processes as far as torch allows (docs/security.md).
 
-On one machine no port is opened: the launcher keeps its store in memory, and its ranks meet by a file in a private
-folder. What gloo and NCCL open for tensors is on the loopback interface. Between nodes the first launcher listens on
-the job's own address, and what lies in its store has a prefix that only processes of the job know. Nothing that comes
-out of a store or over a wire is unpickled; torch's own rendezvous of elastic launchers does that.
+On one machine the launcher keeps its store in memory, and its ranks meet through a file in a private folder. The only
+ports are those that gloo and NCCL open for tensors, on the loopback interface. Between nodes, the first launcher
+listens on the job's own address, and the keys of its store have a prefix that only processes of the job know. Data from
+a store or from the network is never unpickled, as torch's own elastic rendezvous would do.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of an attempt meet; ``folder`` is private and on this machine."""
+    """The rendezvous of an attempt; ``folder`` is private and on this machine."""
 
     folder: Path
     nodes: int
     node: int
 
     def settings(self, must_stop: Callable[[], bool]) -> dict[str, Any]:
-        """The fields of torch's LaunchConfig that say how the launchers meet."""
+        """Return the fields of torch's LaunchConfig for the rendezvous of the launchers."""
         rendezvous_handler_registry.register(BACKEND, _handler)
         return {
             "run_id": str(os.getpid()),
@@ -54,13 +54,13 @@ class Meeting:
         }
 
     def store(self, world_size: int, timeout: timedelta) -> Store:
-        """The store of the process group, for a rank."""
+        """Return the store of the process group, for a rank."""
         if self.nodes == 1:
             return FileStore(str(self.folder / "ranks"), world_size)
         return PrefixStore(f"{nodes.token()}/ranks", _connected(timeout))
 
     def bind_sockets(self) -> None:
-        """Tensors go over the loopback interface, between nodes over the one that leads to the first node."""
+        """Bind gloo and NCCL to loopback on one machine; between nodes, bind gloo to the route to the first node."""
         if self.nodes == 1:
             found = interface(LOOPBACK)
             if found is not None:
@@ -75,7 +75,7 @@ class Meeting:
 
 @contextmanager
 def meeting(nodes: int, node: int) -> Iterator[Meeting]:
-    """A meeting place for as long as the block runs."""
+    """Yield a rendezvous; its private folder is removed when the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="everstep-"))  # readable by its owner only
     try:
         yield Meeting(folder, nodes, node)
@@ -84,7 +84,7 @@ def meeting(nodes: int, node: int) -> Iterator[Meeting]:
 
 
 def interface(address: str) -> str | None:
-    """Name of the network interface that has the IPv4 address; None if none has."""
+    """Return the name of the network interface with the IPv4 address; None if there is none."""
     for name, found in psutil.net_if_addrs().items():
         if any(one.family == socket.AF_INET and one.address == address for one in found):
             return name
@@ -92,15 +92,15 @@ def interface(address: str) -> str | None:
 
 
 class _Handler(RendezvousHandler):
-    """One meeting of a number of launchers that is known."""
+    """A rendezvous of a fixed number of launchers, which happens once."""
 
     def __init__(self, meeting: Meeting, must_stop: Callable[[], bool]) -> None:
         self._meeting, self._must_stop = meeting, must_stop
         self._listening: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """See torch. Raises Stopped if it has to end meanwhile, and RankError if the others do not come."""
-        here = RendezvousStoreInfo(LOOPBACK, 0)  # nobody asks: ranks are given their store
+        """See torch. Raises Stopped if asked to stop meanwhile, and RankError if a launcher does not come in time."""
+        here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Meeting.store``
         if self._meeting.nodes == 1:
             return RendezvousInfo(HashStore(), 0, 1, here)
         store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
@@ -109,7 +109,7 @@ class _Handler(RendezvousHandler):
         return RendezvousInfo(store, self._meeting.node, self._meeting.nodes, here)
 
     def _shared(self) -> TCPStore:
-        """The store of all launchers, which lives in the first one."""
+        """Return the store that all launchers share; the first launcher hosts it."""
         address, port = nodes.endpoint()
         if self._meeting.node == 0:
             self._listening = _listening(address, port)
@@ -123,11 +123,11 @@ class _Handler(RendezvousHandler):
                 if time.monotonic() > deadline:
                     raise RankError(
                         f"the launcher of the first node does not answer at {address}:{port} after {TIMEOUT_S:.0f} s. "
-                        f"Look at its log, and whether the nodes reach each other at that address"
+                        f"Check its log, and that the nodes can reach each other at this address"
                     ) from error
 
     def _wait(self, store: Store) -> None:
-        """All launchers are here."""
+        """Wait until all launchers have come; raise RankError if some are missing after the timeout."""
         deadline = time.monotonic() + TIMEOUT_S
         while missing := [node for node in range(self._meeting.nodes) if not store.check([f"here/{node}"])]:
             self._look_up()
@@ -157,7 +157,7 @@ class _Handler(RendezvousHandler):
         """See torch."""
 
     def num_nodes_waiting(self) -> int:
-        """See torch: nobody joins later."""
+        """See torch: no node joins later."""
         return 0
 
     def get_run_id(self) -> str:
@@ -174,7 +174,7 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def _listening(address: str, port: int) -> TCPStore:
-    """A store that listens on that address only; torch's own listens on every one."""
+    """Return a store that listens on this address only; a TCPStore of torch listens on every address."""
     server = socket.create_server((address, port), reuse_port=False)
     return TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True

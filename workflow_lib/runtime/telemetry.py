@@ -1,6 +1,6 @@
-"""The machine: all of it for the record, and the part that can change bits for the fingerprint.
+"""Description of the machine: all of it for the record, and the part that can change bits for the fingerprint.
 
-Launchers may not start CUDA, and ask for the ``environment`` only; processes that compute ask for all.
+``environment`` does not start CUDA, so launchers may call it; the other functions are for processes that compute.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES = (
 SCHEDULER = (
     "SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURM_NNODES SLURMD_NODENAME CUDA_VISIBLE_DEVICES"
 ).split()
-# Environment variables that choose kernels, or how NCCL adds. A new variable of NCCL's counts until it is known not to.
+# Environment variables that choose kernels. Those of NCCL count too, unless they are known to be harmless.
 KERNEL_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 HARMLESS = re.compile(r"NCCL_(DEBUG\w*|SOCKET_IFNAME|SOCKET_FAMILY|IB_HCA|HOSTID|\w*TIMEOUT\w*|ASYNC_ERROR_HANDLING)")
 
@@ -52,14 +52,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def accelerator(device: torch.device) -> dict[str, Any]:
-    """The record of what a computing process has beside the CPU: torch's build, versions, the GPU. May start CUDA."""
+    """Return torch's build and, on CUDA, the versions and the GPU, for the record. May start CUDA."""
     return {"torch_build": torch.__config__.show(), **(_gpu(device) if device.type == "cuda" else {})}
 
 
 def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict[str, Any]:
-    """What two attempts must share for their steps to be equal bit by bit. On CUDA only for ranks.
+    """Return the properties that two attempts must share for bit-identical steps. On CUDA, only ranks may call this.
 
-    On GPUs the order of sums over ranks follows from how these lie on nodes; gloo's, on CPUs, from their number alone.
+    On GPUs the order of sums over ranks depends on their layout on nodes; on CPUs (gloo) only on their number. The
+    version of cuDNN is not included; it normally follows from the build of torch.
     """
     return {
         "torch": str(torch.__version__),
@@ -76,7 +77,7 @@ def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict
 
 
 def of_all_ranks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One fingerprint of the fingerprints of all ranks, in their order: a list where they differ."""
+    """Merge the fingerprints of all ranks; a property that differs becomes a list, in the order of ranks."""
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for fingerprint in found for name in fingerprint):
         values = [fingerprint.get(name) for fingerprint in found]
@@ -85,7 +86,7 @@ def of_all_ranks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    """Versions, and the GPU as its kernels see it: a MIG slice or an MPS share has its model's name, not its size."""
+    """Return versions, and properties of the GPU that also tell a MIG slice or MPS share from the whole GPU."""
     found = torch.cuda.get_device_properties(device)
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return {
@@ -100,7 +101,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 
 def _changes_sums(name: str) -> bool:
-    """True for an environment variable that can change what kernels or NCCL compute."""
+    """Return True for an environment variable that can change the results of kernels or NCCL."""
     is_nccl = name.startswith("NCCL_") and HARMLESS.fullmatch(name) is None
     return is_nccl or name in KERNEL_VARIABLES or name.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 

@@ -116,14 +116,14 @@ class Attempt:
     resumed_step: int | None = None
     resumed_from: str | None = None
     devices: int = 0  # GPUs that were its own, used or not
-    waited_s: float = 0.0  # until it had them, which is not counted
+    waited_s: float = 0.0  # wait for its GPUs, not counted as used
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
     ended: str | None = None
     reason: str | None = None
     step: int | None = None  # optimizer steps of the run that were saved when it ended
     reached: int | None = None  # those that were done
-    ready_s: float | None = None  # from its start to its first step, less the wait
+    ready_s: float | None = None  # from its start to its first step, without the wait for GPUs
     seconds: float | None = None
     gpu_seconds: float | None = None
 
@@ -235,7 +235,7 @@ def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
 
 
 def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
-    """The record with what was used until ``now``; it may have gone on from an older checkpoint than it meant to."""
+    """Return the record with its use until ``now``; it may have resumed from an older checkpoint than planned."""
     began = record.start_time + record.waited_s
     seconds = round(now - began, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))

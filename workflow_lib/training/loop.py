@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 StopEarly = Callable[[list[Row]], bool]
 
 WARM_UP_PASSES = 2
-UNREAD = 32  # batches of a validation whose sums are read at once: each read waits for the device
+UNREAD = 32  # batches of a validation between two reads of its sums, since each read waits for the device
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,7 +113,7 @@ class Trainer:
         self._pruned = False
         self._progress: Progress | None = None
         self._resumed_step: int | None = None
-        self._measured: list[torch.Tensor] = []  # of batches that are not in ``validation`` yet
+        self._measured: list[torch.Tensor] = []  # sums of batches that are not added to ``validation`` yet
         self._is_augmenting = is_augmenting(run.augment) or is_mixing(run.augment)
         refuse_unfit(run.augment, spec)
         self.state = State(run, spec, ranks=ranks, peers=self._peers, device=device, environment=environment)
@@ -266,7 +266,7 @@ class Trainer:
                 _at("validate")
                 batch = next(batches, None)
                 self._measured.append(self._measure(*batch) if batch else nothing)
-                if batch is None and state.parallel.is_shared:  # the others cannot compute without this rank's part
+                if batch is None and state.parallel.is_shared:  # the other ranks need this rank's part of the weights
                     self._measure(*split.batch(slice(0, 1)))
                 cursor.val_index += world
                 if len(self._measured) == UNREAD:
@@ -277,9 +277,9 @@ class Trainer:
         self._end_epoch()
 
     def _add_up(self) -> None:
-        """Add the measured batches to the sums of the validation: batch by batch, in each in the order of ranks.
+        """Add the measured batches to the sums of the validation, in the order of batches, then of ranks.
 
-        All ranks have measured as many, and come here alike.
+        A collective: all ranks call it, with the same number of measured batches.
         """
         if not self._measured:
             return
@@ -451,7 +451,7 @@ class Trainer:
 
     @property
     def _reserves(self) -> bool:
-        """True where memory for saves is made before the first step: it takes a while to pin, and shows in a save."""
+        """True if memory for saves is allocated before the first step, since pinning it would delay the first save."""
         return self._writes and self._saver.device.type == "cuda"
 
     def _agreed(self, answer: bool) -> bool:
@@ -501,7 +501,7 @@ class Trainer:
         told = self._peers.announce(found)
         if told is None:
             return None
-        best = {"best": tensors.pop("best")} if "best" in tensors else {}  # only rank 0 saves them
+        best = {"best": tensors.pop("best")} if "best" in tensors else {}  # only rank 0 saves the best weights
         return {**self._peers.spread(tensors), **best}, *told
 
     def _load_shared(self) -> Loaded | None:
@@ -527,7 +527,7 @@ class Trainer:
     def _pass_twice(self) -> None:
         self.state.model.train()
         windows = {stop - start: slice(start, stop) for start, stop in self._sampling.windows}
-        for window in windows.values():  # of each size: each is compiled by itself
+        for window in windows.values():  # each size is compiled separately
             inputs, targets = self._task.parts(*self._train_split.batch(window))
             for _ in range(WARM_UP_PASSES):
                 self._look_up()

@@ -48,7 +48,7 @@ def _size(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def repeats_bits(device: torch.device, determinism: str) -> bool:
-    """True if two trainings that nothing interrupts give the same bits; on a GPU only strictly chosen kernels do."""
+    """Return True if two uninterrupted trainings give the same bits; on a GPU only with strict determinism."""
     return device.type == "cpu" or determinism == "strict"
 
 
@@ -135,7 +135,7 @@ class State:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def set_aside(self) -> None:
-        """Back up what the forward passes of the step change: until it is done, this is saved."""
+        """Back up what the forward passes of a step change, so that a save in the middle of it writes the last commit."""
         self._aside = {"rng": capture_rng(self._device), "changing": self._copies_of_changing()}
 
     def commit(self, samples: int) -> None:
@@ -172,10 +172,10 @@ class State:
         return {"progress": asdict(self.progress), "optimizer": groups, "scaler": scaler, **kept}
 
     def layout(self) -> dict[str, Named]:
-        """Tensors without memory, of the shapes that ``moving`` has from the first step on.
+        """Return tensors without memory, with the shapes that ``moving`` has after the first step.
 
-        Only for a state that ``begin`` has not entered yet: the optimizer makes its moments in a step, which is taken
-        here with gradients and a learning rate of zero, and forgotten.
+        Must be called before ``begin``. The optimizer creates its moments in its first step, so this takes a step with
+        zero gradients and a learning rate of zero, and then restores the state of the optimizer.
         """
         fresh = copy.deepcopy(self.optimizer.state_dict())
         for parameter in self.parallel.parameters:
@@ -192,11 +192,11 @@ class State:
         return shapes
 
     def _copies_of_changing(self) -> Named:
-        """Copies of all that a forward pass may change, made before anything that is asked of the device next.
+        """Return copies of all that a forward pass may change, made on the main stream before any later work.
 
-        A save is copied from a GPU while the next forward pass runs. That changes buffers (the statistics of batch
-        norm), and weights that are not trained (a teacher that follows the model). Many such weights are more likely a
-        frozen backbone, and each is copied only once something has been written into it.
+        A forward pass changes buffers (statistics of batch norm) and weights that are not trained (a teacher that
+        follows the model), and the copies of a save are made while it runs. Where more weights are frozen than trained
+        they are probably a backbone: each of them is copied only after something was written into it.
         """
         saved = self.model.state_dict().keys()
         changing = dict(self.model.named_buffers(remove_duplicate=False))
@@ -206,7 +206,7 @@ class State:
         return {name: tensor.detach().clone() for name, tensor in changing.items() if name in saved}
 
     def moving(self) -> dict[str, Named]:
-        """Tensors that steps change, by group: those of the last commit, live but for what a forward pass changes."""
+        """Return the tensors that steps change, as of the last commit, by group; those a forward pass changes are copies."""
         changing = self._aside["changing"] if self._aside else self._copies_of_changing()
         optimizer = {
             f"{index}.{name}": value
@@ -243,7 +243,7 @@ class State:
 
     def _restore(self, tensors: dict[str, Named], record: dict[str, Any], about: dict[str, Any]) -> None:
         self.progress = Progressing.from_json(record["progress"])
-        self.parallel.load(tensors.pop("model"))  # copied: this memory is free again
+        self.parallel.load(tensors.pop("model"))  # frees the memory once it is copied
         state: dict[int, Named] = {}
         for key, value in tensors.pop("optimizer").items():
             index, name = key.split(".", 1)

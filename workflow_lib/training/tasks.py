@@ -50,7 +50,7 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sums over these samples, float64 where the outputs are: a device need not be waited for."""
+        """Return the sums over these samples in float64, on the device of the outputs, without waiting for it."""
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
