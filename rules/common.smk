@@ -222,13 +222,16 @@ def check_requests():
 
 
 def check_gpus():
-    """Exit if this machine has too few GPUs for a training: Snakemake would lower the request and start it anyway."""
-    lacking = gpus.problem(experiment.runtime.device, experiment.runtime.nproc, GPUS)
-    if (
-        lacking
-        and not GPUS_ARE_GIVEN
-        and any(job.name in ("train", "trial") for job in workflow.dag.needrun_jobs())
-    ):
+    """Exit if this machine has too few GPUs for a job: Snakemake would lower the request and start it anyway."""
+    rules = {job.name for job in workflow.dag.needrun_jobs()}
+    given = workflow.global_resources["gpu"].value if GPUS_ARE_GIVEN else None
+    runtime, evaluate = experiment.runtime, experiment.evaluate.device
+    lacking = None
+    if rules & {"train", "trial"}:
+        lacking = gpus.problem(runtime.device, runtime.nproc, GPUS, given=given)
+    if lacking is None and "evaluate" in rules and evaluate.startswith("cuda"):
+        lacking = gpus.problem(evaluate, 1, gpus.count(), given=given, setting="evaluate.device")
+    if lacking is not None:
         print(f"everstep: nothing was started.\n{lacking}", file=sys.stderr)
         raise SystemExit(2)
 

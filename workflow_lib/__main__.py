@@ -177,6 +177,8 @@ def _prove_resume(arguments: Arguments) -> None:
 
     from workflow_lib import config, launch, prove
 
+    if arguments.kills < 1:
+        raise ConfigError(f"--kills {arguments.kills}: allowed: 1 and more; nothing is proved without a kill")
     launch.prepare()
     experiment = config.load([arguments.config], arguments.set)
     verdict = prove.prove(

@@ -174,6 +174,25 @@ def test_what_can_never_run_here_is_named_with_what_there_is(
     assert (problem is None) if says is None else (problem is not None and problem.startswith(says))
 
 
+@pytest.mark.parametrize(
+    ("device", "nproc", "here", "given", "says"),
+    [
+        ("cuda", 2, 4, 1, "runtime.nproc: 2 processes need a GPU each, and --resources gpu=1 allows 1"),
+        ("auto", 1, 4, 0, "runtime.nproc: 1 processes need a GPU each, and --resources gpu=0 allows 0"),
+        ("auto", 2, 0, 1, None),  # on the CPU
+        ("cuda", 4, 0, 4, None),  # GPUs that nobody lists
+        ("cpu", 4, 4, 1, None),
+    ],
+)
+def test_fewer_gpus_than_a_training_needs_are_no_limit_but_a_mistake(
+    device: str, nproc: int, here: int, given: int, says: str | None
+) -> None:
+    if device == "cpu":
+        here = 0  # as `count_for` has it
+    problem = gpus.problem(device, nproc, here, given=given)
+    assert (problem is None) if says is None else (problem is not None and problem.startswith(says))
+
+
 def test_gpus_are_counted_without_torch() -> None:
     code = "import sys; from workflow_lib.runtime import gpus; gpus.count_for('auto'); print(sorted(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -39,17 +39,30 @@ def count_for(device: str) -> int:
     return count() if device.startswith("cuda") else 0
 
 
-def problem(device: str, nproc: int, here: int) -> str | None:
-    """Return why trainings with these settings can never run on a machine with `here` GPUs; None if they can."""
-    named = int(device.removeprefix("cuda:")) + 1 if device.startswith("cuda:") else nproc
-    if not (here or device.startswith("cuda")) or named <= here:
+def problem(
+    device: str, nproc: int, here: int, *, given: int | None = None, setting: str = "runtime.device"
+) -> str | None:
+    """Return why work on this device can never run on a machine with `here` GPUs; None if it can.
+
+    `given` is the number of `--resources gpu=N`, which is believed where there are GPUs that nobody lists.
+    """
+    if not (here or device.startswith("cuda")):
         return None
-    setting = f"runtime.nproc: {nproc} processes need a GPU each" if nproc > 1 else f"runtime.device: {device}"
+    if given is not None and nproc > given:
+        return (
+            f"runtime.nproc: {nproc} processes need a GPU each, and --resources gpu={given} allows {given}. Allow "
+            f"more, or change runtime.nproc or runtime.device"
+        )
+    named = int(device.removeprefix("cuda:")) + 1 if device.startswith("cuda:") else nproc
+    if named <= here or given is not None:
+        return None
+    found = f"{setting}: {device}" if nproc == 1 else f"runtime.nproc: {nproc} processes need a GPU each"
     ids = ", ".join(f"cuda:{index}" for index in range(here))
     limit = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
+    use = f"Use {setting}: auto or cpu" if nproc == 1 else "Change runtime.nproc or runtime.device"
     return (
-        f"{setting}, and this machine has {ids or 'no GPU'}{limit}. Change runtime.nproc or runtime.device; if there "
-        f"are GPUs that nvidia-smi does not list, give their number: snakemake --resources gpu=N"
+        f"{found}, and this machine has {ids or 'no GPU'}{limit}. {use}; if there are GPUs that nvidia-smi does not "
+        f"list, give their number: snakemake --resources gpu=N"
     )
 
 

@@ -135,7 +135,7 @@ class State:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def set_aside(self) -> None:
-        """Back up what the forward passes of a step change, so that a save in the middle of it writes the last commit."""
+        """Back up what the forward passes of a step change, so that a save inside it writes the last commit."""
         self._aside = {"rng": capture_rng(self._device), "changing": self._copies_of_changing()}
 
     def commit(self, samples: int) -> None:
@@ -206,7 +206,7 @@ class State:
         return {name: tensor.detach().clone() for name, tensor in changing.items() if name in saved}
 
     def moving(self) -> dict[str, Named]:
-        """Return the tensors that steps change, as of the last commit, by group; those a forward pass changes are copies."""
+        """Return what steps change, by group, as of the last commit; tensors that a forward pass changes are copies."""
         changing = self._aside["changing"] if self._aside else self._copies_of_changing()
         optimizer = {
             f"{index}.{name}": value
