@@ -21,7 +21,7 @@ gc.set_threshold(100_000, 50, 50)
 sys.path.insert(0, workflow.basedir)
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, controller, plan as plans, plugins, tracking, user_code
+from workflow_lib import budget, clones, controller, plan as plans, plugins, tracking, user_code
 from workflow_lib.errors import EverstepError
 from workflow_lib.runtime import gpus
 
@@ -48,6 +48,7 @@ try:
     )
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
+        clones.note(WORK, Path("results"))
         controller.refuse_missing_files(
             [*data_sets().values(), *controller.models(experiment, runs().values())]
         )

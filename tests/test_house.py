@@ -24,10 +24,11 @@ PACKAGE = ROOT / "workflow_lib"
 # From the ground up. A room may use those on the lines above its own, and its own package; not its line.
 LAYERS = (
     ("",),
-    ("errors",),
+    ("errors", "processes"),
     ("faults", "files", "forking", "source_digest"),
     ("plugins", "slab", "tensorfile"),
     ("config",),
+    ("clones",),
     ("checksums", "plan"),
     ("user_code",),
     ("budget", "controller", "explain", "runtime"),
@@ -41,6 +42,7 @@ LAYERS = (
     ("outputs",),
     ("launch", "evaluation"),
     ("tuning", "export", "status"),
+    ("needed",),
     ("cleaning", "decisions", "tracking"),
     ("results",),
     ("report",),

@@ -1,38 +1,48 @@
 """What may be removed from the store: only what Everstep itself put there, and what no result and no owner needs.
 
+Owners are asked, not clocks: what is removed is first leased, and then looked at once more. A clock decides only how
+long what has no owner may still be waiting in a queue.
+
 A folder is renamed before its files are deleted, so that a clean that is cut off leaves nothing that could be taken for
 whole; the next one removes the rest. No symbolic link is followed.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import stat
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workflow_lib import checkpoint
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import read_json
+from workflow_lib.needed import Needed
+from workflow_lib.processes import is_writer_alive, writer_mark
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.status import UNREADABLE, is_finished, is_held, workspaces
 
 WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue
-WRITING_S = 3600.0  # for so long, a file may be being written
 HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named by a result
 TRASH = ".trash-*"
-UNWRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{32}\.tmp")  # a file that is not whole yet
+REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
+UNWRITTEN = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # a file that is not whole yet
 # what Everstep puts into a workspace and into a folder of shards
 OF_A_RUN = re.compile(r"attempts|checkpoints|leases|code\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp")
-OF_DATA = re.compile(r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|\.lock|\..*\.tmp")
+OF_DATA = re.compile(
+    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
+)
 
 
 @dataclass(frozen=True)
@@ -41,14 +51,15 @@ class Removable:
 
     path: Path
     why: str
-    workspace: Path | None = None  # whose lease is held while it is removed
+    workspace: Path | None = None  # or folder of data, whose lease is held while it is removed
     sealed: checkpoint.Checkpoint | None = None  # what must be whole before it is
+    is_needed: Callable[[], bool] | None = None  # asked once more when the lease is held
     bytes: int = 0  # that are free when it is gone, and all that is listed before it
 
 
 def removable(work: Path, results: Path) -> list[Removable]:
     """What nothing needs, with what it frees. Raises UserError when a result that may name something cannot be read."""
-    needed, stores = _needed(results)
+    needed = Needed(work, results)
     periodic = _with_periodic_checkpoints(work)
     found: list[Removable] = []
     used = set()
@@ -60,9 +71,12 @@ def removable(work: Path, results: Path) -> list[Removable]:
         found += items
         if all(item.path != workspace for item in items):
             used.add(workspace.name[:12])
-    found += [*_data(work, stores, used), *_snapshots(work, results), *_proofs(work)]
+    found += [*_data(needed, used), *_snapshots(needed), *_proofs(work)]
     for place in ("runs/*", "data", "prove", "experiments"):
-        found += [Removable(path, "removal that was cut off") for path in sorted(work.glob(f"{place}/{TRASH}"))]
+        for path in sorted(work.glob(f"{place}/{TRASH}")):
+            mark = REMOVED.fullmatch(path.name)
+            if mark is None or not is_writer_alive(mark[1]):
+                found.append(Removable(path, "removal that was cut off"))
     found = [item for item in found if _is_in(item.path, work)]
     listed = {item.path for item in found}
     return _sized([*found, *_unwritten(work, listed), *_unwritten(results, listed)])
@@ -72,66 +86,46 @@ def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
     """Each item with None once it is removed, or why it is left."""
     for item in items:
         try:
-            if item.sealed is not None:
-                checkpoint.verify(item.sealed)
-            with _owned(item):
-                if is_folder := item.path.is_dir():
-                    trash = item.path.rename(item.path.with_name(f".trash-{uuid.uuid4().hex}"))
-                else:
-                    item.path.unlink()
-            if is_folder:
-                shutil.rmtree(trash)
+            if item.workspace is None or item.path.exists():  # else another clean was faster
+                _remove(item)
         except (OSError, EverstepError) as error:
             yield item, str(error)
         else:
             yield item, None
 
 
+def _remove(item: Removable) -> None:
+    """The item is gone; WorkspaceBusy if somebody owns it, UserError if it is needed by now."""
+    with _owned(item):  # inside, no training and no preparation begins in what is removed
+        if item.sealed is not None:
+            checkpoint.verify(item.sealed)
+        if item.is_needed is not None and item.is_needed():
+            raise UserError("it came into use after it was listed")
+        if is_folder := item.path.is_dir():
+            trash = item.path.rename(item.path.with_name(f".trash-{writer_mark()}{uuid.uuid4().hex[:12]}"))
+        else:
+            item.path.unlink()
+    if is_folder:
+        shutil.rmtree(trash)
+
+
 def _owned(item: Removable) -> AbstractContextManager[Any]:
-    """Inside, no training and no preparation can begin in what is removed."""
-    from filelock import FileLock
-
-    if item.workspace is not None:
-        return Lease.acquire(item.workspace, "clean", timeout_s=60.0)
-    is_data = item.path.parent.name == "data" and item.path.is_dir()
-    return FileLock(item.path / ".lock", timeout=0) if is_data else nullcontext()
+    return nullcontext() if item.workspace is None else Lease.acquire(item.workspace, "clean", timeout_s=60.0)
 
 
-def _needed(results: Path) -> tuple[dict[str, set[str]], set[str]]:
-    """What results name: the digests of runs, each with its experiments, and folders of data."""
-    runs: dict[str, set[str]] = {}
-    stores = set()
-    for pattern in ("plan.json", "runs/*/train.json", "tune/*/suggest-*.json", "tune/*/best.json", "data/*.json"):
-        for path in results.glob(f"*/{pattern}"):
-            try:
-                content = read_json(path)
-                if pattern == "data/*.json":
-                    stores.add(content["store"])
-                else:
-                    for digest in _digests(content):
-                        runs.setdefault(digest, set()).add(path.relative_to(results).parts[0])
-            except UNREADABLE as error:
-                raise UserError(
-                    f"{path} cannot be read ({error}), so what it needs is not known, and nothing was removed. Delete "
-                    f"the file, or have it made again"
-                ) from error
-    return runs, stores
-
-
-def _digests(content: Mapping[str, Any]) -> list[str]:
-    """The runs that a plan, a statement or a file of a study names."""
-    if "runs" in content:
-        return [run["digest"] for run in content["runs"]]
-    return [content["digest"] if "digest" in content else content["run"]["digest"]]
-
-
-def _of_workspace(workspace: Path, needed: Mapping[str, set[str]], periodic: set[str]) -> Iterator[Removable]:
+def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterator[Removable]:
     directory = ws.checkpoints_dir(workspace)
     newest = checkpoint.read_newest(directory)
-    experiments = needed.get(workspace.parent.name)
+    digest = workspace.parent.name
+    experiments = needed.runs.get(digest)
     rest_s = HANDING_OUT_S if is_finished(newest) else WAITING_S
     if experiments is None and _is_quiet(workspace, rest_s) and _holds_only(workspace, OF_A_RUN):
-        yield Removable(workspace, "run that no result names", workspace=workspace)
+        yield Removable(
+            workspace,
+            "run that no result names",
+            workspace=workspace,
+            is_needed=lambda: needed.needs_run(digest) or not _is_quiet(workspace, rest_s),
+        )
         return
     for pattern, why in ((".tmp-*", "save that was cut off"), (TRASH, "removal that was cut off")):
         for path in sorted(directory.glob(pattern)):
@@ -159,46 +153,57 @@ def _with_periodic_checkpoints(work: Path) -> set[str]:
     return asked
 
 
-def _data(work: Path, named: set[str], used: set[str]) -> Iterator[Removable]:
+def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
     """Data that no result names and no run that stays was trained on."""
-    for path in sorted(work.glob("data/*")):
-        if path.name in named or not re.fullmatch("[0-9a-f]{32}", path.name) or not path.is_dir():
+    for path in sorted(needed.work.glob("data/*")):
+        if path.name in needed.stores or not re.fullmatch("[0-9a-f]{32}", path.name) or not path.is_dir():
             continue
-        if not _holds_only(path, OF_DATA) or _is_being_prepared(path):
-            continue
-        try:
-            digest: str | None = read_json(path / "manifest.json")["digest"]
-        except FileNotFoundError:
-            digest = None
-        except UNREADABLE:
-            continue  # which runs use it is not known
-        if digest is None and _is_quiet(path, WAITING_S):
-            yield Removable(path, "preparation of data that was cut off")
-        elif digest is not None and digest[:12] not in used:
-            yield Removable(path, "data that no result names and no run uses")
+        with suppress(FileNotFoundError):  # somebody is at work there
+            if not is_held(path) and (why := _why_data_goes(path, used)):
+                yield Removable(path, why, workspace=path, is_needed=partial(_is_data_needed, path, why, needed))
 
 
-def _is_being_prepared(store: Path) -> bool:
-    from filelock import FileLock, Timeout
-
-    if not (store / ".lock").exists():
-        return False
+def _why_data_goes(path: Path, used: Set[str]) -> str | None:
+    """Why this data, which no result names, is not needed; None when it is, or when that cannot be known."""
+    if not _holds_only(path, OF_DATA) or _is_locked(path / ".lock"):
+        return None
     try:
-        with FileLock(store / ".lock", timeout=0):
-            return False
-    except Timeout:
+        digest = read_json(path / "manifest.json")["digest"]
+    except FileNotFoundError:
+        return "preparation of data that was cut off" if _is_quiet(path, WAITING_S) else None
+    except UNREADABLE:
+        return None  # which runs use it is not known
+    return None if digest[:12] in used else "data that no result names and no run uses"
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether Everstep 0.1, which locked this file instead of taking a lease, prepares the data."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
+    return False
 
 
-def _snapshots(work: Path, results: Path) -> Iterator[Removable]:
+def _is_data_needed(path: Path, why: str, needed: Needed) -> bool:
+    """Whether a result names the data by now, or a run was begun on it or not removed."""
+    if needed.needs_data(path.name):
+        return True
+    return why != _why_data_goes(path, {workspace.name[:12] for workspace in workspaces(needed.work)})
+
+
+def _snapshots(needed: Needed) -> Iterator[Removable]:
     """Frozen experiments without results: jobs may wait in a queue for a young one."""
-    for path in sorted(work.glob("experiments/*.json")):
+    for path in sorted(needed.work.glob("experiments/*.json")):
         try:
             name = read_json(path)["name"]
+            if not needed.has_results(str(name)) and _is_quiet(path, WAITING_S):
+                yield Removable(path, f"experiment {name}, which has no results")
         except UNREADABLE:
             continue
-        if not (results / str(name)).exists() and _is_quiet(path, WAITING_S):
-            yield Removable(path, f"experiment {name}, which has no results")
 
 
 def _proofs(work: Path) -> Iterator[Removable]:
@@ -208,11 +213,16 @@ def _proofs(work: Path) -> Iterator[Removable]:
 
 
 def _unwritten(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
-    """Files whose writer was killed, outside of what is listed already."""
-    for path in sorted(folder.rglob(".*.tmp")):
-        if UNWRITTEN.fullmatch(path.name) and listed.isdisjoint(path.parents) and _is_in(path, folder):
+    """Files whose writer is gone, outside of what is listed already; one of another host, after a week."""
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent, name)
+            unwritten = UNWRITTEN.fullmatch(name)
+            if unwritten is None or not listed.isdisjoint(path.parents) or not _is_in(path, folder):
+                continue
+            is_alive = is_writer_alive(unwritten["mark"])
             with suppress(FileNotFoundError):  # it has its name by now
-                if path.is_file() and _is_quiet(path, WRITING_S):
+                if is_alive is False or (is_alive is None and _is_quiet(path, WAITING_S)):
                     yield Removable(path, "file whose writing was cut off")
 
 
@@ -242,6 +252,7 @@ def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
 
 
 def _is_quiet(path: Path, seconds: float) -> bool:
-    """Whether nothing was written there for so long; a lock is written by whoever looks at it."""
-    written = [one.lstat().st_mtime for one in (path, *path.rglob("*")) if one.name != ".lock"]
+    """Whether nothing was written there for so long; a lock and a lease are written by whoever looks at it."""
+    below = [file for file in path.rglob("*") if not {".lock", "leases"} & {*file.relative_to(path).parts}]
+    written = [file.lstat().st_mtime for file in (path, *below)]
     return time.time() - max(written) > seconds

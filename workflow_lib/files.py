@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from workflow_lib.errors import StateError
+from workflow_lib.processes import writer_mark
 
 T = TypeVar("T")
 CHECKSUM = "checksum"  # the key of a file that tells whether the rest of it is whole
@@ -83,7 +84,7 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
     text = content.encode() if isinstance(content, str) else content
     pieces = [text] if isinstance(text, bytes) else text
     make_dirs(path.parent)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    temporary = temporary_name(path)
     with ExitStack() as undo:
         undo.callback(temporary.unlink, missing_ok=True)
         with naming(path), temporary.open("xb") as file:
@@ -96,6 +97,14 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
         undo.pop_all()
     if durable:
         fsync_dir(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a new name beside the path, for a file that gets the path's name when it is whole.
+
+    Its last 32 hexadecimal digits begin with the mark of this process: while that lives, nobody removes the file.
+    """
+    return path.parent / f".{path.name}.{writer_mark()}{uuid.uuid4().hex[:12]}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:

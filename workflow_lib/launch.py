@@ -10,6 +10,7 @@ the digests.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -73,23 +74,23 @@ def train(
     Raises Stopped (exit code 75) when it was asked to stop first; what was done is saved.
     """
     job = _job(experiment, run, data, work, deadline_minutes, None)
-    sealed = find_result(job.workspace)
-    if sealed is None:
-        _tell_other_code(job)
-        try:
-            _attempt(job)
-        except DivergedError as error:
-            newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
-            kept = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
-            raise DivergedError(f"{error}. {kept}") from error
-        sealed = find_sealed(job.workspace)
-    else:
-        logger.info("%s is finished already: nothing is trained", job.digest[:12])
-    if sealed is None:
-        raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
-    if job.node == 0:
-        outputs.write(sealed, job, data, output)
-        _note_delivered(job, sealed, str(output))
+
+    def hand_out(sealed: Checkpoint) -> None:
+        if job.node == 0:
+            outputs.write(sealed, job, data, output)
+            _note_delivered(job, sealed, str(output))
+
+    with _finished(job) as sealed:
+        if sealed is not None:
+            logger.info("%s is finished already: nothing is trained", job.digest[:12])
+            return hand_out(sealed)
+    _tell_other_code(job)
+    try:
+        _attempt(job, hand_out)
+    except DivergedError as error:
+        newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
+        kept = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
+        raise DivergedError(f"{error}. {kept}") from error
 
 
 def trial(
@@ -103,8 +104,9 @@ def trial(
 ) -> list[Row]:
     """The curve of a suggested run, trained to its end or until ``stop_early`` has seen enough of it."""
     job = _job(experiment, run, data, work, deadline_minutes, stop_early)
-    sealed = find_result(job.workspace)
-    history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"] if sealed else _attempt(job)
+    with _finished(job) as sealed:
+        known: list[Row] | None = checkpoint.read_state(sealed)["progress"]["history"] if sealed else None
+    history = _attempt(job) if known is None else known
     newest = sealed or checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
         _note_delivered(job, newest, run)
@@ -137,6 +139,27 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
         except CheckpointError as error:
             logger.warning("checkpoint %s cannot be used: %s", path.name, error)
     return None
+
+
+@contextmanager
+def _finished(job: Job) -> Iterator[Checkpoint | None]:
+    """The result of a run that is finished already, or None; nobody removes it before the block ends."""
+    workspace = job.workspace
+    if not _is_finished(workspace) and (record := user_code.accepted(workspace)) is not None:
+        workspace = workspace.with_name(record["workspace"])
+    if not _is_finished(workspace):
+        yield None
+    elif job.node > 0:
+        yield find_result(job.workspace)
+    else:
+        timeout_s = job.experiment.runtime.lease_timeout_s
+        with Lease.acquire(workspace, job.attempt, timeout_s=timeout_s, wait_s=math.inf):
+            yield find_result(job.workspace)
+
+
+def _is_finished(workspace: Path) -> bool:
+    newest = checkpoint.read_newest(ws.checkpoints_dir(workspace))
+    return newest is not None and newest.about["cursor"]["phase"] == "finish"
 
 
 def _note_delivered(job: Job, sealed: Checkpoint, to: str) -> None:
@@ -213,8 +236,11 @@ def _frozen(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfi
         return planned.config, planned.digest
 
 
-def _attempt(job: Job) -> list[Row]:
-    """The curve of the run, finished or pruned by this attempt or by the one that it waited for."""
+def _attempt(job: Job, hand_out: Callable[[Checkpoint], None] | None = None) -> list[Row]:
+    """The curve of the run, finished or pruned by this attempt or by the one that it waited for.
+
+    Its final state is handed out before anybody else may own the workspace.
+    """
     from workflow_lib.orchestrator import RootOrchestrator, Services
 
     sys.audit("everstep", "attempt")
@@ -229,14 +255,21 @@ def _attempt(job: Job) -> list[Row]:
         ),
     )
     with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, launcher, services) as root:
-        if (sealed := find_sealed(job.workspace)) is not None:
+        sealed = find_sealed(job.workspace)
+        if sealed is not None:
             history: list[Row] = checkpoint.read_state(sealed)["progress"]["history"]
-            return history
-        if root.device.type == "cuda":
-            forking.refuse_started_cuda()
-        if launcher.is_owner:
-            _begin(job, root, held)
-        return _supervise(job, root)
+        else:
+            if root.device.type == "cuda":
+                forking.refuse_started_cuda()
+            if launcher.is_owner:
+                _begin(job, root, held)
+            history = _supervise(job, root)
+        if hand_out is not None:
+            sealed = sealed or find_sealed(job.workspace)
+            if sealed is None:
+                raise CheckpointError(f"{job.workspace}: the run ended, but its final state does not verify")
+            hand_out(sealed)
+        return history
 
 
 def _begin(job: Job, root: RootOrchestrator, held: int) -> None:

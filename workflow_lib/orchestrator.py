@@ -196,6 +196,7 @@ class RootOrchestrator:
             self.events.append("refused", reason=str(error))
             raise
         held.callback(self.lease.release)
+        self.services.create_workspace(self.workspace)  # again: it may have waited for a clean that removed it
         if self.device.type == "cuda" and ":" not in runtime.device:
             self._lease_devices(held)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workflow_lib import config, files, plugins
+from workflow_lib import clones, config, files, plugins
 from workflow_lib.config import points
 from workflow_lib.config.checks import run_problems
 from workflow_lib.config.compose import overlay, project_root
@@ -346,6 +346,8 @@ def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
 
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
     """Every run and the study's definition are frozen, and then the plan is written."""
+    if output.parent.name == experiment.name:
+        clones.note(work, output.parents[1])
     runs = expand(experiment)
     for run in runs:
         freeze(run.config, work, run.digest)

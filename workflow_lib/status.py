@@ -7,7 +7,6 @@ processes; one on another host is believed while its heart beats.
 from __future__ import annotations
 
 import re
-import socket
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from workflow_lib.user_code import WORKSPACE
 
 Row = dict[str, Any]
 
-SILENT_S = 120.0  # twice the default runtime.lease_timeout_s, after which anybody may take over
+SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; a longer one of the owner counts, twice, instead
 RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them is what a long status costs
 NAME_WIDTH = 44
 WIDTH = 100
@@ -67,7 +66,7 @@ def is_held(workspace: Path) -> bool:
 
 
 def _is_believed(holder: Holder, silent_s: float) -> bool:
-    return holder.host == socket.gethostname() or silent_s <= SILENT_S
+    return holder.is_of_this_host() or silent_s <= max(SILENT_S, 2 * holder.timeout_s)
 
 
 def _names(results: Path) -> dict[str, str]:

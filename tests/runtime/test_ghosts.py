@@ -98,7 +98,7 @@ def test_a_process_that_only_has_the_number_of_a_ghost_is_left_alone(start: Star
     assert is_alive(rank.pid, rank.start_time)
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}])
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}, {"machine": "a container"}])
 def test_a_record_of_another_host_or_boot_ends_nothing(start: Start, tmp_path: Path, other: dict[str, str]) -> None:
     launcher, rank = start()
     kill(launcher)

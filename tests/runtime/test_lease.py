@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -232,6 +235,87 @@ def test_a_holder_on_another_host_is_judged_by_its_beat_alone(tmp_path: Path) ->
     with take(tmp_path, "b", timeout_s=0.6) as lease:
         assert time.monotonic() - begun >= 0.6
         assert lease.number == 2
+
+
+def until_given_up(seconds: float) -> Callable[[], bool]:
+    """Says that a contender must stop once it has waited for so long."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def test_a_contenders_shorter_timeout_does_not_count(tmp_path: Path) -> None:
+    """The owner, on another host, beats too seldom for a contender that has less patience."""
+    owner = take(tmp_path, "elsewhere", timeout_s=3600)
+    pretend(tmp_path, host="elsewhere", pid=1)
+    with pytest.raises(Stopped):
+        take(tmp_path, "b", timeout_s=0.1, wait_s=3600, must_stop=until_given_up(1.5))
+    assert owner.holds()
+    owner.release()
+
+
+def test_an_owner_that_runs_on_this_host_is_never_taken_over(tmp_path: Path, forked: Callable[..., int]) -> None:
+    """Its beat does not move, as on a disk that refuses; but it is there."""
+
+    def work() -> None:
+        lease = take(tmp_path, "silent", timeout_s=0.1)
+        lease._ended.set()
+        lease._thread.join()
+        (tmp_path / "ready").touch()
+        signal.pause()
+
+    forked(work)
+    until((tmp_path / "ready").exists)
+    with pytest.raises(Stopped):
+        take(tmp_path, "b", timeout_s=0.1, wait_s=3600, must_stop=until_given_up(1.5))
+    assert current(tmp_path / "leases")[0] == 1
+
+
+def test_an_owner_with_a_long_timeout_still_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_BEAT_S", 0.05)
+    with take(tmp_path, "elsewhere", timeout_s=3600):
+        pretend(tmp_path, host="elsewhere", pid=1)
+        with pytest.raises(WorkspaceBusy):
+            take(tmp_path, "b", timeout_s=3600, must_stop=until_given_up(300))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PID namespaces")
+def test_an_owner_outside_a_container_is_not_dead_because_its_number_means_nothing_inside(tmp_path: Path) -> None:
+    """The container has the host's name and a PID namespace of its own."""
+    code = f"""
+from pathlib import Path
+from workflow_lib.errors import WorkspaceBusy
+from workflow_lib.runtime.lease import Lease, holder_of
+assert holder_of(Path({str(tmp_path)!r})) is not None
+try:
+    Lease.acquire(Path({str(tmp_path)!r}), "inside", timeout_s=3600)
+except WorkspaceBusy as error:
+    print(error)
+"""
+    inside = [
+        "unshare",
+        *([] if os.getuid() == 0 else ["--user", "--map-root-user"]),
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ]
+    with take(tmp_path, "outside", timeout_s=0.6) as owner:
+        shown = subprocess.run([*inside, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"attempt outside (host {socket.gethostname()}, pid {os.getpid()}" in shown.stdout, shown.stderr
+        assert owner.holds()
+
+
+def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with take(tmp_path, "a"):
+        assert holder_of(tmp_path) == Holder.this_process("a")
+        with pytest.raises(WorkspaceBusy):
+            take(tmp_path, "b")
+    assert take(tmp_path, "b").number == 2
 
 
 def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:
     assert workspace.read_attempt(tmp_path, began.attempt) == began
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}])
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}, {"machine": "a container"}])
 def test_a_process_number_of_another_host_or_boot_says_nothing_here(tmp_path: Path, other: dict[str, str]) -> None:
     began = workspace.begin(tmp_path, workspace.new_attempt())
     path = workspace.attempts_dir(tmp_path) / f"{began.attempt}.json"

@@ -8,21 +8,25 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.crash import operations, run_forked
+from tests.crash import SURVIVED, fork, operations, run_forked, wait
 from tests.resume.project import FINISHED, NAME, Project, copy
 from tests.resume.warm import until
 from tests.store.conftest import row, start
 from tests.store.paced import HURRY
 from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, cleaning, config, faults, shards, status
+from workflow_lib import checkpoint, cleaning, clones, config, faults, plan, shards, status
+from workflow_lib.errors import UserError
 from workflow_lib.files import write_atomic
 from workflow_lib.launch import find_sealed
+from workflow_lib.processes import writer_mark
 from workflow_lib.runtime.lease import Lease
+from workflow_lib.shards import preparation
 
 LONG_AGO = time.time() - 30 * 86400
 
@@ -106,14 +110,15 @@ def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
     assert listed(finished) == {}
 
 
+def load(project: Project) -> config.Experiment:
+    """The project's experiment."""
+    with chdir(project.folder):
+        return config.load([Path("experiment.yaml")])
+
+
 def make_snapshots(project: Project) -> list[Path]:
     """The project's experiment as a pipeline freezes it."""
-    here = Path.cwd()
-    os.chdir(project.folder)
-    try:
-        return [project.folder / config.snapshot(config.load([Path("experiment.yaml")]), Path("work"))]
-    finally:
-        os.chdir(here)
+    return [config.snapshot(load(project), project.folder / "work")]
 
 
 def test_an_unfinished_run_that_a_plan_names_is_left_alone(killed: Project) -> None:
@@ -141,7 +146,7 @@ def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
     killed.finish()
 
 
-def test_files_whose_writer_was_killed_go_when_they_are_old(finished: Project) -> None:
+def test_files_whose_writer_was_killed_go(finished: Project) -> None:
     clean(finished)
     work, results = finished.folder / "work", finished.folder / "results"
     for place in (finished.workspace.parent, finished.workspace, data_of(finished), results / NAME / "data"):
@@ -150,13 +155,52 @@ def test_files_whose_writer_was_killed_go_when_they_are_old(finished: Project) -
     lease = faults.FileFault("before", operation="link", rank=-1)
     assert run_forked(lambda: Lease.acquire(finished.workspace, "a", timeout_s=1), [lease]) == -signal.SIGKILL
     cut = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
-    assert len(cut) == 5 and listed(finished) == {}
-    rest(finished.folder)
+    assert len(cut) == 5
     kept = finished.output.with_name(".notes.tmp")
     kept.touch()
+    rest(kept)
     assert {item.path for item in cleaning.removable(work, results)} == cut
     clean(finished)
     assert not any(path.exists() for path in cut) and kept.exists() and find_sealed(finished.workspace) is not None
+
+
+def test_a_file_that_is_being_written_stays_whatever_the_clocks_say(finished: Project) -> None:
+    clean(finished)
+    path = finished.folder / "work" / "x.json"
+    begun, go = path.with_name("begun"), path.with_name("go")
+
+    def write_slowly() -> None:
+        def pieces() -> Iterator[bytes]:
+            yield b"x"
+            begun.touch()
+            until(go.exists, "the others")
+
+        write_atomic(path, pieces())  # type: ignore[arg-type]  # any iterable will do
+
+    pid = fork(write_slowly)
+    until(begun.exists, "the first byte")
+    rest(finished.folder)  # as seen by a host whose clock is a month ahead
+    assert listed(finished) == {}
+    go.touch()
+    assert wait(pid) == SURVIVED and path.read_bytes() == b"x"
+
+
+def test_a_file_that_another_host_may_be_writing_stays_for_a_week(finished: Project) -> None:
+    clean(finished)
+    path = finished.folder / "work" / f".x.json.{'f' * 32}.tmp"
+    path.touch()
+    os.utime(path, (time.time() - 6 * 86400,) * 2)
+    assert listed(finished) == {}
+    rest(path)
+    assert list(listed(finished)) == [path.name]
+
+
+def test_a_removal_that_is_going_on_is_left_to_who_does_it(finished: Project) -> None:
+    mine, cut = (data_of(finished).parent / f".trash-{mark}{'0' * 12}" for mark in (writer_mark(), "f" * 20))
+    for trash in (mine, cut):
+        trash.mkdir()
+    rest(finished.folder / "work")
+    assert f"data/{mine.name}" not in listed(finished) and f"data/{cut.name}" in listed(finished)
 
 
 def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
@@ -251,6 +295,114 @@ def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
     assert item.bytes == before - occupied(other.parent) > 0
 
 
+def test_a_finished_run_that_is_handed_out_stays(finished: Project) -> None:
+    """Another experiment needs it, and is stopped just before its results name the run."""
+    results = finished.output.parent
+    shutil.rmtree(results)
+    pid = finished.start({"point": "outputs", "signal": "SIGSTOP", "rank": -1})
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the launcher to stop")
+    os.rename(finished.folder / "results", finished.folder / "elsewhere")
+    rest(finished.folder / "work")
+    assert listed(finished) == {}
+    (finished.folder / "elsewhere").rename(finished.folder / "results")
+    os.kill(pid, signal.SIGCONT)
+    assert finished.warm.wait(pid) == FINISHED and finished.output.exists()
+
+
+def test_a_training_that_waited_for_a_clean_begins_anew(finished: Project) -> None:
+    """The clean holds the run when the training comes, and removes it."""
+    with Lease.acquire(finished.workspace, "clean", timeout_s=60.0):
+        begun = len(finished.log)
+        shutil.rmtree(finished.output.parent)
+        pid = finished.start()
+        until(lambda: "held by attempt clean" in finished.log[begun:], "the training to wait")
+        shutil.rmtree(finished.workspace)
+    assert finished.warm.wait(pid) == FINISHED and finished.output.exists()
+
+
+def test_data_stays_when_its_run_came_into_use_after_the_listing(finished: Project) -> None:
+    forget(finished)
+    items = cleaning.removable(finished.folder / "work", finished.folder / "results")
+    assert {item.path for item in items} == {finished.workspace, data_of(finished)}
+    before = tree(data_of(finished))
+    with Lease.acquire(finished.workspace, "training", timeout_s=60):
+        told = dict(cleaning.clean(items))
+    assert all(told.values()) and find_sealed(finished.workspace) is not None
+    assert before.items() <= tree(data_of(finished)).items()
+
+
+def test_a_run_and_data_that_a_result_names_after_the_listing_stay(finished: Project) -> None:
+    kept = finished.folder / "kept"
+    shutil.copytree(finished.folder / "results", kept)
+    forget(finished)
+    items = cleaning.removable(finished.folder / "work", finished.folder / "results")
+    kept.rename(finished.folder / "results")
+    told = dict(cleaning.clean(items))
+    assert len(told) == 2 and all(why is not None and "came into use" in why for why in told.values())
+    assert find_sealed(finished.workspace) is not None and (data_of(finished) / "manifest.json").exists()
+
+
+def test_data_prepared_a_moment_ago_stays_until_a_result_names_it(
+    finished: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clean at the worst moment: the data is whole, and its manifest not yet in the results."""
+    experiment = load(finished)
+    shutil.rmtree(finished.workspace.parent)
+    (manifest,) = finished.folder.glob("results/*/data/*.json")
+    manifest.unlink()
+    told: list[str | None] = []
+    save = shards.Manifest.save
+
+    def clean_first(self: shards.Manifest, path: Path) -> None:
+        if path == manifest:
+            rest(finished.folder / "work")
+            items = cleaning.removable(finished.folder / "work", finished.folder / "results")
+            told.extend(why for _, why in cleaning.clean(items))
+        save(self, path)
+
+    monkeypatch.setattr(shards.Manifest, "save", clean_first)
+    monkeypatch.chdir(finished.folder)
+    preparation.preprocess(experiment, manifest.stem, finished.folder / "work", manifest)
+    assert told == [] and shards.Manifest.load(manifest).store == data_of(finished).name
+    assert list(data_of(finished).glob("*.safetensors"))
+    assert listed(finished) == {}
+
+
+def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> None:
+    """Its work/ is a link to the store of the first."""
+    other = tmp_path / "other"
+    (finished.folder / "results").rename(tmp_path / "results of the other")
+    other.mkdir()
+    (tmp_path / "results of the other").rename(other / "results")
+    (other / "work").symlink_to(finished.folder / "work")
+    clones.note(other / "work", other / "results")
+    clones.note(finished.folder / "work", finished.folder / "results")
+    rest(finished.folder / "work")
+    assert list(listed(finished).values()) == ["older checkpoint of a finished run"]
+    other.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"{other}/results.* is not there.* delete .*work/clones/\w+\.json"):
+        listed(finished)
+    shutil.rmtree(tmp_path / "elsewhere" / "results")
+    (tmp_path / "elsewhere").rename(other)
+    assert run_of(finished) in listed(finished)
+
+
+def test_a_project_that_was_moved_is_cleaned_as_before(finished: Project, tmp_path: Path) -> None:
+    clones.note(finished.folder / "work", finished.folder / "results")
+    finished.folder.rename(tmp_path / "moved")
+    rest(tmp_path / "moved" / "work")
+    items = cleaning.removable(tmp_path / "moved" / "work", tmp_path / "moved" / "results")
+    assert [item.why for item in items] == ["older checkpoint of a finished run"]
+
+
+def test_whoever_writes_a_plan_says_where_its_results_lie(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.folder)
+    experiment = load(finished)
+    work = finished.folder / "store"
+    plan.write_plan(experiment, work, finished.folder / "results" / experiment.name / "plan.json")
+    assert clones.results_of_all(work, finished.folder / "none") == [finished.folder / "results"]
+
+
 @pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
 def test_every_shard_is_known_by_its_name(made_from: str) -> None:
     shard = shards.Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
@@ -262,7 +414,9 @@ def test_data_that_is_being_prepared_is_left(killed: Project) -> None:
 
     shutil.rmtree(killed.workspace)
     forget(killed)
-    with FileLock(data_of(killed) / ".lock"):
+    with FileLock(data_of(killed) / ".lock"):  # by Everstep 0.1
+        assert listed(killed) == {}
+    with preparation._locked(data_of(killed)):
         assert listed(killed) == {}
     assert list(listed(killed)) == [f"data/{data_of(killed).name}"]
     (data_of(killed) / "manifest.json").unlink()  # a preparation that was cut off now, or long ago

@@ -9,13 +9,16 @@ creates the next one, with ``link``, which only one contender can win. An owner 
 number, and publishes nothing more.
 
 A holder is taken over at once when it released, or when its process is gone from this host or its job from the
-scheduler; otherwise when its beat has not moved for ``timeout_s`` of the contender's own clock. Clocks of two hosts
-are never compared.
+scheduler. One whose process runs on this host is never taken over. Any other is when its beat has not moved for its own
+timeout or the contender's, whichever is longer, by the contender's clock. Clocks of two hosts are never compared.
+
+A holder in another PID namespace is on another host, whatever its host is called.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -25,9 +28,8 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -35,13 +37,16 @@ from types import TracebackType
 import psutil
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
-from workflow_lib.files import decoded, naming
+from workflow_lib.files import decoded, naming, temporary_name
+from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import start_s
 
 logger = logging.getLogger(__name__)
 
 BEATS_PER_TIMEOUT = 6
+LONGEST_BEAT_S = 10.0  # a contender learns within this that the holder lives, however long the timeout is
 POLL_S = 0.2
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system without them
 ASK_SCHEDULER_S = 5.0
 
 
@@ -55,9 +60,11 @@ class Holder:
     pid: int
     start_time: float
     job: str | None
+    machine: str = ""
+    timeout_s: float = field(default=0.0, compare=False)  # of silence, before it may be taken over
 
     @classmethod
-    def this_process(cls, attempt: str) -> Holder:
+    def this_process(cls, attempt: str, timeout_s: float = 0.0) -> Holder:
         """The holder that the calling process would be."""
         return cls(
             attempt=attempt,
@@ -66,11 +73,17 @@ class Holder:
             pid=os.getpid(),
             start_time=start_s(os.getpid()),
             job=os.environ.get("SLURM_JOB_ID"),
+            machine=machine(),
+            timeout_s=timeout_s,
         )
+
+    def is_of_this_host(self) -> bool:
+        """Whether it is a process of this host and PID namespace, perhaps of before the host was restarted."""
+        return (self.host, self.machine) == (socket.gethostname(), machine())
 
     def is_gone(self) -> bool:
         """Whether the holder certainly lives no more, as far as can be told from this host."""
-        if self.host == socket.gethostname():
+        if self.is_of_this_host():
             return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
         if self.job is None or self.job == os.environ.get("SLURM_JOB_ID"):
             return False
@@ -78,7 +91,7 @@ class Holder:
 
     def is_running_here(self) -> bool:
         """Whether the holder is a process of this host that can make progress (not a stopped one)."""
-        if self.host != socket.gethostname() or self.is_gone():
+        if not self.is_of_this_host() or self.is_gone():
             return False
         try:
             return psutil.Process(self.pid).status() not in (
@@ -106,7 +119,10 @@ class Lease:
         self._ended = threading.Event()
         self._beat = directory / f"{number:06d}.beat"
         self._thread = threading.Thread(
-            target=self._keep_beating, args=(timeout_s / BEATS_PER_TIMEOUT,), name="lease", daemon=True
+            target=self._keep_beating,
+            args=(min(timeout_s / BEATS_PER_TIMEOUT, LONGEST_BEAT_S),),
+            name="lease",
+            daemon=True,
         )
         self._beat.touch()
         self._thread.start()
@@ -126,14 +142,14 @@ class Lease:
         Raises Stopped when ``must_stop`` says so while it waits.
         """
         directory = workspace / "leases"
-        directory.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         watched: tuple[int, float] | None = None  # the lease number and the beat it had when first seen
         first_seen = started
         while True:
+            directory.mkdir(parents=True, exist_ok=True)  # a clean may take the workspace away between two looks
             number, holder = current(directory)
             if holder is None or _is_released(directory, number) or holder.is_gone():
-                if _create(directory, number + 1, Holder.this_process(attempt)):
+                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s)):
                     return cls(directory, number + 1, timeout_s)
                 continue
             beat = _beat_of(directory, number)
@@ -141,16 +157,18 @@ class Lease:
             beating = watched is not None and watched[0] == number and watched[1] != beat
             if watched is None or watched != (number, beat):
                 if watched is None:
-                    logger.info("workspace is held by %s; waiting", holder)
+                    logger.info("%s is held by %s; waiting", workspace, holder)
                 watched, first_seen = (number, beat), now
-            if (beating or holder.is_running_here()) and now - started >= wait_s:
+            is_running = holder.is_running_here()
+            if (beating or is_running) and now - started >= wait_s:
                 raise WorkspaceBusy(
                     f"{workspace} is being trained by {holder}. Nothing was changed. Let it finish and run this "
                     f"again, or stop that process first"
                 )
-            if now - first_seen >= timeout_s:
-                logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, timeout_s)
-                if _create(directory, number + 1, Holder.this_process(attempt)):
+            silent_s = max(timeout_s, holder.timeout_s)
+            if now - first_seen >= silent_s and not is_running:
+                logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, silent_s)
+                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s)):
                     return cls(directory, number + 1, timeout_s)
             if must_stop():
                 raise Stopped(f"asked to stop while {holder} held {workspace}; nothing was changed")
@@ -214,7 +232,7 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
     """
     directory = workspace / "leases"
     number, holder = current(directory)
-    is_local = holder is not None and holder.host == socket.gethostname()
+    is_local = holder is not None and holder.is_of_this_host()
     if holder is None or _is_released(directory, number) or (is_local and holder.is_gone()):
         return None
     return holder, max(0.0, time.time() - _beat_of(directory, number))
@@ -228,31 +246,39 @@ def is_alive(pid: int, start_time: float) -> bool:
         return False
 
 
-def boot_id() -> str:
-    """A name of the host's current boot; empty where the system has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def _create(directory: Path, number: int, holder: Holder) -> bool:
     """Whether this contender, and so no other, created the numbered file, whole."""
-    temporary = directory / f".{uuid.uuid4().hex}.tmp"
     lease = directory / f"{number:06d}.json"
+    temporary = temporary_name(lease)
     try:
         with naming(lease), temporary.open("x") as file:
             file.write(json.dumps(asdict(holder), sort_keys=True))
             file.flush()
             sys.audit("everstep", "fsync", str(temporary))
-            os.fsync(file.fileno())  # a lease without contents could neither be honoured nor taken over
-        os.link(temporary, lease)
+            os.fsync(file.fileno())  # a lease without contents could not be honoured
+        _link(temporary, lease)
     except FileExistsError:
         # NFS may report a link as refused although it was made: the link count tells
         return temporary.stat().st_nlink == 2
+    except FileNotFoundError:  # a clean removed the workspace in this moment
+        return False
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _link(temporary: Path, lease: Path) -> None:
+    """The lease has its name, and its contents; FileExistsError if another was faster."""
+    try:
+        os.link(temporary, lease)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # A disk without hard links: until it is written, it is the lease of somebody unknown.
+        with lease.open("xb") as file:
+            file.write(temporary.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _is_released(directory: Path, number: int) -> bool:

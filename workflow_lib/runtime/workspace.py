@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workflow_lib.files import decoded, make_dirs, read_json, write_json
+from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import now_s, start_s
-from workflow_lib.runtime.lease import Holder, boot_id, is_alive
+from workflow_lib.runtime.lease import Holder, is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +127,15 @@ class Attempt:
     ready_s: float | None = None  # from its start to its first step, without the wait for GPUs
     seconds: float | None = None
     gpu_seconds: float | None = None
+    machine: str = ""
 
     def is_alive_here(self) -> bool:
         """Whether the launcher is a living process of this host."""
         return self.is_of_this_host() and is_alive(self.pid, self.start_time)
 
     def is_of_this_host(self) -> bool:
-        """Whether its process numbers mean something here: same host, not restarted since."""
-        return self.host == socket.gethostname() and self.boot == boot_id()
+        """Whether its process numbers mean something here: same host and PID namespace, not restarted since."""
+        return (self.host, self.machine, self.boot) == (socket.gethostname(), machine(), boot_id())
 
 
 def begin(
@@ -147,8 +149,10 @@ def begin(
     waited_s: float = 0.0,
 ) -> Attempt:
     """The record of an attempt that the calling process, its launcher, begins now; on disk."""
+    here = asdict(Holder.this_process(attempt))
+    here.pop("timeout_s")  # the lease's own
     record = Attempt(
-        **asdict(Holder.this_process(attempt)),
+        **here,
         node=os.environ.get("SLURMD_NODENAME"),
         began=utc_now(),
         number=1 + max((one.number for one in list_attempts(workspace)), default=0),

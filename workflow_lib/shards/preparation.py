@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +21,7 @@ import numpy as np
 
 from workflow_lib import config, plan, plugins
 from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.runtime.lease import Lease
 from workflow_lib.shards.ahead import ahead
 from workflow_lib.shards.manifest import SPLITS, Manifest, Shard, SplitSummary
 from workflow_lib.shards.source import Source, blake2b, bytes_of, content_digest, read_rows, refuse_unfit
@@ -28,6 +31,7 @@ from workflow_lib.shards.store import Stored, is_whole, map_shard, write_shard
 
 log = logging.getLogger(__name__)
 
+LEASE_TIMEOUT_S = 60.0
 SHARD_BYTES = 1 << 26  # largest shard, whatever its number of samples: a few of them fit the memory of any job
 
 
@@ -39,12 +43,15 @@ def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: 
     used = {plan.data_id(run): plan.data_settings(run) for run in runs}
     if data_id not in used:
         raise ConfigError(f"experiment `{experiment.name}` has no data {data_id}; it has {', '.join(sorted(used))}")
-    prepare(used[data_id], Path.cwd(), work, threads).save(output)
+    prepare(used[data_id], Path.cwd(), work, threads, output)
 
 
-def prepare(settings: Mapping[str, Any], root: Path, work: Path, threads: int = 1) -> Manifest:
+def prepare(
+    settings: Mapping[str, Any], root: Path, work: Path, threads: int = 1, output: Path | None = None
+) -> Manifest:
     """The manifest of the data, whose shards all lie verified in the store; each thread has one shard in memory.
 
+    It is written to ``output``, too, before anybody else may own the data: from then on, a result names it.
     Several processes may ask at once: one works, the others wait and check. Bad data is refused before any shard.
     """
     data = config.Data.model_validate(settings)
@@ -52,7 +59,7 @@ def prepare(settings: Mapping[str, Any], root: Path, work: Path, threads: int = 
     with _opened(data, plugin, root) as source:
         if source.task != (told := plugins.task(data.name, data.params)):
             raise DataError(f"{plugin.__file__}: task(params) says {told}, but open_source gave {source.task}")
-        return _stored(data, source, plugin, root, work, threads)
+        return _stored(data, source, plugin, root, work, threads, output)
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
@@ -101,7 +108,15 @@ def _drawn(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
     return source, parts
 
 
-def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, work: Path, threads: int) -> Manifest:
+def _stored(
+    data: config.Data,
+    source: Source,
+    plugin: ModuleType,
+    root: Path,
+    work: Path,
+    threads: int,
+    output: Path | None,
+) -> Manifest:
     source, parts = _drawn(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
@@ -111,7 +126,6 @@ def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, w
         "plugin": plugins.text_digest(plugin),
     }
     folder = work / "data" / _store(made_by, source)
-    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         cuts, tally, made = _cuts(parts, samples, made_by, source), Tally(source, first, parts), []
         ensure = partial(_ensured, folder=folder, source=in_turn(source), parts=parts, first=first)
@@ -127,6 +141,8 @@ def _stored(data: config.Data, source: Source, plugin: ModuleType, root: Path, w
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
             path.unlink()  # an interrupted preparation had another shard size
         manifest.save(folder / "manifest.json")
+        if output is not None:
+            manifest.save(output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(made), len(manifest.shards), folder)
     return manifest
@@ -219,21 +235,9 @@ def _relative(path: Path, root: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time is inside; the others wait and say so."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for the process that prepares %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(folder: Path) -> Lease:
+    """One process at a time is inside; the others wait, as long as it lives, and say so."""
+    return Lease.acquire(folder, uuid.uuid4().hex, timeout_s=LEASE_TIMEOUT_S, wait_s=math.inf)
 
 
 def _shown(results: Iterable[Ensured], name: str, total: int) -> Iterator[Ensured]:
