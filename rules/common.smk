@@ -20,12 +20,19 @@ gc.set_threshold(100_000, 50, 50)
 # The package beside this Snakefile, also where the environment holds another clone of it.
 sys.path.insert(0, workflow.basedir)
 
+import snakemake.exceptions
+from snakemake_interface_common.exceptions import WorkflowError
+
 from workflow_lib import config as experiments
 from workflow_lib import budget, clones, controller, plan as plans, plugins, tracking, user_code
 from workflow_lib.errors import EverstepError
 from workflow_lib.runtime import gpus
 
 code_state = user_code.memo(user_code.state)
+
+
+# What Snakemake raises where another one works on the same files; its own text advises --unlock.
+snakemake.exceptions.LockException = lambda: WorkflowError(controller.refusal(Path(".snakemake")))
 
 
 @cache

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -79,6 +80,50 @@ def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> No
     (tmp_path / "controllers/0.held").write_text("another-host 1")
     (tmp_path / "locks").mkdir()
     assert enter(tmp_path) == "[]"
+    assert (tmp_path / "locks").exists()
+
+
+def test_the_lock_of_another_that_enters_at_the_same_time_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process begins to enter after a kill; before it is known, another one enters and locks."""
+    kill(start(tmp_path, stays=True))
+    hold, others = controller._hold, []
+
+    def hold_late(path: Path) -> None:
+        command = [sys.executable, "-c", ENTER, str(tmp_path), "stay"]
+        others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert others[0].stdout is not None and others[0].stdout.readline()
+        while not (tmp_path / "locks").exists():
+            assert others[0].poll() is None
+            time.sleep(0.01)
+        hold(path)
+
+    monkeypatch.setattr(controller, "_hold", hold_late)
+    try:
+        assert controller.enter(tmp_path) == []
+        assert (tmp_path / "locks").exists()
+        assert f"pid {others[0].pid}, since" in controller.refusal(tmp_path)
+    finally:
+        kill(others[0])
+
+
+def test_a_lock_without_a_living_snakemake_says_what_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "controllers").mkdir()
+    (tmp_path / "controllers/0.held").write_text("another-host 1")
+    told = controller.refusal(tmp_path)
+    assert (
+        "another-host (pid 1), which cannot be looked up from here" in told and f"delete {tmp_path}/controllers" in told
+    )
+
+
+def test_a_disk_without_locks_keeps_every_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    kill(start(tmp_path, stays=True))
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert controller.enter(tmp_path) == []
     assert (tmp_path / "locks").exists()
 
 

@@ -14,8 +14,12 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, StateError, shortened
@@ -94,8 +98,9 @@ def enter(folder: Path) -> list[str]:
     """
     controllers = folder / "controllers"
     controllers.mkdir(parents=True, exist_ok=True)
-    others = list(controllers.glob("*.held"))
-    _hold(controllers / f"{uuid.uuid4().hex}.held")
+    own = controllers / f"{uuid.uuid4().hex}.held"
+    _hold(own)  # first: of two that begin together, at least one sees the other
+    others = [path for path in controllers.glob("*.held") if path != own]
     if not others or not all(_is_dead(path) for path in others):
         return []
     shutil.rmtree(folder / "locks", ignore_errors=True)
@@ -103,6 +108,35 @@ def enter(folder: Path) -> list[str]:
     for path in others:
         path.unlink(missing_ok=True)
     return killed
+
+
+def refusal(folder: Path) -> str:
+    """Who works on the files that this Snakemake was asked for, and what to do; Snakemake has found them locked."""
+    own = {Path(file.name).with_suffix(".held").name for file in _held}
+    others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
+    living = [path.read_text() for path in others if not _is_dead(path)]
+    here = f"{socket.gethostname()} "
+    processes = [_described(int(text.split()[1])) for text in living if text.startswith(here)]
+    elsewhere = [" (pid ".join(text.split()) + ")" for text in living if not text.startswith(here)]
+    if processes:
+        return (
+            f"another Snakemake works on the same files in {folder.absolute().parent}: {', '.join(processes)}. Nothing "
+            f"was changed. Let it finish, or stop it with SIGTERM (trainings save), and run the same command again"
+        )
+    hosts = f" by a Snakemake on {', '.join(elsewhere)}, which cannot be looked up from here" if elsewhere else ""
+    return (
+        f"the files are locked in {folder.absolute()}/locks{hosts}. Nothing was changed. If no Snakemake works here "
+        f"any more, delete {folder}/controllers and {folder}/locks, and run the same command again"
+    )
+
+
+def _described(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        since = datetime.fromtimestamp(process.create_time()).strftime("%Y-%m-%d %H:%M")
+        return f"pid {pid}, since {since}: {shortened(shlex.join(process.cmdline()), 200)}"
+    except psutil.Error:  # it ended in this moment, or is in a container
+        return f"pid {pid}"
 
 
 def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) -> str:
@@ -120,7 +154,8 @@ def _hold(path: Path) -> None:
     """The file exists, and is under this process's lock from the moment it has its name."""
     new = path.with_suffix(".new")
     file = new.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    with suppress(OSError):  # a disk without such locks: nobody's lock is removed there
+        fcntl.flock(file, fcntl.LOCK_EX)
     file.write(f"{socket.gethostname()} {os.getpid()}")
     file.flush()
     new.rename(path)
@@ -131,11 +166,11 @@ def _hold(path: Path) -> None:
 def _is_dead(path: Path) -> bool:
     try:
         with path.open() as file:
-            if file.read().split()[0] != socket.gethostname():
+            if file.read().partition(" ")[0] not in (socket.gethostname(), ""):  # empty: power failed as it was written
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except FileNotFoundError:
         pass  # it ended in this moment, in peace
+    except OSError:  # it is held, or the disk knows no such locks
+        return False
     return True

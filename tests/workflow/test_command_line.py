@@ -7,7 +7,9 @@ import re
 import subprocess
 
 import pytest
+import yaml
 
+from tests.repository import ROOT
 from tests.workflow.conftest import Project
 
 
@@ -30,6 +32,18 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
     assert outcome.code == 2
     assert message in outcome.output
     assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
+
+
+@pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "profiles").iterdir()))
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_an_experiment_file_runs_nothing(project: Project, profile: str, suffix: str) -> None:
+    """Snakemake itself would run the definitions of a YAML file, also in a dry run."""
+    settings = {"__use_yte__": True, "__definitions__": ["open('ran', 'w')"], "name": "tiny", "?'x'": "?open('ran', 'w')"}
+    path = project.folder / f"config/template.{suffix}"
+    path.write_text(json.dumps(settings) if suffix == "json" else yaml.safe_dump(settings))
+    outcome = project.run("--dry-run", "--profile", f"profiles/{profile}", "--configfile", str(path))
+    assert outcome.code == 2 and "__use_yte__: no such setting" in outcome.output
+    assert not (project.folder / "ran").exists()
 
 
 def test_a_disk_that_refuses_is_one_message(project: Project) -> None:

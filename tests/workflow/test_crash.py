@@ -153,3 +153,16 @@ def build(params: Params, spec: Any) -> Any:
     assert re.search(r"train mixed mixed-broken-[0-9a-f]{12} failed: .*this model cannot be built", ending)
     assert re.search(r"log: logs/train/mixed/mixed-broken-[0-9a-f]{12}\.log", ending)
     assert "--configfile config/tiny.yaml" in ending
+
+
+def test_a_second_snakemake_is_told_which_one_works_here(project: Project) -> None:
+    write_long(project).touch()
+    with project.running() as first:
+        first.wait_until(lambda: list((project.folder / ".snakemake/locks").glob("*.lock")))
+        second = project.run()
+        assert second.code == 1 and "--unlock" not in second.output
+        assert (
+            f"another Snakemake works on the same files in {project.folder}: pid {first.process.pid}, since"
+            in second.output
+        )
+        assert list((project.folder / ".snakemake/locks").glob("*.lock")) and first.process.poll() is None
