@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.crash import SURVIVED, operations, run_forked
+from tests.crash import SURVIVED, fork, operations, run_forked, wait
 from workflow_lib import checkpoint, tensorfile
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published
 from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
@@ -525,3 +525,51 @@ def test_a_file_that_is_whole_but_holds_no_tensors_is_set_aside(tmp_path: Path) 
     (path / "manifest.json").write_bytes(compact_json(manifest))
     assert newest_step(tmp_path) == 1
     assert list(tmp_path.glob("checkpoints/corrupt-*"))
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/dev/zero", "a/b.safetensors", "", ".", "..", "a\n"])
+def test_a_manifest_names_files_of_its_own_folder_only(name: str, tmp_path: Path) -> None:
+    path = store(tmp_path).publish(snapshot(1)).path
+    shutil.copy(path / "model.safetensors", path.parent / "secret.safetensors")
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["files"][name] = manifest["files"]["model.safetensors"]
+    write_manifest(path, manifest)
+    with pytest.raises(CheckpointError, match="files in its own folder"):
+        checkpoint.read_manifest(path)
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Whoever can write there can also make the digest fit."""
+    del manifest["digest"]
+    manifest["digest"] = checkpoint.digest(compact_json(manifest))
+    (path / "manifest.json").write_bytes(compact_json(manifest))
+
+
+@pytest.mark.parametrize("entry", [None, {}, {"bytes": "8", "blake2b": ""}, {"bytes": 8, "blake2b": None}, []])
+def test_a_manifest_with_a_file_of_unknown_size_is_damaged(entry: Any, tmp_path: Path) -> None:
+    path = store(tmp_path).publish(snapshot(1)).path
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["files"]["model.safetensors"] = entry
+    write_manifest(path, manifest)
+    with pytest.raises(CheckpointError, match="manifest.json is damaged"):
+        checkpoint.read_manifest(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "device", "pipe"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json"])
+def test_no_link_device_or_pipe_is_read(name: str, kind: str, tmp_path: Path) -> None:
+    """A device never ends, and nobody writes to the pipe: reading either would not come back."""
+    path = store(tmp_path).publish(snapshot(1)).path
+    (path / name).rename(tmp_path / name)
+    if kind == "pipe":
+        os.mkfifo(path / name)
+    else:
+        (path / name).symlink_to(tmp_path / name if kind == "link" else "/dev/zero")
+
+    def work() -> None:
+        with pytest.raises(CheckpointError, match="cannot read|none of the checkpoints"):
+            checkpoint.verify(checkpoint.read_manifest(path))
+        with pytest.raises(CheckpointError, match="none of the checkpoints"):
+            store(tmp_path, SECOND).load_latest()
+
+    assert wait(fork(work), timeout_s=60) == SURVIVED

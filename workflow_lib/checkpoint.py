@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib import tensorfile
 from workflow_lib.errors import CheckpointError, RankError, SaveError, WorkspaceBusy
-from workflow_lib.files import compact_json, fsync_dir
+from workflow_lib.files import compact_json, fsync_dir, open_regular
 from workflow_lib.runtime.ranks import Peers
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CHUNK = 8 << 20
@@ -325,7 +326,8 @@ def published(directory: Path) -> list[Path]:
 def read_manifest(path: Path) -> Checkpoint:
     """The checkpoint at the path, if its manifest is intact; its files are not read. Raises CheckpointError."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        with open_regular(path / MANIFEST) as file:
+            manifest = json.loads(file.read())
         said = manifest.pop("digest")
         if digest(compact_json(manifest)) != said:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest differs")
@@ -337,11 +339,21 @@ def read_manifest(path: Path) -> Checkpoint:
             manifest["serial"],
         ):
             raise CheckpointError(f"{MANIFEST} says step {manifest['step']}, serial {manifest['serial']}")
+        _check_names(manifest["files"])
     except OSError as error:
         raise CheckpointError(f"cannot read {MANIFEST}: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} is damaged: {error!r}") from error
     return Checkpoint(path, manifest)
+
+
+def _check_names(files: Mapping[str, Any]) -> None:
+    """Every file lies in the checkpoint's own folder, and has a size and a digest. Raises CheckpointError."""
+    for name, entry in files.items():
+        if not FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{MANIFEST} names {name!r}; allowed: files in its own folder")
+        if not isinstance(entry["bytes"], int) or not isinstance(entry["blake2b"], str):
+            raise CheckpointError(f"{MANIFEST} is damaged: {name} has no size and digest")
 
 
 def read_newest(directory: Path) -> Checkpoint | None:
@@ -395,11 +407,11 @@ def _files(checkpoint: Checkpoint) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            _check_size(path, file, entry)
+            data = file.read()
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
-    if len(data) != entry["bytes"]:
-        raise CheckpointError(f"{path.name} has {len(data)} bytes instead of {entry['bytes']}")
     if digest(data) != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return data
@@ -408,12 +420,10 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
 def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, verified by the digest of the entry, without a second copy in memory."""
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry["bytes"]:
-                raise CheckpointError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+        with open_regular(path) as file:
+            _check_size(path, file, entry)
             hashed = _Hashed(file)
-            tensors = tensorfile.read(hashed, size)
+            tensors = tensorfile.read(hashed, entry["bytes"])
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
     except ValueError as error:
@@ -447,18 +457,22 @@ class _Hashed:
         return self._hasher.hexdigest()
 
 
-def _check(path: Path, entry: Mapping[str, Any]) -> None:
-    """Returns when the file has the size and the digest; it is never in memory as a whole."""
-    hasher, size = hashlib.blake2b(digest_size=32), 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                hasher.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+def _check_size(path: Path, file: io.FileIO, entry: Mapping[str, Any]) -> None:
+    size = os.fstat(file.fileno()).st_size
     if size != entry["bytes"]:
         raise CheckpointError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+
+
+def _check(path: Path, entry: Mapping[str, Any]) -> None:
+    """Returns when the file has the size and the digest; it is never in memory as a whole."""
+    hasher = hashlib.blake2b(digest_size=32)
+    try:
+        with open_regular(path) as file:
+            _check_size(path, file, entry)
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
     if hasher.hexdigest() != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
 

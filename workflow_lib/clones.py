@@ -1,6 +1,6 @@
 """The clones of the project that use one store: each leaves a note there, and no other removes what its results name.
 
-    work/clones/<digest>.json    where the results of one clone lie
+work/clones/<digest>.json    where the results of one clone lie
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -97,6 +100,20 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
         undo.pop_all()
     if durable:
         fsync_dir(path.parent)
+
+
+def open_regular(path: Path) -> FileIO:
+    """Return the file, open for reading and unbuffered. OSError for a link, a device or a pipe, which could lead anywhere.
+
+    Nothing is waited for: opening a pipe that nobody writes to would.
+    """
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = FileIO(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
 
 
 def temporary_name(path: Path) -> Path:

@@ -220,6 +220,17 @@ def test_bad_content_is_refused_with_its_place(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_small_file_cannot_take_gigabytes(tmp_path: Path) -> None:
+    """Zeros, a thousandfold compressed; refused before they are unpacked."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("train_images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": True, "shape": (300, 1024, 1024)})
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    with pytest.raises(DataError, match=r"bytes that hold 314,57.*more than 100 times its size"), opened(path):
+        pass
+
+
 def test_a_bad_row_is_numbered_from_the_start_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workflow_lib.data._archive.BLOCK_BYTES", 1000)
     arrays = medmnist(8, 8, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.crash import SURVIVED, fork, wait
 from tests.shards.damage import cut_off, flip, swap
 from workflow_lib import config, plan, shards
 from workflow_lib.errors import ConfigError, DataError
@@ -276,3 +278,54 @@ def test_the_examples_in_the_docstrings_work(tmp_path: Path, monkeypatch: pytest
     network = plugin.build(plugin.Params(width=8), manifest.spec)
     assert network(shards.load_split(manifest, "val", tmp_path / "work").inputs).shape == (135, 3)
     assert isinstance(network, torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"store": "', '"store": "../'),
+        ('"split": "train"', '"split": "../train"'),
+        ('"made_from": "', '"made_from": "/../../x'),
+        ('"start": 0', '"start": -1'),
+    ],
+)
+def test_a_manifest_names_nothing_outside_the_store(old: str, new: str, tmp_path: Path) -> None:
+    prepare(tmp_path).save(tmp_path / "changed.json")
+    text = (tmp_path / "changed.json").read_text()
+    assert old in text
+    (tmp_path / "changed.json").write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="not a manifest"):
+        Manifest.load(tmp_path / "changed.json")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_shard_that_is_no_file_is_made_again(kind: str, tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    path = files(manifest, tmp_path)[0]
+    path.rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+
+    def work() -> None:
+        with pytest.raises(DataError, match="damaged or missing"):
+            shards.load_split(manifest, manifest.shards[0].split, tmp_path / "work")
+        assert prepare(tmp_path) == manifest
+
+    assert wait(fork(work), timeout_s=60) == SURVIVED
+    assert path.is_file() and not path.is_symlink()
+
+
+def test_a_lock_that_another_kind_of_lock_left_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preparation was killed on a disk that knows no locks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    manifest = prepare(tmp_path)
+    (files(manifest, tmp_path)[0].parent / ".lock").write_text("1\nelsewhere\n")
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert wait(fork(lambda: prepare(tmp_path)), timeout_s=60) == SURVIVED

@@ -38,7 +38,8 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_an_experiment_file_runs_nothing(project: Project, profile: str, suffix: str) -> None:
     """Snakemake itself would run the definitions of a YAML file, also in a dry run."""
-    settings = {"__use_yte__": True, "__definitions__": ["open('ran', 'w')"], "name": "tiny", "?'x'": "?open('ran', 'w')"}
+    run = "open('ran', 'w')"
+    settings = {"__use_yte__": True, "__definitions__": [run], "name": "tiny", "?'x'": f"?{run}"}
     path = project.folder / f"config/template.{suffix}"
     path.write_text(json.dumps(settings) if suffix == "json" else yaml.safe_dump(settings))
     outcome = project.run("--dry-run", "--profile", f"profiles/{profile}", "--configfile", str(path))

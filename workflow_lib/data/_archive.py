@@ -16,6 +16,8 @@ import numpy as np
 from workflow_lib.errors import DataError
 
 BLOCK_BYTES = 1 << 24  # read at once
+SMALL_BYTES = 1 << 28  # so much any file may hold, however small it is
+DENSEST = 100  # times its size a larger one may hold; images of handwriting are compressed to a tenth
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, MemoryError)
 
@@ -30,6 +32,7 @@ class Archive:
             raise DataError(f"{path}: {what} (data.params.path)")
         with _refusing(f"{path}: not an npz file, or cut short"):
             self.zip = zipfile.ZipFile(path)
+            _refuse_swelling(path, sum(entry.file_size for entry in self.zip.infolist()))
         self.resources = ExitStack()
         self.resources.enter_context(self.zip)
         self.keys = tuple(name.removesuffix(".npy") for name in self.zip.namelist())
@@ -43,6 +46,15 @@ class Archive:
     def close(self) -> None:
         """The file and its members are closed."""
         self.resources.close()
+
+
+def _refuse_swelling(path: Path, size: int) -> None:
+    """A small file that asks for gigabytes of memory is refused before any of it is read."""
+    if size > max(SMALL_BYTES, DENSEST * path.stat().st_size):
+        raise DataError(
+            f"{path}: {path.stat().st_size:,} bytes that hold {size:,}: more than {DENSEST} times its size. If that is "
+            f"what it should hold, save it with numpy.savez, which does not compress"
+        )
 
 
 class Member:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from workflow_lib import config
 from workflow_lib.errors import DataError, StateError
@@ -37,11 +37,13 @@ class ModelSpec:
 class Shard(Section):
     """A file of consecutive samples of one split."""
 
-    split: str
-    start: int
-    stop: int
+    split: Literal["train", "val", "test"]  # a part of its file's name, and so is all but the digest
+    start: int = Field(ge=0)
+    stop: int = Field(ge=0)
     digest: str
-    made_from: str = ""  # digest of what it is made from, where the data set tells that of each row
+    made_from: str = Field(
+        "", pattern="^([0-9a-f]{32})?$"
+    )  # digest of what it is made from, where the data set tells that of each row
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ class Manifest(Section):
     """
 
     digest: str  # of what a training can see
-    store: str  # folder in work/data
+    store: str = Field(pattern="^[0-9a-f]{32}$")  # folder in work/data
     data: dict[str, Any]  # the settings
     task: Task = "classification"
     input_shape: tuple[int, ...]  # as stored: one token more than the context of a language

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workflow_lib.files import write_atomic
+from workflow_lib.files import open_regular, write_atomic
 from workflow_lib.shards.source import bytes_of, content_digest
 
 NAMES = {"uint8": "U8", "int32": "I32", "int64": "I64", "float32": "F32"}  # of the types in safetensors
@@ -31,6 +32,8 @@ def read_shard(path: Path) -> Stored | None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open_regular(path):
+            pass
         with safe_open(path, framework="numpy") as file:
             inputs, targets = file.get_tensor("inputs"), file.get_tensor("targets")
             digest = (file.metadata() or {}).get("digest")
@@ -58,8 +61,8 @@ def map_shard(path: Path) -> Stored | None:
     Nothing is verified: `is_whole` does that.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, size)))
         inputs, targets = (_map(path, 8 + length, header[name]) for name in ("inputs", "targets"))
