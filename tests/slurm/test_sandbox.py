@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,39 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sandbox-", dir="/tmp") as name:
         yield Path(name)
         call(Path(name), "stop")
+
+
+def test_a_sandbox_listens_on_loopback_only(folder: Path) -> None:
+    assert call(folder, "start").returncode == 0
+    command = ["sh", "-c", f". {folder}/env.sh; exec srun --nodes 2 --ntasks 2 sleep 1000"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as step:
+        try:
+            wait_until(lambda: len([name for name in names_of(folder) if name == "sleep"]) == 2)
+            found = listening(folder)
+        finally:
+            step.terminate()
+    assert {"slurmctld", "slurmd", "srun"} <= {name for name, _ in found}
+    assert {address for _, address in found} == {"127.0.0.1"}
+
+
+def names_of(folder: Path) -> list[str]:
+    """Names of the sandbox's processes."""
+    found = []
+    for pid in processes_of(folder):
+        with suppress(psutil.Error):
+            found.append(psutil.Process(pid).name())
+    return found
+
+
+def listening(folder: Path) -> set[tuple[str, str]]:
+    """Name and address of every socket on which a process of the sandbox takes connections."""
+    found = set()
+    for pid in processes_of(folder):
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            sockets = process.net_connections("inet")
+            found |= {(process.name(), one.laddr.ip) for one in sockets if one.status == psutil.CONN_LISTEN}
+    return found
 
 
 def test_a_started_sandbox_is_whole_and_a_stopped_one_leaves_no_process(folder: Path) -> None:
