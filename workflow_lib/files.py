@@ -103,9 +103,9 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
 
 
 def open_regular(path: Path) -> FileIO:
-    """Return the file, open for reading and unbuffered. OSError for a link, a device or a pipe, which could lead anywhere.
+    """Return the file, open for reading and unbuffered. OSError for a link, a device or a pipe: they may lead anywhere.
 
-    Nothing is waited for: opening a pipe that nobody writes to would.
+    Opening does not wait, as it would for a pipe that nobody writes to.
     """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

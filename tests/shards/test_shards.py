@@ -291,7 +291,9 @@ def test_the_examples_in_the_docstrings_work(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_manifest_names_nothing_outside_the_store(old: str, new: str, tmp_path: Path) -> None:
     prepare(tmp_path).save(tmp_path / "changed.json")
-    text = (tmp_path / "changed.json").read_text()
+    content = json.loads((tmp_path / "changed.json").read_text())
+    content.pop("checksum", None)  # whoever can write there can leave it out
+    text = json.dumps(content)
     assert old in text
     (tmp_path / "changed.json").write_text(text.replace(old, new))
     with pytest.raises(DataError, match="not a manifest"):
