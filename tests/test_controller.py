@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -22,6 +24,16 @@ if len(sys.argv) > 2:
     (Path(sys.argv[1]) / "locks").mkdir(exist_ok=True)
     sys.stdin.read()
 """
+
+
+@pytest.fixture(autouse=True)
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What this process holds, as if it were a Snakemake, ends with the test."""
+    files: list[TextIO] = []
+    monkeypatch.setattr(controller, "_held", files)
+    yield
+    for file in files:
+        file.close()
 
 
 def start(folder: Path, *, stays: bool = False) -> subprocess.Popen[str]:
