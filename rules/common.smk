@@ -128,7 +128,11 @@ def source_files(wildcards):
 def source_state(wildcards):
     """A text that changes with the files of a data set, and with those in its folders."""
     data = data_sets().get(wildcards.data_id)
-    return controller.files_state(data) if data else ""
+    try:
+        return controller.files_state(data) if data else ""
+    except EverstepError as error:  # of the class Exception Snakemake would show a traceback
+        print(f"everstep: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code)
 
 
 def source_code(wildcards):

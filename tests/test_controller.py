@@ -172,3 +172,11 @@ def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> N
     assert len(set(states)) == 5
     (path.parent / ".DS_Store").touch()
     assert controller.files_state(data) == states[-1]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / os.fsdecode(b"f\xfcr.png")).touch()
+    data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
+    with pytest.raises(ConfigError, match=r"images/a/f\\udcfcr.png': its name is not UTF-8; rename it"):
+        controller.files_state(data)

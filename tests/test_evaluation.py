@@ -116,11 +116,27 @@ def test_equal_seeds_give_equal_intervals_and_other_seeds_others() -> None:
 
 def test_an_undefined_auc_is_null_and_says_why() -> None:
     logits, targets = guesses(50, CLASSES)
-    targets[targets == 2] = 0
+    targets[:] = 2
     result = measure(logits, targets, resamples=50)
     assert result["metrics"]["roc_auc"]["value"] is None
-    assert "class 2" in result["metrics"]["roc_auc"]["reason"]
-    assert result["per_class"][2]["roc_auc"] is None and result["per_class"][2]["recall"] is None
+    assert "class 1" in result["metrics"]["roc_auc"]["reason"]
+    assert result["per_class"][1]["roc_auc"] is None and result["per_class"][1]["recall"] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_metrics_of_a_split_that_lacks_a_class_say_for_which_classes_they_are() -> None:
+    logits, targets = guesses(60, CLASSES)
+    targets[targets == 2] = 0
+    logits[:, 2] = -10
+    result = measure(logits, targets, resamples=50)
+    others = [name for number, name in enumerate(result["classes"]) if number != 2]
+    assert result["absent_classes"] == [result["classes"][2]]
+    assert result["metrics"]["roc_auc"]["classes"] == result["metrics"]["macro_f1"]["classes"] == others
+    areas = [metrics.roc_auc_score(targets == label, classification.log_softmax(logits)[:, label])
+             for label in range(CLASSES) if label != 2]  # fmt: skip
+    assert result["metrics"]["roc_auc"]["value"] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert result["per_class"][2]["support"] == 0 and result["per_class"][2]["recall"] is None
+    assert "classes" not in measure(*guesses(60, CLASSES))["metrics"]["roc_auc"]
     json.dumps(result, allow_nan=False)
 
 

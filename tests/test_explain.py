@@ -74,3 +74,10 @@ def test_it_says_that_the_code_is_the_same_or_was_not_kept(folder: Path) -> None
     assert "that of A was not kept" in explain.explain(run.id, None, folder)
     user_code.keep(workspace, run.config, user_code.digest(run.config))
     assert "The code of the model and of its hooks is the same." in explain.explain(run.id, write("x.yaml"), folder)
+
+
+def test_long_settings_are_shown_where_they_differ(folder: Path) -> None:
+    for number, last in enumerate((5, 6)):
+        write(f"{number}.yaml", model={"name": "mlp", "params": {"hidden": [*[4] * 30, last]}})
+    (line,) = [one for one in explain.explain("0.yaml", "1.yaml", folder).splitlines() if "hidden" in one]
+    assert "4,5]" in line and "4,6]" in line and len(line) < 160

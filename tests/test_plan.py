@@ -268,7 +268,7 @@ def test_a_frozen_run_that_is_anything_else_is_refused_with_advice(folder: Path,
 def test_a_run_frozen_before_a_stage_was_bumped_still_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = plan.base(experiment())
     plan.freeze(old, folder)
-    monkeypatch.setitem(plan.STAGES, "train", 2)
+    monkeypatch.setitem(plan.STAGES, "train", plan.STAGES["train"] + 1)
     new = plan.base(experiment())
     assert plan.run_digest(new) != plan.run_digest(old)
     assert plan.load_run(plan.run_digest(old), folder)[0] == old
@@ -390,6 +390,20 @@ def test_the_table_shows_the_data_where_it_differs() -> None:
     text = plan.table(experiment(sweep={"grid": {"data.split_seed": [0, 1]}}))
     assert "2 data sets" in text
     assert text.count("digits-") == 2
+
+
+def test_the_columns_of_a_table_are_told_and_what_would_be_refused(folder: Path) -> None:
+    Path("x.csv").write_text("n,c,y\n" + "".join(f"{row * 7 % 11},{'ab'[row % 2]},{row % 2}\n" for row in range(20)))
+    data = {"name": "table", "params": {"path": "x.csv", "target": "y"}}
+    assert plan.columns(experiment(data=data))[2:] == [
+        "  `y`: target, 2 classes (0, 1)",
+        "  `n`: number, 0 to 10",
+        "  `c`: category, 2 different (a, b)",
+    ]
+    Path("x.csv").write_text("n,y\n" + "".join(f'"{row},5",{row % 2}\n' for row in range(20)))
+    (line,) = plan.columns(experiment(data=data))[2:]
+    assert line.startswith("  rejected: ") and "is a number in another notation to a person" in line
+    assert plan.columns(experiment()) == []
 
 
 def test_ten_thousand_runs_expand_in_seconds() -> None:

@@ -244,6 +244,20 @@ def test_a_run_in_mlflow_has_its_settings_times_and_state(folder: Path) -> None:
     database.close()
 
 
+def test_settings_that_mlflow_has_no_room_for_show_that_they_are_cut(folder: Path) -> None:
+    features = [[f"measure_{number:03d}" for number in range(many)] for many in (60, 90, 600, 601)]
+    told = []
+    for number, of_run in enumerate(features):
+        settings = {"data.params.features": of_run, f"data.params.{'x' * 300}": 1}
+        write("mlflow", folder, replace(curve(row(1)), id=f"run {number}", digest=f"{number}" * 32, settings=settings))
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        query = "SELECT value FROM params JOIN runs USING (run_uuid) WHERE name LIKE 'run %' AND key LIKE '%features'"
+        told = [value for (value,) in database.execute(f"{query} ORDER BY name")]
+    database.close()
+    assert told[:2] == [str(of_run) for of_run in features[:2]]
+    assert len(set(told)) == 4 and all("... cut of " in cut and len(cut) == 6000 for cut in told[2:])
+
+
 def test_an_offline_run_that_a_kill_left_behind_is_made_anew(folder: Path) -> None:
     write("wandb", folder, curve(row(1), row(2)))
     (folder / "wandb/demo/demo-a/written.json").unlink()

@@ -110,6 +110,8 @@ def _plan(arguments: Arguments) -> None:
 
     experiment = config.load([arguments.config], arguments.set)
     print(plan.table(experiment))
+    for line in plan.columns(experiment):
+        print(line)
     if arguments.profile:
         profile = budget.read_profile(arguments.profile)
         asked = budget.requests(experiment, profile)

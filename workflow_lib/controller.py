@@ -53,7 +53,18 @@ def files_state(data: config.Data) -> str:
     went.
     """
     states = {name: files.file_state(Path(path)) for name, path in data_files(data).items()}
+    for path in (entry[0] for entries in states.values() for entry in entries if isinstance(entry, list)):
+        if not _is_utf8(path):
+            raise ConfigError(f"{path!r}: its name is not UTF-8; rename it")
     return config.digest(states, "everstep-files")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def refuse_missing_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:

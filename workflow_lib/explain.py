@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml12 import Origins
 from workflow_lib.plan import aligned, count, expand, load_run, stages, study_id
 from workflow_lib.user_code import Kept
+
+CELL = 40  # characters of a setting that are shown
 
 
 @dataclass(frozen=True)
@@ -144,4 +146,14 @@ def _difference(one: _Side, two: _Side, name: str) -> list[str]:
         for letter, side in (("A", one), ("B", two))
         if side.origins.entries and name in side.settings
     ]
-    return [f"  {name}", *(textwrap.shorten(_shown(side, name), 40) for side in (one, two)), ", ".join(setters)]
+    return [f"  {name}", *_told_briefly(_shown(one, name), _shown(two, name)), ", ".join(setters)]
+
+
+def _told_briefly(one: str, two: str) -> list[str]:
+    """Both texts in 40 characters each, from shortly before the place where they differ if they are longer."""
+    if max(len(one), len(two)) <= CELL:
+        return [one, two]
+    same = len(os.path.commonprefix([one, two]))
+    start = 0 if same < CELL // 2 else same - CELL // 4
+    parts = [("... " if start else "") + text[start:] for text in (one, two)]
+    return [text if len(text) <= CELL else f"{text[: CELL - 4]} ..." for text in parts]

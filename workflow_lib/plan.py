@@ -21,11 +21,11 @@ from workflow_lib.config.parts import METRICS, Augment, Data, Model, Optimizer, 
 from workflow_lib.config.problems import messages, shown
 from workflow_lib.config.sections import CategoricalSpace, Experiment, Tune
 from workflow_lib.config.yaml12 import Origins, dotted
-from workflow_lib.errors import ConfigError, StateError
+from workflow_lib.errors import ConfigError, EverstepError, StateError
 from workflow_lib.plugins import Section
 
 # Bumped by hand when the results of a stage change; the first two are part of a run's digest.
-STAGES = {"plan": 1, "preprocess": 1, "train": 1, "evaluate": 2, "suggest": 1, "export": 1, "report": 1, "track": 1}
+STAGES = {"plan": 1, "preprocess": 2, "train": 2, "evaluate": 3, "suggest": 1, "export": 1, "report": 1, "track": 1}
 
 
 def stages() -> dict[str, int]:
@@ -373,6 +373,19 @@ def table(experiment: Experiment) -> str:
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     return "\n".join(lines)
+
+
+def columns(experiment: Experiment) -> list[str]:
+    """Lines that say what each data set of tables takes its columns for, or why it would be rejected."""
+    data = {run.data_id: run.config.data for run in expand(experiment)}
+    lines = []
+    for name, of_run in data.items():
+        try:
+            described = plugins.described(of_run.name, of_run.params, Path.cwd())
+        except (EverstepError, OSError) as error:
+            described = [f"rejected: {error}"]
+        lines += [line for line in ("", f"columns of {name}:", *(f"  {one}" for one in described)) if described]
+    return lines
 
 
 def count(number: int, noun: str) -> str:

@@ -159,6 +159,17 @@ def known(name: str, params: Mapping[str, Any]) -> Known:
     return found
 
 
+def described(name: str, params: Mapping[str, Any], root: Path) -> list[str]:
+    """Lines that say what the data set takes its columns for; none, where it has no `describe(params, root)`."""
+    module = load("data", name)
+    describe = getattr(module, "describe", None)
+    if describe is None:
+        return []
+    with blaming(f"{module.__file__}: describe()"):
+        lines: list[str] = describe(module.Params.model_validate(params), root)
+        return lines
+
+
 def takes(name: str) -> tuple[Inputs, ...]:
     """The inputs that a model is for; all, where it does not say so in `TAKES`."""
     module = load("models", name)

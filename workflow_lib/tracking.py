@@ -44,7 +44,7 @@ Row = dict[str, float]
 
 MODULES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
 UNTOUCHED = "No training is touched by this; what is missing is copied the next time"
-LONGEST_PARAM = 500  # characters of a setting that MLflow shows
+LONGEST_PARAM, LONGEST_NAME = 6000, 250  # characters of a setting and of its name that MLflow takes
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow takes no more
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,9 @@ class MLflow(Tracker):
         )
         tags = {"everstep.name": curve.name, "everstep.digest": curve.digest, "everstep.data": curve.data}
         run = self._client.create_run(number, start_time=round(1000 * curve.began), tags=tags, run_name=curve.id)
-        params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in curve.settings.items()]
+        params = [
+            Param(_cut(name, LONGEST_NAME), _cut(str(value), LONGEST_PARAM)) for name, value in curve.settings.items()
+        ]
         for first in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(run.info.run_id, params=params[first : first + PARAMS_AT_ONCE])
         return run
@@ -339,6 +341,14 @@ class WandB(Tracker):
         import wandb
 
         wandb.teardown()
+
+
+def _cut(text: str, longest: int) -> str:
+    """The text; one that is too long is cut, which shows, and others have another digest."""
+    if len(text) <= longest:
+        return text
+    mark = f"... cut of {len(text)} characters {config.digest(text, 'text')[:12]}"  # a name has no other signs
+    return text[: longest - len(mark)] + mark
 
 
 def _metrics(row: Row) -> dict[str, float]:

@@ -11,6 +11,7 @@ from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
 from tests.resume.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
 from tests.resume.warm import Warm
+from workflow_lib.errors import UserError
 from workflow_lib.runtime.log import read_events
 from workflow_lib.training.sampling import epoch_order
 
@@ -157,3 +158,11 @@ def test_a_model_that_does_not_fit_the_data_is_refused(fresh: Fresh, kind: str, 
     run = fresh({"model": {"name": "tests.resume.unfit", "params": {"kind": kind}}})
     assert run.attempt() == USER_ERROR
     assert what in run.log.splitlines()[-1]
+
+
+def test_a_normalisation_of_a_single_value_is_a_mistake_of_the_settings(fresh: Fresh) -> None:
+    run = fresh({"training": {"batch_size": 4, "accumulation": 4}})
+    assert run.attempt() == UserError.exit_code
+    said = run.log.splitlines()[-1]
+    assert "a batch of 4 in 4 parts (training.accumulation) on 1 processes (runtime.nproc) leaves 1 sample" in said
+    assert run.newest_step() == 0

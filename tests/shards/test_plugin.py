@@ -106,7 +106,7 @@ def open_source(params, root):
     import numpy as np
     from workflow_lib.shards import Source, from_arrays
 
-    inputs, targets = np.zeros((90, 2), "float32"), np.arange(90) % 3
+    inputs, targets = np.arange(180, dtype="float32").reshape(90, 2), np.arange(90) % 3
 
     def source(**fields):
         good = {"targets": {"train": targets}, "read": lambda split, rows: inputs[rows], "classes": ("a", "b", "c")}
@@ -183,10 +183,10 @@ def test_the_log_ends_with_what_a_data_set_raised_and_where(
 
 
 def test_a_constant_channel_is_only_shifted(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    settings = mine("return np.full((len(rows), 1), 7, 'uint8')")
+    settings = mine("return np.stack([0 * rows + 7, rows], axis=1).astype('uint8')")
     manifest = shards.prepare(settings, tmp_path, tmp_path / "work")
-    assert (manifest.mean, manifest.std) == ((3.5,), (1.0,))
-    assert shards.load_split(manifest, "val", tmp_path / "work").inputs.unique().tolist() == [0]
+    assert (manifest.mean[0], manifest.std[0]) == (3.5, 1.0)
+    assert shards.load_split(manifest, "val", tmp_path / "work").inputs[:, 0].unique().tolist() == [0]
 
 
 def test_other_code_of_a_data_set_never_gets_its_old_shards(

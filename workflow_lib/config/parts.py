@@ -61,6 +61,12 @@ class Data(_Plugged):
         description="part of the data held out for the final test, where the data set brings no such split",
     )
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified splits")
+    min_class_count: int = Field(
+        1, ge=1, le=MOST, description="classes with fewer samples to train from are dropped or merged"
+    )
+    rare_classes: Literal["drop", "merge"] = Field(
+        "drop", description="whether samples of such classes are left out or make one class, `other`"
+    )
     shard_samples: int = Field(
         4096, ge=1, le=MOST, description="at most so many samples in one shard file", json_schema_extra=ASIDE
     )
@@ -238,7 +244,8 @@ class Training(Section):
         None,
         gt=0,
         lt=1,
-        description="decay of a running mean of the weights, which is then what is evaluated; null has none",
+        description="decay of a running mean of the weights, which is then what is evaluated, after a warm-up of"
+        " (1 + step) / (10 + step); null has none",
     )
     select_metric: Metric = Field("val_loss", description="the epoch that is best by it gives the final model")
     early_stopping: EarlyStopping | None = Field(None, description="null trains all epochs")

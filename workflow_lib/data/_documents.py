@@ -17,9 +17,9 @@ from workflow_lib.shards import SourceFile
 BLOCK = 1 << 20  # bytes decoded at once
 STRIDE = 1 << 12  # a place in the file is remembered for each so many characters
 NEAR = 4  # windows no further apart are read in one piece
-END = {"bytes": 0xFF, "characters": 0x110000}  # follows each file: what no text in UTF-8 has
+END = {"bytes": 0xFF, "any bytes": 0x100, "characters": 0x110000}  # follows each file: what no text in it has
 
-Tokens = Literal["bytes", "characters"]
+Tokens = Literal["bytes", "any bytes", "characters"]  # any: also 0xFF, which no UTF-8 has
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Document:
     def codes(self, start: int, stop: int) -> np.ndarray:
         """Its codes from start to stop, and one behind its own that says it is over."""
         within = min(stop, self.size)
-        if self.tokens == "bytes":
+        if self.tokens != "characters":
             codes = np.frombuffer(self._bytes(start, within), np.uint8)
+            codes = codes if self.tokens == "bytes" else codes.astype(np.uint16)
         else:
             first = start // STRIDE
             text = self._bytes(self.starts[first], self.starts[-(-within // STRIDE)]).decode()
@@ -54,8 +55,8 @@ class Document:
 def indexed(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
     """The document in a file, and the characters that it has; text that is not UTF-8 is refused with its place."""
     file = SourceFile.of(path)
-    if tokens == "bytes":
-        return Document(file, tokens, file.size), set()
+    if tokens != "characters":
+        return Document(file, "any bytes" if _has_end(path) else "bytes", file.size), set()
     seen: set[str] = set()
     starts, size, rest = [0], 0, ""
     for text in _decoded(path):
@@ -68,6 +69,15 @@ def indexed(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
     if rest:
         starts.append(starts[-1] + len(rest.encode()))
     return Document(file, tokens, size, tuple(starts)), seen
+
+
+def _has_end(path: Path) -> bool:
+    """True when the file has the byte 0xFF, as Latin-1, UTF-16 and files that are no text do."""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            if END["bytes"] in block:
+                return True
+    return False
 
 
 def _decoded(path: Path) -> Iterator[str]:

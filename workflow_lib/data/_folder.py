@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,11 @@ from typing import TypeVar
 from workflow_lib.errors import DataError
 from workflow_lib.shards import SPLITS
 
+LIKE_SPLITS = {
+    **dict.fromkeys(("train", "tr", "learn", "fit"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "validat", "dev", "development", "eval"), "val"),
+    **dict.fromkeys(("test", "tst", "holdout", "heldout"), "test"),
+}
 HIDDEN = ("Thumbs.db", "desktop.ini")  # hidden on Windows; elsewhere a dot says so
 TOGETHER = 64  # files that a thread takes at once
 
@@ -50,12 +56,29 @@ def splits_of(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: {what} (data.params.path)")
     names = {path.name for path in entries(folder) if path.is_dir()}
     if not names & set(SPLITS):
+        _refuse_like_splits(folder, names)
         return {"train": folder}
     if others := sorted(names - set(SPLITS)):
         raise DataError(f"{folder / others[0]}: lies beside folders of splits, which are {', '.join(SPLITS)}; move it")
     if "train" not in names:
         raise DataError(f"{folder}: has a folder {min(names)}, but no folder train")
     return {split: folder / split for split in SPLITS if split in names}
+
+
+def split_like(name: str) -> str | None:
+    """The split that a person calls so: train, val or test; None for any other name."""
+    word = re.sub(r"[^a-z]", "", name.casefold())
+    word = re.sub(r"^(?:images|data|set|split|my)|(?:images|data|dataset|set|split|ing)$", "", word)
+    word = re.sub(r"(?:data|images|set|ing)$", "", word)
+    return LIKE_SPLITS.get(word)
+
+
+def _refuse_like_splits(folder: Path, names: Iterable[str]) -> None:
+    """Folders that are splits in other words would be taken for classes, or for texts to train from."""
+    alike = {name: split for name in sorted(names) if (split := split_like(name))}
+    if len(set(alike.values())) > 1:
+        there = ", ".join(f"{name} (as {split})" for name, split in alike.items())
+        raise DataError(f"{folder}: {there}: folders of splits are called {', '.join(SPLITS)}; rename them")
 
 
 def each(function: Callable[[Path], Result], paths: Sequence[Path]) -> list[Result]:

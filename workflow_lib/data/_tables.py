@@ -229,11 +229,20 @@ def _is_number(column: Any) -> bool:
 
 
 def _values(column: Any) -> Values:
-    """The values of a column of pyarrow's."""
-    from pyarrow import float64
+    """The values of a column of pyarrow's; numbers that float64 might round, and booleans, as texts."""
+    from pyarrow import compute, float64, types
 
+    kind = column.type
     if _is_text(column):
-        texts: list[str | None] = column.to_pylist()
+        texts: list[str | None] = [None if text is None else text.strip() for text in column.to_pylist()]
         return texts
+    if types.is_boolean(kind):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    if types.is_decimal(kind):
+        return [None if value is None else format(value, "f") for value in column.to_pylist()]
+    if types.is_integer(kind):
+        ends = compute.min_max(column).as_py()
+        if ends["min"] is not None and max(abs(ends["min"]), abs(ends["max"])) > 2**53:
+            return [None if value is None else str(value) for value in column.to_pylist()]
     numbers: np.ndarray = column.cast(float64(), safe=False).to_numpy(zero_copy_only=False)
     return numbers

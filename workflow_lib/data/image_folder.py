@@ -10,6 +10,8 @@ written, so that a damaged one is named at once.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LIKE_IMAGES = frozenset(
+    ("image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "data", "input", "inputs")
+)
+LIKE_ANNOTATIONS = frozenset(
+    ("annotation", "annotations", "label", "labels", "mask", "masks", "segmentation", "segmentations", "groundtruth",
+     "gt", "target", "targets", "bbox", "bboxes", "boxes", "trimaps", "xmls", "metadata")
+)  # fmt: skip
 LARGEST = 90_000_000  # pixels; a small file can promise so many that decoding them takes all memory
 Side = Annotated[int, Field(ge=1, le=8192)]
 Size = tuple[int, int]  # height, width
@@ -40,10 +49,13 @@ class Params(Checksums):
         None,
         description="height and width of the inputs, or one number for both; null: the images have one size already",
     )
-    channels: Literal["grey", "rgb"] = Field("rgb", description="colours; transparent parts lie on black")
+    channels: Literal["grey", "rgb"] = Field("rgb", description="colours that the inputs have")
+    background: Literal["black", "white"] = Field(
+        "black", description="what transparent parts lie on, and what `resize: pad` adds"
+    )
     resize: Literal["stretch", "crop", "pad"] = Field(
         "crop",
-        description="how an image of another size gets to it: stretched, its middle cut out, or black added around it",
+        description="how an image of another size gets to it: stretched, its middle cut out, or padded",
     )
 
     @property
@@ -65,8 +77,9 @@ def open_source(params: Params, root: Path) -> Source:
     from workflow_lib.shards import SPLITS, Source, content_digest
 
     params.verify(root / params.path)
-    found = {split: _classes(folder) for split, folder in splits_of(root / params.path).items()}
+    found = {split: _classes(folder, split) for split, folder in splits_of(root / params.path).items()}
     classes = tuple(found["train"])
+    number_of = {name: number for number, name in enumerate(classes)}
     for split, folders in found.items():
         _refuse_other_classes(root / params.path / split, tuple(folders), classes)
     images = {split: [path for paths in folders.values() for path in paths] for split, folders in found.items()}
@@ -74,7 +87,6 @@ def open_source(params: Params, root: Path) -> Source:
     shape = params.shape or _common_size(checked)
     files = tuple(file for file, _ in checked)
     digests = {file.path: file.digest for file in files}
-    _tell_of_copies(digests, images)
     channels = 3 if params.channels == "rgb" else 1
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
@@ -85,7 +97,7 @@ def open_source(params: Params, root: Path) -> Source:
 
     return Source(
         targets={
-            split: np.repeat(np.arange(len(classes)), [len(paths) for paths in found[split].values()]).astype(np.int64)
+            split: np.array([number_of[name] for name, paths in found[split].items() for _ in paths], np.int64)
             for split in SPLITS
             if split in found
         },
@@ -96,18 +108,23 @@ def open_source(params: Params, root: Path) -> Source:
         files=files,
         content=content_digest(np.array([file.digest for file in files])),  # a file that swaps its place counts
         row_digests={split: [digests[path] for path in paths] for split, paths in images.items()},
+        row_name=lambda split, row: str(images[split][row]),
     )
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class of a split, by name."""
+def _classes(folder: Path, split: str) -> dict[str, list[Path]]:
+    """The images of each class of a split, by name; only train must have all of them."""
     from workflow_lib.data._folder import entries, files_below
+    from workflow_lib.data._notation import folded
 
     for path in entries(folder):
         if path.suffix.lower() in SUFFIXES:
             raise DataError(f"{path}: lies beside the folders of classes; move it into the folder of its class")
     classes = {path.name: list(files_below(path, (folder.resolve(),))) for path in entries(folder) if path.is_dir()}
-    if len(classes) < 2:
+    _refuse_annotations(folder, classes)
+    if split != "train":
+        classes = {name: paths for name, paths in classes.items() if paths}
+    if len(classes) < (2 if split == "train" else 1):
         listing = f"only {', '.join(classes)}" if classes else "none"
         raise DataError(f"{folder}: needs a folder for each class, and at least two; it has {listing}")
     for name, paths in classes.items():
@@ -116,24 +133,39 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         for path in paths:
             if path.suffix.lower() not in SUFFIXES:
                 raise DataError(f"{path}: is not a PNG or JPEG ({', '.join(SUFFIXES)}); convert it, or move it away")
+    _tell_of_equal_folders(folder, classes)
+    by_fold: dict[str, str] = {}
+    for name in classes:
+        if (other := by_fold.setdefault(folded(name), name)) != name:
+            log.warning("%s: `%s` and `%s` are two classes; put them together if they are one", folder, other, name)
     return classes
 
 
-def _refuse_other_classes(folder: Path, here: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    for name in sorted(set(here) ^ set(classes)):
-        where = "is not a class of train" if name in here else "is missing: train has this class"
-        raise DataError(f"{folder / name}: the folder {where}; all splits have the same classes")
-
-
-def _tell_of_copies(digests: dict[Path, str], images: dict[str, list[Path]]) -> None:
-    """A warning where a file of train is in another split too: a test on what was learnt by heart."""
-    learnt = {digests[path]: path for path in images["train"]}
-    copies = [path for split, paths in images.items() if split != "train" for path in paths if digests[path] in learnt]
-    if copies:
-        first = learnt[digests[copies[0]]]
-        log.warning(
-            "%d images of other splits are copies of some in train, the first: %s = %s", len(copies), copies[0], first
+def _refuse_annotations(folder: Path, names: Iterable[str]) -> None:
+    """A folder of images beside one of their annotations would make two classes of them."""
+    words = {re.sub(r"[^a-z]", "", name.casefold()): name for name in names}
+    images, annotations = (sorted(words.keys() & known) for known in (LIKE_IMAGES, LIKE_ANNOTATIONS))
+    if images and annotations:
+        raise DataError(
+            f"{folder}: `{words[images[0]]}` and `{words[annotations[0]]}` are images and what is said of them, not "
+            "classes; give the images a folder for each class, and move the annotations away"
         )
+
+
+def _tell_of_equal_folders(folder: Path, classes: dict[str, list[Path]]) -> None:
+    """A warning where each class has the same sub-folders and no image of its own: the levels may be the wrong way."""
+    below = [{path.relative_to(folder / name).parts[:-1][:1] for path in paths} for name, paths in classes.items()]
+    if len(below[0]) > 1 and () not in below[0] and all(one == below[0] for one in below):
+        inner = ", ".join(sorted(name for (name,) in below[0])[:5])
+        log.warning(
+            "%s: its classes (%s) have the same sub-folders (%s), and no image of their own: are these the classes?",
+            folder, ", ".join(list(classes)[:5]), inner,
+        )  # fmt: skip
+
+
+def _refuse_other_classes(folder: Path, here: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    for name in sorted(set(here) - set(classes)):
+        raise DataError(f"{folder / name}: the folder is not a class of train, which must have all of them")
 
 
 def _checked(path: Path, params: Params) -> tuple[SourceFile, Size]:
@@ -166,7 +198,7 @@ def _pixels(path: Path, params: Params, shape: Size) -> np.ndarray:
         fit = {
             "stretch": lambda: image.resize(size, Image.Resampling.BILINEAR),
             "crop": lambda: ImageOps.fit(image, size, Image.Resampling.BILINEAR),
-            "pad": lambda: ImageOps.pad(image, size, Image.Resampling.BILINEAR),
+            "pad": lambda: ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=params.background),
         }
         image = fit[params.resize]()
     return np.asarray(image).reshape(*shape, -1)
@@ -180,12 +212,22 @@ def _decoded(path: Path, params: Params) -> Any:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"promises {image.width} x {image.height} pixels, more than {LARGEST:,}")
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"has more than 8 bits a pixel (mode {image.mode}); convert it to 8 bits")
+            bits = _bits(path) if image.format == "PNG" else 8
+            if bits > 8 or image.mode.startswith(("I", "F")):  # of a 16-bit PNG in colour Pillow drops the lower byte
+                raise ValueError(f"has {max(bits, 16)} bits a value, more than 8 bits a pixel; convert it to 8 bits")
+            frames = getattr(image, "n_frames", 1)
+            if image.format == "PNG" and frames > 1:
+                raise ValueError(f"has {frames} pictures, an animation; save the one that is meant")
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
-                black = Image.new("RGBA", upright.size, "black")
-                upright = Image.alpha_composite(black, upright.convert("RGBA"))
+                ground = Image.new("RGBA", upright.size, params.background)
+                upright = Image.alpha_composite(ground, upright.convert("RGBA"))
             return upright.convert("RGB" if params.channels == "rgb" else "L")
     except Exception as error:  # what a decoder raises on damage is not listed anywhere
         raise DataError(f"{path}: not a readable PNG or JPEG image ({error or type(error).__name__})") from error
+
+
+def _bits(path: Path) -> int:
+    """Bits of each value of a PNG, as its header says."""
+    with path.open("rb") as file:
+        return file.read(25)[24]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from workflow_lib.data._archive import Archive, Member
     from workflow_lib.shards import Source
 
+SAMPLED = 1 << 16  # values of a block that are compared as float32
+
 
 class Params(Checksums):
     """The file, and what its classes are called."""
@@ -59,6 +61,7 @@ def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
     for member in images.values():
         _refuse_unlike(member, images["train"])
     labels = {split: _labels(archive, f"{split}_labels", images[split]) for split in splits}
+    _refuse_other_keys(archive)
     classes = names or _numbered(archive.path, labels["train"])
     for split in splits:
         _refuse_out_of_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
@@ -129,6 +132,10 @@ def _labels(archive: Archive, key: str, images: Member) -> np.ndarray:
 
 def _numbered(path: Path, train: np.ndarray) -> tuple[str, ...]:
     """Names for the classes 0 to the largest label; a label beyond the number of images would leave gaps."""
+    from workflow_lib.shards import numbering_hint
+
+    if hint := numbering_hint(train):
+        raise DataError(f"{path}: key `train_labels`: {hint}")
     largest, row = int(train.max()), int(train.argmax())
     if not 0 < largest < len(train):
         raise DataError(
@@ -139,12 +146,15 @@ def _numbered(path: Path, train: np.ndarray) -> tuple[str, ...]:
 
 
 def _refuse_out_of_range(where: str, labels: np.ndarray, classes: int) -> None:
-    from workflow_lib.shards import first_true
+    from workflow_lib.shards import first_true, numbering_hint
 
     bad = (labels < 0) | (labels >= classes)
     if bad.any():
-        row = first_true(bad)
-        raise DataError(f"{where}, row {row}: label {labels[row]} is out of range; the classes are 0 to {classes - 1}")
+        row, hint = first_true(bad), numbering_hint(labels)
+        advice = f" ({hint})" if hint else ""
+        raise DataError(
+            f"{where}, row {row}: label {labels[row]} is out of range; the classes are 0 to {classes - 1}{advice}"
+        )
 
 
 def _refuse_bad_images(images: Member) -> None:
@@ -157,3 +167,29 @@ def _refuse_bad_images(images: Member) -> None:
         bad = ~np.isfinite(as_stored(block))
         if bad.any():
             raise DataError(f"{images.where}, row {start + first_true(bad)}: the image has NaN or infinite values")
+        if images.dtype.kind in "iuf" and images.dtype.itemsize >= 4 and images.dtype != np.float32:
+            _refuse_merged(images, block)
+
+
+def _refuse_merged(images: Member, block: np.ndarray) -> None:
+    """Values that float32 merges are refused: whole numbers always, others where it merges many of them."""
+
+    from workflow_lib.shards import merged_in_float32
+
+    is_whole = images.dtype.kind in "iu"
+    if is_whole and max(abs(int(block.max())), abs(int(block.min()))) <= 2**24:
+        return
+    values = block.reshape(-1) if is_whole else block.reshape(-1)[:SAMPLED]
+    if (merged := merged_in_float32(values, tolerance=0.0 if is_whole else 0.05)) is not None:
+        raise DataError(
+            f"{images.where}: float32, in which models compute, does not tell {merged[0]!r} from {merged[1]!r}; "
+            "subtract what all values have in common, or scale them, and save them as float32"
+        )
+
+
+def _refuse_other_keys(archive: Archive) -> None:
+    """A split of another name would be passed over, and drawn from train instead."""
+    known = {f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")}
+    for key in archive.keys:
+        if key not in known and key.casefold().endswith(("_images", "_labels")):
+            raise DataError(f"{archive.path}: the key `{key}` is of no split; they are train, val and test: rename it")

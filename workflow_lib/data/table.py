@@ -3,13 +3,16 @@
 A column whose values are all numbers is numeric, one that has none is categorical; one with both is refused, so that a
 slip of the pen does not make a category of each number. In inputs [n, features], all float32:
 
-numeric       the number, NaN where it is missing; if any is, a feature `<name> is missing`, 0 or 1, follows it
+numeric       the number, NaN where it is missing; if any is, a feature `<name> is missing`, 0 or 1, follows it; numbers
+              that lie together far from 0, as time stamps do, less a `centre`, since float32 would merge them
 categorical   0 where it is missing, 1 for a category that no row of train has, then the others, sorted
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
+import logging
 from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -25,8 +28,14 @@ from workflow_lib.plugins import Known, Task
 if TYPE_CHECKING:
     import numpy as np
 
+    from workflow_lib.data._columns import Classes, Column, Numbers
     from workflow_lib.data._tables import Piece, Table
     from workflow_lib.shards import Source, SourceFile
+
+log = logging.getLogger(__name__)
+
+DESCRIBED_PIECES = 100  # of 1,024 rows, read for `everstep plan`
+TOLD = 100  # columns that the log lists
 
 
 class Params(Checksums):
@@ -41,7 +50,8 @@ class Params(Checksums):
         None, min_length=1, description="the columns it is predicted from; null: all others"
     )
     categorical: tuple[str, ...] = Field(
-        (), description="columns whose values are names though they look like numbers, such as codes"
+        (),
+        description="columns whose values are names as they are written, though they look like numbers or are many",
     )
     split: str | None = Field(
         None, description="a column that says train, val or test for each row; null: the splits are drawn"
@@ -86,29 +96,56 @@ def _opened(path: Path, params: Params) -> Table:
     raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq")
 
 
-def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.ndarray | None = None) -> Source:
-    """The rows; what the columns have is learnt from those of train, or of all rows of the file from these alone."""
-    import numpy as np
+def describe(params: Params, root: Path) -> list[str]:
+    """A line for each column, its kind and what it holds; of a large file, in its first rows."""
+    with closing(_opened(root / params.path, params)) as table:
+        columns, target, rows = _learnt(table, params, pieces=DESCRIBED_PIECES)
+        samples = sum(len(part) for parts in rows.values() for part in parts)
+        if not (is_part := len(rows["train"]) == DESCRIBED_PIECES):
+            for column in (*columns, target):
+                column.encoded()  # rejects what preprocess would reject
+        lines = [column.told() for column in (target, *columns)]
+        return [*lines, f"(in the first {samples:,} rows)"] if is_part else lines
 
+
+def _learnt(
+    table: Table, params: Params, is_learnt_from: np.ndarray | None = None, pieces: int | None = None
+) -> tuple[list[Column], Classes | Numbers, dict[str, list[np.ndarray]]]:
+    """The columns, the target and the rows of each split, after the rows of the file, or its first pieces, went by."""
     from workflow_lib.data._columns import Classes, Column, Numbers
-    from workflow_lib.shards import SPLITS, Source
+    from workflow_lib.shards import SPLITS
 
-    names, missing = _features(table, params), frozenset(params.missing)
-    columns = [Column(table.path, name, missing, is_listed=name in params.categorical) for name in names]
-    target = (Classes if params.task == "classification" else Numbers)(table.path, params.target, missing)
+    names, missing, is_first = _features(table, params), frozenset(params.missing), is_learnt_from is None
+    columns = [Column(table.path, name, missing, name in params.categorical, is_first) for name in names]
+    kind: type[Classes | Numbers] = Classes if params.task == "classification" else Numbers
+    target = kind(table.path, params.target, missing, params.target in params.categorical, is_first)
     rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    for piece in table.scan([*names, params.target, *([params.split] if params.split else [])]):
+    wanted = [*names, params.target, *([params.split] if params.split else [])]
+    for piece in itertools.islice(table.scan(wanted), pieces):
         splits = _splits(table.path, params.split, piece)
         in_train = splits == "train" if is_learnt_from is None else is_learnt_from[piece.rows]
         for column in (*columns, target):
             column.add(piece, in_train)
         for split in SPLITS:
             rows[split].append(piece.rows[splits == split])
-    where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
-    if "train" not in where:
+    if not any(map(len, rows["train"])):
         raise DataError(f"{table.path}: has no rows to train from")
+    return columns, target, rows
+
+
+def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.ndarray | None = None) -> Source:
+    """The rows; what the columns have is learnt from those of train, or of all rows of the file from these alone."""
+    import numpy as np
+
+    from workflow_lib.shards import Source
+
+    columns, target, rows = _learnt(table, params, is_learnt_from)
+    names = [column.name for column in columns]
+    where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
     inputs = [column.encoded() for column in columns]
     targets = target.encoded()
+    if is_learnt_from is None:
+        _tell(columns, target)
 
     def read(split: str, wanted: np.ndarray) -> np.ndarray:
         pieces = table.take(where[split][wanted], names)
@@ -129,6 +166,21 @@ def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.n
         features=tuple(feature for encoded in inputs for feature in encoded.features),
         files=(file,),
     )
+
+
+def _tell(columns: list[Column], target: Classes | Numbers) -> None:
+    """The log says of each column what it is taken for; columns that all say nothing are refused."""
+    if all(column.is_constant for column in columns):
+        raise DataError(
+            f"{columns[0].path}: every row has the same value in each feature ({', '.join(c.name for c in columns)}): "
+            "nothing to learn from"
+        )
+    for column in (target, *columns[:TOLD]):
+        log.info("table: %s", column.told())
+    if len(columns) > TOLD:
+        log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - TOLD)
+    for column in columns:
+        column.warn()
 
 
 def _features(table: Table, params: Params) -> list[str]:

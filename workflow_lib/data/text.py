@@ -10,7 +10,9 @@ train, val and test, if there are, are the splits.
 
 from __future__ import annotations
 
+import logging
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +25,10 @@ from workflow_lib.plugins import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data._documents import Document, Stream
+    from workflow_lib.data._documents import Document, Stream, Tokens
     from workflow_lib.shards import Source
+
+log = logging.getLogger(__name__)
 
 TOGETHER = 16  # contexts in a passage, and at least so many in the files that stay together
 LIBRARY = ("asyncio", "email", "http", "importlib", "json", "logging", "re", "urllib")  # 1.8 MB
@@ -61,7 +65,14 @@ def open_source(params: Params, root: Path) -> Source:
     found = _found(params, root)
     read = each(lambda path: indexed(path, params.tokens), [path for paths in found.values() for path in paths])
     documents = {document.file.path: document for document, _ in read}
-    alphabet, vocabulary = _vocabulary(params.tokens, set().union(*(seen for _, seen in read)))
+    tokens: Tokens = params.tokens
+    if odd := next((document for document in documents.values() if document.tokens == "any bytes"), None):
+        log.warning(
+            "%s: has the byte 0xFF, which no UTF-8 text has: <end> is a token of its own, of 257", odd.file.path
+        )
+        tokens = "any bytes"
+        documents = {path: replace(document, tokens=tokens) for path, document in documents.items()}
+    alphabet, vocabulary = _vocabulary(tokens, set().union(*(seen for _, seen in read)))
     dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
     by_passage = params.split_by == "passage" or (params.split_by is None and len(documents) == 1)
     streams = {
@@ -119,9 +130,10 @@ def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...
 
     from workflow_lib.data._documents import END, code_points
 
-    if tokens == "bytes":
-        names = [chr(code) if code < 0x80 else f"<{code:02x}>" for code in range(END["bytes"])]
-        return np.arange(256, dtype=np.uint8), (*names, "<end>")
+    if tokens != "characters":
+        end = END[tokens]
+        names = [chr(code) if code < 0x80 else f"<{code:02x}>" for code in range(end)]
+        return np.arange(end + 1, dtype=np.uint8 if end < 256 else np.uint16), (*names, "<end>")
     characters = sorted(seen)
     return np.append(code_points("".join(characters)), np.uint32(END["characters"])), (*characters, "<end>")
 

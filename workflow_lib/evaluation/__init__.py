@@ -59,6 +59,8 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
         logger.warning("only %d test samples: the intervals are wide, and one sample changes every number", len(split))
     write_atomic(output.with_name("predictions.csv"), table)
     write_json(output, result)
+    if absent := result.get("absent_classes"):
+        logger.warning("the test split has no sample of: %s; nothing is measured of them", ", ".join(absent))
     name, metric = next(iter(result["metrics"].items()))
     logger.info("%s %s on %d test samples: %s", name, metric["value"], len(split), output)
 

@@ -26,14 +26,23 @@ def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str],
     Samples are drawn with replacement from the whole test split, not class by class: the class counts of a
     test split are as random as its samples. In a resample without a class its ROC AUC has no value; such
     resamples are left out of that interval and counted.
+
+    A class without a sample in the split is in `absent_classes`; the ROC AUC is then the mean over the others, and a
+    metric that is a mean over some of the classes only names them in its `classes`.
     """
     sample = Sample(logits, targets)
     ones = np.ones((len(targets), 1), dtype=np.int32)
     confusion = sample.confusion(ones)[..., 0]
+    metrics = intervals(sample.scores, len(targets), how, reasons=sample.undefined(class_names))
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    for name, counted in (("macro_f1", support + predicted > 0), ("roc_auc", support > 0)):
+        if not counted.all() and metrics[name]["value"] is not None:
+            metrics[name]["classes"] = [one for one, is_in in zip(class_names, counted, strict=True) if is_in]
     return {
-        "metrics": intervals(sample.scores, len(targets), how, reasons=sample.undefined(class_names)),
+        "metrics": metrics,
         "bootstrap": how.describe(),
         "classes": list(class_names),
+        "absent_classes": [name for name, count in zip(class_names, support, strict=True) if not count],
         "per_class": _per_class(confusion, sample.class_auc(ones)[:, 0], class_names),
         "confusion": confusion.tolist(),
     }
@@ -57,6 +66,7 @@ class Sample:
         # Two classes: both columns order the samples alike, so the second one says all there is to say.
         self.scored = (1,) if self.classes == 2 else tuple(range(self.classes))
         self.rankings = [_Ranking(log_probabilities[:, label], targets == label) for label in self.scored]
+        self.present = np.array([bool(len(ranking.positives)) for ranking in self.rankings])
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Each metric for each column of weights; NaN where it has no value."""
@@ -65,7 +75,7 @@ class Sample:
         return {
             "accuracy": np.trace(confusion) / total,
             "macro_f1": _macro_f1(confusion),
-            "roc_auc": self.class_auc(weights).mean(axis=0),
+            "roc_auc": self._mean_auc(weights),
             "log_loss": self.loss @ weights / total,
         }
 
@@ -79,10 +89,16 @@ class Sample:
         """One-vs-rest areas [classes, columns], one row for two classes."""
         return np.stack([ranking.auc(weights) for ranking in self.rankings])
 
+    def _mean_auc(self, weights: np.ndarray) -> np.ndarray:
+        """The mean over the classes that the split has; NaN in a column without one of them."""
+        if not self.present.any():
+            return np.full(weights.shape[1], np.nan)
+        return self.class_auc(weights)[self.present].mean(axis=0)
+
     def undefined(self, class_names: Sequence[str]) -> dict[str, str]:
         """Why a metric has no value on this split, for those that have none."""
         present = np.bincount(self.targets, minlength=self.classes)
-        if present.all():
+        if (present > 0).sum() > 1:
             return {}
         missing = ", ".join(name for name, count in zip(class_names, present, strict=True) if not count)
         return {"roc_auc": f"the test split has no sample of: {missing}"}

@@ -16,7 +16,16 @@ loading       samples ready for a model, batch by batch
 from workflow_lib.shards.loading import Batch, MappedSplit, Split, load_split, map_split, normalise
 from workflow_lib.shards.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
 from workflow_lib.shards.preparation import ensure, prepare, preprocess
-from workflow_lib.shards.source import Feature, Source, SourceFile, content_digest, first_true, from_arrays
+from workflow_lib.shards.source import (
+    Feature,
+    Source,
+    SourceFile,
+    content_digest,
+    first_true,
+    from_arrays,
+    merged_in_float32,
+    numbering_hint,
+)
 from workflow_lib.shards.splits import Part, assign, grouped_split, stratified_split
 from workflow_lib.shards.statistics import Moments, exact_sum
 from workflow_lib.shards.store import Stored, read_shard
@@ -46,7 +55,9 @@ __all__ = [
     "grouped_split",
     "load_split",
     "map_split",
+    "merged_in_float32",
     "normalise",
+    "numbering_hint",
     "prepare",
     "preprocess",
     "read_shard",

@@ -23,7 +23,9 @@ from workflow_lib import config, plan, plugins
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.shards.ahead import ahead
+from workflow_lib.shards.copies import look_at, row_digests
 from workflow_lib.shards.manifest import SPLITS, Manifest, Shard, SplitSummary
+from workflow_lib.shards.rare import without_rare
 from workflow_lib.shards.source import Source, blake2b, bytes_of, content_digest, read_rows, refuse_unfit
 from workflow_lib.shards.splits import Part, assign
 from workflow_lib.shards.statistics import Moments
@@ -56,7 +58,8 @@ def prepare(
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
-    with _opened(data, plugin, root) as source:
+    with _opened(data, plugin, root) as opened:
+        source = without_rare(opened, data)
         if source.task != (told := plugins.task(data.name, data.params)):
             raise DataError(f"{plugin.__file__}: task(params) says {told}, but open_source gave {source.task}")
         return _stored(data, source, plugin, root, work, threads, output)
@@ -137,6 +140,7 @@ def _stored(
                     what = (data.name, shard.split, shard.start, shard.stop, number, len(cuts))
                     log.info("%s: %s samples %d to %d written (%d of %d shards)", *what)
         _refuse_changed(source, made)
+        look_at(source, parts, {split: np.concatenate(digests) for split, digests in tally.digests.items()})
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
             path.unlink()  # an interrupted preparation had another shard size
@@ -184,6 +188,7 @@ class Tally:
         self.samples = Counter[str]()
         self.counts = {split: np.zeros(len(source.classes), np.int64) for split in SPLITS}
         self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
+        self.digests: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         self.moments, self.target_moments = _moments(source, first, parts["train"].targets)
 
     def add(self, shard: Shard, one: Ensured) -> None:
@@ -195,6 +200,7 @@ class Tally:
             self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))
+        self.digests[shard.split].append(one.digests)
         self.moments.merge(one.moments)
         self.target_moments.merge(one.target_moments)
 
@@ -204,6 +210,8 @@ class Tally:
         mean, std = self.moments.mean_and_std(source.scale)
         has_categories = [bool(feature.categories) for feature in source.features] or [False] * len(mean)
         target_mean, target_std = self.target_moments.mean_and_std(1.0)
+        if constant := [] if source.features else self.moments.constant_channels():  # a table tells it of its columns
+            log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
         manifest = Manifest(
             digest="",
             store=store,
@@ -270,6 +278,7 @@ class Ensured:
 
     stored: Stored
     is_new: bool
+    digests: np.ndarray  # of each sample
     moments: Moments
     target_moments: Moments
 
@@ -291,7 +300,7 @@ def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Par
     if shard.split == "train":
         moments.add(stored.inputs)
         target_moments.add(stored.targets)
-    return Ensured(stored, is_new, moments, target_moments)
+    return Ensured(stored, is_new, row_digests(stored.inputs), moments, target_moments)
 
 
 def _take_over(path: Path) -> None:

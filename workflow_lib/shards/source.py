@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,10 +44,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Feature:
-    """A column of a table: of numbers, or with categories, whose numbers 0, 1, ... are stored."""
+    """A column of a table: of numbers, or with categories, whose numbers 0, 1, ... are stored.
+
+    centre   subtracted from the numbers in float64 before they are stored as float32: 0 but for numbers that lie
+             together far from 0, such as time stamps
+    """
 
     name: str
     categories: tuple[str, ...] = ()
+    centre: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,7 @@ class Source:
     content     digest of inputs that come from no file
     row_digests  of each split, for each row the digest of the one file that it is read from, where it is so: a shard of
                 rows that are as they were is taken over from earlier data of these settings
+    row_name    `row_name(split, row)` is what messages call a row: its number, or the file that it is read from
     close       gives back what `read` holds open
     is_thread_safe  several threads may `read` at once; otherwise one waits for the other, and large data takes longer
     """
@@ -88,6 +95,7 @@ class Source:
     files: tuple[SourceFile, ...] = ()
     content: str = ""
     row_digests: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    row_name: Callable[[str, int], str] = lambda split, row: f"row {row} of `{split}`"
     is_thread_safe: bool = False
     close: Callable[[], None] = lambda: None
 
@@ -103,7 +111,7 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
         raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; each input has one target")
     return Source(
         task="classification" if classes else "regression",
-        targets={"train": numbered("train", targets, len(classes)) if classes else np.asarray(targets, np.float32)},
+        targets={"train": numbered("train", targets, len(classes)) if classes else np.asarray(targets)},
         read=lambda split, rows: inputs[rows],
         classes=tuple(classes),
         scale=scale,
@@ -120,8 +128,20 @@ def numbered(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
         raise DataError(f"the targets of `{split}` are {shown(given)}; {allowed}, of shape (n,)")
     bad = ~np.isin(given, np.arange(classes))
     if bad.any():
-        raise DataError(f"the target in row {(row := first_true(bad))} of `{split}` is {given[row]}; {allowed}")
+        advice = f"; {hint}" if (hint := numbering_hint(given)) else ""
+        raise DataError(f"the target in row {(row := first_true(bad))} of `{split}` is {given[row]}; {allowed}{advice}")
     return given.astype(np.int64)
+
+
+def numbering_hint(labels: np.ndarray) -> str:
+    """Return what to do with labels that are numbered in a known way that is not 0, 1, ...; else nothing."""
+    different = np.unique(labels)
+    low, high = different[0], different[-1]
+    if different.tolist() == [-1, 1]:
+        return "labels are -1 and 1: give 0 and 1 instead"
+    if low >= 1 and len(different) > 1 and high - low + 1 == len(different):
+        return f"labels are {low:g} to {high:g}; classes are numbered from 0: subtract {low:g}"
+    return ""
 
 
 def shown(value: Any) -> str:
@@ -145,6 +165,9 @@ def refuse_unfit(source: Any) -> None:
         values = getattr(source, name)
         if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
             raise DataError(f"Source.{name} is {values!r:.60}; allowed: a tuple of {kind.__name__}")
+    for name in ("classes", "vocabulary"):
+        if twice := [value for value, count in Counter(getattr(source, name)).items() if count > 1]:
+            raise DataError(f"Source.{name} has `{twice[0]:.60}` more than once; each has a name of its own")
     if not isinstance(source.content, str):
         raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, as content_digest gives")
     if not isinstance(source.scale, int | float) or not 0 < source.scale < math.inf:
@@ -184,6 +207,15 @@ def _unfit(inputs: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
         if feature.categories:
             bad[:, column] = ~np.isin(inputs[:, column], np.arange(len(feature.categories)))
     return bad
+
+
+def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[Any, Any] | None:
+    """Two different numbers that are one as float32, where more than this part of the numbers are; else None."""
+    different = np.unique(values)
+    same = np.flatnonzero(np.diff(different.astype(np.float32)) == 0)
+    if len(same) <= tolerance * len(different):
+        return None
+    return different[same[0]].item(), different[same[0] + 1].item()
 
 
 def first_true(where: np.ndarray) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import numpy as np
 from workflow_lib import config
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.shards.manifest import SPLITS
-from workflow_lib.shards.source import Source, first_true, numbered, shown
+from workflow_lib.shards.source import Source, first_true, merged_in_float32, numbered, shown
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Part:
 
 
 def assign(source: Source, data: config.Data) -> dict[str, Part]:
-    """The rows of train, val and test; a split without one of the classes is refused."""
+    """The rows of train, val and test; train must have every class, a split that lacks one is told."""
     if not isinstance(source.targets, Mapping) or not {"train"} <= set(source.targets) <= set(SPLITS):
         given = list(source.targets) if isinstance(source.targets, Mapping) else shown(source.targets)
         raise DataError(
@@ -42,6 +45,9 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
         origin = "train" if name in missing else name
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
         _refuse_empty(name, parts[name], source, made=bool(missing) and origin == "train")
+    learnt = parts["train"].targets
+    if source.task == "regression" and len(learnt) > 1 and (learnt == learnt[0]).all():
+        raise DataError(f"every target of train is {', '.join(map(str, learnt[0].tolist()))}: nothing to learn")
     return parts
 
 
@@ -72,6 +78,13 @@ def _as_stored(source: Source, split: str) -> np.ndarray:
     if bad.any():
         row = first_true(bad)
         raise DataError(f"the target in row {row} of `{split}` is {targets[row]}; every sample needs a finite target")
+    if targets.dtype.itemsize > 4 or targets.dtype.kind in "iu":
+        for column in targets.reshape(len(targets), -1).T:
+            if (merged := merged_in_float32(column, tolerance=0.05)) is not None:
+                raise DataError(
+                    f"the targets of `{split}` have {merged[0]!r} and {merged[1]!r}, which float32, in which models "
+                    "compute, does not tell apart; predict the difference from a start, or a larger unit"
+                )
     return numbers
 
 
@@ -85,21 +98,31 @@ def _refuse_empty(split: str, part: Part, source: Source, *, made: bool) -> None
     counts = np.bincount(part.targets, minlength=len(classes))
     if counts.all():
         return
+    if not len(part.rows) and split != "train":
+        raise DataError(f"the {split} split has no sample; give more samples, or {advice}")
     each = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True)]
     listing = ", ".join(each[:20] + ["..."] * (len(each) > 20))
     empty = ", ".join(f"`{classes[number]}`" for number in np.flatnonzero(counts == 0)[:20])
-    raise DataError(f"the {split} split has no sample of class {empty} ({listing}); give more samples, or {advice}")
+    lacking = f"the {split} split has no sample of class {empty} ({listing})"
+    if split == "train":
+        raise DataError(f"{lacking}; give samples of each class, or leave it out of the classes")
+    log.warning("%s; it says nothing about that class: data.min_class_count can drop or merge rare classes", lacking)
 
 
 def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
     """Rows of what is left, then of each fraction, ascending: each row once, each class in proportion.
 
-    Proportion is kept to within one row. The random numbers are Philox's raw stream, equal in all numpy versions.
+    What is left has at least one row of each class. Apart from that, proportion is kept to within one row. The random
+    numbers are Philox's raw stream, equal in all numpy versions.
     """
     _refuse_all_held_out(fractions)
     keys = np.random.Philox(key=seed).random_raw(len(targets))
     by_class = np.split(np.lexsort((keys, targets)), np.cumsum(np.bincount(targets))[:-1])
     sizes = [_in_proportion([len(rows) for rows in by_class], fraction) for fraction in fractions]
+    for number, rows in enumerate(by_class):
+        for size in reversed(sizes):  # the test gives a row back first
+            if len(rows) and sum(of_split[number] for of_split in sizes) >= len(rows) and size[number]:
+                size[number] -= 1
     pieces = [np.split(rows, np.cumsum(size)) for rows, size in zip(by_class, zip(*sizes, strict=True), strict=True)]
     *taken, left = (np.sort(np.concatenate(piece)) for piece in zip(*pieces, strict=True))
     return (left, *taken)

@@ -39,6 +39,11 @@ class Moments:
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
 
+    def constant_channels(self) -> list[int]:
+        """Channels that have one value throughout, by number from 0."""
+        sums = zip(self.counts, self.sums, self.squares, strict=True)
+        return [number for number, (n, total, squares) in enumerate(sums) if n > 1 and squares * n == total**2]
+
     def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """By channel, of the values divided by the scale; the deviation of a constant is given as 1."""
         unit, counts = Fraction(scale), [max(1, count) for count in self.counts]

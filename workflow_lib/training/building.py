@@ -14,7 +14,7 @@ from workflow_lib import plugins
 from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workflow_lib.config.parts import Model
+    from workflow_lib.config.parts import Model, Training
     from workflow_lib.shards import ModelSpec
 
 PROBED_TOKENS = 8
@@ -66,7 +66,20 @@ def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
     return wrapped
 
 
-def explain(error: RuntimeError) -> None:
+def explain_single_value(error: Exception, training: Training, processes: int) -> None:
+    """Raises ConfigError where a normalisation was given one value, which has no deviation."""
+    if str(error).startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
+        samples = training.batch_size // (training.accumulation * processes)
+        raise ConfigError(
+            f"training.batch_size: a batch of {training.batch_size} in {training.accumulation} parts "
+            f"(training.accumulation) on {processes} processes (runtime.nproc) leaves {samples} sample a process, "
+            f"and a normalisation of the model gets a single value of it, which has no deviation ({error}); take "
+            "larger batches, fewer parts or processes, or a model without batch norm (model.params.norm: group, where "
+            "it has that)"
+        ) from error
+
+
+def explain(error: Exception) -> None:
     """Raises ConfigError where it was the strict determinism that refused a kernel."""
     if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
         raise ConfigError(

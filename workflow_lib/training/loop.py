@@ -36,7 +36,7 @@ from workflow_lib.runtime.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.saver import Saver
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, partners, refuse_unfit
-from workflow_lib.training.building import explain, explain_compiler
+from workflow_lib.training.building import explain, explain_compiler, explain_single_value
 from workflow_lib.training.curve import Curve
 from workflow_lib.training.divergence import Divergence, refuse_divergence
 from workflow_lib.training.hooks import View
@@ -131,8 +131,9 @@ class Trainer:
             self.enter()
             self._go()
             ended = "pruned" if self._pruned else "finished"
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             explain(error)
+            explain_single_value(error, self.run.training, self.ranks.world_size)
             raise
         except StopRequested:
             ended = "stopped"
@@ -235,7 +236,9 @@ class Trainer:
         _at("stepped")
         if state.ema is not None and training.ema_decay is not None:
             live = [parameter.detach() for parameter in parallel.parameters]
-            torch._foreach_lerp_(list(state.ema.values()), live, 1 - training.ema_decay)
+            # with few steps done, so that the first weights, drawn at random, do not stay in the average
+            decay = min(training.ema_decay, (1 + cursor.step) / (10 + cursor.step))
+            torch._foreach_lerp_(list(state.ema.values()), live, 1 - decay)
             _at("averaged")
         for one, samples in losses:
             state.loss_sum.add_(one, alpha=samples)

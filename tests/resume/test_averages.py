@@ -1,0 +1,32 @@
+"""The average of the weights begins with a short memory, and goes on from a checkpoint as if never left."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+
+from tests.resume.conftest import Fresh
+from tests.resume.project import STOPPED
+
+SETTINGS = {
+    "model": {"name": "mlp", "params": {"hidden": [8]}},
+    "optimizer": {"lr": 0.05},
+    "training": {"epochs": 1, "ema_decay": 0.9, "hooks": "tests.resume.weighing", "clip_norm": None},
+}
+STEPS = 17  # of an epoch: the decay reaches 0.9 at the step 80
+
+
+def test_the_average_follows_the_weights_from_the_first_steps_on(fresh: Fresh) -> None:
+    """Its decay is min(ema_decay, (1 + t) / (10 + t)) at the step t; stopped in the warm-up it goes on exactly."""
+    run = fresh(SETTINGS)
+    assert run.attempt({"point": "optimizer", "count": 8, "signal": "SIGTERM"}) == STOPPED
+    run.finish()
+    paths = sorted(run.folder.glob("weights-*.safetensors"))
+    assert len(paths) == 1 + STEPS
+    first, *after = [load_file(path) for path in paths]
+    for name, average in load_file(run.output.with_name("model.safetensors")).items():
+        expected = first[name]
+        for step, weights in enumerate(after):
+            decay = min(0.9, (1 + step) / (10 + step))
+            expected = torch.lerp(expected, weights[name], 1 - decay)
+        assert torch.equal(average, expected)
