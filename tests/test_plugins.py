@@ -192,9 +192,9 @@ def test_the_code_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: P
 @pytest.mark.parametrize(
     ("name", "helpers"),
     [
-        ("image_folder", {"_folder"}),
+        ("image_folder", {"_folder", "_notation"}),
         ("npz", {"_archive"}),
-        ("table", {"_columns", "_tables"}),
+        ("table", {"_columns", "_notation", "_tables"}),
         ("text", {"_documents", "_folder"}),
         ("digits", set()),
     ],
