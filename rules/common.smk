@@ -31,7 +31,7 @@ from workflow_lib.runtime import gpus
 code_state = user_code.memo(user_code.state)
 
 
-# What Snakemake raises where another one works on the same files; its own text advises --unlock.
+# Snakemake raises this if another one works on the same files; its own text advises --unlock.
 snakemake.exceptions.LockException = lambda: WorkflowError(controller.refusal(Path(".snakemake")))
 
 

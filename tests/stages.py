@@ -44,7 +44,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "report": ("report.py", "results.py", "accounting.py", "templates/*"),
     "track": ("tracking.py",),
 }
-# What moves, shows, watches or plans, and decides no number of a result.
+# Modules that move, show, watch or plan, and decide no number of a result.
 NEUTRAL = (
     "__init__.py",
     "__main__.py",
@@ -96,7 +96,7 @@ def _digest(path: Path) -> str:
 
 
 def recorded() -> Record:
-    """What was recorded."""
+    """Return the record."""
     record: Record = json.loads(RECORD.read_text())
     return record
 

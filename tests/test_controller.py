@@ -28,7 +28,7 @@ if len(sys.argv) > 2:
 
 @pytest.fixture(autouse=True)
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What this process holds, as if it were a Snakemake, ends with the test."""
+    """Release after the test all that this process holds as if it were a Snakemake."""
     files: list[TextIO] = []
     monkeypatch.setattr(controller, "_held", files)
     yield

@@ -177,7 +177,7 @@ def _why_data_goes(path: Path, used: Set[str]) -> str | None:
 
 
 def _is_locked(lock: Path) -> bool:
-    """Whether Everstep 0.1, which locked this file instead of taking a lease, prepares the data."""
+    """Return True while Everstep 0.1, which locked this file instead of taking a lease, prepares the data."""
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +189,7 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _is_data_needed(path: Path, why: str, needed: Needed) -> bool:
-    """Whether a result names the data by now, or a run was begun on it or not removed."""
+    """Return True if a result names the data by now, or a run was begun on it or not removed."""
     if needed.needs_data(path.name):
         return True
     return why != _why_data_goes(path, {workspace.name[:12] for workspace in workspaces(needed.work)})
@@ -252,7 +252,7 @@ def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
 
 
 def _is_quiet(path: Path, seconds: float) -> bool:
-    """Whether nothing was written there for so long; a lock and a lease are written by whoever looks at it."""
+    """Return True if nothing was written there for so long; locks and leases, which readers write, do not count."""
     below = [file for file in path.rglob("*") if not {".lock", "leases"} & {*file.relative_to(path).parts}]
     written = [file.lstat().st_mtime for file in (path, *below)]
     return time.time() - max(written) > seconds

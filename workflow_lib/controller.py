@@ -122,7 +122,7 @@ def enter(folder: Path) -> list[str]:
 
 
 def refusal(folder: Path) -> str:
-    """Who works on the files that this Snakemake was asked for, and what to do; Snakemake has found them locked."""
+    """Return who works on the files that this Snakemake found locked, and what to do."""
     own = {Path(file.name).with_suffix(".held").name for file in _held}
     others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
     living = [path.read_text() for path in others if not _is_dead(path)]

@@ -1,4 +1,4 @@
-"""What a person decides about a finished run: that it stands for changed code, or that it is trained again."""
+"""Decisions of a user about a finished run: it stands for changed code, or it is trained again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def accept(ref: str, work: Path) -> str:
 
 
 def retrain(ref: str, work: Path, results: Path) -> str:
-    """What the run's training with the code of now has left is moved aside; says where to, and what will run again."""
+    """Move aside what the current code has trained of the run; return where to, and what will run again."""
     run, digest = plan.load_run(ref, work)
     code = user_code.digest(run)
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]

@@ -108,7 +108,7 @@ def _trained_with(name: str, work: Path) -> Kept:
 
 
 def _verdict(one: _Side, two: _Side) -> str:
-    """How the runs of two sides overlap."""
+    """Return how the runs of two sides overlap."""
     if one.runs == two.runs:
         text = "The same run" if len(one.runs) == 1 else f"The same {len(one.runs)} runs"
     elif len(one.runs) == len(two.runs) == 1:

@@ -32,7 +32,7 @@ def file_digest(path: Path, size: int = 16) -> str:
 
 
 def file_state(path: Path) -> list[Any]:
-    """What tells that a file, or one in a folder, is another one: another value as soon as that may be so.
+    """Return a value that differs as soon as the file, or a file in the folder, may be another one.
 
     Of a small file it is the content, of a larger one its size and time. Hidden files in a folder do not count.
     """

@@ -1,4 +1,4 @@
-"""What the results of every clone need: the runs and the data that a plan, a result or a study names."""
+"""The runs and the data that the results of every clone need: those that a plan, a result or a study names."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Needed:
         self._read()
 
     def needs_run(self, digest: str) -> bool:
-        """Whether a result names the run, also one written a moment ago."""
+        """Return True if a result names the run, also one written a moment ago."""
         if time.monotonic() - self._read_at > SHARE * self._took_s:
             self._read()
         return digest in self.runs
 
     def needs_data(self, store: str) -> bool:
-        """Whether a manifest in the results names the folder of data now."""
+        """Return True if a manifest in the results names the folder of data now."""
         self._read()
         return store in self.stores
 
     def has_results(self, experiment: str) -> bool:
-        """Whether any clone has results of the experiment."""
+        """Return True if any clone has results of the experiment."""
         return any((results / experiment).exists() for results in self._folders)
 
     def _read(self) -> None:

@@ -80,7 +80,7 @@ def trace(path: Path, work: Path) -> str:
 
 
 def accepted_words(record: dict[str, Any]) -> str:
-    """What is told of a result that stands for changed code."""
+    """Return the text about a result that stands for changed code."""
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 

@@ -63,7 +63,7 @@ class _Modules:
         self.texts: dict[Name, bytes] = {}
 
     def dumps(self) -> Iterator[bytes]:
-        """What each module does, in one text for equal syntax trees; ends when no further one is imported."""
+        """Return the syntax of each module that is imported, directly or not, as text: equal for equal syntax trees."""
         self._number_packages(self._pending[0])
         for name in self._pending:  # grows on the way
             path = self._paths[name]
@@ -104,7 +104,7 @@ class _Modules:
         return None
 
     def _imported(self, name: Name) -> str:
-        """How an import is written: by numbers where the module is of the project, else by its name."""
+        """Return an import as text: by number if the module is of the project, else by name."""
         own = self._number(name)
         if own is None and self._find(name) is None:
             return name

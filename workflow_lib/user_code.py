@@ -70,7 +70,7 @@ def content_digest(path: Path) -> str:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether the file, or a folder on the way to it, has a name that begins with a dot."""
+    """Return True if the file, or a folder on the way to it, has a name that begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -96,7 +96,7 @@ def as_kept(run: RunConfig) -> Kept:
 
 
 def kept(workspace: Path) -> Kept | None:
-    """What `keep` wrote; None where there is none, as in workspaces of version 0.1."""
+    """Return what `keep` wrote; None without it, as in workspaces of version 0.1."""
     path = workspace / "code.json"
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
 

@@ -97,7 +97,7 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
 
 
 def unsigned(text: str) -> dict[str, Any]:
-    """What a file says, without its checksum."""
+    """Return the content of a file without its checksum."""
     content: dict[str, Any] = json.loads(text)
     del content["checksum"]
     return content

@@ -1,4 +1,4 @@
-"""What is damaged or lost is noticed when it is used, named, and made again where that is possible."""
+"""Damaged or lost files are noticed when they are used, named, and regenerated where that is possible."""
 
 from __future__ import annotations
 

@@ -83,5 +83,5 @@ def snapshot(experiment: Experiment, work: Path) -> Path:
 
 
 def _is_frozen(path: Path) -> bool:
-    """Whether the file has the name that `snapshot` gives, which is the digest of its content."""
+    """Return True if the file has the name that `snapshot` gives, the digest of its content."""
     return path.parent.name == "experiments" and re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None

@@ -78,7 +78,7 @@ class Holder:
         )
 
     def is_of_this_host(self) -> bool:
-        """Whether it is a process of this host and PID namespace, perhaps of before the host was restarted."""
+        """Return True for a process of this host and PID namespace, perhaps of before the host was restarted."""
         return (self.host, self.machine) == (socket.gethostname(), machine())
 
     def is_gone(self) -> bool:

@@ -134,7 +134,7 @@ class Attempt:
         return self.is_of_this_host() and is_alive(self.pid, self.start_time)
 
     def is_of_this_host(self) -> bool:
-        """Whether its process numbers mean something here: same host and PID namespace, not restarted since."""
+        """Return True if its process numbers are valid here: same host and PID namespace, not restarted since."""
         return (self.host, self.machine, self.boot) == (socket.gethostname(), machine(), boot_id())
 
 
