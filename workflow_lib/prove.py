@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, faults, launch, plan, shards, tensorfile, user_code
+from workflow_lib import checkpoint, faults, forking, launch, plan, shards, tensorfile, user_code
 from workflow_lib.errors import EverstepError, TryAgain
+from workflow_lib.runtime import device
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.ghosts import die_with
 from workflow_lib.runtime.lease import Lease
@@ -65,8 +66,14 @@ def prove(
     seed: int = 0,
     show: Callable[[str], None] = print,
 ) -> Verdict:
-    """The verdict on the experiment's first run. ``folder`` is new, and is kept only when something differs."""
+    """The verdict on the experiment's first run. ``folder`` is new, and is kept only when something differs.
+
+    Raises ConfigError, before anything is written, where its attempts could not use the device.
+    """
     _import_once()
+    runtime = experiment.runtime
+    if device.resolve(runtime.device, runtime.nproc - 1).type == "cuda":
+        forking.refuse_started_cuda()
     folder.mkdir(parents=True)
     with Lease.acquire(folder, "prove", timeout_s=60.0):  # so that nobody takes it for a leftover
         return _prove(experiment, kills, folder, seed, show)

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .project import DIGITS, ROOT, Check, Failed, Machine, Project, Skipped, prove, tail
+from .project import DIGITS, ROOT, Check, Failed, Machine, Project, Skipped, need_bf16, prove, tail
 
 CNN: dict[str, Any] = {"name": "cnn", "params": {"channels": [16, 32]}}
 TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 128}
@@ -76,11 +77,12 @@ def _mapped(machine: Machine, folder: Path) -> str:
 
 
 def _compiled(machine: Machine, folder: Path) -> str:
-    need_compiler()
+    need_compiler(machine)
     return prove(Project(folder, settings(machine.device, compile=True)), kills=2)
 
 
 def _transformer(machine: Machine, folder: Path) -> str:
+    need_bf16(machine)
     chosen = settings(machine.device, precision="bf16", epochs=2, batch_size=32) | TEXT
     project = Project(folder, chosen)
     sources = sorted(path for path in Path(os.__file__).parent.glob("*.py"))[:12]
@@ -94,11 +96,23 @@ def _late(machine: Machine, folder: Path) -> str:
     return prove(project, kills=5, faults=LATE)
 
 
-def need_compiler() -> None:
-    """Raise Skipped if torch.compile finds no C compiler."""
-    names = [os.environ.get("CC", "").split(" ")[0], os.environ.get("CXX", "").split(" ")[0], "cc", "gcc", "clang"]
-    if not any(shutil.which(name) for name in names if name):
-        raise Skipped("torch.compile needs a C compiler, and there is none")
+def need_compiler(machine: Machine) -> None:
+    """Raise Skipped if something is missing that the package, torch.compile or (on a GPU) Triton needs."""
+    missing = []
+    if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        missing.append(f"a C++ compiler ({compiler})")
+    scheme = sysconfig.get_default_scheme()  # as Triton looks for it: Debian's posix_local has no headers
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not (Path(include) / "Python.h").exists():
+        missing.append(f"Python.h in {include} (python3-dev)")
+    if machine.has_gpu:
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+        if not any(map(shutil.which, names)):
+            missing.append(f"a C compiler ({' or '.join(names)})")
+        if find_spec("triton") is None:
+            missing.append("the package triton")
+    if missing:
+        raise Skipped(f"torch.compile needs what is not here: {', '.join(missing)}")
 
 
 def _pipeline(machine: Machine, folder: Path) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from workflow_lib.runtime import gpus
 
 from .exact import need_compiler, settings
 from .project import Check, Failed, Machine, Project, Skipped, prove, tail
@@ -155,9 +156,10 @@ class Slow(nn.Module):
 def build(params, spec):
     return Slow(spec)
 """
-HANG_S = 15.0
+HANG_S = 30.0  # longer than other checks on the same cores can delay a process
 
-# A model that allocates most of the GPU memory in its first pass, and records how much; a second attempt needs as much.
+# A model that allocates most of the GPU memory in its first training step, and records how much. The package also
+# probes each model on the CPU, in evaluation mode, which must allocate nothing.
 LARGE = """
 import os
 import torch
@@ -174,17 +176,16 @@ class Large(nn.Module):
         self.ballast = None
 
     def forward(self, inputs):
-        if self.ballast is None:
+        if self.ballast is None and self.training:
             path = os.environ["GPU_CHECK_TAKEN"]
-            if os.path.exists(path):
-                size = int(open(path).read())
-            else:
-                size = int(0.9 * torch.cuda.mem_get_info(inputs.device)[0]) if inputs.is_cuda else 1 << 26
+            size = int(os.environ.get("GPU_CHECK_SIZE", 1 << 26))
+            if inputs.is_cuda and "GPU_CHECK_SIZE" not in os.environ:
+                size = int(0.9 * torch.cuda.mem_get_info(inputs.device)[0])
             self.ballast = torch.zeros(size, dtype=torch.uint8, device=inputs.device)
             if inputs.is_cuda:
                 torch.cuda.synchronize(inputs.device)
             with open(path + ".new", "w") as file:
-                file.write(str(size))
+                file.write(f"{inputs.device.type} {size}")
             os.rename(path + ".new", path)
         return self.last(inputs.flatten(1))
 
@@ -228,14 +229,10 @@ def _starting(machine: Machine, folder: Path) -> str:
 
 def _visible(machine: Machine, folder: Path, kind: str) -> str:
     """Train with the id of a GPU or a MIG slice in CUDA_VISIBLE_DEVICES."""
-    if shutil.which("nvidia-smi") is None:
-        raise Skipped("there is no nvidia-smi to ask for ids")
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
-    ids = re.findall(rf"UUID: ({kind}-[^)\s]+)", listed)
+    names = gpus.visible().values()
+    ids = [name for name in names if name.startswith(f"{kind}-")]
     if not ids:
-        raise Skipped(f"nvidia-smi -L names no {kind} id")
-    if kind == "GPU" and "UUID: MIG-" in listed:
-        raise Skipped("the GPUs are divided (MIG)")
+        raise Skipped(f"no id begins with {kind}-: {', '.join(names) or 'none is listed'}")
     project = Project(folder, settings("cuda", epochs=1))
     changes = {"CUDA_VISIBLE_DEVICES": ids[0]}
     project.prepare()
@@ -245,7 +242,7 @@ def _visible(machine: Machine, folder: Path, kind: str) -> str:
 
 
 def _no_nvml(machine: Machine, folder: Path) -> str:
-    project = Project(folder, settings(machine.device))
+    project = Project(folder, settings(machine.every_device))  # not named, so it is leased, by its device file
     hidden, empty = folder / "hidden", folder / "empty"
     hidden.mkdir()
     empty.mkdir()
@@ -259,19 +256,23 @@ def _evaluation(machine: Machine, folder: Path) -> str:
     project = Project(folder, settings(machine.device, model={"name": "mine.noting"}), noting=NOTING)
     project.prepare()
     project.run(*project.train_words())
-    found, flags = {}, {}
+    found: dict[str, dict[str, float]] = {}
+    flags: dict[str, dict[str, Any]] = {}
     for device in dict.fromkeys((machine.device, "cpu")):
-        chosen = settings(device, model={"name": "mine.noting"})
+        chosen = settings(machine.device, model={"name": "mine.noting"}, evaluate={"device": device})
         place = Project(folder, chosen)  # the same folder, another device
-        place.run_id = project.run_id
         output, noted = folder / "run" / f"{device.partition(':')[0]}.json", folder / f"{device[:4]}-flags.json"
-        words = ("evaluate", "--run", place.run_id, "--data", "data.json", "--model", "run/model.safetensors")
+        words = ("evaluate", "--run", project.run_id, "--data", "data.json", "--model", "run/model.safetensors")
         place.run(*words, "--output", str(output), changes={"GPU_CHECK_FLAGS": str(noted)})
-        found[device] = {name: metric["value"] for name, metric in json.loads(output.read_text())["metrics"].items()}
+        result = json.loads(output.read_text())
+        how = tuple(result[name] for name in ("device", "precision", "determinism"))
+        if how != (device, "fp32", "strict"):
+            raise Failed(f"evaluate.device: {device} was evaluated on {', '.join(how)}")
+        found[device] = {name: metric["value"] for name, metric in result["metrics"].items()}
         flags[device] = json.loads(noted.read_text())
     noted_flags = flags[machine.device]
     if noted_flags.pop("device") != machine.device.partition(":")[0]:
-        raise Failed("evaluated on another device than runtime.device says")
+        raise Failed("the model was evaluated on another device than evaluate.device says")
     if loose := [name for name, is_so in noted_flags.items() if not is_so and (machine.has_gpu or "TF32" not in name)]:
         raise Failed(f"evaluation is not strict fp32; missing: {', '.join(loose)}")
     differences = {name: abs(value - found["cpu"][name]) for name, value in found[machine.device].items()}
@@ -282,7 +283,7 @@ def _evaluation(machine: Machine, folder: Path) -> str:
 
 
 def _slow_compilation(machine: Machine, folder: Path) -> str:
-    need_compiler()
+    need_compiler(machine)
     seconds = 2 * HANG_S
     chosen = settings(
         machine.device, model={"name": "mine.slow"}, epochs=1, compile=True, runtime={"hang_timeout_s": HANG_S}
@@ -301,15 +302,19 @@ def _full_memory(machine: Machine, folder: Path) -> str:
     chosen = settings(machine.device, model={"name": "mine.large"}, epochs=2)
     project = Project(folder, chosen, large=LARGE)
     project.prepare()
-    taken = folder / "taken"
-    process = project.start(*project.train_words(), changes={"GPU_CHECK_TAKEN": str(taken)})
-    project.wait_for(taken, process)
+    first, second = folder / "first", folder / "second"
+    process = project.start(*project.train_words(), changes={"GPU_CHECK_TAKEN": str(first)})
+    project.wait_for(first, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    size = int(taken.read_text())
+    kind, size = first.read_text().split()
+    if kind != machine.device.partition(":")[0] or (machine.has_gpu and int(size) < 1 << 30):
+        raise Failed(f"{int(size) / 1e9:.2f} GB of the {kind}'s memory were taken: too little to tell anything")
     begun = time.monotonic()
-    project.run(*project.train_words(), changes={"GPU_CHECK_TAKEN": str(taken)})
-    return f"{size / 1e9:.1f} GB taken again at once after kill -9; finished in {time.monotonic() - begun:.0f} s"
+    project.run(*project.train_words(), changes={"GPU_CHECK_TAKEN": str(second), "GPU_CHECK_SIZE": size})
+    if not second.exists() or second.read_text() != first.read_text():
+        raise Failed("the second attempt did not take the same memory")
+    return f"{int(size) / 1e9:.1f} GB taken again at once after kill -9; finished in {time.monotonic() - begun:.0f} s"
 
 
 HAZARDS = [
@@ -326,7 +331,7 @@ HAZARDS = [
         )
         for name, kind, what in (("uuid", "GPU", "GPU"), ("mig", "MIG", "MIG slice"))
     ),
-    Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml),
+    Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml, is_alone=True),  # leased, too
     Check("evaluation", "strict fp32 in evaluation, and metrics compared with the CPU", _evaluation),
     Check("slow-compilation", "a compilation longer than hang_timeout_s", _slow_compilation),
     Check("full-memory", "kill -9 at 90 % of the memory, restart at once", _full_memory, is_alone=True),

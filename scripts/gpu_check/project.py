@@ -22,6 +22,7 @@ from workflow_lib.runtime.ghosts import die_with
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "digits"  # real data that scikit-learn contains: nothing is downloaded
 SHOWN_LINES = 8
+BF16_CAPABILITY = 8.0
 
 
 class Failed(Exception):
@@ -38,6 +39,7 @@ class Machine:
 
     device: str  # of a training: "cuda:0" or "cpu"
     gpus: int
+    capability: float = 0.0  # the least of the GPUs, as 9.0
 
     @property
     def has_gpu(self) -> bool:
@@ -61,6 +63,12 @@ class Check:
     is_alone: bool = False  # its figures, or its memory, need the whole machine
     gpus: int = 1
     needs_gpu: bool = False  # skipped with --cpu
+
+
+def need_bf16(machine: Machine) -> None:
+    """Raise Skipped on GPUs that are too old for bf16."""
+    if machine.has_gpu and machine.capability < BF16_CAPABILITY:
+        raise Skipped(f"bf16 needs compute capability {BF16_CAPABILITY}; here is {machine.capability}")
 
 
 class Project:

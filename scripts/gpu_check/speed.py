@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import statistics
@@ -11,17 +12,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .project import Check, Failed, Machine, Project, tail
+from .project import BF16_CAPABILITY, Check, Failed, Machine, Project, Skipped, need_bf16, tail
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 ROUNDS = 5
+SHARES = (1, 4, 16)  # of the batch are tried in turn, until one fits into the memory
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,27 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
+def _fitting(case: Case, device: torch.device, measure: Callable[[Case], T]) -> tuple[Case, T] | None:
+    """Return the case with the largest batch that fits into memory, and its measurement; None if no batch fits."""
+    import torch
+
+    for share in SHARES:
+        smaller = replace(case, batch=max(1, case.batch // share))
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return smaller, measure(smaller)
+        _free(device)
+    return None
+
+
+def _free(device: torch.device) -> None:
+    """Free unused memory of the device. A trainer is part of reference cycles, so it needs a garbage collection."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]:
     """Return, for each model, the steps per second of the plain loop and the fraction that the package reaches."""
     import torch
@@ -164,19 +188,36 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
     device = torch.device(device_name)
     lines = []
     for name, case in (SMALL if device.type == "cpu" else CASES).items():
-        bench = Bench(case, device, determinism, folder / case.model)
-        bare, ours = [], []
-        for turn in range(ROUNDS + 1):
-            seconds = bench.seconds(bench.bare), bench.seconds(bench.epoch)
-            if turn:  # the first round warms up
-                bare.append(seconds[0])
-                ours.append(seconds[1])
-        rate = case.steps / statistics.median(bare)
-        lines.append(f"{name} {statistics.median(bare) / statistics.median(ours):.2f} of {rate:,.0f} steps/s")
-        del bench
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if case.precision == "bf16" and not _has_bf16(device):
+            lines.append(f"{name}: needs compute capability {BF16_CAPABILITY}")
+            continue
+        found = _fitting(case, device, partial(_time_steps, device=device, determinism=determinism, folder=folder))
+        if found is None:
+            lines.append(f"{name}: does not fit into the memory")
+            continue
+        fitted, (bare_s, ours_s) = found
+        batch = f", batch {fitted.batch}" if fitted != case else ""
+        lines.append(f"{name}{batch} {bare_s / ours_s:.2f} of {case.steps / bare_s:,.0f} steps/s")
+        _free(device)
     return lines
+
+
+def _has_bf16(device: torch.device) -> bool:
+    import torch
+
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (int(BF16_CAPABILITY), 0)
+
+
+def _time_steps(case: Case, device: torch.device, determinism: str, folder: Path) -> tuple[float, float]:
+    """Return the seconds of the plain loop's steps and of the package's."""
+    bench = Bench(case, device, determinism, folder / f"{case.model}-{case.batch}")
+    bare, ours = [], []
+    for turn in range(ROUNDS + 1):
+        seconds = bench.seconds(bench.bare), bench.seconds(bench.epoch)
+        if turn:  # the first round warms up
+            bare.append(seconds[0])
+            ours.append(seconds[1])
+    return statistics.median(bare), statistics.median(ours)
 
 
 def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
@@ -190,7 +231,17 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
     set_precision("fp32")
     device = torch.device(device_name)
     case = SMALL["GPT bf16"] if device.type == "cpu" else CASES["GPT 124M bf16"]
-    bench = Bench(case, device, determinism, folder)
+    found = _fitting(case, device, partial(_time_save, device=device, determinism=determinism, folder=folder))
+    if found is None:
+        raise Skipped("the GPT does not fit into the memory")
+    fitted, lines = found
+    return lines if fitted == case else [*lines, f"batch {fitted.batch}, as fits into the memory"]
+
+
+def _time_save(case: Case, device: torch.device, determinism: str, folder: Path) -> list[str]:
+    import torch
+
+    bench = Bench(case, device, determinism, folder / str(case.batch))
     saver, state = bench.saver, bench.trainer.state
     bench.epoch()
     quiet_s = statistics.median(bench.seconds(bench.epoch) for _ in range(3))
@@ -231,14 +282,21 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
 MEASUREMENTS = {"steps": measure_steps, "save": measure_save}
 
 
+def tell(what: str, device_name: str, determinism: str, folder: str) -> None:
+    """Print the figures, or the reason for a skip, for the parent process."""
+    try:
+        found = {"figures": MEASUREMENTS[what](device_name, determinism, Path(folder))}
+    except Skipped as reason:
+        found = {"skipped": [str(reason)]}
+    print("FOUND", json.dumps(found))
+
+
 def _measured(machine: Machine, folder: Path, what: str, determinism: str) -> str:
     """Run a measurement in its own process, since determinism is fixed when CUDA starts."""
+    if what == "save":
+        need_bf16(machine)
     project = Project(folder, {})
-    code = (
-        "import json; from pathlib import Path; from gpu_check import speed\n"
-        f"found = speed.MEASUREMENTS[{what!r}]({machine.device!r}, {determinism!r}, Path({str(folder)!r}))\n"
-        "print('FIGURES', json.dumps(found))"
-    )
+    code = f"from gpu_check import speed; speed.tell({what!r}, {machine.device!r}, {determinism!r}, {str(folder)!r})"
     scripts = str(Path(__file__).resolve().parents[1])
     environment = project.environment()
     environment["PYTHONPATH"] = f"{scripts}:{environment['PYTHONPATH']}"
@@ -248,8 +306,11 @@ def _measured(machine: Machine, folder: Path, what: str, determinism: str) -> st
     project.said.write_text(shown.stdout + shown.stderr)
     if shown.returncode:
         raise Failed(tail(shown.stdout + shown.stderr, 3))
-    line = next(line for line in shown.stdout.splitlines() if line.startswith("FIGURES "))
-    return "; ".join(json.loads(line.removeprefix("FIGURES ")))
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("FOUND "))
+    found: dict[str, list[str]] = json.loads(line.removeprefix("FOUND "))
+    if "skipped" in found:
+        raise Skipped(found["skipped"][0])
+    return "; ".join(found["figures"])
 
 
 SPEED = [

@@ -81,3 +81,14 @@ def test_a_model_that_starts_cuda_when_it_is_imported_is_named_before_ranks_are_
     last = run.log.splitlines()[-1]
     assert last.startswith("everstep train: mine.nets: importing this module starts CUDA")
     assert not list(run.workspace.glob("attempts/*.json"))
+
+
+def test_a_proof_names_such_a_model_before_it_trains(tmp_path: Path, warm: Warm) -> None:
+    library = driver.build(tmp_path)
+    run = of_user(tmp_path, warm, more=f"import ctypes; ctypes.CDLL({str(library)!r}).cuInit(0)")
+    command, log = ["prove-resume", "experiment.yaml", "--kills", "1"], run.folder / "proof.txt"
+    plant = "tests.resume.forbidden:with_nvml"
+    assert warm.run(Order(command, str(run.folder), str(log), plant=plant)) == 2, log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("everstep prove-resume: mine.nets: importing it starts CUDA")
+    assert not (run.folder / "work" / "prove").exists()
