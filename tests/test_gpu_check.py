@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
+import torch
 
 from tests.repository import ROOT, copy_repository
 from tests.resume.warm import until
@@ -126,3 +129,38 @@ def test_a_check_that_is_unknown_is_a_mistake(tmp_path: Path) -> None:
     shown = checked(tmp_path, "--cpu", "--only", "prove-mpl")
     assert shown.returncode == 2
     assert "prove-mlp" in shown.stderr
+
+
+def test_a_check_names_what_the_compiler_needs_and_is_not_here(tmp_path: Path) -> None:
+    shown = checked(tmp_path, "--cpu", "--only", "prove-compiled", CXX="no-such-g++")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "SKIP" in shown.stdout
+    assert "a C++ compiler (no-such-g++)" in shown.stdout
+
+
+def test_gpus_too_old_for_bf16_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from gpu_check import exact, project, speed
+
+    turing = project.Machine("cuda:0", 1, 7.5)
+    checks = {check.name: check for check in (*exact.EXACT, *speed.SPEED)}
+    for name in ("prove-transformer", "save"):
+        with pytest.raises(project.Skipped, match="bf16 needs compute capability 8.0; here is 7.5"):
+            checks[name].run(turing, tmp_path / name)
+    project.need_bf16(project.Machine("cuda:0", 1, 8.0))
+
+
+@pytest.mark.parametrize(("largest", "taken"), [(16, 16), (5, 4), (1, 1), (0, None)])
+def test_a_batch_that_does_not_fit_is_made_smaller(
+    monkeypatch: pytest.MonkeyPatch, largest: int, taken: int | None
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from gpu_check import speed
+
+    def measure(case: Any) -> int:
+        if case.batch > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return int(case.batch)
+
+    found = speed._fitting(speed.CASES["GPT 124M bf16"], torch.device("cpu"), measure)
+    assert (found and (found[0].batch, found[1])) == (taken and (taken, taken))
