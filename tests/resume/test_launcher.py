@@ -90,5 +90,5 @@ def test_a_proof_names_such_a_model_before_it_trains(tmp_path: Path, warm: Warm)
     plant = "tests.resume.forbidden:with_nvml"
     assert warm.run(Order(command, str(run.folder), str(log), plant=plant)) == 2, log.read_text()
     last = log.read_text().splitlines()[-1]
-    assert last.startswith("everstep prove-resume: mine.nets: importing it starts CUDA")
+    assert last.startswith("everstep prove-resume: mine.nets: importing this module starts CUDA")
     assert not (run.folder / "work" / "prove").exists()
