@@ -8,13 +8,14 @@ a store or from the network is never unpickled, as torch's own elastic rendezvou
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ BACKEND = "everstep"
 LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 300.0  # for the launchers to meet
 POLL_S = 0.1
+PREFIX = "everstep-meeting-"
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,38 @@ class Meeting:
 
 @contextmanager
 def meeting(nodes: int, node: int) -> Iterator[Meeting]:
-    """Yield a rendezvous; its private folder is removed when the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix="everstep-"))  # readable by its owner only
+    """A meeting place for as long as the block runs; those that killed launchers left behind are removed."""
+    _sweep()
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # readable by its owner only
+    # locked, as long as this process or a rank forked from it lives, before it has the name that a sweep looks for
+    lock = _lock(hidden)
+    folder = hidden.rename(hidden.with_name(hidden.name[1:]))
     try:
         yield Meeting(folder, nodes, node)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep() -> None:
+    """Remove this user's meeting places that no process holds any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if path.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock the folder; None where another process holds it. Raises OSError for anything but a folder."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        return None
+    return folder
 
 
 def interface(address: str) -> str | None:
