@@ -174,7 +174,11 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
         "model",
     ),
     "metric sums": (forgets("sums", lambda s: s.loss_sum.zero_()), {}, "loss"),
-    "best weights": (forgets("best", lambda s: s.best.clear()), {"lr": "0.5"}, "best"),
+    "best weights": (
+        forgets("best", lambda s: s.best.clear()),
+        {"lr": "0.5", "more": ", select_metric: val_accuracy"},  # the best epoch is the first
+        "best",
+    ),
     "best metric": (forgets("best", lambda s: setattr(s.progress, "best", None)), {}, "state"),
     "curve": (forgets("curve", lambda s: s.progress.history.clear()), {}, "state"),
     "early-stopping counters": (

@@ -165,7 +165,8 @@ def test_a_bumped_report_stage_redoes_the_report(finished: Project) -> None:
 
 
 def test_a_bumped_training_stage_trains_everything_again_under_new_names(finished: Project) -> None:
-    finished.edit("workflow_lib/plan.py", '"train": 1', '"train": 2')
+    number = STAGES["train"]
+    finished.edit("workflow_lib/plan.py", f'"train": {number}', f'"train": {number + 1}')
     jobs = finished.plan()
     trained = {run for rule, run in jobs if rule == "train" and run}
     assert len(trained) == 3 and not (trained - {"tuned"}) & set(runs_of(finished))

@@ -7,6 +7,7 @@ the reader knows safetensors only.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def read(path: Path, wish: Wish) -> dict[str, torch.Tensor]:
             firsts[name] = rows[0] if rows else 0
             shape = (rows[1] - rows[0], *saved.size[1:]) if rows else saved.size
             parts[name] = torch.empty(shape, dtype=saved.properties.dtype)
-    # each rank reads for itself, since torch would exchange pickled objects between ranks
-    dcp.load(parts, storage_reader=reader, planner=_Planner(firsts), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        # each rank reads for itself, since torch would exchange pickled objects between ranks
+        dcp.load(parts, storage_reader=reader, planner=_Planner(firsts), no_dist=True)
     return parts
 
 
