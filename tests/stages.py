@@ -64,6 +64,7 @@ NEUTRAL = (
     "processes.py",
     "prove.py",
     "provenance.py",
+    "repeats.py",
     "runtime/*",
     "source_digest.py",
     "status.py",

@@ -37,7 +37,7 @@ LAYERS = (
     ("checkpoint", "parallel"),
     ("orchestrator", "saver"),
     ("training",),
-    ("accounting", "provenance"),
+    ("accounting", "provenance", "repeats"),
     ("rank",),
     ("outputs",),
     ("launch", "evaluation"),

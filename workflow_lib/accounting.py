@@ -3,6 +3,8 @@
     used     wall seconds of every attempt, from the start of its launcher, and the GPUs that were its own meanwhile
     lost     steps that an interruption made a later attempt compute again, at the run's mean time for a step, and the
              start-up of every attempt that follows an interrupted one
+    failed   the same after attempts that failed of themselves: by an exception of the user's code, a divergence, or
+             settings that cannot be used
     saved    each further time that the finished run was needed and only handed out: what it had used, less what it lost
 
 An attempt whose launcher saw it end is exact. One that was killed with its launcher counts until its last pulse, at
@@ -21,6 +23,7 @@ from workflow_lib.runtime.log import read_events
 from workflow_lib.runtime.workspace import Attempt, checkpoints_dir, delivered_file, list_attempts
 
 UNDISTURBED = ("finished", "pruned")
+OF_ITSELF = ("raised", "diverged", "rejected")  # beginnings of why an attempt failed that nothing interrupted
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Account:
     lost_gpu_s: float = 0.0
     saved_s: float = 0.0
     saved_gpu_s: float = 0.0
+    failed: int = 0  # attempts
+    failed_s: float = 0.0
+    failed_gpu_s: float = 0.0
 
     def __add__(self, other: Account) -> Account:
         return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -65,15 +71,21 @@ def settled(attempts: Sequence[Attempt], saved: int) -> list[Attempt]:
 
 def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
     """The account of a run with these attempts, whose result was handed out so often."""
-    steps, redone = sum(map(steps_of, attempts)), sum(redone_steps(attempts))
+    steps, again = sum(map(steps_of, attempts)), redone_steps(attempts)
     used = sum(one.seconds or 0.0 for one in attempts)
     used_gpu = sum(one.gpu_seconds or 0.0 for one in attempts)
     step_s = (used - sum(map(_startup_s, attempts))) / steps if steps else 0.0
-    again = [one for before, one in zip(attempts, attempts[1:], strict=False) if _is_interrupted(before)]
-    lost = redone * step_s + sum(map(_startup_s, again))
+    lost = failed = 0.0
+    redone = 0
+    for before, attempt, repeated in zip(attempts, attempts[1:], again[1:], strict=False):
+        if _has_failed_of_itself(before):
+            failed += repeated * step_s + _startup_s(attempt)
+        else:
+            redone += repeated
+            lost += repeated * step_s + (0.0 if before.reason in UNDISTURBED else _startup_s(attempt))
     reused = max(0, delivered - 1)
     per_second = used_gpu / used if used else 0.0
-    saved = reused * (used - lost)
+    saved = reused * (used - lost - failed)
     return Account(
         attempts=len(attempts),
         steps=steps,
@@ -85,6 +97,9 @@ def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
         lost_gpu_s=round(lost * per_second, 3),
         saved_s=round(saved, 3),
         saved_gpu_s=round(saved * per_second, 3),
+        failed=sum(map(_has_failed_of_itself, attempts)),
+        failed_s=round(failed, 3),
+        failed_gpu_s=round(failed * per_second, 3),
     )
 
 
@@ -116,5 +131,5 @@ def _startup_s(attempt: Attempt) -> float:
     return (attempt.seconds or 0.0) if attempt.ready_s is None else attempt.ready_s
 
 
-def _is_interrupted(attempt: Attempt) -> bool:
-    return attempt.reason not in UNDISTURBED
+def _has_failed_of_itself(attempt: Attempt) -> bool:
+    return (attempt.reason or "").partition(":")[0] in OF_ITSELF

@@ -39,7 +39,7 @@ TRASH = ".trash-*"
 REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
 UNWRITTEN = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # a file that is not whole yet
 # what Everstep puts into a workspace and into a folder of shards
-OF_A_RUN = re.compile(r"attempts|checkpoints|leases|code\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp")
+OF_A_RUN = re.compile(r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp")
 OF_DATA = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
 )

@@ -12,16 +12,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import checkpoint, forking, outputs, plan, rank, user_code
+from workflow_lib import checkpoint, forking, outputs, plan, rank, repeats, user_code
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.checks import batch_problem
 from workflow_lib.errors import (
@@ -32,12 +34,14 @@ from workflow_lib.errors import (
     SaveError,
     StalledError,
     Stopped,
+    UserError,
 )
 from workflow_lib.rank import Job
 from workflow_lib.runtime import device, failures, nodes, scheduler
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.control import Control
 from workflow_lib.runtime.device_lease import lease_devices
+from workflow_lib.runtime.failures import Cause
 from workflow_lib.runtime.lease import Lease
 from workflow_lib.runtime.log import EventLog
 from workflow_lib.runtime.ranks import Ranks
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from workflow_lib.training.state import Row
 
 logger = logging.getLogger(__name__)
+NOT_INTERRUPTED = "stalled|failed|raised|diverged|rejected|finished|pruned"  # beginnings of why an attempt ended
 
 
 def prepare() -> None:
@@ -86,7 +91,8 @@ def train(
             return hand_out(sealed)
     _tell_other_code(job)
     try:
-        _attempt(job, hand_out)
+        with _unless_certain_to_fail(job):
+            _attempt(_ready(job), hand_out)
     except DivergedError as error:
         newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
         kept = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
@@ -106,7 +112,13 @@ def trial(
     job = _job(experiment, run, data, work, deadline_minutes, stop_early)
     with _finished(job) as sealed:
         known: list[Row] | None = checkpoint.read_state(sealed)["progress"]["history"] if sealed else None
-    history = _attempt(job) if known is None else known
+    if known is None:
+        try:
+            with _unless_certain_to_fail(job):
+                known = _attempt(_ready(job))
+        except DivergedError as error:
+            raise DivergedError(_as_first_told(job, error)) from error
+    history = known
     newest = sealed or checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
         _note_delivered(job, newest, run)
@@ -193,16 +205,9 @@ def _job(
 ) -> Job:
     from workflow_lib import shards
 
-    if experiment.runtime.nodes > 1 and not nodes.is_one_of_many():
-        nodes.start(experiment.runtime.nodes, experiment.runtime.nproc * experiment.runtime.threads)
     config, digest = _frozen(experiment, run, work)
-    manifest = shards.ensure(shards.Manifest.load(data), work)
+    manifest = shards.Manifest.load(data)
     code = user_code.digest(config)
-    samples, batch_size = manifest.splits["train"].samples, config.training.batch_size
-    if what := batch_problem(batch_size, samples):
-        raise ConfigError(f"training.batch_size: {what}")
-    if samples < 4 * batch_size:
-        logger.warning("training.batch_size: an epoch of %d samples has %d steps", samples, samples // batch_size)
     return Job(
         experiment=experiment,
         run=config,
@@ -215,7 +220,50 @@ def _job(
         control=Control(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
         stop_early=stop_early,
         node=nodes.number() if experiment.runtime.nodes > 1 else 0,
+        caller="a training" if stop_early is None else f"trial {run}",
     )
+
+
+@contextmanager
+def _unless_certain_to_fail(job: Job) -> Iterator[None]:
+    """The block is an attempt; instead of one that would fail as the last one did, its error is raised at once.
+
+    Of several nodes, the process that starts the launchers looks before it does: they decide alike.
+    """
+    if not nodes.is_one_of_many():
+        _refuse_certain_failure(job)
+    try:
+        yield
+    except UserError as error:
+        if job.node == 0:
+            repeats.note_unbegun(job.workspace, error, job.attempt)
+        raise
+
+
+def _refuse_certain_failure(job: Job) -> None:
+    if (failure := repeats.certain(job.workspace, job.experiment, job.caller)) is not None:
+        raise repeats.told(failure, job.workspace)
+
+
+def _as_first_told(job: Job, error: DivergedError) -> str:
+    """The reason of a divergence without what is added when it is not tried again: a result says the same each time."""
+    failure = repeats.read(job.workspace)
+    return failure.message if failure and failure.kind == "diverged" else str(error)
+
+
+def _ready(job: Job) -> Job:
+    """The job, whose data is there and fits it. For several nodes, this process becomes an `srun` of launchers."""
+    from workflow_lib import shards
+
+    runtime = job.experiment.runtime
+    if runtime.nodes > 1 and not nodes.is_one_of_many():
+        nodes.start(runtime.nodes, runtime.nproc * runtime.threads)
+    samples, batch_size = job.manifest.splits["train"].samples, job.run.training.batch_size
+    if what := batch_problem(batch_size, samples):
+        raise ConfigError(f"training.batch_size: {what}")
+    if samples < 4 * batch_size:
+        logger.warning("training.batch_size: an epoch of %d samples has %d steps", samples, samples // batch_size)
+    return replace(job, manifest=shards.ensure(job.manifest, job.work))
 
 
 def _seconds_left(deadline_minutes: float | None) -> float | None:
@@ -275,6 +323,8 @@ def _attempt(job: Job, hand_out: Callable[[Checkpoint], None] | None = None) -> 
 def _begin(job: Job, root: RootOrchestrator, held: int) -> None:
     """The attempt is on record; ``held`` GPUs are the job's, even if it uses fewer."""
     newest, runtime = _newest(job.workspace), job.experiment.runtime
+    if runtime.nodes == 1:  # the owner that this one waited for may have failed
+        _refuse_certain_failure(job)
     _refuse_stalled(job, newest)
     ranks = runtime.nproc * runtime.nodes
     user_code.keep(job.workspace, job.run, job.code)
@@ -320,15 +370,27 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         if watch.verdict is not None or outcome is None:
             ranks = range(job.node * runtime.nproc, (job.node + 1) * runtime.nproc)
             world = runtime.nodes * runtime.nproc
-            failure = RankError(watch.verdict) if watch.verdict else failures.first(folder, ranks, world)
-            _end(job, f"failed: {failure}")
-            raise failure
+            cause = Cause("failed", RankError(watch.verdict)) if watch.verdict else failures.first(folder, ranks, world)
+            _end(job, f"{cause.kind}: {cause.error}")
+            if job.node == 0 and root.lease.holds():
+                is_exact = job.run.training.determinism == "strict" or root.device.type == "cpu"
+                repeats.note(
+                    job.workspace,
+                    cause,
+                    attempt=job.attempt,
+                    experiment=job.experiment,
+                    caller=job.caller,
+                    is_deterministic=is_exact,
+                )
+            raise cause.error
     sys.audit("everstep", "ended")
     if outcome["ended"] == "stopped":
         reason = _why_stopped(job.control)
         _end(job, reason, outcome["step"])
         raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
     _end(job, outcome["ended"], outcome["step"])
+    if job.node == 0 and outcome["ended"] == "finished":
+        repeats.forget(job.workspace)
     history: list[Row] = outcome["history"]
     return history
 
@@ -418,7 +480,7 @@ def _refuse_stalled(job: Job, newest: str | None) -> None:
     stalled: list[str] = []
     for record in reversed(ws.list_attempts(job.workspace)):
         reason = record.reason or "killed"
-        if record.resumed_from != newest or reason.startswith(("stalled", "failed", "finished", "pruned")):
+        if record.resumed_from != newest or re.match(NOT_INTERRUPTED, reason):
             break
         stalled.append(reason)
     if len(stalled) < job.experiment.checkpoint.max_stalled_attempts:

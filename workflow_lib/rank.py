@@ -56,6 +56,7 @@ class Job:
     control: Control
     stop_early: StopEarly | None
     node: int  # which launcher this is, of ``runtime.nodes``; the first one owns the workspace
+    caller: str  # a training, or which trial
 
 
 def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, laun
         outcome = _fit(job, parent, ranks, meeting)
         job.control.leave(ranks.local_rank)
     except BaseException as error:
-        failures.fail(folder, ranks, error)
+        failures.fail(folder, ranks, error, step=job.control.step_of(ranks.local_rank))
     Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
     return outcome
 

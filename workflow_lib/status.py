@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow_lib import accounting, checkpoint
+from workflow_lib import accounting, checkpoint, repeats
 from workflow_lib.accounting import Account
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.files import read_json
@@ -135,7 +135,8 @@ def _known(workspace: Path) -> Row:
     progress: list[Row] = [event for event in recent if event.get("kind") in ("progress", "epoch")]
     last = attempts[-1] if attempts else None
     waiting = _waiting(recent, held[0].attempt) if held else None
-    state = "waiting" if waiting else _state(newest, last, held is not None)
+    unbegun = None if last or held else repeats.read(workspace)
+    state = "waiting" if waiting else "failed" if unbegun else _state(newest, last, held is not None)
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
         now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]
@@ -145,7 +146,9 @@ def _known(workspace: Path) -> Row:
         speed = now[-1]["samples_per_s"] if now else None
     return {
         "state": state,
-        "why": waiting or (last.reason if last and state in ("failed", "stalled") else None),
+        "why": waiting
+        or (unbegun.message if unbegun else None)
+        or (last.reason if last and state in ("failed", "diverged", "stalled") else None),
         "step": step,
         "steps": progress[-1]["steps"] if progress else None,
         "epoch": epoch,
@@ -169,6 +172,8 @@ def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) ->
     if last is None:
         return "new"
     word = re.split("[: ]", last.reason or "killed")[0]
+    if word in ("raised", "rejected"):
+        return "failed"
     return "damaged" if word == "finished" else word  # its final state is gone
 
 
@@ -230,6 +235,10 @@ def spent(account: Account) -> str:
         share = 100 * account.lost_s / account.used_s
         again = f", {account.redone:,} of {account.steps:,} steps computed again" if account.redone else ""
         text += f"; lost to interruptions {duration(account.lost_s)} ({share:.1f} %{again})"
+    if account.failed:
+        ended = "attempt" if account.failed == 1 else "attempts"
+        text += f"; {account.failed} {ended} failed without an interruption"
+        text += f" ({duration(account.failed_s)} lost to that)" if account.failed_s else ""
     if account.reused:
         times = "once" if account.reused == 1 else f"{account.reused} times"
         text += f"; saved by reuse {duration(account.saved_s)} (needed again {times} and not trained)"

@@ -150,6 +150,43 @@ def rank_one_raises() -> None:
     _in_step(3, fail)
 
 
+def the_model_raises() -> None:
+    """Every rank fails in its twentieth step."""
+    _raise_in(20, ValueError("a bug in a person's model"))
+
+
+def the_model_raises_later() -> None:
+    """The same, two steps later."""
+    _raise_in(22, ValueError("a bug in a person's model"))
+
+
+def memory_is_short() -> None:
+    """The twentieth step needs more memory than there is."""
+    _raise_in(20, MemoryError("a large array"))
+
+
+def _raise_in(number: int, error: Exception) -> None:
+    step = Trainer._step
+
+    def struck(self: Trainer, *arguments: Any) -> None:
+        if self.state.progress.cursor.step == number - 1:
+            raise error
+        step(self, *arguments)
+
+    Trainer._step = struck  # type: ignore[method-assign]
+
+
+def the_loss_is_infinite_once_somebody_waits() -> None:
+    """The 20th step waits until the file `go` is there; its loss is infinite."""
+
+    def spoil(loss: torch.Tensor) -> torch.Tensor:
+        while not Path("go").exists():
+            time.sleep(0.02)
+        return loss / 0
+
+    _spoil_loss(spoil)
+
+
 def samples_are_written() -> None:
     """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
     step = Trainer._step

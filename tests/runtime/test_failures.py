@@ -45,7 +45,7 @@ def say(folder: Path, rank: int, message: str, *, at: float = 1.0, kind: str = "
 def test_an_error_of_nccl_that_is_a_cause_is_told_whoever_else_failed(tmp_path: Path, cause: str) -> None:
     say(tmp_path, 0, LOST, at=1.0)
     say(tmp_path, 1, cause, at=2.0)
-    told = str(failures.first(tmp_path, range(2), 2))
+    told = str(failures.first(tmp_path, range(2), 2).error)
     assert told.startswith("rank 1 failed: DistBackendError") and cause.splitlines()[-1] in told
 
 
@@ -53,42 +53,66 @@ def test_an_error_of_nccl_that_is_a_cause_is_told_whoever_else_failed(tmp_path: 
 def test_a_rank_that_says_nothing_is_the_cause_of_a_lost_connection(tmp_path: Path, lost: str) -> None:
     say(tmp_path, 0, lost)
     say(tmp_path, 2, lost)
-    assert str(failures.first(tmp_path, range(3), 3)).startswith("rank 1 was killed without a word")
+    assert str(failures.first(tmp_path, range(3), 3).error).startswith("rank 1 was killed without a word")
 
 
 @pytest.mark.parametrize("lost", [LOST, LATE, GLOO])
 def test_where_every_rank_speaks_the_first_is_told(tmp_path: Path, lost: str) -> None:
     say(tmp_path, 0, lost, at=2.0)
     say(tmp_path, 1, lost, at=1.0)
-    assert str(failures.first(tmp_path, range(2), 2)) == f"rank 1 failed: DistBackendError: {lost}"
+    assert str(failures.first(tmp_path, range(2), 2).error) == f"rank 1 failed: DistBackendError: {lost}"
 
 
 def test_where_every_rank_of_a_node_has_lost_a_partner_it_is_on_another_node(tmp_path: Path) -> None:
     for rank in (2, 3):
         say(tmp_path, rank, LOST)
-    assert str(failures.first(tmp_path, range(2, 4), 4)).startswith("a rank of another node was killed")
+    assert str(failures.first(tmp_path, range(2, 4), 4).error).startswith("a rank of another node was killed")
 
 
 def test_a_rank_that_nccl_aborted_is_not_the_cause(tmp_path: Path) -> None:
     """NCCL's watchdog aborts the ranks that wait (SIGABRT), not the rank that is missing."""
     failures.note_killed(tmp_path, 0, "SIGABRT")
-    assert str(failures.first(tmp_path, range(2), 2)).startswith("rank 1 was killed without a word")
+    assert str(failures.first(tmp_path, range(2), 2).error).startswith("rank 1 was killed without a word")
     say(tmp_path, 1, "a bug in a model", at=9.0, kind="ValueError")
-    assert str(failures.first(tmp_path, range(2), 2)) == "rank 1 failed: ValueError: a bug in a model"
+    assert str(failures.first(tmp_path, range(2), 2).error) == "rank 1 failed: ValueError: a bug in a model"
 
 
 def test_a_rank_that_aborts_alone_is_told(tmp_path: Path) -> None:
     failures.note_killed(tmp_path, 0, "SIGABRT")
-    assert str(failures.first(tmp_path, range(1), 1)).startswith("rank 0 was aborted (SIGABRT) by a library")
+    assert str(failures.first(tmp_path, range(1), 1).error).startswith("rank 0 was aborted (SIGABRT) by a library")
 
 
 def test_a_rank_that_a_signal_ended_comes_before_those_that_lost_it(tmp_path: Path) -> None:
     say(tmp_path, 1, GLOO)
     failures.note_killed(tmp_path, 0, "SIGKILL")
-    assert str(failures.first(tmp_path, range(2), 2)).startswith("rank 0 was killed by SIGKILL")
+    assert str(failures.first(tmp_path, range(2), 2).error).startswith("rank 0 was killed by SIGKILL")
 
 
 def test_an_error_of_ours_keeps_its_kind(tmp_path: Path) -> None:
     say(tmp_path, 1, LOST)
     say(tmp_path, 0, "training.batch_size: too large", at=5.0, kind="ConfigError")
-    assert isinstance(failures.first(tmp_path, range(2), 2), ConfigError)
+    assert isinstance(failures.first(tmp_path, range(2), 2).error, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "word"),
+    [
+        ("ValueError", "a bug in a model", "raised"),
+        ("OSError", "stale file handle", "raised"),
+        ("SystemExit", "3", "raised"),
+        ("ConfigError", "model.name: no weights", "rejected"),
+        ("DivergedError", "the training diverged", "diverged"),
+        ("SaveError", "disk full", "failed"),
+        ("MemoryError", "", "failed"),
+        ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "failed"),
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", "failed"),
+        ("AcceleratorError", "CUDA error: uncorrectable ECC error encountered", "failed"),
+        ("DistBackendError", GLOO, "failed"),
+        ("RuntimeError", GLOO, "failed"),
+    ],
+)
+def test_only_what_the_machine_does_to_a_training_is_an_interruption(
+    tmp_path: Path, kind: str, message: str, word: str
+) -> None:
+    say(tmp_path, 0, message, kind=kind)
+    assert failures.first(tmp_path, range(1), 1).kind == word

@@ -35,7 +35,8 @@ class Control:
         self._pids = RawArray("q", local_world_size)
         self._left = RawArray("q", local_world_size)
         self._progress = RawArray("q", local_world_size)
-        self._steps = RawArray("q", 2)
+        self._first = RawArray("q", 1)
+        self._steps = RawArray("q", local_world_size)
         self._ready = RawArray("d", 1)
 
     @property
@@ -65,14 +66,17 @@ class Control:
 
     def start_at(self, step: int) -> None:
         """The run goes on from that step now."""
-        self._steps[:] = [step, step]
+        self._first[0] = self._steps[0] = step
         self._ready[0] = now_s()
 
     def tick(self, local_rank: int, step: int) -> None:
         """That rank has moved; so many optimizer steps of the run are done."""
         self._progress[local_rank] += 1
-        if local_rank == 0:
-            self._steps[1] = step
+        self._steps[local_rank] = step
+
+    def step_of(self, local_rank: int) -> int:
+        """Return how many optimizer steps of the run were done when that rank last moved."""
+        return self._steps[local_rank]
 
     @contextmanager
     def working(self, local_rank: int) -> Iterator[None]:
@@ -113,8 +117,7 @@ class Control:
     @property
     def reach(self) -> Reach | None:
         """How far the attempt has come; None before the run goes on."""
-        first, last = self._steps
-        return Reach(first, last, self._ready[0]) if self._ready[0] else None
+        return Reach(self._first[0], self._steps[0], self._ready[0]) if self._ready[0] else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._stop[0] = number

@@ -10,11 +10,12 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from workflow_lib import errors
-from workflow_lib.errors import EverstepError, RankError
+from workflow_lib.errors import DivergedError, EverstepError, RankError, UserError
 from workflow_lib.files import write_json
 from workflow_lib.runtime.ranks import Ranks
 
@@ -30,17 +31,44 @@ LOST_PARTNER = re.compile(
     r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
     re.DOTALL,
 )
+# exceptions of any code whose cause is the machine: too little memory, a broken device, a connection
+OF_THE_MACHINE = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
+SAYS_THE_MACHINE = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CUDA error|NCCL error|CU(BLAS|DNN|SPARSE|FFT)_STATUS"
+)
 ABORTED = "SIGABRT"  # NCCL's watchdog ends a rank this way if it has waited too long for another rank
 
+Kind = Literal["rejected", "diverged", "raised", "failed"]
 
-def fail(folder: Path, ranks: Ranks, error: BaseException) -> NoReturn:
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt failed.
+
+    rejected    a setting, the code or the data cannot be used
+    diverged    a number of the training is not finite
+    raised      the user's code, or what it calls, raised an exception: at a step and a place (its stack of calls)
+    failed      something interrupted the attempt: a killed or lost process, memory, a disk
+    """
+
+    kind: Kind
+    error: EverstepError
+    step: int | None = None
+    place: str | None = None
+
+
+def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoReturn:
     """This process ends; the launcher can read what happened, and the others notice that it is gone."""
+    ours = (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+    calls = traceback.extract_tb(error.__traceback__)
     failure: Mapping[str, Any] = {
         "rank": ranks.rank,
         "time": time.monotonic(),
-        "kind": type(error).__name__,
+        "kind": next(ours, type(error).__name__),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
+        "step": step,
+        "place": " > ".join([*(f"{call.filename}:{call.lineno}" for call in calls), type(error).__name__]),
     }
     try:
         write_json(folder / f"failure-{ranks.rank}.json", failure)
@@ -72,24 +100,37 @@ def paths(folder: Path) -> list[Path]:
     return list(folder.glob("failure-*.json"))
 
 
-def first(folder: Path, ranks: range, world_size: int) -> EverstepError:
-    """Return the error of the rank that failed first, not of one that lost its partner. ``ranks`` are this node's."""
+def first(folder: Path, ranks: range, world_size: int) -> Cause:
+    """Return why the rank failed that failed first, not one that lost its partner. ``ranks`` are this node's."""
     failures = [json.loads(path.read_text()) for path in paths(folder)]
     failures.sort(key=lambda failure: (_has_lost_partner(failure), failure["time"]))
     if not failures or _has_lost_partner(failures[0]):
         silent = sorted({*ranks} - {failure["rank"] for failure in failures})
         if silent or len(ranks) < world_size:
             who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
-            return RankError(
+            message = (
                 f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
                 f"checkpoint"
             )
+            return Cause("failed", RankError(message))
     failure = failures[0]
     kind = getattr(errors, failure["kind"], None)
     if isinstance(kind, type) and issubclass(kind, EverstepError):
-        return kind(failure["message"])
+        word: Kind = "diverged" if kind is DivergedError else "rejected" if issubclass(kind, UserError) else "failed"
+        return Cause(word, kind(failure["message"]), failure.get("step"), failure.get("place"))
     logger.error("rank %d failed:\n%s", failure["rank"], failure["traceback"])
-    return RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
+    word = "failed" if _is_of_the_machine(failure) else "raised"
+    error = RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
+    return Cause(word, error, failure.get("step"), failure.get("place"))
+
+
+def _is_of_the_machine(failure: Mapping[str, Any]) -> bool:
+    """Return True for an exception that has its cause outside of the code which raised it: it may not come again."""
+    return (
+        OF_THE_MACHINE.fullmatch(failure["kind"]) is not None
+        or SAYS_THE_MACHINE.search(failure["message"]) is not None
+        or _has_lost_partner(failure)
+    )
 
 
 def _has_lost_partner(failure: Mapping[str, Any]) -> bool:

@@ -96,8 +96,13 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
         "device_memory": found.total_memory,
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if _changes_sums(name)},
+        "variables": kernel_variables(),
     }
+
+
+def kernel_variables() -> dict[str, str]:
+    """Return the environment variables that can change the results of kernels or NCCL."""
+    return {name: os.environ[name] for name in sorted(os.environ) if _changes_sums(name)}
 
 
 def _changes_sums(name: str) -> bool:

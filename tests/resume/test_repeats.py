@@ -1,0 +1,163 @@
+"""What would fail again in the same way is not tried again, at once and with the same words; all else is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.resume.cases import with_ranks
+from tests.resume.conftest import Fresh
+from tests.resume.project import FAILED, FINISHED, STOPPED, Project, merged
+from tests.resume.warm import until
+from workflow_lib import accounting, repeats, status
+from workflow_lib.files import write_signed
+from workflow_lib.runtime.workspace import list_attempts
+
+USER_ERROR = 2
+DIVERGES = "tests.resume.plants:a_loss_is_infinite"
+RAISES = "tests.resume.plants:the_model_raises"
+UNFIT = {"model": {"name": "tests.resume.unfit", "params": {"kind": "frozen"}}}
+NOT_AGAIN = "is not tried again: it would fail in the same way"
+
+
+def ends(run: Project) -> list[str]:
+    """In a word, how each attempt ended."""
+    return [str(attempt.reason).partition(":")[0] for attempt in list_attempts(run.workspace)]
+
+
+def last_line(run: Project) -> str:
+    return run.log.splitlines()[-1]
+
+
+def row(run: Project) -> dict[str, Any]:
+    (only,) = status.runs(run.folder / "work", run.folder / "results")
+    return only
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_divergence_is_told_again_at_once_until_its_record_is_deleted(fresh: Fresh, ranks: int) -> None:
+    """The later attempts have no fault: one that was tried would finish."""
+    run = fresh(merged(with_ranks(ranks), {"training": {"epochs": 3}}))
+    assert run.attempt(plant=DIVERGES) == FAILED
+    first = last_line(run)
+    assert NOT_AGAIN not in first
+    assert row(run)["state"] == "diverged" and "a loss of step 20" in row(run)["why"]
+    assert run.attempt() == FAILED
+    again = last_line(run)
+    assert first.partition(". The state of step")[0] in again and NOT_AGAIN in again and "The state of step" in again
+    assert ends(run) == ["diverged"]
+    record = repeats.path_of(run.workspace)
+    assert f"delete {record.relative_to(run.folder)} " in again
+    record.unlink()
+    assert run.attempt() == FINISHED and not record.exists()
+
+
+def test_an_exception_that_came_twice_at_a_step_is_not_met_a_third_time(fresh: Fresh) -> None:
+    run = fresh()
+    assert [run.attempt(plant=RAISES) for _ in range(2)] == [FAILED, FAILED]
+    assert NOT_AGAIN not in last_line(run) and "ValueError: a bug in a person's model" in last_line(run)
+    assert run.attempt() == FAILED
+    assert "ValueError: a bug in a person's model. It failed so at" in last_line(run)
+    assert f"{NOT_AGAIN}, as it has 2 times at step 19" in last_line(run)
+    assert ends(run) == ["raised", "raised"]
+    assert row(run)["state"] == "failed" and "a bug in a person's model" in row(run)["why"]
+    repeats.path_of(run.workspace).unlink()
+    assert run.attempt() == FINISHED
+    found = accounting.account(run.workspace)
+    assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0) and found.failed_s > 0
+    told = status.spent(found)
+    assert "2 attempts failed without an interruption" in told and "lost to interruptions" not in told
+
+
+def test_an_exception_of_several_ranks_is_known_by_the_step_of_the_rank_that_raised_it(fresh: Fresh) -> None:
+    run = fresh(with_ranks(2))
+    for _ in range(3):
+        assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED
+    assert ends(run) == ["raised", "raised"] and "2 times at step 3," in last_line(run)
+
+
+def test_an_exception_at_another_step_is_tried_again(fresh: Fresh) -> None:
+    run = fresh()
+    for plant in (RAISES, f"{RAISES}_later"):
+        assert run.attempt(plant=plant) == FAILED
+    assert run.attempt() == FINISHED
+    assert ends(run) == ["raised", "raised", "finished"]
+
+
+def test_settings_that_the_training_rejects_are_told_again_at_once(fresh: Fresh) -> None:
+    run = fresh(UNFIT)
+    assert [run.attempt() for _ in range(3)] == [USER_ERROR] * 3
+    assert ends(run) == ["rejected"]
+    assert "has no weights to train. It failed so at" in last_line(run) and NOT_AGAIN in last_line(run)
+    assert row(run)["state"] == "failed" and "has no weights to train" in row(run)["why"]
+
+
+@pytest.mark.parametrize("interruption", ["SIGKILL", "SIGTERM", "memory"])
+def test_what_interrupts_a_training_is_tried_again_however_often_it_comes(fresh: Fresh, interruption: str) -> None:
+    run = fresh()
+    for _ in range(3):
+        if interruption == "memory":
+            assert run.attempt(plant="tests.resume.plants:memory_is_short") == FAILED
+        else:
+            fault = {"point": "commit", "count": 1, "signal": interruption}
+            assert run.attempt(fault) == (STOPPED if interruption == "SIGTERM" else FAILED)
+    assert run.attempt() == FINISHED
+    found = accounting.account(run.workspace)
+    assert (found.attempts, found.failed) == (4, 0) and found.lost_s > 0
+
+
+def test_a_failure_is_tried_again_once_a_setting_changed_that_it_may_depend_on(fresh: Fresh) -> None:
+    run = fresh()
+    assert run.attempt(plant=DIVERGES) == FAILED
+    experiment = run.folder / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("interval_steps: 4", "interval_steps: 5"))
+    assert run.attempt() == FINISHED
+    assert "is tried again: the settings changed since" in run.log
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "edited": lambda path: path.write_text(path.read_text().replace('"diverged"', '"raised"')),
+    "a list": lambda path: path.write_text("[1]"),
+    "other values": lambda path: write_signed(path, {**json.loads(path.read_text()), "times": "many"}),
+    "another error": lambda path: write_signed(path, {**json.loads(path.read_text()), "error": "annotations"}),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
+    run = fresh()
+    assert run.attempt(plant=DIVERGES) == FAILED
+    DAMAGES[damage](repeats.path_of(run.workspace))
+    assert run.attempt() == FINISHED
+    assert "the record of an earlier failure cannot be read, and is passed over" in run.log
+
+
+def test_who_waited_for_an_owner_that_failed_is_told_the_same(fresh: Fresh) -> None:
+    """It looked for a record before there was one."""
+    run = fresh({"runtime": {"lease_wait_s": 600}})
+    owner = run.start(plant="tests.resume.plants:the_loss_is_infinite_once_somebody_waits")
+    until(lambda: "starts at step" in run.log, "the owner to begin")
+    other = run.start()
+    until(lambda: "; waiting" in run.log, "the other one to wait")
+    (run.folder / "go").touch()
+    assert (run.warm.wait(owner), run.warm.wait(other)) == (FAILED, FAILED)
+    assert ends(run) == ["diverged"] and NOT_AGAIN in last_line(run)
+
+
+def test_what_is_rejected_before_the_first_attempt_is_shown_as_failed(fresh: Fresh) -> None:
+    """It costs nothing, so it is tried again each time."""
+    run = fresh({"runtime": {"device": "cuda:7"}})
+    assert run.attempt() == USER_ERROR
+    told = row(run)
+    assert told["state"] == "failed" and told["attempts"] == [] and "cuda:7" in told["why"]
+    experiment = run.folder / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("cuda:7", "cpu"))
+    assert run.attempt() == FINISHED
+    assert row(run)["state"] == "finished" and not repeats.path_of(run.workspace).exists()
