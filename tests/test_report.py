@@ -228,7 +228,7 @@ def test_headings_stay_short_unless_two_settings_share_a_word() -> None:
 
 def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
     runs = load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
-    *lines, (name, everything) = report._spent(project.experiment, project.results, runs, project.work)
+    *lines, (name, everything) = report._spent(project.experiment, project.results, runs, [], project.work)
     assert [line[0] for line in lines[:-1]] == [run.name for run in runs]
     assert name == "all" and lines[-1][0].endswith(" trials")
     workspaces = list(project.work.glob("runs/*/*/attempts"))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workflow_lib import provenance, shards
+from workflow_lib import outputs, provenance, shards
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import AnySplit, load_subject, load_test, slices
 from workflow_lib.evaluation.computing import judged
@@ -95,7 +95,10 @@ def export(
     output: Path,
     convert: Callable[[nn.Module, Tensor, int | None, str], onnx.ModelProto] = convert,
 ) -> None:
-    """The checked model is model.onnx beside `output`, which tells how it was checked; or neither exists."""
+    """The checked model is model.onnx beside `output`, which tells how it was checked; or neither exists.
+
+    Of a run that diverged, `output` says that it did, and model.onnx is empty.
+    """
     import onnx
     import torch
 
@@ -103,6 +106,8 @@ def export(
     published = output.with_name("model.onnx")
     for stale in (output, published):
         stale.unlink(missing_ok=True)
+    if outputs.hand_on_divergence(model, output, published.name):
+        return
     subject = load_subject(run, data, work, model)
     measured = read_json(evaluation, "model", "metrics")
     if measured["model"] != subject.identity["model"]:

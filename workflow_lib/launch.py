@@ -76,7 +76,8 @@ def train(
 ) -> None:
     """The run is finished, and its statement, weights and history lie at ``output`` and beside it.
 
-    Raises Stopped (exit code 75) when it was asked to stop first; what was done is saved.
+    A point of a sweep that diverges is a result too: its statement says so, and it has no weights. Raises Stopped (exit
+    code 75) when the training was asked to stop first; what was done is saved.
     """
     job = _job(experiment, run, data, work, deadline_minutes, None)
 
@@ -96,7 +97,11 @@ def train(
     except DivergedError as error:
         newest = checkpoint.read_newest(ws.checkpoints_dir(job.workspace))
         kept = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
-        raise DivergedError(f"{error}. {kept}") from error
+        if not plan.is_point(experiment, run):
+            raise DivergedError(f"{error}. {kept}") from error
+        if job.node == 0:
+            step = newest.step if newest else 0
+            outputs.write_diverged(f"{_as_first_told(job, error)}. {kept}", step, job, data, output)
 
 
 def trial(

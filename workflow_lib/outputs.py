@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import checkpoint, plugins, provenance, user_code
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.parts import METRICS
-from workflow_lib.errors import CheckpointError, StateError
+from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
+from workflow_lib.provenance import DIVERGED
 from workflow_lib.runtime import workspace as ws
+from workflow_lib.runtime.log import read_events
 
 if TYPE_CHECKING:
     from workflow_lib.rank import Job
@@ -60,6 +62,44 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     )
 
 
+def write_diverged(reason: str, step: int, job: Job, data: Path, output: Path) -> None:
+    """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
+    attempts = ws.list_attempts(job.workspace)
+    history = read_events(ws.metrics_file(job.workspace))
+    write_atomic(output.with_name("model.safetensors"), b"")
+    write_atomic(output.with_name("history.csv"), _csv(history, job.manifest.task))
+    write_json(
+        output,
+        {
+            "run": job.digest[:12],
+            "digest": job.digest,
+            "data": job.manifest.digest,
+            "code": job.code,
+            "state": DIVERGED,
+            "reason": reason,
+            "steps": step,
+            "epochs": len(history),
+            "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
+            "attempts": len(attempts),
+            "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
+        },
+    )
+    logger.warning("%s; as a point of a sweep, this is its result", reason)
+
+
+def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
+    """Where the run diverged, ``output`` says so, and the file ``empty`` beside it is empty; else nothing is done."""
+    statement = model.with_name("train.json")
+    trained = read_json(statement, "digest", "data", "code")
+    if trained.get("state") != DIVERGED:
+        return False
+    said = {name: trained[name] for name in ("run", "digest", "data", "code", "state", "reason")}
+    write_atomic(output.with_name(empty), b"")
+    write_json(output, {**said, "provenance": provenance.made_by([statement])})
+    logger.info("the training diverged, so there is nothing to do: %s", trained["reason"])
+    return True
+
+
 def trained(model: Path, work: Path) -> dict[str, Any]:
     """The statement of the trained weights, which are those that it tells of.
 
@@ -67,7 +107,10 @@ def trained(model: Path, work: Path) -> dict[str, Any]:
     names the file.
     """
     statement = model.with_name("train.json")
-    told: dict[str, Any] = read_json(statement, "digest", "data", "code", "model", "sealed")
+    told: dict[str, Any] = read_json(statement, "digest", "data", "code")
+    if told.get("state") == DIVERGED:
+        raise UserError(f"{model}: there are no weights: {told['reason']}")
+    told = read_json(statement, "digest", "data", "code", "model", "sealed")
     if file_digest(model, size=32) != told["model"]:
         content = _regenerated(work / "runs" / told["digest"] / Path(*Path(told["sealed"]).parts[-3:]), told["model"])
         if content is None:

@@ -25,7 +25,7 @@ from workflow_lib.errors import ConfigError, EverstepError, StateError
 from workflow_lib.plugins import Section
 
 # Bumped by hand when the results of a stage change; the first two are part of a run's digest.
-STAGES = {"plan": 1, "preprocess": 2, "train": 2, "evaluate": 3, "suggest": 1, "export": 1, "report": 1, "track": 1}
+STAGES = {"plan": 1, "preprocess": 2, "train": 2, "evaluate": 3, "suggest": 1, "export": 1, "report": 2, "track": 1}
 
 
 def stages() -> dict[str, int]:
@@ -141,6 +141,12 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
     if problems:
         raise ConfigError("\n".join(problems))
     return _told_apart(runs)
+
+
+def is_point(experiment: Experiment, ref: str) -> bool:
+    """Return True if the run of that id is one of several in the experiment: a point of its sweep."""
+    runs = expand(experiment)
+    return len(runs) > 1 and any(run.id == ref for run in runs)
 
 
 def _identity_text(parts: dict[str, points.Part], stages: dict[str, int]) -> str:

@@ -18,6 +18,8 @@ from workflow_lib.files import read_json
 if TYPE_CHECKING:
     import torch
 
+DIVERGED = "diverged"  # state in the statement of a run that has no other result
+
 
 def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
     """What is making a result now: the command, the code, the digests of its input files, the environment."""
@@ -57,7 +59,11 @@ def trace(path: Path, work: Path) -> str:
     result = read_json(statement)
     if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
         raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
-    trained = read_json(statement.with_name("train.json"), "steps", "epochs", "attempts", "sealed")
+    trained = read_json(statement.with_name("train.json"), "steps", "epochs", "attempts")
+    if trained.get("state") == DIVERGED:
+        ended = {DIVERGED: trained["reason"]}
+    else:
+        ended = {"sealed in": read_json(statement.with_name("train.json"), "sealed")["sealed"]}
     made = result.get("provenance", {})
     code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
     rows = {
@@ -66,7 +72,7 @@ def trace(path: Path, work: Path) -> str:
         "config": work / "runs" / result["digest"] / "config.json",
         "data": result["data"],
         "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
-        "sealed in": trained["sealed"],
+        **ended,
         **({"accepted": accepted_words(trained["accepted"])} if "accepted" in trained else {}),
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),

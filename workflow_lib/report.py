@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import accounting
 from workflow_lib.accounting import Account
-from workflow_lib.errors import DataError, UserError
+from workflow_lib.errors import DataError, DivergedError, UserError
 from workflow_lib.files import read_json, write_atomic
 from workflow_lib.results import METRICS, Row, RunResults, Unfinished, load_results, unfinished
 
@@ -55,19 +55,29 @@ def report(
     output: Path,
     missing: Sequence[Unfinished] = (),
 ) -> None:
-    """The page is in `output` and the table of runs beside it in runs.csv, best run first, those `missing` last."""
-    found = load_results(experiment, results, runs, work)
-    table = [run.row() for run in found] + [run.row() for run in missing]
+    """The page is in `output` and the table of runs beside it in runs.csv, best run first, those `missing` last.
+
+    Points of the sweep that diverged are rows with their reason. Raises DivergedError where none did anything else.
+    """
+    diverged = [run for run in unfinished(results, runs, work) if run.has_diverged]
+    names = {run.name for run in diverged}
+    found = load_results(experiment, results, [name for name in runs if name not in names], work)
+    if not found:
+        raise DivergedError(
+            f"there is nothing to report: every run diverged. The first, {diverged[0].name}: {diverged[0].reason}"
+        )
+    table = [*(run.row() for run in found), *(run.row() for run in (*diverged, *missing))]
     page = _render(
         title=experiment.report.title or experiment.name,
         experiment=experiment,
         runs=found,
+        diverged=diverged,
         missing=missing,
         predictions=_predictions(found[0], results),
         augmentation=_augmentation(found[0], results, work),
         headings=_headings(found[0].settings),
         study=_study(experiment, results),
-        spent=_spent(experiment, results, found, work),
+        spent=_spent(experiment, results, found, diverged, work),
         reproduce=_reproduction(experiment, work, output),
     )
     write_atomic(output.with_name("runs.csv"), _csv(table))
@@ -80,22 +90,23 @@ def report_unfinished(experiment: Experiment, results: Path, runs: Sequence[str]
 
     Where no run lacks anything, a page that was written before stays as it is.
     """
-    missing = unfinished(results, runs)
-    if not missing:
+    found = unfinished(results, runs, work)
+    missing = [run for run in found if not run.has_diverged]
+    has_results = len(found) < len(runs)
+    if has_results and not missing:
         return
-    names = {one.name for one in missing}
-    done = [name for name in runs if name not in names]
-    if done:
-        report(experiment, results, done, work, output, missing)
+    if has_results:
+        names = {run.name for run in missing}
+        report(experiment, results, [name for name in runs if name not in names], work, output, missing)
         return
     title = experiment.report.title or experiment.name
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     page = (
         _templates()
         .get_template("unfinished.html")
-        .render(title=title, experiment=experiment, missing=missing, total=len(runs), style=style)
+        .render(title=title, experiment=experiment, missing=found, total=len(runs), style=style)
     )
-    write_atomic(output.with_name("runs.csv"), _csv([one.row() for one in missing]))
+    write_atomic(output.with_name("runs.csv"), _csv([run.row() for run in found]))
     write_atomic(output, page)
 
 
@@ -105,7 +116,9 @@ def summary(results: Path) -> str:
     if not table.exists():
         raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
     with table.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row.get("state")]
+        listed = list(csv.DictReader(file))
+    rows = [row for row in listed if not row.get("state")]
+    diverged = [row["name"] for row in listed if row.get("state") == "diverged"]
     if not rows:
         raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
     best = rows[0]
@@ -119,6 +132,7 @@ def summary(results: Path) -> str:
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
         "test": ", ".join([values[0] + interval, *values[1:]]),
         "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
+        **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
         "report": results / "report.html",
         "next": f"python -m webbrowser {results / 'report.html'}",
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
@@ -126,12 +140,14 @@ def summary(results: Path) -> str:
     return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
 
 
-def _spent(experiment: Experiment, results: Path, runs: Sequence[RunResults], work: Path) -> list[tuple[str, Account]]:
+def _spent(
+    experiment: Experiment, results: Path, runs: Sequence[RunResults], diverged: Sequence[Unfinished], work: Path
+) -> list[tuple[str, Account]]:
     """What each run cost, then the study's other trials, then all together; runs with one digest are one."""
     from workflow_lib import plan, user_code
 
     rows = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
-    lines = list(rows.values())[::-1]
+    lines = [*list(rows.values())[::-1], *((run.name, run.account) for run in diverged)]
     data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment) if experiment.tune else experiment)}.json"
     if experiment.tune is not None and data.exists():
         folder = results / "tune" / plan.study_id(experiment)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import accounting
 from workflow_lib.accounting import Account
 from workflow_lib.files import read_json
+from workflow_lib.provenance import DIVERGED
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -84,6 +85,7 @@ class RunResults:
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
         account = self.account
         row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
+        row |= {"failed_attempts": account.failed, "failed_seconds": account.failed_s}
         row |= {"saved_seconds": account.saved_s, "reused": account.reused}
         return row | {"onnx_max_abs_error": self.export_error(), "digest": self.train["digest"]}
 
@@ -117,23 +119,36 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run without results: the first of them that it lacks, and what the log of that step says last."""
+    """A run without results: the first of them that it lacks, and what the log of that step says last.
+
+    One that diverged, as a point of a sweep, is in the state `diverged`, and lacks nothing.
+    """
 
     name: str
     state: str
     reason: str
+    account: Account = Account()
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.state == DIVERGED
 
     def row(self) -> Row:
         """The run's line in the table of runs."""
         return {"name": self.name, "state": self.state, "reason": self.reason}
 
 
-def unfinished(results: Path, runs: Sequence[str]) -> list[Unfinished]:
-    """The runs that lack a result, with the reason."""
+def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinished]:
+    """The runs that diverged or lack a result, with the reason."""
     found = []
     for name in runs:
+        folder = results / "runs" / name
+        train = read_json(folder / "train.json") if (folder / "train.json").exists() else {}
+        if train.get("state") == DIVERGED:
+            found.append(Unfinished(name, DIVERGED, train["reason"], account_of(train, work)))
+            continue
         for step, (file, state) in STEPS.items():
-            if not (results / "runs" / name / file).exists():
+            if not (folder / file).exists():
                 log = Path("logs", step, results.name, f"{name}.log")
                 found.append(Unfinished(name, state, _last_line(log) or "not begun"))
                 break
@@ -147,7 +162,12 @@ def _last_line(log: Path) -> str | None:
 
 def account_of(train: Row, work: Path) -> Account:
     """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
-    workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
+    from workflow_lib import user_code
+
+    if train.get("state") == DIVERGED:
+        workspace = user_code.workspace_of(work, train["digest"], train["data"], train["code"])
+    else:
+        workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
     if workspace.exists():
         return accounting.account(workspace)
     return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])

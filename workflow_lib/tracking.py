@@ -31,6 +31,7 @@ from workflow_lib import checkpoint, config, plan, user_code
 from workflow_lib.config.sections import TRACKERS
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_atomic, write_json
+from workflow_lib.provenance import DIVERGED
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.log import read_events
 from workflow_lib.status import UNREADABLE, is_finished
@@ -446,4 +447,6 @@ def _are_all_finished(experiment: Experiment, found: Sequence[Curve], results: P
         if not best.exists():
             return False
         wanted.add(read_json(best, "run")["run"]["digest"])
-    return wanted <= {curve.digest for curve in found if curve.is_finished}
+    statements = (results / experiment.name / "runs").glob("*/train.json")
+    diverged = {told["digest"] for told in map(read_json, statements) if told.get("state") == DIVERGED}
+    return wanted <= {curve.digest for curve in found if curve.is_finished} | diverged

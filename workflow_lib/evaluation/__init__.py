@@ -37,7 +37,12 @@ FEW = 50  # test samples, below which a single one moves a proportion by more th
 
 
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
-    """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv."""
+    """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv.
+
+    Of a run that diverged, `output` says that it did, and there are no predictions.
+    """
+    if outputs.hand_on_divergence(model, output, "predictions.csv"):
+        return
     subject = load_subject(run, data, work, model)
     judge = {"classification": _classes, "regression": _numbers, "language": _tokens}[subject.manifest.task]
     with device_of(experiment) as device:
