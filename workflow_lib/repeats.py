@@ -171,7 +171,8 @@ def conditions(experiment: Experiment, caller: str) -> dict[str, str]:
             "system": [platform.system(), platform.machine(), platform.python_version()],
             "cpu": telemetry.cpu_name(),
             "gpus": sorted(gpu["name"] for gpu in query_gpus()) if experiment.runtime.device != "cpu" else [],
-            "variables": telemetry.kernel_variables(),
+            # the first is set by a launcher itself: before and after, it is the same machine
+            "variables": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | telemetry.kernel_variables(),
             "compiler": shutil.which(os.environ.get("CXX", "g++")),
         },
     }

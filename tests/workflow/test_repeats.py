@@ -98,6 +98,7 @@ def test_a_run_that_diverges_alone_has_failed_and_is_not_trained_twice(project: 
     project.write(ALONE)
     outcome = project.run("--retries", "2")
     told = tries(outcome)
+    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
     assert len(told) == 3 and len(attempts(project)) == 1
     assert [NOT_AGAIN in line for line in told] == [False, True, True]
@@ -117,6 +118,7 @@ def test_an_exception_of_a_hook_is_met_twice_and_no_more(project: Project) -> No
     (project.folder / "mine/hooks.py").write_text(HOOKS)
     outcome = project.run("--retries", "3")
     told = tries(outcome)
+    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
     assert len(told) == 4 and len(attempts(project)) == 2
     assert all("LookupError: no such table" in line for line in told)
@@ -132,6 +134,7 @@ def test_settings_that_the_training_rejects_are_tried_once(project: Project) -> 
     (project.folder / "mine/net.py").write_text(net + "def build(params, spec): return nn.Flatten()\n")
     outcome = project.run("--retries", "2")
     told = tries(outcome)
+    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
     assert len(told) == 3 and len(attempts(project)) == 1
     assert all("has no weights to train" in line for line in told) and NOT_AGAIN in told[1]
