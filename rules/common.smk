@@ -25,7 +25,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 from workflow_lib import config as experiments
 from workflow_lib import budget, clones, controller, plan as plans, plugins, tracking, user_code
-from workflow_lib.errors import EverstepError
+from workflow_lib.errors import EverstepError, with_cure
 from workflow_lib.runtime import gpus
 
 code_state = user_code.memo(user_code.state)
@@ -65,7 +65,7 @@ try:
         for killed in controller.enter(Path(".snakemake")):
             print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 except (EverstepError, OSError) as error:
-    print(f"everstep: {error}", file=sys.stderr)
+    print(f"everstep: {with_cure(error)}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 1))
 
 os.environ.update(

@@ -9,11 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import __version__
-from workflow_lib.errors import ConfigError, EverstepError, TryAgain
+from workflow_lib.errors import ConfigError, EverstepError, TryAgain, with_cure
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -32,21 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.call(arguments)
     except EverstepError as error:
-        print(f"everstep {arguments.verb}: {error}", file=sys.stderr)
+        _tell(f"everstep {arguments.verb}: {with_cure(error)}")
         if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
             _requeue()
         return error.exit_code
     except SystemExit as error:  # of a person's code; its 0 would pass for a result
-        print(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})", file=sys.stderr)
+        _tell(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})")
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"everstep {arguments.verb}: {error}", file=sys.stderr)
+        _tell(f"everstep {arguments.verb}: {with_cure(error)}")
         return 1
     return 0
+
+
+def _tell(text: str) -> None:
+    """Write the line to stderr, unless its disk is full: the exit code must be right all the same."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _log_lines() -> None:

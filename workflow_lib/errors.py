@@ -17,10 +17,32 @@ EverstepError              1   failed: a bug, a broken disk, a run that cannot g
 
 from __future__ import annotations
 
+import errno
+import os
+
+FULL = "The disk is full: free some space (`everstep clean` lists what no result needs)"
+# what to do about errors of the system that nobody can foresee, by the words in which they are told
+CURES = {
+    os.strerror(errno.ENOSPC): FULL,
+    "database or disk is full": FULL,  # SQLite
+    os.strerror(errno.EDQUOT): "Your quota is used up: free some space (`everstep clean` lists what no result needs)",
+    os.strerror(errno.EFBIG): "Raise the limit of the size of a file (`ulimit -f`)",
+    os.strerror(errno.ENFILE): "The machine has too many open files",  # begins like the next
+    os.strerror(errno.EMFILE): "Raise the limit of open files (`ulimit -n 4096`)",
+    os.strerror(errno.EROFS): "The disk is mounted for reading only",
+}
+
 
 def shortened(text: str, most: int = 80) -> str:
     """The text as a message quotes it: whole, or its beginning where it is long."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def with_cure(error: BaseException) -> str:
+    """Return the message of the error; where it quotes an error of the system, with what to do about it."""
+    text = str(error)
+    cure = next((cure for words, cure in CURES.items() if words in text), None)
+    return text if cure is None or cure in text else f"{text}. {cure}, and run the same command again"
 
 
 class EverstepError(Exception):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from workflow_lib.errors import (
     CheckpointError,
     ConfigError,
     DivergedError,
+    EverstepError,
     RankError,
     SaveError,
     StalledError,
@@ -367,7 +369,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         sys.audit("everstep", "launch")
         try:
             outcome = _elastic_launch(job, root, folder, watch)
-        except (Stopped, RankError) as error:  # raised before any rank was started
+        except (Stopped, RankError, OSError) as error:  # raised before all ranks were started
             _end(job, _why_stopped(job.control) if isinstance(error, Stopped) else f"failed: {error}")
             raise
         finally:
@@ -375,7 +377,10 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         if watch.verdict is not None or outcome is None:
             ranks = range(job.node * runtime.nproc, (job.node + 1) * runtime.nproc)
             world = runtime.nodes * runtime.nproc
-            cause = Cause("failed", RankError(watch.verdict)) if watch.verdict else failures.first(folder, ranks, world)
+            cause = _cause(job, watch, folder, ranks, world)
+            if isinstance(cause.error, Stopped):
+                _end(job, _why_stopped(job.control))
+                raise cause.error
             _end(job, f"{cause.kind}: {cause.error}")
             if job.node == 0 and root.lease.holds():
                 is_exact = job.run.training.determinism == "strict" or root.device.type == "cpu"
@@ -419,16 +424,24 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from workflow_lib.runtime.rendezvous import meeting
+    from workflow_lib.runtime.rendezvous import LEAST_S, meeting
+
+    def look_up() -> None:
+        watch.touch()
+        if job.control.stop_signal:
+            raise Stopped("stopped while the launchers of the other nodes had not come; nothing was lost")
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
     runtime = job.experiment.runtime
+    wait_s = max(LEAST_S, runtime.hang_timeout_s)
+    if job.node > 0:  # the first launcher comes only when it owns the workspace
+        wait_s += max(runtime.lease_wait_s, runtime.lease_timeout_s)
     with meeting(runtime.nodes, job.node) as place:
         launch = LaunchConfig(
             min_nodes=runtime.nodes,
             max_nodes=runtime.nodes,
             nproc_per_node=runtime.nproc,
-            **place.settings(must_stop=lambda: bool(job.control.stop_signal)),
+            **place.settings(look_up, wait_s=wait_s),
             max_restarts=0,
             start_method="fork",
             signals_to_handle="SIGQUIT",  # the others set a flag that the ranks look at
@@ -443,24 +456,47 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
 
 def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watch: Watch) -> dict[str, Any] | None:
     """Start the ranks, wait for them, and return the outcome of the first rank; None if a rank failed."""
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    others = multiprocessing.active_children()
     try:
         results = start()
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        if failure.exitcode < 0:
+        if failure.exitcode < 0 and watch.verdict is None:  # else the watch has killed it
             failures.note_killed(folder, number, signal.Signals(-failure.exitcode).name)
         elif failure.exitcode == failures.FAILED and not failures.paths(folder):
-            raise SaveError(f"rank {number} failed, and the disk refused to keep why; it stands above") from error
+            why = failures.why_unwritten(folder) or "the disk refused"
+            raise SaveError(f"rank {number} failed, and its report could not be written ({why}); see above") from error
         return None
     except SignalException:
         if watch.verdict is None:
             raise
         return None
+    except DistError as error:
+        raise RankError(
+            f"the launchers of the nodes lost each other before the ranks were started: {error}. Check the logs of the "
+            f"other nodes, and run the same command again"
+        ) from error
+    finally:
+        for child in multiprocessing.active_children():
+            if child not in others:  # a rank of a start that was cut off, which would wait for its partners for ever
+                child.kill()
     outcome: dict[str, Any] = results[min(results)]
     return outcome
+
+
+def _cause(job: Job, watch: Watch, folder: Path, ranks: range, world: int) -> Cause:
+    """Return why the attempt failed, or that it was asked to stop before its first step."""
+    # a rank that failed by itself is the cause, also where the others then waited for it too long
+    if watch.verdict is None or failures.has_failed_by_itself(folder):
+        return failures.first(folder, ranks, world)
+    if watch.is_stopped:
+        reason = f"{_why_stopped(job.control)} before the first step. Run the same command again"
+        return Cause("failed", Stopped(reason))
+    return Cause("failed", RankError(watch.verdict))
 
 
 def _why_stopped(control: Control) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workflow_lib.runtime import telemetry
+from workflow_lib import rank
+from workflow_lib.runtime import rendezvous, telemetry
+from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.rendezvous import Meeting
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.shards import store
 from workflow_lib.training import curve
@@ -31,6 +35,29 @@ from workflow_lib.training.tasks import Classification
 def rank_one_hangs() -> None:
     """Rank 1 sleeps in its third step."""
     _in_step(3, lambda: time.sleep(3600))
+
+
+def rank_one_never_joins() -> None:
+    """Rank 1 sleeps before it joins the process group."""
+    join = rank._join
+
+    def sleep(job: rank.Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+        if ranks.rank == 1:
+            time.sleep(3600)
+        join(job, device, ranks, meeting)
+
+    rank._join = sleep
+
+
+def nodes_come_at_once() -> None:
+    """The launchers of a job's nodes are started at the same moment."""
+    rendezvous.LEAST_S = 1.0
+
+
+def few_descriptors() -> None:
+    """The process and its children can open few files more: as many as the environment says."""
+    used, spare = max(int(name) for name in os.listdir("/proc/self/fd")), int(os.environ["SPARE_DESCRIPTORS"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, used + spare))
 
 
 def the_rank_leaves() -> None:

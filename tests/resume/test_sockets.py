@@ -42,9 +42,9 @@ def test_a_training_on_one_machine_listens_on_nothing_but_loopback(
     assert run.warm.wait(launcher) == STOPPED
 
 
-def of_two_nodes(run: Project, node: int, **changes: str) -> int:
+def of_two_nodes(run: Project, node: int, plant: str | None = None, **changes: str) -> int:
     """Start the launcher of one of two nodes, as ``srun`` does, and return its process id."""
-    return run.warm.start(run.order(SLURM_NODEID=str(node), **{**JOB, **changes}))
+    return run.warm.start(run.order(plant=plant, SLURM_NODEID=str(node), **{**JOB, **changes}))
 
 
 @pytest.mark.parametrize("node", [0, 1])

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -72,9 +73,17 @@ def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoRetur
     }
     try:
         write_json(folder / f"failure-{ranks.rank}.json", failure)
-    except OSError:  # the disk is full, say: the job's log has the last word
+    except OSError as refusal:  # the disk is full, say: the job's log has the last word
+        with suppress(OSError):
+            (folder / f"refused-{refusal.errno}").touch()  # which takes no space
         print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
     os._exit(FAILED)
+
+
+def why_unwritten(folder: Path) -> str | None:
+    """Return why a rank could not write its failure report; None if that is not known."""
+    numbers = [int(path.name.partition("-")[2]) for path in folder.glob("refused-*")]
+    return os.strerror(numbers[0]) if numbers else None
 
 
 def note_killed(folder: Path, rank: int, name: str) -> None:
@@ -98,6 +107,11 @@ def note_killed(folder: Path, rank: int, name: str) -> None:
 def paths(folder: Path) -> list[Path]:
     """The files of the ranks that failed."""
     return list(folder.glob("failure-*.json"))
+
+
+def has_failed_by_itself(folder: Path) -> bool:
+    """Return True if a rank failed for another reason than that it lost a partner."""
+    return any(not _has_lost_partner(json.loads(path.read_text())) for path in paths(folder))
 
 
 def first(folder: Path, ranks: range, world_size: int) -> Cause:

@@ -10,8 +10,9 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from workflow_lib.errors import ConfigError
@@ -46,6 +47,15 @@ def start(count: int, cpus: int) -> NoReturn:
 def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Return the address and port on which the launcher of the first node listens: where the job was started."""
     return environ["SLURM_LAUNCH_NODE_IPADDR"], int(environ[PORT])
+
+
+def described(numbers: Sequence[int], environ: Mapping[str, str] = os.environ) -> str:
+    """Return the nodes for a message, with their names as far as SLURM tells them: `node 1 (n2)`."""
+    names: list[str] = []
+    if (listed := environ.get("SLURM_STEP_NODELIST")) and shutil.which("scontrol"):
+        command = ["scontrol", "show", "hostnames", listed]
+        names = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    return ", ".join(f"node {at} ({names[at]})" if at < len(names) else f"node {at}" for at in numbers)
 
 
 def token(environ: Mapping[str, str] = os.environ) -> str:

@@ -26,14 +26,18 @@ from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
 
-from workflow_lib.errors import RankError, Stopped
+from workflow_lib.errors import RankError
 from workflow_lib.runtime import nodes
 
 BACKEND = "everstep"
 LOOPBACK = "127.0.0.1"
-TIMEOUT_S = 300.0  # for the launchers to meet
+LEAST_S = 300.0  # between the starts of two nodes of one job: prologs, imports from a slow disk
 POLL_S = 0.1
 PREFIX = "everstep-meeting-"
+CHECK = (
+    "Check the log of the job for that node, that it is up (`sinfo -R`), and that the nodes can reach this address "
+    "(firewall). Run the same command again to go on"
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,18 @@ class Meeting:
     nodes: int
     node: int
 
-    def settings(self, must_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Return the fields of torch's LaunchConfig for the rendezvous of the launchers."""
+    def settings(self, look_up: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
+        """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
+
+        ``look_up`` is called all the while that a launcher waits for others, and raises to end that. ``wait_s`` is how
+        long this launcher waits.
+        """
         rendezvous_handler_registry.register(BACKEND, _handler)
         return {
             "run_id": str(os.getpid()),
             "rdzv_backend": BACKEND,
             "rdzv_endpoint": LOOPBACK,
-            "rdzv_configs": {"meeting": self, "must_stop": must_stop},
+            "rdzv_configs": {"meeting": self, "look_up": look_up, "wait_s": wait_s},
             "local_addr": LOOPBACK,
         }
 
@@ -122,12 +130,12 @@ def interface(address: str) -> str | None:
 class _Handler(RendezvousHandler):
     """A rendezvous of a fixed number of launchers, which happens once."""
 
-    def __init__(self, meeting: Meeting, must_stop: Callable[[], bool]) -> None:
-        self._meeting, self._must_stop = meeting, must_stop
+    def __init__(self, meeting: Meeting, look_up: Callable[[], None], wait_s: float) -> None:
+        self._meeting, self._look_up, self._wait_s = meeting, look_up, wait_s
         self._listening: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """See torch. Raises Stopped if asked to stop meanwhile, and RankError if a launcher does not come in time."""
+        """See torch. Raises what ``look_up`` raises, and RankError if a launcher does not come in time."""
         here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Meeting.store``
         if self._meeting.nodes == 1:
             return RendezvousInfo(HashStore(), 0, 1, here)
@@ -142,7 +150,7 @@ class _Handler(RendezvousHandler):
         if self._meeting.node == 0:
             self._listening = _listening(address, port)
             return self._listening
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + self._wait_s
         while True:
             try:
                 return _connected(timedelta(seconds=5))
@@ -150,23 +158,22 @@ class _Handler(RendezvousHandler):
                 self._look_up()
                 if time.monotonic() > deadline:
                     raise RankError(
-                        f"the launcher of the first node does not answer at {address}:{port} after {TIMEOUT_S:.0f} s. "
-                        f"Check its log, and that the nodes can reach each other at this address"
+                        f"node {self._meeting.node}: the launcher of {nodes.described([0])} does not answer at "
+                        f"{address}:{port} after {self._wait_s:.0f} s ({_first_line(error)}). {CHECK}"
                     ) from error
 
     def _wait(self, store: Store) -> None:
         """Wait until all launchers have come; raise RankError if some are missing after the timeout."""
-        deadline = time.monotonic() + TIMEOUT_S
+        address, port = nodes.endpoint()
+        deadline = time.monotonic() + self._wait_s
         while missing := [node for node in range(self._meeting.nodes) if not store.check([f"here/{node}"])]:
             self._look_up()
             if time.monotonic() > deadline:
-                late = ", ".join(map(str, missing))
-                raise RankError(f"no launcher has come from node {late} of the job within {TIMEOUT_S:.0f} s")
+                raise RankError(
+                    f"no launcher has come from {nodes.described(missing)} of the job to {address}:{port} within "
+                    f"{self._wait_s:.0f} s. {CHECK}"
+                )
             time.sleep(POLL_S)
-
-    def _look_up(self) -> None:
-        if self._must_stop():
-            raise Stopped("stopped while the launchers of the other nodes had not come; nothing was lost")
 
     def get_backend(self) -> str:
         """See torch."""
@@ -198,15 +205,25 @@ class _Handler(RendezvousHandler):
 
 
 def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
-    return _Handler(parameters.config["meeting"], parameters.config["must_stop"])
+    return _Handler(parameters.config["meeting"], parameters.config["look_up"], parameters.config["wait_s"])
 
 
 def _listening(address: str, port: int) -> TCPStore:
     """Return a store that listens on this address only; a TCPStore of torch listens on every address."""
-    server = socket.create_server((address, port), reuse_port=False)
+    try:
+        server = socket.create_server((address, port), reuse_port=False)
+    except OSError as error:
+        raise RankError(
+            f"node 0 cannot listen at {address}:{port}, where the launchers of the job meet: {error.strerror}. Run the "
+            f"same command again; if it fails again, check that {address} belongs to the node where the job was started"
+        ) from error
     return TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _connected(timeout: timedelta) -> TCPStore:

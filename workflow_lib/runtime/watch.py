@@ -20,6 +20,7 @@ from workflow_lib.runtime.control import Control
 
 WATCH_S = 0.5
 ALONE_S = 5.0  # ranks that are all gone, and whose end the launcher does not notice, are given up after this
+START_S = 5.0  # ranks that are asked to stop before their first step, and do not come to it, are ended after this
 STOPPED_S = 30.0  # a rank that something else has stopped (SIGSTOP) is given up after this
 
 
@@ -28,16 +29,22 @@ class Watch:
 
     def __init__(self, control: Control, workspace: Path, attempt: str, *, node: int, hang_s: float) -> None:
         self.verdict: str | None = None
+        self.is_stopped = False  # the verdict is that the run was asked to stop, and had nothing to save
         self._control = control
         self._workspace = workspace
         self._attempt = attempt
         self._first = node * len(control.pids)  # rank of this node
         self._are_recorded = node > 0  # the first node's launcher keeps the record
         self._hang_s = hang_s
+        self._touched = time.monotonic()
         self._pulse = ws.Pulse(workspace, attempt) if node == 0 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+
+    def touch(self) -> None:
+        """Restart the clock of ``hang_s``: the launcher is alive, and waits for those of other nodes."""
+        self._touched = time.monotonic()
 
     def close(self) -> None:
         """Nobody is watched any more."""
@@ -50,11 +57,12 @@ class Watch:
         control, hang_s = self._control, self._hang_s
         stopped_since: dict[int, float] = {}
         alone_since: float | None = None
+        asked_since: float | None = None
         seen, moved_at, looked_at = control.progress, time.monotonic(), time.monotonic()
         while not self._ended.wait(WATCH_S):
             now = time.monotonic()
             if now - looked_at > 10 * WATCH_S:  # this process itself was stopped, or the host slept
-                stopped_since, alone_since, moved_at = {}, None, now
+                stopped_since, alone_since, asked_since, moved_at = {}, None, None, now
             looked_at = now
             if self._pulse is not None:
                 self._pulse.beat(control.reach)
@@ -73,7 +81,15 @@ class Watch:
                 self._end_all("the ranks ended without a word and without an error, as by os._exit(0)")
                 os.kill(os.getpid(), signal.SIGQUIT)  # the launcher waits for what they return
                 return
-            is_hung = now - moved_at > hang_s
+            # a rank that is gone has failed, and torch's engine ends the others, with SIGTERM first
+            is_asked = control.stop_signal and not any(pid and _is_gone(pid) for pid in control.pids)
+            if is_asked and control.reach is None and any(control.pids):
+                asked_since = asked_since or now
+                if now - asked_since > START_S:
+                    self.is_stopped = True
+                    self._end_all("asked to stop before the first step")
+                    return
+            is_hung = now - max(moved_at, self._touched) > hang_s
             for rank, since in stopped_since.items():
                 if is_hung or now - since > STOPPED_S:
                     self._end_all(f"{self._name(rank)} was stopped from outside (SIGSTOP)")
