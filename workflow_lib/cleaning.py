@@ -110,7 +110,11 @@ def _remove(item: Removable) -> None:
 
 
 def _owned(item: Removable) -> AbstractContextManager[Any]:
-    return nullcontext() if item.workspace is None else Lease.acquire(item.workspace, "clean", timeout_s=60.0)
+    return (
+        nullcontext()
+        if item.workspace is None
+        else Lease.acquire(item.workspace, "clean", timeout_s=60.0, on_full_disk=True)
+    )
 
 
 def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterator[Removable]:

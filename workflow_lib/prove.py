@@ -312,7 +312,7 @@ def _prepare(run: plan.Run, folder: Path) -> Path | str:
                 settings = plan.data_settings(run.config)
                 shards.prepare(settings, Path.cwd(), folder / name / "work").save(path)
         if child.code != 0:
-            raise EverstepError(f"the data cannot be prepared:\n{_tail(folder / 'data.txt')}")
+            raise EverstepError(f"the data cannot be prepared: {_tail(folder / 'data.txt')}")
         manifests.append(shards.Manifest.load(path))
     if manifests[0].digest != manifests[1].digest:
         return "data: preparing it twice gives different data (a random number that does not come from a seed?)"
@@ -354,9 +354,10 @@ def _child(log: Path) -> Iterator[Child]:
         logging.getLogger().handlers.clear()
         yield Child(is_here=True)
         code = 0
-    except EverstepError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
+    except (EverstepError, OSError) as error:
+        with suppress(OSError):  # the log may lie on a full disk
+            print(error, file=sys.stderr, flush=True)
+        code = getattr(error, "exit_code", 1)
     except BaseException:  # of a person's code, sys.exit too: nothing of this process may go on in the parent's frames
         traceback.print_exc()
     finally:

@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -118,9 +119,12 @@ class Lease:
         self._owner = os.getpid()
         self._ended = threading.Event()
         self._beat = directory / f"{number:06d}.beat"
+        # others cannot read the timeout in a lease without contents: theirs counts, which may be short
+        is_empty = (directory / f"{number:06d}.json").stat().st_size == 0
+        longest_s = LONGEST_BEAT_S / 10 if is_empty else LONGEST_BEAT_S
         self._thread = threading.Thread(
             target=self._keep_beating,
-            args=(min(timeout_s / BEATS_PER_TIMEOUT, LONGEST_BEAT_S),),
+            args=(min(timeout_s / BEATS_PER_TIMEOUT, longest_s),),
             name="lease",
             daemon=True,
         )
@@ -136,10 +140,12 @@ class Lease:
         timeout_s: float,
         wait_s: float = 0.0,
         must_stop: Callable[[], object] = bool,
+        on_full_disk: bool = False,
     ) -> Lease:
         """The lease of the workspace; a live holder is waited for ``wait_s``, then WorkspaceBusy names it.
 
-        Raises Stopped when ``must_stop`` says so while it waits.
+        Raises Stopped when ``must_stop`` says so while it waits. ``on_full_disk``, a lease without contents will do,
+        which takes no space: others take its holder for somebody unknown, who is on another host.
         """
         directory = workspace / "leases"
         started = time.monotonic()
@@ -149,7 +155,7 @@ class Lease:
             directory.mkdir(parents=True, exist_ok=True)  # a clean may take the workspace away between two looks
             number, holder = current(directory)
             if holder is None or _is_released(directory, number) or holder.is_gone():
-                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s)):
+                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s), on_full_disk):
                     return cls(directory, number + 1, timeout_s)
                 continue
             beat = _beat_of(directory, number)
@@ -168,7 +174,7 @@ class Lease:
             silent_s = max(timeout_s, holder.timeout_s)
             if now - first_seen >= silent_s and not is_running:
                 logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, silent_s)
-                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s)):
+                if _create(directory, number + 1, Holder.this_process(attempt, timeout_s), on_full_disk):
                     return cls(directory, number + 1, timeout_s)
             if must_stop():
                 raise Stopped(f"asked to stop while {holder} held {workspace}; nothing was changed")
@@ -246,16 +252,15 @@ def is_alive(pid: int, start_time: float) -> bool:
         return False
 
 
-def _create(directory: Path, number: int, holder: Holder) -> bool:
+def _create(directory: Path, number: int, holder: Holder, on_full_disk: bool = False) -> bool:
     """Whether this contender, and so no other, created the numbered file, whole."""
     lease = directory / f"{number:06d}.json"
     temporary = temporary_name(lease)
     try:
-        with naming(lease), temporary.open("x") as file:
-            file.write(json.dumps(asdict(holder), sort_keys=True))
-            file.flush()
+        with naming(lease), temporary.open("xb", buffering=0) as file:
+            _write(file, json.dumps(asdict(holder), sort_keys=True).encode(), on_full_disk)
             sys.audit("everstep", "fsync", str(temporary))
-            os.fsync(file.fileno())  # a lease without contents could not be honoured
+            os.fsync(file.fileno())  # a lease without contents can be honoured only as that of somebody unknown
         _link(temporary, lease)
     except FileExistsError:
         # NFS may report a link as refused although it was made: the link count tells
@@ -265,6 +270,16 @@ def _create(directory: Path, number: int, holder: Holder) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _write(file: FileIO, content: bytes, on_full_disk: bool) -> None:
+    try:
+        if file.write(content) < len(content):  # the disk became full in between
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if not on_full_disk or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file.truncate(0)
 
 
 def _link(temporary: Path, lease: Path) -> None:
