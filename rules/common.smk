@@ -62,6 +62,7 @@ try:
         tracking.refuse_missing(experiment.tracking.to)
         for damaged in controller.set_aside_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)
+        controller.check_records(Path(".snakemake"))
         for killed in controller.enter(Path(".snakemake")):
             print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 except (EverstepError, OSError) as error:

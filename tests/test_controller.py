@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 
 from workflow_lib import config, controller
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, StateError
 
 ENTER = """
 import sys
@@ -137,6 +137,25 @@ def test_a_disk_without_locks_keeps_every_lock(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("fcntl.flock", refuse)
     assert controller.enter(tmp_path) == []
     assert (tmp_path / "locks").exists()
+
+
+@pytest.mark.parametrize("name", ["metadata", "incomplete", "locks", "log"])
+def test_a_folder_of_snakemake_that_cannot_be_used_says_what_to_do(tmp_path: Path, name: str) -> None:
+    controller.check_records(tmp_path / "none")
+    (tmp_path / name).touch()
+    with pytest.raises(StateError, match=f"cannot write to {tmp_path}/{name}: Not a directory.*move {tmp_path} away"):
+        controller.check_records(tmp_path)
+
+
+def test_records_with_long_names_are_looked_at(tmp_path: Path) -> None:
+    record = tmp_path / "metadata" / "@bG9uZ2Vy" / "cmVzdA"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    controller.check_records(tmp_path)
+    record.write_bytes(b"\xff")
+    with pytest.raises(StateError, match="cmVzdA, a record of Snakemake, cannot be read"):
+        controller.check_records(tmp_path)
+    assert record.exists()
 
 
 def test_only_set_is_taken_from_the_command_line(tmp_path: Path) -> None:

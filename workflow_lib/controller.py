@@ -7,11 +7,13 @@ touched.
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import os
 import shlex
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +25,8 @@ import psutil
 
 from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, StateError, shortened
+
+RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
 _held: list[TextIO] = []
 
@@ -99,6 +103,30 @@ def set_aside_damaged(folder: Path) -> list[str]:
 def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[config.Model]:
     """The models of the experiment, of its runs, and of its study."""
     return [experiment.model, *(run.config.model for run in runs), *(run.model for run in plan.studied(experiment))]
+
+
+def check_records(folder: Path) -> None:
+    """Raise StateError where Snakemake could not use its own folder: it would show a traceback."""
+    cure = (
+        f"Nothing was changed. If no Snakemake works here, move {folder} away and run the same command again: no "
+        f"result, no checkpoint and no data lies in it"
+    )
+    for place in (folder, *(folder / name for name in RECORDS)):
+        try:
+            with suppress(FileNotFoundError), tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
+                raise
+            raise StateError(f"Snakemake cannot write to {place}: {error.strerror}. {cure}") from error
+    for path in folder.glob("metadata/**/*"):
+        try:
+            if not (path.name.startswith("@") and path.is_dir()):  # the beginnings of long names are folders
+                path.read_bytes().decode()
+        except FileNotFoundError:
+            continue  # another Snakemake works here
+        except (OSError, UnicodeDecodeError) as error:
+            raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {cure}") from error
 
 
 def enter(folder: Path) -> list[str]:

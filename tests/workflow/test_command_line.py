@@ -23,6 +23,9 @@ def test_settings_on_the_command_line_win_over_the_file(project: Project) -> Non
     ("arguments", "message"),
     [
         (["--config", "epochs=3"], "the only name it takes is 'set'"),
+        (["--config", "training.epochs=3"], "--config training.epochs: the only name it takes is 'set'"),
+        (["--config", "epochs"], "--config epochs: the only name it takes is 'set'"),
+        (["--configfile", "config/none.yaml"], "config/none.yaml: cannot be read: No such file or directory"),
         (["--config", "set=training.epoch=3"], "did you mean `epochs`"),
         (["--config", "set=training.epochs=-1"], "training.epochs"),
     ],
@@ -52,8 +55,20 @@ def test_a_disk_that_refuses_is_one_message(project: Project) -> None:
     (project.folder / ".snakemake/controllers").touch()
     outcome = project.run("--dry-run")
     assert outcome.code == 1
-    assert re.search(r"^everstep: .*File exists: '.snakemake/controllers'$", outcome.output, re.MULTILINE)
-    assert "common.smk" not in outcome.output
+    assert "everstep: Snakemake cannot write to .snakemake/controllers: Not a directory" in outcome.output
+    assert "common.smk" not in outcome.output and "Traceback" not in outcome.output
+
+
+def test_a_damaged_record_of_snakemake_is_one_message(finished: Project) -> None:
+    damaged = min((finished.folder / ".snakemake/metadata").iterdir())
+    damaged.write_bytes(b"\xff\xfe")
+    outcome = finished.run("--dry-run")
+    assert outcome.code == 1
+    told = f"everstep: .snakemake/metadata/{damaged.name}, a record of Snakemake, cannot be read"
+    assert told in outcome.output and "move .snakemake away" in outcome.output
+    assert "Traceback" not in outcome.output
+    (finished.folder / ".snakemake").rename(finished.folder / "away")
+    assert finished.plan() == set()  # nothing is made again
 
 
 def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: Project) -> None:
