@@ -361,6 +361,12 @@ def test_a_holder_whose_job_slurm_has_forgotten_is_taken_over_at_once(
     first.release()
 
 
+@pytest.mark.parametrize(("place", "doing"), [("data/a", "prepared or removed"), ("runs/a/b", "trained")])
+def test_the_message_says_what_the_owner_does_there(tmp_path: Path, place: str, doing: str) -> None:
+    with take(tmp_path / place), pytest.raises(WorkspaceBusy, match=f"{place} is being {doing} by attempt"):
+        take(tmp_path / place, "b", timeout_s=3600)
+
+
 def test_one_that_waits_stops_when_asked(tmp_path: Path) -> None:
     with take(tmp_path), pytest.raises(Stopped, match="nothing was changed"):
         take(tmp_path, "b", wait_s=3600, must_stop=lambda: True)

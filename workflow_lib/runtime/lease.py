@@ -167,8 +167,9 @@ class Lease:
                 watched, first_seen = (number, beat), now
             is_running = holder.is_running_here()
             if (beating or is_running) and now - started >= wait_s:
+                doing = "prepared or removed" if workspace.parent.name == "data" else "trained"
                 raise WorkspaceBusy(
-                    f"{workspace} is being trained by {holder}. Nothing was changed. Let it finish and run this "
+                    f"{workspace} is being {doing} by {holder}. Nothing was changed. Let it finish and run this "
                     f"again, or stop that process first"
                 )
             silent_s = max(timeout_s, holder.timeout_s)
