@@ -31,7 +31,6 @@ from workflow_lib.errors import (
     CheckpointError,
     ConfigError,
     DivergedError,
-    EverstepError,
     RankError,
     SaveError,
     StalledError,
