@@ -14,8 +14,9 @@ second or so before an attempt is on record, and the handing out after it, are n
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workflow_lib import checkpoint
@@ -45,7 +46,7 @@ class Account:
     failed_gpu_s: float = 0.0
 
     def __add__(self, other: Account) -> Account:
-        return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Account(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 def total(accounts: Iterable[Account]) -> Account:

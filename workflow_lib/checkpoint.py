@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib import tensorfile
 from workflow_lib.errors import CheckpointError, RankError, SaveError, WorkspaceBusy
-from workflow_lib.files import compact_json, fsync_dir, open_regular
+from workflow_lib.files import compact_json, fsync_dir, names_in, open_regular
 from workflow_lib.runtime.ranks import Peers
 
 if TYPE_CHECKING:
@@ -318,9 +318,9 @@ def _rename(source: Path, target: Path) -> None:
 
 def published(directory: Path) -> list[Path]:
     """The checkpoints of a workspace, oldest first, verified or not."""
-    found = [(match, path) for path in directory.glob("step-*") if (match := NAME.fullmatch(path.name))]
-    found.sort(key=lambda pair: (int(pair[0]["step"]), int(pair[0]["serial"]), pair[0]["attempt"]))
-    return [path for _, path in found]
+    found = [match for name in names_in(directory) if (match := NAME.fullmatch(name))]
+    found.sort(key=lambda match: (int(match["step"]), int(match["serial"]), match["attempt"]))
+    return [directory / match[0] for match in found]
 
 
 def read_manifest(path: Path) -> Checkpoint:

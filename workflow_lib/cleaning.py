@@ -26,7 +26,7 @@ from typing import Any
 
 from workflow_lib import checkpoint
 from workflow_lib.errors import EverstepError, UserError
-from workflow_lib.files import read_json
+from workflow_lib.files import names_in, read_json
 from workflow_lib.needed import Needed
 from workflow_lib.processes import is_writer_alive, writer_mark
 from workflow_lib.runtime import workspace as ws
@@ -131,13 +131,14 @@ def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterat
             is_needed=lambda: needed.needs_run(digest) or not _is_quiet(workspace, rest_s),
         )
         return
-    for pattern, why in ((".tmp-*", "save that was cut off"), (TRASH, "removal that was cut off")):
-        for path in sorted(directory.glob(pattern)):
-            yield Removable(path, why, workspace=workspace)
+    names = names_in(directory)
+    for prefix, why in ((".tmp-", "save that was cut off"), (".trash-", "removal that was cut off")):
+        for name in (name for name in names if name.startswith(prefix)):
+            yield Removable(directory / name, why, workspace=workspace)
     if newest is None or not is_finished(newest):
         return  # what does not verify keeps an unfinished run from silently beginning again
-    for path in sorted(directory.glob("corrupt-*")):
-        yield Removable(path, "damaged checkpoint of a finished run", workspace=workspace, sealed=newest)
+    for name in (name for name in names if name.startswith("corrupt-")):
+        yield Removable(directory / name, "damaged checkpoint of a finished run", workspace=workspace, sealed=newest)
     if experiments is not None and not experiments & periodic:
         for path in checkpoint.published(directory):
             if path != newest.path:
@@ -219,12 +220,11 @@ def _proofs(work: Path) -> Iterator[Removable]:
 def _unwritten(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
     """Files whose writer is gone, outside of what is listed already; one of another host, after a week."""
     for parent, _, names in os.walk(folder):
-        for name in sorted(names):
+        for name, mark in sorted((name, found["mark"]) for name in names if (found := UNWRITTEN.fullmatch(name))):
             path = Path(parent, name)
-            unwritten = UNWRITTEN.fullmatch(name)
-            if unwritten is None or not listed.isdisjoint(path.parents) or not _is_in(path, folder):
+            if not listed.isdisjoint(path.parents) or not _is_in(path, folder):
                 continue
-            is_alive = is_writer_alive(unwritten["mark"])
+            is_alive = is_writer_alive(mark)
             with suppress(FileNotFoundError):  # it has its name by now
                 if is_alive is False or (is_alive is None and _is_quiet(path, WAITING_S)):
                     yield Removable(path, "file whose writing was cut off")
@@ -237,12 +237,28 @@ def _sized(items: Sequence[Removable]) -> list[Removable]:
     for item in items:
         freed = 0
         with suppress(FileNotFoundError):  # somebody is at work there
-            for file in (path.lstat() for path in (item.path, *item.path.rglob("*"))):
+            for file in (os.lstat(path) for path in _with_all_below(item.path)):
                 names[file.st_dev, file.st_ino] += 1
                 if names[file.st_dev, file.st_ino] == file.st_nlink and not stat.S_ISDIR(file.st_mode):
                     freed += file.st_size
         sized.append(replace(item, bytes=freed))
     return sized
+
+
+def _with_all_below(path: Path, left_out: Set[str] = frozenset()) -> Iterator[str]:
+    """The path and, of a folder, all below it, but for these names and what they hold; no symbolic link is followed.
+
+    Raises FileNotFoundError when a folder goes meanwhile: somebody is at work there.
+    """
+    yield str(path)
+    for parent, folders, names in os.walk(path, onerror=_raise_if_gone):
+        folders[:] = [name for name in folders if name not in left_out]
+        yield from (os.path.join(parent, name) for name in (*folders, *names) if name not in left_out)
+
+
+def _raise_if_gone(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_in(path: Path, folder: Path) -> bool:
@@ -257,6 +273,5 @@ def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
 
 def _is_quiet(path: Path, seconds: float) -> bool:
     """Return True if nothing was written there for so long; locks and leases, which readers write, do not count."""
-    below = [file for file in path.rglob("*") if not {".lock", "leases"} & {*file.relative_to(path).parts}]
-    written = [file.lstat().st_mtime for file in (path, *below)]
+    written = [os.lstat(file).st_mtime for file in _with_all_below(path, {".lock", "leases"})]
     return time.time() - max(written) > seconds

@@ -9,12 +9,13 @@ import os
 import stat
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from workflow_lib.errors import StateError
 from workflow_lib.processes import writer_mark
@@ -151,10 +152,9 @@ def compact_json(value: Any) -> bytes:
 def decoded(kind: type[T], content: Any) -> T:
     """The dataclass that a JSON object holds; keys it does not know are passed over. TypeError for another type."""
     values = {}
-    for name, hint in get_type_hints(kind).items():
+    for name, allowed in _allowed(cast(Hashable, kind)).items():
         if name in content:
             value = content[name]
-            allowed = hint if isinstance(hint, UnionType) else get_origin(hint) or hint
             is_whole = isinstance(value, int) and isinstance(float(value), allowed)
             if not (is_whole or isinstance(value, allowed)):
                 raise TypeError(f"{name} is {value!r}")
@@ -162,10 +162,25 @@ def decoded(kind: type[T], content: Any) -> T:
     return kind(**values)
 
 
+@cache
+def _allowed(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass with the type of each; of a generic one, `tuple[int, ...]`, its origin."""
+    hints = get_type_hints(kind)
+    return {name: hint if isinstance(hint, UnionType) else get_origin(hint) or hint for name, hint in hints.items()}
+
+
+def names_in(folder: str | Path) -> list[str]:
+    """The names in the folder, sorted; none where there is no such folder, or no permission to list it."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
 def read_json(path: Path, *names: str) -> Any:
     """The value in a JSON file; with names, a mapping that has them. StateError where it is damaged or another."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise StateError(f"{path}: not a JSON file ({error}). {REMAKE}") from error
     if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,9 @@ class Needed:
         self.work, self._results = work, results
         self.runs: dict[str, set[str]] = {}
         self.stores: set[str] = set()
-        self._read_at = self._took_s = 0.0
+        self._took_s = 0.0
         self._read()
+        self._read_at = -math.inf  # what came after this, the listing, is read before anything is removed
 
     def needs_run(self, digest: str) -> bool:
         """Return True if a result names the run, also one written a moment ago."""

@@ -245,6 +245,9 @@ def _frozen(ref: str, work: Path) -> Path:
     match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", _pointed(ref) if ref.endswith(".json") else ref)
     if not match:
         raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")
+    whole = work / "runs" / match[1] / "config.json"
+    if whole.exists():  # a whole digest: not looked for among all runs
+        return whole
     found = sorted((work / "runs").glob(f"{match[1]}*/config.json"))
     if len(found) > 1:
         raise ConfigError(f"{ref}: {len(found)} runs in {work / 'runs'} begin like this; give more of the digest")

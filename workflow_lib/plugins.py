@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -93,6 +94,7 @@ def project_path(path: Path, root: Path | None) -> Path:
     return lexical
 
 
+@cache
 def available(kind: str) -> list[str]:
     """Names of the data sets or models in the package, sorted."""
     folder = Path(__file__).parent / kind

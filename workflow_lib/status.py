@@ -6,12 +6,12 @@ processes; one on another host is believed while its heart beats.
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,28 @@ from typing import Any
 from workflow_lib import accounting, checkpoint, repeats
 from workflow_lib.accounting import Account
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.files import read_json
+from workflow_lib.files import names_in, read_json
 from workflow_lib.runtime import workspace as ws
 from workflow_lib.runtime.lease import Holder, last_seen
-from workflow_lib.runtime.log import read_events
+from workflow_lib.runtime.log import last_event, read_events
 from workflow_lib.user_code import WORKSPACE
 
 Row = dict[str, Any]
 
 SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; a longer one of the owner counts, twice, instead
+PROGRESS = ("progress", "epoch")
 RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them is what a long status costs
 NAME_WIDTH = 44
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
+DIGEST = re.compile("[0-9a-f]{32}")
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def runs(work: Path, results: Path) -> list[Row]:
     """One row a run and data, the newest activity first; planned runs that were never begun come last."""
     planned = _names(results)
-    names = _made(results) | planned
+    names = _made(results, {*planned.values()}) | planned
     rows = [_row(workspace, names) for workspace in workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
@@ -47,11 +49,11 @@ def runs(work: Path, results: Path) -> list[Row]:
 
 def workspaces(work: Path) -> list[Path]:
     """Folders of the runs that were begun."""
-    return sorted(
-        path
-        for path in work.glob("runs/*/*")
-        if re.fullmatch("[0-9a-f]{32}", path.parent.name) and WORKSPACE.fullmatch(path.name) and path.is_dir()
-    )
+    found = []
+    for digest in filter(DIGEST.fullmatch, names_in(work / "runs")):
+        run = work / "runs" / digest
+        found += [run / name for name in names_in(run) if WORKSPACE.fullmatch(name) and os.path.isdir(run / name)]
+    return found
 
 
 def is_finished(newest: Checkpoint | None) -> bool:
@@ -83,12 +85,14 @@ def _names(results: Path) -> dict[str, str]:
     return names
 
 
-def _made(results: Path) -> dict[str, str]:
-    """Names of the runs that have results: a plan that they left no longer says them."""
+def _made(results: Path, planned: Set[str]) -> dict[str, str]:
+    """Names of the runs that have results and are not ``planned``: a plan that they left no longer says them."""
     names: dict[str, str] = {}
-    for path in sorted(results.glob("*/runs/*/train.json")):
-        with suppress(*UNREADABLE):
-            names.setdefault(str(read_json(path)["digest"]), path.parent.name)
+    for runs in (results / experiment / "runs" for experiment in names_in(results)):
+        for name in names_in(runs):
+            if name not in planned:  # else its name is known, and there may be thousands
+                with suppress(*UNREADABLE):
+                    names.setdefault(str(read_json(runs / name / "train.json")["digest"]), name)
     return names
 
 
@@ -110,7 +114,7 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
         "checkpoint_age_s": None,
         "attempts": [],
         "owner": None,
-        "account": asdict(Account()),
+        "account": {**vars(Account())},
         "updated": "",
     }
 
@@ -131,15 +135,16 @@ def _known(workspace: Path) -> Row:
     attempts = accounting.settled(ws.list_attempts(workspace), saved)
     seen = last_seen(workspace)
     held = seen if seen and _is_believed(*seen) else None
-    recent = read_events(ws.events_file(workspace), RECENT_BYTES)
-    progress: list[Row] = [event for event in recent if event.get("kind") in ("progress", "epoch")]
+    events = ws.events_file(workspace)
+    recent = read_events(events, RECENT_BYTES) if held else []  # of a run without an owner only the last one counts
+    progress = last_event(events, PROGRESS, RECENT_BYTES)
     last = attempts[-1] if attempts else None
     waiting = _waiting(recent, held[0].attempt) if held else None
     unbegun = None if last or held else repeats.read(workspace)
     state = "waiting" if waiting else "failed" if unbegun else _state(newest, last, held is not None)
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
-        now: list[Row] = [event for event in progress if event.get("attempt") == held[0].attempt]
+        now = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
         reached = [one.reached or 0 for one in attempts if one.attempt == held[0].attempt]
         step = max([saved, *reached, *(event["step"] for event in now)])
         epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in now)])  # those done
@@ -150,7 +155,7 @@ def _known(workspace: Path) -> Row:
         or (unbegun.message if unbegun else None)
         or (last.reason if last and state in ("failed", "diverged", "stalled") else None),
         "step": step,
-        "steps": progress[-1]["steps"] if progress else None,
+        "steps": progress["steps"] if progress else None,
         "epoch": epoch,
         "epochs": read_json(workspace.parent / "config.json")["training"]["epochs"],
         "samples_per_s": speed,
@@ -159,7 +164,7 @@ def _known(workspace: Path) -> Row:
         "checkpoint_age_s": max(0.0, time.time() - newest.manifest["created"]) if newest else None,
         "attempts": _attempts(attempts, held[0] if held else None),
         "owner": _owner(*seen, is_believed=held is not None) if seen else None,
-        "account": asdict(accounting.account_of(attempts, len(read_events(ws.delivered_file(workspace))))),
+        "account": {**vars(accounting.account_of(attempts, len(read_events(ws.delivered_file(workspace)))))},
         "updated": (last.ended or last.began) if last else "",
     }
 
@@ -300,4 +305,6 @@ def _who(owner: Row | None) -> str:
 
 
 def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    if len(indent + text) <= WIDTH and text.isprintable() and text == text.strip():
+        return [indent + text]  # as nearly always; `wrap` is slow
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)

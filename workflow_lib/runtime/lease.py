@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from io import FileIO
@@ -38,7 +38,7 @@ from types import TracebackType
 import psutil
 
 from workflow_lib.errors import Stopped, WorkspaceBusy
-from workflow_lib.files import decoded, naming, temporary_name
+from workflow_lib.files import decoded, names_in, naming, temporary_name
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import start_s
 
@@ -192,7 +192,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(FileNotFoundError):  # the workspace itself may have been removed meanwhile
-            (self._directory / f"{self.number:06d}.released").touch()
+            (self._directory / _released_name(self.number)).touch()
 
     def __enter__(self) -> Lease:
         return self
@@ -212,14 +212,22 @@ class Lease:
 
 def current(directory: Path) -> tuple[int, Holder | None]:
     """The highest lease number (0: never held) and who created it."""
-    numbers = [int(path.stem) for path in directory.glob("*.json") if path.stem.isdecimal()]
-    if not numbers:
-        return 0, None
+    number = _highest(names_in(directory))
+    return number, _holder(directory, number) if number else None
+
+
+def _highest(names: Iterable[str]) -> int:
+    """The highest lease number among the names of files; 0 without a lease."""
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
+
+
+def _holder(directory: Path, number: int) -> Holder:
     try:
-        content = json.loads((directory / f"{max(numbers):06d}.json").read_text())
-        return max(numbers), decoded(Holder, content)
+        content = json.loads((directory / f"{number:06d}.json").read_text())
+        return decoded(Holder, content)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        return max(numbers), UNKNOWN
+        return UNKNOWN
 
 
 def holder_of(workspace: Path) -> Holder | None:
@@ -238,9 +246,12 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
     released is told here however long it has been silent.
     """
     directory = workspace / "leases"
-    number, holder = current(directory)
-    is_local = holder is not None and holder.is_of_this_host()
-    if holder is None or _is_released(directory, number) or (is_local and holder.is_gone()):
+    names = names_in(directory)
+    number = _highest(names)
+    if not number or _released_name(number) in names:  # as for nearly all runs of a large store: nothing is opened
+        return None
+    holder = _holder(directory, number)
+    if holder.is_of_this_host() and holder.is_gone():
         return None
     return holder, max(0.0, time.time() - _beat_of(directory, number))
 
@@ -298,7 +309,11 @@ def _link(temporary: Path, lease: Path) -> None:
 
 
 def _is_released(directory: Path, number: int) -> bool:
-    return (directory / f"{number:06d}.released").exists()
+    return (directory / _released_name(number)).exists()
+
+
+def _released_name(number: int) -> str:
+    return f"{number:06d}.released"
 
 
 def _beat_of(directory: Path, number: int) -> float:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,30 @@ class EventLog:
 
 def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
     """The events, oldest first, or those in the last bytes; a line that is torn is passed over."""
-    events = []
-    for line in _tail(path, last_bytes).splitlines() if path.exists() else ():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    return [event for line in _tail(path, last_bytes).splitlines() if (event := _event(line)) is not None]
+
+
+def last_event(path: Path, kinds: Sequence[str], last_bytes: int) -> dict[str, Any] | None:
+    """The newest event of these kinds in the last bytes; None if there is none."""
+    events = (_event(line) for line in reversed(_tail(path, last_bytes).splitlines()))
+    return next((event for event in events if event is not None and event.get("kind") in kinds), None)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _tail(path: Path, last_bytes: int | None) -> bytes:
-    with path.open("rb") as file:
+    """The last bytes of the file, or all of them; none where there is no file."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return b""
+    with file:
         if last_bytes is not None:
             file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
         return file.read()

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from workflow_lib.files import decoded, make_dirs, read_json, write_json
+from workflow_lib.files import decoded, make_dirs, names_in, read_json, write_json
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import now_s, start_s
 from workflow_lib.runtime.lease import Holder, is_alive
@@ -216,12 +216,15 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
     A record that cannot be read is passed over with a warning.
     """
     records = []
-    for path in attempts_dir(workspace).glob("*.json"):
+    directory = attempts_dir(workspace)
+    for name in names_in(directory):
+        if not name.endswith(".json"):
+            continue
         try:
-            record = read_attempt(workspace, path.stem)
+            record = read_attempt(workspace, name.removesuffix(".json"))
             records.append(record if record.ended else _as_of_pulse(workspace, record))
         except (OSError, ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
-            logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", path, error)
+            logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", directory / name, error)
     return tuple(sorted(records, key=lambda record: (record.number, record.began, record.attempt)))
 
 
