@@ -41,7 +41,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation/*", "models/*", "shards/loading.py"),
     "suggest": ("tuning.py",),
     "export": ("export.py", "models/*", "shards/loading.py"),
-    "report": ("report.py", "results.py", "accounting.py", "templates/*"),
+    "report": ("report.py", "results.py", "runs_table.py", "accounting.py", "templates/*"),
     "track": ("tracking.py",),
 }
 # Modules that move, show, watch or plan, and decide no number of a result.

@@ -45,6 +45,7 @@ LAYERS = (
     ("needed",),
     ("cleaning", "decisions", "tracking"),
     ("results",),
+    ("runs_table",),
     ("report",),
     ("prove",),
     ("__main__",),

@@ -19,7 +19,8 @@ from workflow_lib import accounting
 from workflow_lib.accounting import Account
 from workflow_lib.errors import DataError, DivergedError, UserError
 from workflow_lib.files import read_json, write_atomic
-from workflow_lib.results import METRICS, Row, RunResults, Unfinished, load_results, unfinished
+from workflow_lib.results import METRICS, TUNED, Row, RunResults, Unfinished, load_results, unfinished
+from workflow_lib.runs_table import PAGE, columns, packed, shown_interval, shown_number, shown_setting
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,6 +41,7 @@ CHAPTER = {
 MOST_CLASSES_OF_A_MATRIX = 40
 MOST_CONFUSED_PAIRS = 15
 MOST_POINTS = 2000  # of a scatter plot
+MOST_CURVES = 30  # of runs, that are drawn
 MOST_TARGETS = 4  # that are drawn
 BINS = 30
 PICTURES = 8  # of training images, and as many of augmented ones
@@ -104,7 +106,7 @@ def report_unfinished(experiment: Experiment, results: Path, runs: Sequence[str]
     page = (
         _templates()
         .get_template("unfinished.html")
-        .render(title=title, experiment=experiment, missing=found, total=len(runs), style=style)
+        .render(title=title, experiment=experiment, missing=found, total=len(runs), style=style, page=PAGE)
     )
     write_atomic(output.with_name("runs.csv"), _csv([run.row() for run in found]))
     write_atomic(output, page)
@@ -143,11 +145,15 @@ def summary(results: Path) -> str:
 def _spent(
     experiment: Experiment, results: Path, runs: Sequence[RunResults], diverged: Sequence[Unfinished], work: Path
 ) -> list[tuple[str, Account]]:
-    """What each run cost, then the study's other trials, then all together; runs with one digest are one."""
+    """What each run cost, then the study's other trials, then all together; runs with one digest are one.
+
+    Of very many runs, those that used most, and the others together.
+    """
     from workflow_lib import plan, user_code
 
     rows = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
     lines = [*list(rows.values())[::-1], *((run.name, run.account) for run in diverged)]
+    count = len(lines)
     data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment) if experiment.tune else experiment)}.json"
     if experiment.tune is not None and data.exists():
         folder = results / "tune" / plan.study_id(experiment)
@@ -156,7 +162,12 @@ def _spent(
         found = [path for digest in digests for path in user_code.workspaces(work, digest, manifest)]
         trials = [accounting.account(path) for path in found]
         lines.append((f"{len(digests)} trials", accounting.total(trials)))
-    return [*lines, ("all", accounting.total(account for _, account in lines))]
+    everything = ("all", accounting.total(account for _, account in lines))
+    if count > PAGE:
+        most = sorted(lines[:count], key=lambda line: line[1].used_s, reverse=True)
+        others = accounting.total(account for _, account in most[PAGE:])
+        lines = [*most[:PAGE], (f"{count - PAGE:,} other runs", others), *lines[count:]]
+    return [*lines, everything]
 
 
 def _headings(settings: Iterable[str]) -> dict[str, str]:
@@ -176,7 +187,7 @@ def _csv(table: Sequence[Row]) -> str:
 
 
 def _short(text: str) -> str:
-    return _shown(float(text)) if text else "undefined"
+    return shown_number(float(text)) if text else "undefined"
 
 
 def _study(experiment: Experiment, results: Path) -> Row | None:
@@ -350,7 +361,12 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"accepted": provenance.accepted_words}
-    environment.filters |= {"number": _shown, "setting": _setting, "duration": duration}
+    environment.filters |= {
+        "number": shown_number,
+        "interval": shown_interval,
+        "setting": shown_setting,
+        "duration": duration,
+    }
     return environment
 
 
@@ -362,17 +378,23 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Seque
     made = best.evaluation["provenance"]
     figures = [*predictions, *(study["figures"] if study else [])]
     second = SECOND_CURVE[best.task]
-    data = {"curves": [_curve(run, second) for run in runs], "second": second, "figures": figures}
+    drawn = [run for place, run in enumerate(runs) if place < MOST_CURVES or run.name == TUNED]
+    data = {"curves": [_curve(run, second) for run in drawn], "second": second, "figures": figures}
     is_classification = best.task == "classification"
+    tasks = dict.fromkeys(run.task for run in runs)
+    metrics = {name: label for task in tasks for name, label in METRICS[task].items()}
+    rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
     return (
         _templates()
         .get_template("report.html")
         .render(
             runs=runs,
             best=best,
-            metrics={
-                name: label for task in dict.fromkeys(run.task for run in runs) for name, label in METRICS[task].items()
-            },
+            metrics=metrics,
+            page=PAGE,
+            rows=packed(json.dumps(rows, allow_nan=False)) if rows else None,
+            curves=drawn,
+            drawn=_drawn(runs, drawn),
             chapter=CHAPTER[best.task],
             second={"accuracy": "Accuracy", "mae": "Mean absolute error"}[second],
             matrix=_matrix(best.evaluation) if is_classification else None,
@@ -382,9 +404,9 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, predictions: Seque
             code=made["code"],
             machine=_flat(made["environment"]),
             data=_script_json(data),
-            plotly=get_plotlyjs(),
+            plotly=packed(get_plotlyjs()),
             style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+            script="".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("tables.js", "report.js")),
             **values,
         )
     )
@@ -394,6 +416,13 @@ def _curve(run: RunResults, second: str) -> Row:
     names = ("epoch", "train_loss", "val_loss", f"val_{second}")
     columns = {name: [row.get(name) for row in run.history] for name in names}
     return {"name": run.name, "best_epoch": run.best()[1], **columns}
+
+
+def _drawn(runs: Sequence[RunResults], drawn: Sequence[RunResults]) -> str:
+    """The runs whose curves are drawn, in words."""
+    if len(drawn) == len(runs):
+        return "every run"
+    return f"the {MOST_CURVES} best runs" + (" and the tuned one" if len(drawn) > MOST_CURVES else "")
 
 
 def _matrix(evaluation: Row) -> list[list[tuple[int, float]]] | None:
@@ -429,18 +458,3 @@ def _script_json(value: Any) -> str:
     """JSON that cannot end the script element it stands in, nor start a comment there."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _shown(value: float | None, digits: int = 4) -> str:
-    """A number for people."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    large = abs(value) >= 1000
-    return f"{value:,.{max(0, digits - 3)}f}" if large else f"{value:.{digits}f}"
-
-
-def _setting(value: Any) -> str:
-    """A swept value as it is written in an experiment file."""
-    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
