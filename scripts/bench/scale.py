@@ -4,6 +4,8 @@
     python scripts/bench/scale.py job [--runs 10000]      what the Snakemake inside each cluster job takes to begin
     python scripts/bench/scale.py sweep [--runs 200] [--jobs 16] [--until train]
                                                           on a SLURM sandbox of its own: where a job's time goes
+    python scripts/bench/scale.py finished [--runs 5000]  what the commands take when a tenth of the runs, and all, are
+                                                          finished: medians of three
 
 CPU seconds beside elapsed ones: on a machine that does other things too, only the former can be compared. The dry run
 is compared with that of a bare chain of three rules with as many jobs, which is what Snakemake itself takes.
@@ -15,7 +17,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,11 +29,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import store
+
 from workflow_lib import config
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--quiet", "all")
-PARTS = ("Snakefile", "rules", "report", "profiles", "config", "workflow_lib", "scripts")
 
 BARE = """\
 rule all:
@@ -89,9 +91,7 @@ def project(runs: int) -> Iterator[Path]:
     """A copy of the pipeline with that sweep."""
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as name:
         folder = Path(name)
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
+        store.copy_project(folder)
         (folder / "config" / "wide.yaml").write_text(experiment_of(runs))
         yield folder
 
@@ -169,6 +169,45 @@ def sweep(runs: int, jobs: int, until: str) -> None:
             phases(trace, folder)
 
 
+def finished(runs: int) -> None:
+    """Prints what the commands take in a project whose runs are finished."""
+    for count in (runs // 10, runs):
+        with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as name:
+            folder = Path(name)
+            store.make(folder)
+            store.grow(folder, count)
+            print(f"{count} finished runs{'elapsed':>{54 - len(str(count))}}{'CPU s':>9}")
+            commands(folder)
+
+
+def commands(folder: Path, repeats: int = 3) -> None:
+    """Prints a line a command, in an order in which none changes what the next one finds, but for the removal."""
+    verb, wide = (sys.executable, "-m", "workflow_lib"), ("--configfile", "config/wide.yaml")
+    results = Path("results") / store.NAME
+    made = sorted((folder / results / "runs").iterdir())
+    page = ("--results", str(results), "--plan", str(results / "plan.json"), "--output", str(results / "report.html"))
+    report = (*verb, "report", "--experiment", "config/wide.yaml", *page)
+    dry = (*SNAKEMAKE, "--dry-run", "--profile", "profiles/local", *wide)
+    clean = (*verb, "clean")
+    rows: tuple[tuple[str, tuple[str, ...], int], ...] = (
+        ("everstep status", (*verb, "status"), repeats),
+        ("everstep status --json", (*verb, "status", "--json"), repeats),
+        ("everstep clean: an older checkpoint of every run is listed", clean, repeats),
+        ("everstep clean --yes: and removed", (*clean, "--yes"), 1),
+        ("everstep clean: nothing to remove", clean, repeats),
+        ("everstep report: page and table", report, repeats),
+        ("everstep plan", (*verb, "plan", "config/wide.yaml"), repeats),
+        ("everstep explain: two of the runs", (*verb, "explain", made[0].name, made[-1].name), repeats),
+        ("everstep trace", (*verb, "trace", str(made[0].relative_to(folder) / "export.json")), repeats),
+        ("snakemake --dry-run", dry, 1),
+    )
+    for text, command, times in rows:
+        taken = list(zip(*(measured(command, folder) for _ in range(times)), strict=True))
+        row(text, (statistics.median(taken[0]), statistics.median(taken[1])))
+    sizes = [(folder / results / name).stat().st_size / 1e6 for name in ("report.html", "runs.csv")]
+    print(f"report.html {sizes[0]:.2f} MB, runs.csv {sizes[1]:.2f} MB", flush=True)
+
+
 def phases(trace: Path, folder: Path) -> None:
     """Prints the medians over all trainings, in the order in which a job goes through its phases."""
     of_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -215,7 +254,7 @@ def of_kind(processes: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("plan", "job", "sweep"))
+    parser.add_argument("what", choices=("plan", "job", "sweep", "finished"))
     parser.add_argument("--runs", type=int)
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--until", default="train", help="the last rule")
@@ -223,6 +262,8 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if arguments.what == "sweep":
         sweep(arguments.runs or 200, arguments.jobs, arguments.until)
+    elif arguments.what == "finished":
+        finished(arguments.runs or 5000)
     else:
         {"plan": plan, "job": job}[arguments.what](arguments.runs or 10_000)
     print(f"load {os.getloadavg()[0]:.1f}")
