@@ -47,6 +47,7 @@ rule all:
 # lets them off where all that connects them is ancient. A new run would wait for the next `snakemake`.
 onstart:
     check_requests()
+    take_results()
     print(
         "everstep: to look on from another terminal: everstep status; the jobs' logs are in logs/",
         file=sys.stderr,

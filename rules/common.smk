@@ -24,7 +24,7 @@ import snakemake.exceptions
 from snakemake_interface_common.exceptions import WorkflowError
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, clones, controller, plan as plans, plugins, tracking, user_code
+from workflow_lib import budget, claims, clones, controller, plan as plans, plugins, tracking, user_code
 from workflow_lib.errors import EverstepError, with_cure
 from workflow_lib.runtime import gpus
 
@@ -49,10 +49,12 @@ def data_sets():
 
 
 try:
-    experiment = controller.load_experiment(
-        workflow.overwrite_configfiles or [Path("config/config.yaml")],
-        workflow.config_settings.config_args or [],
-    )
+    paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
+    settings = controller.settings_of(workflow.config_settings.config_args or [])
+    experiment = experiments.load(paths, settings)
+    claim = claims.of(paths, settings)
+    if workflow.is_main_process:
+        claims.check(Path("results"), experiment.name, claim)
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
         clones.note(WORK, Path("results"))
@@ -211,6 +213,16 @@ def earlier_trials(wildcards):
         if number >= window
         else {}
     )
+
+
+def take_results():
+    """The results belong to the experiment file; exit if another file took them a moment ago."""
+    try:
+        if line := claims.take(Path("results"), experiment.name, claim):
+            print(f"everstep: {line}", file=sys.stderr)
+    except EverstepError as error:
+        print(f"everstep: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code)
 
 
 def check_requests():

@@ -49,6 +49,7 @@ NEUTRAL = (
     "__init__.py",
     "__main__.py",
     "budget/*",
+    "claims.py",
     "cleaning.py",
     "clones.py",
     "controller.py",

@@ -158,12 +158,10 @@ def test_records_with_long_names_are_looked_at(tmp_path: Path) -> None:
     assert record.exists()
 
 
-def test_only_set_is_taken_from_the_command_line(tmp_path: Path) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("name: mine\n")
-    assert controller.load_experiment([path], ["set=training.epochs=3 seed=7"]).training.epochs == 3
+def test_only_set_is_taken_from_the_command_line() -> None:
+    assert controller.settings_of(["set=training.epochs=3 labels={a: b}"]) == ["training.epochs=3 labels={a: b}"]
     with pytest.raises(ConfigError, match="--config epochs: the only name it takes is 'set'"):
-        controller.load_experiment([path], ["epochs=3"])
+        controller.settings_of(["epochs=3"])
 
 
 def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:

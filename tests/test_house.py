@@ -28,7 +28,7 @@ LAYERS = (
     ("faults", "files", "forking", "source_digest"),
     ("plugins", "slab", "tensorfile"),
     ("config",),
-    ("clones",),
+    ("claims", "clones"),
     ("checksums", "plan"),
     ("user_code",),
     ("budget", "controller", "explain", "runtime"),

@@ -90,13 +90,14 @@ def _schema(arguments: Arguments) -> None:
 
 
 def _validate(arguments: Arguments) -> None:
-    from workflow_lib import config, controller, plan
+    from workflow_lib import claims, config, controller, plan
 
     problems = []
     for path in arguments.config:
         try:
             experiment = config.load([path], arguments.set)
             runs = plan.expand(experiment)
+            claims.check(RESULTS_FOLDER, experiment.name, claims.of([path], arguments.set))
             data = [experiment.data, *(run.config.data for run in runs)]
             controller.refuse_missing_files([*data, *controller.models(experiment, runs)], f"{path}: ")
         except ConfigError as error:
@@ -113,9 +114,10 @@ def _count(number: int, word: str) -> str:
 
 
 def _plan(arguments: Arguments) -> None:
-    from workflow_lib import budget, config, plan
+    from workflow_lib import budget, claims, config, plan
 
     experiment = config.load([arguments.config], arguments.set)
+    claims.check(RESULTS_FOLDER, experiment.name, claims.of([arguments.config], arguments.set))
     print(plan.table(experiment))
     for line in plan.columns(experiment):
         print(line)

@@ -31,8 +31,8 @@ RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")
 _held: list[TextIO] = []
 
 
-def load_experiment(paths: Sequence[Path], given: Sequence[str]) -> config.Experiment:
-    """The validated experiment of a command line; `given` is what follows --config, as it was typed.
+def settings_of(given: Sequence[str]) -> list[str]:
+    """Return the settings that follow --config, as they were typed.
 
     What Snakemake itself makes of `set="labels={a: b}"` is YAML with its quotes lost.
     """
@@ -42,7 +42,7 @@ def load_experiment(paths: Sequence[Path], given: Sequence[str]) -> config.Exper
             f"--config {' '.join(unknown)}: the only name it takes is 'set'. "
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
-    return config.load(paths, [settings for *_, settings in entries])
+    return [settings for *_, settings in entries]
 
 
 def data_files(data: config.Data) -> dict[str, str]:

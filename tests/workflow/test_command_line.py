@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -48,6 +49,22 @@ def test_an_experiment_file_runs_nothing(project: Project, profile: str, suffix:
     outcome = project.run("--dry-run", "--profile", f"profiles/{profile}", "--configfile", str(path))
     assert outcome.code == 2 and "__use_yte__: no such setting" in outcome.output
     assert not (project.folder / "ran").exists()
+
+
+def test_another_file_of_the_same_name_overwrites_nothing(finished: Project) -> None:
+    results = finished.folder / "results/tiny"
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    shutil.copy(finished.folder / "config/tiny.yaml", finished.folder / "config/copy.yaml")
+    finished.edit("config/copy.yaml", "epochs: 2", "epochs: 3")
+    for arguments in ([], ["--dry-run"]):
+        outcome = finished.run(*arguments, "--configfile", "config/copy.yaml")
+        assert outcome.code == 2 and "results/tiny belongs to config/tiny.yaml" in outcome.output
+        assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+    assert finished.run().is_nothing
+    (finished.folder / "config/tiny.yaml").unlink()
+    told = finished.make("results/tiny/plan.json", "--configfile", "config/copy.yaml").output
+    assert "which is gone; it now belongs to config/copy.yaml" in told
 
 
 def test_a_disk_that_refuses_is_one_message(project: Project) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "digest",
     "find_root",
     "identity",
+    "is_frozen",
     "load",
     "schema",
     "snapshot",
@@ -45,7 +46,7 @@ def load(paths: Sequence[Path], overrides: Sequence[str] = (), *, root: Path | N
         raise ConfigError("no experiment file given")
     sources = [read(Path(path)) for path in paths]
     for path, one in zip(paths, sources, strict=True):
-        if _is_frozen(Path(path)) and digest(one.values, "experiment") != Path(path).stem:
+        if is_frozen(Path(path)) and digest(one.values, "experiment") != Path(path).stem:
             raise StateError(
                 f"{path}: damaged: not the experiment that was frozen under this name. Start the pipeline again with "
                 f"the experiment's own file: it is frozen anew"
@@ -82,6 +83,6 @@ def snapshot(experiment: Experiment, work: Path) -> Path:
     return path
 
 
-def _is_frozen(path: Path) -> bool:
+def is_frozen(path: Path) -> bool:
     """Return True if the file has the name that `snapshot` gives, the digest of its content."""
     return path.parent.name == "experiments" and re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None

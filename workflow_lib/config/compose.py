@@ -42,9 +42,9 @@ def project_root() -> Path | None:
 
 def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     """The values of a file over those of the file it `extends`."""
-    where = _shown(path)
+    where = shown(path)
     if path.resolve() in opened:
-        chain = " -> ".join(_shown(p) for p in (*opened, path.resolve()))
+        chain = " -> ".join(shown(p) for p in (*opened, path.resolve()))
         raise ConfigError(f"{where}: extends: the files extend each other: {chain}")
     value, entries = _parse(path, where)
     if value is None:
@@ -61,11 +61,12 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
         raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
     target = path.parent / base
     if not os.path.isfile(target):  # False also for a name that no file can have
-        raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(_shown(target), 300)}")
+        raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(shown(target), 300)}")
     return merge(read(target, (*opened, path.resolve())), Source(value, Origins(entries)))
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """Return the path, relative to the current folder if it is below it."""
     absolute = path.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
