@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,79 @@ def test_numbers_in_another_notation_are_refused_unless_they_are_said_to_be_name
     if "unit" not in write(1.0) and other_notation(values[1]):
         with pytest.raises(DataError, match="the target .* is a (number|date)"):
             table(tmp_path, {"y": values}, name)
+
+
+MARKED: dict[str, tuple[dict[str, str], Callable[[float], str]]] = {
+    "decimal comma": ({"decimal": ","}, lambda v: f"{v!r}".replace(".", ",")),
+    "thousands": ({"thousands": ","}, lambda v: f"{v:,.3f}"),
+    "German": ({"decimal": ",", "thousands": "."}, lambda v: f"{v:,.3f}".translate(str.maketrans(",.", ".,"))),
+    "French": ({"decimal": ",", "thousands": " "}, lambda v: f"{v:,.3f}".translate(str.maketrans(",.", "\u202f,"))),
+    "spaces": ({"thousands": " "}, lambda v: f"{v:,.3f}".replace(",", "\u00a0")),
+    "Swiss": ({"thousands": "'"}, lambda v: f"{v:,.3f}".replace(",", "\u2019")),
+}
+
+
+@pytest.mark.parametrize(("settings", "write"), MARKED.values(), ids=MARKED.keys())
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_numbers_in_a_notation_that_is_said_are_read_exactly(
+    tmp_path: Path, settings: dict[str, str], write: Callable[[float], str], name: str
+) -> None:
+    numbers = [round(row * 123.456 - 4e4, 3) for row in range(1, 400)]
+    columns = {"x": [write(number) for number in numbers], "m": [write(float(row % 7)) for row in range(1, 400)]}
+    with pytest.raises(DataError, match="`x`: .*(a number in another notation|numbers are written like)") as told:
+        table(tmp_path, columns, name)
+    for setting, mark in settings.items():
+        assert f'data.params.{setting}: "{mark}"' in str(told.value)
+    with opened("table", tmp_path / name, target="y", **settings) as source:
+        assert [feature.categories for feature in source.features] == [(), ()]
+        rows = source.read("train", np.arange(399))
+    assert (rows[:, 0] == np.array(numbers, np.float32)).all()
+    assert (rows[:, 1] == np.arange(1, 400) % 7).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"decimal": ","}, "1.5"), ({"decimal": ","}, "1.234,5"), ({"decimal": ","}, "1,2,3"), ({"decimal": ","}, "3_1,5"),
+     ({"thousands": ","}, "12,34"), ({"thousands": ","}, "1234,567"), ({"thousands": ","}, "0,123"),
+     ({"thousands": ","}, "1,234,5"), ({"thousands": "."}, "1.5"), ({"decimal": ",", "thousands": "."}, "1.5"),
+     ({"decimal": ",", "thousands": "."}, "1,234.5"), ({"thousands": " "}, "1  234"), ({"decimal": ","}, "1,5E7x")],
+)  # fmt: skip
+def test_a_number_in_yet_another_notation_is_rejected_beside_numbers(
+    tmp_path: Path, settings: dict[str, str], text: str
+) -> None:
+    settings = {"decimal": ","} | settings if settings.get("thousands") == "." else settings
+    with pytest.raises(DataError, match=rf"line 7, column `n`: `{re.escape(text)}` is no number"):
+        table(tmp_path, {"n": ["1", "2", "3", "4", "5", text, *map(str, range(40))], "x": [*range(46)]}, **settings)
+
+
+def test_a_number_that_two_notations_read_is_shown_in_both(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as told:
+        table(tmp_path, {"n": [f"{row % 9 + 1},{row % 900 + 100}" for row in range(60)]})
+    assert 'decimal: "," reads 1,100 as 1.100; data.params.thousands: "," reads 1,100 as 1100' in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_names_and_classes_are_equal_by_value_with_a_decimal_comma_too(tmp_path: Path, name: str) -> None:
+    columns = {"c": ["1,50", "1,5", "1.5", "+2"] * 10, "y": ["1,0", "1", "2", "10"] * 10, "x": [*range(40)]}
+    source = table(tmp_path, columns, name, decimal=",", categorical=("c",))
+    assert source.features[0].categories[2:] == ("1,5", "1.5", "2")
+    assert source.classes == ("1", "2", "10")
+
+
+def test_columns_of_numbers_in_parquet_keep_their_values_with_a_decimal_comma(tmp_path: Path) -> None:
+    decimals = [Decimal(row) / 8 for row in range(40)]
+    columns = {"d": decimals, "f": [row / 8 for row in range(40)], "i": [2**53 + 2 * row for row in range(40)],
+               "t": [f"{row / 8}".replace(".", ",") for row in range(40)]}  # fmt: skip
+    path = tmp_path / "numbers.parquet"
+    pd.DataFrame({**columns, "y": ["a", "b"] * 20}).to_parquet(path)
+    with opened("table", path, target="y", decimal=",") as source:
+        rows = source.read("train", np.arange(40))
+    assert (rows[:, [0, 1, 3]] == np.array(columns["f"], np.float32)[:, None]).all()
+
+
+def test_one_mark_cannot_mean_two_things(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is the decimal mark already"):
+        table(tmp_path, {"x": ["1"] * 40}, decimal=",", thousands=",")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,18 @@ from typing import NoReturn
 
 import numpy as np
 
-from workflow_lib.data._notation import CODE, LIKE_MISSING, common_unit, folded, is_number, name_of, other_notation
+from workflow_lib.data._notation import (
+    CODE,
+    LIKE_MISSING,
+    NEARLY_ALL,
+    Notation,
+    advice,
+    common_unit,
+    folded,
+    is_number,
+    name_of,
+    other_notation,
+)
 from workflow_lib.data._tables import Piece, Values
 from workflow_lib.errors import DataError
 from workflow_lib.shards import Feature, merged_in_float32
@@ -31,41 +42,45 @@ MOST_CATEGORIES = 10_000  # of a column; where there are more, they are texts, o
 MOST_CLASSES = 1_000
 LARGEST = float(np.finfo(np.float32).max)
 FEW_ROWS = 10  # in fewer, texts that occur once say nothing about a column
-NEARLY_ALL = 0.9  # of the texts of a column, to take it for what they are
 UNITS = 20  # numbers with a unit: so many different ones are no categories
 SAMPLED = 4096  # different numbers of a column that are compared as float32
 SHOWN = 5  # categories of a column that the log lists
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
 
 
-def parsed(values: Values, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray]:
+def parsed(values: Values, notation: Notation) -> tuple[np.ndarray, np.ndarray]:
     """The numbers, float64 with NaN for all else, and where that is neither a number nor missing."""
     if isinstance(values, np.ndarray):
         return values, np.zeros(len(values), bool)
     numbers, is_text = np.full(len(values), np.nan), np.zeros(len(values), bool)
     for place, value in enumerate(values):
-        if value is not None and value not in missing:
-            if is_number(value):
-                numbers[place] = float(value)
+        if value is not None and value not in notation.missing:
+            if (plain := notation.plain(value)) is not None:
+                numbers[place] = float(plain)
             else:
                 is_text[place] = True
     return numbers, is_text
 
 
-def texts(values: Values, missing: frozenset[str]) -> list[str | None]:
+def texts(values: Values, notation: Notation) -> list[str | None]:
     """The values as names, None where they are missing; equal numbers have one name, however they are written."""
     if isinstance(values, np.ndarray):
         return [
-            None if math.isnan(v) else str(int(v)) if v.is_integer() else format(Decimal(repr(v)), "f")
+            None
+            if math.isnan(v)
+            else str(int(v))
+            if v.is_integer()
+            else format(Decimal(repr(v)), "f").replace(".", notation.decimal)
             for v in values.tolist()
         ]
-    return [None if value is None or value in missing else name_of(value) for value in values]
+    return [None if value is None or value in notation.missing else notation.name(value) for value in values]
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def in_order(names: Iterable[str], notation: Notation) -> tuple[str, ...]:
     """The names sorted, as numbers if they all are."""
     listed = sorted(names)
-    return tuple(sorted(listed, key=float)) if all(map(is_number, listed)) else tuple(listed)
+    numbers = {name: float(plain) for name in listed if (plain := notation.plain(name)) is not None}
+    return tuple(sorted(listed, key=numbers.__getitem__)) if len(numbers) == len(listed) else tuple(listed)
 
 
 def is_inexact(text: str | None) -> bool:
@@ -85,7 +100,7 @@ class _Read:
 
     path: Path
     name: str
-    missing: frozenset[str]
+    notation: Notation
     is_listed: bool = False  # as categorical: its values are names, whatever they look like
     is_first: bool = True  # all of the file is seen for the first time: what is found is judged and told
 
@@ -93,16 +108,20 @@ class _Read:
         """The error of a row of the piece."""
         raise DataError(f"{self.path}, {piece.places[row]}, column `{self.name}`: {what}")
 
+    def _advice(self, numbers: Sequence[str]) -> str:
+        """The settings that read these texts as numbers, to follow in a message; empty if there are none."""
+        return f"; {found}" if (found := advice(numbers)) else ""
+
     def numbers(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """As `parsed`; a number that float32 or, being whole, float64 does not hold is refused."""
         values = piece.values[self.name]
-        numbers, is_text = parsed(values, self.missing)
+        numbers, is_text = parsed(values, self.notation)
         if (large := np.abs(numbers) > LARGEST).any():
             row = int(large.argmax())
             self.refuse(piece, row, f"{numbers[row]:g} is too large a number; up to {LARGEST:g} is allowed")
         if not isinstance(values, np.ndarray) and (np.abs(numbers) >= 2**53).any():
             for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
-                if is_inexact(values[row]):
+                if is_inexact(self.notation.plain(values[row] or "")):
                     self.refuse(
                         piece,
                         row,
@@ -118,6 +137,7 @@ class Column(_Read):
 
     number: str = ""  # where the first one stands, and what it is
     text: str = ""
+    kinds: dict[str, str] = field(default_factory=dict)  # the first number and the first text
     code: str = ""  # where the first number with a leading zero stands
     has_missing: bool = False
     is_in_train: bool = False
@@ -132,13 +152,13 @@ class Column(_Read):
     def add(self, piece: Piece, in_train: np.ndarray) -> None:
         """The next rows are seen."""
         if self.is_listed:
-            self._add_names(texts(piece.values[self.name], self.missing), in_train)
+            self._add_names(texts(piece.values[self.name], self.notation), in_train)
             return
         numbers, is_text = self.numbers(piece)
         is_value = ~np.isnan(numbers)
         self._refuse_both(piece, is_value, is_text)
         if self.text:
-            self._add_names(texts(piece.values[self.name], self.missing), in_train)
+            self._add_names(texts(piece.values[self.name], self.notation), in_train)
         else:
             self.has_missing |= not is_value.all()
             self.is_in_train |= bool((is_value & in_train).any())
@@ -146,15 +166,19 @@ class Column(_Read):
 
     def _refuse_both(self, piece: Piece, is_number: np.ndarray, is_text: np.ndarray) -> None:
         for row in sorted(int(where.argmax()) for where in (is_number, is_text) if where.any()):
-            shown = f"`{piece.values[self.name][row]}`"
+            value = str(piece.values[self.name][row])
+            shown = f"`{value}`"
             if is_text[row]:
                 self.text = self.text or f"{shown} in {piece.places[row]}"
+                self.kinds.setdefault("text", value)
             else:
                 self.number = self.number or f"{shown} in {piece.places[row]}"
+                self.kinds.setdefault("number", value)
             if self.text and self.number:
                 other = f"no number, but {self.number} is" if is_text[row] else f"a number, but {self.text} is not"
-                if is_text[row] and other_notation(str(piece.values[self.name][row])):
-                    other += " (numbers are written like 1234.5 or 1e+05)"
+                if other_notation(self.kinds["text"], self.notation):
+                    advised = self._advice([self.kinds["text"], self.kinds["number"]])
+                    other += f" (numbers are written like {self.notation.example()}{advised})"
                 self.refuse(
                     piece,
                     row,
@@ -196,7 +220,7 @@ class Column(_Read):
             raise DataError(f"{where}: no row of train has a value; leave it out of data.params.features")
         if self.is_first and self.text and not self.is_listed:
             self._refuse_no_categories(where)
-        categories = (*ALWAYS, *in_order(self.categories)) if self.categories else ()
+        categories = (*ALWAYS, *in_order(self.categories, self.notation)) if self.categories else ()
         centre = 0.0 if categories else self._centre()
         if self.is_first and self.is_rounded and not categories:
             merged = merged_in_float32(self.sample - centre, tolerance=0.05)
@@ -207,7 +231,7 @@ class Column(_Read):
                     "of the column; give it in a larger unit or less a start, list it in data.params.categorical "
                     "if its values are names, or leave it out"
                 )
-        return Encoded(self.name, self.missing, categories, self.has_missing, centre)
+        return Encoded(self.name, self.notation, categories, self.has_missing, centre)
 
     def _centre(self) -> float:
         """A number to subtract before float32 rounds: 0, unless all lie together and far from 0, as time stamps do."""
@@ -221,11 +245,12 @@ class Column(_Read):
         """Texts that are numbers in another notation, names of single rows, or names of splits, are refused."""
         listed = "list it in data.params.categorical if its values are names, or leave it out of data.params.features"
         total, rows = len(self.categories), self.categories.total()
-        kinds = [(what, name) for name in self.categories if (what := other_notation(name))]
+        kinds = [(what, name) for name in self.categories if (what := other_notation(name, self.notation))]
         if kinds and len(kinds) >= NEARLY_ALL * total:
             raise DataError(
                 f"{where}: {self.text} is no number here, but `{kinds[0][1]}` is {kinds[0][0]} to a person, and so "
-                f"are {len(kinds)} of its {total} texts; write numbers like 1234.5, dates as numbers, or {listed}"
+                f"are {len(kinds)} of its {total} texts; write numbers like {self.notation.example()}, dates as numbers"
+                f"{self._advice([name for _, name in kinds])}; or {listed}"
             )
         if total > UNITS and (unit := common_unit(self.categories)) is not None:
             raise DataError(
@@ -259,7 +284,7 @@ class Column(_Read):
         gaps = ", some missing" if self.has_missing else ""
         if not self.categories:
             return f"`{self.name}`: number, {self.low:.10g} to {self.high:.10g}{gaps}"
-        names = in_order(self.categories)
+        names = in_order(self.categories, self.notation)
         some = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
         return f"`{self.name}`: category, {len(names)} different ({some}){gaps}"
 
@@ -291,7 +316,7 @@ class Encoded:
     """A column as inputs of a model."""
 
     name: str
-    missing: frozenset[str]
+    notation: Notation
     categories: tuple[str, ...]
     has_missing: bool
     centre: float = 0.0  # subtracted from the numbers in float64
@@ -316,8 +341,8 @@ class Encoded:
         """The features of these rows, float32 each."""
         values = piece.values[self.name]
         if self.categories:
-            return [np.array([self.codes.get(text, 1) for text in texts(values, self.missing)], np.float32)]
-        numbers = (parsed(values, self.missing)[0] - self.centre).astype(np.float32)
+            return [np.array([self.codes.get(text, 1) for text in texts(values, self.notation)], np.float32)]
+        numbers = (parsed(values, self.notation)[0] - self.centre).astype(np.float32)
         return [numbers, np.isnan(numbers).astype(np.float32)] if self.has_missing else [numbers]
 
 
@@ -332,7 +357,7 @@ class Classes(_Read):
 
     def add(self, piece: Piece, in_train: np.ndarray) -> None:
         """The next rows are seen."""
-        names = texts(piece.values[self.name], self.missing)
+        names = texts(piece.values[self.name], self.notation)
         for row, (name, here) in enumerate(zip(names, in_train, strict=True)):
             if name is None:
                 self.refuse(piece, row, "the target is missing; leave the row out, or fill it")
@@ -347,9 +372,8 @@ class Classes(_Read):
         self.seen.append(np.array([self.codes[str(name)] for name in names], np.int64))
 
     def _refuse_fraction(self, piece: Piece, row: int, name: str) -> None:
-        numbers, _ = parsed([name], self.missing)
         hint = "set data.params.task: regression to predict a number"
-        if numbers[0] % 1 > 0:
+        if (plain := self.notation.plain(name)) is not None and float(plain) % 1 > 0:
             self.refuse(piece, row, f"the target {name} is not a whole number, and no name of a class; {hint}")
         if len(self.codes) == MOST_CLASSES:
             self.refuse(piece, row, f"more than {MOST_CLASSES:,} different targets, which are classes; {hint}")
@@ -364,19 +388,20 @@ class Classes(_Read):
             self.refuse(piece, row, f"the target `{name}` is `{other}` in {place}: spell a class in one way; {as_is}")
 
     def _refuse_other_notation(self) -> None:
-        kinds = [(what, name) for name in self.codes if (what := other_notation(name))]
+        kinds = [(what, name) for name in self.codes if (what := other_notation(name, self.notation))]
         if kinds and len(kinds) >= NEARLY_ALL * len(self.codes):
             what, name = kinds[0]
             raise DataError(
                 f"{self.path}, {self.spelt[folded(name)][1]}, column `{self.name}`: the target `{name}` is {what}; set "
-                "data.params.task: regression to predict numbers, written like 1234.5; if these are classes, list "
-                f"`{self.name}` in data.params.categorical"
+                f"data.params.task: regression to predict numbers, written like {self.notation.example()}"
+                f"{self._advice([name for _, name in kinds])}; if these are classes, list `{self.name}` in "
+                "data.params.categorical"
             )
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Their names, sorted."""
-        return in_order(self.codes)
+        return in_order(self.codes, self.notation)
 
     def encoded(self) -> np.ndarray:
         """Class numbers of all rows."""
@@ -416,7 +441,7 @@ class Numbers(_Read):
         if is_text.any():
             row = int(is_text.argmax())
             text = piece.values[self.name][row]
-            hint = "for names set data.params.task: classification"
+            hint = f"for names set data.params.task: classification{self._advice([str(text)])}"
             self.refuse(piece, row, f"the target `{text}` is not a number; {hint}")
         if (bad := np.isnan(numbers)).any():
             self.refuse(piece, int(bad.argmax()), "the target is missing; leave the row out, or fill it")

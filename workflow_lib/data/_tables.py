@@ -157,12 +157,12 @@ class _Part(io.RawIOBase):
 class ParquetTable:
     """A Parquet file with columns of numbers, strings and booleans; others can be there, but not be used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, decimal: str) -> None:
         try:
             from pyarrow import ArrowException, parquet
         except ModuleNotFoundError as error:
             raise DataError(f"{path}: Parquet needs pyarrow: pip install 'everstep[parquet]' (or use CSV)") from error
-        self.path, self.damage = path, (ArrowException, OSError, ValueError)
+        self.path, self.decimal, self.damage = path, decimal, (ArrowException, OSError, ValueError)
         try:
             with parquet.ParquetFile(path) as file:
                 schema, groups = file.schema_arrow, file.metadata.num_row_groups
@@ -199,7 +199,7 @@ class ParquetTable:
             with parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(PIECE, row_groups=[group], columns=list(columns), use_threads=False):
                     rows = np.arange(first, first + batch.num_rows)
-                    values = {name: _values(batch.column(name)) for name in columns}
+                    values = {name: _values(batch.column(name), self.decimal) for name in columns}
                     yield Piece(rows, [f"row {row}" for row in rows.tolist()], values)
                     first += batch.num_rows
         except self.damage as error:
@@ -228,8 +228,11 @@ def _is_number(column: Any) -> bool:
     return any(is_kind(column.type) for is_kind in is_one)
 
 
-def _values(column: Any) -> Values:
-    """The values of a column of pyarrow's; numbers that float64 might round, and booleans, as texts."""
+def _values(column: Any, decimal: str) -> Values:
+    """The values of a column of pyarrow's; numbers that float64 might round, and booleans, as texts.
+
+    Such numbers get the decimal mark with which texts are read.
+    """
     from pyarrow import compute, float64, types
 
     kind = column.type
@@ -239,7 +242,7 @@ def _values(column: Any) -> Values:
     if types.is_boolean(kind):
         return [None if value is None else str(value) for value in column.to_pylist()]
     if types.is_decimal(kind):
-        return [None if value is None else format(value, "f") for value in column.to_pylist()]
+        return [None if value is None else format(value, "f").replace(".", decimal) for value in column.to_pylist()]
     if types.is_integer(kind):
         ends = compute.min_max(column).as_py()
         if ends["min"] is not None and max(abs(ends["min"]), abs(ends["max"])) > 2**53:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from workflow_lib.checksums import Checksums
 from workflow_lib.errors import DataError
@@ -59,7 +59,18 @@ class Params(Checksums):
     missing: tuple[str, ...] = Field(
         ("", "NA", "N/A", "NaN", "nan", "null"), description="texts that mean that a value is missing"
     )
+    decimal: Literal[".", ","] = Field(".", description="the decimal mark of numbers that are written as text")
+    thousands: Literal[",", ".", " ", "'"] | None = Field(
+        None, description="what stands between the thousands of such numbers; a space of any width"
+    )
     delimiter: str = Field(",", min_length=1, max_length=1, description="what stands between the values of a CSV file")
+
+    @field_validator("thousands", mode="after")
+    @classmethod
+    def _is_not_the_decimal_mark(cls, thousands: str | None, info: ValidationInfo) -> str | None:
+        if thousands is not None and thousands == info.data.get("decimal"):
+            raise ValueError(f"`{thousands}` is the decimal mark already (data.params.decimal)")
+        return thousands
 
 
 def task(params: Params) -> Task:
@@ -90,7 +101,7 @@ def _opened(path: Path, params: Params) -> Table:
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what} (data.params.path)")
     if path.suffix.lower() in (".parquet", ".pq"):
-        return ParquetTable(path)
+        return ParquetTable(path, params.decimal)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return CsvTable(path, params.delimiter)
     raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq")
@@ -113,12 +124,14 @@ def _learnt(
 ) -> tuple[list[Column], Classes | Numbers, dict[str, list[np.ndarray]]]:
     """The columns, the target and the rows of each split, after the rows of the file, or its first pieces, went by."""
     from workflow_lib.data._columns import Classes, Column, Numbers
+    from workflow_lib.data._notation import Notation
     from workflow_lib.shards import SPLITS
 
-    names, missing, is_first = _features(table, params), frozenset(params.missing), is_learnt_from is None
-    columns = [Column(table.path, name, missing, name in params.categorical, is_first) for name in names]
+    names, is_first = _features(table, params), is_learnt_from is None
+    notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
+    columns = [Column(table.path, name, notation, name in params.categorical, is_first) for name in names]
     kind: type[Classes | Numbers] = Classes if params.task == "classification" else Numbers
-    target = kind(table.path, params.target, missing, params.target in params.categorical, is_first)
+    target = kind(table.path, params.target, notation, params.target in params.categorical, is_first)
     rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     wanted = [*names, params.target, *([params.split] if params.split else [])]
     for piece in itertools.islice(table.scan(wanted), pieces):
