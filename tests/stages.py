@@ -62,6 +62,7 @@ NEUTRAL = (
     "launch.py",
     "needed.py",
     "plugins.py",
+    "preview.py",
     "processes.py",
     "prove.py",
     "provenance.py",

@@ -47,7 +47,7 @@ LAYERS = (
     ("results",),
     ("runs_table",),
     ("report",),
-    ("prove",),
+    ("prove", "preview"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

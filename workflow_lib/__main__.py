@@ -90,9 +90,9 @@ def _schema(arguments: Arguments) -> None:
 
 
 def _validate(arguments: Arguments) -> None:
-    from workflow_lib import claims, config, controller, plan
+    from workflow_lib import claims, config, controller, plan, preview
 
-    problems = []
+    problems: list[str] = []
     for path in arguments.config:
         try:
             experiment = config.load([path], arguments.set)
@@ -100,11 +100,17 @@ def _validate(arguments: Arguments) -> None:
             claims.check(RESULTS_FOLDER, experiment.name, claims.of([path], arguments.set))
             data = [experiment.data, *(run.config.data for run in runs)]
             controller.refuse_missing_files([*data, *controller.models(experiment, runs)], f"{path}: ")
+            found, notes = preview.look(runs, experiment.runtime, Path.cwd())
+            if found:
+                problems += [f"{path}: {problem}" for problem in found]
+                continue
         except ConfigError as error:
             problems.append(str(error))
             continue
         trials = f", {_count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
         print(f"{path}: valid; {_count(len(runs), 'run')}{trials}")
+        for note in notes:
+            print(f"{path}: {note}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -39,12 +39,14 @@ class Known:
     """What the settings of a data set tell before anything is read; None is what only the data tells.
 
     size      height and width of images
+    channels  of images
     classes   how many
     samples   how many in all, where every split is drawn from them
     """
 
     inputs: Inputs | None = None
     size: tuple[PositiveInt, PositiveInt] | None = None
+    channels: PositiveInt | None = None
     classes: PositiveInt | None = None
     samples: PositiveInt | None = None
 
@@ -159,6 +161,16 @@ def known(name: str, params: Mapping[str, Any]) -> Known:
     if not isinstance(found, Known):
         raise PluginError(f"{module.__file__}: known() gives {type(found).__name__}; it is to give a plugins.Known")
     return found
+
+
+def looked_at(name: str, params: Mapping[str, Any], root: Path) -> Known:
+    """What a look at the headers of the data's files tells; of a data set without `look(params, root)`, as `known`."""
+    module = load("data", name)
+    if (look := getattr(module, "look", None)) is None:
+        return known(name, params)
+    with blaming(f"{module.__file__}: look()"):
+        found: Known = look(module.Params.model_validate(params), root)
+        return found
 
 
 def described(name: str, params: Mapping[str, Any], root: Path) -> list[str]:

@@ -83,7 +83,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
         )
     yield from _task_problems(run)
-    yield from _data_problems(run)
+    yield from data_problems(run, plugins.known(data.name, data.params))
     yield from _together(training)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
@@ -117,10 +117,10 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             )
 
 
-def _data_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def data_problems(run: Mapping[str, Any], known: plugins.Known) -> Iterator[tuple[KeyPath, str]]:
     """Settings that do not fit the data, as far as it is known before it is read."""
     data, training, augment = run["data"], run["training"], run["augment"]
-    known, model = plugins.known(data.name, data.params), run["model"].name
+    model = run["model"].name
     if known.inputs is not None and known.inputs not in plugins.takes(model):
         fitting = [name for name in plugins.available("models") if known.inputs in plugins.takes(name)]
         yield (

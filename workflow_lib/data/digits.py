@@ -17,7 +17,7 @@ class Params(Section):
 
 def known(params: Params) -> Known:
     """All there is to know."""
-    return Known("images", size=(8, 8), classes=10, samples=1797)
+    return Known("images", size=(8, 8), channels=1, classes=10, samples=1797)
 
 
 def open_source(params: Params, root: Path) -> Source:

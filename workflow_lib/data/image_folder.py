@@ -66,7 +66,7 @@ class Params(Checksums):
 
 def known(params: Params) -> Known:
     """Images, of the size that they get."""
-    return Known("images", size=params.shape)
+    return Known("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
 
 
 def open_source(params: Params, root: Path) -> Source:

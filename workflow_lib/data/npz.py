@@ -39,6 +39,21 @@ def known(params: Params) -> Known:
     return Known("images", classes=len(params.classes) if params.classes else None)
 
 
+def look(params: Params, root: Path) -> Known:
+    """What the headers of the file tell; no array is read. DataError for keys, shapes and types that cannot be used."""
+    from workflow_lib.data._archive import Archive
+
+    with closing(Archive(root / params.path)) as archive:
+        images, _ = _members(archive)
+        height, width, channels = (*images["train"].shape[1:], 1)[:3]
+        return replace(
+            known(params),
+            size=(height, width),
+            channels=channels,
+            samples=len(images["train"]) if len(images) == 1 else None,
+        )
+
+
 def open_source(params: Params, root: Path) -> Source:
     """The images of the file, which has been read and checked from end to end, and is never written to."""
     from workflow_lib.data._archive import Archive
@@ -56,14 +71,10 @@ def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
     from workflow_lib.shards import Source, SourceFile
 
     file = SourceFile.of(archive.path)
-    splits = ["train", *(s for s in ("val", "test") if f"{s}_images" in archive.keys or f"{s}_labels" in archive.keys)]
-    images = {split: _images(archive, f"{split}_images") for split in splits}
-    for member in images.values():
-        _refuse_unlike(member, images["train"])
-    labels = {split: _labels(archive, f"{split}_labels", images[split]) for split in splits}
-    _refuse_other_keys(archive)
+    images, of_labels = _members(archive)
+    labels = {split: _labels(member) for split, member in of_labels.items()}
     classes = names or _numbered(archive.path, labels["train"])
-    for split in splits:
+    for split in images:
         _refuse_out_of_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
         _refuse_bad_images(images[split])
     return Source(
@@ -73,6 +84,17 @@ def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
         scale=255.0 if images["train"].dtype == np.uint8 else 1.0,
         files=(file,),
     )
+
+
+def _members(archive: Archive) -> tuple[dict[str, Member], dict[str, Member]]:
+    """The images and the labels of each split; their headers are read and fit, their values are not read."""
+    splits = ["train", *(s for s in ("val", "test") if f"{s}_images" in archive.keys or f"{s}_labels" in archive.keys)]
+    images = {split: _images(archive, f"{split}_images") for split in splits}
+    for member in images.values():
+        _refuse_unlike(member, images["train"])
+    labels = {split: _label_member(archive, f"{split}_labels", images[split]) for split in splits}
+    _refuse_other_keys(archive)
+    return images, labels
 
 
 def as_stored(images: np.ndarray) -> np.ndarray:
@@ -106,17 +128,22 @@ def _refuse_unlike(member: Member, train: Member) -> None:
         )
 
 
-def _labels(archive: Archive, key: str, images: Member) -> np.ndarray:
-    """Labels as int64 [n]: whole, finite and one for each image."""
-    import numpy as np
-
-    from workflow_lib.shards import first_true
-
+def _label_member(archive: Archive, key: str, images: Member) -> Member:
+    """The labels of a key, if there is one for each image."""
     member = archive.member(key)
     if len(member.shape) not in (1, 2) or member.shape[1:] not in ((), (1,)):
         raise DataError(f"{member.where}: shape {member.shape}; labels are (n,) or (n, 1): one class for each image")
     if len(member) != len(images):
         raise DataError(f"{member.where}: has {len(member)} labels for {len(images)} images; one for each is needed")
+    return member
+
+
+def _labels(member: Member) -> np.ndarray:
+    """Labels as int64 [n]: whole and finite."""
+    import numpy as np
+
+    from workflow_lib.shards import first_true
+
     labels = member.take(np.arange(len(member))).reshape(-1)
     if labels.dtype.kind == "f":
         for what, bad in (
