@@ -263,6 +263,11 @@ def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained)
         assert (project.results / path).exists() and str(project.results / path) in text
 
 
+def test_a_large_test_split_needs_no_word_of_caution(project: Trained) -> None:
+    assert int(table_of(project.results)[0]["test_samples"]) >= 50
+    assert "only" not in report.summary(project.results) and 'caution">' not in own_part(page_of(project))
+
+
 def test_the_summary_of_an_unfinished_experiment_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run snakemake"):
         report.summary(tmp_path)

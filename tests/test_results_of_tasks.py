@@ -228,3 +228,14 @@ def test_a_browser_draws_every_figure_of_a_task(
     copy = tmp_path / "report.html"
     shutil.copy(project.results / "report.html", copy)
     assert f"<title>{figures} of {figures} drawn</title>" in in_browser(copy, tmp_path / "browser", COUNT_DRAWN)
+
+
+def test_a_small_test_split_is_told_beside_every_metric(numbers: Trained) -> None:
+    samples = read_json(folder_of(numbers, numbers.runs[0]) / "evaluation.json")["samples"]
+    assert samples < 50
+    words = f"only {samples} test samples"
+    assert f"; {words}" in report.summary(numbers.results)
+    page = page_of(numbers)
+    assert page.count(f'<small class="caution">{words}</small>') == 3  # of the best run: mae, rmse, r2
+    assert page.count(f'<span class="interval caution">{words}</span>') == 3 * len(numbers.runs)
+    assert f"Measured on only {samples} test samples" in " ".join(page.split())

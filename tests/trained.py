@@ -32,7 +32,7 @@ tune:
 # A table with a category, a missing number and a target far from zero; and a text that is easily learnt.
 NUMBERS = """
 name: digits-demo
-data: {name: table, params: {path: houses.csv, target: price, task: regression}}
+data: {name: table, params: {path: houses.csv, target: price, task: regression}, test_fraction: 0.15}
 model: {name: tabular, params: {hidden: [16]}}
 optimizer: {lr: 0.01}
 training: {epochs: 5, batch_size: 32, select_metric: val_mae}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 DIVERGED = "diverged"  # state in the statement of a run that has no other result
+FEW_SAMPLES = 50  # below, a single one moves a proportion by more than 2 %
 
 
 def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
@@ -88,6 +89,11 @@ def trace(path: Path, work: Path) -> str:
 def accepted_words(record: dict[str, Any]) -> str:
     """Return the text about a result that stands for changed code."""
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
+
+
+def caution(samples: int) -> str:
+    """Return the words that belong beside every metric of so many test samples; empty if they are not few."""
+    return f"only {samples} test samples" if samples < FEW_SAMPLES else ""
 
 
 def rebuild_command(path: Path, experiment: str | None) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import accounting
+from workflow_lib import accounting, provenance
 from workflow_lib.accounting import Account
 from workflow_lib.errors import DataError, DivergedError, UserError
 from workflow_lib.files import read_json, write_atomic
@@ -128,11 +128,12 @@ def summary(results: Path) -> str:
     low, high = (best[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""
     values = [f"{label} {_short(best[name])}" for name, label in labels.items()]
+    few = f"; {words}" if best.get("test_samples") and (words := provenance.caution(int(best["test_samples"]))) else ""
     folder = results / "runs" / best["name"]
     lines = {
         "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
-        "test": ", ".join([values[0] + interval, *values[1:]]),
+        "test": ", ".join([values[0] + interval, *values[1:]]) + few,
         "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
         "report": results / "report.html",

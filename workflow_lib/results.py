@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import accounting
+from workflow_lib import accounting, provenance
 from workflow_lib.accounting import Account
 from workflow_lib.files import read_json
 from workflow_lib.provenance import DIVERGED
@@ -54,6 +54,11 @@ class RunResults:
     def id(self) -> str:
         return str(self.evaluation["run"])
 
+    @property
+    def caution(self) -> str:
+        """Words that belong beside every metric of a small test split; empty for a large one."""
+        return provenance.caution(self.evaluation["samples"])
+
     def best(self) -> tuple[float, int]:
         """Best value of the metric that ranks the runs, and its epoch."""
         chosen = self.train["best"]
@@ -84,6 +89,7 @@ class RunResults:
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
         account = self.account
+        row |= {"test_samples": self.evaluation["samples"]}
         row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
         row |= {"failed_attempts": account.failed, "failed_seconds": account.failed_s}
         row |= {"saved_seconds": account.saved_s, "reused": account.reused}

@@ -252,6 +252,42 @@ def test_a_number_that_two_notations_read_is_shown_in_both(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_numbers_near_zero_are_kept_and_told(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        table(tmp_path, {"x": [10.0**-row for row in range(40)]}, name)
+    assert re.search(r"column `x`: 1e-38 in (line 40|row 38), and what else is nearer to 0", caplog.text)
+    with opened("table", tmp_path / name, target="y") as source:
+        assert source.read("train", np.array([39]))[0, 0] == np.float32(1e-39) > 0
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        targets = {"x": [*range(40)], "t": [10.0**-row for row in range(40)]}
+        table(tmp_path, targets, name, target="t", task="regression", features=("x",))
+        assert "column `t`: 1e-38 in" in caplog.text
+        caplog.clear()
+        table(tmp_path, {"x": [10.0**-row for row in range(37)]}, name)
+    assert "nearer to 0" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+@pytest.mark.parametrize("text", ["1e-400", "-0.5e-330", "0." + "0" * 350 + "1"])
+def test_a_number_that_float64_takes_for_zero_is_rejected(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(DataError, match=f"(line 4|row 2), column `x`: {text} is too near to 0"):
+        table(tmp_path, {"x": ["1", "0e-5", text, "0.000", *map(str, range(36))]}, name)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_a_class_that_is_written_like_a_missing_value_is_rejected_with_what_to_do(tmp_path: Path, name: str) -> None:
+    labels = {"y": ["NA", "EU", "AS", "EU"] * 10}
+    with pytest.raises(
+        DataError, match="the target is missing; .* if `NA` is a class, leave it out of data.params.mis"
+    ):
+        table(tmp_path, labels, name, categorical=("y",))
+    assert table(tmp_path, labels, name, categorical=("y",), missing=("",)).classes == ("AS", "EU", "NA")
+    with pytest.raises(DataError, match="the target is missing; leave the row out, or fill it$"):
+        table(tmp_path, {"y": [None if name == "x.parquet" else "", "EU", "AS", "EU"] * 10}, name)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
 def test_names_and_classes_are_equal_by_value_with_a_decimal_comma_too(tmp_path: Path, name: str) -> None:
     columns = {"c": ["1,50", "1,5", "1.5", "+2"] * 10, "y": ["1,0", "1", "2", "10"] * 10, "x": [*range(40)]}
     source = table(tmp_path, columns, name, decimal=",", categorical=("c",))

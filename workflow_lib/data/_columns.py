@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ ALWAYS = ("missing", "not in train")  # categories of every categorical column
 MOST_CATEGORIES = 10_000  # of a column; where there are more, they are texts, or name one row each
 MOST_CLASSES = 1_000
 LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)  # below, float32 has fewer digits, and 0 in the end
 FEW_ROWS = 10  # in fewer, texts that occur once say nothing about a column
 UNITS = 20  # numbers with a unit: so many different ones are no categories
 SAMPLED = 4096  # different numbers of a column that are compared as float32
@@ -103,10 +105,18 @@ class _Read:
     notation: Notation
     is_listed: bool = False  # as categorical: its values are names, whatever they look like
     is_first: bool = True  # all of the file is seen for the first time: what is found is judged and told
+    small: str = field(default="", kw_only=True)  # where the first number is that float32 holds badly, and what it is
 
     def refuse(self, piece: Piece, row: int, what: str) -> NoReturn:
         """The error of a row of the piece."""
         raise DataError(f"{self.path}, {piece.places[row]}, column `{self.name}`: {what}")
+
+    def _refuse_missing(self, piece: Piece, row: int) -> NoReturn:
+        """The error of a row without a target."""
+        values = piece.values[self.name]
+        text = None if isinstance(values, np.ndarray) else values[row]
+        listed = f"; if `{text}` is a class, leave it out of data.params.missing" if text else ""
+        self.refuse(piece, row, f"the target is missing; leave the row out, or fill it{listed}")
 
     def _advice(self, numbers: Sequence[str]) -> str:
         """The settings that read these texts as numbers, to follow in a message; empty if there are none."""
@@ -119,6 +129,10 @@ class _Read:
         if (large := np.abs(numbers) > LARGEST).any():
             row = int(large.argmax())
             self.refuse(piece, row, f"{numbers[row]:g} is too large a number; up to {LARGEST:g} is allowed")
+        if not isinstance(values, np.ndarray):
+            self._refuse_underflow(piece, values, numbers)
+        if not self.small and (is_small := (numbers != 0) & (np.abs(numbers) < SMALLEST)).any():
+            self.small = f"{numbers[row := int(is_small.argmax())]:g} in {piece.places[row]}"
         if not isinstance(values, np.ndarray) and (np.abs(numbers) >= 2**53).any():
             for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
                 if is_inexact(self.notation.plain(values[row] or "")):
@@ -129,6 +143,21 @@ class _Read:
                         "list the column in data.params.categorical if its values are names, or leave it out",
                     )
         return numbers, is_text
+
+    def _refuse_underflow(self, piece: Piece, values: Sequence[str | None], numbers: np.ndarray) -> None:
+        for row in np.flatnonzero(numbers == 0).tolist():
+            text = values[row] or ""
+            if re.search("[1-9]", re.split("[eE]", text)[0]):
+                self.refuse(piece, row, f"{text} is too near to 0: float64 does not tell it from 0; take a logarithm")
+
+    def warn_small(self) -> None:
+        """Tell that float32 does not keep the digits of some numbers."""
+        if self.small:
+            log.warning(
+                "%s, column `%s`: %s, and what else is nearer to 0 than %.2g, has few digits or none in float32, in "
+                "which models compute; take a larger unit or a logarithm if that matters",
+                self.path, self.name, self.small, SMALLEST,
+            )  # fmt: skip
 
 
 @dataclass
@@ -291,6 +320,8 @@ class Column(_Read):
     def warn(self) -> None:
         """Tell what is likely to be a mistake of the file, though it can be used."""
         where = f"{self.path}, column `{self.name}`"
+        if not self.categories:
+            self.warn_small()
         if self.code:
             log.warning(
                 "%s: %s is read as a number; list it in data.params.categorical if it is a code", where, self.code
@@ -360,7 +391,7 @@ class Classes(_Read):
         names = texts(piece.values[self.name], self.notation)
         for row, (name, here) in enumerate(zip(names, in_train, strict=True)):
             if name is None:
-                self.refuse(piece, row, "the target is missing; leave the row out, or fill it")
+                self._refuse_missing(piece, row)
             if name not in self.codes:
                 self._refuse_fraction(piece, row, name)
                 if not self.is_listed:
@@ -444,7 +475,7 @@ class Numbers(_Read):
             hint = f"for names set data.params.task: classification{self._advice([str(text)])}"
             self.refuse(piece, row, f"the target `{text}` is not a number; {hint}")
         if (bad := np.isnan(numbers)).any():
-            self.refuse(piece, int(bad.argmax()), "the target is missing; leave the row out, or fill it")
+            self._refuse_missing(piece, int(bad.argmax()))
         self.seen.append(numbers)
 
     def encoded(self) -> np.ndarray:

@@ -192,6 +192,8 @@ def _tell(columns: list[Column], target: Classes | Numbers) -> None:
         log.info("table: %s", column.told())
     if len(columns) > TOLD:
         log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - TOLD)
+    if not target.classes:
+        target.warn_small()
     for column in columns:
         column.warn()
 

@@ -33,8 +33,6 @@ Judged: TypeAlias = "tuple[dict[str, Any], str]"  # what was measured, and the t
 
 logger = logging.getLogger(__name__)
 
-FEW = 50  # test samples, below which a single one moves a proportion by more than 2 %
-
 
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
     """The evaluation on the test split is in `output`, the predictions beside it in predictions.csv.
@@ -60,8 +58,8 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
         **measured,
         "provenance": made,
     }
-    if len(split) < FEW:
-        logger.warning("only %d test samples: the intervals are wide, and one sample changes every number", len(split))
+    if caution := provenance.caution(len(split)):
+        logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
     write_atomic(output.with_name("predictions.csv"), table)
     write_json(output, result)
     if absent := result.get("absent_classes"):

@@ -40,9 +40,10 @@ const unpacked = async (id) => {
     text: { fill: (cell, { values }, row) => { cell.textContent = values[row]; }, text: ({ values }, row) => values[row] },
     count: { fill: (cell, { values }, row) => { cell.textContent = count.format(values[row]); } },
     number: {
-      fill: (cell, { values, digits, intervals, reasons }, row) => {
+      fill: (cell, { values, digits, intervals, cautions, reasons }, row) => {
         const interval = intervals?.[row] ? [made("span", intervals[row], "interval")] : [];
-        cell.replaceChildren(number(values[row], digits), ...interval);
+        const caution = cautions?.[row] && values[row] !== null ? [made("span", cautions[row], "interval caution")] : [];
+        cell.replaceChildren(number(values[row], digits), ...interval, ...caution);
         cell.title = reasons?.[row] ?? "";
       },
     },
