@@ -368,7 +368,7 @@ def _supervise(job: Job, root: RootOrchestrator) -> list[Row]:
         sys.audit("everstep", "launch")
         try:
             outcome = _elastic_launch(job, root, folder, watch)
-        except (Stopped, RankError, OSError) as error:  # raised before all ranks were started
+        except (Stopped, RankError, ConfigError, OSError) as error:  # raised before all ranks were started
             _end(job, _why_stopped(job.control) if isinstance(error, Stopped) else f"failed: {error}")
             raise
         finally:
@@ -435,7 +435,8 @@ def _elastic_launch(job: Job, root: RootOrchestrator, folder: Path, watch: Watch
     wait_s = max(LEAST_S, runtime.hang_timeout_s)
     if job.node > 0:  # the first launcher comes only when it owns the workspace
         wait_s += max(runtime.lease_wait_s, runtime.lease_timeout_s)
-    with meeting(runtime.nodes, job.node) as place:
+    reads = {"settings of the run": job.digest, "data": job.manifest.digest, "code": job.code}
+    with meeting(runtime.nodes, job.node, reads) as place:
         launch = LaunchConfig(
             min_nodes=runtime.nodes,
             max_nodes=runtime.nodes,

@@ -55,7 +55,9 @@ def _metric(runs: Sequence[RunResults], name: str, *, has_interval: bool) -> Col
     if reasons := {place: value["reason"] for place, value in enumerate(measured) if "reason" in value}:
         column["reasons"] = reasons
     if any(run.caution for run in runs):
-        column["cautions"] = [run.caution if "value" in value else None for run, value in zip(runs, measured, strict=True)]
+        column["cautions"] = [
+            run.caution if "value" in value else None for run, value in zip(runs, measured, strict=True)
+        ]
     if has_interval:
         column["intervals"] = [shown_interval(value) for value in measured]
     return column

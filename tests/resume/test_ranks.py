@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, Project, differences
-from tests.resume.warm import members, until
+from tests.resume.project import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PASS,
+    SETTINGS,
+    STOPPED,
+    Project,
+    differences,
+    merged,
+    prepare,
+)
+from tests.resume.warm import Warm, members, until
 from workflow_lib.runtime import nodes
 from workflow_lib.runtime import workspace as ws
 
@@ -64,6 +77,46 @@ def test_a_later_node_may_come_before_the_first(fresh: Fresh, reference: Fresh) 
     first = run.warm.start(run.order(**slurm, SLURM_NODEID="0"))
     assert (run.warm.wait(later), run.warm.wait(first)) == (FINISHED, FINISHED), run.log
     assert differences(reference(with_ranks(2)), run) == []
+
+
+MODEL = """
+from torch import nn
+from workflow_lib.plugins import Section
+
+class Params(Section):
+    "No settings."
+
+def build(params, spec):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, spec.outputs))
+"""
+
+
+def test_nodes_that_have_read_different_code_train_nothing_and_say_so(warm: Warm, tmp_path: Path) -> None:
+    """Two nodes with folders of their own, of which one has an older file; ``work`` and ``results`` are shared."""
+    settings = merged(SETTINGS, with_ranks(1, nodes=2)) | {"model": {"name": "halfway.net"}}
+    files = {"halfway/__init__.py": "", "halfway/net.py": MODEL.replace("WIDTH", "8")}
+    run = prepare(tmp_path / "first", warm, settings, files)
+    other = Project(tmp_path / "second", warm, run.run, run.data)
+    shutil.copytree(run.folder, other.folder, ignore=shutil.ignore_patterns("work", "results", "__pycache__"))
+    for name in ("work", "results"):
+        (other.folder / name).symlink_to(run.folder / name)
+    (other.folder / "halfway/net.py").write_text(MODEL.replace("WIDTH", "9"))
+
+    def both() -> tuple[int, int]:
+        slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+        slurm |= {nodes.PORT: str(nodes._free_port()), nodes.TOKEN: "a" * 32}
+        started = [warm.start(one.order(**slurm, SLURM_NODEID=str(node))) for node, one in enumerate((run, other))]
+        return warm.wait(started[0]), warm.wait(started[1])
+
+    assert both() == (2, 2), run.log + other.log
+    for log in (run.log, other.log):
+        assert "the nodes of the job have read different files: the digest of the code is" in log
+        assert "Traceback" not in log
+    assert not list(run.folder.glob("work/runs/*/*/checkpoints/*"))
+    (record,) = [one for path in run.folder.glob("work/runs/*/*") if path.is_dir() for one in ws.list_attempts(path)]
+    assert str(record.reason).startswith("failed: the nodes of the job have read different files")
+    shutil.copy(run.folder / "halfway/net.py", other.folder / "halfway/net.py")
+    assert both() == (FINISHED, FINISHED), run.log + other.log
 
 
 def _terminate_twice(launcher: int, ranks: dict[int, int]) -> None:

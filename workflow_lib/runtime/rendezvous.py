@@ -9,14 +9,15 @@ a store or from the network is never unpickled, as torch's own elastic rendezvou
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
 
-from workflow_lib.errors import RankError
+from workflow_lib.errors import ConfigError, RankError
 from workflow_lib.runtime import nodes
 
 BACKEND = "everstep"
 LOOPBACK = "127.0.0.1"
 LEAST_S = 300.0  # between the starts of two nodes of one job: prologs, imports from a slow disk
+COMPARED_S = 30.0  # for the launchers to read what the others have read, if that differs
 POLL_S = 0.1
 PREFIX = "everstep-meeting-"
 CHECK = (
@@ -47,6 +49,9 @@ class Meeting:
     folder: Path
     nodes: int
     node: int
+    reads: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of what this node has read; all nodes need the same
 
     def settings(self, look_up: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
         """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
@@ -84,7 +89,7 @@ class Meeting:
 
 
 @contextmanager
-def meeting(nodes: int, node: int) -> Iterator[Meeting]:
+def meeting(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> Iterator[Meeting]:
     """A meeting place for as long as the block runs; those that killed launchers left behind are removed."""
     _sweep()
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # readable by its owner only
@@ -92,7 +97,7 @@ def meeting(nodes: int, node: int) -> Iterator[Meeting]:
     lock = _lock(hidden)
     folder = hidden.rename(hidden.with_name(hidden.name[1:]))
     try:
-        yield Meeting(folder, nodes, node)
+        yield Meeting(folder, nodes, node, reads or {})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -135,13 +140,22 @@ class _Handler(RendezvousHandler):
         self._listening: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """See torch. Raises what ``look_up`` raises, and RankError if a launcher does not come in time."""
+        """See torch. Raises what ``look_up`` raises, and RankError if a launcher does not come in time.
+
+        Raises ConfigError, on every node, if the nodes have read different files.
+        """
         here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Meeting.store``
         if self._meeting.nodes == 1:
             return RendezvousInfo(HashStore(), 0, 1, here)
         store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
-        store.set(f"here/{self._meeting.node}", "1")
-        self._wait(store)
+        store.set(f"here/{self._meeting.node}", json.dumps([socket.gethostname(), dict(self._meeting.reads)]))
+        if missing := self._wait(store, "here", self._wait_s):
+            address, port = nodes.endpoint()
+            raise RankError(
+                f"no launcher has come from {nodes.described(missing)} of the job to {address}:{port} within "
+                f"{self._wait_s:.0f} s. {CHECK}"
+            )
+        self._compare(store)
         return RendezvousInfo(store, self._meeting.node, self._meeting.nodes, here)
 
     def _shared(self) -> TCPStore:
@@ -162,18 +176,32 @@ class _Handler(RendezvousHandler):
                         f"{address}:{port} after {self._wait_s:.0f} s ({_first_line(error)}). {CHECK}"
                     ) from error
 
-    def _wait(self, store: Store) -> None:
-        """Wait until all launchers have come; raise RankError if some are missing after the timeout."""
-        address, port = nodes.endpoint()
-        deadline = time.monotonic() + self._wait_s
-        while missing := [node for node in range(self._meeting.nodes) if not store.check([f"here/{node}"])]:
+    def _wait(self, store: Store, key: str, timeout_s: float) -> list[int]:
+        """Wait until all launchers have set the key; return those that have not after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while missing := [node for node in range(self._meeting.nodes) if not store.check([f"{key}/{node}"])]:
             self._look_up()
             if time.monotonic() > deadline:
-                raise RankError(
-                    f"no launcher has come from {nodes.described(missing)} of the job to {address}:{port} within "
-                    f"{self._wait_s:.0f} s. {CHECK}"
-                )
+                return missing
             time.sleep(POLL_S)
+        return []
+
+    def _compare(self, store: Store) -> None:
+        """Raise ConfigError if the nodes have read different files."""
+        told = [json.loads(store.get(f"here/{node}")) for node in range(self._meeting.nodes)]
+        first, expected = told[0]
+        for node, (host, reads) in enumerate(told):
+            if reads == expected:
+                continue
+            store.set(f"compared/{self._meeting.node}", "1")
+            if self._meeting.node == 0:  # it hosts the store, which the others have yet to read
+                self._wait(store, "compared", COMPARED_S)
+            what = next(name for name in expected if reads.get(name) != expected[name])
+            raise ConfigError(
+                f"the nodes of the job have read different files: the digest of the {what} is {expected[what][:12]} on "
+                f"node 0 ({first}), and {str(reads.get(what))[:12]} on node {node} ({host}). Nothing was trained. Wait "
+                f"until the file system has brought the same files to all nodes, and run the same command again"
+            )
 
     def get_backend(self) -> str:
         """See torch."""
