@@ -497,3 +497,27 @@ def test_reading_an_experiment_imports_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["status", "a.yaml"], "everstep status: it takes no a.yaml. Usage: everstep status [-h] [--json] ("),
+        (["status", "--jsn"], "everstep status: it takes no --jsn; did you mean `--json`? Usage: everstep status ["),
+        (["validate"], "everstep validate: the following arguments are required: CONFIG. Usage: everstep validate ["),
+        (
+            ["prove-resume", "a.yaml", "--kills", "x"],
+            "everstep prove-resume: argument --kills: invalid int value: 'x'.",
+        ),
+        (["statu"], "everstep: there is no verb 'statu'; did you mean `status`? Usage: everstep VERB ... ("),
+        ([], "everstep: the following arguments are required: VERB. Usage: everstep VERB ... ("),
+    ],
+)
+def test_a_wrong_argument_is_one_line_of_its_verb(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    told = capsys.readouterr()
+    assert left.value.code == 2 and told.out == ""
+    assert told.err.startswith(message) and told.err.count("\n") == 1

@@ -6,12 +6,13 @@ A verb imports what it needs when it is called, so that ``--help`` and ``validat
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from workflow_lib import __version__
 from workflow_lib.errors import ConfigError, EverstepError, TryAgain, with_cure
@@ -27,7 +28,7 @@ TRACKERS = ("mlflow", "tensorboard", "wandb")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of one verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the person's mistake."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.verb in {"track", *(verb for verb, *_ in FOR_RULES)}:
         _log_lines()
     try:
@@ -54,6 +55,32 @@ def _tell(text: str) -> None:
     """Write the line to stderr, unless its disk is full: the exit code must be right all the same."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _parsed(argv: Sequence[str]) -> Arguments:
+    """The verb and its arguments; exits with 2 and one message that says what the verb takes."""
+    verbs = [verb for verb, *_ in FOR_PEOPLE + FOR_RULES]
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        _parser().error(f"there is no verb {argv[0]!r}{_nearest(argv[0], verbs)}")
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        takes: _Parser = arguments.parser
+        takes.error(f"it takes no {' '.join(unknown)}{_nearest(unknown[0], takes._option_string_actions)}")
+    return arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: what is wrong, and what is allowed."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} {usage[0].upper()}{usage[1:]} ({self.prog} --help says more)\n")
+
+
+def _nearest(word: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(allowed), 1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def _log_lines() -> None:
@@ -500,7 +527,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{title}\n" + "\n".join(f"  {verb:<{width}}{text}" for verb, text, *_ in verbs) + "\n"
         for title, verbs in (("for people:", FOR_PEOPLE), ("for rules:", FOR_RULES))
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="everstep",
         description="Training pipelines that never lose a step.",
         epilog=listing,
@@ -511,7 +538,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(prog="everstep", dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
     for verb, text, call, options in FOR_PEOPLE + FOR_RULES:
         one = verbs.add_parser(verb, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        one.set_defaults(call=call)
+        one.set_defaults(call=call, parser=one)
         for names, settings in options:
             one.add_argument(*names, **settings)  # type: ignore[arg-type]
     return parser

@@ -21,6 +21,10 @@ INSTEAD = {
     "snakemake --profile profiles/slurm --jobs 16": "snakemake --profile profiles/slurm --jobs 16 --dry-run",
     # tests/test_gpu_check.py runs its checks without a GPU.
     "scripts/gpu-check": "scripts/gpu-check --list",
+    # Any run of the pipeline.
+    "everstep accept RUN": "everstep accept $(cd results/tiny/runs; ls -d tiny-* | head -n 1)",
+    # It would leave the report that is made below without a run: tests/workflow/test_code.py.
+    "everstep retrain RUN": "everstep retrain --help",
     # The number of kills decides how long it takes.
     "everstep prove-resume config/quick.yaml --kills 20": "everstep prove-resume config/quick.yaml --kills 1",
 }
