@@ -125,3 +125,9 @@ def test_what_only_the_training_can_tell_is_said(capsys: pytest.CaptureFixture[s
     assert code == 0 and "only the training can tell" in told
     assert "only the training" not in validate(capsys, data=data, model={"name": "mlp"}, training=SINGLE)[1]
     assert "only the training" not in validate(capsys, data=data, model=RESNET, training={"batch_size": 8})[1]
+
+
+def test_plan_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": npz(val_labels=None)}))
+    assert main(["plan", "x.yaml"]) == 0
+    assert f"\nrejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in capsys.readouterr().out

@@ -147,13 +147,16 @@ def _count(number: int, word: str) -> str:
 
 
 def _plan(arguments: Arguments) -> None:
-    from workflow_lib import budget, claims, config, plan
+    from workflow_lib import budget, claims, config, plan, preview
 
     experiment = config.load([arguments.config], arguments.set)
     claims.check(RESULTS_FOLDER, experiment.name, claims.of([arguments.config], arguments.set))
     print(plan.table(experiment))
     for line in plan.columns(experiment):
         print(line)
+    problems, notes = preview.look(plan.expand(experiment), experiment.runtime, Path.cwd())
+    for line in [*(f"rejected: {problem}" for problem in problems), *notes]:
+        print(f"\n{line}")
     if arguments.profile:
         profile = budget.read_profile(arguments.profile)
         asked = budget.requests(experiment, profile)
@@ -410,7 +413,7 @@ FOR_PEOPLE: tuple[Verb, ...] = (
         _explain,
         (
             (("a",), {"metavar": "A", "help": "run id or file"}),
-            (("b",), {"nargs": "?", "metavar": "B", "help": "run id or file (default: A with the code of now)"}),
+            (("b",), {"nargs": "?", "metavar": "B", "help": "run id or file (default: A with the current code)"}),
         ),
     ),
     (

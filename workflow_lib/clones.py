@@ -1,6 +1,6 @@
-"""The clones of the project that use one store: each leaves a note there, and no other removes what its results name.
+"""Clones of the project that share a store: each is noted there, so that no other clone removes what its results need.
 
-work/clones/<digest>.json    where the results of one clone lie
+work/clones/<digest>.json    the results folder of one clone
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from workflow_lib.errors import StateError, UserError
 
 
 def note(work: Path, results: Path) -> None:
-    """The store knows that these results may name what lies in it."""
-    # A folder beside the store moves with it.
+    """Note in the store that these results may need what is in it."""
+    # relative for a folder beside the store, since the two are moved together
     store, place = work.resolve(), results.resolve()
     where = os.path.relpath(place, store) if place.parent == store.parent else str(place)
     path = work / "clones" / f"{digest(where, 'everstep-clone')[:12]}.json"
@@ -24,20 +24,20 @@ def note(work: Path, results: Path) -> None:
 
 
 def results_of_all(work: Path, own: Path) -> list[Path]:
-    """Return the results folders of every clone that uses the store, the own first; those that exist.
+    """Return the existing results folders of all clones that use the store, this clone's own first.
 
-    Raises UserError for a clone that is not there: what its results name is not known.
+    Raises UserError if a clone cannot be found, since what its results need is then unknown.
     """
     found = {own.resolve(): own}
     for path in sorted(work.glob("clones/*.json")):
         try:
             results = Path(os.path.normpath(work.resolve() / str(files.read_json(path, "results")["results"])))
         except StateError as error:
-            raise UserError(f"{error}. Until then nothing is removed: a result may need it") from error
+            raise UserError(f"{error}. Nothing is removed until then, since a result may need it") from error
         if not results.parent.is_dir():
             raise UserError(
-                f"{results}, which may name runs in this store, is not there, so nothing was removed. Mount it; or, if "
-                f"that clone is gone for good, delete {path}"
+                f"{results}, which may need runs in this store, is missing, so nothing was removed. Mount it; or, if "
+                f"that clone no longer exists, delete {path}"
             )
         found.setdefault(results.resolve(), results)
     return [folder for folder in found.values() if folder.is_dir()]

@@ -1,4 +1,4 @@
-"""Decisions of a user about a finished run: it stands for changed code, or it is trained again."""
+"""Decisions of a user about a finished run: keep its result although the code changed, or train it again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workflow_lib.runtime.workspace import utc_now
 
 
 def accept(ref: str, work: Path) -> str:
-    """The newest finished result of the run stands for the code of now, which is on record; says so in a line."""
+    """Record that the newest finished result of the run is valid for the current code; return a line about it."""
     run, digest = plan.load_run(ref, work)
     code = user_code.digest(run)
     accepted = []
     for data in sorted({path.name[:12] for path in user_code.workspaces(work, digest)}):
         workspace = user_code.workspace_of(work, digest, data, code)
         if find_sealed(workspace) is not None:
-            return f"{ref}: finished with the code of now; there is nothing to accept"
+            return f"{ref}: finished with the current code; there is nothing to accept"
         finished = [found for path in user_code.workspaces(work, digest, data) if (found := find_sealed(path))]
         if finished:
             newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
@@ -38,11 +38,11 @@ def accept(ref: str, work: Path) -> str:
             accepted.append(newest.path.parents[1])
     if not accepted:
         raise UserError(f"{ref}: no finished training to accept in {work / 'runs' / digest}")
-    return f"{ref}: {', '.join(map(str, accepted))} stands for the code of now; the pipeline hands it out untrained"
+    return f"{ref}: {', '.join(map(str, accepted))} is accepted for the current code; the pipeline uses it untrained"
 
 
 def retrain(ref: str, work: Path, results: Path) -> str:
-    """Move aside what the current code has trained of the run; return where to, and what will run again."""
+    """Move the run's workspaces of the current code aside; return lines that say where to and what runs again."""
     run, digest = plan.load_run(ref, work)
     code = user_code.digest(run)
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
@@ -51,21 +51,21 @@ def retrain(ref: str, work: Path, results: Path) -> str:
         workspace = user_code.workspace_of(work, digest, data, code)
         if (record := user_code.acceptance_file(workspace)).exists():
             record.unlink()
-            lines.append(f"{ref}: what was accepted for the code of now is accepted no more")
+            lines.append(f"{ref}: the acceptance for the current code is withdrawn")
         if workspace.is_dir():
             with Lease.acquire(workspace, "retrain", timeout_s=60.0):
                 aside = workspace.rename(workspace.with_name(f"{workspace.name}.aside-{stamp}"))
-            lines.append(f"{ref}: its state is now in {aside}; delete it when it is not needed any more")
+            lines.append(f"{ref}: its state is now in {aside}; delete that folder when you do not need it")
     if not lines:
-        raise UserError(f"{ref}: nothing was trained with the code of now, so there is nothing to move aside")
+        raise UserError(f"{ref}: nothing was trained with the current code, so there is nothing to move aside")
     for path in _results_of(digest, results):
         path.rename(path.with_name(f".{path.name}.aside-{stamp}"))
-        lines.append(f"{path} will be made again, with all that follows from it")
+        lines.append(f"{path} will be made again, and everything that depends on it")
     return "\n".join(lines)
 
 
 def _results_of(digest: str, results: Path) -> Iterator[Path]:
-    """The statements of the run's trainings, which the pipeline makes again once they are gone."""
+    """Yield the result files that name a training of the run; the pipeline makes them again if they are missing."""
     for path in sorted(results.glob("*/runs/*/train.json")):
         if read_json(path, "digest")["digest"] == digest:
             yield path

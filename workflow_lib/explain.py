@@ -1,4 +1,4 @@
-"""Why two runs or experiment files are not the same: their settings, who set them, and the lines of their code."""
+"""The differences between two runs or experiment files: settings, where they were set, and lines of code."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ CELL = 40  # characters of a setting that are shown
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two things compared: its settings by dotted name, who set them where that is known, and its runs."""
+    """One side of a comparison: its settings by dotted name, where they were set if that is known, and its runs."""
 
     title: str
     settings: dict[str, Any]
     origins: Origins
     runs: frozenset[str]
     study: str | None = None
-    code: Kept = field(default_factory=dict)  # as user_code.kept gives it; empty where nothing is known
+    code: Kept = field(default_factory=dict)  # as user_code.kept returns it; empty if unknown
 
 
 def explain(a: str, b: str | None, work: Path) -> str:
-    """Which settings, and which lines of code, differ between two runs or experiment files, and whether they matter.
+    """Return the settings and lines of code that differ between two runs or experiment files, and whether they matter.
 
-    Without a second one, the code that trained a run is compared with that of now.
+    Without a second one, the code that trained the run is compared with the current code.
     """
     one = _side(a, work)
     two = _side(b, work) if b is not None else _now(a, work)
@@ -58,10 +58,10 @@ def explain(a: str, b: str | None, work: Path) -> str:
 
 
 def _code_lines(one: Kept, two: Kept) -> Iterator[str]:
-    """The lines of code that differ, and the files whose content does."""
+    """Yield the lines of code that differ, and the settings whose files differ."""
     if not one or not two:
         missing = "A" if not one else "B"
-        yield f"The code cannot be compared: that of {missing} was not kept."
+        yield f"The code cannot be compared: the code of {missing} was not kept."
         return
     if one["digest"] == two["digest"]:
         yield "The code of the model and of its hooks is the same."
@@ -96,11 +96,11 @@ def _side(ref: str, work: Path) -> _Side:
 def _now(ref: str, work: Path) -> _Side:
     run, name = load_run(ref, work)
     settings = _flat(run.model_dump(mode="json"))
-    return _Side(f"{ref}  (its code as it is now)", settings, Origins(), frozenset([name]), code=user_code.as_kept(run))
+    return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.as_kept(run))
 
 
 def _trained_with(name: str, work: Path) -> Kept:
-    """The code of the newest training of a run; of one that was not trained yet, that of now."""
+    """Return the code of the run's newest training, or the current code if it was not trained yet."""
     found = user_code.workspaces(work, name)
     if not found:
         return user_code.as_kept(load_run(name, work)[0])

@@ -1,4 +1,4 @@
-"""The runs and the data that the results of every clone need: those that a plan, a result or a study names."""
+"""The runs and data that results of any clone need: those that a plan, a result or a study names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from workflow_lib.files import read_json
 from workflow_lib.status import UNREADABLE
 
 PATTERNS = ("plan.json", "runs/*/train.json", "tune/*/suggest-*.json", "tune/*/best.json", "data/*.json")
-SHARE = 10  # reading again takes a tenth of the time at most, however many results there are
+SHARE = 10  # reading results again takes at most a tenth of the time, however many there are
 
 
 class Needed:
-    """The runs, each with the experiments that name it, and the stores of data; kept up to date while it is asked.
+    """The needed runs, each with the experiments that name it, and the needed folders of data; updated when asked.
 
-    Raises UserError when a result that may name something cannot be read.
+    Raises UserError if a result cannot be read, since what it needs is then unknown.
     """
 
     def __init__(self, work: Path, results: Path) -> None:
@@ -32,13 +32,13 @@ class Needed:
         self._read_at = -math.inf  # what came after this, the listing, is read before anything is removed
 
     def needs_run(self, digest: str) -> bool:
-        """Return True if a result names the run, also one written a moment ago."""
+        """Return True if a result names the run; results that were just written count."""
         if time.monotonic() - self._read_at > SHARE * self._took_s:
             self._read()
         return digest in self.runs
 
     def needs_data(self, store: str) -> bool:
-        """Return True if a manifest in the results names the folder of data now."""
+        """Return True if a manifest in the results names the folder of data."""
         self._read()
         return store in self.stores
 
@@ -62,17 +62,17 @@ class Needed:
                             for digest in _digests(content):
                                 runs.setdefault(digest, set()).add(path.relative_to(results).parts[0])
                     except FileNotFoundError:
-                        continue  # Snakemake makes it again in this moment, or somebody deleted it
+                        continue  # Snakemake is making it again, or it was deleted
                     except UNREADABLE as error:
                         raise UserError(
-                            f"{path} cannot be read ({error}), so what it needs is not known, and nothing was removed. "
-                            f"Delete the file, or have it made again"
+                            f"{path} cannot be read ({error}), so what it needs is unknown, and nothing was removed. "
+                            f"Delete the file, or make it again"
                         ) from error
         self.runs, self.stores, self._took_s = runs, stores, time.monotonic() - self._read_at
 
 
 def _digests(content: Mapping[str, Any]) -> list[str]:
-    """The runs that a plan, a statement or a file of a study names."""
+    """Return the digests of the runs that a plan, a result or a file of a study names."""
     if "runs" in content:
         return [run["digest"] for run in content["runs"]]
     return [content["digest"] if "digest" in content else content["run"]["digest"]]

@@ -1,10 +1,10 @@
-"""The code of a plugin: its module, and those of the person's project that it imports, named by what they do.
+"""The digest of a plugin's code: its module, and the modules of the user's project that it imports.
 
-The digest is that of the syntax trees. Comments, docstrings and formatting do not change it, nor does the version of
-Python, nor where a file lies: a module is known by its place in the order of imports, and not by its name. Modules are
-read, never imported. Those of the project are the files below the folder that the plugin's import path begins in, and
-below the current folder; installed packages are not among them, and what this library does is counted by the numbers of
-the stages, save its data sets and models. An import whose name only the running program knows cannot be seen.
+The digest is computed from the syntax trees. Comments, docstrings, formatting, the version of Python and the place of
+a file do not change it: a module is identified by its position in the order of imports, not by its name. Modules are
+read, never imported. Modules of the project are the files below the folder in which the plugin's import path begins,
+and below the current folder. Installed packages do not count. Of this library only data sets and models count; the
+numbers of the stages stand for the rest. An import whose name is computed at run time is not found.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = ("workflow_lib.data.", "workflow_lib.models.")
-IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that change nothing it does
+IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that do not change the behaviour
 INSTALLED = {"site-packages", "dist-packages"}
 Name = str
 
 
 @dataclass(frozen=True)
 class Code:
-    """The modules of a plugin, itself first: their texts by name, and the digest of what they do (32 hex digits)."""
+    """The texts of a plugin's modules by name, the plugin first, and the digest of their code (32 hex digits)."""
 
     digest: str
     texts: dict[Name, str]
 
 
 def read(name: Name, path: Path) -> Code:
-    """The code of the module of that name in that file."""
+    """Return the code of the module with this name in this file, and of the modules that it imports."""
     modules = _Modules(name, path)
     hasher = hashlib.blake2b(digest_size=16)
     for dumped in modules.dumps():
@@ -42,14 +42,14 @@ def read(name: Name, path: Path) -> Code:
 
 
 def of_text(text: bytes) -> str:
-    """The digest of what a module does by itself, whatever it imports: 32 hex digits."""
+    """Return the digest of one module's code, without the modules that it imports: 32 hex digits."""
     tree = _parsed(text)
     dumped = text if tree is None else _Modules("alone", Path("/alone.py"), ()).dump(tree, "").encode()
     return hashlib.blake2b(dumped, digest_size=16).hexdigest()
 
 
 class _Modules:
-    """Modules in the order in which imports lead to them."""
+    """Modules in the order in which imports reach them."""
 
     def __init__(self, name: Name, path: Path, roots: Sequence[Path] | None = None) -> None:
         self._top = name.partition(".")[0]
@@ -63,9 +63,9 @@ class _Modules:
         self.texts: dict[Name, bytes] = {}
 
     def dumps(self) -> Iterator[bytes]:
-        """Return the syntax of each module that is imported, directly or not, as text: equal for equal syntax trees."""
+        """Yield the syntax of each module that is imported, directly or not, as text: equal for equal syntax trees."""
         self._number_packages(self._pending[0])
-        for name in self._pending:  # grows on the way
+        for name in self._pending:  # grows during the loop
             path = self._paths[name]
             self.texts[name] = text = path.read_bytes()
             tree = _parsed(text)
@@ -76,12 +76,12 @@ class _Modules:
                 yield text
 
     def _number_packages(self, name: Name) -> list[str]:
-        """The packages around a module, whose own code runs before it; those without any do not count."""
+        """Return the numbers of the packages that contain a module, whose code runs first; empty ones do not count."""
         parts = name.split(".")
         return [number for depth in range(1, len(parts)) if (number := self._number(".".join(parts[:depth])))]
 
     def _number(self, name: Name) -> str | None:
-        """The number of a module, `#3`; None of one that is not of the project, or is an empty package."""
+        """Return the number of a module, `#3`; None if it is not part of the project, or is an empty package."""
         if name not in self._numbers:
             path = self._find(name)
             if path is None or (path.name == "__init__.py" and _is_empty(path)):
@@ -104,14 +104,14 @@ class _Modules:
         return None
 
     def _imported(self, name: Name) -> str:
-        """Return an import as text: by number if the module is of the project, else by name."""
+        """Return an import as text: by number if the module is part of the project, else by name."""
         own = self._number(name)
         if own is None and self._find(name) is None:
             return name
         return "".join([*self._number_packages(name), own or "#"])
 
     def dump(self, value: Any, inside: Name) -> str:
-        """One text for equal trees, whatever version of Python parsed them."""
+        """Return the tree as text: equal for equal trees, whatever version of Python parsed them."""
         if isinstance(value, list):
             return f"[{','.join(self.dump(item, inside) for item in value)}]"
         if not isinstance(value, ast.AST):
@@ -132,7 +132,7 @@ class _Modules:
     def _dump_from(self, node: ast.ImportFrom, inside: Name) -> str:
         try:
             base = resolve_name("." * node.level + (node.module or ""), inside)
-        except ImportError:  # beyond the top: importing it says so
+        except ImportError:  # above the top package: the import itself will fail with a message
             told = ",".join(f"{one.name} as {one.asname or one.name}" for one in node.names)
             return f"from {'.' * node.level}{node.module} import {told}"
         names = []
@@ -142,7 +142,7 @@ class _Modules:
         return f"from {self._imported(base)} import {','.join(names)}"
 
     def _dynamic(self, node: ast.AST, inside: Name) -> str:
-        """The number of the module that a call such as import_module("mine.net") imports by a written name."""
+        """Return the number of the module that a call such as import_module("mine.net") imports by a literal name."""
         if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
             return ""
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -156,7 +156,7 @@ class _Modules:
 
 
 def _without_idle(parent: ast.AST, items: Sequence[Any]) -> list[Any]:
-    """The statements or parts that do something: no docstring, no `pass`; pieces of a text as one."""
+    """Return the items without docstrings and `pass`; adjacent texts of an f-string are merged."""
     if not isinstance(parent, ast.JoinedStr):
         return [item for item in items if not _is_idle(item)]
     merged: list[Any] = []
@@ -177,7 +177,7 @@ def _is_idle(item: Any) -> bool:
 def _parsed(text: bytes) -> ast.Module | None:
     try:
         return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it says so
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the import itself will fail with a message
         return None
 
 

@@ -1,7 +1,7 @@
-"""The code and the files of a person that a run is trained with: its model, its hooks, and what their settings name.
+"""The user's code and files that a run is trained with: its model, its hooks, and the files that their settings name.
 
-A run's workspace is named by their digest beside that of the data: other code is another training. What a run was
-trained with is kept in its workspace, so that `everstep explain` can show the lines that differ. A person may accept a
+Their digest is part of the name of a run's workspace, beside that of the data: other code is another training. The
+workspace keeps the text of the code, so that `everstep explain` can show the lines that differ. The user can accept a
 finished result for changed code.
 """
 
@@ -21,7 +21,7 @@ WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # the data, the code; w
 
 
 def of(run: RunConfig) -> dict[str, source_digest.Code]:
-    """The code of the run: that of its model, and that of its hooks where it has some."""
+    """Return the code of the run's model and, if it has hooks, of its hooks."""
     modules = {"model": plugins.load("models", run.model.name)}
     if run.training.hooks is not None:
         modules["hooks"] = plugins.load_hooks(run.training.hooks)
@@ -29,12 +29,12 @@ def of(run: RunConfig) -> dict[str, source_digest.Code]:
 
 
 def files_of(run: RunConfig) -> dict[str, Path]:
-    """The files that the settings of the run's model name, by setting."""
+    """Return the files that the settings of the run's model name, by setting."""
     return plugins.named_files("models", run.model.name, run.model.params)
 
 
 def digest(run: RunConfig) -> str:
-    """The digest of the run's code, and of the content of the files that its model is given: 32 hex digits."""
+    """Return the digest of the run's code and of the content of its model's files: 32 hex digits."""
     return _digest(of(run), {name: content_digest(path) for name, path in files_of(run).items()})
 
 
@@ -43,13 +43,13 @@ def _digest(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
 
 
 def state(run: RunConfig) -> str:
-    """A text that changes with the digest, at the cost of a look at each file."""
+    """Return a text that changes whenever the digest does, without reading large files."""
     named = {name: files.file_state(path) for name, path in files_of(run).items()}
     return config.digest([{kind: one.digest for kind, one in of(run).items()}, named], "code")
 
 
 def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], str]:
-    """The function, which looks once at each model and its hooks, for many runs."""
+    """Return the function with a memory: for many runs, each model with its hooks is read once."""
     known: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
@@ -62,7 +62,7 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
 
 
 def content_digest(path: Path) -> str:
-    """The digest of a file's bytes, or of all files in a folder with their names; hidden ones do not count."""
+    """Return the digest of a file's content, or of the names and contents of a folder's files, hidden ones left out."""
     if path.is_dir():
         inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_hidden(file.relative_to(path))]
         return config.digest([[str(file.relative_to(path)), files.file_digest(file)] for file in inside], "folder")
@@ -70,50 +70,53 @@ def content_digest(path: Path) -> str:
 
 
 def is_hidden(path: Path) -> bool:
-    """Return True if the file, or a folder on the way to it, has a name that begins with a dot."""
+    """Return True if the file, or a folder on the way to it, has a name that starts with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def workspace_of(work: Path, run: str, data: str, code: str) -> Path:
-    """Where the run of that digest keeps its state: other data or other code is another training."""
+    """Return the workspace of a run with this data and this code."""
     return work / "runs" / run / f"{data[:12]}-{code[:12]}"
 
 
 def keep(workspace: Path, run: RunConfig, expected: str) -> None:
-    """The workspace holds the texts of the code with that digest, which it is trained with, and those of the files."""
+    """Write the text of the code and the digests of the files into the workspace, unless they are there.
+
+    Raises ConfigError if the code no longer has the expected digest.
+    """
     now = as_kept(run)
     if now["digest"] != expected:
-        raise ConfigError("the code of the run changed while its training began: run the same command again")
+        raise ConfigError("the code of the run changed while its training started: run the same command again")
     if not (workspace / "code.json").exists():
         files.write_json(workspace / "code.json", now)
 
 
 def as_kept(run: RunConfig) -> Kept:
-    """The code of the run as it is now, in the form in which it is kept."""
+    """Return the current code of the run, in the form that `keep` writes."""
     code, named = of(run), {name: content_digest(path) for name, path in files_of(run).items()}
     texts = {kind: {"digest": one.digest, "texts": one.texts} for kind, one in code.items()}
     return {"digest": _digest(code, named), "code": texts, "files": named}
 
 
 def kept(workspace: Path) -> Kept | None:
-    """Return what `keep` wrote; None without it, as in workspaces of version 0.1."""
+    """Return what `keep` wrote; None if there is nothing, as in workspaces of version 0.1."""
     path = workspace / "code.json"
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
 
 
 def workspaces(work: Path, run: str, data: str = "") -> list[Path]:
-    """The workspaces of the run of that digest, with any code; those for that data where it is given."""
+    """Return the run's workspaces with any code, sorted; only those with this data, if it is given."""
     found = (work / "runs" / run).glob(f"{data[:12]}*")
     return sorted(path for path in found if WORKSPACE.fullmatch(path.name) and path.is_dir())
 
 
 def acceptance_file(workspace: Path) -> Path:
-    """The record that a person accepts the result of another workspace in place of this one's."""
+    """Return the path of the record that the result of another workspace is accepted for this one."""
     return workspace.with_name(f"{workspace.name}.accepted.json")
 
 
 def accepted(workspace: Path) -> dict[str, Any] | None:
-    """The record of `everstep accept` for this workspace, whose `workspace` names the one that stands in for it."""
+    """Return the record of `everstep accept` for this workspace, or None; its `workspace` names the accepted one."""
     path = acceptance_file(workspace)
     if not path.exists():
         return None

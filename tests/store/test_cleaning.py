@@ -380,7 +380,7 @@ def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> No
     rest(finished.folder / "work")
     assert list(listed(finished).values()) == ["older checkpoint of a finished run"]
     other.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=rf"{other}/results.* is not there.* delete .*work/clones/\w+\.json"):
+    with pytest.raises(UserError, match=rf"{other}/results.* is missing.* delete .*work/clones/\w+\.json"):
         listed(finished)
     shutil.rmtree(tmp_path / "elsewhere" / "results")
     (tmp_path / "elsewhere").rename(other)

@@ -143,7 +143,7 @@ def test_a_person_may_let_a_result_stand_and_it_is_on_record(trained: Project) -
     model = (trained.folder / "results/tiny/runs" / run / "model.safetensors").read_bytes()
     trained_with = result(trained, "train.json")["code"]
     done = trained.everstep("accept", run)
-    assert done.returncode == 0 and "stands for the code of now" in done.stdout
+    assert done.returncode == 0 and "is accepted for the current code" in done.stdout
     outcome = trained.make()
     assert outcome.jobs == {(rule, run) for rule in ("train", "evaluate", "export")} | {("report", None)}
     assert attempts(trained) == before
