@@ -131,3 +131,14 @@ def test_plan_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": npz(val_labels=None)}))
     assert main(["plan", "x.yaml"]) == 0
     assert f"\nrejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in capsys.readouterr().out
+
+
+def test_validate_imports_no_torch_for_a_model_without_a_normalisation(tmp_path: Path) -> None:
+    settings = {"name": "x", "model": {"name": "mlp"}, "training": {"batch_size": 1}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    code = "import sys; from workflow_lib.__main__ import main; print(main(['validate', 'x.yaml']), "
+    command = [sys.executable, "-c", code + "'torch' in sys.modules)"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("0 False\n")

@@ -61,15 +61,17 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
 
 def _single_value(run: RunConfig, known: plugins.Known, processes: int) -> list[str]:
     """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is not known."""
+    plugin = plugins.load("models", run.model.name)
+    if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
+        return []  # a model of this library without a normalisation: torch need not be imported
+    spec, is_known = _spec(run, known)
+    if spec is None:
+        return [] if known.inputs else [ONLY_THE_TRAINING]
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from workflow_lib.training.building import explain_single_value
 
-    spec, is_known = _spec(run, known)
-    if spec is None:
-        return [] if known.inputs else [ONLY_THE_TRAINING]
-    plugin = plugins.load("models", run.model.name)
     try:
         with torch.device("meta"):  # shapes are computed, and no numbers
             model = plugin.build(plugin.Params.model_validate(run.model.params), spec).train()
