@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -361,6 +362,31 @@ def test_two_that_make_the_tables_of_mlflow_take_turns_also_after_one_was_killed
     assert ended == [SURVIVED, SURVIVED]
     assert {path.name for path in (store.root / "copies").iterdir()} == {".lock", "mlflow.db"}
     assert in_mlflow(store.root / "copies", store.runs[0].id) == expected(row(1), row(2))
+
+
+def test_a_lock_that_nobody_holds_on_a_disk_without_locks_is_told(store: Store) -> None:
+    store.commit(0, row(1))
+    lock = store.root / "copies/.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    code = """
+import errno, fcntl, sys
+def fails(*arguments): raise OSError(errno.ENOSYS, "no file locks here")
+fcntl.flock = fails
+from workflow_lib import tracking
+from workflow_lib.__main__ import main
+tracking.TELL_S = 0.1
+sys.exit(main(["track", "experiment.yaml", "--to", "tensorboard"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, cwd=store.root, env=environment, stderr=subprocess.PIPE, text=True) as tracked:
+        assert tracked.stderr is not None
+        line = next(line for line in tracked.stderr if "delete that file" in line)
+        assert str(lock.relative_to(store.root)) in line
+        lock.unlink()
+        assert "1 rows, 1 of them new" in tracked.stderr.read()
+    assert tracked.returncode == 0
 
 
 def test_following_ends_when_every_run_is_finished(store: Store) -> None:

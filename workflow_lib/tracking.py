@@ -21,7 +21,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,11 +39,14 @@ from workflow_lib.status import UNREADABLE, is_finished
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from filelock import BaseFileLock
+
     from workflow_lib.config import Experiment
 
 Row = dict[str, float]
 
 MODULES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
+TELL_S = 30.0  # of waiting for a turn, before the log says so
 UNTOUCHED = "No training is touched by this; what is missing is copied the next time"
 LONGEST_PARAM, LONGEST_NAME = 6000, 250  # characters of a setting and of its name that MLflow takes
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow takes no more
@@ -394,13 +397,13 @@ def track(
     folder = experiment.tracking.folder
     make_dirs(folder)
     seen: list[Curve] = []
-    turn = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock")
     with ExitStack() as stack:
-        with turn:
+        with _turn(lock):
             trackers = {name: _opened(name, folder, stack) for name in dict.fromkeys(to)}
         while True:
             # One process at a time: whoever reads the rows writes them before another one reads.
-            with turn:
+            with _turn(lock):
                 found = list(curves(experiment, work, results))
                 for curve in found:
                     if curve not in seen:
@@ -414,6 +417,26 @@ def track(
     if output is not None:
         rows = {curve.id: len(curve.rows) for curve in found}
         write_json(output, {"to": list(trackers), "folder": str(folder), "rows": rows})
+
+
+@contextmanager
+def _turn(lock: BaseFileLock) -> Iterator[None]:
+    """Hold the lock; after a while of waiting, say what to do if nobody releases it."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=TELL_S)
+    except Timeout:
+        logger.warning(
+            "waiting for another `track` to release %s; if none is running, on no host, delete that file: on a disk "
+            "without file locks a killed one may leave it",
+            lock.lock_file,
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _opened(name: str, folder: Path, stack: ExitStack) -> Tracker:
