@@ -29,6 +29,9 @@ CURES = {
     os.strerror(errno.EFBIG): "Raise the limit of the size of a file (`ulimit -f`)",
     os.strerror(errno.ENFILE): "The machine has too many open files",  # begins like the next
     os.strerror(errno.EMFILE): "Raise the limit of open files (`ulimit -n 4096`)",
+    # so says Python's tempfile, which hides the error behind it
+    "No usable temporary directory": "Raise the limit of open files (`ulimit -n 4096`) if it is low; else free space "
+    "in one of them, or set TMPDIR to another",
     os.strerror(errno.EROFS): "The disk is mounted for reading only",
 }
 

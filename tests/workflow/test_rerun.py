@@ -160,7 +160,7 @@ def test_a_bumped_evaluation_stage_redoes_it_and_what_follows(finished: Project)
 
 
 def test_a_bumped_report_stage_redoes_the_report(finished: Project) -> None:
-    finished.edit("workflow_lib/plan.py", '"report": 1', '"report": 2')
+    finished.edit("workflow_lib/plan.py", '"report": 2', '"report": 3')
     assert finished.plan() == {("report", None)}
 
 
