@@ -58,7 +58,7 @@ def page_of(project: Trained) -> str:
 
 
 def unpacked(page: str, name: str) -> str:
-    """What the page holds compressed under that name."""
+    """Return the text that the page holds compressed under that name."""
     (held,) = re.findall(f'<script type="text/plain" id="{name}">([^<]*)</script>', page)
     return gzip.decompress(base64.b64decode(held)).decode()
 

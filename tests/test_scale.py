@@ -139,7 +139,7 @@ def test_the_costs_of_thousands_of_runs_add_up(many: Path, project: Path) -> Non
     assert everything.attempts == MANY == sum(account.attempts for _, account in lines)
 
 
-# What the page says of the table once its pages are there; then after each step.
+# Prints the state of the table when its pages are there, and after each step.
 LOOK = """
 const cells = (row) => [...row.cells].map((cell) => cell.innerText);
 const texts = () => [...document.querySelectorAll('#runs tbody tr')].map(cells);
@@ -163,7 +163,7 @@ const wait = setInterval(() => {
 
 
 def looked(page: Path, browser: Path, steps: str) -> dict[str, Any]:
-    """What the steps return in a browser."""
+    """Return the results of the steps in a browser."""
     document = in_browser(page, browser, LOOK.replace("STEPS", steps))
     (out,) = re.findall('<script type="text/plain" id="out">(.*?)</script>', document, re.DOTALL)
     found: dict[str, Any] = json.loads(out)

@@ -30,16 +30,12 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     model = _weights(sealed)
     write_atomic(output.with_name("model.safetensors"), model)
     write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
-    attempts = ws.list_attempts(sealed.path.parents[1])
     accepted = {} if sealed.manifest["fingerprint"].get("code") == job.code else user_code.accepted(job.workspace)
     sys.audit("everstep", "statement")
     write_json(
         output,
         {
-            "run": job.digest[:12],
-            "digest": job.digest,
-            "data": job.manifest.digest,
-            "code": job.code,
+            **_common(job, sealed.path.parents[1], data),
             **({"accepted": accepted} if accepted else {}),
             "sealed": str(sealed.path),
             "exact": sealed.about["exact"],
@@ -54,37 +50,41 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
             "final": state["history"][-1],
             "model": checkpoint.digest(model),
             "parameters": sealed.about["parameters"],
-            "seconds": round(sum(one.seconds or 0.0 for one in attempts), 3),
-            "attempts": len(attempts),
             "environment": sealed.about["environment"],
-            "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
         },
     )
 
 
 def write_diverged(reason: str, step: int, job: Job, data: Path, output: Path) -> None:
     """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
-    attempts = ws.list_attempts(job.workspace)
     history = read_events(ws.metrics_file(job.workspace))
     write_atomic(output.with_name("model.safetensors"), b"")
     write_atomic(output.with_name("history.csv"), _csv(history, job.manifest.task))
     write_json(
         output,
         {
-            "run": job.digest[:12],
-            "digest": job.digest,
-            "data": job.manifest.digest,
-            "code": job.code,
+            **_common(job, job.workspace, data),
             "state": DIVERGED,
             "reason": reason,
             "steps": step,
             "epochs": len(history),
-            "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
-            "attempts": len(attempts),
-            "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
         },
     )
     logger.warning("%s; as a point of a sweep, this is its result", reason)
+
+
+def _common(job: Job, workspace: Path, data: Path) -> dict[str, Any]:
+    """The part of a statement that every run has: its names, its cost in that workspace, and its inputs."""
+    attempts = ws.list_attempts(workspace)
+    return {
+        "run": job.digest[:12],
+        "digest": job.digest,
+        "data": job.manifest.digest,
+        "code": job.code,
+        "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
+        "attempts": len(attempts),
+        "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
+    }
 
 
 def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:

@@ -164,7 +164,7 @@ def known(name: str, params: Mapping[str, Any]) -> Known:
 
 
 def looked_at(name: str, params: Mapping[str, Any], root: Path) -> Known:
-    """What a look at the headers of the data's files tells; of a data set without `look(params, root)`, as `known`."""
+    """Return the facts that the headers of the data's files tell; without `look(params, root)`, those of `known`."""
     module = load("data", name)
     if (look := getattr(module, "look", None)) is None:
         return known(name, params)

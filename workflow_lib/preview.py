@@ -86,7 +86,7 @@ def _single_value(run: RunConfig, known: plugins.Known, processes: int) -> list[
 
 
 def _spec(run: RunConfig, known: plugins.Known) -> tuple[ModelSpec | None, bool]:
-    """What the model must fit, and whether that is as in the training wherever batch norm is concerned."""
+    """Return the shapes that the model must fit, and whether batch norm will see the same shapes in the training."""
     from workflow_lib.shards import ModelSpec
 
     task = plugins.task(run.data.name, run.data.params)

@@ -1,14 +1,14 @@
-"""What would fail again in the same way is not tried again: a workspace keeps how its training failed last.
+"""A training that is certain to fail in the same way is not tried again: its workspace has a record of the failure.
 
     rejected    certain at once: a setting, or what the model does with it, cannot be used
     diverged    certain at once where the kernels are deterministic, else when it came twice
     raised      certain when it came twice at one step from the same calls: the first may have been a passing fault
 
-The record holds for the same settings, code, data, packages and kind of machine. Without it, as after a person has
-deleted it, the training is tried. So is it when the record is damaged: that never stops a training.
+The record counts for the same settings, code, data, packages and kind of machine. Without a record, or with a damaged
+one, the training is tried: a user may delete it.
 
-Only the owner of a workspace writes its record. What interrupts a training (a signal, a limit, a kill, memory, a hang)
-is not in it, and is always tried again.
+Only the owner of a workspace writes its record. Interruptions (a signal, a limit, a kill, memory, a hang, a disk) leave
+none, and are always tried again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Failure:
-    """How the training of a workspace failed last."""
+    """The last failure of the training of a workspace."""
 
     kind: str
     error: str  # class in `errors`

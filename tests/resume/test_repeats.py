@@ -1,4 +1,4 @@
-"""What would fail again in the same way is not tried again, at once and with the same words; all else is."""
+"""A training that is certain to fail in the same way fails at once, with the same message; others are tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is certain to fail is tried once, whatever Snakemake's retries say; a diverged point of a sweep is a result."""
+"""Failures that are certain to come again are tried once, whatever `retries` says; a diverged point is a result."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ GROUPED = {
 
 @dataclass(frozen=True)
 class Notation:
-    """How the texts of a table are read: which are missing, and the marks in a number."""
+    """Settings for reading the texts of a table: which are missing, and the marks in a number."""
 
     missing: frozenset[str] = frozenset()
     decimal: str = "."

@@ -40,7 +40,7 @@ def known(params: Params) -> Known:
 
 
 def look(params: Params, root: Path) -> Known:
-    """What the headers of the file tell; no array is read. DataError for keys, shapes and types that cannot be used."""
+    """Read the headers of the file, and no array. Raises DataError for keys, shapes and types that cannot be used."""
     from workflow_lib.data._archive import Archive
 
     with closing(Archive(root / params.path)) as archive:

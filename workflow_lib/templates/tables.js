@@ -1,5 +1,5 @@
 "use strict";
-// What the page holds compressed, as text. Raises where the browser is too old for it.
+// Returns the text that the page holds compressed. Raises where the browser is too old for it.
 const unpacked = async (id) => {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (char) => char.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
