@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +23,7 @@ import torch
 from tests.crash import SURVIVED, fork, operations, run_forked, wait
 from workflow_lib import checkpoint, tensorfile
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published
-from workflow_lib.errors import CheckpointError, SaveError, WorkspaceBusy
+from workflow_lib.errors import CheckpointError, SaveError, UnreadableError, WorkspaceBusy
 from workflow_lib.faults import FileFault, Mode
 from workflow_lib.files import compact_json
 
@@ -227,6 +229,27 @@ def test_a_damaged_one_that_cannot_be_set_aside_is_still_an_error(tmp_path: Path
 
     read_only = FileFault("EROFS", f"{tmp_path}/*", operation="rename", rank=-1, times=0)
     assert run_forked(load, [read_only]) == SURVIVED
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json", "model.safetensors"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(tmp_path: Path, file: str, number: int) -> None:
+    """Too few descriptors, a colleague's permissions, a file server that is away."""
+    mine = store(tmp_path)
+    paths = [mine.publish(snapshot(step)).path for step in (1, 2)]
+
+    def fails(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]) == str(paths[1] / file):
+            raise OSError(number, os.strerror(number))
+
+    def load() -> None:
+        sys.addaudithook(fails)
+        with pytest.raises(UnreadableError, match=rf"{file} cannot be read now \({os.strerror(number)}\)"):
+            store(tmp_path, SECOND).load_latest()
+
+    assert run_forked(load) == SURVIVED
+    assert published(tmp_path / "checkpoints") == paths
+    assert newest_step(tmp_path) == 2
 
 
 def test_an_intact_copy_put_back_is_used_again(tmp_path: Path) -> None:

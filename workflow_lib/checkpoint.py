@@ -33,7 +33,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib import tensorfile
-from workflow_lib.errors import CheckpointError, RankError, SaveError, WorkspaceBusy
+from workflow_lib.errors import (
+    NOT_OF_THE_FILE,
+    CheckpointError,
+    RankError,
+    SaveError,
+    UnreadableError,
+    WorkspaceBusy,
+)
 from workflow_lib.files import compact_json, fsync_dir, names_in, open_regular
 from workflow_lib.runtime.ranks import Peers
 
@@ -149,8 +156,8 @@ class CheckpointStore:
 
         Each file is read once, each tensor directly into its own memory, and the digest is computed on the bytes that
         are returned, so the host holds one copy of the state. A checkpoint that does not verify is renamed to
-        ``corrupt-*`` with a warning. Raises CheckpointError when checkpoints exist but none can be used: a run never
-        silently starts again.
+        ``corrupt-*`` with a warning. Raises CheckpointError when checkpoints exist but none can be used (a run never
+        silently starts again), and UnreadableError when one cannot be read now, but may be whole.
         """
         latest = self._find_latest(_contents)
         if latest is None:
@@ -192,6 +199,8 @@ class CheckpointStore:
                 checkpoint = read_manifest(path)
                 self._check_fingerprint(checkpoint)
                 found = check(checkpoint)
+            except UnreadableError:
+                raise
             except CheckpointError as error:
                 unusable.add(self._set_aside(path, error).name)
                 continue
@@ -341,10 +350,17 @@ def read_manifest(path: Path) -> Checkpoint:
             raise CheckpointError(f"{MANIFEST} says step {manifest['step']}, serial {manifest['serial']}")
         _check_names(manifest["files"])
     except OSError as error:
-        raise CheckpointError(f"cannot read {MANIFEST}: {error.strerror}") from error
+        raise _unreadable(path / MANIFEST, error) from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} is damaged: {error!r}") from error
     return Checkpoint(path, manifest)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file that the system does not read."""
+    if error.errno in NOT_OF_THE_FILE:
+        return UnreadableError(f"{path} cannot be read now ({error.strerror}); it may be whole, and stays where it is")
+    return CheckpointError(f"cannot read {path.name}: {error.strerror}")
 
 
 def _check_names(files: Mapping[str, Any]) -> None:
@@ -411,7 +427,7 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
             _check_size(path, file, entry)
             data = file.read()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if digest(data) != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
     return data
@@ -425,7 +441,7 @@ def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tenso
             hashed = _Hashed(file)
             tensors = tensorfile.read(hashed, entry["bytes"])
     except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
         _check(path, entry)  # a damaged header is reported as damage, too
         raise CheckpointError(f"{path.name} is not a tensor file: {error}") from error
@@ -472,7 +488,7 @@ def _check(path: Path, entry: Mapping[str, Any]) -> None:
             while chunk := file.read(CHUNK):
                 hasher.update(chunk)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if hasher.hexdigest() != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
 

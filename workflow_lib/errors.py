@@ -35,6 +35,15 @@ CURES = {
     os.strerror(errno.EROFS): "The disk is mounted for reading only",
 }
 
+# errors of the system that say nothing about what a file holds: limits, permissions, a file server that is away
+NOT_OF_THE_FILE = frozenset(
+    (
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EACCES, errno.EPERM),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ESHUTDOWN),
+    )
+)
+
 
 def shortened(text: str, most: int = 80) -> str:
     """The text as a message quotes it: whole, or its beginning where it is long."""
@@ -74,6 +83,10 @@ class StateError(EverstepError, ValueError):
 
 class CheckpointError(EverstepError):
     """Checkpoints exist, but none of them verifies."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read now, for a reason that says nothing about it: it may be whole."""
 
 
 class SaveError(EverstepError):

@@ -98,7 +98,10 @@ def test_an_error_of_ours_keeps_its_kind(tmp_path: Path) -> None:
     ("kind", "message", "word"),
     [
         ("ValueError", "a bug in a model", "raised"),
-        ("OSError", "stale file handle", "raised"),
+        ("OSError", "[Errno 116] Stale file handle: '/data/words.txt'", "failed"),
+        ("OSError", "[Errno 24] Too many open files: '/data/words.txt'", "failed"),
+        ("OSError", "[Errno 5] Input/output error", "failed"),
+        ("PermissionError", "[Errno 13] Permission denied: '/data/words.txt'", "raised"),
         ("SystemExit", "3", "raised"),
         ("ConfigError", "model.name: no weights", "rejected"),
         ("DivergedError", "the training diverged", "diverged"),
