@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -21,11 +22,17 @@ JOB = {"SLURM_JOB_ID": "1", nodes.TOKEN: "a" * 32}
 def listening(*pids: int) -> set[str]:
     """Return the addresses on which the processes and their children listen."""
     found = set()
-    for pid in pids:
-        process = psutil.Process(pid)
-        for each in (process, *process.children(recursive=True)):
-            found |= {one.laddr.ip for one in each.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    for process in map(psutil.Process, pids):
+        found |= _addresses(process)
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # a command such as git, which has ended meanwhile
+                found |= _addresses(child)
     return found
+
+
+def _addresses(process: psutil.Process) -> set[str]:
+    sockets = process.net_connections("inet")
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
 @pytest.mark.parametrize(("ranks", "addresses"), [(1, set()), (3, {"127.0.0.1"})])
