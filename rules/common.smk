@@ -24,15 +24,20 @@ import snakemake.exceptions
 from snakemake_interface_common.exceptions import WorkflowError
 
 from workflow_lib import config as experiments
-from workflow_lib import budget, claims, clones, controller, plan as plans, plugins, tracking, user_code
+from workflow_lib import plan as plans
+from workflow_lib import plugins, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_cure
+from workflow_lib.plan import user_code
+from workflow_lib.results import claims
 from workflow_lib.runtime import gpus
+from workflow_lib.slurm import budget
+from workflow_lib.store import clones
 
 code_state = user_code.memo(user_code.state)
 
 
 # Snakemake raises this if another one works on the same files; its own text advises --unlock.
-snakemake.exceptions.LockException = lambda: WorkflowError(controller.refusal(Path(".snakemake")))
+snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.refusal(Path(".snakemake")))
 
 
 @cache
@@ -50,7 +55,7 @@ def data_sets():
 
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
-    settings = controller.settings_of(workflow.config_settings.config_args or [])
+    settings = snakefile.settings_of(workflow.config_settings.config_args or [])
     experiment = experiments.load(paths, settings)
     claim = claims.of(paths, settings)
     if workflow.is_main_process:
@@ -58,14 +63,14 @@ try:
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
         clones.note(WORK, Path("results"))
-        controller.refuse_missing_files(
-            [*data_sets().values(), *controller.models(experiment, runs().values())]
+        snakefile.refuse_missing_files(
+            [*data_sets().values(), *snakefile.models(experiment, runs().values())]
         )
         tracking.refuse_missing(experiment.tracking.to)
-        for damaged in controller.set_aside_damaged(Path(f"results/{experiment.name}")):
+        for damaged in snakefile.set_aside_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)
-        controller.check_records(Path(".snakemake"))
-        for killed in controller.enter(Path(".snakemake")):
+        snakefile.check_records(Path(".snakemake"))
+        for killed in snakefile.enter(Path(".snakemake")):
             print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 except (EverstepError, OSError) as error:
     print(f"everstep: {with_cure(error)}", file=sys.stderr)
@@ -125,14 +130,14 @@ def data_of(run):
 def source_files(wildcards):
     """The person's files of a data set: when they change, so does the data. None for one of an earlier plan."""
     data = data_sets().get(wildcards.data_id)
-    return list(controller.data_files(data).values()) if data else []
+    return list(snakefile.data_files(data).values()) if data else []
 
 
 def source_state(wildcards):
     """A text that changes with the files of a data set, and with those in its folders."""
     data = data_sets().get(wildcards.data_id)
     try:
-        return controller.files_state(data) if data else ""
+        return snakefile.files_state(data) if data else ""
     except EverstepError as error:  # of the class Exception Snakemake would show a traceback
         print(f"everstep: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code)
@@ -273,7 +278,7 @@ def tell_what_failed():
         (" ".join([job.name, *dict(job.wildcards).values()]), next(map(Path, job.log), None))
         for job in workflow.scheduler.failed
     )
-    print(controller.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)
+    print(snakefile.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)
     if workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
         shell(
             f"exec python -m workflow_lib report --incomplete --results {RESULTS} --plan {RESULTS}/plan.json"

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from workflow_lib import budget, config
-from workflow_lib.budget.cluster import Cluster, read_cluster
-from workflow_lib.budget.fit import problems
-from workflow_lib.budget.profile import Profile, evaluated
-from workflow_lib.budget.requests import Request, job_counts, request
+from tests.support.repository import ROOT
+from workflow_lib import config
 from workflow_lib.errors import ConfigError
-
-ROOT = Path(__file__).parents[1]
+from workflow_lib.slurm import budget
+from workflow_lib.slurm.cluster import Cluster, read_cluster
+from workflow_lib.slurm.fit import problems
+from workflow_lib.slurm.profile import Profile, evaluated
+from workflow_lib.slurm.requests import Request, job_counts, request
 
 
 def cluster(name: str) -> Cluster:

@@ -13,7 +13,7 @@ from workflow_lib.files import write_atomic
 
 def test_a_write_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         write_atomic(tmp_path / "a", "a folder has the name")
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 
-from tests.repository import ROOT, copy_repository
-from tests.resume.warm import until
+from tests.support.repository import ROOT, copy_repository
+from tests.support.warm import until
 
 # A sitecustomize: the package forgets its optimizer's moments on a resume.
 FORGETFUL = """
@@ -78,7 +78,8 @@ def test_without_a_gpu_one_line_says_why(tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert shown.stdout == ""
     (line,) = shown.stderr.splitlines()
-    assert line.startswith("gpu-check: ") and any(why in line for why in ("not built for CUDA", "driver", "no GPU"))
+    assert line.startswith("gpu-check: ")
+    assert any(why in line for why in ("not built for CUDA", "driver", "no GPU"))
 
 
 def test_a_torch_without_cuda_is_told_from_a_missing_driver(tmp_path: Path) -> None:

@@ -14,72 +14,74 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.repository import shipped_experiments
+from tests.support.repository import ROOT, shipped_experiments
 from workflow_lib import __main__ as verbs
 from workflow_lib import config, plan
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "workflow_lib"
 
-# From the ground up. A room may use those on the lines above its own, and its own package; not its line.
+# From the ground up. A package, or a module named apart, may use those on the lines above its own, and its own package.
 LAYERS = (
     ("",),
-    ("errors", "processes"),
-    ("faults", "files", "forking", "source_digest"),
-    ("plugins", "slab", "tensorfile"),
-    ("config",),
-    ("claims", "clones"),
-    ("checksums", "plan"),
-    ("user_code",),
-    ("budget", "controller", "explain", "runtime"),
-    ("shards",),
-    ("data", "models"),
-    ("checkpoint", "parallel"),
-    ("orchestrator", "saver"),
-    ("training",),
-    ("accounting", "provenance", "repeats"),
-    ("rank",),
-    ("outputs",),
-    ("launch", "evaluation"),
-    ("tuning", "export", "status"),
-    ("needed",),
-    ("cleaning", "decisions", "tracking"),
+    ("errors", "processes", "text"),
+    ("files", "store.layout"),
+    ("runtime",),
+    ("plugins",),
+    ("config", "slurm.job", "slurm.nodes"),
+    ("store.clones",),
+    ("plan", "distributed"),
+    ("checkpoint",),
+    ("store",),
     ("results",),
-    ("runs_table",),
-    ("report",),
-    ("prove", "preview"),
+    ("data",),
+    ("datasets", "models", "shards", "training", "orchestrator"),
+    ("launch.attempt", "plan.preview"),
+    ("results.write_run",),
+    ("launch", "evaluation", "tracking"),
+    ("export", "tuning", "slurm", "store.cleaning", "store.decisions"),
+    ("report", "prove", "snakefile"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What a person waits for when nothing is trained: the command line, validation, the Snakefile.
-FAST = ("config", "plan", "plugins", "controller", "__main__")
+FAST = ("config", "plan", "plugins", "snakefile", "__main__")
 HEAVY = ("torch", "pandas", "numpy", "optuna", "sklearn", "onnx", "plotly")
 
 
-def room_of(path: Path) -> str:
-    """The first part of the module's name below the package."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+def room_of(name: str) -> str:
+    """The entry of LAYERS for a module, named below the package: the most specific one."""
+    parts = name.split(".")
+    known = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
+    return next((room for room in known if room in LEVEL), parts[0])
+
+
+def name_of(path: Path) -> str:
+    """The module's name below the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+NAMES = {name_of(path) for path in MODULES}
 
 
 def imports_of(path: Path) -> set[str]:
     """The rooms a module uses, wherever in it the import stands."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "workflow_lib":
-            found |= {alias.name if alias.name in LEVEL else "" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workflow_lib."):
-            found.add(str(node.module).split(".")[1])
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("workflow_lib."):
+            base = str(node.module).removeprefix("workflow_lib").removeprefix(".")
+            inner = {f"{base}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= (inner & NAMES) | ({base} if inner - NAMES else set())
         elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-            found |= {parts[1] for parts in names if parts[0] == "workflow_lib" and len(parts) > 1}
-    return found
+            names = [alias.name for alias in node.names]
+            found |= {name.removeprefix("workflow_lib.") for name in names if name.startswith("workflow_lib.")}
+    return {room_of(name) for name in found}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
-    room = room_of(path)
+    room = room_of(name_of(path))
     assert room in LEVEL, f"{path.name} has no place yet: give it one in LAYERS"
     upward = {used for used in imports_of(path) - {room} if LEVEL[used] >= LEVEL[room]}
     assert not upward, f"{path.relative_to(ROOT)} may not use {sorted(upward)}"
@@ -110,7 +112,7 @@ def test_nothing_that_came_from_a_file_or_over_a_wire_is_unpickled(path: Path) -
 
 def test_a_training_imports_nothing_that_it_does_not_need() -> None:
     absent = (*UNUSED, *(name for name in HEAVY if name not in ("torch", "numpy")))
-    code = f"import sys, workflow_lib.training.loop; print([m for m in {absent!r} if m in sys.modules])"
+    code = f"import sys, workflow_lib.training.trainer; print([m for m in {absent!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 
@@ -161,7 +163,8 @@ with SnakemakeApi() as api:
 
 def test_the_plan_comes_before_trainings_take_every_core(rules: list[dict[str, Any]]) -> None:
     first, *others = sorted(rules, key=lambda rule: -rule["priority"])
-    assert first["name"] == "plan" and all(rule["priority"] < first["priority"] for rule in others)
+    assert first["name"] == "plan"
+    assert all(rule["priority"] < first["priority"] for rule in others)
 
 
 def test_every_rule_has_a_log_and_a_benchmark_named_after_it(rules: list[dict[str, Any]]) -> None:
@@ -182,7 +185,8 @@ def test_every_rule_is_one_verb_with_every_path_quoted(rules: list[dict[str, Any
     for rule in rules:
         shell = rule["shell"]
         verb = re.search(r"^exec (?:\S+ )*?python -m workflow_lib (\w+) ", shell)
-        assert verb and verb[1] in known, rule["name"]
+        assert verb, rule["name"]
+        assert verb[1] in known, rule["name"]
         assert shell.endswith(">> {log:q} 2>&1"), rule["name"]
         values = re.findall(r"\{(?:input|output|log|params|wildcards)[^}]*\}", shell)
         assert [v for v in values if not v.endswith(":q}")] in ([], ["{wildcards.number}"]), rule["name"]

@@ -17,14 +17,15 @@ import torch
 
 from workflow_lib import plan
 from workflow_lib.config import Experiment
+from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import ConfigError, Stopped, WorkspaceBusy
 from workflow_lib.orchestrator import PHASES, RootOrchestrator, Services
 from workflow_lib.runtime import device, gpus
 from workflow_lib.runtime.device_lease import lease_devices
-from workflow_lib.runtime.lease import Lease, holder_of
-from workflow_lib.runtime.log import NAME, read_events
-from workflow_lib.runtime.ranks import Ranks
-from workflow_lib.runtime.workspace import events_file, new_attempt
+from workflow_lib.store.attempts import new_attempt
+from workflow_lib.store.events import NAME, read_events
+from workflow_lib.store.layout import events_file
+from workflow_lib.store.lease import Lease, holder_of
 
 LAUNCHER = Ranks(is_launcher=True)
 SETTINGS = {"name": "test", "seed": 11, "runtime": {"device": "cpu", "lease_wait_s": 0.0}}
@@ -71,8 +72,10 @@ Make = Callable[..., RootOrchestrator]
 def test_the_owner_is_ready_inside_and_has_given_everything_back_outside(make: Make, place: Path) -> None:
     with make() as root:
         assert root.device == torch.device("cpu")
-        assert root.lease.holds() and holder_of(place) is not None
-        assert (place.parent / "config.json").exists() and (place / "checkpoints").is_dir()
+        assert root.lease.holds()
+        assert holder_of(place) is not None
+        assert (place.parent / "config.json").exists()
+        assert (place / "checkpoints").is_dir()
         root.log.info("training")
     assert holder_of(place) is None
     kinds = [event["kind"] for event in read_events(events_file(place))]
@@ -85,7 +88,9 @@ def test_entering_again_changes_nothing(make: Make, place: Path) -> None:
     with make(seed=lambda seed, rank: seeds.append(seed)) as root:
         lease, before = root.lease, files(place)
         assert root.__enter__() is root
-        assert root.lease is lease and files(place) == before and seeds == [11]
+        assert root.lease is lease
+        assert files(place) == before
+        assert seeds == [11]
 
 
 def test_releasing_again_changes_nothing(make: Make, place: Path) -> None:
@@ -93,7 +98,8 @@ def test_releasing_again_changes_nothing(make: Make, place: Path) -> None:
         root.release()
         before = files(place)
     root.release()
-    assert files(place) == before and holder_of(place) is None
+    assert files(place) == before
+    assert holder_of(place) is None
 
 
 def test_an_orchestrator_is_for_one_attempt(make: Make) -> None:
@@ -218,7 +224,8 @@ def test_ranks_are_seeded_and_bound_but_own_nothing(make: Make, place: Path) -> 
         with make(ranks, bind_device=bound.append, **services) as root:
             assert root.device == torch.device("cpu")
             assert root.log.level == (logging.INFO if rank == 0 else logging.WARNING)
-    assert done == [] and bound == [torch.device("cpu")] * 2
+    assert done == []
+    assert bound == [torch.device("cpu")] * 2
     assert not place.exists()
 
 
@@ -311,7 +318,8 @@ def test_a_forked_rank_sets_itself_up_and_leaves_the_lease_to_its_launcher(make:
         rank.start()
         assert answer.get(timeout=300) == ("cpu", 1, 2)
         rank.join()
-        assert root.lease.holds() and holder_of(place) is not None
+        assert root.lease.holds()
+        assert holder_of(place) is not None
     messages = [event["message"] for event in read_events(events_file(place)) if event["kind"] == "log"]
     assert messages == ["shown"]
 
@@ -343,13 +351,14 @@ def test_ranks_compute_with_their_threads_whatever_the_launcher_has_computed(pla
 def test_a_killed_owner_is_followed_at_once(make: Make, place: Path, experiment: Experiment) -> None:
     program = (
         "import sys, time; from pathlib import Path; from workflow_lib import plan\n"
-        "from workflow_lib.runtime.lease import Lease\n"
+        "from workflow_lib.store.lease import Lease\n"
         "lease = Lease.acquire(Path(sys.argv[1]), 'b' * 32, timeout_s=60.0)\n"
         "print('held', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(place)], stdout=subprocess.PIPE, text=True)
     try:
-        assert owner.stdout is not None and owner.stdout.readline() == "held\n"
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
         with pytest.raises(WorkspaceBusy, match=f"pid {owner.pid}"), make():
             pass
     finally:
@@ -381,7 +390,7 @@ import torch
 torch.backends.fp32_precision = "tf32"
 torch.backends.cudnn.conv.fp32_precision = "tf32"
 from workflow_lib.orchestrator import set_precision
-from workflow_lib.runtime.telemetry import _cuda_switches
+from workflow_lib.runtime.environment import _cuda_switches
 _cuda_switches()
 set_precision({precision!r})
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,

@@ -12,6 +12,7 @@ import pytest
 
 from workflow_lib import plugins
 from workflow_lib.plugins import PluginError
+from workflow_lib.plugins.loader import FOLDERS
 
 GOOD = """
 from pydantic import Field
@@ -40,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_file_of_the_package_is_a_plugin_of_its_name(kind: str, names: list[str]) -> None:
     assert set(names) <= set(plugins.available(kind))
     for name in plugins.available(kind):
-        assert plugins.load(kind, name).__name__ == f"workflow_lib.{kind}.{name}"
+        assert plugins.load(kind, name).__name__ == f"workflow_lib.{FOLDERS[kind]}.{name}"
 
 
 def test_a_dotted_name_is_an_import_path_from_the_project(folder: Path) -> None:
@@ -202,9 +203,9 @@ def test_the_code_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: P
 def test_the_code_of_a_shipped_data_set_is_its_own_and_that_of_its_helpers(
     folder: Path, name: str, helpers: set[str]
 ) -> None:
-    package = shutil.copytree(Path(plugins.__file__).parent, folder / "workflow_lib")
-    module = ModuleType(f"workflow_lib.data.{name}")
-    module.__file__ = str(package / "data" / f"{name}.py")
+    package = shutil.copytree(Path(plugins.__file__).parents[1], folder / "workflow_lib")
+    module = ModuleType(f"workflow_lib.datasets.{name}")
+    module.__file__ = str(package / "datasets" / f"{name}.py")
     before, counted = plugins.text_digest(module), set()
     for path in sorted(package.rglob("*.py")):
         text = path.read_text()
@@ -212,4 +213,4 @@ def test_the_code_of_a_shipped_data_set_is_its_own_and_that_of_its_helpers(
         if plugins.text_digest(module) != before:
             counted.add(str(path.relative_to(package)))
         path.write_text(text)
-    assert counted == {f"data/{one}.py" for one in {name, *helpers}}
+    assert counted == {f"datasets/{one}.py" for one in {name, *helpers}}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.crash import SURVIVED, fork, wait
+from tests.support.crash import SURVIVED, fork, wait
 from workflow_lib import processes
 
 
@@ -13,7 +13,8 @@ def test_a_writer_is_alive_until_it_ends() -> None:
     reader, writer = os.pipe()
     pid = fork(lambda: os.write(writer, processes.writer_mark().encode()))
     mark = os.read(reader, 20).decode()
-    assert int(mark[12:], 16) == pid and mark[:12] == processes.writer_mark()[:12]
+    assert int(mark[12:], 16) == pid
+    assert mark[:12] == processes.writer_mark()[:12]
     assert wait(pid) == SURVIVED
     assert processes.is_writer_alive(mark) is False
 

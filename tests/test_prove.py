@@ -16,11 +16,11 @@ import pytest
 import sklearn.datasets  # noqa: F401  (imported once here, not in each forked process)
 import torch
 
-from tests.resume.warm import ROOT, until
+from tests.support.warm import ROOT, until
 from workflow_lib import config, prove
 from workflow_lib.config import Experiment
 from workflow_lib.runtime.clock import start_s
-from workflow_lib.runtime.lease import is_alive
+from workflow_lib.store.lease import is_alive
 from workflow_lib.training import sampling
 from workflow_lib.training import state as room
 from workflow_lib.training.state import State
@@ -55,7 +55,7 @@ def build(params, spec):
 UNSEEDED_DATA = """
 import numpy as np
 from workflow_lib.plugins import Section
-from workflow_lib.shards import from_arrays
+from workflow_lib.data import from_arrays
 
 class Params(Section):
     pass
@@ -101,7 +101,8 @@ def verdict(given: Experiment, kills: int = 2) -> prove.Verdict:
 def test_an_exact_run_is_found_exact_and_leaves_nothing_behind(project: Path) -> None:
     found = verdict(experiment(project, model="cnn", params="{channels: [4]}"), kills=4)
     assert found.difference is None
-    assert found.kills == 4 and found.attempts >= 5
+    assert found.kills == 4
+    assert found.attempts >= 5
     assert not (project / "work" / "proof").exists()
 
 
@@ -211,12 +212,14 @@ def test_what_is_not_restored_is_found_and_named(project: Path, monkeypatch: pyt
 
 def test_a_model_that_draws_unseeded_numbers_is_told_from_a_lost_state(project: Path) -> None:
     found = verdict(experiment(project, model="noisy.model", params="{}"))
-    assert found.difference is not None and "nothing interrupted" in found.difference
+    assert found.difference is not None
+    assert "nothing interrupted" in found.difference
 
 
 def test_an_unseeded_data_set_is_found_before_any_training(project: Path) -> None:
     found = verdict(experiment(project, data="data: {name: noisy.data}\n"))
-    assert found.difference is not None and "preparing it twice" in found.difference
+    assert found.difference is not None
+    assert "preparing it twice" in found.difference
 
 
 def test_a_proof_that_is_killed_leaves_no_training_behind(project: Path) -> None:

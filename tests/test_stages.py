@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 
-from tests import stages
-from workflow_lib import source_digest
+from tests.support import stages
+from workflow_lib.plugins import source_digest
 
 
 def test_every_changed_source_of_a_stage_was_weighed() -> None:
     changed = stages.unweighed(stages.current(), stages.recorded())
     assert not changed, (
         "changed since they were recorded. Where results come out differently, raise the number of the stage in STAGES "
-        f"(workflow_lib/plan.py); then run scripts/stages: {'; '.join(changed)}"
+        f"(workflow_lib/config/stages.py); then run scripts/stages: {'; '.join(changed)}"
     )
 
 

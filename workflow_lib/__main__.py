@@ -87,7 +87,7 @@ def _log_lines() -> None:
     """What the package logs goes to the standard error, which a rule sends to its log."""
     import logging
 
-    from workflow_lib.runtime.log import NAME, LineHandler
+    from workflow_lib.store.events import NAME, LineHandler
 
     logging.getLogger(NAME).addHandler(LineHandler(rank=0))
     logging.getLogger(NAME).setLevel(logging.INFO)
@@ -95,10 +95,10 @@ def _log_lines() -> None:
 
 def _requeue() -> None:
     """The cluster's job, if this is one that may be started again, goes back to the queue; one of its nodes asks."""
-    from workflow_lib.runtime import scheduler
-    from workflow_lib.runtime.ranks import Ranks
+    from workflow_lib.distributed.ranks import Ranks
+    from workflow_lib.slurm import job
 
-    if Ranks.from_env().is_owner and scheduler.requeue_own_job():
+    if Ranks.from_env().is_owner and job.requeue_own_job():
         print("everstep: this job goes back to the queue and will go on from here", file=sys.stderr)
 
 
@@ -117,7 +117,9 @@ def _schema(arguments: Arguments) -> None:
 
 
 def _validate(arguments: Arguments) -> None:
-    from workflow_lib import claims, config, controller, plan, preview
+    from workflow_lib import config, plan, snakefile
+    from workflow_lib.plan import preview
+    from workflow_lib.results import claims
 
     problems: list[str] = []
     for path in arguments.config:
@@ -126,7 +128,7 @@ def _validate(arguments: Arguments) -> None:
             runs = plan.expand(experiment)
             claims.check(RESULTS_FOLDER, experiment.name, claims.of([path], arguments.set))
             data = [experiment.data, *(run.config.data for run in runs)]
-            controller.refuse_missing_files([*data, *controller.models(experiment, runs)], f"{path}: ")
+            snakefile.refuse_missing_files([*data, *snakefile.models(experiment, runs)], f"{path}: ")
             found, notes = preview.look(runs, experiment.runtime, Path.cwd())
             if found:
                 problems += [f"{path}: {problem}" for problem in found]
@@ -147,7 +149,10 @@ def _count(number: int, word: str) -> str:
 
 
 def _plan(arguments: Arguments) -> None:
-    from workflow_lib import budget, claims, config, plan, preview
+    from workflow_lib import config, plan
+    from workflow_lib.plan import preview
+    from workflow_lib.results import claims
+    from workflow_lib.slurm import budget
 
     experiment = config.load([arguments.config], arguments.set)
     claims.check(RESULTS_FOLDER, experiment.name, claims.of([arguments.config], arguments.set))
@@ -166,27 +171,27 @@ def _plan(arguments: Arguments) -> None:
 
 
 def _explain(arguments: Arguments) -> None:
-    from workflow_lib import explain
+    from workflow_lib.store import explain
 
     print(explain.explain(arguments.a, arguments.b, WORK))
 
 
 def _accept(arguments: Arguments) -> None:
-    from workflow_lib import decisions
+    from workflow_lib.store import decisions
 
     for run in arguments.runs:
         print(decisions.accept(run, WORK))
 
 
 def _retrain(arguments: Arguments) -> None:
-    from workflow_lib import decisions
+    from workflow_lib.store import decisions
 
     for run in arguments.runs:
         print(decisions.retrain(run, WORK, RESULTS_FOLDER))
 
 
 def _trace(arguments: Arguments) -> None:
-    from workflow_lib import provenance
+    from workflow_lib.results import provenance
 
     print(provenance.trace(arguments.file, WORK))
 
@@ -194,14 +199,14 @@ def _trace(arguments: Arguments) -> None:
 def _status(arguments: Arguments) -> None:
     import json
 
-    from workflow_lib import status
+    from workflow_lib.store import status
 
     rows = status.runs(WORK, RESULTS_FOLDER)
     print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
 
 
 def _clean(arguments: Arguments) -> None:
-    from workflow_lib import cleaning
+    from workflow_lib.store import cleaning
 
     items = cleaning.removable(WORK, RESULTS_FOLDER)
     for item in items:
@@ -222,11 +227,12 @@ def _clean(arguments: Arguments) -> None:
 def _prove_resume(arguments: Arguments) -> None:
     import uuid
 
-    from workflow_lib import config, launch, prove
+    from workflow_lib import config, prove
+    from workflow_lib.launch import launcher
 
     if arguments.kills < 1:
         raise ConfigError(f"--kills {arguments.kills}: allowed: 1 and more; nothing is proved without a kill")
-    launch.prepare()
+    launcher.prepare()
     experiment = config.load([arguments.config], arguments.set)
     verdict = prove.prove(
         experiment, kills=arguments.kills, folder=WORK / "prove" / uuid.uuid4().hex[:12], seed=arguments.seed
@@ -257,16 +263,16 @@ def _freeze(arguments: Arguments) -> None:
 
 
 def _preprocess(arguments: Arguments) -> None:
-    from workflow_lib import shards
+    from workflow_lib.data import preprocess
 
-    shards.preprocess(_experiment(arguments), arguments.data, WORK, arguments.output, arguments.threads)
+    preprocess(_experiment(arguments), arguments.data, WORK, arguments.output, arguments.threads)
 
 
 def _train(arguments: Arguments) -> None:
-    from workflow_lib import launch
+    from workflow_lib.launch import launcher
 
-    launch.prepare()
-    launch.train(
+    launcher.prepare()
+    launcher.train(
         _experiment(arguments),
         run=arguments.run,
         data=arguments.data,
@@ -283,9 +289,10 @@ def _suggest(arguments: Arguments) -> None:
 
 
 def _trial(arguments: Arguments) -> None:
-    from workflow_lib import launch, tuning
+    from workflow_lib import tuning
+    from workflow_lib.launch import launcher
 
-    launch.prepare()
+    launcher.prepare()
     tuning.trial(
         _experiment(arguments),
         arguments.suggestion,

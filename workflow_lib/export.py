@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workflow_lib import outputs, provenance, shards
+from workflow_lib.data import Manifest
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import AnySplit, load_subject, load_test, slices
 from workflow_lib.evaluation.computing import judged
 from workflow_lib.evaluation.language import rows_at_once
 from workflow_lib.files import read_json, write_atomic, write_json
 from workflow_lib.plugins import Task
+from workflow_lib.results import provenance
+from workflow_lib.results import write_run as outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +65,7 @@ def convert(network: nn.Module, inputs: Tensor, opset: int | None = None, output
     return proto
 
 
-def in_units(network: nn.Module, manifest: shards.Manifest) -> nn.Module:
+def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
     """The model with its outputs in the units of the data."""
     import torch
     from torch import nn
@@ -169,7 +171,7 @@ def check(
     content: bytes,
     network: nn.Module,
     split: AnySplit,
-    manifest: shards.Manifest,
+    manifest: Manifest,
     *,
     batch_sizes: Sequence[int],
     max_batch: int,
@@ -229,7 +231,7 @@ def check(
     }
 
 
-def _score(outputs: np.ndarray, targets: np.ndarray, manifest: shards.Manifest) -> float:
+def _score(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
     """The sum over the samples of what was right, or of the errors of numbers."""
     if manifest.task == "regression":
         true = targets * np.array(manifest.target_std) + np.array(manifest.target_mean)
@@ -305,7 +307,7 @@ def _compare(
 def _describe(
     proto: onnx.ModelProto,
     identity: dict[str, Any],
-    manifest: shards.Manifest,
+    manifest: Manifest,
     metrics: dict[str, Any],
 ) -> None:
     """The graph's metadata says what it is: run, data, weights, meaning of the numbers, test metrics."""

@@ -97,7 +97,7 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
             if durable:
                 sys.audit("everstep", "fsync", str(temporary))
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         undo.pop_all()
     if durable:
         fsync_dir(path.parent)
@@ -172,7 +172,7 @@ def _allowed(kind: Any) -> dict[str, Any]:
 def names_in(folder: str | Path) -> list[str]:
     """The names in the folder, sorted; none where there is no such folder, or no permission to list it."""
     try:
-        return sorted(os.listdir(folder))
+        return sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths: many folders are listed)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 

@@ -28,45 +28,20 @@ from typing import Any
 import torch
 
 from workflow_lib.config import Experiment
+from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import WorkspaceBusy
 from workflow_lib.plan import RunConfig, freeze
 from workflow_lib.runtime import device, gpus
-from workflow_lib.runtime import workspace as layout
+from workflow_lib.runtime.determinism import empty_caches, set_determinism, set_precision
 from workflow_lib.runtime.device_lease import lease_devices
-from workflow_lib.runtime.ghosts import end_ghosts
-from workflow_lib.runtime.lease import Lease
-from workflow_lib.runtime.log import NAME, EventLog, open_log
-from workflow_lib.runtime.ranks import Ranks
+from workflow_lib.runtime.environment import environment
 from workflow_lib.runtime.seed import seed_everything
-from workflow_lib.runtime.telemetry import environment
 from workflow_lib.runtime.threads import set_threads
-
-
-def set_determinism(is_strict: bool) -> None:
-    """Kernels give equal bits for equal inputs, or raise; if not strict, the fastest kernels are used."""
-    if is_strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.set_deterministic_debug_mode("error" if is_strict else "default")
-    deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = False  # it only costs time: nothing reads that memory
-    torch.backends.cudnn.deterministic = is_strict
-    torch.backends.cudnn.benchmark = not is_strict
-
-
-def set_precision(precision: str) -> None:
-    """Matrix products and convolutions on CUDA round to TF32 only if that was asked for."""
-    backends: Any = torch.backends
-    cuda, cudnn = backends.cuda, backends.cudnn
-    cuda.matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    # torch has a second set of switches, which decides if anybody, such as a user's module, has used it
-    for operation in (cuda.matmul, cudnn.conv, cudnn.rnn):
-        operation.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-
-
-def empty_caches() -> None:
-    """Memory that torch keeps on a device is given back; a device that was never used stays untouched."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+from workflow_lib.store import attempts as layout
+from workflow_lib.store.events import NAME, EventLog, open_log
+from workflow_lib.store.layout import events_file
+from workflow_lib.store.lease import Lease
+from workflow_lib.store.orphans import end_ghosts
 
 
 @dataclass(frozen=True)
@@ -119,7 +94,7 @@ class RootOrchestrator:
         self.services = services or Services()
         self.log = logging.getLogger(NAME)
         place = {} if ranks.is_launcher else {"rank": ranks.rank}
-        self.events = EventLog(layout.events_file(workspace), attempt=attempt, **place)
+        self.events = EventLog(events_file(workspace), attempt=attempt, **place)
         self.devices: tuple[str, ...] = ()
         self.waited_s = 0.0
         self._held: ExitStack | None = None

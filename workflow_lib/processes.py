@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,12 +28,11 @@ def boot_id() -> str:
 
 def machine() -> str:
     """Return a name of this machine and of the PID namespace of this process, the same after a restart of the host."""
-    names = []
-    for read in (lambda: Path("/etc/machine-id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
-        try:
-            names.append(read())
-        except OSError:  # not Linux, or an image without a machine id
-            names.append("")
+    names = ["", ""]
+    with suppress(OSError):  # not Linux, or an image without a machine id
+        names[0] = Path("/etc/machine-id").read_text().strip()
+    with suppress(OSError):
+        names[1] = str(Path("/proc/self/ns/pid").readlink())
     return " ".join(names)
 
 

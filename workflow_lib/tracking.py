@@ -27,14 +27,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from workflow_lib import checkpoint, config, plan, user_code
-from workflow_lib.config.sections import TRACKERS
+from workflow_lib import checkpoint, config, plan
+from workflow_lib.config.experiment import TRACKERS
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_atomic, write_json
-from workflow_lib.provenance import DIVERGED
-from workflow_lib.runtime import workspace as ws
-from workflow_lib.runtime.log import read_events
-from workflow_lib.status import UNREADABLE, is_finished
+from workflow_lib.plan import user_code
+from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.store import attempts as ws
+from workflow_lib.store import code, layout
+from workflow_lib.store.events import read_events
+from workflow_lib.store.layout import workspace_of
+from workflow_lib.store.status import UNREADABLE, is_finished
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,8 +89,8 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
         if not (folder / "config.json").exists():
             continue
         try:
-            folder = user_code.workspace_of(work, digest, data, code_of(plan.load_run(digest, work)[0]))
-            if (record := user_code.accepted(folder)) is not None:
+            folder = workspace_of(work, digest, data, code_of(plan.load_run(digest, work)[0]))
+            if (record := code.accepted(folder)) is not None:
                 folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)
         except (EverstepError, *UNREADABLE) as error:
@@ -111,13 +114,13 @@ def _runs(experiment: Experiment, results: Path) -> dict[str, tuple[str, str]]:
 
 
 def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) -> Curve | None:
-    newest = checkpoint.read_newest(ws.checkpoints_dir(workspace))
+    newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
     if newest is None:
         return None
     rows = checkpoint.read_state(newest)["progress"]["history"]
     began = min((_seconds(one.began) for one in ws.list_attempts(workspace)), default=0.0)
     times: dict[tuple[int, int], float] = {}
-    for event in read_events(ws.events_file(workspace)):
+    for event in read_events(layout.events_file(workspace)):
         if event.get("kind") == "epoch":
             times.setdefault((event["epoch"], event["step"]), _seconds(event["time"]))
     return Curve(
@@ -245,7 +248,7 @@ class MLflow(Tracker):
                 unwritten.unlink()
             temporary = database.with_name(f".mlflow.db.{uuid.uuid4().hex}.tmp")
             MlflowClient(tracking_uri=f"sqlite:///{temporary}")
-            os.replace(temporary, database)
+            temporary.replace(database)
         self._client = MlflowClient(tracking_uri=f"sqlite:///{database}")
 
     def write(self, curve: Curve) -> int:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from workflow_lib import config, files, plan
-from workflow_lib.config.parts import is_lower_better
+from workflow_lib.config.run import is_lower_better
 from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:
     import optuna
 
     from workflow_lib.config import Experiment
-    from workflow_lib.config.sections import Tune
+    from workflow_lib.config.experiment import Tune
 
 ASKS = 20  # tries to find a point that no earlier trial has
 SIGNIFICANT_DIGITS = 6  # of a suggested float: readable, and deaf to a processor's last bit
@@ -109,11 +109,11 @@ def trial(
 
     A training that diverged is a result too, and the study goes on; one that was stopped raises Stopped.
     """
-    from workflow_lib import launch
+    from workflow_lib.launch import launcher
 
     suggested = load_suggestion(suggestion)
     try:
-        history: Sequence[Row] = launch.trial(
+        history: Sequence[Row] = launcher.trial(
             experiment,
             run=str(suggestion),
             data=data,

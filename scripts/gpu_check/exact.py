@@ -26,7 +26,7 @@ TEXT = {
 LATE = """
 import dataclasses
 import torch
-from workflow_lib import prove, saver
+from workflow_lib import prove; from workflow_lib.checkpoint import saver
 
 copy_all, choose = saver._copy_all, prove._choose
 

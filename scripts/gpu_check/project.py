@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from workflow_lib.runtime.ghosts import die_with
+from workflow_lib.store.orphans import die_with
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "digits"  # real data that scikit-learn contains: nothing is downloaded

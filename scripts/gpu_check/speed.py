@@ -62,14 +62,14 @@ class Bench:
 
         from workflow_lib import config, plan, plugins
         from workflow_lib.checkpoint import CheckpointStore
-        from workflow_lib.config.parts import Model, Training
-        from workflow_lib.runtime.control import Control
-        from workflow_lib.runtime.log import EventLog
-        from workflow_lib.runtime.ranks import Ranks
-        from workflow_lib.saver import Saver
-        from workflow_lib.shards import ModelSpec, Split
+        from workflow_lib.checkpoint.saver import Saver
+        from workflow_lib.config.run import Model, Training
+        from workflow_lib.data import ModelSpec, Split
+        from workflow_lib.distributed.ranks import Ranks
+        from workflow_lib.distributed.shared_state import Control
+        from workflow_lib.store.events import EventLog
         from workflow_lib.training import tasks
-        from workflow_lib.training.loop import Trainer
+        from workflow_lib.training.trainer import Trainer
 
         self.case, self.device = case, device
         spec: Any = ModelSpec(case.shape, case.outputs, case.task)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
     """Return, for each model, the steps per second of the plain loop and the fraction that the package reaches."""
     import torch
 
-    from workflow_lib.orchestrator import set_determinism, set_precision
+    from workflow_lib.runtime.determinism import set_determinism, set_precision
 
     _quiet()
     set_determinism(determinism == "strict")
@@ -224,7 +224,7 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
     """Measure a save of a GPT: pinned memory, time that saves block, a plain copy for comparison, write speed."""
     import torch
 
-    from workflow_lib.orchestrator import set_determinism, set_precision
+    from workflow_lib.runtime.determinism import set_determinism, set_precision
 
     _quiet()
     set_determinism(determinism == "strict")

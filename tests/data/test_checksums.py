@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from workflow_lib import checksums, config
-from workflow_lib.checksums import Checksums
+from workflow_lib import config
+from workflow_lib.data import checksums
+from workflow_lib.data.checksums import Checksums
 from workflow_lib.errors import DataError
 
 CONTENT = bytes(range(256)) * 10_000  # several blocks

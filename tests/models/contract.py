@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workflow_lib import export, plugins
-from workflow_lib.config.parts import Training
+from workflow_lib.config.run import Training
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
-from workflow_lib.shards import ModelSpec
 from workflow_lib.training import tasks
 
 
@@ -141,7 +141,8 @@ class ModelContract:
             network = self.built(spec).train()
             self.loss(spec, network, *self.batch(spec, 32)).backward()
             for name, parameter in network.named_parameters():
-                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
                 assert parameter.grad.abs().max() > 0, name
 
     def test_a_batch_can_be_learnt(self, specs: list[ModelSpec]) -> None:

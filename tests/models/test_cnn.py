@@ -5,9 +5,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.models.contract import ModelContract
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import cnn
-from workflow_lib.shards import ModelSpec
 
 
 class TestDefault(ModelContract):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 MODEL = '''
 """Two linear layers."""
@@ -85,7 +85,8 @@ def everstep(folder: Path, *command: str) -> None:
 def test_it_inherits_the_laws_and_the_one_that_it_breaks_is_named(folder: Path) -> None:
     (folder / "mypackage/mine.py").write_text(MODEL.replace("description=", "title="))
     code, said = run(folder, "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", "-k", "not exported")
-    assert code == 1 and "FAILED test_mine.py::TestMine::test_every_setting_is_described" in said, said
+    assert code == 1, said
+    assert "FAILED test_mine.py::TestMine::test_every_setting_is_described" in said, said
     assert re.search(r"\b1 failed, 1\d passed", said), said
 
 

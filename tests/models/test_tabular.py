@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from tests.models.contract import ModelContract
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import tabular
-from workflow_lib.shards import ModelSpec
 
 
 class TestMixed(ModelContract):

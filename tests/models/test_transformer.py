@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from tests.models.contract import ModelContract
 from workflow_lib import config
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer
-from workflow_lib.shards import ModelSpec
 
 
 class TestTied(ModelContract):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.resume.project import SETTINGS, Project, copy, merged, prepare
-from tests.resume.warm import Warm
+from tests.support.project import SETTINGS, Project, copy, merged, prepare
+from tests.support.warm import Warm
 
 # fresh(changes) is a copy in which nothing is trained; reference(changes) was trained without a fault
 Fresh = Callable[..., Project]

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import STOPPED
+from tests.support.project import STOPPED
 
 SETTINGS = {
     "model": {"name": "mlp", "params": {"hidden": [8]}},
     "optimizer": {"lr": 0.05},
-    "training": {"epochs": 1, "ema_decay": 0.9, "hooks": "tests.resume.weighing", "clip_norm": None},
+    "training": {"epochs": 1, "ema_decay": 0.9, "hooks": "tests.plugins.weighing", "clip_norm": None},
 }
 STEPS = 17  # of an epoch: the decay reaches 0.9 at the step 80
 

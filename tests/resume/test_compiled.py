@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, STOPPED, differences, merged
+from tests.support.project import FAILED, FINISHED, STOPPED, differences, merged
 
 COMPILED: dict[str, Any] = {
     "model": {"name": "mlp", "params": {"hidden": [24], "dropout": 0.2}},
@@ -45,10 +45,10 @@ IMPATIENT: dict[str, Any] = {"training": {"compile": True, "epochs": 1}, "runtim
 
 def test_a_compilation_longer_than_the_hang_timeout_is_not_a_hang(fresh: Fresh) -> None:
     run = fresh(IMPATIENT)
-    assert run.attempt(plant="tests.resume.plants:compiling_takes_seconds") == FINISHED, run.log
+    assert run.attempt(plant="tests.plugins.plants:compiling_takes_seconds") == FINISHED, run.log
 
 
 def test_a_compilation_that_uses_no_cpu_is_a_hang(fresh: Fresh) -> None:
     run = fresh(IMPATIENT)
-    assert run.attempt(plant="tests.resume.plants:the_compiler_hangs") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:the_compiler_hangs") == FAILED
     assert "no rank has made a step for 4 s" in run.log

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
-from tests.resume.warm import Warm
+from tests.support.cases import with_ranks
+from tests.support.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
+from tests.support.repository import ROOT
+from tests.support.warm import Warm
 from workflow_lib.errors import UserError
-from workflow_lib.runtime.log import read_events
+from workflow_lib.store.events import read_events
 from workflow_lib.training.sampling import epoch_order
 
-HOOKED: dict[str, Any] = {"training": {"hooks": "tests.resume.watching"}}
+HOOKED: dict[str, Any] = {"training": {"hooks": "tests.plugins.watching"}}
 USER_ERROR = 2
 
 
@@ -35,12 +36,13 @@ def diverged(run: Project) -> dict[str, Any]:
 )
 def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: Fresh, plant: str, what: str) -> None:
     run = fresh({"training": {"clip_norm": None}})
-    assert run.attempt(plant=f"tests.resume.plants:{plant}") == FAILED
+    assert run.attempt(plant=f"tests.plugins.plants:{plant}") == FAILED
     last = run.log.splitlines()[-1]
     assert f"the training diverged: a {what} of step 20 (epoch 2) is not finite" in last
     newest = run.newest_step()
     assert 0 < newest < 20
-    assert f"The state of step {newest} is kept: " in last and f"step-{newest:012d}" in last
+    assert f"The state of step {newest} is kept: " in last
+    assert f"step-{newest:012d}" in last
     batch = epoch_order(0, 1, 1168)[2 * 66 : 3 * 66].tolist()
     event = diverged(run)
     assert (event["step"], event["epoch"], event["samples"]) == (20, 2, batch)
@@ -49,7 +51,7 @@ def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: 
 
 def test_a_loss_that_diverges_on_one_rank_is_named_with_the_samples_of_that_rank(fresh: Fresh) -> None:
     run = fresh(merged(with_ranks(2), {"training": {"epochs": 3}}))
-    assert run.attempt(plant="tests.resume.plants:a_loss_of_rank_one_is_infinite") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:a_loss_of_rank_one_is_infinite") == FAILED
     assert "a loss of step 20 (epoch 3) is not finite" in run.log.splitlines()[-1]
     batch = epoch_order(0, 2, 1168)[3 * 132 : 4 * 132].tolist()
     events = [one for one in read_events(run.workspace / "events.jsonl") if one["kind"] == "diverged"]
@@ -59,7 +61,7 @@ def test_a_loss_that_diverges_on_one_rank_is_named_with_the_samples_of_that_rank
 
 def test_a_gradient_that_only_overflows_the_loss_scale_ends_nothing(fresh: Fresh) -> None:
     run = fresh({"training": {"precision": "fp16", "clip_norm": None}})
-    assert run.attempt(plant="tests.resume.plants:a_gradient_is_not_a_number") == FINISHED
+    assert run.attempt(plant="tests.plugins.plants:a_gradient_is_not_a_number") == FINISHED
 
 
 def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_what_is_redone(
@@ -85,20 +87,22 @@ def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_wh
 def test_only_other_code_of_a_persons_file_is_another_training(tmp_path: Path, warm: Warm, part: str) -> None:
     """A comment is not; what was trained with the code before is named, and stays."""
     source = {"hooks": "watching", "model": "noisy"}[part]
-    files = {"mine/own.py": (Path(__file__).parent / f"{source}.py").read_text()}
+    files = {"mine/own.py": (ROOT / "tests" / "plugins" / f"{source}.py").read_text()}
     changes = {"training": {"hooks": "mine.own"}} if part == "hooks" else {"model": {"name": "mine.own"}}
     run = prepare(tmp_path / "project", warm, merged(SETTINGS, changes), files)
     assert run.attempt({"point": "commit", "count": 20, "signal": "SIGTERM"}) == STOPPED
     text = run.folder / "mine" / "own.py"
     text.write_text(text.read_text() + "\n# changed\n")
     assert run.attempt({"point": "commit", "count": 5, "signal": "SIGTERM"}) == STOPPED
-    assert "goes on at step 20" in run.log and "not exact" not in run.log
+    assert "goes on at step 20" in run.log
+    assert "not exact" not in run.log
     (before,) = (run.folder / "work" / "runs").glob("*/*/checkpoints")
     text.write_text(text.read_text() + "\nCHANGED = True\n")
     assert run.attempt() == FINISHED
     assert "other code trained this run up to step 25" in run.log
     found = set((run.folder / "work" / "runs").glob("*/*/checkpoints"))
-    assert before in found and len(found) == 2
+    assert before in found
+    assert len(found) == 2
 
 
 def test_another_number_of_threads_is_said_at_the_resume(fresh: Fresh) -> None:
@@ -112,7 +116,7 @@ def test_another_number_of_threads_is_said_at_the_resume(fresh: Fresh) -> None:
 
 
 def test_the_functions_in_the_documentation_can_be_used(tmp_path: Path, warm: Warm) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    text = (ROOT / "docs" / "training.md").read_text()
     files = {"mypackage/watch.py": text.partition("```python\n")[2].partition("```")[0]}
     changes = {"training": {"hooks": "mypackage.watch", "epochs": 1}}
     run = prepare(tmp_path / "project", warm, merged(SETTINGS, changes), files)
@@ -121,10 +125,10 @@ def test_the_functions_in_the_documentation_can_be_used(tmp_path: Path, warm: Wa
 
 
 def test_a_kernel_that_strict_determinism_refuses_is_named(fresh: Fresh) -> None:
-    run = fresh({"model": {"name": "tests.resume.scattering"}})
+    run = fresh({"model": {"name": "tests.plugins.scattering"}})
     assert run.attempt() == USER_ERROR
     assert "training.determinism: strict refuses `put_`, which has no deterministic" in run.log.splitlines()[-1]
-    run = fresh({"model": {"name": "tests.resume.scattering"}, "training": {"determinism": "standard"}})
+    run = fresh({"model": {"name": "tests.plugins.scattering"}, "training": {"determinism": "standard"}})
     assert run.attempt() == FINISHED
 
 
@@ -150,12 +154,12 @@ def test_a_batch_larger_than_the_split_is_refused_before_a_rank_is_started(tmp_p
     [
         ("wide", "gives torch.float32 (2, 11) for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
         ("pair", "gives tuple for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
-        ("frozen", "what build() of tests.resume.unfit returned has no weights to train"),
-        ("none", "what build() of tests.resume.unfit returned is no torch.nn.Module"),
+        ("frozen", "what build() of tests.plugins.unfit returned has no weights to train"),
+        ("none", "what build() of tests.plugins.unfit returned is no torch.nn.Module"),
     ],
 )
 def test_a_model_that_does_not_fit_the_data_is_refused(fresh: Fresh, kind: str, what: str) -> None:
-    run = fresh({"model": {"name": "tests.resume.unfit", "params": {"kind": kind}}})
+    run = fresh({"model": {"name": "tests.plugins.unfit", "params": {"kind": kind}}})
     assert run.attempt() == USER_ERROR
     assert what in run.log.splitlines()[-1]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, STOPPED
 from tests.resume.test_sockets import is_in_rendezvous, of_two_nodes
-from tests.resume.warm import ROOT, members, until
-from workflow_lib.runtime import nodes
+from tests.support.cases import with_ranks
+from tests.support.project import FAILED, FINISHED, STOPPED
+from tests.support.warm import ROOT, members, until
+from workflow_lib.slurm import nodes
 
 NO_NAMES = """
 set -e
@@ -54,7 +54,7 @@ def test_a_training_with_too_few_descriptors_ends_and_says_so(fresh: Fresh, rank
     codes = []
     for spare in range(2, 20, 1 if ranks > 1 else 3):
         run = fresh({"runtime": {"nproc": ranks, "hang_timeout_s": 5}})
-        order = run.order(plant="tests.resume.plants:few_descriptors", SPARE_DESCRIPTORS=str(spare))
+        order = run.order(plant="tests.plugins.plants:few_descriptors", SPARE_DESCRIPTORS=str(spare))
         pid = run.warm.start(order)
         codes.append(run.warm.wait(pid, timeout_s=120))
         assert codes[-1] in (FINISHED, FAILED), f"{spare} descriptors:\n{run.log}"
@@ -66,7 +66,7 @@ def test_a_training_with_too_few_descriptors_ends_and_says_so(fresh: Fresh, rank
 
 def test_ranks_that_wait_for_each_other_are_ended_by_sigterm(fresh: Fresh) -> None:
     run = fresh(with_ranks(2))
-    pid = run.warm.start(run.order(plant="tests.resume.plants:rank_one_never_joins"))
+    pid = run.warm.start(run.order(plant="tests.plugins.plants:rank_one_never_joins"))
     until(lambda: len(members(pid)) == 3, "both ranks to be there")
     os.kill(pid, signal.SIGTERM)
     began = time.monotonic()
@@ -78,7 +78,7 @@ def test_ranks_that_wait_for_each_other_are_ended_by_sigterm(fresh: Fresh) -> No
 
 def test_ranks_that_wait_for_each_other_are_ended_after_hang_timeout(fresh: Fresh) -> None:
     run = fresh({"runtime": {"nproc": 2, "hang_timeout_s": 3}})
-    assert run.attempt(plant="tests.resume.plants:rank_one_never_joins") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:rank_one_never_joins") == FAILED
     assert "no rank has made a step for 3 s (runtime.hang_timeout_s)" in run.log
     assert run.findings == []
 
@@ -111,7 +111,7 @@ def test_a_launcher_names_the_node_that_does_not_come(fresh: Fresh, node: int, t
     """The first launcher comes once it owns the workspace, which can take lease_timeout_s (5 s here)."""
     changes = {"runtime": {"nproc": 1, "nodes": 2, "device": "cpu", "hang_timeout_s": 1}}
     run, where = fresh(changes), place()
-    pid = of_two_nodes(run, node, plant="tests.resume.plants:nodes_come_at_once", **where)
+    pid = of_two_nodes(run, node, plant="tests.plugins.plants:nodes_come_at_once", **where)
     assert run.warm.wait(pid) == FAILED
     last = run.log.splitlines()[-1]
     assert told.format(port=where[nodes.PORT]) in last

@@ -12,14 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import (
-    ACCUMULATED,
-    AT_THE_END,
-    IN_TRAINING,
-    random_fault,
-)
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences
+from tests.support.cases import ACCUMULATED, AT_THE_END, IN_TRAINING, random_fault
+from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences
 
 
 def test_two_runs_without_a_fault_are_equal(fresh: Fresh, reference: Fresh) -> None:
@@ -94,7 +89,8 @@ def test_a_finished_run_whose_final_state_is_damaged_is_finished_again(fresh: Fr
     weights.write_bytes(weights.read_bytes()[:-1])
     earlier = run.newest_step()
     assert run.verdict(reference()) == PASS
-    assert run.began_at() == [0, earlier] and earlier > 0
+    assert run.began_at() == [0, earlier]
+    assert earlier > 0
 
 
 def test_the_final_state_of_another_run_is_not_taken_for_this_one(fresh: Fresh, reference: Fresh) -> None:
@@ -124,7 +120,8 @@ def test_a_disk_that_is_full_at_the_start_is_said_with_the_file(fresh: Fresh, re
     folder = f"{run.folder / 'work' / 'runs'}/*/{name.partition('/')[0]}/*"
     assert run.attempt({"mode": "ENOSPC", "operation": "fsync", "path": folder, "rank": -1}) == FAILED
     said = [line for line in run.log.splitlines() if "No space left on device" in line]
-    assert len(said) == 1 and said[0] == run.log.splitlines()[-1]
+    assert len(said) == 1
+    assert said[0] == run.log.splitlines()[-1]
     assert fnmatch(
         said[0], f"everstep train: [[]Errno 28] No space left on device: 'work/runs/*/{name}'. The disk is full: *"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import ACCUMULATED, with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, PASS, STOPPED, merged
+from tests.support.cases import ACCUMULATED, with_ranks
+from tests.support.project import FAILED, PASS, STOPPED, merged
 
 LONG_S = 600.0  # a model is compiled once on a machine
 EVERY_STEP: dict[str, Any] = {"checkpoint": {"interval_steps": 1}}
@@ -16,8 +16,8 @@ EVERY_STEP: dict[str, Any] = {"checkpoint": {"interval_steps": 1}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm and averages": {},
     "accumulation": ACCUMULATED,
-    "teacher": {"model": {"name": "tests.resume.teacher"}},
-    "teacher beside a frozen backbone": {"model": {"name": "tests.resume.teacher", "params": {"backbone": 5000}}},
+    "teacher": {"model": {"name": "tests.plugins.teacher"}},
+    "teacher beside a frozen backbone": {"model": {"name": "tests.plugins.teacher", "params": {"backbone": 5000}}},
     "ddp": with_ranks(2),
     "ddp with accumulation": merged(with_ranks(2), {"training": {"accumulation": 2}}),
     "compiled": merged(with_ranks(1), {"training": {"compile": True, "ema_decay": None}}),
@@ -30,7 +30,7 @@ def test_a_save_that_is_copied_late_holds_one_step(fresh: Fresh, reference: Fres
     changes = merged(VARIANTS[name], EVERY_STEP)
     run = fresh(changes)
     for steps in (2, 4, 8):
-        plant = "tests.resume.late:copies_come_late"
+        plant = "tests.support.late:copies_come_late"
         fault = {"point": "commit", "count": steps, "signal": "SIGKILL", "rank": 0}
         assert run.attempt(fault, plant=plant, timeout_s=LONG_S) == FAILED
     assert run.newest_step() >= 8  # each kill costs a step that is done, and the save of the one before it
@@ -41,7 +41,7 @@ def test_a_save_that_is_copied_late_holds_one_step(fresh: Fresh, reference: Fres
 def test_a_stop_inside_a_step_saves_what_its_forward_passes_have_not_changed(
     fresh: Fresh, reference: Fresh, backbone: int
 ) -> None:
-    model = {"model": {"name": "tests.resume.teacher", "params": {"backbone": backbone}}}
+    model = {"model": {"name": "tests.plugins.teacher", "params": {"backbone": backbone}}}
     changes = merged(model, {"training": {"accumulation": 4}})
     run = fresh(changes)
     for count in (7, 11):

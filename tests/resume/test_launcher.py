@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests import driver
-from tests.resume.forbidden import TOUCHED
-from tests.resume.project import NAME, SETTINGS, Project, merged, prepare
-from tests.resume.warm import Order, Warm
-from workflow_lib.runtime.log import read_events
+from tests.support import driver
+from tests.support.forbidden import TOUCHED
+from tests.support.project import NAME, SETTINGS, Project, merged, prepare
+from tests.support.warm import Order, Warm
+from workflow_lib.store.events import read_events
 
 ASKING = """
 import torch
@@ -45,12 +45,13 @@ def test_a_training_whose_model_asks_for_gpus_starts_no_cuda_in_its_launcher(
     tmp_path: Path, warm: Warm, plant: str, ranks: int
 ) -> None:
     run = of_user(tmp_path, warm, changes={"runtime": {"nproc": ranks}})
-    assert run.attempt(plant=f"tests.resume.forbidden:{plant}") == 0, run.log
+    assert run.attempt(plant=f"tests.support.forbidden:{plant}") == 0, run.log
     assert not (run.folder / TOUCHED).exists()
     assert run.findings == []
     events = {event["kind"]: event for event in read_events(run.workspace / "events.jsonl")}
     assert events["environment"]["device"] == "cuda:0"  # so the launcher believed in the GPUs
-    assert "torch_build" in events["accelerator"] and "torch_build" not in events["environment"]
+    assert "torch_build" in events["accelerator"]
+    assert "torch_build" not in events["environment"]
 
 
 def test_a_trial_starts_no_cuda_in_its_launcher(tmp_path: Path, warm: Warm) -> None:
@@ -60,14 +61,14 @@ def test_a_trial_starts_no_cuda_in_its_launcher(tmp_path: Path, warm: Warm) -> N
     suggest = ["suggest", *common, "--number", "0", "--tune-dir", tune, "--output", suggestion]
     assert warm.run(Order(suggest, str(run.folder), log)) == 0, run.log
     trial = ["trial", *common, "--suggestion", suggestion, "--data", run.data, "--output", f"{tune}/trial-0000.json"]
-    plant = "tests.resume.forbidden:without_nvml"
+    plant = "tests.support.forbidden:without_nvml"
     assert warm.run(Order(trial, str(run.folder), log, plant=plant)) == 0, run.log
     assert not (run.folder / TOUCHED).exists()
 
 
 def test_a_proof_of_exact_resume_starts_no_cuda_in_any_launcher(tmp_path: Path, warm: Warm) -> None:
     run = of_user(tmp_path, warm)
-    command, plant = ["prove-resume", "experiment.yaml", "--kills", "1"], "tests.resume.forbidden:with_nvml"
+    command, plant = ["prove-resume", "experiment.yaml", "--kills", "1"], "tests.support.forbidden:with_nvml"
     assert warm.run(Order(command, str(run.folder), str(run.folder / "log.txt"), plant=plant)) == 0, run.log
     assert not (run.folder / TOUCHED).exists()
 
@@ -77,7 +78,7 @@ def test_a_model_that_starts_cuda_when_it_is_imported_is_named_before_ranks_are_
 ) -> None:
     library = driver.build(tmp_path)
     run = of_user(tmp_path, warm, more=f"import ctypes; ctypes.CDLL({str(library)!r}).cuInit(0)")
-    assert run.attempt(plant="tests.resume.forbidden:with_nvml") == 2
+    assert run.attempt(plant="tests.support.forbidden:with_nvml") == 2
     last = run.log.splitlines()[-1]
     assert last.startswith("everstep train: mine.nets: importing this module starts CUDA")
     assert not list(run.workspace.glob("attempts/*.json"))
@@ -87,7 +88,7 @@ def test_a_proof_names_such_a_model_before_it_trains(tmp_path: Path, warm: Warm)
     library = driver.build(tmp_path)
     run = of_user(tmp_path, warm, more=f"import ctypes; ctypes.CDLL({str(library)!r}).cuInit(0)")
     command, log = ["prove-resume", "experiment.yaml", "--kills", "1"], run.folder / "proof.txt"
-    plant = "tests.resume.forbidden:with_nvml"
+    plant = "tests.support.forbidden:with_nvml"
     assert warm.run(Order(command, str(run.folder), str(log), plant=plant)) == 2, log.read_text()
     last = log.read_text().splitlines()[-1]
     assert last.startswith("everstep prove-resume: mine.nets: importing this module starts CUDA")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import ACCUMULATED, with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, PASS, STOPPED
+from tests.support.cases import ACCUMULATED, with_ranks
+from tests.support.project import FAILED, FINISHED, PASS, STOPPED
 
 SHARDS: dict[str, Any] = {"data": {"in_memory": False, "shard_samples": 100}}
 
@@ -39,4 +39,4 @@ def test_data_that_takes_longer_to_verify_than_a_step_may_is_no_hang(fresh: Fres
     """Three quarters of a second a shard, 16 shards, and 10 seconds in which a rank must move."""
     changes = {"data": {"in_memory": in_memory, "shard_samples": 100}, "runtime": {"hang_timeout_s": 10, "workers": 0}}
     run = fresh({**changes, "training": {"epochs": 1}})
-    assert run.attempt(plant="tests.resume.plants:shards_are_slow") == FINISHED, run.log
+    assert run.attempt(plant="tests.plugins.plants:shards_are_slow") == FINISHED, run.log

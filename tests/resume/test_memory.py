@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import STOPPED, merged
+from tests.support.project import STOPPED, merged
 from workflow_lib import checkpoint
 
 WIDE: dict[str, Any] = {
@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two ranks": {"runtime": {"nproc": 2}},
     "two ranks that share": {"runtime": {"nproc": 2}, "training": {"parallel": "fsdp"}},
 }
-PLANT = "tests.resume.measuring:the_load_is_measured"
+PLANT = "tests.support.measuring:the_load_is_measured"
 SLACK = 24 << 20  # batches, buffers of the C library, code that is loaded for the first time
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, KILLED, PASS, STOPPED
+from tests.support.project import FAILED, KILLED, PASS, STOPPED
 
-TOKENS = {"name": "tests.resume.small", "params": {"kind": "tokens"}}
-ROWS = {"name": "tests.resume.small", "params": {"kind": "rows"}}
+TOKENS = {"name": "tests.plugins.small", "params": {"kind": "tokens"}}
+ROWS = {"name": "tests.plugins.small", "params": {"kind": "rows"}}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet": (1, {"model": {"name": "resnet", "params": {"width": 2, "dropout": 0.1}}}),
     "resnet on two ranks": (2, {"model": {"name": "resnet", "params": {"width": 2}}}),

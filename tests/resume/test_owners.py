@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import FINISHED, PASS, STOPPED, Project, differences
-from tests.resume.warm import members, states, until
-from workflow_lib.runtime.lease import Holder
+from tests.support.project import FINISHED, PASS, STOPPED, Project, differences
+from tests.support.warm import members, states, until
+from workflow_lib.store.lease import Holder
 
 QUICK = {"runtime": {"lease_timeout_s": 1.0}}
 LONG = {"training": {"epochs": 4000}, "checkpoint": {"interval_steps": 50}}

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import (
+from tests.support.cases import with_ranks
+from tests.support.project import (
     FAILED,
     FINISHED,
     KILLED,
@@ -25,9 +25,9 @@ from tests.resume.project import (
     merged,
     prepare,
 )
-from tests.resume.warm import Warm, members, until
-from workflow_lib.runtime import nodes
-from workflow_lib.runtime import workspace as ws
+from tests.support.warm import Warm, members, until
+from workflow_lib.slurm import nodes
+from workflow_lib.store import attempts as ws
 
 
 def running(run: Project, fault: dict[str, Any] | None = None) -> tuple[int, dict[int, int]]:
@@ -194,7 +194,7 @@ def test_a_rank_that_something_stopped_ends_the_job_and_is_named(fresh: Fresh) -
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
     run = fresh(with_ranks(2, hang_timeout_s=10))
-    assert run.attempt(plant="tests.resume.plants:rank_one_hangs") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:rank_one_hangs") == FAILED
     assert "no rank has made a step for 10 s" in run.log.splitlines()[-1]
     assert "rank 1 (pid" in run.log.splitlines()[-1]
     assert run.findings == []
@@ -202,14 +202,14 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
 
 def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
     run = fresh()
-    assert run.attempt(plant="tests.resume.plants:the_rank_leaves") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:the_rank_leaves") == FAILED
     assert "the ranks ended without a word and without an error" in run.log.splitlines()[-1]
     assert run.findings == []
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fresh, kind: str) -> None:
-    run = fresh({"model": {"name": "tests.resume.lasting", "params": {"kind": kind}}, "runtime": {"nproc": 2}})
+    run = fresh({"model": {"name": "tests.plugins.lasting", "params": {"kind": kind}}, "runtime": {"nproc": 2}})
     assert run.attempt() == FINISHED
     for rank in (0, 1):
         assert f"rank {rank} is done, and ends without what a person's code left running: {kind} uploader" in run.log
@@ -218,13 +218,13 @@ def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fres
 
 def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> None:
     run = fresh(with_ranks(3))
-    assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED
+    assert run.attempt(plant="tests.plugins.plants:rank_one_raises") == FAILED
     assert "rank 1 failed: ValueError: a bug in a person's model" in run.log.splitlines()[-1]
     assert run.findings == []
 
 
 def test_another_device_on_any_rank_is_reported_as_not_exact(fresh: Fresh) -> None:
-    run, plant = fresh(with_ranks(2)), "tests.resume.plants:rank_one_has_another_gpu"
+    run, plant = fresh(with_ranks(2)), "tests.plugins.plants:rank_one_has_another_gpu"
     for count in (2, 4):
         stop = {"point": "optimizer", "count": count, "rank": 0, "signal": "SIGTERM"}
         assert run.attempt(stop, plant=plant) == STOPPED
@@ -241,10 +241,10 @@ def test_another_world_size_loses_and_repeats_no_sample_and_is_not_called_exact(
 ) -> None:
     run = fresh(with_ranks(before))
     fault = {"point": "optimizer", "count": 5, "signal": "SIGTERM"}
-    assert run.attempt(fault, plant="tests.resume.plants:samples_are_written") == STOPPED
+    assert run.attempt(fault, plant="tests.plugins.plants:samples_are_written") == STOPPED
     experiment = run.folder / "experiment.yaml"
     experiment.write_text(experiment.read_text().replace(f"nproc: {before}", f"nproc: {after}"))
-    assert run.attempt(plant="tests.resume.plants:samples_are_written") == FINISHED
+    assert run.attempt(plant="tests.plugins.plants:samples_are_written") == FINISHED
     assert "not exact from here: world_size changed" in run.log
     assert run.sealed().about["exact"] is False
     used = [line.split() for path in run.folder.glob("samples-*.txt") for line in path.read_text().splitlines()]

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, STOPPED, Project, merged
-from tests.resume.warm import until
-from workflow_lib import accounting, repeats, status
+from tests.support.cases import with_ranks
+from tests.support.project import FAILED, FINISHED, STOPPED, Project, merged
+from tests.support.warm import until
 from workflow_lib.files import write_signed
-from workflow_lib.runtime.workspace import list_attempts
+from workflow_lib.store import accounting, repeats, status
+from workflow_lib.store.attempts import list_attempts
 
 USER_ERROR = 2
-DIVERGES = "tests.resume.plants:a_loss_is_infinite"
-RAISES = "tests.resume.plants:the_model_raises"
-UNFIT = {"model": {"name": "tests.resume.unfit", "params": {"kind": "frozen"}}}
+DIVERGES = "tests.plugins.plants:a_loss_is_infinite"
+RAISES = "tests.plugins.plants:the_model_raises"
+UNFIT = {"model": {"name": "tests.plugins.unfit", "params": {"kind": "frozen"}}}
 NOT_AGAIN = "is not tried again: it would fail in the same way"
 
 
@@ -46,39 +46,48 @@ def test_a_divergence_is_told_again_at_once_until_its_record_is_deleted(fresh: F
     assert run.attempt(plant=DIVERGES) == FAILED
     first = last_line(run)
     assert NOT_AGAIN not in first
-    assert row(run)["state"] == "diverged" and "a loss of step 20" in row(run)["why"]
+    assert row(run)["state"] == "diverged"
+    assert "a loss of step 20" in row(run)["why"]
     assert run.attempt() == FAILED
     again = last_line(run)
-    assert first.partition(". The state of step")[0] in again and NOT_AGAIN in again and "The state of step" in again
+    assert first.partition(". The state of step")[0] in again
+    assert NOT_AGAIN in again
+    assert "The state of step" in again
     assert ends(run) == ["diverged"]
     record = repeats.path_of(run.workspace)
     assert f"delete {record.relative_to(run.folder)} " in again
     record.unlink()
-    assert run.attempt() == FINISHED and not record.exists()
+    assert run.attempt() == FINISHED
+    assert not record.exists()
 
 
 def test_an_exception_that_came_twice_at_a_step_is_not_met_a_third_time(fresh: Fresh) -> None:
     run = fresh()
     assert [run.attempt(plant=RAISES) for _ in range(2)] == [FAILED, FAILED]
-    assert NOT_AGAIN not in last_line(run) and "ValueError: a bug in a person's model" in last_line(run)
+    assert NOT_AGAIN not in last_line(run)
+    assert "ValueError: a bug in a person's model" in last_line(run)
     assert run.attempt() == FAILED
     assert "ValueError: a bug in a person's model. It failed so at" in last_line(run)
     assert f"{NOT_AGAIN}, as it has 2 times at step 19" in last_line(run)
     assert ends(run) == ["raised", "raised"]
-    assert row(run)["state"] == "failed" and "a bug in a person's model" in row(run)["why"]
+    assert row(run)["state"] == "failed"
+    assert "a bug in a person's model" in row(run)["why"]
     repeats.path_of(run.workspace).unlink()
     assert run.attempt() == FINISHED
     found = accounting.account(run.workspace)
-    assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0) and found.failed_s > 0
+    assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0)
+    assert found.failed_s > 0
     told = status.spent(found)
-    assert "2 attempts failed without an interruption" in told and "lost to interruptions" not in told
+    assert "2 attempts failed without an interruption" in told
+    assert "lost to interruptions" not in told
 
 
 def test_an_exception_of_several_ranks_is_known_by_the_step_of_the_rank_that_raised_it(fresh: Fresh) -> None:
     run = fresh(with_ranks(2))
     for _ in range(3):
-        assert run.attempt(plant="tests.resume.plants:rank_one_raises") == FAILED
-    assert ends(run) == ["raised", "raised"] and "2 times at step 3," in last_line(run)
+        assert run.attempt(plant="tests.plugins.plants:rank_one_raises") == FAILED
+    assert ends(run) == ["raised", "raised"]
+    assert "2 times at step 3," in last_line(run)
 
 
 def test_an_exception_at_another_step_is_tried_again(fresh: Fresh) -> None:
@@ -93,8 +102,10 @@ def test_settings_that_the_training_rejects_are_told_again_at_once(fresh: Fresh)
     run = fresh(UNFIT)
     assert [run.attempt() for _ in range(3)] == [USER_ERROR] * 3
     assert ends(run) == ["rejected"]
-    assert "has no weights to train. It failed so at" in last_line(run) and NOT_AGAIN in last_line(run)
-    assert row(run)["state"] == "failed" and "has no weights to train" in row(run)["why"]
+    assert "has no weights to train. It failed so at" in last_line(run)
+    assert NOT_AGAIN in last_line(run)
+    assert row(run)["state"] == "failed"
+    assert "has no weights to train" in row(run)["why"]
 
 
 @pytest.mark.parametrize("interruption", ["SIGKILL", "SIGTERM", "memory"])
@@ -102,13 +113,14 @@ def test_what_interrupts_a_training_is_tried_again_however_often_it_comes(fresh:
     run = fresh()
     for _ in range(3):
         if interruption == "memory":
-            assert run.attempt(plant="tests.resume.plants:memory_is_short") == FAILED
+            assert run.attempt(plant="tests.plugins.plants:memory_is_short") == FAILED
         else:
             fault = {"point": "commit", "count": 1, "signal": interruption}
             assert run.attempt(fault) == (STOPPED if interruption == "SIGTERM" else FAILED)
     assert run.attempt() == FINISHED
     found = accounting.account(run.workspace)
-    assert (found.attempts, found.failed) == (4, 0) and found.lost_s > 0
+    assert (found.attempts, found.failed) == (4, 0)
+    assert found.lost_s > 0
 
 
 def test_a_failure_is_tried_again_once_a_setting_changed_that_it_may_depend_on(fresh: Fresh) -> None:
@@ -142,13 +154,14 @@ def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
 def test_who_waited_for_an_owner_that_failed_is_told_the_same(fresh: Fresh) -> None:
     """It looked for a record before there was one."""
     run = fresh({"runtime": {"lease_wait_s": 600}})
-    owner = run.start(plant="tests.resume.plants:the_loss_is_infinite_once_somebody_waits")
+    owner = run.start(plant="tests.plugins.plants:the_loss_is_infinite_once_somebody_waits")
     until(lambda: "starts at step" in run.log, "the owner to begin")
     other = run.start()
     until(lambda: "; waiting" in run.log, "the other one to wait")
     (run.folder / "go").touch()
     assert (run.warm.wait(owner), run.warm.wait(other)) == (FAILED, FAILED)
-    assert ends(run) == ["diverged"] and NOT_AGAIN in last_line(run)
+    assert ends(run) == ["diverged"]
+    assert NOT_AGAIN in last_line(run)
 
 
 def test_what_is_rejected_before_the_first_attempt_is_shown_as_failed(fresh: Fresh) -> None:
@@ -156,8 +169,11 @@ def test_what_is_rejected_before_the_first_attempt_is_shown_as_failed(fresh: Fre
     run = fresh({"runtime": {"device": "cuda:7"}})
     assert run.attempt() == USER_ERROR
     told = row(run)
-    assert told["state"] == "failed" and told["attempts"] == [] and "cuda:7" in told["why"]
+    assert told["state"] == "failed"
+    assert told["attempts"] == []
+    assert "cuda:7" in told["why"]
     experiment = run.folder / "experiment.yaml"
     experiment.write_text(experiment.read_text().replace("cuda:7", "cpu"))
     assert run.attempt() == FINISHED
-    assert row(run)["state"] == "finished" and not repeats.path_of(run.workspace).exists()
+    assert row(run)["state"] == "finished"
+    assert not repeats.path_of(run.workspace).exists()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.resume.cases import shared
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, KILLED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
-from tests.resume.warm import Warm
+from tests.support.cases import shared
+from tests.support.project import FAILED, FINISHED, KILLED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
+from tests.support.repository import ROOT
+from tests.support.warm import Warm
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -127,7 +128,7 @@ def test_a_state_that_is_left_out_is_seen_and_named(fresh: Fresh, reference: Fre
     changes, name = CASES[state]
     run = fresh(changes)
     assert run.attempt({"point": "optimizer", "count": 10, "signal": "SIGTERM"}) == STOPPED
-    assert run.attempt(plant=f"tests.resume.plants:without_{state}") == FINISHED
+    assert run.attempt(plant=f"tests.plugins.plants:without_{state}") == FINISHED
     found = differences(reference(changes), run)
     assert any(one == name or one.startswith(f"{name}.") for one in found), found
 
@@ -146,7 +147,7 @@ def test_a_transformer_whose_blocks_are_gathered_one_by_one_is_exact(tmp_path: P
         "training": {"epochs": 1, "parallel": "fsdp", "activation_checkpointing": True, "accumulation": 2},
         "runtime": {"nproc": 2},
     }
-    text = (Path(__file__).parents[2] / "docs" / "exact-resume.md").read_text()
+    text = (ROOT / "docs" / "exact-resume.md").read_text()
     run = prepare(tmp_path / "run", warm, merged(SETTINGS, changes), {"text.txt": text})
     straight = copy(run, tmp_path / "straight")
     straight.finish()

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.resume.project import STOPPED, Project
 from tests.resume.test_ranks import long_with_ranks, running
-from tests.resume.warm import until
-from workflow_lib.runtime import nodes
+from tests.support.project import STOPPED, Project
+from tests.support.warm import until
+from workflow_lib.slurm import nodes
 
 JOB = {"SLURM_JOB_ID": "1", nodes.TOKEN: "a" * 32}
 

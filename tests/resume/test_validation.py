@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, FINISHED, PASS, STOPPED, merged
+from tests.support.cases import with_ranks
+from tests.support.project import FAILED, FINISHED, PASS, STOPPED, merged
 from workflow_lib import checkpoint
-from workflow_lib.training.loop import UNREAD
+from workflow_lib.training.trainer import UNREAD
 
 ONE: dict[str, Any] = {"training": {"epochs": 1, "batch_size": 6}, "checkpoint": {"interval_steps": 1000}}
 TWO = merged(with_ranks(2), merged(ONE, {"training": {"batch_size": 2}}))
@@ -34,7 +34,7 @@ def test_a_stop_between_two_reads_is_exact(fresh: Fresh, reference: Fresh, chang
 
 def test_the_device_is_not_read_at_every_batch(fresh: Fresh) -> None:
     run = fresh(ONE)
-    assert run.attempt(plant="tests.resume.plants:reads_are_counted") == FINISHED
+    assert run.attempt(plant="tests.plugins.plants:reads_are_counted") == FINISHED
     batches, reads = map(int, (run.folder / "reads.txt").read_text().split())
     assert batches == SAMPLES // ONE["training"]["batch_size"] > UNREAD
     assert reads <= batches // UNREAD + 5  # the curve, the rate: once an epoch
@@ -43,6 +43,6 @@ def test_the_device_is_not_read_at_every_batch(fresh: Fresh) -> None:
 def test_a_validation_that_diverged_is_not_saved(fresh: Fresh) -> None:
     run = fresh(ONE)
     fault = {"point": "validate", "count": 3, "signal": "SIGTERM"}
-    assert run.attempt(fault, plant="tests.resume.plants:validation_diverges") == FAILED
+    assert run.attempt(fault, plant="tests.plugins.plants:validation_diverges") == FAILED
     assert "diverged" in run.log
     assert run.newest_step() == 0

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.resume.cases import with_ranks
 from tests.resume.conftest import Fresh
-from tests.resume.project import FAILED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
-from tests.resume.warm import Warm
+from tests.support.cases import with_ranks
+from tests.support.project import FAILED, PASS, SETTINGS, STOPPED, copy, differences, merged, prepare
+from tests.support.repository import ROOT
+from tests.support.warm import Warm
 
 IN_AN_EPOCH = {"point": "optimizer", "count": 21, "signal": "SIGTERM"}
 LATER = {"point": "commit", "count": 14, "signal": "SIGKILL"}
@@ -71,7 +72,7 @@ def test_a_variant_is_exact(fresh: Fresh, reference: Fresh, name: str) -> None:
 TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "regression": (
         {
-            "data": {"name": "tests.resume.numbers"},
+            "data": {"name": "tests.plugins.numbers"},
             "model": {"name": "mlp"},
             "optimizer": {"lr": 0.01},
             "training": {"select_metric": "val_mae", "ema_decay": None},
@@ -93,7 +94,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_exact(tmp_path: Path, warm: Warm, name: str) -> None:
     changes, metric = TASKS[name]
-    text = (Path(__file__).parents[2] / "docs" / "exact-resume.md").read_text()
+    text = (ROOT / "docs" / "exact-resume.md").read_text()
     run = prepare(tmp_path / "run", warm, merged(SETTINGS, changes), {"text.txt": text})
     straight = copy(run, tmp_path / "straight")
     straight.finish()

@@ -42,7 +42,8 @@ def test_a_device_that_is_not_there_is_an_error_not_a_fallback(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         device.resolve(name, local_rank, count=lambda: count)
-    assert says in str(error.value) and str(error.value).startswith("runtime.")
+    assert says in str(error.value)
+    assert str(error.value).startswith("runtime.")
 
 
 def test_auto_on_a_mac_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.resume.warm import until
+from tests.support.warm import until
 from workflow_lib.errors import ConfigError, Stopped
 from workflow_lib.runtime import device_lease, gpus
 
@@ -141,7 +141,8 @@ def test_nobody_overtakes_a_job_that_waits_for_more_devices(folder: Path) -> Non
             until(lambda: small.told, "the small job waits")
             first.close()
             until(lambda: large.got, "the large job has its GPUs")
-            assert large.got == [("0", "1")] and small.got == []
+            assert large.got == [("0", "1")]
+            assert small.got == []
             large.end()
             until(lambda: small.got, "the small job has its GPU")
             small.end()
@@ -187,7 +188,8 @@ def test_the_reason_of_a_wait_is_reported_only_when_it_changes(folder: Path) -> 
             until(lambda: job.told, "it waits")
             first.close()
             until(lambda: len(job.told) == 2, "something changed")
-            assert "0 held" not in job.told[1] and "1 held by" in job.told[1]
+            assert "0 held" not in job.told[1]
+            assert "1 held by" in job.told[1]
         finally:
             job.end()
         assert len(job.told) == 2
@@ -269,7 +271,8 @@ def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkey
 
     monkeypatch.setattr(device_lease, "_lock", lock_late)
     with lease(folder, 1, ("0",), tell=lambda reason: None) as got:
-        assert got == ("0",) and removed
+        assert got == ("0",)
+        assert removed
         remove_tickets(folder)
         with pytest.raises(Waits), lease(folder, 1, ("0",)):
             pass

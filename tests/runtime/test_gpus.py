@@ -115,7 +115,8 @@ def test_a_variable_that_hides_every_gpu_needs_no_answer(nvidia_smi: Install) ->
     calls = nvidia_smi(TWO)
     assert seen("") == seen("NoDevFiles") == []
     assert not calls.exists()
-    assert seen("1") == [SECOND] and calls.read_text() == "-L\n"
+    assert seen("1") == [SECOND]
+    assert calls.read_text() == "-L\n"
 
 
 def test_without_nvidia_smi_what_the_variable_says_is_believed_where_there_are_gpus(
@@ -196,4 +197,6 @@ def test_fewer_gpus_than_a_training_needs_are_no_limit_but_a_mistake(
 def test_gpus_are_counted_without_torch() -> None:
     code = "import sys; from workflow_lib.runtime import gpus; gpus.count_for('auto'); print(sorted(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'torch'" not in shown and "'pandas'" not in shown and "'workflow_lib.runtime.gpus'" in shown
+    assert "'torch'" not in shown
+    assert "'pandas'" not in shown
+    assert "'workflow_lib.runtime.gpus'" in shown

@@ -28,7 +28,7 @@ import filelock
 import pytest
 import yaml
 
-from tests.repository import ROOT, copy_repository
+from tests.support.repository import ROOT, copy_repository
 
 SANDBOX = ROOT / "scripts" / "slurm-sandbox"
 

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from tests.slurm.conftest import WAIT_S, wait_until
+from tests.support.repository import ROOT
 
-SANDBOX = Path(__file__).parents[2] / "scripts" / "slurm-sandbox"
+SANDBOX = ROOT / "scripts" / "slurm-sandbox"
 DAEMONS = 6
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from workflow_lib.runtime.scheduler import requeue_own_job, seconds_left
+from workflow_lib.slurm.job import requeue_own_job, seconds_left
 
 SCRIPT = f"""#!/bin/sh
 [ -n "$SLURM_RESTART_COUNT" ] && echo "started again" && exit
-exec {sys.executable} -c "from workflow_lib.runtime import scheduler; print(scheduler.requeue_own_job(), flush=True)"
+exec {sys.executable} -c "from workflow_lib.slurm import job; print(job.requeue_own_job(), flush=True)"
 """
 
 
@@ -25,7 +25,8 @@ def test_a_job_is_started_again_if_it_may_be(cluster: Any, tmp_path: Path, optio
 
 
 def test_a_job_knows_what_is_left_of_its_time(cluster: Any, tmp_path: Path) -> None:
-    ask = f"{sys.executable} -c 'from workflow_lib import launch; print(*map(launch._seconds_left, (None, 60, 1)))'"
+    code = "from workflow_lib.launch.launcher import _seconds_left; print(*map(_seconds_left, (None, 60, 1)))"
+    ask = f"{sys.executable} -c '{code}'"
     output = tmp_path / "output"
     cluster.ask("sbatch", "--wait", "--time=5", f"--output={output}", f"--wrap=sleep 3; {ask}")
     untold, told_more, told_less = map(float, output.read_text().split())

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.resume.project import SETTINGS, Project, copy, merged, prepare
-from tests.resume.warm import Warm, until
-from tests.store.paced import PAUSE
-from workflow_lib import status
+from tests.plugins.paced import PAUSE
+from tests.support.project import SETTINGS, Project, copy, merged, prepare
+from tests.support.warm import Warm, until
+from workflow_lib.store import status
 
-PACED = merged(SETTINGS, {"model": {"name": "tests.store.paced"}, "checkpoint": {"interval_steps": 5}})
+PACED = merged(SETTINGS, {"model": {"name": "tests.plugins.paced"}, "checkpoint": {"interval_steps": 5}})
 
 
 @pytest.fixture(scope="session")

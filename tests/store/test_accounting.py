@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.project import FINISHED, KILLED, STOPPED, Project, copy
+from tests.plugins.paced import COUNTED
 from tests.store.conftest import row, start
-from tests.store.paced import COUNTED
-from workflow_lib import accounting, status
-from workflow_lib.accounting import Account, account_of
-from workflow_lib.runtime import scheduler
-from workflow_lib.runtime.workspace import Attempt
+from tests.support.project import FINISHED, KILLED, STOPPED, Project, copy
+from workflow_lib.slurm import job
+from workflow_lib.store import accounting, status
+from workflow_lib.store.accounting import Account, account_of
+from workflow_lib.store.attempts import Attempt
 
 PULSE_S = 0.5
 ENDS_S = 1.0  # what a process takes to end, and the test to see it
@@ -69,7 +69,8 @@ def test_a_chain_of_kills_is_accounted_to_the_pulse(prepared: Project, tmp_path:
     missing, untold = computed(project) - found.steps, len(kills) * (PULSE_S / PAUSE_S + 2)
     assert 0 <= missing <= untold
     assert computed(project) - project.sealed().step >= 3 * 15
-    assert found.steps == project.sealed().step + found.redone and found.redone >= 3 * 15 - untold
+    assert found.steps == project.sealed().step + found.redone
+    assert found.redone >= 3 * 15 - untold
     assert found.lost_s > found.redone * PAUSE_S
 
 
@@ -136,7 +137,7 @@ def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:
     ],
 )
 def test_a_job_holds_the_gpus_it_was_given_on_each_node(environ: dict[str, str], nodes: int, held: int) -> None:
-    assert scheduler.gpus_of_own_job(nodes, environ) == held
+    assert job.gpus_of_own_job(nodes, environ) == held
 
 
 def test_a_gpu_that_a_job_holds_and_does_not_use_is_counted(prepared: Project, tmp_path: Path) -> None:
@@ -152,7 +153,9 @@ def test_a_gpu_that_a_job_holds_and_does_not_use_is_counted(prepared: Project, t
 
 def test_the_account_is_told_in_words(finished: Project) -> None:
     told = " ".join(status.table([row(finished)]).split())
-    assert "in 2 attempts" in told and "lost to interruptions" in told and "saved" in told
+    assert "in 2 attempts" in told
+    assert "lost to interruptions" in told
+    assert "saved" in told
     text = status.spent(Account(3, 200, 20, 2, 7200.0, 14400.0, 720.0, 1440.0, 6480.0, 0.0))
     assert text == (
         "used 2.0 h in 3 attempts, 4.00 GPU-hours; lost to interruptions 12 min (10.0 %, 20 of 200 steps computed "

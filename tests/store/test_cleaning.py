@@ -14,19 +14,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.crash import SURVIVED, fork, operations, run_forked, wait
-from tests.resume.project import FINISHED, NAME, Project, copy
-from tests.resume.warm import until
+from tests.plugins.paced import HURRY
 from tests.store.conftest import row, start
-from tests.store.paced import HURRY
+from tests.support.crash import SURVIVED, fork, operations, run_forked, wait
+from tests.support.project import FINISHED, NAME, Project, copy
+from tests.support.warm import until
 from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, cleaning, clones, config, faults, plan, shards, status
+from workflow_lib import checkpoint, config, plan
+from workflow_lib.data import Manifest, Shard, preparation
 from workflow_lib.errors import UserError
 from workflow_lib.files import write_atomic
-from workflow_lib.launch import find_sealed
 from workflow_lib.processes import writer_mark
-from workflow_lib.runtime.lease import Lease
-from workflow_lib.shards import preparation
+from workflow_lib.prove import faults
+from workflow_lib.store import cleaning, clones, status
+from workflow_lib.store.lease import Lease
+from workflow_lib.store.runs import find_sealed
 
 LONG_AGO = time.time() - 30 * 86400
 
@@ -85,11 +87,13 @@ def test_of_a_finished_run_only_the_older_checkpoint_goes(finished: Project) -> 
     clean(finished)
     assert checkpoint.published(finished.checkpoints) == [newest]
     sealed = find_sealed(finished.workspace)
-    assert sealed is not None and listed(finished) == {}
+    assert sealed is not None
+    assert listed(finished) == {}
     before = len(row(finished)["attempts"])
     shutil.rmtree(finished.output.parent)
     finished.finish()
-    assert finished.output.exists() and len(row(finished)["attempts"]) == before
+    assert finished.output.exists()
+    assert len(row(finished)["attempts"]) == before
 
 
 def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project) -> None:
@@ -98,7 +102,9 @@ def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project
     damaged.write_bytes(bytes(damaged.stat().st_size))
     items = cleaning.removable(finished.folder / "work", finished.folder / "results")
     ((item, why),) = cleaning.clean(items)
-    assert item.path == older and why is not None and "damaged" in why
+    assert item.path == older
+    assert why is not None
+    assert "damaged" in why
     assert checkpoint.published(finished.checkpoints) == [older, newest]
 
 
@@ -142,7 +148,8 @@ def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
     assert list(listed(killed).values()) == ["save that was cut off"]
     step = killed.newest_step()
     clean(killed)
-    assert listed(killed) == {} and killed.newest_step() == step > 0
+    assert listed(killed) == {}
+    assert killed.newest_step() == step > 0
     killed.finish()
 
 
@@ -161,7 +168,9 @@ def test_files_whose_writer_was_killed_go(finished: Project) -> None:
     rest(kept)
     assert {item.path for item in cleaning.removable(work, results)} == cut
     clean(finished)
-    assert not any(path.exists() for path in cut) and kept.exists() and find_sealed(finished.workspace) is not None
+    assert not any(path.exists() for path in cut)
+    assert kept.exists()
+    assert find_sealed(finished.workspace) is not None
 
 
 def test_a_file_that_is_being_written_stays_whatever_the_clocks_say(finished: Project) -> None:
@@ -182,7 +191,8 @@ def test_a_file_that_is_being_written_stays_whatever_the_clocks_say(finished: Pr
     rest(finished.folder)  # as seen by a host whose clock is a month ahead
     assert listed(finished) == {}
     go.touch()
-    assert wait(pid) == SURVIVED and path.read_bytes() == b"x"
+    assert wait(pid) == SURVIVED
+    assert path.read_bytes() == b"x"
 
 
 def test_a_file_that_another_host_may_be_writing_stays_for_a_week(finished: Project) -> None:
@@ -200,7 +210,8 @@ def test_a_removal_that_is_going_on_is_left_to_who_does_it(finished: Project) ->
     for trash in (mine, cut):
         trash.mkdir()
     rest(finished.folder / "work")
-    assert f"data/{mine.name}" not in listed(finished) and f"data/{cut.name}" in listed(finished)
+    assert f"data/{mine.name}" not in listed(finished)
+    assert f"data/{cut.name}" in listed(finished)
 
 
 def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
@@ -211,7 +222,8 @@ def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> Non
     }
     config = finished.workspace.parent / "config.json"
     clean(finished)
-    assert listed(finished) == {} and not list(finished.folder.glob("work/data/*"))
+    assert listed(finished) == {}
+    assert not list(finished.folder.glob("work/data/*"))
     assert list(finished.folder.glob("work/runs/*/*")) == [config]
     assert status.runs(finished.folder / "work", finished.folder / "results") == []
 
@@ -248,7 +260,8 @@ def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: P
     assert listed(project) == {}
     items = [cleaning.Removable(project.workspace, "", workspace=project.workspace)]  # begun after the listing
     ((_, why),) = cleaning.clean(items)
-    assert why is not None and f"pid {pid}" in why
+    assert why is not None
+    assert f"pid {pid}" in why
     (project.folder / "elsewhere").rename(results)
     (project.checkpoints / ".tmp-being-written").rmdir()
     (project.folder / HURRY).touch()
@@ -281,7 +294,8 @@ def test_shards_that_two_data_sets_share_are_freed_once(finished: Project) -> No
     before, items = occupied(work), cleaning.removable(work, finished.folder / "results")
     assert [item.path for item in items if item.path.parent.name == "data"] == [store, other]
     clean(finished)
-    assert not store.exists() and not other.exists()
+    assert not store.exists()
+    assert not other.exists()
     assert sum(item.bytes for item in items) == before - occupied(work)
 
 
@@ -291,7 +305,8 @@ def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
     before, items = occupied(other.parent), cleaning.removable(finished.folder / "work", finished.folder / "results")
     (item,) = (item for item in items if item.path == other)
     clean(finished)
-    assert not other.exists() and data_of(finished).exists()
+    assert not other.exists()
+    assert data_of(finished).exists()
     assert item.bytes == before - occupied(other.parent) > 0
 
 
@@ -306,7 +321,8 @@ def test_a_finished_run_that_is_handed_out_stays(finished: Project) -> None:
     assert listed(finished) == {}
     (finished.folder / "elsewhere").rename(finished.folder / "results")
     os.kill(pid, signal.SIGCONT)
-    assert finished.warm.wait(pid) == FINISHED and finished.output.exists()
+    assert finished.warm.wait(pid) == FINISHED
+    assert finished.output.exists()
 
 
 def test_a_training_that_waited_for_a_clean_begins_anew(finished: Project) -> None:
@@ -317,7 +333,8 @@ def test_a_training_that_waited_for_a_clean_begins_anew(finished: Project) -> No
         pid = finished.start()
         until(lambda: "held by attempt clean" in finished.log[begun:], "the training to wait")
         shutil.rmtree(finished.workspace)
-    assert finished.warm.wait(pid) == FINISHED and finished.output.exists()
+    assert finished.warm.wait(pid) == FINISHED
+    assert finished.output.exists()
 
 
 def test_data_stays_when_its_run_came_into_use_after_the_listing(finished: Project) -> None:
@@ -327,7 +344,8 @@ def test_data_stays_when_its_run_came_into_use_after_the_listing(finished: Proje
     before = tree(data_of(finished))
     with Lease.acquire(finished.workspace, "training", timeout_s=60):
         told = dict(cleaning.clean(items))
-    assert all(told.values()) and find_sealed(finished.workspace) is not None
+    assert all(told.values())
+    assert find_sealed(finished.workspace) is not None
     assert before.items() <= tree(data_of(finished)).items()
 
 
@@ -338,8 +356,10 @@ def test_a_run_and_data_that_a_result_names_after_the_listing_stay(finished: Pro
     items = cleaning.removable(finished.folder / "work", finished.folder / "results")
     kept.rename(finished.folder / "results")
     told = dict(cleaning.clean(items))
-    assert len(told) == 2 and all(why is not None and "came into use" in why for why in told.values())
-    assert find_sealed(finished.workspace) is not None and (data_of(finished) / "manifest.json").exists()
+    assert len(told) == 2
+    assert all(why is not None and "came into use" in why for why in told.values())
+    assert find_sealed(finished.workspace) is not None
+    assert (data_of(finished) / "manifest.json").exists()
 
 
 def test_data_prepared_a_moment_ago_stays_until_a_result_names_it(
@@ -351,19 +371,20 @@ def test_data_prepared_a_moment_ago_stays_until_a_result_names_it(
     (manifest,) = finished.folder.glob("results/*/data/*.json")
     manifest.unlink()
     told: list[str | None] = []
-    save = shards.Manifest.save
+    save = Manifest.save
 
-    def clean_first(self: shards.Manifest, path: Path) -> None:
+    def clean_first(self: Manifest, path: Path) -> None:
         if path == manifest:
             rest(finished.folder / "work")
             items = cleaning.removable(finished.folder / "work", finished.folder / "results")
             told.extend(why for _, why in cleaning.clean(items))
         save(self, path)
 
-    monkeypatch.setattr(shards.Manifest, "save", clean_first)
+    monkeypatch.setattr(Manifest, "save", clean_first)
     monkeypatch.chdir(finished.folder)
     preparation.preprocess(experiment, manifest.stem, finished.folder / "work", manifest)
-    assert told == [] and shards.Manifest.load(manifest).store == data_of(finished).name
+    assert told == []
+    assert Manifest.load(manifest).store == data_of(finished).name
     assert list(data_of(finished).glob("*.safetensors"))
     assert listed(finished) == {}
 
@@ -405,7 +426,7 @@ def test_whoever_writes_a_plan_says_where_its_results_lie(finished: Project, mon
 
 @pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
 def test_every_shard_is_known_by_its_name(made_from: str) -> None:
-    shard = shards.Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
+    shard = Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
     assert cleaning.OF_DATA.fullmatch(shard.name)
 
 
@@ -465,7 +486,8 @@ def test_no_link_is_followed(finished: Project, tmp_path: Path) -> None:
     before = tree(outside)
     assert listed(finished) == {}
     clean(finished)
-    assert tree(outside) == before and all((work / name).is_symlink() for name in links)
+    assert tree(outside) == before
+    assert all((work / name).is_symlink() for name in links)
 
 
 def test_a_link_inside_what_goes_is_removed_and_not_its_target(killed: Project, tmp_path: Path) -> None:
@@ -476,7 +498,8 @@ def test_a_link_inside_what_goes_is_removed_and_not_its_target(killed: Project, 
     left.mkdir(parents=True)
     (left / "data").symlink_to(tmp_path / "target")
     clean(killed)
-    assert not left.exists() and (tmp_path / "target" / "file").read_text() == "mine"
+    assert not left.exists()
+    assert (tmp_path / "target" / "file").read_text() == "mine"
 
 
 def test_a_store_that_is_a_link_itself_is_cleaned(finished: Project, tmp_path: Path) -> None:
@@ -528,7 +551,8 @@ def test_a_clean_that_is_cut_off_anywhere_can_be_repeated(finished: Project, tmp
             assert all(left[name] == content for name, content in whole[path.name].items())
         rest(project.folder / "work")
         clean(project)
-        assert listed(project) == {} and not [path for path in places(project.folder) if path.is_dir()]
+        assert listed(project) == {}
+        assert not [path for path in places(project.folder) if path.is_dir()]
         assert not list(project.folder.rglob(".trash*"))
 
 
@@ -541,8 +565,10 @@ def test_a_result_that_cannot_be_read_stops_everything(
     monkeypatch.chdir(finished.folder)
     assert verbs.main(["clean", "--yes"]) == 2
     told = capsys.readouterr()
-    assert told.out == "" and len(told.err.splitlines()) == 1
-    assert f"results/{NAME}/plan.json" in told.err and "nothing was removed" in told.err
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert f"results/{NAME}/plan.json" in told.err
+    assert "nothing was removed" in told.err
     assert tree(finished.folder) == before
 
 
@@ -556,7 +582,8 @@ def test_nothing_is_removed_without_yes(
     assert verbs.main(["clean"]) == 0
     told = capsys.readouterr().out
     assert tree(finished.folder) == before
-    assert f"{size / 1e6:.1f} MB in 2 places" in told and "--yes" in told
+    assert f"{size / 1e6:.1f} MB in 2 places" in told
+    assert "--yes" in told
     assert verbs.main(["clean", "--yes"]) == 0
     assert "removed 2 of 2 places" in capsys.readouterr().out
     assert verbs.main(["clean"]) == 0

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.project import KILLED, STOPPED, Project, copy
-from tests.resume.warm import until
+from tests.plugins.paced import FAIL
 from tests.store.conftest import kill_after, row, rows, start
-from tests.store.paced import FAIL
+from tests.support.project import KILLED, STOPPED, Project, copy
+from tests.support.warm import until
 from workflow_lib import __main__ as verbs
-from workflow_lib import status
-from workflow_lib.runtime.lease import last_seen
+from workflow_lib.store import status
+from workflow_lib.store.lease import last_seen
 
 
 def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> None:
@@ -34,7 +34,8 @@ def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> No
     running = until(lambda: (seen := row(project))["step"] >= 3 and seen, "three steps")
     assert running["state"] == "running"
     assert (running["owner"]["pid"], running["owner"]["host"]) == (pid, socket.gethostname())
-    assert running["owner"]["is_running_here"] and running["owner"]["job"] is None
+    assert running["owner"]["is_running_here"]
+    assert running["owner"]["job"] is None
     assert [one["ended"] for one in running["attempts"]] == ["running"]
     until(lambda: row(project)["step"] > running["step"], "another step")
     os.kill(pid, signal.SIGTERM)
@@ -84,7 +85,8 @@ def test_a_training_that_raised_has_failed_and_the_reason_is_told(prepared: Proj
     (project.folder / FAIL).touch()
     assert project.attempt() == 1
     failed = row(project)
-    assert failed["state"] == "failed" and "told to fail" in failed["why"]
+    assert failed["state"] == "failed"
+    assert "told to fail" in failed["why"]
     assert "told to fail" in status.table([failed])
 
 
@@ -107,8 +109,10 @@ def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path)
     seen = row(project)
     os.killpg(pid, signal.SIGKILL)
     project.warm.wait(pid)
-    assert seen["state"] == "running" and seen["owner"]["pid"] == pid
-    assert not seen["owner"]["is_running_here"] and seen["owner"]["silent_s"] > 900
+    assert seen["state"] == "running"
+    assert seen["owner"]["pid"] == pid
+    assert not seen["owner"]["is_running_here"]
+    assert seen["owner"]["silent_s"] > 900
 
 
 def threads(pid: int) -> set[str]:
@@ -142,7 +146,8 @@ def test_the_owner_on_another_host_is_believed_while_its_heart_beats(killed: Pro
     os.utime(beat(killed), (time.time() - 3 * 3600,) * 2)
     seen = row(killed)
     assert (seen["state"], seen["attempts"][0]["ended"], seen["owner"]["is_alive"]) == ("killed", "killed", False)
-    assert "last owner: pid" in status.table([seen]) and "3.0 h ago" in " ".join(status.table([seen]).split())
+    assert "last owner: pid" in status.table([seen])
+    assert "3.0 h ago" in " ".join(status.table([seen]).split())
 
 
 def test_looking_changes_nothing(killed: Project) -> None:

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from tests.prepared import Prepare, given, prepared, trained
+from tests.support.prepared import Prepare, given, prepared, trained
 from workflow_lib import config, plan
-from workflow_lib.config.parts import Augment
+from workflow_lib.config.run import Augment
+from workflow_lib.data import ModelSpec
+from workflow_lib.distributed.shared_state import Control
 from workflow_lib.errors import ConfigError
-from workflow_lib.runtime.control import Control
-from workflow_lib.shards import ModelSpec
 from workflow_lib.training import augment as room
-from workflow_lib.training import loop
+from workflow_lib.training import trainer
 from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, partners, refuse_unfit
 
 __all__ = ["prepared"]
@@ -109,7 +109,8 @@ def test_what_is_drawn_from_the_global_generator_is_not_changed() -> None:
 def test_off_gives_the_very_same_images() -> None:
     inputs = images(4)
     assert augment(Augment(), inputs, torch.arange(4), seed=0, epoch=0) is inputs
-    assert not is_augmenting(Augment()) and not is_mixing(Augment())
+    assert not is_augmenting(Augment())
+    assert not is_mixing(Augment())
     assert all(is_augmenting(Augment(**one)) for one in EACH)
 
 
@@ -137,7 +138,7 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
     manifest = prepared(given(inputs, targets.astype(np.int64), classes=("often", "seldom")))
     seen: list[Tensor] = []
     record = lambda point, *found: seen.extend(one.clone() for one in found if point == "forward")  # noqa: E731
-    monkeypatch.setattr(loop, "_at", record)
+    monkeypatch.setattr(trainer, "_at", record)
     settings = {"epochs": 1, "batch_size": 8, "sampling": "balanced"}
     images = []
     for noise in (0.0, 1e-4):
@@ -174,7 +175,8 @@ def test_moves_are_by_whole_pixels_as_far_as_asked_and_the_edge_is_repeated(
     inputs = torch.stack((y, x)).expand(2000, 2, 8, 12)
     moved = augment(Augment(**one), inputs, torch.arange(2000), seed=0, epoch=0)
     by_y, by_x = moved[:, 0, 4, 6] - 4, moved[:, 1, 4, 6] - 6
-    assert set(by_y.tolist()) == set(range(-down, down + 1)) and set(by_x.tolist()) == set(range(-across, across + 1))
+    assert set(by_y.tolist()) == set(range(-down, down + 1))
+    assert set(by_x.tolist()) == set(range(-across, across + 1))
     expected_y = (torch.arange(height) + by_y[:, None]).clamp(0, height - 1)
     expected_x = (torch.arange(width) + by_x[:, None]).clamp(0, width - 1)
     assert torch.equal(moved[:, 0], expected_y[:, :, None].expand(-1, -1, width))
@@ -228,7 +230,8 @@ def test_each_draw_is_uniform_over_samples_and_over_epochs() -> None:
     for name in room.DRAWS:
         for bits_of in (over_samples[name], torch.cat([one[name] for one in over_epochs])):
             values = room._uniform(bits_of)
-            assert 0 <= values.min() and values.max() < 1
+            assert values.min() >= 0
+            assert values.max() < 1
             assert stats.kstest(values.numpy(), stats.uniform.cdf).pvalue > 0.001
 
 
@@ -271,7 +274,8 @@ def test_numbers_are_the_same_in_every_version() -> None:
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 2.5])
 def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
     pairs = mixing(Augment(mixup=alpha), torch.arange(20_000), seed=0, epoch=0, size=(8, 8))
-    assert 0 <= pairs.weights.min() and pairs.weights.max() <= 1
+    assert pairs.weights.min() >= 0
+    assert pairs.weights.max() <= 1
     for value in (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
         assert abs((pairs.weights < value).double().mean() - stats.beta(alpha, alpha).cdf(value)) < 0.012
     assert not pairs.boxes.any()
@@ -309,7 +313,8 @@ def test_both_kinds_of_pairs_take_turns() -> None:
 
 def test_every_sample_is_a_partner_as_often_as_any() -> None:
     others = partners(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10)
-    assert others is not None and stats.chisquare(torch.bincount(others, minlength=10).numpy()).pvalue > 0.01
+    assert others is not None
+    assert stats.chisquare(torch.bincount(others, minlength=10).numpy()).pvalue > 0.01
 
 
 # Settings

@@ -11,8 +11,8 @@ import pytest
 
 from workflow_lib import config, plugins
 from workflow_lib.config.compose import Source
-from workflow_lib.config.parts import Training
-from workflow_lib.config.yaml12 import Origins
+from workflow_lib.config.run import Training
+from workflow_lib.config.yaml import Origins
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import PluginError
 from workflow_lib.training.hooks import Hooks

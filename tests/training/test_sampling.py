@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from workflow_lib import plan
 from workflow_lib.config import Experiment
+from workflow_lib.data import Split
+from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import ConfigError
-from workflow_lib.runtime.ranks import Ranks
-from workflow_lib.shards import Split
 from workflow_lib.training.sampling import Sampling, balanced_order, epoch_order
 
 

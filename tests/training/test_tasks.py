@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from workflow_lib.config.parts import METRICS, Training
+from workflow_lib.config.run import METRICS, Training
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
-from workflow_lib.shards import ModelSpec
 from workflow_lib.training.tasks import Classification, Language, Regression, Task, build, class_weights
 
 BATCH = 12
@@ -82,7 +82,8 @@ def test_focal_loss_counts_less_what_is_told_already() -> None:
 def test_focal_loss_has_a_gradient_where_a_sample_is_told_for_certain(gamma: float) -> None:
     outputs = torch.tensor([[200.0, 0.0]], requires_grad=True)
     Classification(focal_gamma=gamma).loss(outputs, torch.tensor([0])).backward()
-    assert outputs.grad is not None and torch.isfinite(outputs.grad).all()
+    assert outputs.grad is not None
+    assert torch.isfinite(outputs.grad).all()
 
 
 def test_weights_of_classes_multiply_the_losses_of_their_samples() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from tests.repository import copy_repository
+from tests.support.repository import copy_repository
 
 TINY = """\
 name: tiny

@@ -43,7 +43,7 @@ export: {batch_sizes: [1, 2]}
 
 @pytest.fixture(scope="module")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.repository import copy_repository
+    from tests.support.repository import copy_repository
 
     folder = tmp_path_factory.mktemp("code") / "project"
     copy_repository(folder)
@@ -124,26 +124,32 @@ def test_weights_of_other_code_are_never_served(trained: Project) -> None:
     ]
     asked = ["--model", f"{folder}/runs/{run}/model.safetensors", "--output", "evaluation.json"]
     refused = trained.everstep(*command, *asked)
-    assert refused.returncode == 2 and "was trained with other code than that of now" in refused.stderr
+    assert refused.returncode == 2
+    assert "was trained with other code than that of now" in refused.stderr
     assert not (trained.folder / "evaluation.json").exists()
     trained.edit("config/tiny.yaml", "name: tiny", "name: other")
     trained.make("--until", "evaluate")
     assert len(attempts(trained) - before) == 1
     log = next(trained.folder.glob("logs/train/other/*.log")).read_text()
-    assert "other code trained this run up to step" in log and "everstep accept" in log
+    assert "other code trained this run up to step" in log
+    assert "everstep accept" in log
     shown = trained.everstep("explain", run, trained.config)
-    assert shown.returncode == 0 and "The code of the model and of its hooks is the same." in shown.stdout
+    assert shown.returncode == 0
+    assert "The code of the model and of its hooks is the same." in shown.stdout
 
 
 def test_a_person_may_let_a_result_stand_and_it_is_on_record(trained: Project) -> None:
     run, before = run_of(trained), attempts(trained)
     trained.edit("mine/blocks.py", "2 * size", "size * 2")
     shown = trained.everstep("explain", run).stdout
-    assert "-    return 2 * size" in shown and "+    return size * 2" in shown and "nn.ReLU" not in shown
+    assert "-    return 2 * size" in shown
+    assert "+    return size * 2" in shown
+    assert "nn.ReLU" not in shown
     model = (trained.folder / "results/tiny/runs" / run / "model.safetensors").read_bytes()
     trained_with = result(trained, "train.json")["code"]
     done = trained.everstep("accept", run)
-    assert done.returncode == 0 and "is accepted for the current code" in done.stdout
+    assert done.returncode == 0
+    assert "is accepted for the current code" in done.stdout
     outcome = trained.make()
     assert outcome.jobs == {(rule, run) for rule in ("train", "evaluate", "export")} | {("report", None)}
     assert attempts(trained) == before
@@ -163,14 +169,17 @@ def test_a_person_may_let_a_result_stand_and_it_is_on_record(trained: Project) -
 def test_a_run_is_trained_again_when_a_person_says_so(trained: Project) -> None:
     run, before = run_of(trained), attempts(trained)
     done = trained.everstep("retrain", run)
-    assert done.returncode == 0 and f"{run}/train.json will be made again" in done.stdout
+    assert done.returncode == 0
+    assert f"{run}/train.json will be made again" in done.stdout
     aside = next((trained.folder / "work/runs").glob("*/*.aside-*"))
-    assert str(aside.relative_to(trained.folder)) in done.stdout and list(aside.glob("checkpoints/step-*"))
+    assert str(aside.relative_to(trained.folder)) in done.stdout
+    assert list(aside.glob("checkpoints/step-*"))
     outcome = trained.make()
     assert outcome.jobs == {(rule, run) for rule in ("train", "evaluate", "export")} | {("report", None)}
     assert len({path for path in attempts(trained) if ".aside-" not in path} - before) == 1
     again = trained.everstep("retrain", run, "tiny-0123456789ab")
-    assert again.returncode == 2 and "no such run" in again.stderr
+    assert again.returncode == 2
+    assert "no such run" in again.stderr
 
 
 def test_a_missing_file_of_a_model_is_told_before_anything_runs(trained: Project) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.repository import ROOT
+from tests.support.repository import ROOT
 from tests.workflow.conftest import Project
 
 
@@ -35,7 +35,8 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
     outcome = project.run("--dry-run", *arguments)
     assert outcome.code == 2
     assert message in outcome.output
-    assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
+    assert "Traceback" not in outcome.output
+    assert "Building DAG" not in outcome.output
 
 
 @pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "profiles").iterdir()))
@@ -47,7 +48,8 @@ def test_an_experiment_file_runs_nothing(project: Project, profile: str, suffix:
     path = project.folder / f"config/template.{suffix}"
     path.write_text(json.dumps(settings) if suffix == "json" else yaml.safe_dump(settings))
     outcome = project.run("--dry-run", "--profile", f"profiles/{profile}", "--configfile", str(path))
-    assert outcome.code == 2 and "__use_yte__: no such setting" in outcome.output
+    assert outcome.code == 2
+    assert "__use_yte__: no such setting" in outcome.output
     assert not (project.folder / "ran").exists()
 
 
@@ -58,8 +60,10 @@ def test_another_file_of_the_same_name_overwrites_nothing(finished: Project) -> 
     finished.edit("config/copy.yaml", "epochs: 2", "epochs: 3")
     for arguments in ([], ["--dry-run"]):
         outcome = finished.run(*arguments, "--configfile", "config/copy.yaml")
-        assert outcome.code == 2 and "results/tiny belongs to config/tiny.yaml" in outcome.output
-        assert "Traceback" not in outcome.output and "Building DAG" not in outcome.output
+        assert outcome.code == 2
+        assert "results/tiny belongs to config/tiny.yaml" in outcome.output
+        assert "Traceback" not in outcome.output
+        assert "Building DAG" not in outcome.output
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
     assert finished.run().is_nothing
     (finished.folder / "config/tiny.yaml").unlink()
@@ -73,7 +77,8 @@ def test_a_disk_that_refuses_is_one_message(project: Project) -> None:
     outcome = project.run("--dry-run")
     assert outcome.code == 1
     assert "everstep: Snakemake cannot write to .snakemake/controllers: Not a directory" in outcome.output
-    assert "common.smk" not in outcome.output and "Traceback" not in outcome.output
+    assert "common.smk" not in outcome.output
+    assert "Traceback" not in outcome.output
 
 
 def test_a_damaged_record_of_snakemake_is_one_message(finished: Project) -> None:
@@ -82,7 +87,8 @@ def test_a_damaged_record_of_snakemake_is_one_message(finished: Project) -> None
     outcome = finished.run("--dry-run")
     assert outcome.code == 1
     told = f"everstep: .snakemake/metadata/{damaged.name}, a record of Snakemake, cannot be read"
-    assert told in outcome.output and "move .snakemake away" in outcome.output
+    assert told in outcome.output
+    assert "move .snakemake away" in outcome.output
     assert "Traceback" not in outcome.output
     (finished.folder / ".snakemake").rename(finished.folder / "away")
     assert finished.plan() == set()  # nothing is made again
@@ -92,14 +98,16 @@ def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: 
     project.write("name: tiny\nseed: 1\nseed: 2\n")
     outcome = project.run("--dry-run")
     assert outcome.code == 2
-    assert "seed" in outcome.output and "config/tiny.yaml" in outcome.output
+    assert "seed" in outcome.output
+    assert "config/tiny.yaml" in outcome.output
 
 
 def test_a_file_of_ones_own_inherits_nothing_from_the_default(project: Project) -> None:
     assert (project.folder / "config/config.yaml").exists()
     project.write("name: bare\n")
     trained = [run for rule, run in project.plan() if rule in ("train", "trial")]
-    assert len(trained) == 1 and str(trained[0]).startswith("bare-")
+    assert len(trained) == 1
+    assert str(trained[0]).startswith("bare-")
 
 
 def test_the_default_experiment_is_the_one_in_config(project: Project) -> None:

@@ -122,7 +122,8 @@ rule probe:
         file.write(probe)
     project.make("probe.txt", "--config", "set=seed=5")
     name, *runs = (project.folder / "probe.txt").read_text().split()
-    assert name == "tiny" and len(runs) == 2
+    assert name == "tiny"
+    assert len(runs) == 2
     assert "broken" in (project.folder / "config/tiny.yaml").read_text()
     snapshot = next((project.folder / "work/experiments").glob("*.json"))
     assert json.loads(snapshot.read_text())["seed"] == 5
@@ -160,9 +161,11 @@ def test_a_second_snakemake_is_told_which_one_works_here(project: Project) -> No
     with project.running() as first:
         first.wait_until(lambda: list((project.folder / ".snakemake/locks").glob("*.lock")))
         second = project.run()
-        assert second.code == 1 and "--unlock" not in second.output
+        assert second.code == 1
+        assert "--unlock" not in second.output
         assert (
             f"another Snakemake works on the same files in {project.folder}: pid {first.process.pid}, since"
             in second.output
         )
-        assert list((project.folder / ".snakemake/locks").glob("*.lock")) and first.process.poll() is None
+        assert list((project.folder / ".snakemake/locks").glob("*.lock"))
+        assert first.process.poll() is None

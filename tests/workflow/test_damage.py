@@ -43,7 +43,8 @@ def test_damaged_weights_that_cannot_be_made_again_are_named(finished: Project) 
     (folder / "evaluation.json").unlink()
     shutil.rmtree(finished.folder / "work/runs")
     outcome = finished.run(f"results/tiny/runs/{run}/evaluation.json")
-    assert outcome.code != 0 and f"{run}/model.safetensors: damaged" in outcome.output
+    assert outcome.code != 0
+    assert f"{run}/model.safetensors: damaged" in outcome.output
     assert not (folder / "evaluation.json").exists()
 
 
@@ -53,7 +54,8 @@ def test_a_damaged_frozen_experiment_is_named_and_frozen_again(finished: Project
     frozen.write_text(text.replace('"bootstrap": 20', '"bootstrap": 21'))
     name = f"work/experiments/{frozen.name}"
     shown = finished.everstep("freeze", "--experiment", name, "--output", "x.json")
-    assert shown.returncode != 0 and f"{name}: damaged" in shown.stderr
+    assert shown.returncode != 0
+    assert f"{name}: damaged" in shown.stderr
     assert finished.run("--configfile", name, "--dry-run").code != 0
     finished.make("--dry-run")
     assert frozen.read_text() == text
@@ -84,4 +86,5 @@ def test_what_is_missing_is_made_again_when_the_store_is_lost(finished: Project)
     lost = runs[0]
     (finished.folder / "results/tiny/runs" / lost / "model.safetensors").unlink()
     assert finished.make("--config", "set=evaluate.bootstrap=30").jobs == jobs_of(lost) | {("report", None)}
-    assert {rule for rule, _ in jobs_of(lost)} == set(OF_A_RUN) and len(attempts(finished)) == 1
+    assert {rule for rule, _ in jobs_of(lost)} == set(OF_A_RUN)
+    assert len(attempts(finished)) == 1

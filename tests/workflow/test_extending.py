@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.repository import ROOT
+from tests.support.repository import ROOT
 from tests.workflow.conftest import Project
 
 BLOCK = re.compile(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository import ROOT
+from tests.support.repository import ROOT
 from tests.workflow.conftest import Project
 
 pytestmark = pytest.mark.skipif(

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.repository import copy_repository
-from tests.resume.warm import until
+from tests.support.faked_gpus import Machine, machine_with, write
+from tests.support.repository import copy_repository
+from tests.support.warm import until
 from tests.workflow.conftest import WAIT_S, Outcome, Project
-from tests.workflow.faked_gpus import Machine, machine_with, write
-from workflow_lib import status
 from workflow_lib.runtime.device_lease import lease_devices
+from workflow_lib.store import status
 
 GPU = ("GPU-00000000",)
 
@@ -56,7 +56,8 @@ def test_runs_of_a_pipeline_take_turns_on_the_only_gpu(project: Project, machine
     outcome = project.run("--until", "train")
     assert_all_trained_at_first_try(project, 8, outcome)
     assert re.search(r"Provided resources: gpu\D*1\b", outcome.output)
-    assert list(machine.trained()) == ["0"] and len(machine.trained()["0"]) == 8
+    assert list(machine.trained()) == ["0"]
+    assert len(machine.trained()["0"]) == 8
     assert machine.overlaps() == []
     assert "waiting for a GPU" not in logs(project), "Snakemake started a training that had no GPU"
     assert list(machine.leases.glob("*.json")) == []
@@ -76,13 +77,15 @@ def test_pipelines_in_two_folders_share_the_only_gpu(project: Project, machine: 
             for pipeline, each in zip(running, projects, strict=True):
                 pipeline.wait_until(partial(waiting, each))
                 (row,) = waiting(each)
-                assert row["why"].startswith(expected) and row["owner"]["is_running_here"]
+                assert row["why"].startswith(expected)
+                assert row["owner"]["is_running_here"]
                 assert row["why"] in " ".join(status.table(rows(each)).split())
                 assert expected in logs(each)
             assert not (machine.folder / "trained").exists()
         for pipeline, each in zip(running, projects, strict=True):
             assert_all_trained_at_first_try(each, 2, pipeline.outcome())
-    assert len(machine.trained()["0"]) == 4 and machine.overlaps() == []
+    assert len(machine.trained()["0"]) == 4
+    assert machine.overlaps() == []
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/work/runs/*/*/attempts/*.json")]
     assert max(record["waited_s"] for record in records) > 1
     assert all(record["seconds"] == record["gpu_seconds"] < 60 for record in records)
@@ -98,7 +101,8 @@ def test_more_trainings_than_gpus_where_the_command_line_asks_for_it(project: Pr
         outcome = running.outcome()
     assert_all_trained_at_first_try(project, 4, outcome)
     assert re.search(r"Provided resources: gpu\D*4\b", outcome.output)
-    assert len(machine.trained()["0"]) == 4 and machine.overlaps() == []
+    assert len(machine.trained()["0"]) == 4
+    assert machine.overlaps() == []
 
 
 @pytest.mark.parametrize("by", ["signal", "deadline"])
@@ -140,7 +144,8 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_started(
     assert ("train", None) in {(rule, None) for rule, _ in project.plan()}, "a dry-run needs no GPU"
     outcome = project.run()
     assert outcome.code == 2, outcome.output
-    assert "nothing was started" in outcome.output and says in outcome.output
+    assert "nothing was started" in outcome.output
+    assert says in outcome.output
     assert not (project.folder / "results").exists()
 
 
@@ -149,7 +154,8 @@ def test_trainings_on_the_cpu_neither_ask_for_gpus_nor_take_turns(project: Proje
     (project.folder / "mine/timed.py").write_text(TOGETHER)
     outcome = project.run("--until", "train", "--config", "set=training.epochs=1")
     assert_all_trained_at_first_try(project, 2, outcome)
-    assert machine.calls == [] and not machine.leases.exists()
+    assert machine.calls == []
+    assert not machine.leases.exists()
     assert "gpu=1" not in outcome.output
 
 

@@ -30,17 +30,25 @@ def test_a_sweep_with_a_run_that_fails_has_a_report(project: Project) -> None:
     (project.folder / "mine").mkdir()
     (project.folder / "mine/hooks.py").write_text(HOOKS)
     outcome = project.run()
-    assert outcome.code != 0 and "results/tiny/report.html" in outcome.output
+    assert outcome.code != 0
+    assert "results/tiny/report.html" in outcome.output
     done, failed = rows(project)
-    assert done["accuracy"] and not done["state"]
-    assert failed["state"] == "not trained" and "ValueError: too fast" in failed["reason"] and "lr1" in failed["name"]
+    assert done["accuracy"]
+    assert not done["state"]
+    assert failed["state"] == "not trained"
+    assert "ValueError: too fast" in failed["reason"]
+    assert "lr1" in failed["name"]
     page = (project.folder / "results/tiny/report.html").read_text()
-    assert "Incomplete: 1 of 2 runs has no result" in page and failed["name"] in page and "report (incomplete)" in page
+    assert "Incomplete: 1 of 2 runs has no result" in page
+    assert failed["name"] in page
+    assert "report (incomplete)" in page
     assert "best run" in project.everstep("summary", "--results", "results/tiny").stdout
     project.edit("config/tiny.yaml", "1.0]", "0.02]")
     project.make()
     page = (project.folder / "results/tiny/report.html").read_text()
-    assert len(rows(project)) == 2 and "state" not in rows(project)[0] and "incomplete-title" not in page
+    assert len(rows(project)) == 2
+    assert "state" not in rows(project)[0]
+    assert "incomplete-title" not in page
 
 
 def test_an_experiment_of_which_nothing_came_has_a_report_of_the_reasons(project: Project) -> None:
@@ -50,4 +58,5 @@ def test_an_experiment_of_which_nothing_came_has_a_report_of_the_reasons(project
     assert "the training diverged" in failed["reason"]
     assert "Incomplete: 1 of 1 runs has no result" in (project.folder / "results/tiny/report.html").read_text()
     shown = project.everstep("summary", "--results", "results/tiny")
-    assert shown.returncode == 2 and "no run of the experiment has a result" in shown.stderr
+    assert shown.returncode == 2
+    assert "no run of the experiment has a result" in shown.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository import ROOT
+from tests.support.repository import ROOT
 from tests.workflow.conftest import TINY, Project
 
 # What cannot be run inside the tests as it stands, and what is run in its place.

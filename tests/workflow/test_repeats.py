@@ -55,12 +55,16 @@ def test_a_point_of_a_sweep_that_diverges_is_a_result(project: Project) -> None:
     project.write(SWEEP)
     outcome = project.make()
     done, diverged = rows(project)
-    assert done["accuracy"] and not done["state"]
-    assert diverged["state"] == "diverged" and "the training diverged" in diverged["reason"]
+    assert done["accuracy"]
+    assert not done["state"]
+    assert diverged["state"] == "diverged"
+    assert "the training diverged" in diverged["reason"]
     name = diverged["name"]
-    assert "lr1e" in name and f"diverged   {name}" in outcome.output
+    assert "lr1e" in name
+    assert f"diverged   {name}" in outcome.output
     page = (project.folder / "results/tiny/report.html").read_text()
-    assert "1 of 2 runs diverged" in page and diverged["reason"].partition(":")[0] in page
+    assert "1 of 2 runs diverged" in page
+    assert diverged["reason"].partition(":")[0] in page
     assert "incomplete" not in page.lower().partition("<script>")[0]
 
     for file in ("train.json", "evaluation.json", "export.json"):
@@ -69,7 +73,8 @@ def test_a_point_of_a_sweep_that_diverges_is_a_result(project: Project) -> None:
     for file in ("model.safetensors", "predictions.csv", "model.onnx"):
         assert not (project.folder / "results/tiny/runs" / name / file).read_bytes()
     told = status_of(project)[name]
-    assert told["state"] == "diverged" and [one["ended"][:8] for one in told["attempts"]] == ["diverged"]
+    assert told["state"] == "diverged"
+    assert [one["ended"][:8] for one in told["attempts"]] == ["diverged"]
     assert "diverged" in project.everstep("trace", f"results/tiny/runs/{name}/export.json").stdout
     followed = project.everstep("track", project.config, "--follow")
     assert followed.returncode == 0, followed.stderr
@@ -79,19 +84,23 @@ def test_a_point_of_a_sweep_that_diverges_is_a_result(project: Project) -> None:
     known = len(attempts(project))
     (project.folder / "results/tiny/runs" / name / "train.json").unlink()
     project.make()
-    assert len(attempts(project)) == known and statement(project, name)["reason"] == diverged["reason"]
+    assert len(attempts(project)) == known
+    assert statement(project, name)["reason"] == diverged["reason"]
     assert project.everstep("retrain", name).returncode == 0
     again = project.make()
-    assert {("train", name), ("report", None)} <= again.jobs and len(attempts(project)) == known + 1
+    assert {("train", name), ("report", None)} <= again.jobs
+    assert len(attempts(project)) == known + 1
 
 
 def test_a_sweep_of_which_every_point_diverged_fails_and_names_the_reasons(project: Project) -> None:
     project.write(SWEEP.replace("0.01", "1.0e+29"))
     outcome = project.run()
-    assert outcome.code != 0 and "there is nothing to report: every run diverged" in outcome.output
+    assert outcome.code != 0
+    assert "there is nothing to report: every run diverged" in outcome.output
     assert [row["state"] for row in rows(project)] == ["diverged"] * 2
     page = (project.folder / "results/tiny/report.html").read_text()
-    assert "2 of 2 runs have no result" in page and page.count("the training diverged") == 2
+    assert "2 of 2 runs have no result" in page
+    assert page.count("the training diverged") == 2
 
 
 def test_a_run_that_diverges_alone_has_failed_and_is_not_trained_twice(project: Project) -> None:
@@ -100,16 +109,20 @@ def test_a_run_that_diverges_alone_has_failed_and_is_not_trained_twice(project: 
     told = tries(outcome)
     assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
-    assert len(told) == 3 and len(attempts(project)) == 1
+    assert len(told) == 3
+    assert len(attempts(project)) == 1
     assert [NOT_AGAIN in line for line in told] == [False, True, True]
     (failed,) = rows(project)
-    assert failed["state"] == "not trained" and "the training diverged" in failed["reason"]
+    assert failed["state"] == "not trained"
+    assert "the training diverged" in failed["reason"]
     (row,) = status_of(project).values()
-    assert row["state"] == "diverged" and "is not finite" in row["why"]
+    assert row["state"] == "diverged"
+    assert "is not finite" in row["why"]
     # the same settings as a point of a sweep: a result, without another training
     project.write(ALONE + "sweep: {grid: {optimizer.lr: [0.01, 1.0e+30]}}\n")
     project.make()
-    assert {row["state"] for row in rows(project)} == {"", "diverged"} and len(attempts(project)) == 2
+    assert {row["state"] for row in rows(project)} == {"", "diverged"}
+    assert len(attempts(project)) == 2
 
 
 def test_an_exception_of_a_hook_is_met_twice_and_no_more(project: Project) -> None:
@@ -120,7 +133,8 @@ def test_an_exception_of_a_hook_is_met_twice_and_no_more(project: Project) -> No
     told = tries(outcome)
     assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
-    assert len(told) == 4 and len(attempts(project)) == 2
+    assert len(told) == 4
+    assert len(attempts(project)) == 2
     assert all("LookupError: no such table" in line for line in told)
     assert [NOT_AGAIN in line for line in told] == [False, False, True, True]
     (project.folder / "mine/hooks.py").write_text(HOOKS.replace("raise LookupError", "str"))
@@ -136,5 +150,7 @@ def test_settings_that_the_training_rejects_are_tried_once(project: Project) -> 
     told = tries(outcome)
     assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
     assert outcome.code != 0
-    assert len(told) == 3 and len(attempts(project)) == 1
-    assert all("has no weights to train" in line for line in told) and NOT_AGAIN in told[1]
+    assert len(told) == 3
+    assert len(attempts(project)) == 1
+    assert all("has no weights to train" in line for line in told)
+    assert NOT_AGAIN in told[1]

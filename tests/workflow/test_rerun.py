@@ -65,7 +65,8 @@ def test_the_plan_has_the_runs_of_the_snakefile_in_whatever_order_keys_are_writt
     )
     project.make("results/tiny/plan.json")
     trained = {run for rule, run in project.plan() if rule == "train"}
-    assert len(trained) == 4 and trained == runs_of(project).keys()
+    assert len(trained) == 4
+    assert trained == runs_of(project).keys()
 
 
 def test_a_changed_sweep_value_makes_that_run_and_the_report(finished: Project) -> None:
@@ -84,7 +85,8 @@ def test_a_larger_sweep_makes_the_new_runs_only(finished: Project) -> None:
     finished.edit("config/tiny.yaml", SWEEP, "[[8], [16], [20], [24]]")
     jobs = finished.plan()
     new = {run for rule, run in jobs if rule == "train"}
-    assert len(new) == 2 and not new & set(runs_of(finished))
+    assert len(new) == 2
+    assert not new & set(runs_of(finished))
     assert jobs == set().union(*map(jobs_of, new)) | {("plan", None), ("report", None)}
 
 
@@ -135,7 +137,8 @@ def test_tracking_copies_the_curves_and_redoes_nothing(finished: Project) -> Non
     tracked = ("--config", "set=tracking.to=[tensorboard]")
     assert finished.make(*tracked).jobs == {("track", None)}
     rows = json.loads((finished.folder / "results/tiny/tracking.json").read_text())["rows"]
-    assert {*runs_of(finished)} <= rows.keys() and set(rows.values()) == {2}
+    assert {*runs_of(finished)} <= rows.keys()
+    assert set(rows.values()) == {2}
     assert len(list(finished.folder.glob("tracking/tensorboard/tiny/*/events.*"))) == len(rows)
     assert finished.make(*tracked).is_nothing
 
@@ -155,21 +158,22 @@ def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
 def test_a_bumped_evaluation_stage_redoes_it_and_what_follows(finished: Project) -> None:
     runs = [*runs_of(finished), "tuned"]
     number = STAGES["evaluate"]
-    finished.edit("workflow_lib/plan.py", f'"evaluate": {number}', f'"evaluate": {number + 1}')
+    finished.edit("workflow_lib/config/stages.py", f'"evaluate": {number}', f'"evaluate": {number + 1}')
     assert finished.plan() == {(r, run) for r in ("evaluate", "export") for run in runs} | {("report", None)}
 
 
 def test_a_bumped_report_stage_redoes_the_report(finished: Project) -> None:
-    finished.edit("workflow_lib/plan.py", '"report": 2', '"report": 3')
+    finished.edit("workflow_lib/config/stages.py", '"report": 2', '"report": 3')
     assert finished.plan() == {("report", None)}
 
 
 def test_a_bumped_training_stage_trains_everything_again_under_new_names(finished: Project) -> None:
     number = STAGES["train"]
-    finished.edit("workflow_lib/plan.py", f'"train": {number}', f'"train": {number + 1}')
+    finished.edit("workflow_lib/config/stages.py", f'"train": {number}', f'"train": {number + 1}')
     jobs = finished.plan()
     trained = {run for rule, run in jobs if rule == "train" and run}
-    assert len(trained) == 3 and not (trained - {"tuned"}) & set(runs_of(finished))
+    assert len(trained) == 3
+    assert not (trained - {"tuned"}) & set(runs_of(finished))
     assert {rule for rule, _ in jobs} == {"plan", *OF_A_RUN, "suggest", "trial", "best", "report"}
 
 
@@ -178,7 +182,8 @@ def test_more_trials_keep_the_finished_ones(finished: Project) -> None:
     jobs = finished.plan("--config", "set=tune.trials=3")
     assert {rule for rule, _ in jobs} == {"plan", "suggest", "trial", "best", "train", "evaluate", "export", "report"}
     outcome = finished.run("--dry-run", "--config", "set=tune.trials=3")
-    assert "number=0002" in outcome.output and "number=0001" not in outcome.output
+    assert "number=0002" in outcome.output
+    assert "number=0001" not in outcome.output
     assert {name for name in done if name.startswith("trial")} == {"trial-0000.json", "trial-0001.json"}
 
 
@@ -230,7 +235,7 @@ def test_changed_code_of_a_data_set_makes_its_data_again(project: Project) -> No
     """Also that of a module which it imports."""
     (project.folder / "mine").mkdir()
     (project.folder / "mine" / "numbers.py").write_text("NOISE = 1.0\n")
-    text = (project.folder / "workflow_lib/data/digits.py").read_text()
+    text = (project.folder / "workflow_lib/datasets/digits.py").read_text()
     text = text.replace("    from sklearn", "    import mine.numbers\n    from sklearn")
     (project.folder / "mine" / "dots.py").write_text(text)
     project.write("name: mine\ndata: {name: mine.dots}\nmodel: {params: {hidden: [4]}}\n")

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from workflow_lib import files
 from workflow_lib.config import compose
-from workflow_lib.config.checks import check
 from workflow_lib.config.compose import Source, find_root, merge, project_root, read
+from workflow_lib.config.consistency import check
+from workflow_lib.config.experiment import Experiment
 from workflow_lib.config.identity import canonical, digest, identity
-from workflow_lib.config.parts import Data, Model
-from workflow_lib.config.problems import messages
-from workflow_lib.config.sections import Experiment
+from workflow_lib.config.messages import messages
+from workflow_lib.config.run import Data, Model
 from workflow_lib.config.template import schema, template
 from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plugins import Section

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_lib.config.parts import VARIANTS
-from workflow_lib.config.yaml12 import KeyPath, Origins, parse_yaml
+from workflow_lib.config.run import VARIANTS
+from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml
 from workflow_lib.errors import ConfigError, shortened
 
 
@@ -60,7 +60,7 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     if not isinstance(base, str):
         raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
     target = path.parent / base
-    if not os.path.isfile(target):  # False also for a name that no file can have
+    if not os.path.isfile(target):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(shown(target), 300)}")
     return merge(read(target, (*opened, path.resolve())), Source(value, Origins(entries)))
 
@@ -112,7 +112,8 @@ def merge(base: Source, over: Source) -> Source:
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """The settings with others on top; a section whose `name` changes keeps what both variants have."""
     kept = {section: _kept(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
-    return deep_merge({**base, **kept}, over)
+    merged: dict[str, Any] = deep_merge({**base, **kept}, over)
+    return merged
 
 
 def _kept(section: str, base: Any, over: Any) -> Any:

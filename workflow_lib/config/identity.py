@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from workflow_lib import plugins
-from workflow_lib.config.parts import Data, Model
+from workflow_lib.config.run import Data, Model
 from workflow_lib.plugins import Section
 from workflow_lib.plugins import counts as counts
 

@@ -1,21 +1,65 @@
-"""Data sets, one file each: `data.name: mine` is `mine.py` here, `data.name: mypackage.mine` is a module of one's own.
+"""A data set becomes checksummed shards and a manifest: equal content has an equal digest, however it was cut.
 
-    from pydantic import Field
-    from workflow_lib.plugins import Section
+    work/data/<digest of settings and source files>/
+        train-000000000000-000000004096.safetensors   inputs and targets as stored, with the digest of both
+        manifest.json                                 written last; a rule's output is a copy of it
 
-    class Params(Section):
-        noise: float = Field(0.1, ge=0, description="deviation of the noise")     # data.params.noise
-
-    def open_source(params, root):
-        import numpy as np
-        from workflow_lib.shards import from_arrays
-
-        random = np.random.default_rng(0)
-        targets = np.arange(900) % 3
-        inputs = targets[:, None] + params.noise * random.normal(size=(900, 5))
-        return from_arrays(inputs.astype("float32"), targets, classes=["a", "b", "c"])
-
-Data that brings its own splits, comes from files or does not fit the memory gives a `shards.Source` instead: `read` is
-asked for a few rows at a time. Splitting, shards, statistics, digests and checks are done for it. Heavy imports belong
-inside the function, so that `everstep validate` stays fast. `tests/data/contract.py` has the laws to test it by.
+source        what a data set gives
+splits        which of its rows are train, val and test
+preparation   the shards are made: a crash costs those being written, what verifies is kept
+store         a shard on disk
+statistics    mean and deviation, exact
+manifest      all that is known of prepared data
+loading       samples ready for a model, batch by batch
 """
+
+from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split, normalise
+from workflow_lib.data.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
+from workflow_lib.data.preparation import ensure, prepare, preprocess
+from workflow_lib.data.shard import Stored, read_shard
+from workflow_lib.data.source import (
+    Feature,
+    Source,
+    SourceFile,
+    content_digest,
+    first_true,
+    from_arrays,
+    merged_in_float32,
+    numbering_hint,
+)
+from workflow_lib.data.splits import Part, assign, grouped_split, stratified_split
+from workflow_lib.data.statistics import Moments, exact_sum
+
+__all__ = [
+    "MEND",
+    "SPLITS",
+    "Batch",
+    "Feature",
+    "Manifest",
+    "MappedSplit",
+    "ModelSpec",
+    "Moments",
+    "Part",
+    "Shard",
+    "Source",
+    "SourceFile",
+    "Split",
+    "SplitSummary",
+    "Stored",
+    "assign",
+    "content_digest",
+    "ensure",
+    "exact_sum",
+    "first_true",
+    "from_arrays",
+    "grouped_split",
+    "load_split",
+    "map_split",
+    "merged_in_float32",
+    "normalise",
+    "numbering_hint",
+    "prepare",
+    "preprocess",
+    "read_shard",
+    "stratified_split",
+]

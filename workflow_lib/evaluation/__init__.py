@@ -15,20 +15,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from workflow_lib import outputs, plan, plugins, provenance, shards, user_code
+from workflow_lib import plan, plugins
+from workflow_lib.data import Manifest, ensure, load_split
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import classification, language, regression
 from workflow_lib.evaluation.bootstrap import Resampling
 from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic, write_json
+from workflow_lib.plan import user_code
+from workflow_lib.results import provenance
+from workflow_lib.results import write_run as outputs
 
 if TYPE_CHECKING:
     from torch import device, nn
 
     from workflow_lib.config import Experiment
-    from workflow_lib.config.sections import Evaluate
+    from workflow_lib.config.experiment import Evaluate
+    from workflow_lib.data import MappedSplit, Split
 
-AnySplit: TypeAlias = "shards.Split | shards.MappedSplit"
+AnySplit: TypeAlias = "Split | MappedSplit"
 Judged: TypeAlias = "tuple[dict[str, Any], str]"  # what was measured, and the table of predictions
 
 logger = logging.getLogger(__name__)
@@ -104,10 +109,10 @@ def _how(settings: Evaluate) -> Resampling:
     return Resampling(settings.bootstrap, settings.confidence, settings.seed)
 
 
-def load_test(experiment: Experiment, manifest: shards.Manifest, work: Path, device: str = "cpu") -> AnySplit:
+def load_test(experiment: Experiment, manifest: Manifest, work: Path, device: str = "cpu") -> AnySplit:
     """The test split as the training has its own: in memory, or read from the shards."""
     in_memory, workers = experiment.data.in_memory, experiment.runtime.workers
-    return shards.load_split(manifest, "test", work, device, in_memory=in_memory, workers=workers)
+    return load_split(manifest, "test", work, device, in_memory=in_memory, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Subject:
     """A trained model with the data it belongs to."""
 
     network: nn.Module
-    manifest: shards.Manifest
+    manifest: Manifest
     identity: dict[str, Any]  # run, digest, data, model: who this is, in every result
     trained_in: str  # precision of the training and its validation
 
@@ -125,7 +130,7 @@ def load_subject(run: str, data: Path, work: Path, model: Path) -> Subject:
     from safetensors.torch import load_file
 
     config, digest = plan.load_run(run, work)
-    manifest = shards.ensure(shards.Manifest.load(data), work)
+    manifest = ensure(Manifest.load(data), work)
     trained = outputs.trained(model, work)
     if (trained["digest"], trained["data"]) != (digest, manifest.digest):
         raise UserError(

@@ -21,7 +21,7 @@ from workflow_lib.plugins import Inputs, Section
 if TYPE_CHECKING:
     from torch import nn
 
-    from workflow_lib.shards import ModelSpec
+    from workflow_lib.data import ModelSpec
 
 BLOCKS = {"small": (2, 2, 2), "18": (2, 2, 2, 2)}
 WIDTHS = {"small": 32, "18": 64}

@@ -12,7 +12,7 @@ from workflow_lib.plugins import Inputs, Section
 if TYPE_CHECKING:
     from torch import nn
 
-    from workflow_lib.shards import ModelSpec
+    from workflow_lib.data import ModelSpec
 
 TAKES: tuple[Inputs, ...] = ("tables",)
 

@@ -24,7 +24,7 @@ from workflow_lib.plugins import Inputs, Section
 if TYPE_CHECKING:
     from torch import nn
 
-    from workflow_lib.shards import ModelSpec
+    from workflow_lib.data import ModelSpec
 
 STD = 0.02  # of first weights, as in GPT-2
 TAKES: tuple[Inputs, ...] = ("texts",)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from workflow_lib import forking
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime import forking
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"

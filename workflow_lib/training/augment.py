@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workflow_lib.config.checks import crop_problem
-from workflow_lib.config.parts import Augment
+from workflow_lib.config.consistency import crop_problem
+from workflow_lib.config.run import Augment
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
-    from workflow_lib.shards import Batch, ModelSpec
+    from workflow_lib.data import Batch, ModelSpec
 
 # What a sample draws, each by its place in this tuple: a new one is added at the end.
 DRAWS = (

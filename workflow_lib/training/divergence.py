@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import torch
 
+from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.errors import DivergedError
-from workflow_lib.runtime.log import EventLog
-from workflow_lib.saver import Saver
+from workflow_lib.store.events import EventLog
 from workflow_lib.training.sampling import Sampling
 from workflow_lib.training.state import State
 

@@ -10,9 +10,9 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 
 if TYPE_CHECKING:
+    from workflow_lib.data import MappedSplit, Split
+    from workflow_lib.distributed.ranks import Ranks
     from workflow_lib.plan import RunConfig
-    from workflow_lib.runtime.ranks import Ranks
-    from workflow_lib.shards import MappedSplit, Split
 
 
 class Sampling:

@@ -21,18 +21,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from workflow_lib import parallel, plugins
+from workflow_lib import plugins
 from workflow_lib.checkpoint import Snapshot
-from workflow_lib.runtime.ranks import Peers, Ranks
+from workflow_lib.distributed import parallel
+from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
-from workflow_lib.training.building import build_model, compiled
+from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
-from workflow_lib.training.optim import Plateau, bare_step, build_optimizer
-from workflow_lib.training.recompute import recompute_blocks
+from workflow_lib.training.model import build_model, compiled
+from workflow_lib.training.optimizers import Plateau, bare_step, build_optimizer
 
 if TYPE_CHECKING:
+    from workflow_lib.data import ModelSpec
     from workflow_lib.plan import RunConfig
-    from workflow_lib.shards import ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from torch.nn import functional
 from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workflow_lib.config.parts import Training
-    from workflow_lib.shards import ModelSpec
+    from workflow_lib.config.run import Training
+    from workflow_lib.data import ModelSpec
 
 
 class Task(ABC):

@@ -1,0 +1,300 @@
+"""The laws of a data set. A new one, also one outside this repository, inherits them:
+
+from tests.datasets.contract import DataContract
+
+class TestMine(DataContract):
+    name = "mypackage.mine"
+
+    @pytest.fixture
+    def params(self, tmp_path):
+        return {"path": str(write_a_small_file(tmp_path))}
+
+One that is read from files inherits `FileContract`, and says how to give them other content; where its `Params` are
+`Checksums`, it inherits `ChecksumContract`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from workflow_lib import data, plugins
+from workflow_lib.data import SPLITS, Manifest, Source
+from workflow_lib.data.checksums import checksums
+from workflow_lib.data.preparation import in_turn
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import Section
+
+
+class DataContract:
+    """Every test here must hold for the data set `name` with the settings of the fixture `params`."""
+
+    name: str
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return {}
+
+    @pytest.fixture
+    def source(self, params: dict[str, Any], tmp_path: Path) -> Iterator[Source]:
+        with self.opened(params, tmp_path) as source:
+            yield source
+
+    @contextmanager
+    def opened(self, params: dict[str, Any], root: Path) -> Iterator[Source]:
+        plugin = plugins.load("data", self.name)
+        with closing(plugin.open_source(plugin.Params.model_validate(params), root)) as source:
+            yield source
+
+    @pytest.fixture
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {"name": self.name, "params": params, "shard_samples": 50}
+
+    def prepared(self, settings: dict[str, Any], tmp_path: Path, store: str = "work", **changed: Any) -> Manifest:
+        return data.prepare(settings | changed, tmp_path, tmp_path / store)
+
+    def test_unknown_settings_are_refused(self, params: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match="surely_unknown"):
+            plugins.load("data", self.name).Params.model_validate(params | {"surely_unknown": 1})
+
+    def test_threads_read_what_one_reads(self, source: Source) -> None:
+        """At once where it says that they may, otherwise in turn."""
+        shared = in_turn(source)
+        rows = np.arange(len(source.targets["train"]))
+        parts = [part for part in np.array_split(rows, 8) if len(part)] * 4
+        alone = [np.array(source.read("train", part)) for part in parts]
+        with ThreadPoolExecutor(8) as threads:
+            for one, other in zip(alone, threads.map(lambda part: shared.read("train", part), parts), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+    def test_every_setting_is_described(self) -> None:
+        settings: type[Section] = plugins.load("data", self.name).Params
+        assert [name for name, field in settings.model_fields.items() if not field.description] == []
+
+    def test_the_module_imports_nothing_heavy(self) -> None:
+        module = plugins.load("data", self.name).__name__
+        heavy = {"torch", "numpy", "pandas", "sklearn", "PIL", "pyarrow"}
+        code = f"import sys, {module}; print(*{heavy!r} & set(sys.modules))"
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert loaded.stdout.split() == []
+
+    def test_the_task_is_known_before_the_data_is_read(self, params: dict[str, Any], source: Source) -> None:
+        assert plugins.task(self.name, params) == source.task
+
+    def test_what_is_known_before_the_data_is_read_is_so(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        known, manifest = plugins.known(self.name, settings["params"]), self.prepared(settings, tmp_path)
+        inputs = "texts" if manifest.task == "language" else "images" if len(manifest.input_shape) == 3 else "tables"
+        assert known.inputs in (None, inputs)
+        assert known.size in (None, manifest.input_shape[1:])
+        assert known.classes in (None, len(manifest.classes))
+        assert known.samples in (None, sum(split.samples for split in manifest.splits.values()))
+
+    def test_targets_are_those_of_the_task(self, source: Source) -> None:
+        assert "train" in source.targets
+        assert set(source.targets) <= set(SPLITS)
+        for targets in source.targets.values():
+            if source.task == "classification":
+                assert targets.dtype == np.int64
+                assert targets.ndim == 1
+                assert targets.min() >= 0
+                assert targets.max() < len(source.classes)
+            elif source.task == "regression":
+                assert targets.dtype == np.float32
+                assert np.isfinite(targets).all()
+                assert source.classes == ()
+            else:
+                assert targets.shape == (len(targets), 0)
+                assert source.classes == ()
+
+    def test_names_are_told_once(self, source: Source) -> None:
+        names = [source.classes, source.vocabulary, [feature.name for feature in source.features]]
+        names += [feature.categories for feature in source.features]
+        assert all(len(set(some)) == len(some) for some in names)
+
+    def test_inputs_are_those_of_the_task(self, source: Source) -> None:
+        for split, targets in source.targets.items():
+            inputs = source.read(split, np.arange(len(targets)))
+            assert inputs.ndim >= 2
+            assert len(inputs) == len(targets)
+            if source.task == "language":
+                assert inputs.dtype in (np.uint8, np.int32)
+                assert inputs.min() >= 0
+                assert inputs.max() < len(source.vocabulary)
+            else:
+                assert inputs.dtype in (np.uint8, np.float32)
+                assert np.isfinite(inputs).all() or source.features
+            if source.features:
+                assert inputs.shape[1:] == (len(source.features),)
+
+    def test_each_row_has_its_digest_or_none_has(self, source: Source) -> None:
+        assert all(len(digests) == len(source.targets[split]) for split, digests in source.row_digests.items())
+
+    def test_any_part_reads_as_in_the_whole(self, source: Source) -> None:
+        for split, targets in source.targets.items():
+            rows = np.arange(len(targets))
+            whole = np.array(source.read(split, rows))
+            for part in (rows[-1:], rows[1:4], rows[::3], rows, rows[:1], rows[len(rows) // 2 :]):
+                np.testing.assert_array_equal(source.read(split, part), whole[part])
+
+    def test_opened_again_it_is_the_same(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
+        with self.opened(params, tmp_path) as again:
+            for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content", "row_digests"):
+                assert getattr(again, name) == getattr(source, name)
+            for split, targets in source.targets.items():
+                np.testing.assert_array_equal(again.targets[split], targets)
+                rows = np.arange(len(targets))
+                np.testing.assert_array_equal(again.read(split, rows), source.read(split, rows))
+
+    def test_every_split_has_samples_of_every_class(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        assert tuple(manifest.splits) == SPLITS
+        for split in manifest.splits.values():
+            assert split.samples > 0
+            assert all(split.per_class)
+            assert sum(split.per_class) == (split.samples if manifest.task == "classification" else 0)
+
+    def test_equal_data_has_equal_digests_however_it_is_cut(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        one = self.prepared(settings, tmp_path, "one")
+        two = self.prepared(settings, tmp_path, "two", shard_samples=settings["shard_samples"] // 7)
+        assert one.digest == two.digest
+        assert len(one.shards) < len(two.shards)
+
+    def test_prepared_again_no_shard_is_written(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        def state() -> dict[Path, int]:
+            return {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+
+        manifest = self.prepared(settings, tmp_path)
+        before = state()
+        assert self.prepared(settings, tmp_path) == manifest
+        assert state() == before
+        assert len(before) == len(manifest.shards)
+
+    def test_the_split_seed_counts_where_a_split_is_drawn(
+        self, settings: dict[str, Any], source: Source, tmp_path: Path
+    ) -> None:
+        one, two = (self.prepared(settings, tmp_path, split_seed=seed) for seed in (1, 2))
+        assert (one.digest == two.digest) == (set(source.targets) == set(SPLITS))
+
+    def test_a_model_is_given_what_the_manifest_promises(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        split = data.load_split(manifest, "train", tmp_path / "work")
+        inputs, targets = split.batch(slice(0, 3))
+        if manifest.task == "language":
+            assert tuple(inputs.shape) == (3, manifest.spec.input_shape[0] + 1)
+            assert not inputs.is_floating_point()
+        else:
+            assert tuple(inputs.shape) == (3, *manifest.spec.input_shape)
+            assert inputs.isfinite().all()
+        for feature, categories in enumerate(manifest.spec.categories):
+            if categories:
+                codes = split.batch(slice(None))[0][:, feature]
+                assert (codes == codes.round()).all()
+                assert codes.min() >= 0
+                assert codes.max() < categories
+        if manifest.task == "classification":
+            assert targets.max() < manifest.spec.outputs
+
+    def test_the_training_split_is_normalised(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
+        if source.task == "language":
+            return  # tokens stay as they are
+        stored = np.asarray(source.read("train", np.arange(len(source.targets["train"]))))
+        manifest = self.prepared(settings, tmp_path)
+        inputs, targets = data.load_split(manifest, "train", tmp_path / "work").batch(slice(None))
+        by_channel = inputs.transpose(0, 1).flatten(1).double()
+        for channel, values in enumerate(by_channel):
+            if not (manifest.features and manifest.features[channel].categories):
+                is_incomplete = np.isnan(stored[:, channel]).any()
+                is_constant = values.std() == 0
+                assert values.mean().abs() < 1e-4
+                assert is_constant or is_incomplete or (values.std(correction=0) - 1).abs() < 1e-4
+        if manifest.task == "regression":
+            assert targets.mean().abs() < 1e-4
+            assert (targets.std(correction=0) - 1).abs() < 1e-4
+
+
+class FileContract(DataContract, ABC):
+    """Further laws of a data set that is read from a person's files."""
+
+    @abstractmethod
+    def change(self, folder: Path) -> None:
+        """The files in the folder, or one of them, have other content that is valid too."""
+
+    def test_every_file_is_named(self, source: Source) -> None:
+        assert source.files
+        assert all(file.path.is_file() and file.is_unchanged() for file in source.files)
+        assert all(file.digest == data.SourceFile.of(file.path).digest for file in source.files)
+
+    def test_the_persons_files_stay_as_they_are(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
+        def state() -> list[tuple[Any, ...]]:
+            states = [(f.path.read_bytes(), f.path.stat().st_mtime_ns, f.path.stat().st_mode) for f in source.files]
+            return [*states, *(sorted(f.path.parent.iterdir()) for f in source.files)]
+
+        (tmp_path / "work").mkdir()
+        before = state()
+        self.prepared(settings, tmp_path)
+        assert state() == before
+
+    def test_changed_content_is_other_data(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        before = self.prepared(settings, tmp_path)
+        self.change(tmp_path)
+        after = self.prepared(settings, tmp_path)
+        assert after.digest != before.digest
+        assert after.store != before.store
+        assert after == self.prepared(settings, tmp_path, "fresh")
+
+    def test_the_time_of_a_file_is_not_content(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
+        before = self.prepared(settings, tmp_path)
+        for file in source.files:
+            os.utime(file.path, ns=(0, 0))
+        assert self.prepared(settings, tmp_path) == before
+
+    def test_a_change_while_it_is_read_is_refused(
+        self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plugin = plugins.load("data", self.name)
+        open_source = plugin.open_source
+
+        def opened_and_changed(params: Section, root: Path) -> Source:
+            source: Source = open_source(params, root)
+            os.utime(source.files[-1].path, ns=(0, 0))
+            return source
+
+        monkeypatch.setattr(plugin, "open_source", opened_and_changed)
+        with pytest.raises(DataError, match="changed while it was being read"):
+            self.prepared(settings, tmp_path)
+        assert list((tmp_path / "work").rglob("*.safetensors")) == []
+
+    def test_closed_it_holds_no_file(self, params: dict[str, Any], tmp_path: Path) -> None:
+        def held() -> list[str]:
+            links = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_open(name)]
+            return sorted(link for link in links if link.startswith(str(tmp_path)))
+
+        with self.opened(params, tmp_path) as source:
+            source.read("train", np.arange(3))
+        assert held() == []
+
+
+class ChecksumContract(FileContract, ABC):
+    """A further law of one whose `Params` are `Checksums`, of what lies at `path`."""
+
+    def test_only_data_of_the_given_checksum_is_taken(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        right = checksums(tmp_path / settings["params"]["path"], "sha256")
+        self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
+        self.change(tmp_path)
+        with pytest.raises(DataError, match="its sha256 is"):
+            self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
+
+
+def _is_open(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")

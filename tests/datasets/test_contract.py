@@ -1,0 +1,98 @@
+"""The laws of a data set hold outside of this repository too, and a data set that breaks one is told which."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datasets.contract import ChecksumContract
+from tests.support.repository import ROOT
+
+RINGS = '''
+"""Points on two rings, in a text file of the person's."""
+from pathlib import Path
+from pydantic import Field
+from workflow_lib.data.checksums import Checksums
+
+class Params(Checksums):
+    path: Path = Field(description="x, y and the ring of a point on each line")
+
+def open_source(params, root):
+    import numpy as np
+    from workflow_lib.data import Source, SourceFile
+
+    path = root / params.path
+    params.verify(path)
+    points = np.loadtxt(path, np.float32)
+    return Source(
+        targets={"train": points[:, 2].astype(np.int64)},
+        read=lambda split, rows: points[rows, :2],
+        is_thread_safe=True,
+        classes=("inner", "outer"),
+        files=(SourceFile.of(path),),
+    )
+'''
+
+LAWS = """
+import numpy as np
+import pytest
+from tests.datasets.contract import ChecksumContract
+
+class TestRings(ChecksumContract):
+    name = "mine.rings"
+
+    @pytest.fixture
+    def params(self, tmp_path):
+        self.write(tmp_path, 0)
+        return {"path": "points.txt"}
+
+    def change(self, folder):
+        self.write(folder, 1)
+
+    def write(self, folder, seed):
+        angle, ring = np.random.default_rng(seed).uniform(0, 6, 200), np.arange(200) % 2
+        points = np.stack([(ring + 1) * np.cos(angle), (ring + 1) * np.sin(angle), ring], axis=1)
+        np.savetxt(folder / "points.txt", points)
+"""
+
+BREACHES = {
+    "test_any_part_reads_as_in_the_whole": ("points[rows, :2]", "points[rows, :2] * np.float32(len(rows))"),
+    "test_the_persons_files_stay_as_they_are": ("points = np", "path.chmod(0o600 ^ path.stat().st_mode); points = np"),
+    "test_opened_again_it_is_the_same": ("classes=(", "content=__import__('uuid').uuid4().hex, classes=("),
+}
+
+
+def run_laws(folder: Path, rings: str, law: str = "") -> subprocess.CompletedProcess[str]:
+    """The laws, tried on the data set in a folder that has nothing to do with this repository."""
+    (folder / "mine").mkdir()
+    (folder / "mine" / "rings.py").write_text(rings)
+    (folder / "test_rings.py").write_text(LAWS)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-k", law, "test_rings.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_data_set_of_ones_own_inherits_the_laws(tmp_path: Path) -> None:
+    """Slow: all of them, in a process of their own."""
+    shown = run_laws(tmp_path, RINGS)
+    assert shown.returncode == 0, shown.stdout
+    laws = [name for name in dir(ChecksumContract) if name.startswith("test_")]
+    assert f"\n{len(laws)} passed in" in shown.stdout
+    assert len(laws) > 20
+
+
+@pytest.mark.parametrize("law", BREACHES)
+def test_a_breach_of_a_law_is_told(tmp_path: Path, law: str) -> None:
+    lawful, unlawful = BREACHES[law]
+    assert lawful in RINGS
+    shown = run_laws(tmp_path, RINGS.replace(lawful, unlawful), law)
+    assert shown.returncode == 1, shown.stdout
+    assert f"::{law}" in shown.stdout, shown.stdout

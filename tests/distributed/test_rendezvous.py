@@ -1,0 +1,63 @@
+"""Meeting places are private, and those of killed launchers are removed by the next one of their user."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.warm import until
+from workflow_lib.distributed import rendezvous
+
+HOLDER = """
+import os, time
+from workflow_lib.distributed import rendezvous
+with rendezvous.meeting(1, 0) as place:
+    rank = os.fork()
+    if rank:
+        print(rank, place.folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_meeting_place_is_of_its_owner_only_and_gone_afterwards(temporary: Path) -> None:
+    with rendezvous.meeting(1, 0) as place:
+        assert place.folder.stat().st_mode & 0o777 == 0o700
+        assert list(temporary.iterdir()) == [place.folder]
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_killed_launcher_left_is_removed_when_its_last_rank_is_gone(temporary: Path) -> None:
+    others = [temporary / name for name in ("everstep-gpus", f"{rendezvous.PREFIX}file")]
+    others[0].mkdir()
+    others[1].touch()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    job = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True, env=environment)
+    assert job.stdout is not None
+    rank, folder = job.stdout.readline().split()
+    try:
+        job.kill()
+        job.wait()
+        with rendezvous.meeting(1, 0):
+            assert Path(folder).is_dir()  # a rank may still read there
+    finally:
+        os.kill(int(rank), signal.SIGKILL)
+        job.stdout.close()
+
+    def is_swept() -> bool:
+        with rendezvous.meeting(1, 0):
+            return not Path(folder).exists()
+
+    until(is_swept, "the folder to be removed")
+    assert sorted(temporary.iterdir()) == sorted(others)

@@ -1,0 +1,153 @@
+"""What the headers of the data and a single sample show is said by `validate`, before anything is prepared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.repository import ROOT
+from workflow_lib.__main__ import main
+
+RESNET = {"name": "resnet", "params": {"size": "18", "width": 4}}
+SINGLE = {"epochs": 1, "batch_size": 4, "accumulation": 4}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def validate(capsys: pytest.CaptureFixture[str], **settings: Any) -> tuple[int, str]:
+    Path("x.yaml").write_text(yaml.safe_dump({"name": "x", **settings}))
+    code = main(["validate", "x.yaml"])
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def npz(**changed: np.ndarray | None) -> dict[str, Any]:
+    arrays = {
+        "train_images": np.zeros((8, 8, 8), np.uint8), "train_labels": np.arange(8) % 2,
+        "val_images": np.zeros((4, 8, 8), np.uint8), "val_labels": np.arange(4) % 2,
+    }  # fmt: skip
+    np.savez("t.npz", **{name: array for name, array in (arrays | changed).items() if array is not None})
+    return {"name": "npz", "params": {"path": "t.npz"}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_images": None}, "the key `train_images` is missing"),
+        ({"val_labels": None}, "the key `val_labels` is missing"),
+        ({"train_labels": np.zeros((8, 2))}, "shape (8, 2); labels are (n,) or (n, 1)"),
+        ({"train_labels": np.zeros(7)}, "has 7 labels for 8 images"),
+        ({"train_labels": np.array(["a"] * 8)}, "has type <U1; numbers are needed"),
+        ({"train_images": np.zeros((8, 3, 8, 8), np.uint8)}, "the channels come last"),
+        ({"val_images": np.zeros((4, 9, 8), np.uint8)}, "all images of a file are alike"),
+        ({"valid_images": np.zeros((4, 8, 8), np.uint8)}, "the key `valid_images` is of no split"),
+    ],
+)
+def test_keys_shapes_and_types_of_an_npz_file_are_checked(
+    capsys: pytest.CaptureFixture[str], changed: dict[str, Any], message: str
+) -> None:
+    code, told = validate(capsys, data=npz(**changed))
+    assert code == 2
+    assert f"x.yaml: {Path.cwd()}/t.npz" in told
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_only_the_headers_of_an_npz_file_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    data = npz(train_images=np.full((8, 99, 99), 7, np.uint8), val_images=None, val_labels=None)
+    content = bytearray(Path("t.npz").read_bytes())
+    content[content.index(b"\x07" * 99) + 50_000] ^= 1
+    Path("t.npz").write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile):
+        np.load("t.npz")["train_images"]
+    assert validate(capsys, data=data, training={"batch_size": 4})[0] == 0
+
+
+def test_settings_are_compared_with_the_shapes_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = npz(val_images=None, val_labels=None)
+    code, told = validate(capsys, data=drawn | {"validation_fraction": 0.25, "test_fraction": 0.25})
+    assert code == 2
+    assert "x.yaml: training.batch_size: 64 samples are more than the training split has" in told
+    code, told = validate(capsys, data=npz(), training={"batch_size": 4}, augment={"crop": 8})
+    assert code == 2
+    assert "x.yaml: augment.crop: 8 pixels can move an image of 8x8 out of sight" in told
+
+
+def test_a_batch_that_leaves_batch_norm_one_value_is_told_before_the_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = {"train_images": np.zeros((8, 4, 4), np.uint8), "val_images": np.zeros((4, 4, 4), np.uint8)}
+    code, told = validate(capsys, data=npz(**images), model=RESNET, training=SINGLE)
+    assert code == 2
+    assert "x.yaml: training.batch_size: a batch of 4 in 4 parts" in told
+    assert "leaves 1 sample a process" in told
+    assert "Traceback" not in told
+    group = {"name": "resnet", "params": {"size": "18", "norm": "group"}}
+    assert validate(capsys, data=npz(**images), model=group, training=SINGLE)[0] == 0
+    assert validate(capsys, data=npz(**images), model=RESNET, training={**SINGLE, "batch_size": 8})[0] == 0
+    large = {name: np.zeros((len(array), 32, 32), np.uint8) for name, array in images.items()}
+    assert validate(capsys, data=npz(**large), model=RESNET, training=SINGLE)[0] == 0
+    code, told = validate(capsys, data=npz(**images), model=RESNET, training={**SINGLE, "accumulation": 2},
+                          runtime={"nproc": 2})  # fmt: skip
+    assert code == 2
+    assert "on 2 processes" in told
+
+
+def test_a_model_of_the_users_own_is_asked_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "narrow_norm.py").write_text(
+        "from torch import nn\n"
+        "from workflow_lib.plugins import Section\n"
+        "class Params(Section):\n    '''None.'''\n"
+        "def build(params, spec):\n"
+        "    return nn.Sequential(nn.Linear(spec.input_shape[0], 4), nn.BatchNorm1d(4), nn.Linear(4, spec.outputs))\n"
+    )
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/__init__.py").touch()
+    (tmp_path / "narrow_norm.py").rename(tmp_path / "nets/narrow_norm.py")
+    (tmp_path / "t.csv").write_text(
+        "a,b,y\n" + "".join(f"{row},{row % 3},{'no' if row % 2 else 'yes'}\n" for row in range(40))
+    )
+    data = {"name": "table", "params": {"path": "t.csv", "target": "y"}}
+    settings = {"name": "x", "data": data, "model": {"name": "nets.narrow_norm"}, "training": SINGLE}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "workflow_lib", "validate", "x.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "leaves 1 sample a process" in done.stderr, done.stderr
+
+
+def test_what_only_the_training_can_tell_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    data = {"name": "image_folder", "params": {"path": "images"}}
+    code, told = validate(capsys, data=data, model=RESNET, training=SINGLE)
+    assert code == 0
+    assert "only the training can tell" in told
+    assert "only the training" not in validate(capsys, data=data, model={"name": "mlp"}, training=SINGLE)[1]
+    assert "only the training" not in validate(capsys, data=data, model=RESNET, training={"batch_size": 8})[1]
+
+
+def test_plan_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": npz(val_labels=None)}))
+    assert main(["plan", "x.yaml"]) == 0
+    assert f"\nrejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in capsys.readouterr().out
+
+
+def test_validate_imports_no_torch_for_a_model_without_a_normalisation(tmp_path: Path) -> None:
+    settings = {"name": "x", "model": {"name": "mlp"}, "training": {"batch_size": 1}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    code = "import sys; from workflow_lib.__main__ import main; print(main(['validate', 'x.yaml']), "
+    command = [sys.executable, "-c", code + "'torch' in sys.modules)"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("0 False\n")

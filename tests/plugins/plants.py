@@ -1,0 +1,447 @@
+"""What a test changes in the process of an attempt before it starts: bugs that must be found, and a look inside."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from workflow_lib.data import shard
+from workflow_lib.distributed import rendezvous
+from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.distributed.rendezvous import Meeting
+from workflow_lib.launch import attempt, worker
+from workflow_lib.runtime import environment
+from workflow_lib.runtime.seed import capture_rng
+from workflow_lib.training import metrics_file
+from workflow_lib.training import state as room
+from workflow_lib.training.divergence import Divergence
+from workflow_lib.training.hooks import Hooks
+from workflow_lib.training.metrics_file import Curve
+from workflow_lib.training.optimizers import Plateau
+from workflow_lib.training.state import State
+from workflow_lib.training.tasks import Classification
+from workflow_lib.training.trainer import Trainer
+
+
+def rank_one_hangs() -> None:
+    """Rank 1 sleeps in its third step."""
+    _in_step(3, lambda: time.sleep(3600))
+
+
+def rank_one_never_joins() -> None:
+    """Rank 1 sleeps before it joins the process group."""
+    join = worker._join
+
+    def sleep(job: attempt.Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+        if ranks.rank == 1:
+            time.sleep(3600)
+        join(job, device, ranks, meeting)
+
+    worker._join = sleep
+
+
+def nodes_come_at_once() -> None:
+    """The launchers of a job's nodes are started at the same moment."""
+    rendezvous.LEAST_S = 1.0
+
+
+def few_descriptors() -> None:
+    """The process and its children can open few files more: as many as the environment says."""
+    used, spare = max(int(name) for name in os.listdir("/proc/self/fd")), int(os.environ["SPARE_DESCRIPTORS"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, used + spare))
+
+
+def the_rank_leaves() -> None:
+    """The only rank ends in its third step as if nothing were wrong."""
+
+    def leave(self: Trainer, *_: Any) -> None:
+        if self.state.progress.cursor.step == 2:
+            os._exit(0)
+        step(self, *_)
+
+    step, Trainer._step = Trainer._step, leave  # type: ignore[method-assign]
+
+
+def rank_one_has_another_gpu() -> None:
+    """Let rank 1 report a device with another name."""
+    fingerprint = environment.fingerprint
+
+    def of_rank(*given: Any, **options: Any) -> dict[str, Any]:
+        return {**fingerprint(*given, **options), "device_name": f"GPU {os.environ['RANK']}"}
+
+    environment.fingerprint = of_rank  # type: ignore[assignment]
+
+
+def compiling_takes_seconds() -> None:
+    """Let the compiler of the model work in a subprocess for longer than hang_timeout_s."""
+
+    class Slow(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model, self.is_compiled = model, False
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if not self.is_compiled:
+                work = "import time\nwhile time.process_time() < 8: pass"
+                subprocess.run([sys.executable, "-c", work], check=True)
+                self.is_compiled = True
+            outputs: torch.Tensor = self.model(inputs)
+            return outputs
+
+    room.compiled = lambda model, is_strict: Slow(model)
+
+
+def the_compiler_hangs() -> None:
+    """Let the compiler wait forever without using the CPU."""
+    room.compiled = lambda model, is_strict: _Hanging()
+
+
+class _Hanging(torch.nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        time.sleep(3600)
+        return inputs
+
+
+def reads_are_counted() -> None:
+    """Record how many batches a rank validated in an epoch, and how often it read a number from its device."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    def watched(self: Trainer) -> None:
+        measured = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal measured
+            measured += event == "everstep" and arguments[0] == "validate"
+
+        sys.addaudithook(hook)
+        with Reads() as reads:
+            validate(self)
+        Path("reads.txt").write_text(f"{measured} {reads.count}")
+
+    validate, Trainer._validate = Trainer._validate, watched  # type: ignore[method-assign]
+
+
+def the_system_is_a_mac() -> None:
+    """Remove the features that only Linux has."""
+    sys.platform = "darwin"
+    del os.sched_getaffinity
+    ctypes.CDLL = _library  # type: ignore[assignment, misc]
+    torch.backends.mps.is_available = lambda: True
+
+    def refuse(path: Path, *given: Any, **options: Any) -> str:
+        if path.parts[:2] in (("/", "proc"), ("/", "sys")):
+            raise FileNotFoundError(path)
+        return read(path, *given, **options)
+
+    read, Path.read_text = Path.read_text, refuse  # type: ignore[method-assign, assignment]
+
+
+def _library(name: str | None, *_: Any, **__: Any) -> object:
+    """Return a C library without the functions that only Linux has; no other library loads."""
+    if name is not None:
+        raise OSError(f"{name} is not here")
+    return object()
+
+
+def validation_diverges() -> None:
+    """Make the loss of the second batch of a validation not finite."""
+
+    def measured(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.batches = getattr(self, "batches", 0) + 1  # type: ignore[attr-defined]
+        return measure(self, outputs * (float("nan") if self.batches == 2 else 1.0), targets)  # type: ignore[attr-defined]
+
+    measure, Classification.measure = Classification.measure, measured  # type: ignore[method-assign]
+
+
+def rank_one_raises() -> None:
+    """Rank 1 fails in its third step."""
+
+    def fail() -> None:
+        raise ValueError("a bug in a person's model")
+
+    _in_step(3, fail)
+
+
+def the_model_raises() -> None:
+    """Every rank fails in its twentieth step."""
+    _raise_in(20, ValueError("a bug in a person's model"))
+
+
+def the_model_raises_later() -> None:
+    """The same, two steps later."""
+    _raise_in(22, ValueError("a bug in a person's model"))
+
+
+def memory_is_short() -> None:
+    """The twentieth step needs more memory than there is."""
+    _raise_in(20, MemoryError("a large array"))
+
+
+def _raise_in(number: int, error: Exception) -> None:
+    step = Trainer._step
+
+    def struck(self: Trainer, *arguments: Any) -> None:
+        if self.state.progress.cursor.step == number - 1:
+            raise error
+        step(self, *arguments)
+
+    Trainer._step = struck  # type: ignore[method-assign]
+
+
+def the_loss_is_infinite_once_somebody_waits() -> None:
+    """The 20th step waits until the file `go` is there; its loss is infinite."""
+
+    def spoil(loss: torch.Tensor) -> torch.Tensor:
+        while not Path("go").exists():
+            time.sleep(0.02)
+        return loss / 0
+
+    _spoil_loss(spoil)
+
+
+def samples_are_written() -> None:
+    """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
+    step = Trainer._step
+
+    def watched(self: Trainer, order: Any, *others: Any) -> None:
+        epoch, at = self.state.progress.cursor.epoch, self.state.progress.cursor.sample
+        mine = [row for start, stop in self._sampling.windows for row in order[at + start : at + stop].tolist()]
+        step(self, order, *others)
+        with open(f"samples-{self.ranks.rank}.txt", "a") as file:
+            file.write(" ".join(map(str, [epoch, *mine])) + "\n")
+
+    Trainer._step = watched  # type: ignore[method-assign]
+
+
+def shards_are_slow() -> None:
+    """Every shard that is verified takes three quarters of a second."""
+    verify = shard.content_digest
+
+    def slow(*arrays: Any) -> str:
+        time.sleep(0.75)
+        return verify(*arrays)
+
+    shard.content_digest = slow
+
+
+def a_loss_is_infinite() -> None:
+    """The loss of the 20th step, and of no other."""
+    _spoil_loss(lambda loss: loss / 0)
+
+
+def a_loss_of_rank_one_is_infinite() -> None:
+    """The same on rank 1 alone; rank 0 comes later, so that it is rank 1 that is heard."""
+    _spoil_loss(lambda loss: loss / 0 if torch.distributed.get_rank() == 1 else loss)
+    watch = Divergence.watch
+
+    def slow(self: Divergence, *arguments: Any) -> None:
+        if self._state.ranks.rank == 0 and self._state.progress.cursor.step == 19:
+            time.sleep(1)
+        watch(self, *arguments)
+
+    Divergence.watch = slow  # type: ignore[method-assign]
+
+
+def a_gradient_is_not_a_number() -> None:
+    """The gradient of the 20th step, whose loss is finite."""
+    _spoil_loss(lambda loss: loss + (loss - loss.detach()).sqrt())
+
+
+def a_gradient_is_not_a_number_on_a_device() -> None:
+    """The same, where the training would have to wait for the device to see it."""
+    a_gradient_is_not_a_number()
+    begin = Divergence.__init__
+
+    def far_away(self: Divergence, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        self._waits_for_device = True
+
+    Divergence.__init__ = far_away  # type: ignore[method-assign]
+
+
+def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    step, loss = Trainer._step, Classification.loss
+    reached: list[int] = []
+
+    def numbered(self: Trainer, *arguments: Any) -> None:
+        reached[:] = [self.state.progress.cursor.step + 1]
+        step(self, *arguments)
+
+    def spoilt(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found = loss(self, outputs, targets)
+        return act(found) if reached == [20] else found
+
+    Trainer._step = numbered  # type: ignore[method-assign]
+    Classification.loss = spoilt  # type: ignore[method-assign]
+
+
+def _in_step(number: int, act: Callable[[], object]) -> None:
+    step = Trainer._step
+
+    def struck(self: Trainer, order: Any, *others: Any) -> None:
+        if self.ranks.rank == 1 and self.state.progress.cursor.step == number:
+            act()
+        step(self, order, *others)
+
+    Trainer._step = struck  # type: ignore[method-assign]
+
+
+# -- one kind of state is not restored ------------------------------------------------------------------------------
+
+
+def without_model() -> None:
+    """Weights and buffers stay those of a new model."""
+    _restore_instead(model=lambda state, saved: _copies(state.parallel.state()))
+
+
+def without_buffers() -> None:
+    """Running means and variances stay those of a new model."""
+    _restore_instead(model=lambda state, saved: {**saved, **_copies(dict(state.model.named_buffers()))})
+
+
+def without_moments() -> None:
+    """The optimizer starts anew."""
+    _restore_instead(optimizer=lambda state, saved: {name: one * 0 for name, one in saved.items()})
+
+
+def without_ema() -> None:
+    """The average starts from the weights of a new model."""
+    _restore_instead(ema=lambda state, saved: _copies(state.ema))
+
+
+def without_best_weights() -> None:
+    """What was best is forgotten."""
+    _after_restoring(lambda state: state.best.clear())
+
+
+def without_best_metric() -> None:
+    """How good the best was is forgotten."""
+    _after_restoring(lambda state: setattr(state.progress, "best", None))
+
+
+def without_plateau() -> None:
+    """Reduce-on-plateau starts anew."""
+    _after_restoring(lambda state: setattr(state.progress, "plateau", Plateau()))
+
+
+def without_patience() -> None:
+    """Early stopping counts anew."""
+
+    def forget(state: State) -> None:
+        state.progress.watched, state.progress.bad_epochs = None, 0
+
+    _after_restoring(forget)
+
+
+def without_validation() -> None:
+    """The sums of the validation batches done are forgotten."""
+    _after_restoring(lambda state: state.progress.validation.update(loss=0.0, correct=0.0))
+
+
+def without_loss_sum() -> None:
+    """The loss of the steps done in this epoch is forgotten."""
+    _after_restoring(lambda state: state.loss_sum.zero_())
+
+
+def without_sample() -> None:
+    """The last batch is drawn again."""
+    _after_restoring(_move_back)
+
+
+def without_scaler() -> None:
+    """The loss scale starts anew."""
+    torch.amp.GradScaler.load_state_dict = lambda self, state_dict: None  # type: ignore[method-assign]
+
+
+def without_hooks() -> None:
+    """What the person's functions kept is forgotten."""
+    Hooks.restore = lambda self, state: None  # type: ignore[method-assign]
+
+
+def without_python() -> None:
+    """Python's generator is not restored."""
+    _restore_generators_but("python")
+
+
+def without_numpy() -> None:
+    """Numpy's generator is not restored."""
+    _restore_generators_but("numpy")
+
+
+def without_torch() -> None:
+    """Torch's generator is not restored."""
+    _restore_generators_but("torch")
+
+
+def without_metrics() -> None:
+    """The metrics file is only ever appended to."""
+
+    entered: list[Curve] = []
+
+    def append(self: Curve, history: metrics_file.Rows) -> None:
+        if self not in entered:
+            entered.append(self)  # it would be mended here
+            return
+        with self._path.open("ab") as file:
+            file.write(metrics_file.lines(history[-1:]))
+
+    Curve.keep = append  # type: ignore[method-assign]
+    Curve.seal = lambda self, history: None  # type: ignore[method-assign]
+
+
+def without_sealed_metrics() -> None:
+    """The curve on disk is not synced before the run is sealed."""
+    Curve.seal = lambda self, history: None  # type: ignore[method-assign]
+
+
+def _restore_instead(**parts: Callable[[State, dict[str, Any]], dict[str, Any]]) -> None:
+    restore = State._restore
+
+    def partly(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+        changed = {name: part(self, tensors[name]) for name, part in parts.items()}
+        restore(self, {**tensors, **changed}, record, about)
+
+    State._restore = partly  # type: ignore[method-assign]
+
+
+def _after_restoring(act: Callable[[State], object]) -> None:
+    restore = State._restore
+
+    def spoilt(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
+        restore(self, tensors, record, about)
+        act(self)
+
+    State._restore = spoilt  # type: ignore[method-assign]
+
+
+def _restore_generators_but(name: str) -> None:
+    restore = room.restore_rng
+
+    def partly(state: dict[str, torch.Tensor]) -> None:
+        restore({**state, name: capture_rng(torch.device("cpu"))[name]})
+
+    room.restore_rng = partly
+
+
+def _move_back(state: State) -> None:
+    state.progress.cursor.sample -= state._run.training.batch_size
+
+
+def _copies(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in (tensors or {}).items()}

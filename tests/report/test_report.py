@@ -1,0 +1,322 @@
+"""A report needs exports, and the exporter needs five seconds for the first graph of a process."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from tests.support.repository import ROOT
+from tests.support.trained import Trained, train
+from workflow_lib import config, data, evaluation, export, plan, report
+from workflow_lib.config.run import Augment
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json
+from workflow_lib.results.read_runs import RunResults, account_of, load_results
+from workflow_lib.training.augment import augmented, partners
+
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An experiment with its report."""
+    project = train(tmp_path_factory.mktemp("project"), tune=True)
+    for run in [*project.runs, "tuned"]:
+        folder = project.results / "runs" / run
+        paths = {"data": project.data, "work": project.work, "model": folder / "model.safetensors"}
+        subject = {"run": project.reference(run), **paths}
+        evaluation.evaluate(project.experiment, **subject, output=folder / "evaluation.json")
+        measured = folder / "evaluation.json"
+        export.export(project.experiment, **subject, evaluation=measured, output=folder / "export.json")
+    write_report(project, project.experiment, project.results / "report.html")
+    return project
+
+
+def write_report(project: Trained, experiment: config.Experiment, output: Path, runs: list[str] | None = None) -> str:
+    report.report(experiment, project.results, runs or [*project.runs, "tuned"], project.work, output)
+    return output.read_text(encoding="utf-8")
+
+
+def page_of(project: Trained) -> str:
+    return (project.results / "report.html").read_text(encoding="utf-8")
+
+
+def unpacked(page: str, name: str) -> str:
+    """Return the text that the page holds compressed under that name."""
+    (held,) = re.findall(f'<script type="text/plain" id="{name}">([^<]*)</script>', page)
+    return gzip.decompress(base64.b64decode(held)).decode()
+
+
+def own_part(page: str) -> str:
+    """The page without the library that draws."""
+    assert unpacked(page, "plotly") == get_plotlyjs()
+    return re.sub('(<script type="text/plain" id="plotly">)[^<]*', r"\1", page)
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# the title of the page says how many of its figures have a line or a point, as soon as they have
+COUNT_DRAWN = """
+setInterval(() => {
+  const all = [...document.querySelectorAll('.plot[role=img]')];
+  const drawn = all.filter((place) => place.querySelector('path.js-line, path.point, .point path'));
+  document.title = `${drawn.length} of ${all.length} drawn`;
+}, 50);
+"""
+
+
+def in_browser(page: Path, profile: Path, script: str = "") -> str:
+    """The document as Chromium leaves it, after a script at its end."""
+    copy = profile / "page.html"
+    profile.mkdir()
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile / 'chromium'}", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    return done.stdout
+
+
+def test_the_page_loads_nothing_and_holds_the_library_once(project: Trained) -> None:
+    page = page_of(project)
+    assert get_plotlyjs() not in page
+    assert own_part(page) != page
+    assert not re.findall(r"""\b(?:src|href|action|data)=["'](?!\#)""", own_part(page))
+    assert not re.findall(r"@import|url\(", own_part(page))
+    assert "default-src 'none'" in page
+
+
+def test_the_page_shows_every_run_and_the_numbers_of_the_best(project: Trained) -> None:
+    page = own_part(page_of(project))
+    for run in [*project.runs, "tuned"]:
+        assert f"<code>{run}</code>" in page
+    best = table_of(project.results)[0]
+    for name in ("accuracy", "macro_f1", "roc_auc", "log_loss"):
+        assert f"{float(best[name]):.4f}" in page
+    for chapter in ("runs", "curves", "classes", "tuning", "onnx", "spent", "again"):
+        assert f'<section id="{chapter}"' in page
+
+
+def test_what_people_wrote_is_shown_and_never_run(project: Trained) -> None:
+    page = own_part(page_of(project))
+    assert "<script>alert(1)" not in page
+    assert "<b>bold" not in page
+    assert "Zoë &lt;b&gt;bold&lt;/b&gt; &amp; co" in page
+    assert "größer" in page
+    assert len(re.findall("</script>", page)) == 3  # the data, the library, the script
+
+
+def test_data_cannot_end_the_script_that_holds_it() -> None:
+    hostile = {"</script><script>": "<!-- & ü -->"}
+    text = report._script_json(hostile)
+    assert "<" not in text
+    assert json.loads(text) == hostile
+
+
+def test_the_table_has_the_best_run_first_and_every_digit(project: Trained) -> None:
+    rows = table_of(project.results)
+    values = [float(row["select_value"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert len(rows) == 3
+    for row in rows:
+        measured = read_json(project.results / "runs" / row["name"] / "evaluation.json")
+        assert row["run"] == measured["run"]
+        assert float(row["accuracy"]) == measured["metrics"]["accuracy"]["value"]
+        assert float(row["roc_auc_low"]) == measured["metrics"]["roc_auc"]["low"]
+
+
+def test_each_run_shows_its_own_value_of_every_varied_setting(project: Trained) -> None:
+    rows = {row["name"]: row for row in table_of(project.results)}
+    assert [rows[run]["optimizer.lr"] for run in project.runs] == ["0.001", "0.01"]
+    assert [rows[run]["training.batch_size"] for run in project.runs] == ["64", "64"]
+    best = read_json(project.tune_dir / "best.json")["params"]
+    assert rows["tuned"]["training.batch_size"] == str(best["training.batch_size"])
+
+
+def test_the_validation_split_chooses_the_best_run_and_not_the_test_split(project: Trained) -> None:
+    runs = load_results(project.experiment, project.results, project.runs, project.work)
+    loser = runs[-1]
+    perfect = {"metrics": {**loser.evaluation["metrics"], "accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}}
+    told = [replace(loser, evaluation={**loser.evaluation, **perfect}), *runs[:-1]]
+    assert sorted(told, key=RunResults.rank)[-1].name == loser.name
+
+
+def test_runs_that_selected_by_another_metric_are_compared_by_the_experiments(project: Trained) -> None:
+    run = load_results(project.experiment, project.results, project.runs[:1], project.work)[0]
+    by_loss = replace(run, select_metric="val_loss")
+    losses = [row["val_loss"] for row in run.history]
+    assert by_loss.best() == (min(losses), losses.index(min(losses)) + 1)
+    assert by_loss.rank()[0] == min(losses)
+
+
+def test_without_a_study_the_chapter_is_absent(project: Trained, tmp_path: Path) -> None:
+    experiment = project.experiment.model_copy(update={"tune": None})
+    page = own_part(write_report(project, experiment, tmp_path / "report.html", project.runs))
+    assert 'id="tuning"' not in page
+    assert "#tuning" not in page
+
+
+def augmenting(project: Trained, folder: Path, **augment: float) -> Path:
+    """The results, as if their runs had been augmented."""
+    results = Path(shutil.copytree(project.results, folder / "results" / project.results.name))
+    for path in results.glob("runs/*/train.json"):
+        train = read_json(path)
+        settings = plan.load_run(train["digest"], project.work)[0].model_dump() | {"augment": augment, "seed": 7}
+        frozen = plan.freeze(plan.RunConfig.model_validate(settings), project.work)
+        path.write_text(json.dumps(train | {"digest": frozen.parent.name}))
+    return results
+
+
+@pytest.mark.parametrize("augment", [{"rotation": 10, "noise": 0.2}, {"mixup": 0.4}, {"cutmix": 1.0, "shift": 0.2}])
+def test_augmented_images_are_shown_below_the_originals(
+    project: Trained, tmp_path: Path, augment: dict[str, float]
+) -> None:
+    results = augmenting(project, tmp_path, **augment)
+    pages = []
+    for name in ("one.html", "two.html"):
+        report.report(project.experiment, results, project.runs, project.work, tmp_path / name)
+        pages.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert pages[0] == pages[1].replace("two.html", "one.html")
+    assert '<section id="augmentation"' in pages[0]
+    assert "epoch 1 (seed 7)" in pages[0]
+    (encoded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', own_part(pages[0]))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    above, below = picture.reshape(2, 10, 8, 10).transpose(0, 2, 1, 3)[:, :, 1:-1, 1:-1]
+
+    manifest = data.Manifest.load(project.data)
+    split = data.load_split(manifest, "train", project.work)
+    rows = torch.arange(8) * len(split) // 8
+    others = partners(Augment(**augment), rows, seed=7, epoch=0, samples=len(split))
+    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
+    expected, *_ = augmented(Augment(**augment), inputs, targets, rows, others, seed=7, epoch=0)
+    grey = [
+        ((images * manifest.std[0] + manifest.mean[0]).clamp(0, 1) * 255)[:, 0] for images in (inputs[:8], expected)
+    ]
+    np.testing.assert_allclose(above, grey[0], atol=0.51)
+    np.testing.assert_allclose(below, grey[1], atol=0.51)
+    assert all((one != other).any() for one, other in zip(above, below, strict=True))
+
+
+def test_a_page_whose_data_is_gone_has_no_picture_and_is_whole(project: Trained, tmp_path: Path) -> None:
+    results = augmenting(project, tmp_path, rotation=10)
+    work = shutil.copytree(project.work, tmp_path / "work")
+    shutil.rmtree(work / "data")
+    report.report(project.experiment, results, project.runs, work, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<section id="augmentation"' not in page
+    assert page.rstrip().endswith("</html>")
+
+
+def test_a_page_without_augmentation_has_no_picture(project: Trained) -> None:
+    assert "augmentation" not in own_part(page_of(project))
+
+
+def test_many_classes_are_listed_by_confusion_instead_of_drawn() -> None:
+    names = [f"class {label}" for label in range(60)]
+    confusion = [[3 * (i == j) for j in range(60)] for i in range(60)]
+    confusion[4][7] = 2
+    measured = {"classes": names, "confusion": confusion}
+    assert report._matrix(measured) is None
+    assert report._confused(measured) == [{"target": "class 4", "predicted": "class 7", "count": 2, "share": 0.4}]
+
+
+def test_headings_stay_short_unless_two_settings_share_a_word() -> None:
+    settings = ["optimizer.lr", "model.name", "optimizer.name", "a.size", "b.size", "seed"]
+    assert list(report._headings(settings).values()) == ["lr", "model", "optimizer", "a.size", "b.size", "seed"]
+
+
+def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
+    runs = load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
+    *lines, (name, everything) = report._spent(project.experiment, project.results, runs, [], project.work)
+    assert [line[0] for line in lines[:-1]] == [run.name for run in runs]
+    assert name == "all"
+    assert lines[-1][0].endswith(" trials")
+    workspaces = list(project.work.glob("runs/*/*/attempts"))
+    assert everything.attempts == len(workspaces) == 3 + lines[-1][1].attempts
+    assert everything.used_s == pytest.approx(sum(account.used_s for _, account in lines))
+    rows = {row["name"]: row for row in table_of(project.results)}
+    for run in runs:
+        assert float(rows[run.name]["seconds"]) == run.account.used_s > 0
+        assert (rows[run.name]["steps_redone"], rows[run.name]["reused"]) == ("0", "0")
+
+
+def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:
+    train = read_json(project.results / "runs" / project.runs[0] / "train.json")
+    assert account_of(train, tmp_path).used_s == train["seconds"]
+
+
+def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:
+    text = report.summary(project.results)
+    best = table_of(project.results)[0]
+    assert best["run"] in text
+    assert f"{float(best['accuracy']):.4f}" in text
+    for path in ("report.html", f"runs/{best['name']}/model.onnx"):
+        assert (project.results / path).exists()
+        assert str(project.results / path) in text
+
+
+def test_a_large_test_split_needs_no_word_of_caution(project: Trained) -> None:
+    assert int(table_of(project.results)[0]["test_samples"]) >= 50
+    assert "only" not in report.summary(project.results)
+    assert 'caution">' not in own_part(page_of(project))
+
+
+def test_the_summary_of_an_unfinished_experiment_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run snakemake"):
+        report.summary(tmp_path)
+
+
+def test_the_summary_imports_nothing_heavy(project: Trained) -> None:
+    heavy = "{'torch', 'pandas', 'numpy', 'plotly', 'optuna', 'jinja2', 'pydantic'}"
+    code = "import sys, pathlib; from workflow_lib import report; report.summary(pathlib.Path(sys.argv[1]))\n"
+    code += f"print(sorted({heavy} & sys.modules.keys()))"
+    command = [sys.executable, "-c", code, str(project.results)]
+    root = ROOT
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@needs_chromium
+def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path: Path) -> None:
+    note = "addEventListener('error', (e) => document.body.append('FAILED: ' + e.message));"
+    note += "addEventListener('securitypolicyviolation', (e) => document.body.append('FAILED: ' + e.blockedURI));"
+    page = project.results / "report.html"
+    noted = tmp_path / "noted.html"
+    noted.write_text(page.read_text(encoding="utf-8").replace("<style>", f"<script>{note}</script><style>", 1))
+    document = in_browser(noted, tmp_path / "browser", COUNT_DRAWN)
+    assert "FAILED: " not in document.replace(note, "")
+    assert "<title>5 of 5 drawn</title>" in document
+
+
+@needs_chromium
+def test_a_press_on_a_heading_sorts_the_table(project: Trained, tmp_path: Path) -> None:
+    press = "document.querySelectorAll('#runs thead button')[1].click();"
+    names = "[...document.querySelectorAll('#runs tbody tr')].map((row) => row.cells[1].textContent.trim())"
+    sizes = []
+    for name, presses in (("up", press), ("down", press * 2)):
+        script = f"{presses} document.title = {names}.join(' ')"
+        document = in_browser(project.results / "report.html", tmp_path / name, script)
+        title = re.search("<title>(.*?)</title>", document)
+        assert title
+        sizes.append([float(text) for text in title[1].split()])
+    assert sizes[0] == sorted(sizes[0]) == sizes[1][::-1]
+    assert len(set(sizes[0])) > 1

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json, write_json
+from workflow_lib.results import provenance
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder with a training's and an evaluation's statement, the latter with its record."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERSTEP_EXPERIMENT", "work/experiments/abc.json")
+    monkeypatch.setattr(sys, "argv", ["everstep", "evaluate", "--run", "a b"])
+    folder = tmp_path / "results" / "demo" / "runs" / "demo-0123456789ab"
+    identity = {"run": folder.name, "digest": "0123456789ab" + "0" * 20, "data": "d" * 32}
+    training = {"steps": 120, "epochs": 4, "attempts": 3, "sealed": "work/runs/x/checkpoints/step-120"}
+    write_json(folder / "train.json", {**identity, **training})
+    (folder / "model.safetensors").write_bytes(b"weights")
+    record = provenance.record([folder / "model.safetensors"], torch.device("cpu"))
+    write_json(folder / "evaluation.json", {**identity, "provenance": record})
+    return folder
+
+
+def test_a_record_names_the_command_the_inputs_and_the_machine(folder: Path) -> None:
+    record = read_json(folder / "evaluation.json")["provenance"]
+    assert record["command"] == "python -m workflow_lib evaluate --run 'a b'"
+    assert record["inputs"] == {str(folder / "model.safetensors"): provenance.file_digest(folder / "model.safetensors")}
+    assert record["environment"]["python"]
+    assert record["code"]["version"]
+
+
+def test_the_record_says_whether_the_code_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    Path("code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "One"]):
+        subprocess.run([*git, *command], check=True)
+    code = provenance.record([], torch.device("cpu"))["code"]
+    assert len(code["commit"]) == 40
+    assert code["modified"] is False
+    Path("code.py").write_text("2")
+    assert provenance.record([], torch.device("cpu"))["code"] == {**code, "modified": True}
+
+
+def test_a_trace_tells_the_run_its_attempts_and_the_command_that_makes_it_again(folder: Path) -> None:
+    text = provenance.trace(folder / "evaluation.json", Path("work"))
+    for told in (
+        "demo-0123456789ab",
+        f"work/runs/{'0123456789ab' + '0' * 20}/config.json",
+        "120 steps, 4 epochs, attempts: 3",
+        "python -m workflow_lib evaluate --run 'a b'",
+        f"--configfile work/experiments/abc.json --force -- {folder / 'evaluation.json'}",
+    ):
+        assert told in text
+    assert "changed since" not in text
+
+
+def test_a_trace_sees_inputs_that_changed_or_are_gone(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert "(changed since)" in provenance.trace(folder / "evaluation.json", Path("work"))
+    (folder / "model.safetensors").unlink()
+    assert "(gone)" in provenance.trace(folder / "evaluation.json", Path("work"))
+
+
+@pytest.mark.parametrize(("name", "speaker"), [("predictions.csv", "evaluation.json"), ("history.csv", "train.json")])
+def test_a_file_without_words_is_traced_by_the_statement_beside_it(folder: Path, name: str, speaker: str) -> None:
+    (folder / name).touch()
+    rest = provenance.trace(folder / name, Path("work")).splitlines()[1:-1]
+    assert rest == provenance.trace(folder / speaker, Path("work")).splitlines()[1:-1]
+
+
+def test_what_cannot_be_traced_is_refused_by_name(folder: Path) -> None:
+    write_json(folder / "other.json", {"run": "x"})
+    (folder / "model.onnx").touch()
+    for name, why in (
+        ("none.json", "no such file"),
+        ("other.json", "not the result"),
+        ("model.onnx", "no export.json"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: {why}"):
+            provenance.trace(folder / name, Path("work"))

@@ -1,0 +1,250 @@
+"""What comes after training, for numbers and for texts: one trained project each, from evaluation to report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from markupsafe import escape
+from sklearn import metrics
+
+from tests.report.test_report import COUNT_DRAWN, in_browser, needs_chromium, own_part
+from tests.support.trained import Trained, train
+from workflow_lib import evaluation, export, report
+from workflow_lib.data import Manifest, Split, load_split
+from workflow_lib.errors import EverstepError
+from workflow_lib.evaluation import language, regression
+from workflow_lib.files import read_json
+from workflow_lib.results.read_runs import load_results
+
+
+def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Trained, evaluated, exported and reported."""
+    project = train(root, task=task)
+    monkeypatch.chdir(root)
+    for run in project.runs:
+        folder = folder_of(project, run)
+        subject = {"run": run, "data": project.data, "work": project.work, "model": folder / "model.safetensors"}
+        evaluation.evaluate(project.experiment, **subject, output=folder / "evaluation.json")
+        measured = folder / "evaluation.json"
+        export.export(project.experiment, **subject, evaluation=measured, output=folder / "export.json")
+    report.report(project.experiment, project.results, project.runs, project.work, project.results / "report.html")
+    return project
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    with pytest.MonkeyPatch.context() as patch:
+        return judged(tmp_path_factory.mktemp("numbers"), "regression", patch)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    with pytest.MonkeyPatch.context() as patch:
+        return judged(tmp_path_factory.mktemp("text"), "language", patch)
+
+
+def folder_of(project: Trained, run: str) -> Path:
+    return project.results / "runs" / run
+
+
+def best_of(project: Trained) -> Path:
+    with (project.results / "runs.csv").open(encoding="utf-8", newline="") as file:
+        return folder_of(project, next(csv.DictReader(file))["name"])
+
+
+def page_of(project: Trained) -> str:
+    return own_part((project.results / "report.html").read_text(encoding="utf-8"))
+
+
+def table_of(folder: Path) -> np.ndarray:
+    """The columns of predictions.csv."""
+    return np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, unpack=True)
+
+
+def held_out(project: Trained) -> tuple[Manifest, Split]:
+    manifest = Manifest.load(project.data)
+    return manifest, load_split(manifest, "test", project.work, in_memory=True)
+
+
+def session_of(folder: Path) -> Any:
+    return onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def told_by(session: Any, name: str) -> Any:
+    return json.loads(session.get_modelmeta().custom_metadata_map[f"everstep.{name}"])
+
+
+# Numbers
+
+
+def test_errors_are_in_the_units_of_the_data_and_follow_from_the_predictions(numbers: Trained) -> None:
+    measured = read_json(best_of(numbers) / "evaluation.json")
+    _, true, predicted = table_of(best_of(numbers))
+    values = {name: metric["value"] for name, metric in measured["metrics"].items()}
+    expected = {
+        "mae": metrics.mean_absolute_error(true, predicted),
+        "rmse": metrics.root_mean_squared_error(true, predicted),
+        "r2": metrics.r2_score(true, predicted),
+    }
+    assert values == pytest.approx(expected)
+    assert true.min() > 200_000
+    assert measured["metrics"]["r2"]["low"] > 0.5
+    np.testing.assert_allclose(true, true.round(-1), rtol=1e-6)  # the prices of the table
+
+
+def test_the_exported_model_gives_numbers_in_the_units_of_the_data(numbers: Trained) -> None:
+    session, (manifest, split) = session_of(best_of(numbers)), held_out(numbers)
+    given = np.asarray(session.run(["predictions"], {"input": split.inputs.numpy()})[0])
+    np.testing.assert_allclose(given[:, 0], table_of(best_of(numbers))[2], rtol=1e-5)
+    assert told_by(session, "target")["mean"] == list(manifest.target_mean)
+    features = told_by(session, "features")
+    assert [feature["name"] for feature in features] == ["area", "kind", "age", "age is missing"]
+    assert features[1]["categories"][-2:] == ["flat", "house"]
+
+
+def test_the_tolerance_of_a_number_is_in_deviations_of_the_target() -> None:
+    expected, given = np.array([[250_000.0], [0.0]]), np.array([[250_000.0], [4.0]])
+    where = {"where": "here", "rtol": 0.0, "has_labels": False}
+    assert export._compare(expected, given, atol=1e-4 * np.array([50_000.0]), **where).agreement is None
+    with pytest.raises(EverstepError, match="sample 1, target 0"):
+        export._compare(expected, given, atol=1e-4 * np.array([30_000.0]), **where)
+
+
+def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Trained) -> None:
+    page, rows = page_of(numbers), table_of(best_of(numbers))
+    assert '<section id="predictions"' in page
+    assert '<section id="classes"' not in page
+    assert "<figcaption>Mean absolute error</figcaption>" in page
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    figures = {figure["name"]: figure for figure in data["figures"]}
+    assert figures["scatter-0"]["data"][1]["y"] == rows[2].tolist()
+    assert sum(figures["errors-0"]["data"][0]["y"]) == rows.shape[1]
+    assert data["curves"][0]["val_mae"][-1] > 0
+
+
+def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> None:
+    run = load_results(numbers.experiment, numbers.results, numbers.runs[:1], numbers.work)[0]
+    true = np.arange(12.0).reshape(6, 2)
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "predictions.csv").write_text(regression.predictions_csv(true + 1, true))
+    figures = {figure["name"]: figure for figure in report._predictions(run, tmp_path)}
+    assert list(figures) == ["scatter-0", "errors-0", "scatter-1", "errors-1"]
+    points = figures["scatter-1"]["data"][1]
+    assert (points["x"], points["y"]) == (true[:, 1].tolist(), (true[:, 1] + 1).tolist())
+
+
+def test_a_scatter_of_many_samples_is_thinned_out() -> None:
+    many = np.arange(100_000, dtype=float).tolist()
+    points = report._scatter("s", "S", many, many)["data"][1]["x"]
+    assert len(points) == report.MOST_POINTS
+    assert points[-1] > 99_000
+
+
+def test_predictions_that_are_all_right_can_be_drawn() -> None:
+    assert sum(report._errors("e", "E", [1.0, 2.0], [1.0, 2.0])["data"][0]["y"]) == 2
+
+
+def test_runs_of_a_regression_are_ranked_by_the_smallest_error(numbers: Trained) -> None:
+    with (numbers.results / "runs.csv").open(encoding="utf-8", newline="") as file:
+        values = [float(row["select_value"]) for row in csv.DictReader(file)]
+    assert len(values) == 2
+    assert values == sorted(values)
+    summary = report.summary(numbers.results)
+    assert "mean absolute error" in summary
+    assert "R²" in summary
+    assert "accuracy" not in summary
+
+
+# Texts
+
+
+def test_perplexity_follows_from_the_loss_of_the_tokens(text: Trained) -> None:
+    measured = read_json(best_of(text) / "evaluation.json")["metrics"]
+    _, tokens, loss, accuracy = table_of(best_of(text))
+    assert measured["loss"]["value"] == pytest.approx(np.average(loss, weights=tokens))
+    assert measured["perplexity"]["value"] == pytest.approx(np.exp(measured["loss"]["value"]))
+    assert measured["accuracy"]["value"] == pytest.approx(accuracy.mean())
+    assert accuracy.mean() > 0.3
+    assert 1 < measured["perplexity"]["value"] < 30
+
+
+def test_the_validation_of_the_training_and_the_evaluation_agree_on_what_a_loss_is(text: Trained) -> None:
+    subject = subject_of(text)
+    split = load_split(subject.manifest, "val", text.work, in_memory=True)
+    sums = language.predict(subject.network, [split.batch(slice(0, None))[0]], torch.device("cpu"))
+    kept = read_json(best_of(text) / "train.json")["best"]["value"]
+    assert sums.loss.sum() / sums.tokens / len(sums.loss) == pytest.approx(kept, rel=1e-5)
+
+
+def subject_of(project: Trained) -> evaluation.Subject:
+    run = best_of(project).name
+    return evaluation.load_subject(run, project.data, project.work, best_of(project) / "model.safetensors")
+
+
+def test_the_exported_model_takes_tokens_of_any_batch_and_length(text: Trained) -> None:
+    session, (manifest, split) = session_of(best_of(text)), held_out(text)
+    network = subject_of(text).network
+    tokens = split.batch(slice(0, 7))[0]
+    for samples, length in ((1, 16), (7, 16), (3, 1), (2, 5)):
+        inputs = tokens[:samples, :length]
+        with torch.inference_mode():
+            expected = network(inputs).numpy()
+        given = np.asarray(session.run(["logits"], {"input": inputs.numpy()})[0])
+        np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)
+    assert told_by(session, "vocabulary") == list(manifest.vocabulary)
+    told = read_json(best_of(text) / "export.json")
+    assert told["onnx"]["input"] == ["batch", "sequence"]
+    assert told["onnx"]["output"] == ["batch", "sequence", len(manifest.vocabulary)]
+    assert {row.get("sequence") for row in told["check"]["batches"]} == {None, 1, 8}
+
+
+def test_one_wrong_logit_of_a_text_is_named_by_its_place() -> None:
+    expected = np.zeros((2, 3, 4), dtype=np.float32)
+    given = expected.copy()
+    given[1, 2, 3] = 1.0
+    with pytest.raises(EverstepError, match="sample 5, place 2, token 3"):
+        export._compare(expected, given, "here", atol=1e-4, rtol=0.0, first=4)
+
+
+def test_the_page_shows_what_the_model_writes_and_runs_none_of_it(text: Trained) -> None:
+    page, generated = page_of(text), read_json(best_of(text) / "evaluation.json")["generated"]
+    assert generated["prompt"] in (text.root / "rhyme.txt").read_text()
+    assert "<code><span" in page
+    assert str(escape(generated["text"])) in page
+    assert '<section id="text"' in page
+    subject = subject_of(text)
+    manifest, split = held_out(text)
+    prompt = split.batch(slice(0, 1))[0][0, :16]
+    tokens = language.generate(subject.network, prompt, 16, generated["seed"], torch.device("cpu"))
+    assert "".join(manifest.vocabulary[token] for token in tokens) == generated["text"]
+
+
+@needs_chromium
+@pytest.mark.parametrize(("task", "figures"), [("numbers", 4), ("text", 2)])
+def test_a_browser_draws_every_figure_of_a_task(
+    task: str, figures: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    project: Trained = request.getfixturevalue(task)
+    copy = tmp_path / "report.html"
+    shutil.copy(project.results / "report.html", copy)
+    assert f"<title>{figures} of {figures} drawn</title>" in in_browser(copy, tmp_path / "browser", COUNT_DRAWN)
+
+
+def test_a_small_test_split_is_told_beside_every_metric(numbers: Trained) -> None:
+    samples = read_json(folder_of(numbers, numbers.runs[0]) / "evaluation.json")["samples"]
+    assert samples < 50
+    words = f"only {samples} test samples"
+    assert f"; {words}" in report.summary(numbers.results)
+    page = page_of(numbers)
+    assert page.count(f'<small class="caution">{words}</small>') == 3  # of the best run: mae, rmse, r2
+    assert page.count(f'<span class="interval caution">{words}</span>') == 3 * len(numbers.runs)
+    assert f"Measured on only {samples} test samples" in " ".join(page.split())

@@ -1,0 +1,114 @@
+import json
+import logging
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.store.events import NAME, EventLog, open_log, read_events
+
+LAUNCHER = Ranks(is_launcher=True)
+SECOND = Ranks(rank=1, local_rank=1, world_size=2)
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> EventLog:
+    return EventLog(tmp_path / "events.jsonl", attempt="a1")
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    before = list(logging.getLogger(NAME).handlers), logging.getLogger(NAME).level
+    yield
+    assert (logging.getLogger(NAME).handlers, logging.getLogger(NAME).level) == before
+
+
+def test_a_message_is_one_plain_line_and_one_event(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_log("info", LAUNCHER, events) as log:
+        log.info("epoch %d", 3)
+        log.warning("slow")
+        log.debug("not shown")
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "", line) for line in lines] == [
+        "info  epoch 3",
+        "warn  slow",
+    ]
+    kept = [(event["kind"], event["level"], event["message"], event["attempt"]) for event in read_events(events.path)]
+    assert kept == [("log", "info", "epoch 3", "a1"), ("log", "warning", "slow", "a1")]
+
+
+def test_ranks_other_than_0_only_warn_and_say_who_they_are(
+    events: EventLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_log("info", SECOND, events) as log:
+        log.info("epoch 3")
+        log.warning("late")
+    assert capsys.readouterr().err.splitlines()[0].endswith("warn  [rank 1] late")
+    assert [event["message"] for event in read_events(events.path)] == ["late"]
+
+
+def test_a_log_opened_twice_says_things_once(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_log("info", LAUNCHER, events), open_log("info", LAUNCHER, events) as log:
+        log.info("once")
+    assert capsys.readouterr().err.count("once") == 1
+    assert len(read_events(events.path)) == 1
+
+
+def test_the_outer_log_goes_on_when_the_inner_one_closes(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_log("info", LAUNCHER, events) as log:
+        with open_log("error", SECOND, events):
+            log.warning("hidden")
+        log.info("back")
+    assert [event["message"] for event in read_events(events.path)] == ["back"]
+    assert "back" in capsys.readouterr().err
+
+
+def test_a_log_closes_when_its_block_fails(events: EventLog) -> None:
+    with pytest.raises(ZeroDivisionError), open_log("info", LAUNCHER, events):
+        1 / 0  # noqa: B018
+
+
+def append_many(path: Path, name: int) -> None:
+    events = EventLog(path, name=name)
+    for number in range(200):
+        events.append("step", number=number, filling="x" * 300)
+
+
+def test_lines_of_several_processes_never_mix(events: EventLog) -> None:
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=append_many, args=(events.path, name)) for name in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    lines = [json.loads(line) for line in events.path.read_text().splitlines() if line]
+    assert lines == read_events(events.path)
+    for name in range(3):
+        assert [line["number"] for line in lines if line["name"] == name] == list(range(200))
+
+
+def test_a_torn_last_line_costs_only_itself(events: EventLog) -> None:
+    events.append("began", step=1)
+    size = events.path.stat().st_size
+    events.append("torn")
+    os.truncate(events.path, size + 9)
+    events.append("resumed", step=2)
+    assert [event["kind"] for event in read_events(events.path)] == ["began", "resumed"]
+
+
+def test_a_file_without_events_reads_as_none(tmp_path: Path) -> None:
+    assert read_events(tmp_path / "missing.jsonl") == []
+
+
+def test_an_event_that_cannot_be_kept_is_a_warning_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = EventLog(tmp_path / "missing" / "events.jsonl")
+    with open_log("info", LAUNCHER, events) as log:
+        events.append("saved", path=tmp_path)
+        log.info("going on")
+    shown = capsys.readouterr().err
+    assert shown.count("event not kept") == 2
+    assert "going on" in shown

@@ -1,0 +1,87 @@
+"""Two runs or experiment files are compared by settings, by who set them, and by the lines of their code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflow_lib import plan
+from workflow_lib.config import Experiment
+from workflow_lib.plan import user_code
+from workflow_lib.store import code, explain, layout
+
+TUNE = {"trials": 4, "space": {"optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
+
+
+def experiment(**sections: Any) -> Experiment:
+    return Experiment.model_validate({"name": "a", **sections})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, **sections: Any) -> str:
+    Path(name).write_text(json.dumps({"name": "a", **sections}, indent=1))
+    return name
+
+
+def test_it_names_the_setting_that_makes_two_runs_different(folder: Path) -> None:
+    one, two = plan.expand(experiment(sweep={"grid": {"optimizer.lr": [1e-3, 1e-2]}}))
+    for run in (one, two):
+        plan.freeze(run.config, folder)
+    lines = explain.explain(one.id, two.digest, folder).splitlines()
+    assert lines[2] == "Two different runs"
+    assert [line.split() for line in lines[5:]] == [
+        ["setting", "A", "B", "set", "by"],
+        ["optimizer.lr", "0.001", "0.01"],
+    ]
+
+
+def test_it_says_who_set_what(folder: Path) -> None:
+    base = write("base.yaml", seed=3)
+    over = write("over.yaml", extends="base.yaml", training={"epochs": 3}, runtime={"threads": 2})
+    text = explain.explain(base, over, folder)
+    change, aside = text.split("These change no training:")
+    assert "training.epochs  10  3  A: default, B: over.yaml:5" in change
+    assert "runtime.threads  1  2  A: default, B: over.yaml:8" in aside
+    assert "seed" not in text
+
+
+def test_it_compares_a_file_with_a_run(folder: Path) -> None:
+    (run,) = plan.expand(experiment(seed=4))
+    plan.freeze(run.config, folder)
+    assert "The same run" in explain.explain(write("x.yaml", seed=4, labels={"a": "b"}), run.id, folder)
+    assert "seed     5  4  A: x.yaml:3" in explain.explain(write("x.yaml", seed=5), run.id, folder)
+
+
+def test_it_counts_the_runs_that_two_sweeps_share(folder: Path) -> None:
+    one = write("one.yaml", sweep={"grid": {"seed": [0, 1, 2]}})
+    two = write("two.yaml", sweep={"grid": {"seed": [2, 3]}}, tune=TUNE)
+    text = explain.explain(one, two, folder)
+    assert "1 run in both, 2 only in A, 1 only in B; study of A: none, of B: a-" in text
+
+
+def test_it_says_that_the_code_is_the_same_or_was_not_kept(folder: Path) -> None:
+    (run,) = plan.expand(experiment())
+    plan.freeze(run.config, folder)
+    assert "The code of the model and of its hooks is the same." in explain.explain(run.id, None, folder)
+    workspace = layout.workspace_of(folder, run.digest, "d" * 32, user_code.digest(run.config))
+    workspace.mkdir()
+    assert "the code of A was not kept" in explain.explain(run.id, None, folder)
+    code.keep(workspace, run.config, user_code.digest(run.config))
+    assert "The code of the model and of its hooks is the same." in explain.explain(run.id, write("x.yaml"), folder)
+
+
+def test_long_settings_are_shown_where_they_differ(folder: Path) -> None:
+    for number, last in enumerate((5, 6)):
+        write(f"{number}.yaml", model={"name": "mlp", "params": {"hidden": [*[4] * 30, last]}})
+    (line,) = [one for one in explain.explain("0.yaml", "1.yaml", folder).splitlines() if "hidden" in one]
+    assert "4,5]" in line
+    assert "4,6]" in line
+    assert len(line) < 160

@@ -1,0 +1,417 @@
+"""One owner at a time, whoever dies, sleeps or wakes; every contender here is a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.crash import RAISED, SURVIVED, fork, run_forked, wait
+from workflow_lib.errors import Stopped, WorkspaceBusy
+from workflow_lib.prove.faults import FileFault
+from workflow_lib.store import lease as module
+from workflow_lib.store.lease import Holder, Lease, current, holder_of
+
+BUSY = 7
+
+
+@pytest.fixture
+def forked() -> Iterator[Callable[..., int]]:
+    """Starts processes; none of them outlives the test."""
+    pids = []
+
+    def start(work: Callable[[], object]) -> int:
+        pids.append(fork(work))
+        return pids[-1]
+
+    yield start
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):  # the test has waited for it
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def take(workspace: Path, attempt: str = "a", timeout_s: float = 30.0, wait_s: float = 0.0, **more: Any) -> Lease:
+    return Lease.acquire(workspace, attempt, timeout_s=timeout_s, wait_s=wait_s, **more)
+
+
+def hold(workspace: Path, ready: Path, timeout_s: float = 30.0) -> Callable[[], None]:
+    """Work of a process that takes the lease, says so by a file, and never lets go of it by itself."""
+
+    def work() -> None:
+        take(workspace, "holder", timeout_s)
+        ready.touch()
+        signal.pause()
+
+    return work
+
+
+def until(is_true: Callable[[], object], timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.005)
+
+
+def pretend(workspace: Path, **changes: Any) -> None:
+    """The newest lease file says something else of its holder."""
+    number, holder = current(workspace / "leases")
+    assert holder is not None
+    path = workspace / "leases" / f"{number:06d}.json"
+    path.write_text(json.dumps({**holder.__dict__, **changes}))
+
+
+def test_a_fresh_workspace_is_taken_at_once(tmp_path: Path) -> None:
+    with take(tmp_path) as lease:
+        assert lease.holds()
+        assert holder_of(tmp_path) == Holder.this_process("a")
+
+
+def test_a_released_lease_is_taken_at_once_and_nothing_is_removed(tmp_path: Path) -> None:
+    take(tmp_path, "a").release()
+    before = {path: path.read_bytes() for path in (tmp_path / "leases").iterdir()}
+    assert holder_of(tmp_path) is None
+    with take(tmp_path, "b") as lease:
+        assert lease.number == 2
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_live_holder_is_named_to_the_contender(tmp_path: Path, forked: Callable[..., int]) -> None:
+    pid = forked(hold(tmp_path, tmp_path / "ready"))
+    until((tmp_path / "ready").exists)
+    with pytest.raises(WorkspaceBusy, match=rf"attempt holder .*host {socket.gethostname()}, pid {pid}\)"):
+        take(tmp_path)
+    assert current(tmp_path / "leases")[0] == 1
+
+
+def test_a_holder_lives_on_when_the_time_of_day_is_set(
+    tmp_path: Path, forked: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked(hold(tmp_path, tmp_path / "ready"))
+    until((tmp_path / "ready").exists)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)  # what Linux tells moves with the time of day
+    with pytest.raises(WorkspaceBusy):
+        take(tmp_path)
+
+
+def test_of_many_contenders_one_wins(tmp_path: Path, forked: Callable[..., int]) -> None:
+    start = tmp_path / "start"
+
+    def contend() -> None:
+        until(start.exists)
+        try:
+            take(tmp_path)
+        except WorkspaceBusy:
+            os._exit(BUSY)
+        (tmp_path / f"won-{os.getpid()}").touch()
+        signal.pause()
+
+    pids = [forked(contend) for _ in range(8)]
+    start.touch()
+    ended: list[int] = []
+
+    def others_have_left() -> bool:
+        ended.extend(code for code in map(_poll, pids) if code is not None)
+        return len(ended) == 7
+
+    until(others_have_left)
+    assert ended == [BUSY] * 7
+    assert len(list(tmp_path.glob("won-*"))) == 1
+    assert current(tmp_path / "leases")[0] == 1
+
+
+def _poll(pid: int) -> int | None:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def test_a_contender_waits_for_the_holder_to_release(tmp_path: Path, forked: Callable[..., int]) -> None:
+    def work() -> None:
+        lease = take(tmp_path, "holder")
+        (tmp_path / "ready").touch()
+        until((tmp_path / "let go").exists)
+        lease.release()
+
+    forked(work)
+    until((tmp_path / "ready").exists)
+    waiter = fork(lambda: take(tmp_path, "waiter", timeout_s=3600, wait_s=3600))
+    with pytest.raises(TimeoutError):
+        until(lambda: _poll(waiter) is not None, timeout_s=0.5)
+    (tmp_path / "let go").touch()
+    assert wait(waiter) == SURVIVED
+
+
+def test_a_dead_holder_is_taken_over_at_once(tmp_path: Path, forked: Callable[..., int]) -> None:
+    pid = forked(hold(tmp_path, tmp_path / "ready"))
+    until((tmp_path / "ready").exists)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: holder_of(tmp_path) is None)
+    begun = time.monotonic()
+    with take(tmp_path, timeout_s=3600):
+        assert time.monotonic() - begun < 300
+
+
+def test_a_holder_whose_number_another_process_got_is_dead(tmp_path: Path) -> None:
+    take(tmp_path)
+    pretend(tmp_path, start_time=1.0)
+    with take(tmp_path, "b", timeout_s=3600) as lease:
+        assert lease.number == 2
+
+
+def test_a_holder_from_before_the_restart_of_the_host_is_dead(tmp_path: Path) -> None:
+    take(tmp_path)
+    pretend(tmp_path, boot="another")
+    with take(tmp_path, "b", timeout_s=3600) as lease:
+        assert lease.number == 2
+
+
+def test_a_stopped_holder_is_taken_over_after_the_timeout_and_knows_it_when_it_wakes(
+    tmp_path: Path, forked: Callable[..., int]
+) -> None:
+    def work() -> None:
+        lease = take(tmp_path, "sleeper", timeout_s=0.6)
+        (tmp_path / "ready").touch()
+        until((tmp_path / "wake").exists)
+        os._exit(BUSY if not lease.holds() else SURVIVED)
+
+    pid = forked(work)
+    until((tmp_path / "ready").exists)
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    begun = time.monotonic()
+    with take(tmp_path, "successor", timeout_s=0.6, wait_s=0) as lease:
+        assert time.monotonic() - begun >= 0.6
+        (tmp_path / "wake").touch()
+        os.kill(pid, signal.SIGCONT)
+        assert wait(pid) == BUSY
+        assert lease.holds()
+        assert not (tmp_path / "leases" / "000002.released").exists()
+
+
+def test_a_stranger_is_not_released_by_its_predecessor(tmp_path: Path) -> None:
+    late = take(tmp_path, "late")
+    pretend(tmp_path, boot="another")
+    with take(tmp_path, "successor"):
+        late.release()
+        assert not late.holds()
+        with pytest.raises(WorkspaceBusy, match="attempt successo"):
+            take(tmp_path, "third")
+
+
+def test_a_forked_child_does_not_release_its_parents_lease(tmp_path: Path) -> None:
+    with take(tmp_path) as lease:
+        assert run_forked(lease.release) == SURVIVED
+        assert holder_of(tmp_path) is not None
+
+
+def test_a_holder_on_another_host_is_judged_by_its_beat_alone(tmp_path: Path) -> None:
+    """Its process number means nothing here: alive while the beat moves, taken over when it rests."""
+    beating = take(tmp_path, "elsewhere", timeout_s=0.6)
+    pretend(tmp_path, host="elsewhere", pid=1)
+    with pytest.raises(WorkspaceBusy, match="host elsewhere"):
+        take(tmp_path, "b", timeout_s=3600)
+    beating._ended.set()
+    beating._thread.join()
+    begun = time.monotonic()
+    with take(tmp_path, "b", timeout_s=0.6) as lease:
+        assert time.monotonic() - begun >= 0.6
+        assert lease.number == 2
+
+
+def until_given_up(seconds: float) -> Callable[[], bool]:
+    """Says that a contender must stop once it has waited for so long."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def test_a_contenders_shorter_timeout_does_not_count(tmp_path: Path) -> None:
+    """The owner, on another host, beats too seldom for a contender that has less patience."""
+    owner = take(tmp_path, "elsewhere", timeout_s=3600)
+    pretend(tmp_path, host="elsewhere", pid=1)
+    with pytest.raises(Stopped):
+        take(tmp_path, "b", timeout_s=0.1, wait_s=3600, must_stop=until_given_up(1.5))
+    assert owner.holds()
+    owner.release()
+
+
+def test_an_owner_that_runs_on_this_host_is_never_taken_over(tmp_path: Path, forked: Callable[..., int]) -> None:
+    """Its beat does not move, as on a disk that refuses; but it is there."""
+
+    def work() -> None:
+        lease = take(tmp_path, "silent", timeout_s=0.1)
+        lease._ended.set()
+        lease._thread.join()
+        (tmp_path / "ready").touch()
+        signal.pause()
+
+    forked(work)
+    until((tmp_path / "ready").exists)
+    with pytest.raises(Stopped):
+        take(tmp_path, "b", timeout_s=0.1, wait_s=3600, must_stop=until_given_up(1.5))
+    assert current(tmp_path / "leases")[0] == 1
+
+
+def test_an_owner_with_a_long_timeout_still_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_BEAT_S", 0.05)
+    with take(tmp_path, "elsewhere", timeout_s=3600):
+        pretend(tmp_path, host="elsewhere", pid=1)
+        with pytest.raises(WorkspaceBusy):
+            take(tmp_path, "b", timeout_s=3600, must_stop=until_given_up(300))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PID namespaces")
+def test_an_owner_outside_a_container_is_not_dead_because_its_number_means_nothing_inside(tmp_path: Path) -> None:
+    """The container has the host's name and a PID namespace of its own."""
+    code = f"""
+from pathlib import Path
+from workflow_lib.errors import WorkspaceBusy
+from workflow_lib.store.lease import Lease, holder_of
+assert holder_of(Path({str(tmp_path)!r})) is not None
+try:
+    Lease.acquire(Path({str(tmp_path)!r}), "inside", timeout_s=3600)
+except WorkspaceBusy as error:
+    print(error)
+"""
+    inside = [
+        "unshare",
+        *([] if os.getuid() == 0 else ["--user", "--map-root-user"]),
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ]
+    with take(tmp_path, "outside", timeout_s=0.6) as owner:
+        shown = subprocess.run([*inside, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"attempt outside (host {socket.gethostname()}, pid {os.getpid()}" in shown.stdout, shown.stderr
+        assert owner.holds()
+
+
+def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with take(tmp_path, "a"):
+        assert holder_of(tmp_path) == Holder.this_process("a")
+        with pytest.raises(WorkspaceBusy):
+            take(tmp_path, "b")
+    assert take(tmp_path, "b").number == 2
+
+
+def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:
+    """A beat from the future, or from long ago, is as good as any while it moves."""
+    beating = take(tmp_path, "elsewhere", timeout_s=3600)
+    pretend(tmp_path, host="elsewhere")
+    beat = tmp_path / "leases" / "000001.beat"
+    os.utime(beat, (4e9, 4e9))
+
+    def contend() -> None:
+        with pytest.raises(WorkspaceBusy):
+            take(tmp_path, "b", timeout_s=600)
+
+    pid = fork(contend)
+    with pytest.raises(TimeoutError):
+        until(lambda: _poll(pid) is not None, timeout_s=0.5)
+    os.utime(beat, (1e9, 1e9))
+    assert wait(pid) == SURVIVED
+    beating.release()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_taken"), [("", True), ("PENDING", True), ("RUNNING", False), ("COMPLETING", False)]
+)
+def test_a_holder_whose_job_slurm_has_forgotten_is_taken_over_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_taken: bool
+) -> None:
+    """The scheduler here is a program on the path that gives the answer."""
+    program = tmp_path / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho {answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "2")
+    module._job_is_gone.cache_clear()
+    first = take(tmp_path, timeout_s=0.6)
+    pretend(tmp_path, host="elsewhere", job="1")
+    if is_taken:
+        take(tmp_path, "b", timeout_s=3600).release()
+    else:
+        with pytest.raises(WorkspaceBusy, match="job 1"):
+            take(tmp_path, "b", timeout_s=3600)
+    first.release()
+
+
+@pytest.mark.parametrize(("place", "doing"), [("data/a", "prepared or removed"), ("runs/a/b", "trained")])
+def test_the_message_says_what_the_owner_does_there(tmp_path: Path, place: str, doing: str) -> None:
+    with take(tmp_path / place), pytest.raises(WorkspaceBusy, match=f"{place} is being {doing} by attempt"):
+        take(tmp_path / place, "b", timeout_s=3600)
+
+
+def test_one_that_waits_stops_when_asked(tmp_path: Path) -> None:
+    with take(tmp_path), pytest.raises(Stopped, match="nothing was changed"):
+        take(tmp_path, "b", wait_s=3600, must_stop=lambda: True)
+
+
+def test_a_lease_without_contents_is_taken_over_after_the_timeout(tmp_path: Path) -> None:
+    """A file system that lost power may keep the name and lose what was in it."""
+    take(tmp_path).release()
+    (tmp_path / "leases" / "000002.json").touch()
+    begun = time.monotonic()
+    with take(tmp_path, "b", timeout_s=0.5) as lease:
+        assert time.monotonic() - begun >= 0.5
+        assert lease.number == 3
+
+
+@pytest.mark.parametrize("mode", ["before", "torn", "unsynced", "unnamed"])
+def test_a_crash_at_any_operation_leaves_a_workspace_that_the_next_one_takes(tmp_path: Path, mode: Any) -> None:
+    def work(workspace: Path) -> None:
+        take(workspace, "crashed").release()
+
+    for count in range(1, 99):
+        workspace = tmp_path / str(count)
+        workspace.mkdir()
+        fault = FileFault(mode, f"{workspace}/*", count=count, rank=-1)
+        code = run_forked(partial(work, workspace), [fault])
+        with take(workspace, "next", timeout_s=3600) as lease:
+            assert lease.holds()
+        shutil.rmtree(workspace)
+        if code == SURVIVED:
+            break
+        assert code == -signal.SIGKILL
+    assert count > 5
+
+
+def test_a_disk_that_refuses_leaves_no_lease(tmp_path: Path) -> None:
+    fault = FileFault("ENOSPC", f"{tmp_path}/leases/*", rank=-1, times=0)
+    assert run_forked(lambda: take(tmp_path), [fault]) == RAISED
+    assert holder_of(tmp_path) is None
+    with take(tmp_path) as lease:
+        assert lease.number == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"attempt": "a", "pid": "x"}', f'{{"start_time": {10**400}}}']
+)
+def test_a_lease_that_cannot_be_read_is_that_of_somebody_unknown(tmp_path: Path, content: str) -> None:
+    (tmp_path / "000003.json").write_text(content)
+    assert current(tmp_path) == (3, module.UNKNOWN)

@@ -1,0 +1,85 @@
+"""Data is prepared and trained on in a process that may not take more memory than a part of its size.
+
+The limit (RLIMIT_DATA) is on memory that a process alone can write; files that it maps to read do not count, since
+the kernel can drop their pages at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.prepared import trained
+from workflow_lib import data as shards
+from workflow_lib.data import Source, preparation
+from workflow_lib.distributed.shared_state import Control
+from workflow_lib.plugins import Section
+
+ROOM = 64 << 20
+SAMPLES = 40_000
+SHAPE = (1, 64, 64)
+PATTERN = np.arange(SHAPE[1] * SHAPE[2], dtype=np.uint8).reshape(SHAPE)
+
+
+class Params(Section):
+    """How many samples there are."""
+
+    samples: int
+
+
+def open_source(params: Params, root: Path) -> Source:
+    """Images of 4 kB, made when they are asked for."""
+    return Source(
+        targets={"train": np.arange(params.samples) % 2},
+        read=lambda split, rows: PATTERN + (rows % 7).astype(np.uint8)[:, None, None, None],
+        classes=("even", "odd"),
+        scale=255.0,
+        is_thread_safe=True,
+    )
+
+
+def memory() -> int:
+    """Bytes of writable memory that are the process's alone."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1]) << 10
+
+
+def prepare(folder: Path, samples: int, **settings: Any) -> shards.Manifest:
+    data = {"name": __spec__.name, "params": {"samples": samples}} | settings
+    return shards.prepare(data, folder, folder / "work", threads=2)
+
+
+def refused(act: Callable[[], object]) -> bool:
+    """Whether there is not enough memory for it."""
+    try:
+        act()
+    except MemoryError:
+        return True
+    except RuntimeError as error:
+        return "allocate memory" in str(error)
+    return False
+
+
+def main(folder: Path) -> None:
+    training = {"epochs": 1, "batch_size": 64}
+    small = prepare(folder / "small", 2048, shard_samples=512)  # all that a first time takes is there now
+    trained(small, folder / "small", Control(1), workspace="small", hidden=8, training=training, in_memory=False)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory() + ROOM,) * 2)
+    size, preparation.SHARD_BYTES = preparation.SHARD_BYTES, 1 << 40
+    in_one = refused(lambda: prepare(folder, SAMPLES, shard_samples=SAMPLES))
+    preparation.SHARD_BYTES = size
+    manifest = prepare(folder, SAMPLES, shard_samples=1024)
+    trainer = trained(manifest, folder, Control(1), workspace="large", hidden=8, training=training, in_memory=False)
+    held = refused(lambda: shards.load_split(manifest, "train", folder / "work", in_memory=True))
+    steps = trainer.state.progress.cursor.step
+    print(json.dumps({"room": ROOM, "steps": steps, "refused in one shard": in_one, "refused in memory": held}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""A real process, forked from the test, that is really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from workflow_lib.distributed.ranks import Peers
+from workflow_lib.prove import faults
+
+SURVIVED, RAISED = 0, 90
+
+
+def run_forked(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileFault] = ()) -> int:
+    """How a process that does the work under the faults ended: 0, a signal below 0, or RAISED."""
+    return wait(fork(work, given))
+
+
+def fork(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileFault] = ()) -> int:
+    """Number of a new process that does the work under the faults."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = RAISED
+    try:
+        if given:
+            faults.install(given)
+        work()
+        code = SURVIVED
+    except BaseException:  # an assertion of pytest, too: nothing of this process may go on in the test's frames
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(code)
+
+
+def wait(pid: int, timeout_s: float = 300.0) -> int:
+    """How the process ended; one that does not end in time is killed, and is an error."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"process {pid} did not end in {timeout_s:.0f} s")
+        time.sleep(0.001)
+
+
+def operations(work: Callable[[], object], under: str) -> list[str]:
+    """The operations on files below the folder that the work does in a process of its own, in order."""
+    reader, writer = os.pipe()
+
+    def watched() -> None:
+        def tell(operation: str, path: str) -> None:
+            if path.startswith(under):
+                os.write(writer, f"{operation}\t{path[len(under) :]}\n".encode())
+
+        faults.install([], tell)
+        work()
+
+    pid = fork(watched)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as lines:
+        found = lines.read().splitlines()
+    if (code := wait(pid)) != SURVIVED:
+        raise RuntimeError(f"the work ended with {code}")
+    return found
+
+
+def fork_ranks(
+    count: int, work: Callable[[Peers], object], meeting: Path, given: Sequence[faults.Fault | faults.FileFault] = ()
+) -> list[int]:
+    """How each of so many processes ended that do the work together, joined by gloo; they meet at the file."""
+    meeting.unlink(missing_ok=True)
+
+    def join(rank: int) -> None:
+        import torch.distributed as dist
+
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), GLOO_SOCKET_IFNAME="lo")
+        dist.init_process_group("gloo", store=dist.FileStore(str(meeting), count), rank=rank, world_size=count)
+        if given:
+            faults.install(given)
+        work(Peers(rank, count, dist.new_group(backend="gloo")))
+        dist.barrier()
+        dist.destroy_process_group()
+
+    return [wait(pid) for pid in [fork(partial(join, rank)) for rank in range(count)]]

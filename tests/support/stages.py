@@ -1,0 +1,118 @@
+"""Which sources decide the results of each stage, and the record that a change of them was weighed.
+
+`scripts/stages` writes the record: for each stage its number, and the digest of each of its sources. Whoever changes a
+source either raises the number of its stages in `workflow_lib/config/stages.py`, where results come out differently, or
+says by running the command that they do not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from workflow_lib.files import file_digest, json_text
+from workflow_lib.plan import STAGES
+from workflow_lib.plugins import source_digest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "workflow_lib"
+RECORD = ROOT / "tests" / "recorded" / "stages.json"
+
+DATA = ("datasets/*", "data/*")
+TRAINING = (
+    "training/*",
+    "models/*",
+    "distributed/parallel.py",
+    "distributed/fsdp.py",
+    "distributed/resharding.py",
+    "distributed/ranks.py",
+    "checkpoint/*",
+    "launch/worker.py",
+    "orchestrator.py",
+    "runtime/determinism.py",
+    "runtime/seed.py",
+    "runtime/device.py",
+    "runtime/environment.py",
+)
+READING = ("data/loader.py", "data/prefetch.py")
+SOURCES: dict[str, tuple[str, ...]] = {
+    "plan": ("plan/*", "config/*", "plugins/*"),
+    "preprocess": DATA,
+    "train": (*TRAINING, *READING, "results/write_run.py"),
+    "evaluate": ("evaluation/*", "models/*", "data/loader.py"),
+    "suggest": ("tuning.py",),
+    "export": ("export.py", "models/*", "data/loader.py"),
+    "report": ("report/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
+    "track": ("tracking.py",),
+}
+# Modules that move, show, watch or plan, and decide no number of a result.
+NEUTRAL = (
+    "__init__.py",
+    "__main__.py",
+    "distributed/*",
+    "errors.py",
+    "files.py",
+    "launch/*",
+    "processes.py",
+    "py.typed",
+    "prove/*",
+    "results/*",
+    "runtime/*",
+    "shards.py",
+    "slurm/*",
+    "snakefile.py",
+    "store/*",
+    "text.py",
+)
+
+Record = dict[str, dict[str, int | dict[str, str]]]
+
+
+def sources(patterns: tuple[str, ...]) -> list[Path]:
+    """The files of the package that the patterns name."""
+    found = {path for pattern in patterns for path in PACKAGE.glob(pattern) if path.is_file() and path.suffix != ".pyc"}
+    return sorted(found)
+
+
+def current() -> Record:
+    """The number of each stage, and the digest of what each of its sources does, as they are now."""
+    return {
+        stage: {
+            "number": STAGES[stage],
+            "sources": {str(path.relative_to(PACKAGE)): _digest(path) for path in sources(SOURCES[stage])},
+        }
+        for stage in STAGES
+    }
+
+
+def _digest(path: Path) -> str:
+    """Of what a module does by itself: comments, docstrings and formatting do not count."""
+    return source_digest.of_text(path.read_bytes()) if path.suffix == ".py" else file_digest(path)
+
+
+def recorded() -> Record:
+    """Return the record."""
+    record: Record = json.loads(RECORD.read_text())
+    return record
+
+
+def unweighed(now: Record, before: Record) -> list[str]:
+    """The sources that changed while the number of their stage did not, and was not said to stay."""
+    changed = []
+    for stage, entry in now.items():
+        old = before.get(stage, {"number": None, "sources": {}})
+        if entry["number"] == old["number"]:
+            ours, theirs = entry["sources"], old["sources"]
+            assert isinstance(ours, dict)
+            assert isinstance(theirs, dict)
+            names = sorted(ours.keys() | theirs.keys())
+            changed += [f"{stage}: {name}" for name in names if ours.get(name) != theirs.get(name)]
+        else:
+            changed.append(f"{stage}: its number is {entry['number']}, recorded is {old['number']}")
+    return changed
+
+
+if __name__ == "__main__":
+    for line in unweighed(current(), recorded() if RECORD.exists() else {}):
+        print(f"recorded  {line}")
+    RECORD.write_text(json_text(current()))

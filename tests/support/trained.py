@@ -1,0 +1,143 @@
+"""A small experiment that was really trained, for the tests of what comes after training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.repository import ROOT
+from workflow_lib import config, plan, tuning
+
+EXPERIMENT = """
+name: digits-demo
+labels:
+  who: "Zoë <b>bold</b> & co"
+  "</script><script>alert(1)</script>": "größer"
+model: {name: mlp, params: {hidden: [16]}}
+training: {epochs: 3, select_metric: val_accuracy}
+checkpoint: {interval_steps: 1000}
+sweep: {grid: {optimizer.lr: [0.001, 0.01]}}
+evaluate: {bootstrap: 200}
+"""
+TUNE = """
+tune:
+  trials: 3
+  space: {training.batch_size: {type: int, low: 16, high: 64, step: 16}}
+  set: {training.epochs: 1}
+"""
+
+
+# A table with a category, a missing number and a target far from zero; and a text that is easily learnt.
+NUMBERS = """
+name: digits-demo
+data: {name: table, params: {path: houses.csv, target: price, task: regression}, test_fraction: 0.15}
+model: {name: tabular, params: {hidden: [16]}}
+optimizer: {lr: 0.01}
+training: {epochs: 5, batch_size: 32, select_metric: val_mae}
+checkpoint: {interval_steps: 1000}
+sweep: {grid: {seed: [0, 1]}}
+evaluate: {bootstrap: 200}
+"""
+TEXT = """
+name: digits-demo
+data: {name: text, params: {path: rhyme.txt, context: 16}}
+model: {name: transformer, params: {layers: 1, heads: 2, width: 32}}
+optimizer: {lr: 0.01}
+training: {epochs: 3, batch_size: 16}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 200}
+"""
+EXPERIMENTS = {"classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT}
+
+
+def write_data(root: Path) -> None:
+    """The table and the text are in the folder."""
+    rows = ["area,kind,age,price"]
+    for number in range(300):
+        area, kind, age = 40 + number * 7 % 160, ("flat", "house")[number * 5 % 7 % 2], number * 11 % 90
+        price = 250_000 + 900 * area + (40_000 if kind == "house" else 0) - 500 * age
+        rows.append(f"{area},{kind},{'' if number % 17 == 0 else age},{price}")
+    (root / "houses.csv").write_text("\n".join(rows) + "\n")
+    (root / "rhyme.txt").write_text("the cat <sat> on the mat & the rat ate the hat. " * 120)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A project whose runs are trained; the paths are what Snakemake would pass."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> config.Experiment:
+        return config.load([self.root / "experiment.yaml"])
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results" / "digits-demo"
+
+    @property
+    def data(self) -> Path:
+        return self.results / "data" / f"{plan.data_id(self.experiment)}.json"
+
+    @property
+    def runs(self) -> list[str]:
+        return [run.id for run in plan.expand(self.experiment)]
+
+    @property
+    def tune_dir(self) -> Path:
+        return self.results / "tune" / plan.study_id(self.experiment)
+
+    def reference(self, run: str) -> str:
+        """How a rule names the run."""
+        return str(self.tune_dir / "best.json") if run == "tuned" else run
+
+
+def train(root: Path, *, tune: bool = False, task: str = "classification") -> Trained:
+    """The project is in the folder, its runs trained in a process of their own."""
+    (root / "Snakefile").touch()
+    (root / "experiment.yaml").write_text(EXPERIMENTS[task] + TUNE * tune, encoding="utf-8")
+    write_data(root)
+    command = [sys.executable, "-m", "tests.support.trained", str(root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Trained(root)
+
+
+def _train_all(project: Trained) -> None:
+    from workflow_lib.data import preprocess
+    from workflow_lib.launch import launcher
+
+    experiment, work = project.experiment, project.work
+    plan.write_plan(experiment, work, project.results / "plan.json")
+    preprocess(experiment, project.data.stem, work, project.data)
+    if experiment.tune:
+        _tune(project, experiment)
+    for run in [*project.runs, *(["tuned"] if experiment.tune else [])]:
+        output = project.results / "runs" / run / "train.json"
+        launcher.train(experiment, run=project.reference(run), data=project.data, work=work, output=output)
+
+
+def _tune(project: Trained, experiment: config.Experiment) -> None:
+    from workflow_lib.launch import launcher
+
+    work, tune_dir = project.work, project.tune_dir
+    for number in range(3):
+        path = tuning.suggestion_path(tune_dir, number)
+        suggestion = tuning.suggest(experiment, number, tune_dir, work, path)
+        stop_early = tuning.pruner(suggestion)
+        history = launcher.trial(experiment, run=str(path), data=project.data, work=work, stop_early=stop_early)
+        tuning.write_result(suggestion, history, tuning.result_path(tune_dir, number))
+    tuning.best(experiment, tune_dir, work, tune_dir / "best.json")
+
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])  # where the paths of data sets begin
+    _train_all(Trained(Path(sys.argv[1])))

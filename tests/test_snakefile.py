@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from workflow_lib import config, snakefile
+from workflow_lib.errors import ConfigError, StateError
+
+ENTER = """
+import sys
+from pathlib import Path
+from workflow_lib import config, snakefile as controller
+print(controller.enter(Path(sys.argv[1])), flush=True)
+if len(sys.argv) > 2:
+    (Path(sys.argv[1]) / "locks").mkdir(exist_ok=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Release after the test all that this process holds as if it were a Snakemake."""
+    files: list[TextIO] = []
+    monkeypatch.setattr(snakefile, "_held", files)
+    yield
+    for file in files:
+        file.close()
+
+
+def start(folder: Path, *, stays: bool = False) -> subprocess.Popen[str]:
+    """A process that entered the directory; one that stays locks it, as Snakemake does, and waits."""
+    command = [sys.executable, "-c", ENTER, str(folder), *(["stay"] if stays else [])]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if stays:
+        assert process.stdout
+        assert process.stdout.readline() == "[]\n"
+        while not (folder / "locks").exists():
+            time.sleep(0.01)
+    return process
+
+
+def enter(folder: Path) -> str:
+    """What a process that comes and goes was told."""
+    return start(folder).communicate(timeout=300)[0].strip()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_the_lock_of_a_killed_snakemake_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = start(tmp_path, stays=True)
+    kill(killed)
+    assert (tmp_path / "locks").exists()
+    assert enter(tmp_path) == str([f"{socket.gethostname()} {killed.pid}"])
+    assert not (tmp_path / "locks").exists()
+    assert not list((tmp_path / "controllers").iterdir())
+
+
+def test_the_lock_of_a_living_snakemake_is_kept(tmp_path: Path) -> None:
+    living = start(tmp_path, stays=True)
+    try:
+        assert enter(tmp_path) == "[]"
+        assert (tmp_path / "locks").exists()
+    finally:
+        kill(living)
+
+
+def test_one_living_snakemake_protects_every_lock(tmp_path: Path) -> None:
+    killed, living = start(tmp_path, stays=True), start(tmp_path, stays=True)
+    kill(killed)
+    try:
+        assert enter(tmp_path) == "[]"
+        assert (tmp_path / "locks").exists()
+    finally:
+        kill(living)
+    assert enter(tmp_path).count(socket.gethostname()) == 2
+    assert not (tmp_path / "locks").exists()
+
+
+def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> None:
+    (tmp_path / "controllers").mkdir()
+    (tmp_path / "controllers/0.held").write_text("another-host 1")
+    (tmp_path / "locks").mkdir()
+    assert enter(tmp_path) == "[]"
+    assert (tmp_path / "locks").exists()
+
+
+def test_the_lock_of_another_that_enters_at_the_same_time_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process begins to enter after a kill; before it is known, another one enters and locks."""
+    kill(start(tmp_path, stays=True))
+    hold, others = snakefile._hold, []
+
+    def hold_late(path: Path) -> None:
+        command = [sys.executable, "-c", ENTER, str(tmp_path), "stay"]
+        others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert others[0].stdout is not None
+        assert others[0].stdout.readline()
+        while not (tmp_path / "locks").exists():
+            assert others[0].poll() is None
+            time.sleep(0.01)
+        hold(path)
+
+    monkeypatch.setattr(snakefile, "_hold", hold_late)
+    try:
+        assert snakefile.enter(tmp_path) == []
+        assert (tmp_path / "locks").exists()
+        assert f"pid {others[0].pid}, since" in snakefile.refusal(tmp_path)
+    finally:
+        kill(others[0])
+
+
+def test_a_lock_without_a_living_snakemake_says_what_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "controllers").mkdir()
+    (tmp_path / "controllers/0.held").write_text("another-host 1")
+    told = snakefile.refusal(tmp_path)
+    assert "another-host (pid 1), which cannot be looked up from here" in told
+    assert f"delete {tmp_path}/controllers" in told
+
+
+def test_a_disk_without_locks_keeps_every_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    kill(start(tmp_path, stays=True))
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert snakefile.enter(tmp_path) == []
+    assert (tmp_path / "locks").exists()
+
+
+@pytest.mark.parametrize("name", ["metadata", "incomplete", "locks", "log"])
+def test_a_folder_of_snakemake_that_cannot_be_used_says_what_to_do(tmp_path: Path, name: str) -> None:
+    snakefile.check_records(tmp_path / "none")
+    (tmp_path / name).touch()
+    with pytest.raises(StateError, match=f"cannot write to {tmp_path}/{name}: Not a directory.*move {tmp_path} away"):
+        snakefile.check_records(tmp_path)
+
+
+def test_records_with_long_names_are_looked_at(tmp_path: Path) -> None:
+    record = tmp_path / "metadata" / "@bG9uZ2Vy" / "cmVzdA"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    snakefile.check_records(tmp_path)
+    record.write_bytes(b"\xff")
+    with pytest.raises(StateError, match="cmVzdA, a record of Snakemake, cannot be read"):
+        snakefile.check_records(tmp_path)
+    assert record.exists()
+
+
+def test_only_set_is_taken_from_the_command_line() -> None:
+    assert snakefile.settings_of(["set=training.epochs=3 labels={a: b}"]) == ["training.epochs=3 labels={a: b}"]
+    with pytest.raises(ConfigError, match="--config epochs: the only name it takes is 'set'"):
+        snakefile.settings_of(["epochs=3"])
+
+
+def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("starting\nthe reason\n\n")
+    told = snakefile.failures([("train a", log), ("train b", tmp_path / "none.log")], ["snakemake", "a b"])
+    assert f"train a failed: the reason\n    log: {log}" in told
+    assert "train b failed: it left no message" in told
+    assert told.endswith("To go on: snakemake 'a b'")
+
+
+def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> None:
+    data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
+    path = tmp_path / "images" / "a" / "deep" / "1.png"
+    path.parent.mkdir(parents=True)
+    states = [snakefile.files_state(data)]
+    path.write_bytes(b"1")
+    states.append(snakefile.files_state(data))
+    path.write_bytes(b"12")
+    states.append(snakefile.files_state(data))
+    os.utime(path, ns=(1, 1))
+    states.append(snakefile.files_state(data))
+    path.rename(path.with_name("2.png"))
+    states.append(snakefile.files_state(data))
+    assert len(set(states)) == 5
+    (path.parent / ".DS_Store").touch()
+    assert snakefile.files_state(data) == states[-1]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / os.fsdecode(b"f\xfcr.png")).touch()
+    data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
+    with pytest.raises(ConfigError, match=r"images/a/f\\udcfcr.png': its name is not UTF-8; rename it"):
+        snakefile.files_state(data)

@@ -1,0 +1,178 @@
+"""Saves without stopping the training: copy what changes into kept memory, write in the background, one at a time.
+
+How often: fixed by the person (seconds or steps), or ``auto``: Young's interval sqrt(2 d M), where d is the measured
+time that a save blocks the training and M the expected time between failures, kept between ``MIN_INTERVAL_S`` (and
+twice the time a write takes) and ``MAX_INTERVAL_S``. Source: Young, CACM 17(9), 1974; Daly, FGCS 22(3), 2006.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from workflow_lib.checkpoint import Checkpoint, CheckpointStore, Snapshot
+from workflow_lib.checkpoint.slab import Groups, Slab
+from workflow_lib.errors import RankError, WorkspaceBusy
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 10.0
+MAX_INTERVAL_S = 600.0
+CPU = torch.device("cpu")
+
+
+def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
+    """Seconds between saves that lose the least time to saving and to redoing, from measured costs."""
+    best = math.sqrt(2 * blocked_s * mtbf_s)
+    return min(max(best, MIN_INTERVAL_S, 2 * write_s), MAX_INTERVAL_S)
+
+
+class Saver:
+    """The saves of one training process; it decides when one is due, and reports what failed.
+
+    A GPU copies on a separate stream while the main stream continues: nothing may change the tensors of a snapshot
+    until ``wait_copied`` returns.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        interval_s: float | Literal["auto"],
+        interval_steps: int | None,
+        mtbf_s: float,
+        device: torch.device = CPU,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.device = device
+        self.saves = 0
+        self.blocked_s = 0.0  # how long the training stood still for its saves
+        self.longest_write_s = 0.0
+        self.latest: Checkpoint | None = None
+        self._store = store
+        self._interval_s = interval_s
+        self._interval_steps = interval_steps
+        self._mtbf_s = mtbf_s
+        self._clock = clock
+        self._memory = Slab(device)
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._sources: Groups = {}  # tensors the stream still reads; freed memory would be reused by the next step
+        self.thread: threading.Thread | None = None
+        self._refused: WorkspaceBusy | RankError | None = None
+        self._started_at = clock()
+        self._saved_step = -1
+
+    def begin_at(self, step: int, latest: Checkpoint | None) -> None:
+        """The interval counts from here."""
+        self._started_at, self._saved_step, self.latest = self._clock(), step, latest
+
+    def reserve(self, tensors: Groups) -> None:
+        """Allocate memory for copies of tensors of these shapes, so that the first save does not wait for it."""
+        if self.device.type == "cuda":  # elsewhere it is cheap, and a training may end before it saves
+            self._memory.reserve(tensors)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a save should start now: the interval has passed, and no save is under way."""
+        if self._refused is not None:
+            return True  # and the save will say so
+        if self.thread is not None and self.thread.is_alive():
+            return False
+        if self._interval_steps is not None:
+            return step - self._saved_step >= self._interval_steps
+        return self._clock() - self._started_at >= self._seconds()
+
+    def start(self, snapshot: Snapshot, kept: Groups) -> None:
+        """Start a save. The tensors of the snapshot must not change until ``wait_copied``, and those of ``kept`` never.
+
+        Raises WorkspaceBusy when the save before this one found that another attempt took over.
+        """
+        self.wait()
+        begun = self._clock()
+        sys.audit("everstep", "copy")
+        copies = self._copy(snapshot.tensors)
+        sys.audit("everstep", "copied")
+        snapshot = replace(snapshot, tensors={**copies, **kept}, state=dict(snapshot.state))
+        copied = self._copied
+        self._started_at, self._saved_step = begun, snapshot.step
+        self.thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
+        self.thread.start()
+        self.saves += 1
+        self.blocked_s += self._clock() - begun
+
+    def wait_copied(self) -> None:
+        """The copy from the device is done: the next optimizer step may change the parameters."""
+        if self._copied is not None:
+            begun = self._clock()
+            self._copied.synchronize()
+            self._copied, self._sources = None, {}
+            self.blocked_s += self._clock() - begun
+
+    def wait(self) -> None:
+        """Wait for the running save. Raise its error if another attempt took over, or a rank is gone."""
+        self.wait_copied()
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self._refused is not None:
+            raise self._refused
+
+    def finish(self, snapshot: Snapshot, kept: Groups) -> Checkpoint | None:
+        """The same, durable before this returns. Raises SaveError when the disk refuses."""
+        self.wait()
+        tensors = snapshot.tensors.items()
+        cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors}
+        begun = self._clock()
+        self.latest = self._store.publish(replace(snapshot, tensors={**cpu, **kept}))
+        self._saved_step = snapshot.step
+        self.saves += 1
+        self.blocked_s += self._clock() - begun
+        return self.latest
+
+    def _seconds(self) -> float:
+        if self._interval_s != "auto":
+            return self._interval_s
+        return auto_interval_s(self.blocked_s / max(self.saves, 1), self.longest_write_s, self._mtbf_s)
+
+    def _copy(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
+        """Return copies on the host; those of a GPU are complete once the event ``self._copied`` has happened."""
+        copies = self._memory.like(tensors)
+        if self.device.type != "cuda":
+            _copy_all(tensors, copies)
+            return copies
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            _copy_all(tensors, copies)
+        self._copied = torch.cuda.Event()
+        self._copied.record(self._stream)
+        self._sources = tensors
+        return copies
+
+    def _write(self, snapshot: Snapshot, copied: torch.cuda.Event | None) -> None:
+        begun = self._clock()
+        try:
+            if copied is not None:
+                torch.cuda.set_device(self.device)  # a new thread would create a context on GPU 0
+                copied.synchronize()
+            sys.audit("everstep", "writing")
+            self.latest = self._store.publish(snapshot)
+        except (WorkspaceBusy, RankError) as error:
+            self._refused = error
+        except Exception as error:
+            logger.warning("%s. Training goes on; the next save is tried after the usual interval", error)
+        self.longest_write_s = max(self.longest_write_s, self._clock() - begun)
+
+
+def _copy_all(tensors: Groups, copies: Groups) -> None:
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            copies[group][name].copy_(tensor.detach(), non_blocking=True)

@@ -1,0 +1,215 @@
+"""One line for each thing that is wrong: where it was written, which setting, what, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from workflow_lib.config.run import VARIANTS
+from workflow_lib.config.yaml import KeyPath, Origins, dotted
+from workflow_lib.errors import shortened
+from workflow_lib.plugins import Section
+
+
+def messages(
+    errors: Sequence[Any], section: type[Section], values: Any, origins: Origins, at: KeyPath = ()
+) -> list[str]:
+    """A message for each error of a validation of `section`, whose settings stand at the key path `at`."""
+    lines: dict[str, None] = {}
+    for error in errors:
+        path, field, owner = _walk(section, error["loc"])
+        whole = (*at, *path)
+        if error["type"] == "params":
+            context = error["ctx"]
+            lines.update(dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole)))
+            continue
+        if error["type"] == "plugin" and path[-1] == "params":
+            whole = whole if whole[-1] == "hooks" else (*whole[:-1], "name")
+        what = _what(error, field, owner, whole, values)
+        lines[f"{_place(origins, whole, error['type'])}{dotted(whole)}: {what}"] = None
+    return list(lines)
+
+
+def _place(origins: Origins, path: KeyPath, kind: str) -> str:
+    origin = origins.of(path[:-1] if kind == "missing" else path)
+    return f"{origin}: " if origin else ""
+
+
+def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any]:
+    """The key path of an error, the annotation or field there, and the class that should have had it."""
+    path: list[Any] = []
+    here: Any = section
+    owner: Any = section
+    for part in loc:
+        here = _plain(here)
+        if isinstance(here, type) and issubclass(here, Section):
+            owner = here
+            path.append(part)
+            here = here.model_fields.get(part)
+            if here is None:
+                break
+        elif (chosen := _variant(here, part)) is not None:
+            here = owner = chosen
+        elif get_origin(here) in (dict, list, tuple) and part != "[key]":
+            path.append(part)
+            here = _item(here, part)
+        else:
+            break
+    return tuple(path), here, owner
+
+
+def _item(annotation: Any, part: Any) -> Any:
+    """The annotation of one item of a dict, list or tuple."""
+    members = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return members[1]
+    return members[part] if get_origin(annotation) is tuple and members[-1] is not ... else members[0]
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation without Annotated, FieldInfo and `| None`."""
+    if isinstance(annotation, FieldInfo):
+        return _plain(annotation.annotation)
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [m for m in get_args(annotation) if m is not type(None)]
+        return _plain(members[0]) if len(members) == 1 else annotation
+    return annotation
+
+
+def variants(annotation: Any) -> dict[str, type[Section]]:
+    """The sections that a field may hold, by the name that chooses each; empty for any other field."""
+    annotation = _plain(annotation)
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    found: dict[str, type[Section]] = {}
+    for member in map(_plain, members):
+        if isinstance(member, type) and issubclass(member, Section):
+            key = "name" if "name" in member.model_fields else "type"
+            found[str(get_args(member.model_fields[key].annotation)[0])] = member
+    return found
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold: none for a plain setting, several for one with variants."""
+    plain = _plain(annotation)
+    if isinstance(plain, type) and issubclass(plain, Section):
+        return [plain]
+    return list(variants(plain).values())
+
+
+def _variant(annotation: Any, tag: Any) -> type[Section] | None:
+    return variants(annotation).get(tag) if isinstance(tag, str) else None
+
+
+def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner))
+    if kind == "missing":
+        meaning = field.description if isinstance(field, FieldInfo) else ""
+        return f"is missing: {meaning}; allowed: {allowed(field)}"
+    if kind in ("plugin", "value_error"):
+        return str(error["msg"]).removeprefix("Value error, ") + (
+            f"; allowed: {allowed(field)}" if kind != "plugin" else ""
+        )
+    if kind.startswith("union_tag"):
+        key = "name" if len(path) == 1 else "type"
+        names = list(variants(_plain(field)))
+        given = value.get(key) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return f"{shown(value)} is not allowed; a mapping with `{key}`: {', '.join(names)}"
+        if given is None:
+            return f"`{key}` is missing; allowed: {', '.join(names)}"
+        kind = path[-1] if key == "name" else key
+        return f"no {kind} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
+    near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
+    quote = "; in quotes it is text" if kind == "string_type" else ""
+    return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
+
+
+def nearest(given: Any, names: Iterable[Any]) -> str:
+    """`; did you mean ...?` with the name that the given one resembles, or nothing."""
+    close = difflib.get_close_matches(str(given), [str(name) for name in names], 1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
+    """The message for a name that does not exist, with the nearest and all that do."""
+    names = list(names)
+    valid = f"the settings here are: {', '.join(names)}" if names else "there are no settings here"
+    return f"no such setting{elsewhere or nearest(name, names)}; {valid}"
+
+
+def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
+    """Which variant of a section has the setting that the chosen one lacks."""
+    if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
+        return ""
+    having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
+    owners = " and ".join(f"`{name}`" for name in having)
+    return f" for {owner.model_fields['name'].default}: it belongs to {path[0]} {owners}" if having else ""
+
+
+def shown(value: Any) -> str:
+    """The value as a person would recognise it, shortened."""
+    if isinstance(value, bool | type(None)):
+        return {True: "true", False: "false", None: "null"}[value]
+    return shortened(repr(value))
+
+
+def allowed(field: Any) -> str:
+    """What a setting takes, in words: `a whole number, at least 1`."""
+    if not isinstance(field, FieldInfo):
+        return _allowed(field, [])
+    extra = field.json_schema_extra
+    own = extra.get("allowed") if isinstance(extra, dict) else None
+    return str(own) if own else _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [m for item in args[1:] for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+        return _allowed(args[0], inner)
+    if found := variants(annotation):
+        words = [f"settings of one of {', '.join(found)}"]
+    elif origin in (Union, types.UnionType):
+        words = [_allowed(m, metadata if m in (int, float, str) else []) for m in args if m is not type(None)]
+    else:
+        return ", ".join([_kind(annotation), *_bounds(metadata)])
+    return ", or ".join([*words, *(["null"] if type(None) in args else [])])
+
+
+def _kind(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str(args[0]) if len(args) == 1 else f"one of {', '.join(map(str, args))}"
+    if origin in (tuple, list):
+        length = f" of {len(args)}" if origin is tuple and args[-1] is not ... else ""
+        return f"a list{length}" + (f", each {_allowed(args[0], [])}" if args[0] is not Any else "")
+    if origin is dict:
+        return "a mapping" + (f", each value {_allowed(args[1], [])}" if args[1] is not Any else "")
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"a mapping of settings ({', '.join(annotation.model_fields)})"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return names.get(annotation, "a value" if annotation is Any else str(getattr(annotation, "__name__", annotation)))
+
+
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    found: list[str] = []
+    for item in metadata:
+        for key, word in words.items():
+            if (bound := getattr(item, key, None)) is not None:
+                found.append(f"{word} {bound}")
+        if isinstance(item, annotated_types.MinLen):
+            found.append("not empty" if item.min_length == 1 else f"{item.min_length} or more")
+        if getattr(item, "pattern", None):
+            found.append(f"of the form {item.pattern}")
+    return found

@@ -1,0 +1,126 @@
+"""Points of a sweep or a study: dotted settings laid over an experiment, validated as if written in the file."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from workflow_lib.config.compose import overlay, project_root
+from workflow_lib.config.experiment import Experiment, Sweep
+from workflow_lib.config.identity import canonical, identity
+from workflow_lib.config.messages import messages, shown
+from workflow_lib.config.yaml import Origins
+from workflow_lib.errors import ConfigError
+from workflow_lib.plugins import Section
+
+Point = dict[str, Any]
+LARGEST = 100_000  # points of one sweep: beyond it, a range was mistyped
+
+# The parts of an experiment that decide the result of a run.
+PARTS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
+
+
+def nested(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a point: {"optimizer.lr": 1} as {"optimizer": {"lr": 1}}; longer names win over shorter."""
+    tree: dict[str, Any] = {}
+    for name in sorted(point, key=lambda name: name.count(".")):
+        *parents, last = name.split(".")
+        here = tree
+        for parent in parents:
+            if not isinstance(here.get(parent), dict):
+                here[parent] = {}
+            here = here[parent]
+        here[last] = copy.deepcopy(point[name])
+    return tree
+
+
+def points(sweep: Sweep) -> Iterator[Point]:
+    """The points of a sweep, its axes sorted by name, the last one fastest; one empty point without a sweep."""
+    used = [False] * len(sweep.exclude)
+    left = 0
+    for point in _product(sweep):
+        matched = [matches(point, pattern) for pattern in sweep.exclude]
+        used = [before or now for before, now in zip(used, matched, strict=True)]
+        if not any(matched):
+            left += 1
+            yield point
+    for number, pattern in enumerate(sweep.exclude):
+        if not used[number]:
+            raise ConfigError(
+                f"sweep.exclude[{number}]: {shown(pattern)} is no point of the sweep; is a value mistyped?"
+            )
+    if not left:
+        raise ConfigError("sweep.exclude: nothing is left of the sweep")
+
+
+def _product(sweep: Sweep) -> Iterator[Point]:
+    grid = [[{name: value} for value in values] for name, values in sweep.grid.items()]
+    side_by_side = [dict(zip(sweep.zip, row, strict=True)) for row in zip(*sweep.zip.values(), strict=True)]
+    axes = [*([sweep.list] if sweep.list else []), *([side_by_side] if sweep.zip else []), *grid]
+    count = math.prod(map(len, axes))
+    if count > LARGEST:
+        raise ConfigError(f"sweep: {count:,} points; at most {LARGEST:,} are allowed")
+    for parts in itertools.product(*axes):
+        yield {name: value for part in parts for name, value in part.items()}
+
+
+def matches(point: Point, pattern: Point) -> bool:
+    """True when the point has every value of the pattern."""
+    return all(name in point and point[name] == value for name, value in pattern.items())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run, and the canonical JSON of what counts in it."""
+
+    value: Any
+    text: str
+
+
+class Layers:
+    """An experiment with points laid over it; a section that many points share is validated once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._values = {name: getattr(experiment, name) for name in Experiment.model_fields}
+        self._dumped = {name: _dumped(self._values[name]) for name in PARTS}
+        self._base = {name: _part(self._values[name]) for name in PARTS}
+        self._root = project_root()
+        self._seen: dict[tuple[str, str], Part | list[str]] = {}
+
+    def parts(self, point: Mapping[str, Any], where: str) -> dict[str, Part]:
+        """The parts of the run at a point; ConfigError names `where` the point is from."""
+        found, problems = dict(self._base), []
+        for name, value in nested(point).items():
+            key = (name, canonical(value))
+            if key not in self._seen:
+                self._seen[key] = self._validated(name, value, where)
+            part = self._seen[key]
+            if isinstance(part, Part):
+                found[name] = part
+            else:
+                problems += part
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return found
+
+    def _validated(self, name: str, value: Any, where: str) -> Part | list[str]:
+        laid = overlay({name: self._dumped.get(name)}, {name: value})
+        try:
+            experiment = Experiment.model_validate({**self._values, **laid}, context={"root": self._root})
+        except ValidationError as error:
+            return messages(error.errors(), Experiment, laid, Origins({(): where}))
+        return _part(getattr(experiment, name))
+
+
+def _dumped(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
+
+
+def _part(value: Any) -> Part:
+    return Part(value, canonical(identity(value) if isinstance(value, Section) else value))

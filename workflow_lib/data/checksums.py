@@ -1,0 +1,69 @@
+"""A file of data is the one that the settings name by its checksum, or it is refused before anything is made of it.
+
+A folder has a checksum, too: that of the list that `sha256sum` (or `md5sum`) prints of its files, hidden ones apart:
+
+    find . -xtype f -not -path '*/.*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from workflow_lib.config.run import ASIDE
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import Section
+
+BLOCK = 1 << 20  # bytes read at once
+
+
+def _digits(count: int) -> dict[str, Any]:
+    return {"pattern": f"^[0-9a-fA-F]{{{count}}}$", "json_schema_extra": ASIDE | {"allowed": f"{count} hex digits"}}
+
+
+class Checksums(Section):
+    """For the `Params` of a data set of files to inherit; `open_source` calls `verify` first of all."""
+
+    sha256: str | None = Field(None, description="SHA-256 that the data must have; null takes any", **_digits(64))
+    md5: str | None = Field(None, description="MD5 that the data must have; null takes any", **_digits(32))
+
+    def verify(self, path: Path) -> None:
+        """The file or folder has these checksums, else DataError; whether there is one is the data set's question."""
+        wanted = {name: value.lower() for name in ("sha256", "md5") if (value := getattr(self, name))}
+        if not wanted or not path.exists():
+            return
+        found = checksums(path, *wanted)
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise DataError(
+                    f"{path}: its {name} is {found[name]}, but data.params.{name} is {value}: another version, "
+                    f"damaged or not complete. Get it again, or correct the setting"
+                )
+
+
+def checksums(path: Path, *names: str) -> dict[str, str]:
+    """Hex digests of a file or a folder by the name of their algorithm, in one reading."""
+    if path.is_dir():
+        return _of_folder(path, *names)
+    hashers = {name: hashlib.new(name, usedforsecurity=False) for name in names}
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            for hasher in hashers.values():
+                hasher.update(block)
+    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+
+
+def _of_folder(folder: Path, *names: str) -> dict[str, str]:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = sorted(
+        (f"./{path}" for path in files if not any(part.startswith(".") for part in path.parts)), key=os.fsencode
+    )
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda name: checksums(folder / name, *names), shown))
+    lists = {one: "".join(f"{of[one]}  {name}\n" for name, of in zip(shown, found, strict=True)) for one in names}
+    return {one: hashlib.new(one, os.fsencode(text), usedforsecurity=False).hexdigest() for one, text in lists.items()}

@@ -1,0 +1,137 @@
+"""Files as codes, which are bytes or code points, and windows of files laid end to end; none is held in memory."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from workflow_lib.data import SourceFile
+from workflow_lib.errors import DataError
+
+BLOCK = 1 << 20  # bytes decoded at once
+STRIDE = 1 << 12  # a place in the file is remembered for each so many characters
+NEAR = 4  # windows no further apart are read in one piece
+END = {"bytes": 0xFF, "any bytes": 0x100, "characters": 0x110000}  # follows each file: what no text in it has
+
+Tokens = Literal["bytes", "any bytes", "characters"]  # any: also 0xFF, which no UTF-8 has
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file of so many codes; `starts` are the bytes at which each STRIDE of characters begins, and the file ends."""
+
+    file: SourceFile
+    tokens: Tokens
+    size: int
+    starts: tuple[int, ...] = ()
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Its codes from start to stop, and one behind its own that says it is over."""
+        within = min(stop, self.size)
+        if self.tokens != "characters":
+            codes = np.frombuffer(self._bytes(start, within), np.uint8)
+            codes = codes if self.tokens == "bytes" else codes.astype(np.uint16)
+        else:
+            first = start // STRIDE
+            text = self._bytes(self.starts[first], self.starts[-(-within // STRIDE)]).decode()
+            codes = code_points(text[start - first * STRIDE : within - first * STRIDE])
+        return np.append(codes, codes.dtype.type(END[self.tokens])) if stop > self.size else codes
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        with self.file.path.open("rb") as file:
+            file.seek(start)
+            content = file.read(stop - start)
+        if len(content) < stop - start:
+            raise DataError(f"{self.file.path}: changed while it was being read; run again when it is complete")
+        return content
+
+
+def indexed(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
+    """The document in a file, and the characters that it has; text that is not UTF-8 is refused with its place."""
+    file = SourceFile.of(path)
+    if tokens != "characters":
+        return Document(file, "any bytes" if _has_end(path) else "bytes", file.size), set()
+    seen: set[str] = set()
+    starts, size, rest = [0], 0, ""
+    for text in _decoded(path):
+        seen |= set(text)
+        size += len(text)
+        rest += text
+        for start in range(0, len(rest) - STRIDE + 1, STRIDE):
+            starts.append(starts[-1] + len(rest[start : start + STRIDE].encode()))
+        rest = rest[len(rest) // STRIDE * STRIDE :]
+    if rest:
+        starts.append(starts[-1] + len(rest.encode()))
+    return Document(file, tokens, size, tuple(starts)), seen
+
+
+def _has_end(path: Path) -> bool:
+    """True when the file has the byte 0xFF, as Latin-1, UTF-16 and files that are no text do."""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            if END["bytes"] in block:
+                return True
+    return False
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        while True:
+            begin = file.tell() - len(decoder.getstate()[0])
+            block = file.read(BLOCK)
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: not UTF-8 at byte {begin + error.start}; convert the file, leave it out by "
+                    "data.params.pattern, or set data.params.tokens: bytes"
+                ) from error
+            if not block:
+                return
+
+
+def code_points(text: str) -> np.ndarray:
+    """The characters as numbers."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Documents end to end, cut in windows; the last window begins earlier, to end where the stream does."""
+
+    documents: Sequence[Document]
+    context: int
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where each document ends, with the code that says so."""
+        return np.cumsum([document.size + 1 for document in self.documents])
+
+    def __len__(self) -> int:
+        """The number of windows."""
+        return -(-(int(self.ends[-1]) - 1) // self.context)
+
+    def windows(self, numbers: np.ndarray) -> np.ndarray:
+        """The codes of these windows, whose numbers ascend: [windows, context + 1]."""
+        starts = np.minimum(numbers * self.context, int(self.ends[-1]) - 1 - self.context)
+        runs = np.split(starts, np.flatnonzero(np.diff(starts) > NEAR * self.context) + 1)
+        within = np.arange(self.context + 1)
+        return np.concatenate(
+            [self._codes(run[0], run[-1] + self.context + 1)[run[:, None] - run[0] + within] for run in runs]
+        )
+
+    def _codes(self, start: int, stop: int) -> np.ndarray:
+        parts = []
+        for number in range(int(np.searchsorted(self.ends, start, side="right")), len(self.documents)):
+            begin = int(self.ends[number]) - self.documents[number].size - 1
+            if begin >= stop:
+                break
+            parts.append(self.documents[number].codes(max(start - begin, 0), stop - begin))
+        return np.concatenate(parts)

@@ -1,0 +1,32 @@
+"""Handwritten digits: 1,797 real images of 8x8 pixels, values 0 to 16; they come inside scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib.plugins import Known, Section
+
+if TYPE_CHECKING:
+    from workflow_lib.data import Source
+
+
+class Params(Section):
+    """No settings."""
+
+
+def known(params: Params) -> Known:
+    """All there is to know."""
+    return Known("images", size=(8, 8), channels=1, classes=10, samples=1797)
+
+
+def open_source(params: Params, root: Path) -> Source:
+    """All images in one piece; validation and test are split off by the settings of the experiment."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from workflow_lib.data import from_arrays
+
+    digits = load_digits()
+    images = digits.images[:, np.newaxis].astype(np.uint8)
+    return from_arrays(images, digits.target, classes=[str(digit) for digit in range(10)], scale=16)

@@ -1,0 +1,222 @@
+"""Images in one npz file of the MedMNIST layout.
+
+train_images    numbers (n, height, width) or (n, height, width, channels), 1 or 3 channels
+train_labels    class numbers from 0, (n,) or (n, 1)
+val_images, val_labels, test_images, test_labels    alike; a missing pair is taken from train
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from workflow_lib.data.checksums import Checksums
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import Known
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workflow_lib.data import Source
+    from workflow_lib.datasets._archive import Archive, Member
+
+SAMPLED = 1 << 16  # values of a block that are compared as float32
+
+
+class Params(Checksums):
+    """The file, and what its classes are called."""
+
+    path: Path = Field(description="the npz file, relative to the project's root")
+    classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null numbers them")
+
+
+def known(params: Params) -> Known:
+    """Images, and how many classes where they have names."""
+    return Known("images", classes=len(params.classes) if params.classes else None)
+
+
+def look(params: Params, root: Path) -> Known:
+    """Read the headers of the file, and no array. Raises DataError for keys, shapes and types that cannot be used."""
+    from workflow_lib.datasets._archive import Archive
+
+    with closing(Archive(root / params.path)) as archive:
+        images, _ = _members(archive)
+        height, width, channels = (*images["train"].shape[1:], 1)[:3]
+        return replace(
+            known(params),
+            size=(height, width),
+            channels=channels,
+            samples=len(images["train"]) if len(images) == 1 else None,
+        )
+
+
+def open_source(params: Params, root: Path) -> Source:
+    """The images of the file, which has been read and checked from end to end, and is never written to."""
+    from workflow_lib.datasets._archive import Archive
+
+    params.verify(root / params.path)
+    with ExitStack() as resources:
+        archive = resources.enter_context(closing(Archive(root / params.path)))
+        source = _checked(archive, params.classes)
+        return replace(source, close=resources.pop_all().close)
+
+
+def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
+    import numpy as np
+
+    from workflow_lib.data import Source, SourceFile
+
+    file = SourceFile.of(archive.path)
+    images, of_labels = _members(archive)
+    labels = {split: _labels(member) for split, member in of_labels.items()}
+    classes = names or _numbered(archive.path, labels["train"])
+    for split in images:
+        _refuse_out_of_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
+        _refuse_bad_images(images[split])
+    return Source(
+        targets=labels,
+        read=lambda split, rows: as_stored(images[split].take(rows)),
+        classes=classes,
+        scale=255.0 if images["train"].dtype == np.uint8 else 1.0,
+        files=(file,),
+    )
+
+
+def _members(archive: Archive) -> tuple[dict[str, Member], dict[str, Member]]:
+    """The images and the labels of each split; their headers are read and fit, their values are not read."""
+    splits = ["train", *(s for s in ("val", "test") if f"{s}_images" in archive.keys or f"{s}_labels" in archive.keys)]
+    images = {split: _images(archive, f"{split}_images") for split in splits}
+    for member in images.values():
+        _refuse_unlike(member, images["train"])
+    labels = {split: _label_member(archive, f"{split}_labels", images[split]) for split in splits}
+    _refuse_other_keys(archive)
+    return images, labels
+
+
+def as_stored(images: np.ndarray) -> np.ndarray:
+    """Images [n, H, W] or [n, H, W, C] as [n, C, H, W]; bytes stay bytes, all else is float32."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and that is refused
+        values = images.astype(np.uint8 if images.dtype in (np.uint8, np.bool_) else np.float32, copy=False)
+    return np.moveaxis(values, 3, 1) if values.ndim == 4 else values[:, np.newaxis]
+
+
+def _images(archive: Archive, key: str) -> Member:
+    """The images of a key, if their shape is that of images."""
+    member = archive.member(key)
+    shape = member.shape
+    if len(shape) not in (3, 4) or 0 in shape[1:] or (len(shape) == 4 and shape[3] not in (1, 3)):
+        hint = "; the channels come last" if len(shape) == 4 and shape[1] in (1, 3) else ""
+        raise DataError(
+            f"{member.where}: shape {shape}; images are (n, height, width) or (n, height, width, 1 or 3){hint}"
+        )
+    if not len(member):
+        raise DataError(f"{member.where}: has no images; leave the key out, or fill it")
+    return member
+
+
+def _refuse_unlike(member: Member, train: Member) -> None:
+    if (member.shape[1:], member.dtype) != (train.shape[1:], train.dtype):
+        raise DataError(
+            f"{member.where}: images are {member.dtype} {member.shape[1:]}, but those of train are "
+            f"{train.dtype} {train.shape[1:]}; all images of a file are alike"
+        )
+
+
+def _label_member(archive: Archive, key: str, images: Member) -> Member:
+    """The labels of a key, if there is one for each image."""
+    member = archive.member(key)
+    if len(member.shape) not in (1, 2) or member.shape[1:] not in ((), (1,)):
+        raise DataError(f"{member.where}: shape {member.shape}; labels are (n,) or (n, 1): one class for each image")
+    if len(member) != len(images):
+        raise DataError(f"{member.where}: has {len(member)} labels for {len(images)} images; one for each is needed")
+    return member
+
+
+def _labels(member: Member) -> np.ndarray:
+    """Labels as int64 [n]: whole and finite."""
+    import numpy as np
+
+    from workflow_lib.data import first_true
+
+    labels = member.take(np.arange(len(member))).reshape(-1)
+    if labels.dtype.kind == "f":
+        for what, bad in (
+            ("is not finite", ~np.isfinite(labels)),
+            ("is not whole", labels != np.trunc(labels)),
+            ("is out of range", np.abs(labels) >= 2**31),
+        ):
+            if bad.any():
+                row = first_true(bad)
+                raise DataError(f"{member.where}, row {row}: label {labels[row]} {what}; classes are numbered from 0")
+    return labels.astype(np.int64)
+
+
+def _numbered(path: Path, train: np.ndarray) -> tuple[str, ...]:
+    """Names for the classes 0 to the largest label; a label beyond the number of images would leave gaps."""
+    from workflow_lib.data import numbering_hint
+
+    if hint := numbering_hint(train):
+        raise DataError(f"{path}: key `train_labels`: {hint}")
+    largest, row = int(train.max()), int(train.argmax())
+    if not 0 < largest < len(train):
+        raise DataError(
+            f"{path}: key `train_labels`, row {row}: the largest label is {largest}; classes are numbered 0, 1, ... "
+            f"without gaps, and there are at least two (of {len(train)} images)"
+        )
+    return tuple(str(number) for number in range(largest + 1))
+
+
+def _refuse_out_of_range(where: str, labels: np.ndarray, classes: int) -> None:
+    from workflow_lib.data import first_true, numbering_hint
+
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        row, hint = first_true(bad), numbering_hint(labels)
+        advice = f" ({hint})" if hint else ""
+        raise DataError(
+            f"{where}, row {row}: label {labels[row]} is out of range; the classes are 0 to {classes - 1}{advice}"
+        )
+
+
+def _refuse_bad_images(images: Member) -> None:
+    """Every image has been read once: damage anywhere in the file shows now."""
+    import numpy as np
+
+    from workflow_lib.data import first_true
+
+    for start, block in images.blocks(0, len(images)):
+        bad = ~np.isfinite(as_stored(block))
+        if bad.any():
+            raise DataError(f"{images.where}, row {start + first_true(bad)}: the image has NaN or infinite values")
+        if images.dtype.kind in "iuf" and images.dtype.itemsize >= 4 and images.dtype != np.float32:
+            _refuse_merged(images, block)
+
+
+def _refuse_merged(images: Member, block: np.ndarray) -> None:
+    """Values that float32 merges are refused: whole numbers always, others where it merges many of them."""
+
+    from workflow_lib.data import merged_in_float32
+
+    is_whole = images.dtype.kind in "iu"
+    if is_whole and max(abs(int(block.max())), abs(int(block.min()))) <= 2**24:
+        return
+    values = block.reshape(-1) if is_whole else block.reshape(-1)[:SAMPLED]
+    if (merged := merged_in_float32(values, tolerance=0.0 if is_whole else 0.05)) is not None:
+        raise DataError(
+            f"{images.where}: float32, in which models compute, does not tell {merged[0]!r} from {merged[1]!r}; "
+            "subtract what all values have in common, or scale them, and save them as float32"
+        )
+
+
+def _refuse_other_keys(archive: Archive) -> None:
+    """A split of another name would be passed over, and drawn from train instead."""
+    known = {f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")}
+    for key in archive.keys:
+        if key not in known and key.casefold().endswith(("_images", "_labels")):
+            raise DataError(f"{archive.path}: the key `{key}` is of no split; they are train, val and test: rename it")

@@ -1,0 +1,155 @@
+"""Why ranks failed: each leaves a file in the folder that it shares with its launcher, which finds the first cause."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from workflow_lib import errors
+from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.errors import DivergedError, EverstepError, RankError, UserError
+from workflow_lib.files import write_json
+
+logger = logging.getLogger(__name__)
+
+FAILED = 70  # exit code of a rank whose error lies in a file
+# messages of a rank that lost its partner: never the first cause. Other errors of NCCL (a full /dev/shm, a missing
+# network interface, too little memory) can be the cause
+LOST_PARTNER = re.compile(
+    r"gloo.*(Connection|timed out|Timed out|closed)"
+    r"|NCCL.*(ncclRemoteError|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|aborted|remote process exit)"
+    r"|[Ww]atchdog caught collective operation timeout|ollective operation timeout: WorkNCCL"
+    r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
+    re.DOTALL,
+)
+# exceptions of any code whose cause is the machine: too little memory, a broken device, a connection
+OF_THE_MACHINE = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
+OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+PASSING = sorted((errors.NOT_OF_THE_FILE | OF_DISKS) - {errno.EACCES, errno.EPERM})  # permissions stay as they are
+SAYS_THE_MACHINE = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CUDA error|NCCL error|CU(BLAS|DNN|SPARSE|FFT)_STATUS"
+    rf"|\[Errno ({'|'.join(map(str, PASSING))})\]"
+)
+ABORTED = "SIGABRT"  # NCCL's watchdog ends a rank this way if it has waited too long for another rank
+
+Kind = Literal["rejected", "diverged", "raised", "failed"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt failed.
+
+    rejected    a setting, the code or the data cannot be used
+    diverged    a number of the training is not finite
+    raised      the user's code, or what it calls, raised an exception: at a step and a place (its stack of calls)
+    failed      something interrupted the attempt: a killed or lost process, memory, a disk
+    """
+
+    kind: Kind
+    error: EverstepError
+    step: int | None = None
+    place: str | None = None
+
+
+def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoReturn:
+    """This process ends; the launcher can read what happened, and the others notice that it is gone."""
+    ours = (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+    calls = traceback.extract_tb(error.__traceback__)
+    failure: Mapping[str, Any] = {
+        "rank": ranks.rank,
+        "time": time.monotonic(),
+        "kind": next(ours, type(error).__name__),
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "step": step,
+        "place": " > ".join([*(f"{call.filename}:{call.lineno}" for call in calls), type(error).__name__]),
+    }
+    try:
+        write_json(folder / f"failure-{ranks.rank}.json", failure)
+    except OSError as refusal:  # the disk is full, say: the job's log has the last word
+        with suppress(OSError):
+            (folder / f"refused-{refusal.errno}").touch()  # which takes no space
+        print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
+    os._exit(FAILED)
+
+
+def why_unwritten(folder: Path) -> str | None:
+    """Return why a rank could not write its failure report; None if that is not known."""
+    numbers = [int(path.name.partition("-")[2]) for path in folder.glob("refused-*")]
+    return os.strerror(numbers[0]) if numbers else None
+
+
+def note_killed(folder: Path, rank: int, name: str) -> None:
+    """Write the failure report of a rank that a signal ended before it could write its own."""
+    if name == ABORTED:
+        message = (
+            f"rank {rank} was aborted ({name}) by a library: NCCL does so when it has waited too long for another "
+            f"rank. Its message is above. Run the same command again to go on from the last checkpoint"
+        )
+        failure = {"rank": rank, "time": time.monotonic(), "kind": "RankError", "message": message, "aborted": True}
+        write_json(folder / "failure-killed.json", failure)
+        return
+    message = (
+        f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. Run the same command again to go on "
+        f"from the last checkpoint"
+    )
+    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": f"rank {rank} was {message}"}
+    write_json(folder / "failure-killed.json", failure)
+
+
+def paths(folder: Path) -> list[Path]:
+    """The files of the ranks that failed."""
+    return list(folder.glob("failure-*.json"))
+
+
+def has_failed_by_itself(folder: Path) -> bool:
+    """Return True if a rank failed for another reason than that it lost a partner."""
+    return any(not _has_lost_partner(json.loads(path.read_text())) for path in paths(folder))
+
+
+def first(folder: Path, ranks: range, world_size: int) -> Cause:
+    """Return why the rank failed that failed first, not one that lost its partner. ``ranks`` are this node's."""
+    failures = [json.loads(path.read_text()) for path in paths(folder)]
+    failures.sort(key=lambda failure: (_has_lost_partner(failure), failure["time"]))
+    if not failures or _has_lost_partner(failures[0]):
+        silent = sorted({*ranks} - {failure["rank"] for failure in failures})
+        if silent or len(ranks) < world_size:
+            who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
+            message = (
+                f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
+                f"checkpoint"
+            )
+            return Cause("failed", RankError(message))
+    failure = failures[0]
+    kind = getattr(errors, failure["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, EverstepError):
+        word: Kind = "diverged" if kind is DivergedError else "rejected" if issubclass(kind, UserError) else "failed"
+        return Cause(word, kind(failure["message"]), failure.get("step"), failure.get("place"))
+    logger.error("rank %d failed:\n%s", failure["rank"], failure["traceback"])
+    word = "failed" if _is_of_the_machine(failure) else "raised"
+    error = RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
+    return Cause(word, error, failure.get("step"), failure.get("place"))
+
+
+def _is_of_the_machine(failure: Mapping[str, Any]) -> bool:
+    """Return True for an exception that has its cause outside of the code which raised it: it may not come again."""
+    return (
+        OF_THE_MACHINE.fullmatch(failure["kind"]) is not None
+        or SAYS_THE_MACHINE.search(failure["message"]) is not None
+        or _has_lost_partner(failure)
+    )
+
+
+def _has_lost_partner(failure: Mapping[str, Any]) -> bool:
+    return failure.get("aborted", False) or LOST_PARTNER.search(failure["message"]) is not None

@@ -1,0 +1,259 @@
+"""Rendezvous of the processes of one training, closed to other processes as far as torch allows (docs/security.md).
+
+On one machine the launcher keeps its store in memory, and its ranks meet through a file in a private folder. The only
+ports are those that gloo and NCCL open for tensors, on the loopback interface. Between nodes, the first launcher
+listens on the job's own address, and the keys of its store have a prefix that only processes of the job know. Data from
+a store or from the network is never unpickled, as torch's own elastic rendezvous would do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
+
+from workflow_lib.errors import ConfigError, RankError
+from workflow_lib.slurm import nodes
+
+BACKEND = "everstep"
+LOOPBACK = "127.0.0.1"
+LEAST_S = 300.0  # between the starts of two nodes of one job: prologs, imports from a slow disk
+COMPARED_S = 30.0  # for the launchers to read what the others have read, if that differs
+POLL_S = 0.1
+PREFIX = "everstep-meeting-"
+CHECK = (
+    "Check the log of the job for that node, that it is up (`sinfo -R`), and that the nodes can reach this address "
+    "(firewall). Run the same command again to go on"
+)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The rendezvous of an attempt; ``folder`` is private and on this machine."""
+
+    folder: Path
+    nodes: int
+    node: int
+    reads: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of what this node has read; all nodes need the same
+
+    def settings(self, look_up: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
+        """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
+
+        ``look_up`` is called all the while that a launcher waits for others, and raises to end that. ``wait_s`` is how
+        long this launcher waits.
+        """
+        rendezvous_handler_registry.register(BACKEND, _handler)
+        return {
+            "run_id": str(os.getpid()),
+            "rdzv_backend": BACKEND,
+            "rdzv_endpoint": LOOPBACK,
+            "rdzv_configs": {"meeting": self, "look_up": look_up, "wait_s": wait_s},
+            "local_addr": LOOPBACK,
+        }
+
+    def store(self, world_size: int, timeout: timedelta) -> Store:
+        """Return the store of the process group, for a rank."""
+        if self.nodes == 1:
+            return FileStore(str(self.folder / "ranks"), world_size)
+        return PrefixStore(f"{nodes.token()}/ranks", _connected(timeout))
+
+    def bind_sockets(self) -> None:
+        """Bind gloo and NCCL to loopback on one machine; between nodes, bind gloo to the route to the first node."""
+        if self.nodes == 1:
+            found = interface(LOOPBACK)
+            if found is not None:
+                os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = found
+            return
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(nodes.endpoint())  # sends nothing: asks the routing table only
+            found = interface(probe.getsockname()[0])
+        if found is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
+@contextmanager
+def meeting(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> Iterator[Meeting]:
+    """A meeting place for as long as the block runs; those that killed launchers left behind are removed."""
+    _sweep()
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # readable by its owner only
+    # locked, as long as this process or a rank forked from it lives, before it has the name that a sweep looks for
+    lock = _lock(hidden)
+    folder = hidden.rename(hidden.with_name(hidden.name[1:]))
+    try:
+        yield Meeting(folder, nodes, node, reads or {})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep() -> None:
+    """Remove this user's meeting places that no process holds any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if path.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock the folder; None where another process holds it. Raises OSError for anything but a folder."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        return None
+    return folder
+
+
+def interface(address: str) -> str | None:
+    """Return the name of the network interface with the IPv4 address; None if there is none."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == address for one in found):
+            return name
+    return None
+
+
+class _Handler(RendezvousHandler):
+    """A rendezvous of a fixed number of launchers, which happens once."""
+
+    def __init__(self, meeting: Meeting, look_up: Callable[[], None], wait_s: float) -> None:
+        self._meeting, self._look_up, self._wait_s = meeting, look_up, wait_s
+        self._listening: TCPStore | None = None
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See torch. Raises what ``look_up`` raises, and RankError if a launcher does not come in time.
+
+        Raises ConfigError, on every node, if the nodes have read different files.
+        """
+        here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Meeting.store``
+        if self._meeting.nodes == 1:
+            return RendezvousInfo(HashStore(), 0, 1, here)
+        store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
+        store.set(f"here/{self._meeting.node}", json.dumps([socket.gethostname(), dict(self._meeting.reads)]))
+        if missing := self._wait(store, "here", self._wait_s):
+            address, port = nodes.endpoint()
+            raise RankError(
+                f"no launcher has come from {nodes.described(missing)} of the job to {address}:{port} within "
+                f"{self._wait_s:.0f} s. {CHECK}"
+            )
+        self._compare(store)
+        return RendezvousInfo(store, self._meeting.node, self._meeting.nodes, here)
+
+    def _shared(self) -> TCPStore:
+        """Return the store that all launchers share; the first launcher hosts it."""
+        address, port = nodes.endpoint()
+        if self._meeting.node == 0:
+            self._listening = _listening(address, port)
+            return self._listening
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return _connected(timedelta(seconds=5))
+            except RuntimeError as error:
+                self._look_up()
+                if time.monotonic() > deadline:
+                    raise RankError(
+                        f"node {self._meeting.node}: the launcher of {nodes.described([0])} does not answer at "
+                        f"{address}:{port} after {self._wait_s:.0f} s ({_first_line(error)}). {CHECK}"
+                    ) from error
+
+    def _wait(self, store: Store, key: str, timeout_s: float) -> list[int]:
+        """Wait until all launchers have set the key; return those that have not after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while missing := [node for node in range(self._meeting.nodes) if not store.check([f"{key}/{node}"])]:
+            self._look_up()
+            if time.monotonic() > deadline:
+                return missing
+            time.sleep(POLL_S)
+        return []
+
+    def _compare(self, store: Store) -> None:
+        """Raise ConfigError if the nodes have read different files."""
+        told = [json.loads(store.get(f"here/{node}")) for node in range(self._meeting.nodes)]
+        first, expected = told[0]
+        for node, (host, reads) in enumerate(told):
+            if reads == expected:
+                continue
+            store.set(f"compared/{self._meeting.node}", "1")
+            if self._meeting.node == 0:  # it hosts the store, which the others have yet to read
+                self._wait(store, "compared", COMPARED_S)
+            what = next(name for name in expected if reads.get(name) != expected[name])
+            raise ConfigError(
+                f"the nodes of the job have read different files: the digest of the {what} is {expected[what][:12]} on "
+                f"node 0 ({first}), and {str(reads.get(what))[:12]} on node {node} ({host}). Nothing was trained. Wait "
+                f"until the file system has brought the same files to all nodes, and run the same command again"
+            )
+
+    def get_backend(self) -> str:
+        """See torch."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """See torch."""
+        return False
+
+    def is_closed(self) -> bool:
+        """See torch."""
+        return False
+
+    def set_closed(self) -> None:
+        """See torch."""
+
+    def num_nodes_waiting(self) -> int:
+        """See torch: no node joins later."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """See torch."""
+        return str(os.getpid())
+
+    def shutdown(self) -> bool:
+        """See torch."""
+        return True
+
+
+def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
+    return _Handler(parameters.config["meeting"], parameters.config["look_up"], parameters.config["wait_s"])
+
+
+def _listening(address: str, port: int) -> TCPStore:
+    """Return a store that listens on this address only; a TCPStore of torch listens on every address."""
+    try:
+        server = socket.create_server((address, port), reuse_port=False)
+    except OSError as error:
+        raise RankError(
+            f"node 0 cannot listen at {address}:{port}, where the launchers of the job meet: {error.strerror}. Run the "
+            f"same command again; if it fails again, check that {address} belongs to the node where the job was started"
+        ) from error
+    return TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _connected(timeout: timedelta) -> TCPStore:
+    address, port = nodes.endpoint()
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)

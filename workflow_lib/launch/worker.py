@@ -1,0 +1,195 @@
+"""The process of a rank: forked by the launcher, it trains, and what it returns is the outcome of the attempt.
+
+A rank dies with its launcher, leaves word when it fails, and ends when it is done, whatever else a person's code has
+started.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from dataclasses import asdict
+from datetime import timedelta
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib.distributed import failures
+from workflow_lib.distributed.ranks import Peers, Ranks
+from workflow_lib.launch.attempt import Job
+from workflow_lib.runtime import forking
+from workflow_lib.store import layout
+from workflow_lib.store.orphans import die_with
+
+if TYPE_CHECKING:
+    import torch
+
+    from workflow_lib.distributed.rendezvous import Meeting
+    from workflow_lib.orchestrator import RootOrchestrator
+
+logger = logging.getLogger(__name__)
+
+# by default NCCL chooses the order of its sums by measurement; on a ring the order is fixed
+STRICT_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
+LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
+LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
+
+
+def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int) -> dict[str, Any]:
+    """Run the calling process as a rank; return the outcome of the attempt."""
+    from workflow_lib.runtime.threads import keep_freed_memory
+
+    ranks = Ranks.from_env()
+    die_with(launcher)
+    forking.count_with_cuda()
+    keep_freed_memory()
+    job.control.enter(ranks.local_rank)
+    sys.audit("everstep", "rank")
+    try:
+        outcome = _fit(job, parent, ranks, meeting)
+        job.control.leave(ranks.local_rank)
+    except BaseException as error:
+        failures.fail(folder, ranks, error, step=job.control.step_of(ranks.local_rank))
+    Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
+    return outcome
+
+
+def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> dict[str, Any]:
+    import torch.distributed as dist
+
+    from workflow_lib import data
+    from workflow_lib.checkpoint import CheckpointStore
+    from workflow_lib.checkpoint.saver import Saver
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.runtime import environment
+    from workflow_lib.training import tasks
+    from workflow_lib.training.trainer import Trainer
+
+    settings = job.experiment.checkpoint
+    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
+        is_shared = job.run.training.parallel == "fsdp"
+        if ranks.world_size > 1 or is_shared:
+            sys.audit("everstep", "join")
+            _join(job, root.device, ranks, meeting)
+        sys.audit("everstep", "build")
+        store = CheckpointStore(
+            layout.checkpoints_dir(job.workspace),
+            fingerprint={"run": job.digest, "data": job.manifest.digest, "code": job.code},
+            attempt=job.attempt,
+            may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
+            keep_last=settings.keep_last,
+            keep_every_h=settings.keep_every_h,
+            peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
+        )
+        runtime = job.experiment.runtime
+        if ranks.is_main:
+            root.events.append("accelerator", **environment.accelerator(root.device))
+
+        def load(split: str) -> data.Split | data.MappedSplit:
+            return data.load_split(
+                job.manifest,
+                split,
+                job.work,
+                str(root.device),
+                in_memory=job.experiment.data.in_memory,
+                workers=runtime.workers,
+                ranks=ranks,
+                processes=runtime.nproc,
+                tick=lambda: job.control.tick(ranks.local_rank, 0),  # verifying large data may take long
+            )
+
+        saver = Saver(
+            store,
+            interval_s=settings.interval_s,
+            interval_steps=settings.interval_steps,
+            mtbf_s=settings.mtbf_s,
+            device=root.device,
+        )
+        trainer = Trainer(
+            job.run,
+            spec=job.manifest.spec,
+            task=tasks.build(
+                job.run.training,
+                job.manifest.spec,
+                root.device,
+                counts=job.manifest.splits["train"].per_class,
+                target_std=job.manifest.target_std,
+            ),
+            train=load("train"),
+            validation=load("val"),
+            ranks=ranks,
+            device=root.device,
+            control=job.control,
+            store=store,
+            saver=saver,
+            events=root.events,
+            environment=_fingerprint(root, ranks),
+            metrics_file=layout.metrics_file(job.workspace),
+            stop_early=job.stop_early,
+        )
+        outcome = trainer.fit()
+        sys.audit("everstep", "leave")
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        return asdict(outcome)
+
+
+def _join(job: Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+    """Create the process group. NCCL, for tensors on GPUs, connects when it is first used."""
+    import torch.distributed as dist
+
+    runtime = job.experiment.runtime
+    if device.type == "cuda" and job.run.training.determinism == "strict":
+        for name, value in STRICT_NCCL.items():
+            os.environ.setdefault(name, value)
+    # the launcher's watchdog ends hung collectives first, and names the culprit; this is for what it cannot see
+    wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
+    meeting.bind_sockets()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=meeting.store(ranks.world_size, wait),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=wait,
+    )
+
+
+def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
+    """Return the merged fingerprint of all ranks, the same on every rank."""
+    import torch.distributed as dist
+
+    from workflow_lib.runtime import environment
+
+    runtime = root.settings.runtime
+    mine = environment.fingerprint(root.device, nodes=runtime.nodes, nproc=runtime.nproc)
+    group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+    peers = Peers(ranks.rank, ranks.world_size, group)
+    found = environment.of_all_ranks(peers.collect(mine))
+    if ranks.is_main:
+        for name in sorted(name for name, value in found.items() if isinstance(value, list)):
+            logger.warning("the ranks differ in %s: %s", name, ", ".join(map(str, found[name])))
+    of_all: dict[str, Any] = peers.announce(found)
+    return of_all
+
+
+def _end_in_time(rank: int) -> None:
+    """This process ends soon, even if it would wait for ever for what a person's code has started."""
+    end = threading.Timer(LINGER_S, _end, args=(rank,))
+    end.daemon = True
+    end.start()
+
+
+def _end(rank: int) -> None:
+    children = multiprocessing.active_children()
+    threads = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    left = [*(f"thread {one.name}" for one in threads), *(f"process {one.name}" for one in children)]
+    logger.warning("rank %d is done, and ends without what a person's code left running: %s", rank, ", ".join(left))
+    for child in children:
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

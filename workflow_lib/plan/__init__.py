@@ -1,0 +1,52 @@
+"""Experiments become named runs."""
+
+from workflow_lib.config.run import RunConfig
+from workflow_lib.config.stages import STAGES, stages
+from workflow_lib.plan.frozen import freeze, load_run
+from workflow_lib.plan.listing import columns, table
+from workflow_lib.plan.plan_file import plan, plan_digest, reported_runs, write_plan
+from workflow_lib.plan.runs import (
+    Run,
+    apply,
+    base,
+    data_id,
+    data_settings,
+    expand,
+    is_point,
+    run_digest,
+    run_id,
+    section_digest,
+)
+from workflow_lib.plan.study import studied, study_digest, study_id, study_metric, tuned_base
+from workflow_lib.text import aligned, count
+
+__all__ = [
+    "Run",
+    "RunConfig",
+    "STAGES",
+    "aligned",
+    "apply",
+    "base",
+    "columns",
+    "count",
+    "data_id",
+    "data_settings",
+    "expand",
+    "freeze",
+    "is_point",
+    "load_run",
+    "plan",
+    "plan_digest",
+    "reported_runs",
+    "run_digest",
+    "run_id",
+    "section_digest",
+    "stages",
+    "studied",
+    "study_digest",
+    "study_id",
+    "study_metric",
+    "table",
+    "tuned_base",
+    "write_plan",
+]

@@ -1,0 +1,62 @@
+"""The plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workflow_lib import config, plugins
+from workflow_lib.config import sweep
+from workflow_lib.config.experiment import Experiment, Tune
+from workflow_lib.config.identity import canonical
+from workflow_lib.errors import EverstepError
+from workflow_lib.plan.runs import expand
+from workflow_lib.plan.study import study_id, study_metric
+from workflow_lib.text import aligned, count
+
+
+def table(experiment: Experiment) -> str:
+    """The runs as text: a line a run with its id and the values that the sweep gives it, then the study."""
+    runs = expand(experiment)
+    data = {run.data_id for run in runs}
+    names = list(dict.fromkeys(name for run in runs for name in run.swept))
+    columns = names if len(data) == 1 else [*names, "data"]
+    rows = [[run.id, *(_cell(run.swept, name) for name in names), run.data_id][: len(columns) + 1] for run in runs]
+    total = sum(1 for _ in sweep.points(experiment.sweep))
+    lines = [f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"]
+    if total > len(runs):
+        lines[0] += f" ({total} points of the sweep; those with equal settings are one run)"
+    lines += ["", *aligned([["run", *columns], *rows])]
+    if experiment.tune is not None:
+        lines += ["", *_study_lines(experiment, experiment.tune)]
+    return "\n".join(lines)
+
+
+def columns(experiment: Experiment) -> list[str]:
+    """Lines that say what each data set of tables takes its columns for, or why it would be rejected."""
+    data = {run.data_id: run.config.data for run in expand(experiment)}
+    lines = []
+    for name, of_run in data.items():
+        try:
+            described = plugins.described(of_run.name, of_run.params, Path.cwd())
+        except (EverstepError, OSError) as error:
+            described = [f"rejected: {error}"]
+        lines += [line for line in ("", f"columns of {name}:", *(f"  {one}" for one in described)) if described]
+    return lines
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return ""
+    return values[name] if isinstance(values[name], str) else canonical(values[name])
+
+
+def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
+    head = (
+        f"study {study_id(experiment)}: {count(tune.trials, 'trial')}, {tune.window} at a time,"
+        f" for {study_metric(experiment)}; the best is trained as `tuned`"
+    )
+    rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
+    rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
+    return [head, *aligned(rows)]

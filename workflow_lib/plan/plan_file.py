@@ -1,0 +1,62 @@
+"""plan.json: the runs and the study of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workflow_lib import config, files
+from workflow_lib.config.experiment import Experiment
+from workflow_lib.errors import ConfigError
+from workflow_lib.plan.frozen import freeze
+from workflow_lib.plan.runs import Run, base, data_id, expand, run_digest
+from workflow_lib.plan.study import study_definition, study_digest, study_id
+from workflow_lib.store import clones
+
+
+def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
+    """The plan as JSON values: the runs and the study."""
+    listed = [{"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in runs]
+    return {"experiment": experiment.name, "runs": listed, "study": _study(experiment)}
+
+
+def reported_runs(plan_file: Path) -> list[str]:
+    """The names of the runs in a plan.json, with `tuned` where it has a study."""
+    try:
+        written = files.read_json(plan_file)
+        return [*(str(run["id"]) for run in written["runs"]), *(["tuned"] if written["study"] else [])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{plan_file}: not a plan that `freeze` wrote: {error}") from error
+
+
+def _study(experiment: Experiment) -> dict[str, Any] | None:
+    if experiment.tune is None:
+        return None
+    return {
+        "id": study_id(experiment),
+        "digest": study_digest(experiment),
+        "base": run_digest(base(experiment)),
+        "data_id": data_id(experiment),
+        "trials": experiment.tune.trials,
+        "window": experiment.tune.window,
+    }
+
+
+def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """A digest of the runs and the study: labels and the like do not change it."""
+    return config.digest(plan(experiment, runs), "plan")
+
+
+def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
+    """Every run and the study's definition are frozen, and then the plan is written."""
+    if output.parent.name == experiment.name:
+        clones.note(work, output.parents[1])
+    runs = expand(experiment)
+    for run in runs:
+        freeze(run.config, work, run.digest)
+    if experiment.tune is not None:
+        frozen = work / "studies" / study_digest(experiment) / "study.json"
+        if not frozen.exists():
+            files.write_json(frozen, study_definition(experiment))
+    files.write_json(output, plan(experiment, runs))

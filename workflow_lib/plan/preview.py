@@ -1,0 +1,100 @@
+"""Problems of runs that a look at the headers of their data, or at their model with a single sample, shows.
+
+Nothing is trained and no data is read. torch is imported only for runs that compute a single sample at a time, which
+batch norm may not be able to normalise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import config, plugins
+from workflow_lib.config.consistency import data_problems
+from workflow_lib.config.experiment import Runtime
+from workflow_lib.config.yaml import dotted
+from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.plan import Run, RunConfig, data_settings
+
+if TYPE_CHECKING:
+    from workflow_lib.data import ModelSpec
+
+ANY_FEATURES = 8  # of a table that is not read: batch norm needs two rows of any width
+ANY_SIZE = 64  # of images that are not read
+ONLY_THE_TRAINING = (
+    "each process computes one sample at a time (training.batch_size, training.accumulation, runtime.nproc): only the "
+    "training can tell whether the model's batch norm gets more than one value of each channel"
+)
+
+
+def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], list[str]]:
+    """Return the problems of the runs, and what only their trainings can tell; each is said once."""
+    problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    facts: dict[str, plugins.Known | None] = {}
+    asked = set()
+    for run in runs:
+        data = config.canonical(data_settings(run.config))
+        if data not in facts:
+            try:
+                facts[data] = plugins.looked_at(run.config.data.name, run.config.data.params, root)
+            except (EverstepError, OSError) as error:
+                facts[data] = None
+                problems[str(error)] = None
+        if (known := facts[data]) is None:
+            continue
+        values = {name: getattr(run.config, name) for name in type(run.config).model_fields}
+        problems.update((f"{dotted(path)}: {what}", None) for path, what in data_problems(values, known))
+        training, processes = run.config.training, runtime.nproc * runtime.nodes
+        if training.batch_size // (processes * training.accumulation) == 1:
+            key = config.canonical([data, run.config.model.model_dump(mode="json")])
+            if key in asked:
+                continue
+            asked.add(key)
+            try:
+                notes.update(dict.fromkeys(_single_value(run.config, known, processes)))
+            except ConfigError as error:
+                problems[str(error)] = None
+    return list(problems), list(notes)
+
+
+def _single_value(run: RunConfig, known: plugins.Known, processes: int) -> list[str]:
+    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is not known."""
+    plugin = plugins.load("models", run.model.name)
+    if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
+        return []  # a model of this library without a normalisation: torch need not be imported
+    spec, is_known = _spec(run, known)
+    if spec is None:
+        return [] if known.inputs else [ONLY_THE_TRAINING]
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from workflow_lib.training.model import explain_single_value
+
+    try:
+        with torch.device("meta"):  # shapes are computed, and no numbers
+            model = plugin.build(plugin.Params.model_validate(run.model.params), spec).train()
+            if not is_known:
+                return [ONLY_THE_TRAINING] if any(isinstance(part, _BatchNorm) for part in model.modules()) else []
+            model(torch.zeros((1, *spec.input_shape)))
+    except ValueError as error:
+        explain_single_value(error, run.training, processes)
+    except Exception:  # a model that needs numbers cannot be asked like this
+        return [ONLY_THE_TRAINING]
+    return []
+
+
+def _spec(run: RunConfig, known: plugins.Known) -> tuple[ModelSpec | None, bool]:
+    """Return the shapes that the model must fit, and whether batch norm will see the same shapes in the training."""
+    from workflow_lib.data import ModelSpec
+
+    task = plugins.task(run.data.name, run.data.params)
+    outputs = 1 if task == "regression" else known.classes or 2
+    if known.inputs == "images":
+        is_known = known.size is not None and known.channels is not None
+        height, width = known.size or (ANY_SIZE, ANY_SIZE)
+        return ModelSpec((known.channels or 3, height, width), outputs, task), is_known
+    if known.inputs == "tables":
+        return ModelSpec((ANY_FEATURES,), outputs, task), True
+    return None, False

@@ -1,0 +1,79 @@
+"""The user's code and files that a run is trained with: its model, its hooks, and the files that their settings name.
+
+Their digest is part of the name of a run's workspace, beside that of the data: other code is another training. The
+workspace keeps the text of the code, so that `everstep explain` can show the lines that differ. The user can accept a
+finished result for changed code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workflow_lib import config, files, plugins
+from workflow_lib.plan import RunConfig
+from workflow_lib.plugins import source_digest
+
+Kept = dict[str, Any]
+
+
+def of(run: RunConfig) -> dict[str, source_digest.Code]:
+    """Return the code of the run's model and, if it has hooks, of its hooks."""
+    modules = {"model": plugins.load("models", run.model.name)}
+    if run.training.hooks is not None:
+        modules["hooks"] = plugins.load_hooks(run.training.hooks)
+    return {kind: plugins.code(module) for kind, module in modules.items()}
+
+
+def files_of(run: RunConfig) -> dict[str, Path]:
+    """Return the files that the settings of the run's model name, by setting."""
+    return plugins.named_files("models", run.model.name, run.model.params)
+
+
+def digest(run: RunConfig) -> str:
+    """Return the digest of the run's code and of the content of its model's files: 32 hex digits."""
+    return digest_of(of(run), {name: content_digest(path) for name, path in files_of(run).items()})
+
+
+def digest_of(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
+    return config.digest({"code": {kind: one.digest for kind, one in code.items()}, "files": named}, "code")
+
+
+def state(run: RunConfig) -> str:
+    """Return a text that changes whenever the digest does, without reading large files."""
+    named = {name: files.file_state(path) for name, path in files_of(run).items()}
+    return config.digest([{kind: one.digest for kind, one in of(run).items()}, named], "code")
+
+
+def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], str]:
+    """Return the function with a memory: for many runs, each model with its hooks is read once."""
+    known: dict[str, str] = {}
+
+    def of_run(run: RunConfig) -> str:
+        key = config.canonical([run.model.name, run.model.params, run.training.hooks])
+        if key not in known:
+            known[key] = digest(run)
+        return known[key]
+
+    return of_run
+
+
+def content_digest(path: Path) -> str:
+    """Return the digest of a file's content, or of the names and contents of a folder's files, hidden ones left out."""
+    if path.is_dir():
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_hidden(file.relative_to(path))]
+        return config.digest([[str(file.relative_to(path)), files.file_digest(file)] for file in inside], "folder")
+    return files.file_digest(path)
+
+
+def is_hidden(path: Path) -> bool:
+    """Return True if the file, or a folder on the way to it, has a name that starts with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def as_kept(run: RunConfig) -> Kept:
+    """Return the current code of the run, in the form that `keep` writes."""
+    code, named = of(run), {name: content_digest(path) for name, path in files_of(run).items()}
+    texts = {kind: {"digest": one.digest, "texts": one.texts} for kind, one in code.items()}
+    return {"digest": digest_of(code, named), "code": texts, "files": named}

@@ -1,0 +1,120 @@
+"""A data set or a model is one file: its name is the one in the experiment, its `Params` are its settings."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from workflow_lib.errors import ConfigError, EverstepError, shortened
+from workflow_lib.plugins.section import Section
+from workflow_lib.runtime import forking
+
+log = logging.getLogger(__name__)
+
+ENTRY = {"data": "open_source", "models": "build"}
+FOLDERS = {"data": "datasets", "models": "models"}  # of this package, by kind
+HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
+Task = Literal["classification", "regression", "language"]
+Inputs = Literal["images", "tables", "texts"]
+
+
+class PluginError(ConfigError):
+    """A data set or model that does not exist, cannot be imported, lacks a part, or raises."""
+
+
+@cache
+def available(kind: str) -> list[str]:
+    """Names of the data sets or models in the package, sorted."""
+    folder = Path(__file__).parents[1] / FOLDERS[kind]
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """The module of a data set (`data`) or a model (`models`); a dotted name is an import path."""
+    target = name if is_import_path(name) else f"workflow_lib.{FOLDERS[kind]}.{name}"
+    if not is_import_path(name) and name not in available(kind):
+        raise PluginError(_unknown(kind, name))
+    return _checked(kind, name, _imported(kind, name, target))
+
+
+def _imported(kind: str, name: str, target: str) -> ModuleType:
+    if target in sys.modules:
+        return sys.modules[target]
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        with forking.importing(target):
+            return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name and (target == error.name or target.startswith(error.name + ".")):
+            raise PluginError(_unknown(kind, name)) from error
+        raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def load_hooks(name: str) -> ModuleType:
+    """The module of a person's functions that a training calls; one with a name that is never called is refused."""
+    module = _imported("hooks", name, name)
+    names = [one for one in vars(module) if one.startswith("on_")]
+    for wrong in (one for one in names if one not in HOOKS):
+        near = difflib.get_close_matches(wrong, HOOKS, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise PluginError(f"{module.__file__}: `{wrong}` is never called{hint} (there are: {', '.join(HOOKS)})")
+    if not names:
+        raise PluginError(f"{module.__file__}: no function to call; allowed: {', '.join(HOOKS)}")
+    if hasattr(module, "state_dict") != hasattr(module, "load_state_dict"):
+        raise PluginError(
+            f"{module.__file__}: `state_dict()` and `load_state_dict(state)` come together, or not at all"
+        )
+    return module
+
+
+@contextmanager
+def blaming(who: str) -> Iterator[None]:
+    """What a person's code raises in here is told in a line, with its place; the log has the traceback."""
+    try:
+        yield
+    except (EverstepError, MemoryError):  # too little memory is no mistake of the code
+        raise
+    except Exception as error:
+        log.info("%s failed", who, exc_info=True)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{who} failed: {what} ({place.filename}:{place.lineno})") from error
+
+
+def is_import_path(name: str) -> bool:
+    return "." in name and all(part.isidentifier() for part in name.split("."))
+
+
+def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
+    params = getattr(module, "Params", None)
+    if not (isinstance(params, type) and issubclass(params, Section)):
+        raise PluginError(f"{module.__file__}: needs `class Params(Section)` with its settings (plugin `{name}`)")
+    if not callable(getattr(module, ENTRY[kind], None)):
+        raise PluginError(f"{module.__file__}: needs a function `{ENTRY[kind]}` (plugin `{name}`)")
+    return module
+
+
+def _unknown(kind: str, name: str) -> str:
+    given = shortened(name)
+    if kind == "hooks":
+        return f"no module `{given}` to import for hooks; give an import path from the project: mypackage.module"
+    names = available(kind)
+    what = "data set" if kind == "data" else "model"
+    if is_import_path(name):
+        return f"no module `{given}` to import as a {what}; in the package: {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: mypackage.module)"

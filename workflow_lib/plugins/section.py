@@ -1,0 +1,61 @@
+"""Typed settings of a section of the experiment file or of a plugin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+class Section(BaseModel):
+    """Typed settings: frozen, unknown names refused, numbers finite, paths relative to the project's root."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yaml_surprises(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not _takes_bool(annotation):
+            raise ValueError(f"{str(value).lower()} is not a value for this setting")
+        return _empty(annotation) if value is None else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _inside_the_project(cls, value: Any, info: ValidationInfo) -> Any:
+        return project_path(value, (info.context or {}).get("root")) if isinstance(value, Path) else value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_takes_bool(member) for member in get_args(annotation))
+    return annotation not in (int, float, str)
+
+
+def _empty(annotation: Any) -> Any:
+    """What a name with nothing after it means: no settings, where settings are expected."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _empty(members[0])
+    if origin in (dict, list, tuple):
+        return {} if origin is dict else []
+    if origin in (Union, UnionType):
+        return None if type(None) in members else _empty(members[0])
+    return {} if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def project_path(path: Path, root: Path | None) -> Path:
+    """The path without `.` and `..`; relative to the root when it lies inside."""
+    lexical = Path(os.path.normpath(path.expanduser()))
+    if root is not None and lexical.is_absolute() and lexical.is_relative_to(root):
+        return lexical.relative_to(root)
+    return lexical
+
+
+def counts(section: type[Section], name: str) -> bool:
+    """True when the field is part of the identity, as its mark says."""
+    extra = section.model_fields[name].json_schema_extra
+    return not isinstance(extra, dict) or extra.get("identity", True) is not False

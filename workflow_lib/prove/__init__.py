@@ -1,0 +1,5 @@
+"""Proof."""
+
+from workflow_lib.prove.proof import Verdict, prove
+
+__all__ = ["Verdict", "prove"]

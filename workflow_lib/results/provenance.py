@@ -1,0 +1,126 @@
+"""A result says what made it, so that anyone can make it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import __version__
+from workflow_lib.errors import UserError
+from workflow_lib.files import file_digest as file_digest
+from workflow_lib.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+DIVERGED = "diverged"  # state in the statement of a run that has no other result
+FEW_SAMPLES = 50  # below, a single one moves a proportion by more than 2 %
+
+
+def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
+    """What is making a result now: the command, the code, the digests of its input files, the environment."""
+    from workflow_lib.runtime import environment as telemetry
+
+    environment = telemetry.environment(device) | telemetry.accelerator(device)
+    return {**made_by(inputs), "environment": environment}
+
+
+def made_by(inputs: Sequence[Path]) -> dict[str, Any]:
+    """The command, the code and the digests of the input files of the result that is being made."""
+    modified = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return {
+        "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
+        "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
+        "code": {
+            "version": __version__,
+            "commit": _git("rev-parse", "HEAD"),
+            "modified": None if modified is None else bool(modified),
+        },
+        "inputs": {str(path): file_digest(path) for path in inputs},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the current folder; None outside of a repository or without git."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def trace(path: Path, work: Path) -> str:
+    """Where a result in the folder of a run comes from and how to make it again, for a terminal."""
+    statement = _statement(path)
+    result = read_json(statement)
+    if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
+        raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
+    trained = read_json(statement.with_name("train.json"), "steps", "epochs", "attempts")
+    if trained.get("state") == DIVERGED:
+        ended = {DIVERGED: trained["reason"]}
+    else:
+        ended = {"sealed in": read_json(statement.with_name("train.json"), "sealed")["sealed"]}
+    made = result.get("provenance", {})
+    code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
+    rows = {
+        "file": path,
+        "run": result["run"],
+        "config": work / "runs" / result["digest"] / "config.json",
+        "data": result["data"],
+        "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
+        **ended,
+        **({"accepted": accepted_words(trained["accepted"])} if "accepted" in trained else {}),
+        "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
+        + (" with uncommitted changes" if code["modified"] else ""),
+        "made by": made.get("command", "unknown"),
+    }
+    for name, digest in made.get("inputs", {}).items():
+        rows[f"from {name}"] = digest + _now(Path(name), digest)
+    rows["again"] = rebuild_command(path, made.get("experiment"))
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def accepted_words(record: dict[str, Any]) -> str:
+    """Return the text about a result that stands for changed code."""
+    return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
+
+
+def caution(samples: int) -> str:
+    """Return the words that belong beside every metric of so many test samples; empty if they are not few."""
+    return f"only {samples} test samples" if samples < FEW_SAMPLES else ""
+
+
+def rebuild_command(path: Path, experiment: str | None) -> str:
+    """The command that makes the file again, also when it is there and up to date."""
+    command = ["snakemake", "--profile", "profiles/local"]
+    if experiment:
+        command += ["--configfile", experiment]
+    return shlex.join([*command, "--force", "--", str(path)])
+
+
+def _statement(path: Path) -> Path:
+    """The JSON file that speaks for a result."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".json":
+        return path
+    speaker = {"model.onnx": "export.json", "predictions.csv": "evaluation.json"}.get(path.name, "train.json")
+    if not path.with_name(speaker).exists():
+        raise UserError(
+            f"{path}: no {speaker} beside it to say where it comes from. Give a file of one run: "
+            f"results/EXPERIMENT/runs/RUN/*"
+        )
+    return path.with_name(speaker)
+
+
+def _now(path: Path, digest: str) -> str:
+    """How an input differs today from what was read then; empty when it does not."""
+    if not path.exists():
+        return " (gone)"
+    return "" if file_digest(path) == digest else " (changed since)"

@@ -1,0 +1,207 @@
+"""What the pipeline found out about the runs of an experiment, read from the files of its rules."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib.files import read_json
+from workflow_lib.results import provenance
+from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.store import accounting
+from workflow_lib.store.accounting import Account
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+
+TUNED = "tuned"
+METRICS = {
+    "classification": {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"},
+    "regression": {"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
+    "language": {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
+}
+
+STEPS = {
+    "train": ("train.json", "not trained"),
+    "evaluate": ("evaluation.json", "not evaluated"),
+    "export": ("export.json", "not exported"),
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything the pipeline found out about one run; `name` is its folder."""
+
+    name: str
+    settings: Row  # of every setting that any run varies, what this run has
+    train: Row
+    evaluation: Row
+    export: Row
+    history: list[Row]
+    select_metric: str
+    account: Account
+
+    @property
+    def task(self) -> str:
+        return str(self.evaluation["task"])
+
+    @property
+    def id(self) -> str:
+        return str(self.evaluation["run"])
+
+    @property
+    def caution(self) -> str:
+        """Words that belong beside every metric of a small test split; empty for a large one."""
+        return provenance.caution(self.evaluation["samples"])
+
+    def best(self) -> tuple[float, int]:
+        """Best value of the metric that ranks the runs, and its epoch."""
+        chosen = self.train["best"]
+        if chosen["metric"] == self.select_metric:
+            return chosen["value"], chosen["epoch"]
+        sign = _sign(self.select_metric)
+        rows = [row for row in self.history if row[self.select_metric] is not None]
+        row = max(rows, key=lambda row: sign * row[self.select_metric])
+        return row[self.select_metric], row["epoch"]
+
+    def rank(self) -> tuple[float, float]:
+        """Sorts the best run first; equal ones by their lowest validation loss."""
+        losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
+        return -_sign(self.select_metric) * self.best()[0], min(losses, default=math.inf)
+
+    def export_error(self) -> float:
+        """Largest difference between a logit of the ONNX model and of torch, in all comparisons."""
+        check = self.export["check"]
+        return float(max(compared["max_abs_error"] for compared in (*check["batches"], check["split"])))
+
+    def row(self) -> Row:
+        """The run's line in the table of runs."""
+        value, epoch = self.best()
+        row: Row = {"name": self.name, "run": self.id, **self.settings}
+        row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
+        for name in METRICS[self.task]:
+            metric = self.evaluation["metrics"][name]
+            row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
+        row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
+        account = self.account
+        row |= {"test_samples": self.evaluation["samples"]}
+        row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
+        row |= {"failed_attempts": account.failed, "failed_seconds": account.failed_s}
+        row |= {"saved_seconds": account.saved_s, "reused": account.reused}
+        return row | {"onnx_max_abs_error": self.export_error(), "digest": self.train["digest"]}
+
+
+def load_results(experiment: Experiment, results: Path, runs: Sequence[str], work: Path) -> list[RunResults]:
+    """Results of the runs, best first."""
+    from workflow_lib import plan
+
+    varied = {name for run in plan.expand(experiment) for name in run.swept}
+    if TUNED in runs and experiment.tune:
+        varied |= experiment.tune.space.keys()
+    found = []
+    for name in runs:
+        folder = results / "runs" / name
+        train = read_json(folder / "train.json")
+        config = plan.load_run(train["digest"], work)[0].model_dump(mode="json")
+        found.append(
+            RunResults(
+                name=name,
+                settings={setting: _setting_of(config, setting) for setting in sorted(varied)},
+                train=train,
+                evaluation=read_json(folder / "evaluation.json"),
+                export=read_json(folder / "export.json"),
+                history=_history(folder / "history.csv"),
+                select_metric=experiment.training.select_metric,
+                account=account_of(train, work),
+            )
+        )
+    return sorted(found, key=RunResults.rank)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without results: the first of them that it lacks, and what the log of that step says last.
+
+    One that diverged, as a point of a sweep, is in the state `diverged`, and lacks nothing.
+    """
+
+    name: str
+    state: str
+    reason: str
+    account: Account = Account()
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.state == DIVERGED
+
+    def row(self) -> Row:
+        """The run's line in the table of runs."""
+        return {"name": self.name, "state": self.state, "reason": self.reason}
+
+
+def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinished]:
+    """The runs that diverged or lack a result, with the reason."""
+    found = []
+    for name in runs:
+        folder = results / "runs" / name
+        train = read_json(folder / "train.json") if (folder / "train.json").exists() else {}
+        if train.get("state") == DIVERGED:
+            found.append(Unfinished(name, DIVERGED, train["reason"], account_of(train, work)))
+            continue
+        for step, (file, state) in STEPS.items():
+            if not (folder / file).exists():
+                log = Path("logs", step, results.name, f"{name}.log")
+                found.append(Unfinished(name, state, _last_line(log) or "not begun"))
+                break
+    return found
+
+
+def _last_line(log: Path) -> str | None:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
+
+
+def account_of(train: Row, work: Path) -> Account:
+    """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
+    from workflow_lib.store import layout
+
+    if train.get("state") == DIVERGED:
+        workspace = layout.workspace_of(work, train["digest"], train["data"], train["code"])
+    else:
+        workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
+    if workspace.exists():
+        return accounting.account(workspace)
+    return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])
+
+
+def _setting_of(config: Any, name: str) -> Any:
+    """Value of a dotted name; None where the run has no such setting (another model, another optimizer)."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _history(path: Path) -> list[Row]:
+    """Rows of a learning curve; a value that is missing or not a number is None."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | int | None:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text or "nan")
+        return value if math.isfinite(value) else None
+
+
+def _sign(metric: str) -> int:
+    from workflow_lib.config.run import is_lower_better
+
+    return -1 if is_lower_better(metric) else 1

@@ -1,0 +1,142 @@
+"""What a finished run hands out: weights, history and, last, the statement that the rules wait for."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import checkpoint, plugins
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.config.run import METRICS
+from workflow_lib.errors import CheckpointError, StateError, UserError
+from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
+from workflow_lib.results import provenance
+from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.store import attempts as ws
+from workflow_lib.store import code, layout
+from workflow_lib.store.events import read_events
+
+if TYPE_CHECKING:
+    from workflow_lib.launch.attempt import Job
+    from workflow_lib.training.state import Row
+
+logger = logging.getLogger(__name__)
+
+
+def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
+    """Weights, history and, last, the statement of a finished run."""
+    sys.audit("everstep", "outputs")
+    state = checkpoint.read_state(sealed)["progress"]
+    model = _weights(sealed)
+    write_atomic(output.with_name("model.safetensors"), model)
+    write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
+    accepted = {} if sealed.manifest["fingerprint"].get("code") == job.code else code.accepted(job.workspace)
+    sys.audit("everstep", "statement")
+    write_json(
+        output,
+        {
+            **_common(job, sealed.path.parents[1], data),
+            **({"accepted": accepted} if accepted else {}),
+            "sealed": str(sealed.path),
+            "exact": sealed.about["exact"],
+            "steps": sealed.step,
+            "epochs": len(state["history"]),
+            "best": {
+                "metric": job.run.training.select_metric,
+                "value": state["best"][job.run.training.select_metric],
+                "epoch": state["best"]["epoch"],
+                "step": state["best"]["step"],
+            },
+            "final": state["history"][-1],
+            "model": checkpoint.digest(model),
+            "parameters": sealed.about["parameters"],
+            "environment": sealed.about["environment"],
+        },
+    )
+
+
+def write_diverged(reason: str, step: int, job: Job, data: Path, output: Path) -> None:
+    """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
+    history = read_events(layout.metrics_file(job.workspace))
+    write_atomic(output.with_name("model.safetensors"), b"")
+    write_atomic(output.with_name("history.csv"), _csv(history, job.manifest.task))
+    write_json(
+        output,
+        {
+            **_common(job, job.workspace, data),
+            "state": DIVERGED,
+            "reason": reason,
+            "steps": step,
+            "epochs": len(history),
+        },
+    )
+    logger.warning("%s; as a point of a sweep, this is its result", reason)
+
+
+def _common(job: Job, workspace: Path, data: Path) -> dict[str, Any]:
+    """The part of a statement that every run has: its names, its cost in that workspace, and its inputs."""
+    attempts = ws.list_attempts(workspace)
+    return {
+        "run": job.digest[:12],
+        "digest": job.digest,
+        "data": job.manifest.digest,
+        "code": job.code,
+        "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
+        "attempts": len(attempts),
+        "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
+    }
+
+
+def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
+    """Where the run diverged, ``output`` says so, and the file ``empty`` beside it is empty; else nothing is done."""
+    statement = model.with_name("train.json")
+    trained = read_json(statement, "digest", "data", "code")
+    if trained.get("state") != DIVERGED:
+        return False
+    said = {name: trained[name] for name in ("run", "digest", "data", "code", "state", "reason")}
+    write_atomic(output.with_name(empty), b"")
+    write_json(output, {**said, "provenance": provenance.made_by([statement])})
+    logger.info("the training diverged, so there is nothing to do: %s", trained["reason"])
+    return True
+
+
+def trained(model: Path, work: Path) -> dict[str, Any]:
+    """The statement of the trained weights, which are those that it tells of.
+
+    Damaged weights are written again from the final state of their run, where it is still whole; else a StateError
+    names the file.
+    """
+    statement = model.with_name("train.json")
+    told: dict[str, Any] = read_json(statement, "digest", "data", "code")
+    if told.get("state") == DIVERGED:
+        raise UserError(f"{model}: there are no weights: {told['reason']}")
+    told = read_json(statement, "digest", "data", "code", "model", "sealed")
+    if file_digest(model, size=32) != told["model"]:
+        content = _regenerated(work / "runs" / told["digest"] / Path(*Path(told["sealed"]).parts[-3:]), told["model"])
+        if content is None:
+            raise StateError(f"{model}: damaged: these are not the weights that {statement} tells of. {REMAKE}")
+        logger.warning("%s was damaged: its weights are written again from the final state of the run", model)
+        write_atomic(model, content)
+    return told
+
+
+def _regenerated(sealed: Path, digest: str) -> bytes | None:
+    """The weights of that digest in a final state; None where they are not there, or damaged too."""
+    try:
+        content = _weights(checkpoint.read_manifest(sealed))
+    except (CheckpointError, OSError):
+        return None
+    return content if checkpoint.digest(content) == digest else None
+
+
+def _weights(sealed: Checkpoint) -> bytes:
+    return checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
+
+
+def _csv(history: list[Row], task: plugins.Task) -> str:
+    """The curve as a table; numbers read back exactly."""
+    columns = ("epoch", "step", "lr", *METRICS[task])
+    lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,169 @@
+"""Description of the machine: all of it for the record, and the part that can change bits for the fingerprint.
+
+``environment`` does not start CUDA, so launchers may call it; the other functions are for processes that compute.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workflow_lib.runtime.device import query_gpus
+
+PACKAGES = [
+    "everstep",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "optuna",
+    "pandas",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "snakemake",
+    "snakemake-executor-plugin-slurm",
+    "torch",
+]
+SCHEDULER = [
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_JOB_PARTITION",
+    "SLURM_NNODES",
+    "SLURMD_NODENAME",
+    "CUDA_VISIBLE_DEVICES",
+]
+# Environment variables that choose kernels. Those of NCCL count too, unless they are known to be harmless.
+KERNEL_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+HARMLESS = re.compile(r"NCCL_(DEBUG\w*|SOCKET_IFNAME|SOCKET_FAMILY|IB_HCA|HOSTID|\w*TIMEOUT\w*|ASYNC_ERROR_HANDLING)")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Everything about host and software that helps to explain a result. Never starts CUDA."""
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "command": sys.argv,
+        "packages": _versions(),
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": str(device),
+        "gpus": query_gpus() if device.type == "cuda" else [],
+        "cuda": torch.version.cuda,
+        "scheduler": {name: os.environ[name] for name in SCHEDULER if name in os.environ},
+        "git": git_commit(Path.cwd()),
+    }
+
+
+def accelerator(device: torch.device) -> dict[str, Any]:
+    """Return torch's build and, on CUDA, the versions and the GPU, for the record. May start CUDA."""
+    return {"torch_build": torch.__config__.show(), **(_gpu(device) if device.type == "cuda" else {})}
+
+
+def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict[str, Any]:
+    """Return the properties that two attempts must share for bit-identical steps. On CUDA, only ranks may call this.
+
+    On GPUs the order of sums over ranks depends on their layout on nodes; on CPUs (gloo) only on their number. The
+    version of cuDNN is not included; it normally follows from the build of torch.
+    """
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "device": device.type,
+        "device_name": cpu_name() if device.type != "cuda" else torch.cuda.get_device_name(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "world_size": nodes * nproc,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **(_gpu(device) | _cuda_switches() if device.type == "cuda" else {}),
+        **({"layout": f"{nodes}x{nproc}"} if device.type == "cuda" and nodes * nproc > 1 else {}),
+    }
+
+
+def of_all_ranks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the fingerprints of all ranks; a property that differs becomes a list, in the order of ranks."""
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for fingerprint in found for name in fingerprint):
+        values = [fingerprint.get(name) for fingerprint in found]
+        merged[name] = values[0] if all(value == values[0] for value in values) else values
+    return merged
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    """Return versions, and properties of the GPU that also tell a MIG slice or MPS share from the whole GPU."""
+    found = torch.cuda.get_device_properties(device)
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "device_memory": found.total_memory,
+        "variables": kernel_variables(),
+    }
+
+
+def kernel_variables() -> dict[str, str]:
+    """Return the environment variables that can change the results of kernels or NCCL."""
+    return {name: os.environ[name] for name in sorted(os.environ) if _changes_sums(name)}
+
+
+def _changes_sums(name: str) -> bool:
+    """Return True for an environment variable that can change the results of kernels or NCCL."""
+    is_nccl = name.startswith("NCCL_") and HARMLESS.fullmatch(name) is None
+    return is_nccl or name in KERNEL_VARIABLES or name.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+
+
+def _cuda_switches() -> dict[str, Any]:
+    backends: Any = torch.backends
+    return {
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        # torch's older names for these raise where a program has used the newer ones
+        "fp32_of_products": backends.cuda.matmul.fp32_precision,
+        "fp32_of_convolutions": backends.cudnn.conv.fp32_precision,
+        "fp32_of_recurrences": backends.cudnn.rnn.fp32_precision,
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    models = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out around a folder; None outside of a repository or without git."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,56 @@
+"""What the jobs of an experiment ask of a cluster, held against what the cluster has, before anything is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workflow_lib import plan
+from workflow_lib.errors import ConfigError
+from workflow_lib.slurm.cluster import Ask, read_cluster, scontrol
+from workflow_lib.slurm.fit import problems
+from workflow_lib.slurm.profile import read_profile
+from workflow_lib.slurm.requests import Request, asked_by, requests
+
+__all__ = ["asked_by", "check", "read_profile", "requests", "table"]
+
+COLUMNS = ("rule", "jobs", "partition", "nodes", "GPUs", "CPUs", "memory MB", "minutes", "GPU-hours")
+
+
+def table(asked: Sequence[Request]) -> str:
+    """The requests, a rule a line, and their sums."""
+    hours = [one.gpu_hours for one in asked]
+    known = sum(hour for hour in hours if hour is not None)
+    last = ["all", str(sum(one.jobs for one in asked)), *[""] * (len(COLUMNS) - 3), f"{known:.1f}"]
+    rows = [list(COLUMNS), *(_row(one) for one in asked), last]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = (COLUMNS.index("rule"), COLUMNS.index("partition"))
+    padded = [[cell if i in left else cell.rjust(widths[i]) for i, cell in enumerate(row)] for row in rows]
+    return "\n".join(
+        [
+            "what jobs ask for on their first try, were nothing made yet (GPUs, CPUs and memory: of a node)",
+            "",
+            *plan.aligned(padded),
+            "",
+            "GPU-hours: jobs x GPUs x minutes, the most that these jobs can take; most end earlier"
+            + (" (where `?` stands, a number could not be read)" if None in hours else ""),
+            "a training that is preempted, or longer than its minutes, goes on in a further job of as many minutes",
+        ]
+    )
+
+
+def _row(one: Request) -> list[str]:
+    hours = "?" if one.gpu_hours is None else f"{one.gpu_hours:.1f}"
+    gpus = f"{one.gpus} {one.gpu_model or ''}".strip()
+    cells = (one.jobs, one.partition or "(default)", one.nodes, gpus, one.cpus, one.mem_mb, one.minutes)
+    return [one.rule, *("-" if cell is None else str(cell) for cell in cells), hours]
+
+
+def check(asked: Sequence[Request], ask: Ask = scontrol) -> str:
+    """A line that says what came of the check; ConfigError has every request that the cluster can never grant."""
+    try:
+        cluster = read_cluster(*(ask(["--all", "--oneliner", "show", what]) for what in ("partition", "node")))
+    except LookupError as reason:
+        return f"NOT CHECKED against the cluster: {reason}"
+    if found := problems(asked, cluster):
+        raise ConfigError("\n".join(found))
+    return f"checked: the cluster ({', '.join(cluster)}) has all that these jobs ask for"

@@ -1,0 +1,76 @@
+"""Decisions of a user about a finished run: keep its result although the code changed, or train it again."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from pathlib import Path
+
+from workflow_lib import plan
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.errors import UserError
+from workflow_lib.files import read_json, write_json
+from workflow_lib.plan import user_code
+from workflow_lib.store import layout
+from workflow_lib.store.attempts import utc_now
+from workflow_lib.store.lease import Lease
+from workflow_lib.store.runs import find_sealed
+
+
+def accept(ref: str, work: Path) -> str:
+    """Record that the newest finished result of the run is valid for the current code; return a line about it."""
+    run, digest = plan.load_run(ref, work)
+    code = user_code.digest(run)
+    accepted = []
+    for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
+        workspace = layout.workspace_of(work, digest, data, code)
+        if find_sealed(workspace) is not None:
+            return f"{ref}: finished with the current code; there is nothing to accept"
+        finished = [found for path in layout.workspaces(work, digest, data) if (found := find_sealed(path))]
+        if finished:
+            newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
+            record = {
+                "workspace": newest.path.parents[1].name,
+                "code": code,
+                "trained_with": newest.manifest["fingerprint"].get("code"),
+                "by": getpass.getuser(),
+                "time": utc_now(),
+            }
+            write_json(layout.acceptance_file(workspace), record)
+            accepted.append(newest.path.parents[1])
+    if not accepted:
+        raise UserError(f"{ref}: no finished training to accept in {work / 'runs' / digest}")
+    return f"{ref}: {', '.join(map(str, accepted))} is accepted for the current code; the pipeline uses it untrained"
+
+
+def retrain(ref: str, work: Path, results: Path) -> str:
+    """Move the run's workspaces of the current code aside; return lines that say where to and what runs again."""
+    run, digest = plan.load_run(ref, work)
+    code = user_code.digest(run)
+    stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
+    lines = []
+    for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
+        workspace = layout.workspace_of(work, digest, data, code)
+        if (record := layout.acceptance_file(workspace)).exists():
+            record.unlink()
+            lines.append(f"{ref}: the acceptance for the current code is withdrawn")
+        if workspace.is_dir():
+            with Lease.acquire(workspace, "retrain", timeout_s=60.0):
+                aside = workspace.rename(workspace.with_name(f"{workspace.name}.aside-{stamp}"))
+            lines.append(f"{ref}: its state is now in {aside}; delete that folder when you do not need it")
+    if not lines:
+        raise UserError(f"{ref}: nothing was trained with the current code, so there is nothing to move aside")
+    for path in _results_of(digest, results):
+        path.rename(path.with_name(f".{path.name}.aside-{stamp}"))
+        lines.append(f"{path} will be made again, and everything that depends on it")
+    return "\n".join(lines)
+
+
+def _results_of(digest: str, results: Path) -> Iterator[Path]:
+    """Yield the result files that name a training of the run; the pipeline makes them again if they are missing."""
+    for path in sorted(results.glob("*/runs/*/train.json")):
+        if read_json(path, "digest")["digest"] == digest:
+            yield path
+    for path in sorted(results.glob("*/tune/*/trial-*.json")):
+        if read_json(path, "run")["run"]["digest"] == digest:
+            yield path

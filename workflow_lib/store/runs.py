@@ -1,0 +1,48 @@
+"""The final checkpoint of a finished run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import checkpoint
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.errors import (
+    CheckpointError,
+)
+from workflow_lib.store import layout
+from workflow_lib.store.code import accepted
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+def find_result(workspace: Path) -> Checkpoint | None:
+    """The final state in the workspace, or in the one that a person accepted in its place; None without either."""
+    sealed = find_sealed(workspace)
+    record = None if sealed else accepted(workspace)
+    if record is None:
+        return sealed
+    logger.warning("the result that other code trained stands, as %s accepted: %s", record["by"], record["workspace"])
+    return find_sealed(workspace.with_name(record["workspace"]))
+
+
+def find_sealed(workspace: Path) -> Checkpoint | None:
+    """The final state of a finished run, verified; None when it is not finished, or damaged."""
+    for path in reversed(checkpoint.published(layout.checkpoints_dir(workspace))):
+        try:
+            found = checkpoint.read_manifest(path)
+            fingerprint = found.manifest["fingerprint"]
+            parts = [fingerprint["data"][:12], *([fingerprint["code"][:12]] if "code" in fingerprint else [])]
+            if (fingerprint["run"], "-".join(parts)) != workspace.parts[-2:]:
+                raise CheckpointError(f"it belongs to run {fingerprint['run'][:12]}")
+            if found.about["cursor"]["phase"] != "finish":
+                return None
+            checkpoint.verify(found)
+            return found
+        except CheckpointError as error:
+            logger.warning("checkpoint %s cannot be used: %s", path.name, error)
+    return None

@@ -1,0 +1,310 @@
+"""What the store holds: the state of every run, told from its files alone, also while it is being trained.
+
+Nothing here waits for a lock, asks a scheduler or disturbs an owner. An owner on this host is looked up among the
+processes; one on another host is believed while its heart beats.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from workflow_lib import checkpoint
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.files import names_in, read_json
+from workflow_lib.store import accounting, layout, repeats
+from workflow_lib.store import attempts as ws
+from workflow_lib.store.accounting import Account
+from workflow_lib.store.events import last_event, read_events
+from workflow_lib.store.layout import WORKSPACE
+from workflow_lib.store.lease import Holder, last_seen
+
+Row = dict[str, Any]
+
+SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; a longer one of the owner counts, twice, instead
+PROGRESS = ("progress", "epoch")
+RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them is what a long status costs
+NAME_WIDTH = 44
+WIDTH = 100
+HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
+DIGEST = re.compile("[0-9a-f]{32}")
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def runs(work: Path, results: Path) -> list[Row]:
+    """One row a run and data, the newest activity first; planned runs that were never begun come last."""
+    planned = _names(results)
+    names = _made(results, {*planned.values()}) | planned
+    rows = [_row(workspace, names) for workspace in workspaces(work)]
+    begun = {row["digest"] for row in rows}
+    rows.sort(key=lambda row: str(row["updated"]), reverse=True)
+    return rows + [_blank(digest, names) for digest in planned if digest not in begun]
+
+
+def workspaces(work: Path) -> list[Path]:
+    """Folders of the runs that were begun."""
+    found = []
+    for digest in filter(DIGEST.fullmatch, names_in(work / "runs")):
+        run = work / "runs" / digest
+        found += [run / name for name in names_in(run) if WORKSPACE.fullmatch(name) and (run / name).is_dir()]
+    return found
+
+
+def is_finished(newest: Checkpoint | None) -> bool:
+    """Whether this, the newest checkpoint of a run, is its final state."""
+    return newest is not None and newest.about["cursor"]["phase"] == "finish"
+
+
+def is_held(workspace: Path) -> bool:
+    """Whether somebody owns the workspace, as far as can be told from here."""
+    seen = last_seen(workspace)
+    return seen is not None and _is_believed(*seen)
+
+
+def _is_believed(holder: Holder, silent_s: float) -> bool:
+    return holder.is_of_this_host() or silent_s <= max(SILENT_S, 2 * holder.timeout_s)
+
+
+def _names(results: Path) -> dict[str, str]:
+    """Names that plans and studies give to the runs: the first one found."""
+    names: dict[str, str] = {}
+    kinds = ("*/plan.json", "*/tune/*/suggest-*.json", "*/tune/*/best.json")
+    for path in (path for kind in kinds for path in sorted(results.glob(kind))):
+        try:
+            content = read_json(path)
+            for run in content["runs"] if path.name == "plan.json" else [content["run"]]:
+                names.setdefault(str(run["digest"]), str(run["id"]))
+        except UNREADABLE:
+            continue
+    return names
+
+
+def _made(results: Path, planned: Set[str]) -> dict[str, str]:
+    """Names of the runs that have results and are not ``planned``: a plan that they left no longer says them."""
+    names: dict[str, str] = {}
+    for runs in (results / experiment / "runs" for experiment in names_in(results)):
+        for name in names_in(runs):
+            if name not in planned:  # else its name is known, and there may be thousands
+                with suppress(*UNREADABLE):
+                    names.setdefault(str(read_json(runs / name / "train.json")["digest"]), name)
+    return names
+
+
+def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
+    """The row of a run of which no more is known."""
+    return {
+        "run": names.get(digest, digest[:12]),
+        "digest": digest,
+        "data": None,
+        "state": state,
+        "why": None,
+        "step": 0,
+        "steps": None,
+        "epoch": 0,
+        "epochs": None,
+        "samples_per_s": None,
+        "exact": True,
+        "checkpoint": None,
+        "checkpoint_age_s": None,
+        "attempts": [],
+        "owner": None,
+        "account": {**vars(Account())},
+        "updated": "",
+    }
+
+
+def _row(workspace: Path, names: dict[str, str]) -> Row:
+    digest = workspace.parent.name
+    try:
+        return _blank(digest, names) | {"data": workspace.name[:12]} | _known(workspace)
+    except UNREADABLE as error:
+        why = f"{type(error).__name__}: {error}"
+        return _blank(digest, names, "damaged") | {"data": workspace.name[:12], "why": why}
+
+
+def _known(workspace: Path) -> Row:
+    """What the files of a workspace say."""
+    newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
+    saved = newest.step if newest else 0
+    attempts = accounting.settled(ws.list_attempts(workspace), saved)
+    seen = last_seen(workspace)
+    held = seen if seen and _is_believed(*seen) else None
+    events = layout.events_file(workspace)
+    recent = read_events(events, RECENT_BYTES) if held else []  # of a run without an owner only the last one counts
+    progress = last_event(events, PROGRESS, RECENT_BYTES)
+    last = attempts[-1] if attempts else None
+    waiting = _waiting(recent, held[0].attempt) if held else None
+    unbegun = None if last or held else repeats.read(workspace)
+    state = "waiting" if waiting else "failed" if unbegun else _state(newest, last, held is not None)
+    step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
+    if held and state == "running":
+        now = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
+        reached = [one.reached or 0 for one in attempts if one.attempt == held[0].attempt]
+        step = max([saved, *reached, *(event["step"] for event in now)])
+        epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in now)])  # those done
+        speed = now[-1]["samples_per_s"] if now else None
+    return {
+        "state": state,
+        "why": waiting
+        or (unbegun.message if unbegun else None)
+        or (last.reason if last and state in ("failed", "diverged", "stalled") else None),
+        "step": step,
+        "steps": progress["steps"] if progress else None,
+        "epoch": epoch,
+        "epochs": read_json(workspace.parent / "config.json")["training"]["epochs"],
+        "samples_per_s": speed,
+        "exact": newest.about["exact"] if newest else True,
+        "checkpoint": newest.path.name if newest else None,
+        "checkpoint_age_s": max(0.0, time.time() - newest.manifest["created"]) if newest else None,
+        "attempts": _attempts(attempts, held[0] if held else None),
+        "owner": _owner(*seen, is_believed=held is not None) if seen else None,
+        "account": {**vars(accounting.account_of(attempts, len(read_events(layout.delivered_file(workspace)))))},
+        "updated": (last.ended or last.began) if last else "",
+    }
+
+
+def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) -> str:
+    if is_finished(newest):
+        return "finished"
+    if is_held:
+        return "running"
+    if last is None:
+        return "new"
+    word = re.split("[: ]", last.reason or "killed")[0]
+    if word in ("raised", "rejected"):
+        return "failed"
+    return "damaged" if word == "finished" else word  # its final state is gone
+
+
+def _waiting(recent: Sequence[Row], attempt: str) -> str | None:
+    """Return the reason why the attempt waits, if its last event is a wait; else None."""
+    of_it = [event for event in recent if event.get("attempt") == attempt and event.get("kind") != "log"]
+    return str(of_it[-1].get("reason")) if of_it and of_it[-1].get("kind") == "waiting" else None
+
+
+def _attempts(attempts: Sequence[ws.Attempt], holder: Holder | None) -> list[Row]:
+    return [
+        {
+            "attempt": one.attempt,
+            "began": one.began,
+            "ended": one.reason or ("running" if holder and holder.attempt == one.attempt else "killed"),
+            "host": one.host,
+            "job": one.job,
+            "saved": one.step,
+            "reached": one.reached,
+            "steps": accounting.steps_of(one),
+            "redone": redone,
+            "seconds": one.seconds,
+            "gpu_seconds": one.gpu_seconds,
+        }
+        for one, redone in zip(attempts, accounting.redone_steps(attempts), strict=True)
+    ]
+
+
+def _owner(holder: Holder, silent_s: float, *, is_believed: bool) -> Row:
+    place = {"attempt": holder.attempt, "host": holder.host, "pid": holder.pid, "job": holder.job}
+    return place | {
+        "is_alive": is_believed,
+        "is_running_here": holder.is_running_here(),
+        "silent_s": round(silent_s, 1),
+    }
+
+
+# -- for a terminal -----------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows, and what they cost together, in lines of a hundred characters."""
+    if not rows:
+        return "no run has been started here"
+    cells = [HEADINGS, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_line(HEADINGS, widths)]
+    for row, cell in zip(rows, cells[1:], strict=True):
+        lines += [_line(cell, widths), *_details(row)]
+    return "\n".join([*lines, "", *_wrapped(spent(accounting.total(Account(**row["account"]) for row in rows)), "")])
+
+
+def spent(account: Account) -> str:
+    """The account in words."""
+    times = "attempt" if account.attempts == 1 else "attempts"
+    gpu = f", {account.used_gpu_s / 3600:.2f} GPU-hours" if account.used_gpu_s else ""
+    text = f"used {duration(account.used_s)} in {account.attempts} {times}{gpu}"
+    if account.lost_s:
+        share = 100 * account.lost_s / account.used_s
+        again = f", {account.redone:,} of {account.steps:,} steps computed again" if account.redone else ""
+        text += f"; lost to interruptions {duration(account.lost_s)} ({share:.1f} %{again})"
+    if account.failed:
+        ended = "attempt" if account.failed == 1 else "attempts"
+        text += f"; {account.failed} {ended} failed without an interruption"
+        text += f" ({duration(account.failed_s)} lost to that)" if account.failed_s else ""
+    if account.reused:
+        times = "once" if account.reused == 1 else f"{account.reused} times"
+        text += f"; saved by reuse {duration(account.saved_s)} (needed again {times} and not trained)"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    age = row["checkpoint_age_s"]
+    return (
+        _short(row["run"]),
+        row["state"],
+        f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
+        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-",
+        f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
+        "-" if age is None else f"{duration(age)} ago",
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    left, right = cells[:2], cells[2:]
+    shown = [cell.ljust(width) for cell, width in zip(left, widths[:2], strict=True)]
+    return "  ".join([*shown, *(cell.rjust(width) for cell, width in zip(right, widths[2:], strict=True))])
+
+
+def _short(name: str) -> str:
+    """The name, shortened before its digest."""
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 14]}…{name[-13:]}"
+
+
+def _details(row: Row) -> Iterator[str]:
+    if row["why"]:
+        yield from _wrapped(row["why"])
+    if row["attempts"]:
+        parts = [_ends(one["ended"] for one in row["attempts"]), _who(row["owner"]), spent(Account(**row["account"]))]
+        yield from _wrapped("; ".join(filter(None, parts)))
+
+
+def _ends(ends: Iterable[str]) -> str:
+    """How the attempts ended, equal ones in a row counted."""
+    words = (re.sub("^stopped (by|before the) ", "", end.split(":")[0]) for end in ends)
+    counted = [(word, len(list(group))) for word, group in groupby(words)]
+    return "attempts: " + ", ".join(word if count == 1 else f"{count} x {word}" for word, count in counted)
+
+
+def _who(owner: Row | None) -> str:
+    if owner is None:
+        return ""
+    job = f", job {owner['job']}" if owner["job"] else ""
+    beat = "" if owner["is_running_here"] else f", last sign of life {duration(owner['silent_s'])} ago"
+    return f"{'owner' if owner['is_alive'] else 'last owner'}: pid {owner['pid']} on {owner['host']}{job}{beat}"
+
+
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    if len(indent + text) <= WIDTH and text.isprintable() and text == text.strip():
+        return [indent + text]  # as nearly always; `wrap` is slow
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)

@@ -1,0 +1,198 @@
+"""Optimizers, and learning rates as functions of the step.
+
+A learning rate has no state of its own, except reduce-on-plateau, whose two counters are part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from workflow_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workflow_lib.config.run import Muon as MuonSection
+    from workflow_lib.config.run import Optimizer, Schedule
+
+
+def build_optimizer(
+    section: Optimizer, model: nn.Module, parameters: list[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the section for the weights that are trained, with torch's fused kernel where it has one.
+
+    The parameters are those of the model if none are given.
+    """
+    _leave_compiler_alone()
+    parameters = parameters or [one for one in model.parameters() if one.requires_grad]
+    if section.name == "lion":
+        return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
+    if section.name == "muon":
+        return Muon(section, hidden_matrices(model), parameters)
+    if section.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=section.lr,
+            momentum=section.momentum,
+            nesterov=section.nesterov,
+            weight_decay=section.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        parameters,
+        lr=section.lr,
+        betas=section.betas,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        fused=True,
+    )
+
+
+class Lion(torch.optim.Optimizer):
+    """The sign of a mean of gradient and average. Chen et al., NeurIPS 2023 (arXiv 2302.06675), Program 1."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every weight that has a gradient."""
+        for group in self.param_groups:
+            weights = [one for one in group["params"] if one.grad is not None]
+            for one in weights:
+                if not self.state[one]:
+                    self.state[one]["exp_avg"] = torch.zeros_like(one)
+            averages, gradients = [self.state[one]["exp_avg"] for one in weights], [one.grad for one in weights]
+            near, far = group["betas"]
+            updates = torch._foreach_lerp(averages, gradients, 1 - near)
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(averages, gradients, 1 - far)
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for the hidden matrices and its AdamW for the rest, as one optimizer of two groups.
+
+    The steps of the matrices are scaled to the size of AdamW's, so that one learning rate and decay serve both.
+    Source: Liu et al., Muon is Scalable for LLM Training (arXiv 2502.16982), section 2.2.
+    """
+
+    def __init__(self, section: MuonSection, matrices: list[nn.Parameter], parameters: list[nn.Parameter]) -> None:
+        mine = {id(one) for one in matrices}
+        shared: dict[str, Any] = {"lr": section.lr, "weight_decay": section.weight_decay}
+        self._parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                matrices,
+                momentum=section.momentum,
+                adjust_lr_fn="match_rms_adamw",
+                **shared,
+            ),
+            torch.optim.AdamW(
+                [one for one in parameters if id(one) not in mine],
+                betas=section.betas,
+                eps=section.eps,
+                fused=True,
+                **shared,
+            ),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._steps = [bare_step(part) for part in self._parts]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every weight that has a gradient."""
+        for part, group, step in zip(self._parts, self.param_groups, self._steps, strict=True):
+            part.param_groups, part.state = [group], self.state  # both are new objects after a load
+            step()
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices but those of embeddings and of a linear layer that ends the model: what Muon is made for."""
+    end = [module for module in model.modules() if list(module.parameters(recurse=False))][-1:]
+    last = [module.weight for module in end if isinstance(module, nn.Linear)]
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    others = {id(one) for one in (*last, *tables)}
+    found = [one for one in model.parameters() if one.requires_grad and one.ndim == 2 and id(one) not in others]
+    if not found:
+        raise ConfigError(
+            "optimizer.name: muon is for the matrices of hidden layers, and this model has none (convolutions, "
+            "embeddings and the last layer do not count); take adamw"
+        )
+    return found
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """``optimizer.step`` without its wrappers: the same arithmetic, sooner.
+
+    The wrappers serve the profiler, hooks and torch's compiler; they import the compiler, which takes a second, at the
+    first call, and cost a small model a tenth of each step.
+    """
+    step: Any = type(optimizer).step
+    while hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    bare: Callable[[], None] = torch.no_grad()(functools.partial(step, optimizer))
+    return bare
+
+
+def _leave_compiler_alone() -> None:
+    """The optimizers' bookkeeping methods do not import the compiler either (torch/_compile.py goes by this mark)."""
+    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
+        if plain is not None:
+            plain.__dynamo_disable = plain
+
+
+@dataclass
+class Plateau:
+    """Counters of reduce-on-plateau: the factor so far, the best value seen, epochs without a better one."""
+
+    scale: float = 1.0
+    best: float | None = None
+    bad_epochs: int = 0
+
+    def observe(self, value: float, higher_is_better: bool, factor: float, patience: int) -> None:
+        """The scale is multiplied by the factor after more than ``patience`` epochs without improvement."""
+        if self.best is None or (value > self.best if higher_is_better else value < self.best):
+            self.best, self.bad_epochs = value, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs > patience:
+            self.scale *= factor
+            self.bad_epochs = 0
+
+
+def learning_rate(
+    section: Schedule, base: float, step: int, *, steps_per_epoch: int, epochs: int, plateau: Plateau
+) -> float:
+    """The learning rate of the step (from 0): linear warm-up, then the schedule over what is left."""
+    warmup = round(section.warmup_epochs * steps_per_epoch)
+    first = section.start_fraction if section.name == "one_cycle" else 1.0
+    if step < warmup:
+        return base * first * (step + 1) / warmup
+    share = min(1.0, (step - warmup) / max(1, epochs * steps_per_epoch - warmup))
+    if section.name == "plateau":
+        return base * plateau.scale
+    if section.name == "step":
+        return base * section.factor ** (step // (section.every_epochs * steps_per_epoch))
+    if section.name == "linear":
+        return base * (1 - share * (1 - section.final_fraction))
+    if section.name == "cosine":
+        return base * _half_cosine(1.0, section.final_fraction, share)
+    if section.name == "one_cycle":
+        rise = section.rise_fraction
+        if share < rise:
+            return base * _half_cosine(first, 1.0, share / rise)
+        return base * _half_cosine(1.0, section.final_fraction, (share - rise) / (1 - rise))
+    return base
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,106 @@
+"""How far the training is: a bar on a terminal, plain lines in a log file, events for `everstep status`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from workflow_lib.store.events import EventLog
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress as Bar
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = {"bar": 0.25, "line": 10.0}
+
+
+class Progress:
+    """Says where the training is, at most a few times a second; a step costs it one look at the clock."""
+
+    def __init__(self, *, epochs: int, steps_per_epoch: int, batch_size: int, step: int, events: EventLog) -> None:
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._total = epochs * steps_per_epoch
+        self._batch_size = batch_size
+        self._events = events
+        self._first = self._last = (step, time.monotonic())
+        self._said_at = time.monotonic()
+        self._bar = self._new_bar(step) if sys.stderr.isatty() else None
+        self._next = time.monotonic()
+
+    def update(self, step: int, loss_sum: torch.Tensor, samples: int) -> None:
+        """``step`` optimizer steps are done; the epoch's summed loss is over ``samples``."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + EVERY_S["bar" if self._bar else "line"]
+        loss = loss_sum.item() / max(samples, 1)
+        speed = self._speed(step, now)
+        left_s = (self._total - step) * self._batch_size / speed if speed else None
+        epoch = min(step // self._steps_per_epoch + 1, self._epochs)
+        if self._bar:
+            eta = _duration(left_s)
+            text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  {speed:,.0f} samples/s  ETA {eta}"
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        if now - self._said_at >= EVERY_S["line"]:
+            self._said_at = now
+            self._events.append(
+                "progress", step=step, steps=self._total, epoch=epoch, loss=loss, samples_per_s=round(speed, 1)
+            )
+            if not self._bar:
+                logger.info(
+                    "epoch %d/%d  step %d/%d  loss %.4f  %s samples/s  ETA %s",
+                    epoch, self._epochs, step, self._total, loss, f"{speed:,.0f}", _duration(left_s),
+                )  # fmt: skip
+
+    def epoch(self, row: dict[str, float], *, is_best: bool) -> None:
+        """An epoch was validated, with these metrics."""
+        metrics = "  ".join(
+            f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy", "mae"))
+        )
+        speed = self._speed(int(row["step"]), time.monotonic())
+        line = f"epoch {row['epoch']}/{self._epochs}  {metrics}{'  best' if is_best else ''}"
+        if self._bar:
+            self._bar.console.print(line)
+        else:
+            logger.info("%s", line)
+        self._events.append("epoch", **row, steps=self._total, samples_per_s=round(speed, 1))
+
+    def close(self) -> None:
+        """The bar is gone from the terminal."""
+        if self._bar:
+            self._bar.stop()
+
+    def _speed(self, step: int, now: float) -> float:
+        """Samples a second since the last look that is at least a second old."""
+        last_step, last_time = self._last
+        speed = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        if now - last_time > 1.0:
+            self._last = (step, now)
+        return speed
+
+    def _new_bar(self, step: int) -> Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+        )
+        bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+        bar.add_task("starting", total=self._total, completed=step)
+        bar.start()
+        return bar
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
