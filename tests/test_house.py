@@ -36,7 +36,6 @@ LAYERS = (
     ("data",),
     ("datasets", "models", "shards", "training", "orchestrator"),
     ("launch.attempt", "plan.preview"),
-    ("results.write_run",),
     ("launch", "evaluation", "tracking"),
     ("export", "tuning", "slurm", "store.cleaning", "store.decisions"),
     ("report", "prove", "snakefile"),

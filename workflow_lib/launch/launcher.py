@@ -92,10 +92,13 @@ def train(
     code 75) when the training was asked to stop first; what was done is saved.
     """
     job = _job(experiment, run, data, work, deadline_minutes, None)
+    trained = write_run.TrainedRun(
+        job.digest, job.manifest.digest, job.code, job.manifest.task, job.run.training.select_metric, job.workspace
+    )
 
     def hand_out(sealed: Checkpoint) -> None:
         if job.node == 0:
-            write_run.write(sealed, job, data, output)
+            write_run.write(sealed, trained, data, output)
             _note_delivered(job, sealed, str(output))
 
     with _finished(job) as sealed:
@@ -113,7 +116,7 @@ def train(
             raise DivergedError(f"{error}. {kept}") from error
         if job.node == 0:
             step = newest.step if newest else 0
-            write_run.write_diverged(f"{_as_first_told(job, error)}. {kept}", step, job, data, output)
+            write_run.write_diverged(f"{_as_first_told(job, error)}. {kept}", step, trained, data, output)
 
 
 def trial(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +20,44 @@ from workflow_lib.store import code, layout
 from workflow_lib.store.events import read_events
 
 if TYPE_CHECKING:
-    from workflow_lib.launch.attempt import Job
-    from workflow_lib.training.state import Row
+    from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
 
-def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
+@dataclass(frozen=True)
+class TrainedRun:
+    """The run that a statement is about."""
+
+    digest: str
+    data: str  # digest of the manifest
+    code: str  # digest of the user's code and files
+    task: plugins.Task
+    select_metric: str
+    workspace: Path
+
+
+def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
     """Weights, history and, last, the statement of a finished run."""
     sys.audit("everstep", "outputs")
     state = checkpoint.read_state(sealed)["progress"]
     model = _weights(sealed)
     write_atomic(output.with_name("model.safetensors"), model)
-    write_atomic(output.with_name("history.csv"), _csv(state["history"], job.manifest.task))
-    accepted = {} if sealed.manifest["fingerprint"].get("code") == job.code else code.accepted(job.workspace)
+    write_atomic(output.with_name("history.csv"), _csv(state["history"], run.task))
+    accepted = {} if sealed.manifest["fingerprint"].get("code") == run.code else code.accepted(run.workspace)
     sys.audit("everstep", "statement")
     write_json(
         output,
         {
-            **_common(job, sealed.path.parents[1], data),
+            **_common(run, sealed.path.parents[1], data),
             **({"accepted": accepted} if accepted else {}),
             "sealed": str(sealed.path),
             "exact": sealed.about["exact"],
             "steps": sealed.step,
             "epochs": len(state["history"]),
             "best": {
-                "metric": job.run.training.select_metric,
-                "value": state["best"][job.run.training.select_metric],
+                "metric": run.select_metric,
+                "value": state["best"][run.select_metric],
                 "epoch": state["best"]["epoch"],
                 "step": state["best"]["step"],
             },
@@ -57,15 +69,15 @@ def write(sealed: Checkpoint, job: Job, data: Path, output: Path) -> None:
     )
 
 
-def write_diverged(reason: str, step: int, job: Job, data: Path, output: Path) -> None:
+def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: Path) -> None:
     """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
-    history = read_events(layout.metrics_file(job.workspace))
+    history = read_events(layout.metrics_file(run.workspace))
     write_atomic(output.with_name("model.safetensors"), b"")
-    write_atomic(output.with_name("history.csv"), _csv(history, job.manifest.task))
+    write_atomic(output.with_name("history.csv"), _csv(history, run.task))
     write_json(
         output,
         {
-            **_common(job, job.workspace, data),
+            **_common(run, run.workspace, data),
             "state": DIVERGED,
             "reason": reason,
             "steps": step,
@@ -75,17 +87,17 @@ def write_diverged(reason: str, step: int, job: Job, data: Path, output: Path) -
     logger.warning("%s; as a point of a sweep, this is its result", reason)
 
 
-def _common(job: Job, workspace: Path, data: Path) -> dict[str, Any]:
+def _common(run: TrainedRun, workspace: Path, data: Path) -> dict[str, Any]:
     """The part of a statement that every run has: its names, its cost in that workspace, and its inputs."""
     attempts = ws.list_attempts(workspace)
     return {
-        "run": job.digest[:12],
-        "digest": job.digest,
-        "data": job.manifest.digest,
-        "code": job.code,
+        "run": run.digest[:12],
+        "digest": run.digest,
+        "data": run.data,
+        "code": run.code,
         "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
         "attempts": len(attempts),
-        "provenance": provenance.made_by([job.work / "runs" / job.digest / "config.json", data]),
+        "provenance": provenance.made_by([run.workspace.parent / "config.json", data]),
     }
 
 
@@ -135,7 +147,7 @@ def _weights(sealed: Checkpoint) -> bytes:
     return checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
 
 
-def _csv(history: list[Row], task: plugins.Task) -> str:
+def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
     """The curve as a table; numbers read back exactly."""
     columns = ("epoch", "step", "lr", *METRICS[task])
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]

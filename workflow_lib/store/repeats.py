@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workflow_lib.config import Experiment
 
 logger = logging.getLogger(__name__)
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
