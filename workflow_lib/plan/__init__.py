@@ -17,7 +17,7 @@ from workflow_lib.plan.runs import (
     run_id,
     section_digest,
 )
-from workflow_lib.plan.study import studied, study_digest, study_id, study_metric, tuned_base
+from workflow_lib.plan.study import freeze_study, studied, study_digest, study_id, study_metric, tuned_base
 from workflow_lib.text import aligned, count
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "data_settings",
     "expand",
     "freeze",
+    "freeze_study",
     "is_point",
     "load_run",
     "plan",
