@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from tests.support.crash import SURVIVED, run_forked
+from tests.support.faults import FileFault
 from tests.support.late import Runtime, imitate_device
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, slab
 from workflow_lib.checkpoint.saver import MAX_INTERVAL_S, MIN_INTERVAL_S, Saver, auto_interval_s
 from workflow_lib.errors import SaveError, WorkspaceBusy
-from workflow_lib.prove.faults import FileFault
 
 FINGERPRINT = {"run": "a" * 32}
 

@@ -15,11 +15,11 @@ from safetensors.torch import load
 
 from tests.checkpoint.test_store import DAMAGES, FINGERPRINT, FIRST, MEMORY, SECOND
 from tests.support.crash import SURVIVED, fork_ranks
+from tests.support.faults import FileFault, Mode
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published
 from workflow_lib.distributed.ranks import Peers
 from workflow_lib.errors import RankError, SaveError, WorkspaceBusy
-from workflow_lib.prove.faults import FileFault, Mode
 
 RANKS = 2
 KILLED = -9

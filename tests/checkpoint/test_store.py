@@ -22,13 +22,13 @@ import pytest
 import torch
 
 from tests.support.crash import SURVIVED, fork, operations, run_forked, wait
+from tests.support.faults import FileFault, Mode
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, published, safetensors
 from workflow_lib.checkpoint import snapshot as snapshots
 from workflow_lib.checkpoint import store as stores
 from workflow_lib.errors import CheckpointError, SaveError, UnreadableError, WorkspaceBusy
 from workflow_lib.files import compact_json
-from workflow_lib.prove.faults import FileFault, Mode
 
 FINGERPRINT = {"run": "a" * 32, "data": "b" * 32}
 FIRST, SECOND = "1" * 32, "2" * 32

@@ -16,6 +16,7 @@ import pytest
 
 from tests.plugins.paced import HURRY
 from tests.store.conftest import row, start
+from tests.support import faults
 from tests.support.crash import SURVIVED, fork, operations, run_forked, wait
 from tests.support.project import FINISHED, NAME, Project, copy
 from tests.support.warm import until
@@ -25,7 +26,6 @@ from workflow_lib.data import Manifest, Shard, preparation
 from workflow_lib.errors import UserError
 from workflow_lib.files import write_atomic
 from workflow_lib.processes import writer_mark
-from workflow_lib.prove import faults
 from workflow_lib.store import cleaning, clones, status
 from workflow_lib.store.lease import Lease
 from workflow_lib.store.runs import find_sealed

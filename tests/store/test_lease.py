@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from tests.support.crash import RAISED, SURVIVED, fork, run_forked, wait
+from tests.support.faults import FileFault
 from workflow_lib.errors import Stopped, WorkspaceBusy
-from workflow_lib.prove.faults import FileFault
 from workflow_lib.store import lease as module
 from workflow_lib.store.lease import Holder, Lease, current, holder_of
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from tests.support import faults
 from workflow_lib.distributed.ranks import Peers
-from workflow_lib.prove import faults
 
 SURVIVED, RAISED = 0, 90
 

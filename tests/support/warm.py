@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support import faults
 from tests.support.crash import RAISED, wait
 from tests.support.repository import ROOT
-from workflow_lib.prove import faults
 from workflow_lib.store.orphans import die_with
 
 TIMED_OUT = 124

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from tests.support.crash import SURVIVED, fork, run_forked, wait
+from tests.support.faults import FileFault
 from tests.support.repository import ROOT
 from workflow_lib import config, plan, tracking
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
-from workflow_lib.prove.faults import FileFault
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import layout
 from workflow_lib.store.events import EventLog
