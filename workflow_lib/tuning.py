@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from workflow_lib import config, files, plan
-from workflow_lib.config.run import is_lower_better
+from workflow_lib.config.metrics import best_row, gain, is_lower_better
 from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:
@@ -224,12 +224,6 @@ def thresholds(tune: Tune, results: Sequence[Result], epochs: int) -> list[float
     return medians
 
 
-def best_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """The first of the rows with the best finite value of the metric."""
-    finite = [row for row in rows if _finite(row[metric]) is not None]
-    return max(finite, key=lambda row: _sign(metric) * row[metric]) if finite else None
-
-
 def suggestion_path(tune_dir: Path, number: int) -> Path:
     return tune_dir / f"suggest-{number:04d}.json"
 
@@ -285,7 +279,7 @@ def _rebuild(
         study_name=name,
         sampler=samplers[tune.sampler](),
         pruner=optuna.pruners.NopPruner(),
-        direction="maximize" if _sign(str(tune.metric)) > 0 else "minimize",
+        direction="minimize" if is_lower_better(str(tune.metric)) else "maximize",
     )
     distributions = _distributions(tune)
     for trial in results:
@@ -350,7 +344,7 @@ def _best(results: Sequence[Result], metric: str, study: str) -> Result:
             f"study {study}: none of its {len(results)} trials can be trained in full; "
             f"trial {results[0]['number']} {results[0]['state']}: {results[0]['reason']}"
         )
-    return max(complete, key=lambda trial: _sign(metric) * (trial["value"] or 0.0))
+    return max(complete, key=lambda trial: gain(metric, trial["value"] or 0.0))
 
 
 def _check_study(study: str, trials: Sequence[Suggestion | Result], tune_dir: Path) -> None:
@@ -368,10 +362,10 @@ def _is_pruned(suggestion: Suggestion, history: Sequence[Row]) -> bool:
 
 def _pruned_after(suggestion: Suggestion, values: Sequence[float | None]) -> int | None:
     """How many validations the trial gets, if it is pruned: its best so far is then worse than the median."""
-    sign, best_so_far = _sign(suggestion["metric"]), -math.inf
+    metric, best_so_far = suggestion["metric"], -math.inf
     for i, (value, threshold) in enumerate(zip(values, suggestion["thresholds"], strict=False)):
-        best_so_far = max(best_so_far, -math.inf if value is None else sign * value)
-        if threshold is not None and best_so_far < sign * threshold:
+        best_so_far = max(best_so_far, -math.inf if value is None else gain(metric, value))
+        if threshold is not None and best_so_far < gain(metric, threshold):
             return i + 1
     return None
 
@@ -382,8 +376,3 @@ def _values(metric: str, history: Sequence[Row]) -> list[float | None]:
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _sign(metric: str) -> int:
-    """-1 where lower is better."""
-    return -1 if is_lower_better(metric) else 1

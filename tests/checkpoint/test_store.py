@@ -44,7 +44,7 @@ def store(directory: Path, attempt: str = FIRST, **options: Any) -> CheckpointSt
 def snapshot(step: int) -> Snapshot:
     """A state that tells its step, of every dtype that a checkpoint can hold, with odd shapes."""
     values = torch.arange(12, dtype=torch.float32).reshape(3, 4) + step
-    tensors = {str(dtype): values.to(getattr(torch, dtype[6:])) for dtype in safetensors.DTYPES}
+    tensors = {dtype: values.to(getattr(torch, dtype)) for dtype in safetensors.DTYPES}
     odd = {
         "scalar": torch.tensor(step, dtype=torch.int64),
         "empty": torch.empty(0, 3),
@@ -508,7 +508,7 @@ def test_what_cannot_be_saved_is_refused_as_such(tmp_path: Path) -> None:
 
 def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memory() -> None:
     """True for any damaged byte, since a file is parsed before its digest is known."""
-    content = b"".join(map(bytes, safetensors.written("g", {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})))
+    content = b"".join(map(bytes, safetensors.encode("g", {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})))
     header = 8 + int.from_bytes(content[:8], "little")
     read = 0
     for place in range(header):
@@ -533,7 +533,7 @@ def test_a_shape_that_no_tensor_can_have_is_an_error_of_the_header() -> None:
 
 @pytest.mark.parametrize("end", [0, 4, 20, -1])
 def test_a_file_of_tensors_that_ends_early_is_an_error(end: int) -> None:
-    content = b"".join(map(bytes, safetensors.written("g", {"a": torch.arange(6.0)})))[:end]
+    content = b"".join(map(bytes, safetensors.encode("g", {"a": torch.arange(6.0)})))[:end]
     for size in (len(content), len(content) + 9):
         with pytest.raises(ValueError, match="ends|ended|longer|belong"):
             safetensors.read(io.BytesIO(content), size)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow_lib"
 RECORD = ROOT / "tests" / "recorded" / "stages.json"
 
-DATA = ("datasets/*", "data/*")
+DATA = ("datasets/*", "data/*", "checkpoint/safetensors.py")
 TRAINING = (
     "training/*",
     "models/*",

@@ -139,7 +139,7 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
     if name in files:
         return _read_verified(checkpoint.path / name, files[name])
     shards = [name for name in sorted(files) if SHARD.fullmatch(Path(name).stem)]
-    return safetensors.joined(group, (_read_verified(checkpoint.path / shard, files[shard]) for shard in shards))
+    return safetensors.join_shards(group, (_read_verified(checkpoint.path / shard, files[shard]) for shard in shards))
 
 
 def read_contents(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:

@@ -1,13 +1,17 @@
-"""The safetensors format, written and read without a second copy of the tensors; parts written by ranks are joined.
+"""The safetensors format: its only writer, and a reader of tensors; shards written by several ranks are joined.
 
-The library's own writer and reader need a second copy of every byte in memory.
+A file is the length of its header in 8 bytes, the header in JSON, and the bytes of the tensors. The writer yields the
+tensors' own memory, and the reader reads into it: the functions of the safetensors library need a second copy of
+every byte.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_lib.errors import SaveError
@@ -16,39 +20,80 @@ from workflow_lib.files import compact_json
 if TYPE_CHECKING:
     import torch
 
-SHARDING_INFO = "DCP_SHARDING_INFO"  # where torch's reader of sharded safetensors finds the places of the parts
+SHARDING_INFO = "DCP_SHARDING_INFO"  # the key under which torch's reader of sharded safetensors looks for the offsets
 
-# names of the dtypes in the format
+# names of dtypes, which torch and NumPy share, to their names in the format
 DTYPES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
-    "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8",
-    "torch.uint64": "U64", "torch.uint32": "U32", "torch.uint16": "U16", "torch.uint8": "U8", "torch.bool": "BOOL",
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-NAMES = {short: name.removeprefix("torch.") for name, short in DTYPES.items()}
+NAMES = {short: name for name, short in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file: the format's name of its dtype, its shape, and its bytes in pieces."""
+
+    dtype: str
+    shape: list[int]
+    pieces: list[memoryview]
 
 
 class Source(Protocol):
     """A file that is read sequentially."""
 
-    def readinto(self, buffer: memoryview, /) -> int:
+    def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
 
 
-def written(
+def encode(
     group: str, tensors: Mapping[str, torch.Tensor], offsets: Mapping[str, list[int]] | None = None
 ) -> Iterator[bytes | memoryview]:
-    """The file of the tensors, as pieces that share their memory; equal tensors give equal bytes.
+    """Yield the pieces of a file of CPU tensors, sorted by name; equal tensors give equal bytes.
 
-    With offsets it is a shard: each tensor is a part that begins there in the whole one. Raises SaveError, with the
-    group's name, for a dtype that the format does not have.
+    With ``offsets`` the file is a shard: each tensor is the part of a larger tensor that begins at its offset. Raises
+    SaveError, with the name of the group, for a dtype that the format does not have.
     """
-    entries: dict[str, tuple[dict[str, Any], list[memoryview]]] = {}
+    entries = {}
     for name in sorted(tensors):
-        dtype = DTYPES.get(str(tensors[name].dtype))
+        dtype = DTYPES.get(str(tensors[name].dtype).removeprefix("torch."))
         if dtype is None:
             raise SaveError(f"{group}: {name} is {tensors[name].dtype}, which a checkpoint cannot hold")
-        entries[name] = {"dtype": dtype, "shape": list(tensors[name].shape)}, [bytes_of(tensors[name])]
-    return _file(entries, offsets)
+        entries[name] = Entry(dtype, list(tensors[name].shape), [bytes_of(tensors[name])])
+    header = header_of(entries)
+    if offsets is not None:
+        saved = {name: {"saved_offsets": offset} for name, offset in offsets.items()}
+        header["__metadata__"] = {SHARDING_INFO: compact_json(saved).decode()}
+    return pieces_of(compact_json(header), entries)
+
+
+def header_of(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Return the header of a file that holds the tensors in the order of the mapping, without gaps."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, entry in entries.items():
+        start, end = end, end + sum(map(len, entry.pieces))
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
+    return header
+
+
+def pieces_of(header: bytes, entries: Mapping[str, Entry]) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a file, given its header in JSON."""
+    header += b" " * (-len(header) % 8)  # aligns the first tensor in a mapped file
+    yield len(header).to_bytes(8, "little") + header
+    for entry in entries.values():
+        yield from entry.pieces
+
+
+def read_header(file: Source, size: int) -> tuple[dict[str, Any], int]:
+    """Return the header of a file of ``size`` bytes, and the place of the first tensor's bytes.
+
+    Raises ValueError if the file is too short or the header is not JSON.
+    """
+    length = int.from_bytes(_exactly(file, 8, size), "little")
+    header: dict[str, Any] = json.loads(_exactly(file, length, size - 8))
+    return header, 8 + length
 
 
 def read(file: Source, size: int) -> dict[str, torch.Tensor]:
@@ -60,10 +105,9 @@ def read(file: Source, size: int) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        length = int.from_bytes(_exactly(file, 8, size), "little")
-        header = json.loads(_exactly(file, length, size - 8))
+        header, begin = read_header(file, size)
         header.pop("__metadata__", None)
-        end, left, tensors = 0, size - 8 - length, {}
+        end, left, tensors = 0, size - begin, {}
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape = getattr(torch, NAMES[entry["dtype"]]), entry["shape"]
             start, stop = entry["data_offsets"]
@@ -82,18 +126,19 @@ def read(file: Source, size: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def joined(group: str, shards: Iterable[bytes]) -> bytes | None:
-    """One file of the group's tensors, whose parts lie in the shards as ``group.name``; None where none does."""
-    parts: dict[str, list[tuple[list[int], dict[str, Any], memoryview]]] = {}
+def join_shards(group: str, shards: Iterable[bytes]) -> bytes | None:
+    """Return one file of the group's tensors, which the shards name ``group.name``; None if no shard has any."""
+    parts: dict[str, list[tuple[list[int], Entry]]] = {}
     for shard in shards:
-        for key, offsets, entry, piece in _parts(shard):
+        for key, offset, entry in _parts(shard):
             if key.startswith(f"{group}."):
-                parts.setdefault(key.removeprefix(f"{group}."), []).append((offsets, entry, piece))
-    return b"".join(_file({key: _joined(parts[key]) for key in sorted(parts)})) if parts else None
+                parts.setdefault(key.removeprefix(f"{group}."), []).append((offset, entry))
+    entries = {key: _joined(parts[key]) for key in sorted(parts)}
+    return b"".join(pieces_of(compact_json(header_of(entries)), entries)) if entries else None
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU, in the order of its elements; shared where it is contiguous."""
+    """Return the bytes of a CPU tensor in the order of its elements; they share its memory if it is contiguous."""
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
@@ -110,39 +155,20 @@ def _exactly(file: Source, count: int, most: int) -> bytes:
     return bytes(buffer)
 
 
-def _file(
-    entries: Mapping[str, tuple[dict[str, Any], list[memoryview]]], offsets: Mapping[str, list[int]] | None = None
-) -> Iterator[bytes | memoryview]:
-    """A file of entries (dtype, shape) and their bytes, in that order."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (entry, pieces) in entries.items():
-        start, end = end, end + sum(map(len, pieces))
-        header[name] = {**entry, "data_offsets": [start, end]}
-    if offsets is not None:
-        places = {name: {"saved_offsets": place} for name, place in offsets.items()}
-        header["__metadata__"] = {SHARDING_INFO: compact_json(places).decode()}
-    text = compact_json(header)
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, pieces in entries.values():
-        yield from pieces
-
-
-def _parts(data: bytes) -> Iterator[tuple[str, list[int], dict[str, Any], memoryview]]:
-    """Of each part in a shard: name, place in the whole tensor, dtype and shape, bytes."""
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    places = json.loads(header.pop("__metadata__")[SHARDING_INFO])
+def _parts(shard: bytes) -> Iterator[tuple[str, list[int], Entry]]:
+    """Yield the name of each tensor in a shard, its offset in the whole tensor, and its entry."""
+    header, begin = read_header(io.BytesIO(shard), len(shard))
+    saved = json.loads(header.pop("__metadata__")[SHARDING_INFO])
     for name, entry in header.items():
-        start, end = entry.pop("data_offsets")
-        yield name, places[name]["saved_offsets"], entry, memoryview(data)[begin + start : begin + end]
+        start, end = entry["data_offsets"]
+        piece = memoryview(shard)[begin + start : begin + end]
+        yield name, saved[name]["saved_offsets"], Entry(entry["dtype"], entry["shape"], [piece])
 
 
-def _joined(parts: list[tuple[list[int], dict[str, Any], memoryview]]) -> tuple[dict[str, Any], list[memoryview]]:
-    """Dtype and shape, and the bytes, of a tensor that is cut along its first dimension, or not at all."""
-    parts.sort(key=lambda part: part[0])
-    entry = dict(parts[0][1])
-    if len(parts) > 1:
-        entry["shape"] = [sum(part[1]["shape"][0] for part in parts), *entry["shape"][1:]]
-    return entry, [part[2] for part in parts]
+def _joined(parts: list[tuple[list[int], Entry]]) -> Entry:
+    """Return the whole tensor, which is cut along its first dimension, or not at all."""
+    entries = [entry for _, entry in sorted(parts, key=lambda part: part[0])]
+    shape = entries[0].shape
+    if len(entries) > 1:
+        shape = [sum(entry.shape[0] for entry in entries), *shape[1:]]
+    return Entry(entries[0].dtype, shape, [piece for entry in entries for piece in entry.pieces])

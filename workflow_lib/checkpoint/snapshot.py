@@ -36,7 +36,7 @@ def write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
     try:
         return {
             f"{group}.safetensors": write_synced(
-                directory / f"{group}.safetensors", safetensors.written(group, tensors, snapshot.offsets.get(group))
+                directory / f"{group}.safetensors", safetensors.encode(group, tensors, snapshot.offsets.get(group))
             )
             for group, tensors in sorted(snapshot.tensors.items())
         }

@@ -180,11 +180,6 @@ class Plateau(_Schedule):
     patience: int = Field(5, ge=0, description="epochs without improvement before that")
 
 
-def is_lower_better(metric: str) -> bool:
-    """Whether a smaller value of the metric is the better one."""
-    return not metric.endswith("_accuracy")
-
-
 def variant(key: str, default: str) -> Discriminator:
     """Chooses the class of a section by one of its settings, or the default one where it is not given."""
 

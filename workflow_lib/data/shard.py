@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from workflow_lib.checkpoint import safetensors
 from workflow_lib.data.source import bytes_of, content_digest
 from workflow_lib.files import open_regular, write_atomic
-
-NAMES = {"uint8": "U8", "int32": "I32", "int64": "I64", "float32": "F32"}  # of the types in safetensors
-TYPES = {name: kind for kind, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ def read_shard(path: Path) -> Stored | None:
 
 def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
     """The file holds the shard, whole: safetensors, written from the memory of the arrays."""
-    header: dict[str, Any] = {"__metadata__": {"digest": content_digest(inputs, targets)}}
-    pieces, end = [], 0
-    for name, array in (("targets", targets), ("inputs", inputs)):  # the larger numbers first, so that all are aligned
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": NAMES[array.dtype.name], "shape": array.shape, "data_offsets": [start, end]}
-        pieces.append(bytes_of(np.ascontiguousarray(array)))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    write_atomic(path, [len(text).to_bytes(8, "little"), text, *pieces])
+    # the larger numbers first, so that all are aligned
+    entries = {name: _entry(array) for name, array in (("targets", targets), ("inputs", inputs))}
+    header = {"__metadata__": {"digest": content_digest(inputs, targets)}, **safetensors.header_of(entries)}
+    write_atomic(path, [*safetensors.pieces_of(json.dumps(header, separators=(",", ":")).encode(), entries)])
+
+
+def _entry(array: np.ndarray) -> safetensors.Entry:
+    dtype = safetensors.DTYPES[array.dtype.name]
+    return safetensors.Entry(dtype, list(array.shape), [bytes_of(np.ascontiguousarray(array))])
 
 
 def map_shard(path: Path) -> Stored | None:
@@ -62,17 +60,15 @@ def map_shard(path: Path) -> Stored | None:
     """
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, size)))
-        inputs, targets = (_map(path, 8 + length, header[name]) for name in ("inputs", "targets"))
+            header, begin = safetensors.read_header(file, os.fstat(file.fileno()).st_size)
+        inputs, targets = (_map(path, begin, header[name]) for name in ("inputs", "targets"))
         return Stored(inputs, targets, header["__metadata__"]["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _map(path: Path, start: int, entry: Any) -> np.ndarray:
-    shape, kind = tuple(entry["shape"]), TYPES[entry["dtype"]]
+    shape, kind = tuple(entry["shape"]), safetensors.NAMES[entry["dtype"]]
     if not math.prod(shape):
         return np.empty(shape, kind)
     first, last = entry["data_offsets"]

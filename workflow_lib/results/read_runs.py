@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib.config.metrics import best_row, gain
 from workflow_lib.files import read_json
 from workflow_lib.results import provenance
 from workflow_lib.results.provenance import DIVERGED
@@ -65,15 +66,13 @@ class RunResults:
         chosen = self.train["best"]
         if chosen["metric"] == self.select_metric:
             return chosen["value"], chosen["epoch"]
-        sign = _sign(self.select_metric)
-        rows = [row for row in self.history if row[self.select_metric] is not None]
-        row = max(rows, key=lambda row: sign * row[self.select_metric])
+        row = best_row(self.history, self.select_metric) or {}
         return row[self.select_metric], row["epoch"]
 
     def rank(self) -> tuple[float, float]:
         """Sorts the best run first; equal ones by their lowest validation loss."""
         losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
-        return -_sign(self.select_metric) * self.best()[0], min(losses, default=math.inf)
+        return -gain(self.select_metric, self.best()[0]), min(losses, default=math.inf)
 
     def export_error(self) -> float:
         """Largest difference between a logit of the ONNX model and of torch, in all comparisons."""
@@ -199,9 +198,3 @@ def _number(text: str) -> float | int | None:
     except ValueError:
         value = float(text or "nan")
         return value if math.isfinite(value) else None
-
-
-def _sign(metric: str) -> int:
-    from workflow_lib.config.run import is_lower_better
-
-    return -1 if is_lower_better(metric) else 1

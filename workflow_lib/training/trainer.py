@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.checkpoint.saver import Saver
-from workflow_lib.config.run import is_lower_better
+from workflow_lib.config.metrics import is_better, is_lower_better
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.distributed.shared_state import Control
 from workflow_lib.runtime.seed import capture_rng, restore_rng
@@ -72,13 +72,6 @@ class Outcome:
     resumed_step: int | None
     checkpoint: str | None
     history: list[Row]
-
-
-def is_better(metric: str, value: float, than: float | None) -> bool:
-    """Whether the metric improved: an accuracy by rising, anything else by falling."""
-    if than is None:
-        return True
-    return value < than if is_lower_better(metric) else value > than
 
 
 class Trainer:
