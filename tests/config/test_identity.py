@@ -16,10 +16,10 @@ from workflow_lib.config import sweep
 from workflow_lib.config.compose import Source, merge
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.config.identity import canonical, counts
-from workflow_lib.config.run import ASIDE
 from workflow_lib.config.yaml import Origins, parse_yaml
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import ASIDE
 
 QUICK = settings(max_examples=60, deadline=None)
 

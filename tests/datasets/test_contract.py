@@ -16,7 +16,7 @@ RINGS = '''
 """Points on two rings, in a text file of the person's."""
 from pathlib import Path
 from pydantic import Field
-from workflow_lib.data.checksums import Checksums
+from workflow_lib.plugins.checksums import Checksums
 
 class Params(Checksums):
     path: Path = Field(description="x, y and the ring of a point on each line")

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib.config.run import (
-    ASIDE,
     MOST,
     AdamW,
     Augment,
@@ -23,6 +22,7 @@ from workflow_lib.config.run import (
 )
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import ASIDE
 
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]

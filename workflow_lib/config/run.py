@@ -10,9 +10,8 @@ from pydantic_core import PydanticCustomError
 from workflow_lib import plugins
 from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import ASIDE
 
-# The mark of a field that cannot change the result of a run: it stays out of the run's identity.
-ASIDE: dict[str, Any] = {"identity": False}
 MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
 
 Metric = Literal["train_loss", "val_loss", "val_accuracy", "val_mae"]

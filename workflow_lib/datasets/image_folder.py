@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from workflow_lib.data.checksums import Checksums
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Known
+from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from workflow_lib.data.checksums import Checksums
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Known, Task
+from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
     import numpy as np

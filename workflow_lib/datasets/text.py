@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workflow_lib.data.checksums import Checksums
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Task
+from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
     import numpy as np

@@ -59,3 +59,7 @@ def counts(section: type[Section], name: str) -> bool:
     """True when the field is part of the identity, as its mark says."""
     extra = section.model_fields[name].json_schema_extra
     return not isinstance(extra, dict) or extra.get("identity", True) is not False
+
+
+# The mark of a field that cannot change the result of a run: it stays out of the run's identity.
+ASIDE: dict[str, Any] = {"identity": False}

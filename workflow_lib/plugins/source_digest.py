@@ -21,7 +21,7 @@ from typing import Any
 SHIPPED = ("workflow_lib.datasets.", "workflow_lib.models.")
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that do not change the behaviour
 # Modules of this library that plugins import, and their names in version 0.1: a move keeps the digests of plugins.
-FORMER = {"workflow_lib.data": "workflow_lib.shards", "workflow_lib.data.checksums": "workflow_lib.checksums"}
+FORMER = {"workflow_lib.data": "workflow_lib.shards", "workflow_lib.plugins.checksums": "workflow_lib.checksums"}
 INSTALLED = {"site-packages", "dist-packages"}
 Name = str
 

@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from workflow_lib import config
-from workflow_lib.data import checksums
-from workflow_lib.data.checksums import Checksums
 from workflow_lib.errors import DataError
+from workflow_lib.plugins import checksums
+from workflow_lib.plugins.checksums import Checksums
 
 CONTENT = bytes(range(256)) * 10_000  # several blocks
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()

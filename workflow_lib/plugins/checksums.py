@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from workflow_lib.config.run import ASIDE
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import ASIDE
 
 BLOCK = 1 << 20  # bytes read at once
 
