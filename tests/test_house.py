@@ -35,7 +35,7 @@ LAYERS = (
     ("results",),
     ("data",),
     ("datasets", "models", "shards", "training", "orchestrator"),
-    ("launch.attempt", "plan.preview"),
+    ("launch.context", "plan.preview"),
     ("launch", "evaluation", "tracking"),
     ("export", "tuning", "slurm", "store.cleaning", "store.decisions"),
     ("report", "prove", "snakefile"),

@@ -269,10 +269,10 @@ def _preprocess(arguments: Arguments) -> None:
 
 
 def _train(arguments: Arguments) -> None:
-    from workflow_lib.launch import launcher
+    from workflow_lib.launch import commands, launcher
 
     launcher.prepare()
-    launcher.train(
+    commands.train(
         _experiment(arguments),
         run=arguments.run,
         data=arguments.data,

@@ -109,11 +109,11 @@ def trial(
 
     A training that diverged is a result too, and the study goes on; one that was stopped raises Stopped.
     """
-    from workflow_lib.launch import launcher
+    from workflow_lib.launch import commands
 
     suggested = load_suggestion(suggestion)
     try:
-        history: Sequence[Row] = launcher.trial(
+        history: Sequence[Row] = commands.trial(
             experiment,
             run=str(suggestion),
             data=data,

@@ -19,7 +19,8 @@ from workflow_lib.data import shard
 from workflow_lib.distributed import rendezvous
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.rendezvous import Meeting
-from workflow_lib.launch import attempt, worker
+from workflow_lib.launch import worker
+from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import environment
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.training import metrics_file
@@ -42,10 +43,10 @@ def rank_one_never_joins() -> None:
     """Rank 1 sleeps before it joins the process group."""
     join = worker._join
 
-    def sleep(job: attempt.Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+    def sleep(context: AttemptContext, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
         if ranks.rank == 1:
             time.sleep(3600)
-        join(job, device, ranks, meeting)
+        join(context, device, ranks, meeting)
 
     worker._join = sleep
 

@@ -25,7 +25,7 @@ def test_a_job_is_started_again_if_it_may_be(cluster: Any, tmp_path: Path, optio
 
 
 def test_a_job_knows_what_is_left_of_its_time(cluster: Any, tmp_path: Path) -> None:
-    code = "from workflow_lib.launch.launcher import _seconds_left; print(*map(_seconds_left, (None, 60, 1)))"
+    code = "from workflow_lib.launch.context import _seconds_left; print(*map(_seconds_left, (None, 60, 1)))"
     ask = f"{sys.executable} -c '{code}'"
     output = tmp_path / "output"
     cluster.ask("sbatch", "--wait", "--time=5", f"--output={output}", f"--wrap=sleep 3; {ask}")

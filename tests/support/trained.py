@@ -113,7 +113,7 @@ def train(root: Path, *, tune: bool = False, task: str = "classification") -> Tr
 
 def _train_all(project: Trained) -> None:
     from workflow_lib.data import preprocess
-    from workflow_lib.launch import launcher
+    from workflow_lib.launch import commands
 
     experiment, work = project.experiment, project.work
     plan.write_plan(experiment, work, project.results / "plan.json")
@@ -122,18 +122,18 @@ def _train_all(project: Trained) -> None:
         _tune(project, experiment)
     for run in [*project.runs, *(["tuned"] if experiment.tune else [])]:
         output = project.results / "runs" / run / "train.json"
-        launcher.train(experiment, run=project.reference(run), data=project.data, work=work, output=output)
+        commands.train(experiment, run=project.reference(run), data=project.data, work=work, output=output)
 
 
 def _tune(project: Trained, experiment: config.Experiment) -> None:
-    from workflow_lib.launch import launcher
+    from workflow_lib.launch import commands
 
     work, tune_dir = project.work, project.tune_dir
     for number in range(3):
         path = tuning.suggestion_path(tune_dir, number)
         suggestion = tuning.suggest(experiment, number, tune_dir, work, path)
         stop_early = tuning.pruner(suggestion)
-        history = launcher.trial(experiment, run=str(path), data=project.data, work=work, stop_early=stop_early)
+        history = commands.trial(experiment, run=str(path), data=project.data, work=work, stop_early=stop_early)
         tuning.write_result(suggestion, history, tuning.result_path(tune_dir, number))
     tuning.best(experiment, tune_dir, work, tune_dir / "best.json")
 

@@ -120,7 +120,7 @@ def _serve() -> None:
     import torch.distributed.launcher.api  # noqa: F401
 
     import workflow_lib.training.trainer  # noqa: F401
-    from workflow_lib.launch import launcher  # noqa: F401
+    from workflow_lib.launch import commands  # noqa: F401
 
     _answer("ready")
     for line in sys.stdin:

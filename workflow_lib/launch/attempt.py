@@ -1,33 +1,239 @@
-"""One attempt to finish a run."""
+"""One attempt to finish a run, as its launcher sees it: begin, supervise the ranks, record the reason of the end.
+
+The launcher of the first node owns the workspace and writes the record. Launchers of other nodes supervise their ranks
+only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from workflow_lib import plan
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib import checkpoint
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.distributed import failures
+from workflow_lib.distributed.failures import Cause
+from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.errors import CheckpointError, ConfigError, RankError, StalledError, Stopped
+from workflow_lib.launch import launcher
+from workflow_lib.launch.context import AttemptContext
+from workflow_lib.launch.watchdog import Watch
+from workflow_lib.runtime import forking
+from workflow_lib.runtime.device_lease import lease_devices
+from workflow_lib.slurm.job import gpus_of_own_job
+from workflow_lib.store import attempts as ws
+from workflow_lib.store import layout, repeats
+from workflow_lib.store.code import keep
+from workflow_lib.store.lease import Lease
+from workflow_lib.store.runs import find_sealed
 
 if TYPE_CHECKING:
-    from workflow_lib.config import Experiment
-    from workflow_lib.data import Manifest
-    from workflow_lib.training.trainer import StopEarly
+    from workflow_lib.orchestrator import RootOrchestrator
+    from workflow_lib.training.state import Row
+
+logger = logging.getLogger(__name__)
+NOT_INTERRUPTED = "stalled|failed|raised|diverged|rejected|finished|pruned"  # beginnings of the reasons of an end
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one attempt is to do."""
+def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[Row]:
+    """Return the training curve, completed by this attempt, or by the previous owner while this one waited.
 
-    experiment: Experiment
-    run: plan.RunConfig
-    digest: str
-    manifest: Manifest
-    code: str  # digest of the person's code and files
-    work: Path
-    workspace: Path
-    attempt: str
-    control: Control
-    stop_early: StopEarly | None
-    node: int  # which launcher this is, of ``runtime.nodes``; the first one owns the workspace
-    caller: str  # a training, or which trial
+    Call ``deliver`` with the final checkpoint before another process can own the workspace.
+    """
+    from workflow_lib.orchestrator import RootOrchestrator, Services
+
+    sys.audit("everstep", "attempt")
+    launcher.prepare()
+    control = context.control
+    control.stop_on_signals()
+    allocated_gpus = gpus_of_own_job(context.experiment.runtime.nodes)
+    ranks = Ranks(node=context.node, is_launcher=True)
+    services = Services(
+        acquire_lease=partial(Lease.acquire, must_stop=lambda: control.stop_signal),
+        lease_devices=partial(lease_devices, must_stop=lambda: control.stop_signal or control.is_past_deadline(0.0)),
+    )
+    with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks, services) as root:
+        final = find_sealed(context.workspace)
+        if final is not None:  # the previous owner has finished the run
+            history: list[Row] = checkpoint.read_state(final)["progress"]["history"]
+        else:
+            if root.device.type == "cuda":
+                forking.refuse_started_cuda()
+            attempt = Attempt(context, root)
+            if context.is_owner:
+                attempt.begin(allocated_gpus)
+            history = attempt.supervise()
+        if deliver is not None:
+            final = final or find_sealed(context.workspace)
+            if final is None:
+                raise CheckpointError(f"{context.workspace}: the run ended, but its final state does not verify")
+            deliver(final)
+        return history
+
+
+class Attempt:
+    """An attempt in its launcher, while the orchestrator holds the workspace."""
+
+    def __init__(self, context: AttemptContext, root: RootOrchestrator) -> None:
+        self._context = context
+        self._root = root
+
+    def begin(self, allocated_gpus: int) -> None:
+        """Write the record of the attempt. It accounts for all GPUs of the SLURM job, even if it uses fewer."""
+        context, root = self._context, self._root
+        if context.experiment.runtime.nodes == 1:  # again, since the previous owner may have failed meanwhile
+            check_certain_failure(context)
+        newest = _newest(context.workspace)
+        self._check_stalled(newest)
+        keep(context.workspace, context.run, context.code)
+        ws.begin(
+            context.workspace,
+            context.attempt,
+            world_size=context.world_size,
+            resumed_from=newest,
+            resumed_step=_step_of(newest),
+            devices=max(allocated_gpus, context.world_size if root.device.type != "cpu" else 0),
+            waited_s=root.waited_s,
+        )
+
+    def supervise(self) -> list[Row]:
+        """Run the ranks, record why they ended, and return the training curve.
+
+        Raises the error of the rank that failed first, and Stopped if the run was saved before its end.
+        """
+        context = self._context
+        with self._scratch() as folder:
+            watch = Watch(
+                context.control,
+                context.workspace,
+                context.attempt,
+                node=context.node,
+                hang_s=context.experiment.runtime.hang_timeout_s,
+            )
+            sys.audit("everstep", "launch")
+            try:
+                outcome = launcher.launch(context, self._root, folder, watch)
+            except (Stopped, RankError, ConfigError, OSError) as error:  # raised before all ranks were started
+                self._end(self._why_stopped() if isinstance(error, Stopped) else f"failed: {error}")
+                raise
+            finally:
+                watch.close()
+            if watch.verdict is not None or outcome is None:
+                self._fail(self._cause(watch, folder))
+        sys.audit("everstep", "ended")
+        return self._completed(outcome)
+
+    def _completed(self, outcome: dict[str, Any]) -> list[Row]:
+        """Record the end of an attempt without a failure. Raises Stopped unless the run is finished or pruned."""
+        if outcome["ended"] == "stopped":
+            reason = self._why_stopped()
+            self._end(reason, outcome["step"])
+            raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
+        self._end(outcome["ended"], outcome["step"])
+        if self._context.is_owner and outcome["ended"] == "finished":
+            repeats.forget(self._context.workspace)
+        history: list[Row] = outcome["history"]
+        return history
+
+    def _fail(self, cause: Cause) -> NoReturn:
+        """Record the failure and raise its error."""
+        context = self._context
+        if isinstance(cause.error, Stopped):
+            self._end(self._why_stopped())
+            raise cause.error
+        self._end(f"{cause.kind}: {cause.error}")
+        # an owner that has lost its lease must not write about the workspace of another
+        if context.is_owner and self._root.lease.holds():
+            repeats.note(
+                context.workspace,
+                cause,
+                attempt=context.attempt,
+                experiment=context.experiment,
+                caller=context.caller,
+                is_deterministic=context.run.training.determinism == "strict" or self._root.device.type == "cpu",
+            )
+        raise cause.error
+
+    def _cause(self, watch: Watch, folder: Path) -> Cause:
+        """Return why the attempt failed, or that it was asked to stop before its first step."""
+        # a rank that failed by itself is the cause, even if the other ranks then waited for it until the hang timeout
+        if watch.verdict is None or failures.has_failed_by_itself(folder):
+            return failures.first(folder, self._context.local_ranks, self._context.world_size)
+        if watch.is_stopped:
+            reason = f"{self._why_stopped()} before the first step. Run the same command again"
+            return Cause("failed", Stopped(reason))
+        return Cause("failed", RankError(watch.verdict))
+
+    def _end(self, reason: str, step: int | None = None) -> None:
+        """Write into the record why the attempt ended; ``step`` is by default that of the newest checkpoint."""
+        context = self._context
+        if not context.is_owner:
+            return
+        try:
+            step = _step_of(_newest(context.workspace)) if step is None else step
+            ws.end(context.workspace, context.attempt, reason, step=step, reach=context.control.reach)
+        except OSError as error:  # a full disk must not hide why the attempt ended
+            logger.warning("the end of attempt %s is not on record: %s", context.attempt[:8], error)
+
+    def _why_stopped(self) -> str:
+        number = self._context.control.stop_signal
+        return f"stopped by {signal.Signals(number).name}" if number else "stopped before the deadline"
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Yield a folder in which launcher and ranks exchange files. The owner removes those of earlier attempts."""
+        context = self._context
+        attempts = layout.attempts_dir(context.workspace)
+        for record in ws.list_attempts(context.workspace) if context.is_owner else ():
+            shutil.rmtree(attempts / record.attempt, ignore_errors=True)
+        folder = attempts / context.attempt
+        folder.mkdir(parents=True)  # the launcher of a later node may come before the first has created the workspace
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_stalled(self, newest: str | None) -> None:
+        """Raise StalledError after `max_stalled_attempts` interrupted attempts in a row that saved no new step."""
+        context = self._context
+        stalled: list[str] = []
+        for record in reversed(ws.list_attempts(context.workspace)):
+            reason = record.reason or "killed"
+            if record.resumed_from != newest or re.match(NOT_INTERRUPTED, reason):
+                break
+            stalled.append(reason)
+        if len(stalled) < context.experiment.checkpoint.max_stalled_attempts:
+            return
+        # this record ends the series, so that the next attempt starts a new count
+        ws.begin(context.workspace, context.attempt, resumed_from=newest)
+        ws.end(context.workspace, context.attempt, "stalled", step=_step_of(newest))
+        raise StalledError(
+            f"{len(stalled)} attempts in a row ended without a new step after {newest or 'the start'} "
+            f"({', '.join(reversed(stalled))}). Give the job more time or memory, or a smaller checkpoint.interval_s; "
+            f"running this again starts a new count"
+        )
+
+
+def check_certain_failure(context: AttemptContext) -> None:
+    """Raise the recorded error of the last attempt if nothing that it depends on has changed."""
+    if (failure := repeats.certain(context.workspace, context.experiment, context.caller)) is not None:
+        raise repeats.told(failure, context.workspace)
+
+
+def _newest(workspace: Path) -> str | None:
+    """Return the name of the newest checkpoint, verified or not; None without one."""
+    paths = checkpoint.published(layout.checkpoints_dir(workspace))
+    return paths[-1].name if paths else None
+
+
+def _step_of(name: str | None) -> int:
+    match = checkpoint.NAME.fullmatch(name or "")
+    return int(match["step"]) if match else 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib.distributed import failures
 from workflow_lib.distributed.ranks import Peers, Ranks
-from workflow_lib.launch.attempt import Job
+from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import forking
 from workflow_lib.store import layout
 from workflow_lib.store.orphans import die_with
@@ -38,7 +38,9 @@ LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
 LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
 
 
-def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int) -> dict[str, Any]:
+def run(
+    context: AttemptContext, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int
+) -> dict[str, Any]:
     """Run the calling process as a rank; return the outcome of the attempt."""
     from workflow_lib.runtime.threads import keep_freed_memory
 
@@ -46,18 +48,18 @@ def run(job: Job, parent: RootOrchestrator, folder: Path, meeting: Meeting, laun
     die_with(launcher)
     forking.count_with_cuda()
     keep_freed_memory()
-    job.control.enter(ranks.local_rank)
+    context.control.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
     try:
-        outcome = _fit(job, parent, ranks, meeting)
-        job.control.leave(ranks.local_rank)
+        outcome = _fit(context, parent, ranks, meeting)
+        context.control.leave(ranks.local_rank)
     except BaseException as error:
-        failures.fail(folder, ranks, error, step=job.control.step_of(ranks.local_rank))
+        failures.fail(folder, ranks, error, step=context.control.step_of(ranks.local_rank))
     Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
     return outcome
 
 
-def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> dict[str, Any]:
+def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> dict[str, Any]:
     import torch.distributed as dist
 
     from workflow_lib import data
@@ -68,37 +70,37 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
     from workflow_lib.training import tasks
     from workflow_lib.training.trainer import Trainer
 
-    settings = job.experiment.checkpoint
-    with RootOrchestrator(job.experiment, job.run, job.workspace, job.attempt, ranks) as root:
-        is_shared = job.run.training.parallel == "fsdp"
+    settings = context.experiment.checkpoint
+    with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks) as root:
+        is_shared = context.run.training.parallel == "fsdp"
         if ranks.world_size > 1 or is_shared:
             sys.audit("everstep", "join")
-            _join(job, root.device, ranks, meeting)
+            _join(context, root.device, ranks, meeting)
         sys.audit("everstep", "build")
         store = CheckpointStore(
-            layout.checkpoints_dir(job.workspace),
-            fingerprint={"run": job.digest, "data": job.manifest.digest, "code": job.code},
-            attempt=job.attempt,
+            layout.checkpoints_dir(context.workspace),
+            fingerprint={"run": context.digest, "data": context.manifest.digest, "code": context.code},
+            attempt=context.attempt,
             may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
             keep_last=settings.keep_last,
             keep_every_h=settings.keep_every_h,
             peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
         )
-        runtime = job.experiment.runtime
+        runtime = context.experiment.runtime
         if ranks.is_main:
             root.events.append("accelerator", **environment.accelerator(root.device))
 
         def load(split: str) -> data.Split | data.MappedSplit:
             return data.load_split(
-                job.manifest,
+                context.manifest,
                 split,
-                job.work,
+                context.work,
                 str(root.device),
-                in_memory=job.experiment.data.in_memory,
+                in_memory=context.experiment.data.in_memory,
                 workers=runtime.workers,
                 ranks=ranks,
                 processes=runtime.nproc,
-                tick=lambda: job.control.tick(ranks.local_rank, 0),  # verifying large data may take long
+                tick=lambda: context.control.tick(ranks.local_rank, 0),  # verifying large data may take long
             )
 
         saver = Saver(
@@ -109,26 +111,26 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
             device=root.device,
         )
         trainer = Trainer(
-            job.run,
-            spec=job.manifest.spec,
+            context.run,
+            spec=context.manifest.spec,
             task=tasks.build(
-                job.run.training,
-                job.manifest.spec,
+                context.run.training,
+                context.manifest.spec,
                 root.device,
-                counts=job.manifest.splits["train"].per_class,
-                target_std=job.manifest.target_std,
+                counts=context.manifest.splits["train"].per_class,
+                target_std=context.manifest.target_std,
             ),
             train=load("train"),
             validation=load("val"),
             ranks=ranks,
             device=root.device,
-            control=job.control,
+            control=context.control,
             store=store,
             saver=saver,
             events=root.events,
             environment=_fingerprint(root, ranks),
-            metrics_file=layout.metrics_file(job.workspace),
-            stop_early=job.stop_early,
+            metrics_file=layout.metrics_file(context.workspace),
+            stop_early=context.stop_early,
         )
         outcome = trainer.fit()
         sys.audit("everstep", "leave")
@@ -138,12 +140,12 @@ def _fit(job: Job, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> 
         return asdict(outcome)
 
 
-def _join(job: Job, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+def _join(context: AttemptContext, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
     """Create the process group. NCCL, for tensors on GPUs, connects when it is first used."""
     import torch.distributed as dist
 
-    runtime = job.experiment.runtime
-    if device.type == "cuda" and job.run.training.determinism == "strict":
+    runtime = context.experiment.runtime
+    if device.type == "cuda" and context.run.training.determinism == "strict":
         for name, value in STRICT_NCCL.items():
             os.environ.setdefault(name, value)
     # the launcher's watchdog ends hung collectives first, and names the culprit; this is for what it cannot see

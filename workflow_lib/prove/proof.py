@@ -25,7 +25,7 @@ from workflow_lib import checkpoint, plan
 from workflow_lib.checkpoint import safetensors
 from workflow_lib.data import Manifest, prepare
 from workflow_lib.errors import EverstepError, TryAgain
-from workflow_lib.launch import launcher
+from workflow_lib.launch import commands
 from workflow_lib.plan import user_code
 from workflow_lib.prove import faults
 from workflow_lib.runtime import device, forking
@@ -170,7 +170,7 @@ class Training:
             if child.is_here:
                 faults.install([fault] if fault else [])
                 sys.addaudithook(Tracer(self._folder).watch)
-                launcher.train(
+                commands.train(
                     self._experiment,
                     run=self._run.digest,
                     data=self._data,

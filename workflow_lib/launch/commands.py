@@ -1,0 +1,187 @@
+"""The commands `train` and `trial`: return the result of a finished run at once, or make an attempt to finish it.
+
+Exit codes: 0 finished, 75 stopped and saved, 1 failed, 2 the user's mistake.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import checkpoint, plan
+from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.config.consistency import batch_problem
+from workflow_lib.errors import ConfigError, DivergedError, UserError
+from workflow_lib.launch.attempt import check_certain_failure, run_attempt
+from workflow_lib.launch.context import AttemptContext, create_context
+from workflow_lib.results import write_run
+from workflow_lib.slurm import nodes
+from workflow_lib.store import layout, repeats
+from workflow_lib.store.code import accepted, kept
+from workflow_lib.store.events import EventLog
+from workflow_lib.store.lease import Lease
+from workflow_lib.store.runs import find_result
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+    from workflow_lib.training.state import Row
+    from workflow_lib.training.trainer import StopEarly
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    experiment: Experiment,
+    *,
+    run: str,
+    data: Path,
+    work: Path,
+    output: Path,
+    deadline_minutes: float | None = None,
+) -> None:
+    """Finish the run, and write its statement to ``output`` and its weights and history beside it.
+
+    A point of a sweep that diverges is a result too: its statement says so, and it has no weights. Raises Stopped (exit
+    code 75) if the training was asked to stop first, after it has saved its state.
+    """
+    context = create_context(experiment, run, data, work, deadline_minutes, None)
+    trained = write_run.TrainedRun(
+        digest=context.digest,
+        data=context.manifest.digest,
+        code=context.code,
+        task=context.manifest.task,
+        select_metric=context.run.training.select_metric,
+        workspace=context.workspace,
+    )
+
+    def deliver(final: Checkpoint) -> None:
+        if context.is_owner:
+            write_run.write(final, trained, data, output)
+            _note_delivered(context, final, str(output))
+
+    with _finished(context) as final:
+        if final is not None:
+            logger.info("%s is finished already: nothing is trained", context.digest[:12])
+            return deliver(final)
+    _warn_of_other_code(context)
+    try:
+        with _checked(context):
+            run_attempt(_ready(context), deliver)
+    except DivergedError as error:
+        newest = checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
+        saved = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
+        if not plan.is_point(experiment, run):
+            raise DivergedError(f"{error}. {saved}") from error
+        if context.is_owner:
+            step = newest.step if newest else 0
+            write_run.write_diverged(f"{_first_message(context, error)}. {saved}", step, trained, data, output)
+
+
+def trial(
+    experiment: Experiment,
+    *,
+    run: str,
+    data: Path,
+    work: Path,
+    stop_early: StopEarly,
+    deadline_minutes: float | None = None,
+) -> list[Row]:
+    """Return the curve of a suggested run, trained to its end or until ``stop_early`` returns true."""
+    context = create_context(experiment, run, data, work, deadline_minutes, stop_early)
+    with _finished(context) as final:
+        known: list[Row] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
+    if known is None:
+        try:
+            with _checked(context):
+                known = run_attempt(_ready(context))
+        except DivergedError as error:
+            raise DivergedError(_first_message(context, error)) from error
+    history = known
+    newest = final or checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
+    if newest is not None and newest.about["cursor"]["phase"] == "finish":
+        _note_delivered(context, newest, run)
+    return history
+
+
+@contextmanager
+def _finished(context: AttemptContext) -> Iterator[Checkpoint | None]:
+    """Yield the final checkpoint of a run that is finished already, or None; nobody removes it inside the block."""
+    workspace = context.workspace
+    if not _is_finished(workspace) and (record := accepted(workspace)) is not None:
+        workspace = workspace.with_name(record["workspace"])
+    if not _is_finished(workspace):
+        yield None
+    elif not context.is_owner:
+        yield find_result(context.workspace)
+    else:
+        timeout_s = context.experiment.runtime.lease_timeout_s
+        with Lease.acquire(workspace, context.attempt, timeout_s=timeout_s, wait_s=math.inf):
+            yield find_result(context.workspace)
+
+
+def _is_finished(workspace: Path) -> bool:
+    newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
+    return newest is not None and newest.about["cursor"]["phase"] == "finish"
+
+
+def _note_delivered(context: AttemptContext, final: Checkpoint, to: str) -> None:
+    """Record that the finished run was needed: each record after the first is a training that was saved."""
+    if context.is_owner:
+        EventLog(layout.delivered_file(final.path.parents[1]), attempt=context.attempt).append("delivered", to=to)
+
+
+def _warn_of_other_code(context: AttemptContext) -> None:
+    """Name the earlier states that this training does not continue, since the user's code or files have changed."""
+    earlier = layout.workspaces(context.work, context.digest, context.manifest.digest)
+    if context.workspace in earlier or not context.is_owner:
+        return
+    for path in earlier:
+        if (newest := checkpoint.read_newest(layout.checkpoints_dir(path))) is not None:
+            what = "other code" if kept(path) else "an earlier version, which kept no record of the code,"
+            logger.warning(
+                "%s trained this run up to step %d (%s): it is trained anew. `everstep explain %s` shows what differs; "
+                "`everstep accept %s` lets a finished result stand",
+                *(what, newest.step, path, context.digest[:12], context.digest[:12]),
+            )
+
+
+@contextmanager
+def _checked(context: AttemptContext) -> Iterator[None]:
+    """Make an attempt in the block, unless it would fail as the last one did; then raise that error at once.
+
+    Of several nodes, the process that starts the launchers checks before it starts them: so they all decide alike.
+    """
+    if not nodes.is_one_of_many():
+        check_certain_failure(context)
+    try:
+        yield
+    except UserError as error:
+        if context.is_owner:
+            repeats.note_unbegun(context.workspace, error, context.attempt)
+        raise
+
+
+def _first_message(context: AttemptContext, error: DivergedError) -> str:
+    """Return the recorded reason of the divergence, so that repeated attempts write the same result."""
+    failure = repeats.read(context.workspace)
+    return failure.message if failure and failure.kind == "diverged" else str(error)
+
+
+def _ready(context: AttemptContext) -> AttemptContext:
+    """Return the context with its data in place. For several nodes, this process becomes an `srun` of launchers."""
+    from workflow_lib.data import ensure
+
+    runtime = context.experiment.runtime
+    if runtime.nodes > 1 and not nodes.is_one_of_many():
+        nodes.start(runtime.nodes, runtime.nproc * runtime.threads)
+    samples, batch_size = context.manifest.splits["train"].samples, context.run.training.batch_size
+    if problem := batch_problem(batch_size, samples):
+        raise ConfigError(f"training.batch_size: {problem}")
+    if samples < 4 * batch_size:
+        logger.warning("training.batch_size: an epoch of %d samples has %d steps", samples, samples // batch_size)
+    return replace(context, manifest=ensure(context.manifest, context.work))
