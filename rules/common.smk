@@ -31,7 +31,7 @@ from workflow_lib.plan import user_code
 from workflow_lib.results import claims
 from workflow_lib.runtime import gpus
 from workflow_lib.slurm import budget
-from workflow_lib.store import clones
+from workflow_lib.store import results_folders
 
 code_state = user_code.memo(user_code.state)
 
@@ -62,7 +62,7 @@ try:
         claims.check(Path("results"), experiment.name, claim)
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
-        clones.note(WORK, Path("results"))
+        results_folders.note(WORK, Path("results"))
         snakefile.refuse_missing_files(
             [*data_sets().values(), *snakefile.models(experiment, runs().values())]
         )

@@ -171,23 +171,23 @@ def _plan(arguments: Arguments) -> None:
 
 
 def _explain(arguments: Arguments) -> None:
-    from workflow_lib.store import explain
+    from workflow_lib.housekeeping import explain
 
     print(explain.explain(arguments.a, arguments.b, WORK))
 
 
 def _accept(arguments: Arguments) -> None:
-    from workflow_lib.store import decisions
+    from workflow_lib.housekeeping import code_changes
 
     for run in arguments.runs:
-        print(decisions.accept(run, WORK))
+        print(code_changes.accept(run, WORK))
 
 
 def _retrain(arguments: Arguments) -> None:
-    from workflow_lib.store import decisions
+    from workflow_lib.housekeeping import code_changes
 
     for run in arguments.runs:
-        print(decisions.retrain(run, WORK, RESULTS_FOLDER))
+        print(code_changes.retrain(run, WORK, RESULTS_FOLDER))
 
 
 def _trace(arguments: Arguments) -> None:
@@ -199,14 +199,14 @@ def _trace(arguments: Arguments) -> None:
 def _status(arguments: Arguments) -> None:
     import json
 
-    from workflow_lib.store import status
+    from workflow_lib.housekeeping import status
 
     rows = status.runs(WORK, RESULTS_FOLDER)
     print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
 
 
 def _clean(arguments: Arguments) -> None:
-    from workflow_lib.store import cleaning
+    from workflow_lib.housekeeping import cleaning
 
     items = cleaning.removable(WORK, RESULTS_FOLDER)
     for item in items:
@@ -258,8 +258,12 @@ def _track(arguments: Arguments) -> None:
 
 def _freeze(arguments: Arguments) -> None:
     from workflow_lib import plan
+    from workflow_lib.store import results_folders
 
-    plan.write_plan(_experiment(arguments), WORK, arguments.output)
+    experiment, output = _experiment(arguments), arguments.output
+    if output.parent.name == experiment.name:
+        results_folders.note(WORK, output.parents[1])
+    plan.write_plan(experiment, WORK, output)
 
 
 def _preprocess(arguments: Arguments) -> None:

@@ -31,13 +31,13 @@ from workflow_lib import checkpoint, config, plan
 from workflow_lib.config.experiment import TRACKERS
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_atomic, write_json
+from workflow_lib.housekeeping.status import UNREADABLE, is_finished
 from workflow_lib.plan import user_code
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import attempts as ws
-from workflow_lib.store import code, layout
+from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
 from workflow_lib.store.layout import workspace_of
-from workflow_lib.store.status import UNREADABLE, is_finished
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -90,7 +90,7 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
             continue
         try:
             folder = workspace_of(work, digest, data, code_of(plan.load_run(digest, work)[0]))
-            if (record := code.accepted(folder)) is not None:
+            if (record := code_record.accepted(folder)) is not None:
                 folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)
         except (EverstepError, *UNREADABLE) as error:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.paced import COUNTED
-from tests.store.conftest import row, start
 from tests.support.project import FINISHED, KILLED, STOPPED, Project, copy
+from tests.support.stored import row, start
+from workflow_lib.housekeeping import status
 from workflow_lib.slurm import job
-from workflow_lib.store import accounting, status
+from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account, account_of
 from workflow_lib.store.attempts import Attempt
 

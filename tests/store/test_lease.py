@@ -1,80 +1,28 @@
-"""One owner at a time, whoever dies, sleeps or wakes; every contender here is a real process."""
+"""A workspace has one owner at a time; every contender here is a real process."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.crash import RAISED, SURVIVED, fork, run_forked, wait
-from tests.support.faults import FileFault
+from tests.support.crash import SURVIVED, fork, run_forked, wait
+from tests.support.leases import forked, hold, poll, pretend, take, until, until_given_up
 from workflow_lib.errors import Stopped, WorkspaceBusy
 from workflow_lib.store import lease as module
-from workflow_lib.store.lease import Holder, Lease, current, holder_of
+from workflow_lib.store.lease import Holder, current, holder_of
+
+__all__ = ["forked"]
 
 BUSY = 7
-
-
-@pytest.fixture
-def forked() -> Iterator[Callable[..., int]]:
-    """Starts processes; none of them outlives the test."""
-    pids = []
-
-    def start(work: Callable[[], object]) -> int:
-        pids.append(fork(work))
-        return pids[-1]
-
-    yield start
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):  # the test has waited for it
-            if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-
-
-def take(workspace: Path, attempt: str = "a", timeout_s: float = 30.0, wait_s: float = 0.0, **more: Any) -> Lease:
-    return Lease.acquire(workspace, attempt, timeout_s=timeout_s, wait_s=wait_s, **more)
-
-
-def hold(workspace: Path, ready: Path, timeout_s: float = 30.0) -> Callable[[], None]:
-    """Work of a process that takes the lease, says so by a file, and never lets go of it by itself."""
-
-    def work() -> None:
-        take(workspace, "holder", timeout_s)
-        ready.touch()
-        signal.pause()
-
-    return work
-
-
-def until(is_true: Callable[[], object], timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.005)
-
-
-def pretend(workspace: Path, **changes: Any) -> None:
-    """The newest lease file says something else of its holder."""
-    number, holder = current(workspace / "leases")
-    assert holder is not None
-    path = workspace / "leases" / f"{number:06d}.json"
-    path.write_text(json.dumps({**holder.__dict__, **changes}))
 
 
 def test_a_fresh_workspace_is_taken_at_once(tmp_path: Path) -> None:
@@ -127,21 +75,13 @@ def test_of_many_contenders_one_wins(tmp_path: Path, forked: Callable[..., int])
     ended: list[int] = []
 
     def others_have_left() -> bool:
-        ended.extend(code for code in map(_poll, pids) if code is not None)
+        ended.extend(code for code in map(poll, pids) if code is not None)
         return len(ended) == 7
 
     until(others_have_left)
     assert ended == [BUSY] * 7
     assert len(list(tmp_path.glob("won-*"))) == 1
     assert current(tmp_path / "leases")[0] == 1
-
-
-def _poll(pid: int) -> int | None:
-    try:
-        found, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def test_a_contender_waits_for_the_holder_to_release(tmp_path: Path, forked: Callable[..., int]) -> None:
@@ -155,7 +95,7 @@ def test_a_contender_waits_for_the_holder_to_release(tmp_path: Path, forked: Cal
     until((tmp_path / "ready").exists)
     waiter = fork(lambda: take(tmp_path, "waiter", timeout_s=3600, wait_s=3600))
     with pytest.raises(TimeoutError):
-        until(lambda: _poll(waiter) is not None, timeout_s=0.5)
+        until(lambda: poll(waiter) is not None, timeout_s=0.5)
     (tmp_path / "let go").touch()
     assert wait(waiter) == SURVIVED
 
@@ -237,12 +177,6 @@ def test_a_holder_on_another_host_is_judged_by_its_beat_alone(tmp_path: Path) ->
         assert lease.number == 2
 
 
-def until_given_up(seconds: float) -> Callable[[], bool]:
-    """Says that a contender must stop once it has waited for so long."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
-
-
 def test_a_contenders_shorter_timeout_does_not_count(tmp_path: Path) -> None:
     """The owner, on another host, beats too seldom for a contender that has less patience."""
     owner = take(tmp_path, "elsewhere", timeout_s=3600)
@@ -306,18 +240,6 @@ except WorkspaceBusy as error:
         assert owner.holds()
 
 
-def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
-    with take(tmp_path, "a"):
-        assert holder_of(tmp_path) == Holder.this_process("a")
-        with pytest.raises(WorkspaceBusy):
-            take(tmp_path, "b")
-    assert take(tmp_path, "b").number == 2
-
-
 def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:
     """A beat from the future, or from long ago, is as good as any while it moves."""
     beating = take(tmp_path, "elsewhere", timeout_s=3600)
@@ -331,7 +253,7 @@ def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:
 
     pid = fork(contend)
     with pytest.raises(TimeoutError):
-        until(lambda: _poll(pid) is not None, timeout_s=0.5)
+        until(lambda: poll(pid) is not None, timeout_s=0.5)
     os.utime(beat, (1e9, 1e9))
     assert wait(pid) == SURVIVED
     beating.release()
@@ -370,48 +292,3 @@ def test_the_message_says_what_the_owner_does_there(tmp_path: Path, place: str, 
 def test_one_that_waits_stops_when_asked(tmp_path: Path) -> None:
     with take(tmp_path), pytest.raises(Stopped, match="nothing was changed"):
         take(tmp_path, "b", wait_s=3600, must_stop=lambda: True)
-
-
-def test_a_lease_without_contents_is_taken_over_after_the_timeout(tmp_path: Path) -> None:
-    """A file system that lost power may keep the name and lose what was in it."""
-    take(tmp_path).release()
-    (tmp_path / "leases" / "000002.json").touch()
-    begun = time.monotonic()
-    with take(tmp_path, "b", timeout_s=0.5) as lease:
-        assert time.monotonic() - begun >= 0.5
-        assert lease.number == 3
-
-
-@pytest.mark.parametrize("mode", ["before", "torn", "unsynced", "unnamed"])
-def test_a_crash_at_any_operation_leaves_a_workspace_that_the_next_one_takes(tmp_path: Path, mode: Any) -> None:
-    def work(workspace: Path) -> None:
-        take(workspace, "crashed").release()
-
-    for count in range(1, 99):
-        workspace = tmp_path / str(count)
-        workspace.mkdir()
-        fault = FileFault(mode, f"{workspace}/*", count=count, rank=-1)
-        code = run_forked(partial(work, workspace), [fault])
-        with take(workspace, "next", timeout_s=3600) as lease:
-            assert lease.holds()
-        shutil.rmtree(workspace)
-        if code == SURVIVED:
-            break
-        assert code == -signal.SIGKILL
-    assert count > 5
-
-
-def test_a_disk_that_refuses_leaves_no_lease(tmp_path: Path) -> None:
-    fault = FileFault("ENOSPC", f"{tmp_path}/leases/*", rank=-1, times=0)
-    assert run_forked(lambda: take(tmp_path), [fault]) == RAISED
-    assert holder_of(tmp_path) is None
-    with take(tmp_path) as lease:
-        assert lease.number == 1
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "[" * 100_000, '{"attempt": "a", "pid": "x"}', f'{{"start_time": {10**400}}}']
-)
-def test_a_lease_that_cannot_be_read_is_that_of_somebody_unknown(tmp_path: Path, content: str) -> None:
-    (tmp_path / "000003.json").write_text(content)
-    assert current(tmp_path) == (3, module.UNKNOWN)

@@ -52,6 +52,7 @@ NEUTRAL = (
     "distributed/*",
     "errors.py",
     "files.py",
+    "housekeeping/*",
     "launch/*",
     "processes.py",
     "py.typed",

@@ -19,8 +19,8 @@ from tests.support.faked_gpus import Machine, machine_with, write
 from tests.support.repository import copy_repository
 from tests.support.warm import until
 from tests.workflow.conftest import WAIT_S, Outcome, Project
+from workflow_lib.housekeeping import status
 from workflow_lib.runtime.device_lease import lease_devices
-from workflow_lib.store import status
 
 GPU = ("GPU-00000000",)
 

@@ -30,10 +30,10 @@ from workflow_lib.runtime import forking
 from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.slurm.job import gpus_of_own_job
 from workflow_lib.store import attempts as ws
-from workflow_lib.store import layout, repeats
-from workflow_lib.store.code import keep
+from workflow_lib.store import failure_record, layout
+from workflow_lib.store.code_record import keep
+from workflow_lib.store.final_checkpoint import find_sealed
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.runs import find_sealed
 
 if TYPE_CHECKING:
     from workflow_lib.orchestrator import RootOrchestrator
@@ -139,7 +139,7 @@ class Attempt:
             raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
         self._end(outcome["ended"], outcome["step"])
         if self._context.is_owner and outcome["ended"] == "finished":
-            repeats.forget(self._context.workspace)
+            failure_record.forget(self._context.workspace)
         history: list[Row] = outcome["history"]
         return history
 
@@ -152,7 +152,7 @@ class Attempt:
         self._end(f"{cause.kind}: {cause.error}")
         # an owner that has lost its lease must not write about the workspace of another
         if context.is_owner and self._root.lease.holds():
-            repeats.note(
+            failure_record.note(
                 context.workspace,
                 cause,
                 attempt=context.attempt,
@@ -224,8 +224,8 @@ class Attempt:
 
 def check_certain_failure(context: AttemptContext) -> None:
     """Raise the recorded error of the last attempt if nothing that it depends on has changed."""
-    if (failure := repeats.certain(context.workspace, context.experiment, context.caller)) is not None:
-        raise repeats.told(failure, context.workspace)
+    if (failure := failure_record.certain(context.workspace, context.experiment, context.caller)) is not None:
+        raise failure_record.told(failure, context.workspace)
 
 
 def _newest(workspace: Path) -> str | None:

@@ -21,11 +21,11 @@ from workflow_lib.launch.attempt import check_certain_failure, run_attempt
 from workflow_lib.launch.context import AttemptContext, create_context
 from workflow_lib.results import write_run
 from workflow_lib.slurm import nodes
-from workflow_lib.store import layout, repeats
-from workflow_lib.store.code import accepted, kept
+from workflow_lib.store import failure_record, layout
+from workflow_lib.store.code_record import accepted, kept
 from workflow_lib.store.events import EventLog
+from workflow_lib.store.final_checkpoint import find_result
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.runs import find_result
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -162,13 +162,13 @@ def _checked(context: AttemptContext) -> Iterator[None]:
         yield
     except UserError as error:
         if context.is_owner:
-            repeats.note_unbegun(context.workspace, error, context.attempt)
+            failure_record.note_unbegun(context.workspace, error, context.attempt)
         raise
 
 
 def _first_message(context: AttemptContext, error: DivergedError) -> str:
     """Return the recorded reason of the divergence, so that repeated attempts write the same result."""
-    failure = repeats.read(context.workspace)
+    failure = failure_record.read(context.workspace)
     return failure.message if failure and failure.kind == "diverged" else str(error)
 
 

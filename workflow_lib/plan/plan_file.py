@@ -12,7 +12,6 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.runs import Run, base, data_id, expand, run_digest
 from workflow_lib.plan.study import study_definition, study_digest, study_id
-from workflow_lib.store import clones
 
 
 def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
@@ -50,8 +49,6 @@ def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
 
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
     """Every run and the study's definition are frozen, and then the plan is written."""
-    if output.parent.name == experiment.name:
-        clones.note(work, output.parents[1])
     runs = expand(experiment)
     for run in runs:
         freeze(run.config, work, run.digest)

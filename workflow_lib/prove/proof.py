@@ -29,7 +29,7 @@ from workflow_lib.launch import commands
 from workflow_lib.plan import user_code
 from workflow_lib.prove import faults
 from workflow_lib.runtime import device, forking
-from workflow_lib.store import layout, runs
+from workflow_lib.store import final_checkpoint, layout
 from workflow_lib.store.layout import workspace_of
 from workflow_lib.store.lease import Lease
 from workflow_lib.store.orphans import die_with
@@ -195,7 +195,7 @@ class Training:
 
     def sealed(self) -> checkpoint.Checkpoint:
         """The final state."""
-        sealed = runs.find_sealed(self.workspace)
+        sealed = final_checkpoint.find_sealed(self.workspace)
         if sealed is None:
             raise EverstepError(f"the training ended without a final state; its log: {self.log}")
         return sealed

@@ -355,8 +355,8 @@ def _templates() -> jinja2.Environment:
     """The templates of the pages."""
     import jinja2
 
+    from workflow_lib.housekeeping.status import duration
     from workflow_lib.results import provenance
-    from workflow_lib.store.status import duration
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

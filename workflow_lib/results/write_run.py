@@ -16,7 +16,7 @@ from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, wri
 from workflow_lib.results import provenance
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import attempts as ws
-from workflow_lib.store import code, layout
+from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None
     model = _weights(sealed)
     write_atomic(output.with_name("model.safetensors"), model)
     write_atomic(output.with_name("history.csv"), _csv(state["history"], run.task))
-    accepted = {} if sealed.manifest["fingerprint"].get("code") == run.code else code.accepted(run.workspace)
+    accepted = {} if sealed.manifest["fingerprint"].get("code") == run.code else code_record.accepted(run.workspace)
     sys.audit("everstep", "statement")
     write_json(
         output,

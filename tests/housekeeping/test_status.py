@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.paced import FAIL
-from tests.store.conftest import kill_after, row, rows, start
 from tests.support.project import KILLED, STOPPED, Project, copy
+from tests.support.stored import kill_after, row, rows, start
 from tests.support.warm import until
 from workflow_lib import __main__ as verbs
-from workflow_lib.store import status
+from workflow_lib.housekeeping import status
 from workflow_lib.store.lease import last_seen
 
 

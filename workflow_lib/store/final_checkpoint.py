@@ -12,7 +12,7 @@ from workflow_lib.errors import (
     CheckpointError,
 )
 from workflow_lib.store import layout
-from workflow_lib.store.code import accepted
+from workflow_lib.store.code_record import accepted
 
 if TYPE_CHECKING:
     pass

@@ -10,8 +10,9 @@ import pytest
 
 from workflow_lib import plan
 from workflow_lib.config import Experiment
+from workflow_lib.housekeeping import explain
 from workflow_lib.plan import user_code
-from workflow_lib.store import code, explain, layout
+from workflow_lib.store import code_record, layout
 
 TUNE = {"trials": 4, "space": {"optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
 
@@ -74,7 +75,7 @@ def test_it_says_that_the_code_is_the_same_or_was_not_kept(folder: Path) -> None
     workspace = layout.workspace_of(folder, run.digest, "d" * 32, user_code.digest(run.config))
     workspace.mkdir()
     assert "the code of A was not kept" in explain.explain(run.id, None, folder)
-    code.keep(workspace, run.config, user_code.digest(run.config))
+    code_record.keep(workspace, run.config, user_code.digest(run.config))
     assert "The code of the model and of its hooks is the same." in explain.explain(run.id, write("x.yaml"), folder)
 
 

@@ -13,8 +13,8 @@ from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
 from workflow_lib.store import layout
 from workflow_lib.store.attempts import utc_now
+from workflow_lib.store.final_checkpoint import find_sealed
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.runs import find_sealed
 
 
 def accept(ref: str, work: Path) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
-from workflow_lib.store import clones
-from workflow_lib.store.status import UNREADABLE
+from workflow_lib.housekeeping.status import UNREADABLE
+from workflow_lib.store import results_folders
 
 PATTERNS = ("plan.json", "runs/*/train.json", "tune/*/suggest-*.json", "tune/*/best.json", "data/*.json")
 SHARE = 10  # reading results again takes at most a tenth of the time, however many there are
@@ -48,7 +48,7 @@ class Needed:
 
     def _read(self) -> None:
         self._read_at = time.monotonic()
-        self._folders = clones.results_of_all(self.work, self._results)
+        self._folders = results_folders.results_of_all(self.work, self._results)
         runs: dict[str, set[str]] = {}
         stores = set()
         for results in self._folders:

@@ -17,7 +17,7 @@ from workflow_lib.config.yaml import Origins
 from workflow_lib.plan import aligned, count, expand, load_run, stages, study_id, user_code
 from workflow_lib.plan.user_code import Kept
 from workflow_lib.store import layout
-from workflow_lib.store.code import kept
+from workflow_lib.store.code_record import kept
 
 CELL = 40  # characters of a setting that are shown
 

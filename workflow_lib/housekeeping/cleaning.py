@@ -27,11 +27,11 @@ from typing import Any
 from workflow_lib import checkpoint
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import names_in, read_json
+from workflow_lib.housekeeping.needed import Needed
+from workflow_lib.housekeeping.status import UNREADABLE, is_finished, is_held, workspaces
 from workflow_lib.processes import is_writer_alive, writer_mark
-from workflow_lib.results.needed import Needed
 from workflow_lib.store import layout
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.status import UNREADABLE, is_finished, is_held, workspaces
 
 WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue
 HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named by a result

@@ -18,7 +18,7 @@ from typing import Any
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.files import names_in, read_json
-from workflow_lib.store import accounting, layout, repeats
+from workflow_lib.store import accounting, failure_record, layout
 from workflow_lib.store import attempts as ws
 from workflow_lib.store.accounting import Account
 from workflow_lib.store.events import last_event, read_events
@@ -140,7 +140,7 @@ def _known(workspace: Path) -> Row:
     progress = last_event(events, PROGRESS, RECENT_BYTES)
     last = attempts[-1] if attempts else None
     waiting = _waiting(recent, held[0].attempt) if held else None
-    unbegun = None if last or held else repeats.read(workspace)
+    unbegun = None if last or held else failure_record.read(workspace)
     state = "waiting" if waiting else "failed" if unbegun else _state(newest, last, held is not None)
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":

@@ -1,0 +1,258 @@
+"""`everstep clean` removes what no result and no owner needs, and can be interrupted anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.housekeeping.conftest import clean, data_of, forget, listed, load, rest, run_of, size_of, tree
+from tests.support import faults
+from tests.support.crash import operations, run_forked
+from tests.support.project import NAME, Project, copy
+from tests.support.stored import row
+from workflow_lib import __main__ as verbs
+from workflow_lib import checkpoint, config
+from workflow_lib.data import Shard
+from workflow_lib.files import write_atomic
+from workflow_lib.housekeeping import cleaning, status
+from workflow_lib.store.final_checkpoint import find_sealed
+from workflow_lib.store.lease import Lease
+
+
+def test_of_a_finished_run_only_the_older_checkpoint_goes(finished: Project) -> None:
+    rest(finished.folder / "work")
+    older, newest = checkpoint.published(finished.checkpoints)
+    assert listed(finished) == {str(older.relative_to(finished.folder / "work")): "older checkpoint of a finished run"}
+    clean(finished)
+    assert checkpoint.published(finished.checkpoints) == [newest]
+    sealed = find_sealed(finished.workspace)
+    assert sealed is not None
+    assert listed(finished) == {}
+    before = len(row(finished)["attempts"])
+    shutil.rmtree(finished.output.parent)
+    finished.finish()
+    assert finished.output.exists()
+    assert len(row(finished)["attempts"]) == before
+
+
+def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project) -> None:
+    older, newest = checkpoint.published(finished.checkpoints)
+    damaged = newest / "model.safetensors"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    items = cleaning.removable(finished.folder / "work", finished.folder / "results")
+    ((item, why),) = cleaning.clean(items)
+    assert item.path == older
+    assert why is not None
+    assert "damaged" in why
+    assert checkpoint.published(finished.checkpoints) == [older, newest]
+
+
+def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
+    (snapshot,) = make_snapshots(finished)
+    content = json.loads(snapshot.read_text())
+    content["checkpoint"]["keep_every_h"] = 1.0
+    snapshot.write_text(json.dumps(content))
+    assert listed(finished) == {}
+
+
+def make_snapshots(project: Project) -> list[Path]:
+    """The project's experiment as a pipeline freezes it."""
+    return [config.snapshot(load(project), project.folder / "work")]
+
+
+def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
+    (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd").mkdir()
+    (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd" / "model.safetensors").write_bytes(b"12345")
+    assert list(listed(killed).values()) == ["save that was cut off"]
+    step = killed.newest_step()
+    clean(killed)
+    assert listed(killed) == {}
+    assert killed.newest_step() == step > 0
+    killed.finish()
+
+
+def test_files_whose_writer_was_killed_go(finished: Project) -> None:
+    clean(finished)
+    work, results = finished.folder / "work", finished.folder / "results"
+    for place in (finished.workspace.parent, finished.workspace, data_of(finished), results / NAME / "data"):
+        fault = faults.FileFault("before", operation="rename", rank=-1)
+        assert run_forked(lambda path=place / "x.json": write_atomic(path, "x"), [fault]) == -signal.SIGKILL
+    lease = faults.FileFault("before", operation="link", rank=-1)
+    assert run_forked(lambda: Lease.acquire(finished.workspace, "a", timeout_s=1), [lease]) == -signal.SIGKILL
+    cut = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
+    assert len(cut) == 5
+    kept = finished.output.with_name(".notes.tmp")
+    kept.touch()
+    rest(kept)
+    assert {item.path for item in cleaning.removable(work, results)} == cut
+    clean(finished)
+    assert not any(path.exists() for path in cut)
+    assert kept.exists()
+    assert find_sealed(finished.workspace) is not None
+
+
+def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
+    forget(finished)
+    assert listed(finished) == {
+        run_of(finished): "run that no result names",
+        f"data/{data_of(finished).name}": "data that no result names and no run uses",
+    }
+    config = finished.workspace.parent / "config.json"
+    clean(finished)
+    assert listed(finished) == {}
+    assert not list(finished.folder.glob("work/data/*"))
+    assert list(finished.folder.glob("work/runs/*/*")) == [config]
+    assert status.runs(finished.folder / "work", finished.folder / "results") == []
+
+
+def test_data_stays_while_a_run_that_stays_was_trained_on_it(killed: Project) -> None:
+    forget(killed)
+    os.utime(killed.workspace / "events.jsonl")  # it may be waiting in a queue
+    assert listed(killed) == {}
+    rest(killed.folder / "work")
+    assert set(listed(killed)) == {run_of(killed), f"data/{data_of(killed).name}"}
+
+
+@pytest.mark.parametrize("name", ["train.json", "tune"])
+def test_a_result_of_an_earlier_plan_or_of_a_study_keeps_its_run(finished: Project, name: str) -> None:
+    (plan,) = finished.folder.glob("results/*/plan.json")
+    plan.write_text(json.dumps({"runs": []}))
+    if name == "tune":
+        suggestion = finished.folder / "results" / NAME / "tune" / "study" / "suggest-0000.json"
+        suggestion.parent.mkdir(parents=True)
+        suggestion.write_text(json.dumps({"run": {"digest": finished.workspace.parent.name}}))
+        finished.output.unlink()
+    rest(finished.folder / "work")
+    assert run_of(finished) not in listed(finished)
+
+
+def linked(store: Path) -> Path:
+    """Other data, which took over the shards of this one."""
+    other = store.with_name("f" * 32)
+    other.mkdir()
+    for shard in store.glob("*.safetensors"):
+        os.link(shard, other / shard.name)
+    manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["checksum"]
+    (other / "manifest.json").write_text(json.dumps(manifest | {"digest": "f" * 32}))
+    return other
+
+
+def occupied(folder: Path) -> int:
+    """Bytes of all files below the folder, however many names they have."""
+    files = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    return sum({(one.st_dev, one.st_ino): one.st_size for one in files}.values())
+
+
+def test_shards_that_two_data_sets_share_are_freed_once(finished: Project) -> None:
+    store = data_of(finished)
+    other = linked(store)
+    forget(finished)
+    work = finished.folder / "work"
+    before, items = occupied(work), cleaning.removable(work, finished.folder / "results")
+    assert [item.path for item in items if item.path.parent.name == "data"] == [store, other]
+    clean(finished)
+    assert not store.exists()
+    assert not other.exists()
+    assert sum(item.bytes for item in items) == before - occupied(work)
+
+
+def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
+    other = linked(data_of(finished))
+    rest(other)
+    before, items = occupied(other.parent), cleaning.removable(finished.folder / "work", finished.folder / "results")
+    (item,) = (item for item in items if item.path == other)
+    clean(finished)
+    assert not other.exists()
+    assert data_of(finished).exists()
+    assert item.bytes == before - occupied(other.parent) > 0
+
+
+@pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
+def test_every_shard_is_known_by_its_name(made_from: str) -> None:
+    shard = Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
+    assert cleaning.OF_DATA.fullmatch(shard.name)
+
+
+def test_an_experiment_without_results_goes_when_it_is_old(finished: Project) -> None:
+    (snapshot,) = make_snapshots(finished)
+    rest(snapshot)
+    assert snapshot.name not in str(listed(finished))
+    forget(finished)
+    assert f"experiments/{snapshot.name}" in listed(finished)
+    os.utime(snapshot)
+    assert f"experiments/{snapshot.name}" not in listed(finished)
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """Folders that look like whole workspaces or data."""
+    yield from folder.glob("work/runs/*/[0-9a-f]*")
+    yield from folder.glob("work/data/[0-9a-f]*")
+
+
+def test_a_clean_that_is_cut_off_anywhere_can_be_repeated(finished: Project, tmp_path: Path) -> None:
+    """Killed at each of its operations on files."""
+    forget(finished)
+    whole = {path.name: tree(path) for path in places(finished.folder) if path.is_dir()}
+    tried = copy(finished, tmp_path / "watched")
+    happened = operations(lambda: clean(tried), str(tried.folder))
+    assert any(operation.startswith("rename") for operation in happened)
+    for count in range(1, len(happened) + 1, 3):
+        project = copy(finished, tmp_path / f"cut-{count}")
+        fault = faults.FileFault("before", path=f"{project.folder}/*", count=count, rank=-1)
+        assert run_forked(lambda project=project: clean(project), [fault]) == -signal.SIGKILL
+        for path in (path for path in places(project.folder) if path.is_dir()):
+            left = tree(path)
+            assert all(left[name] == content for name, content in whole[path.name].items())
+        rest(project.folder / "work")
+        clean(project)
+        assert listed(project) == {}
+        assert not [path for path in places(project.folder) if path.is_dir()]
+        assert not list(project.folder.rglob(".trash*"))
+
+
+def test_a_result_that_cannot_be_read_stops_everything(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (plan,) = finished.folder.glob("results/*/plan.json")
+    plan.write_text(plan.read_text()[:40])
+    before = tree(finished.folder)
+    monkeypatch.chdir(finished.folder)
+    assert verbs.main(["clean", "--yes"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert f"results/{NAME}/plan.json" in told.err
+    assert "nothing was removed" in told.err
+    assert tree(finished.folder) == before
+
+
+def test_nothing_is_removed_without_yes(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget(finished)
+    before = tree(finished.folder)
+    size = size_of(finished.workspace) + size_of(data_of(finished))
+    monkeypatch.chdir(finished.folder)
+    assert verbs.main(["clean"]) == 0
+    told = capsys.readouterr().out
+    assert tree(finished.folder) == before
+    assert f"{size / 1e6:.1f} MB in 2 places" in told
+    assert "--yes" in told
+    assert verbs.main(["clean", "--yes"]) == 0
+    assert "removed 2 of 2 places" in capsys.readouterr().out
+    assert verbs.main(["clean"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_an_unknown_option_is_refused(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.folder)
+    with pytest.raises(SystemExit) as refused:
+        verbs.main(["clean", "--all"])
+    assert refused.value.code == 2
