@@ -23,6 +23,8 @@ from workflow_lib.processes import writer_mark
 T = TypeVar("T")
 CHECKSUM = "checksum"  # the key of a file that tells whether the rest of it is whole
 SMALL_BYTES = 1 << 20  # up to here, reading a file costs less than being wrong about it
+# errors of reading a file that another process or version wrote: it is missing, damaged, or has other contents
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 REMAKE = "Remove the file and run the pipeline again: it is made anew"
 
 

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, final
 from workflow_lib import checkpoint, config, plan
 from workflow_lib.config.experiment import TRACKERS
 from workflow_lib.errors import EverstepError, UserError
-from workflow_lib.files import make_dirs, read_json, write_atomic, write_json
-from workflow_lib.housekeeping.status import UNREADABLE, is_finished
+from workflow_lib.files import UNREADABLE, make_dirs, read_json, write_atomic, write_json
 from workflow_lib.plan import user_code
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
+from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.layout import workspace_of
 
 if TYPE_CHECKING:

@@ -26,11 +26,12 @@ from typing import Any
 
 from workflow_lib import checkpoint
 from workflow_lib.errors import EverstepError, UserError
-from workflow_lib.files import names_in, read_json
+from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.housekeeping.needed import Needed
-from workflow_lib.housekeeping.status import UNREADABLE, is_finished, is_held, workspaces
+from workflow_lib.housekeeping.status import is_held, workspaces
 from workflow_lib.processes import is_writer_alive, writer_mark
 from workflow_lib.store import layout
+from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.lease import Lease
 
 WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue

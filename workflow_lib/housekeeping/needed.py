@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.errors import UserError
-from workflow_lib.files import read_json
-from workflow_lib.housekeeping.status import UNREADABLE
+from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.store import results_folders
 
 PATTERNS = ("plan.json", "runs/*/train.json", "tune/*/suggest-*.json", "tune/*/best.json", "data/*.json")

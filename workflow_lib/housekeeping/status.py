@@ -17,11 +17,12 @@ from typing import Any
 
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.files import names_in, read_json
+from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.store import accounting, failure_record, layout
 from workflow_lib.store import attempts as ws
 from workflow_lib.store.accounting import Account
 from workflow_lib.store.events import last_event, read_events
+from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.layout import WORKSPACE
 from workflow_lib.store.lease import Holder, last_seen
 
@@ -34,7 +35,6 @@ NAME_WIDTH = 44
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
 DIGEST = re.compile("[0-9a-f]{32}")
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def runs(work: Path, results: Path) -> list[Row]:
@@ -54,11 +54,6 @@ def workspaces(work: Path) -> list[Path]:
         run = work / "runs" / digest
         found += [run / name for name in names_in(run) if WORKSPACE.fullmatch(name) and (run / name).is_dir()]
     return found
-
-
-def is_finished(newest: Checkpoint | None) -> bool:
-    """Whether this, the newest checkpoint of a run, is its final state."""
-    return newest is not None and newest.about["cursor"]["phase"] == "finish"
 
 
 def is_held(workspace: Path) -> bool:

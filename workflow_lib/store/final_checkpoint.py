@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.errors import (
-    CheckpointError,
-)
+from workflow_lib.errors import CheckpointError
 from workflow_lib.store import layout
 from workflow_lib.store.code_record import accepted
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -46,3 +40,8 @@ def find_sealed(workspace: Path) -> Checkpoint | None:
         except CheckpointError as error:
             logger.warning("checkpoint %s cannot be used: %s", path.name, error)
     return None
+
+
+def is_finished(newest: Checkpoint | None) -> bool:
+    """Whether this, the newest checkpoint of a run, is its final state."""
+    return newest is not None and newest.about["cursor"]["phase"] == "finish"
