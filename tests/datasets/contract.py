@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from workflow_lib import data, plugins
 from workflow_lib.data import SPLITS, Manifest, Source
-from workflow_lib.data.preparation import in_turn
+from workflow_lib.data.shard_writer import in_turn
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.checksums import checksums

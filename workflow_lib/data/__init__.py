@@ -14,9 +14,9 @@ loading       samples ready for a model, batch by batch
 """
 
 from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split, normalise
-from workflow_lib.data.manifest import MEND, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
+from workflow_lib.data.manifest import PREPARE_AGAIN, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
 from workflow_lib.data.preparation import ensure, prepare, preprocess
-from workflow_lib.data.shard import Stored, read_shard
+from workflow_lib.data.shard import ShardContent, read_shard
 from workflow_lib.data.source import (
     Feature,
     Source,
@@ -31,7 +31,7 @@ from workflow_lib.data.splits import Part, assign, grouped_split, stratified_spl
 from workflow_lib.data.statistics import Moments, exact_sum
 
 __all__ = [
-    "MEND",
+    "PREPARE_AGAIN",
     "SPLITS",
     "Batch",
     "Feature",
@@ -45,7 +45,7 @@ __all__ = [
     "SourceFile",
     "Split",
     "SplitSummary",
-    "Stored",
+    "ShardContent",
     "assign",
     "content_digest",
     "ensure",

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from workflow_lib.data.manifest import MEND, Manifest, Shard
-from workflow_lib.data.prefetch import ahead
-from workflow_lib.data.shard import Stored, is_whole, map_shard, read_shard
+from workflow_lib.data.manifest import PREPARE_AGAIN, Manifest, Shard
+from workflow_lib.data.prefetch import prefetch
+from workflow_lib.data.shard import ShardContent, is_whole, map_shard, read_shard
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import DataError
 
@@ -53,7 +53,7 @@ class Split:
         return len(self.targets)
 
     @property
-    def rows_on(self) -> torch.device:
+    def index_device(self) -> torch.device:
         """Where numbers of rows are best kept."""
         return self.targets.device
 
@@ -62,7 +62,7 @@ class Split:
         if isinstance(rows, slice):
             inputs, targets = self.inputs[rows], self.targets[rows]
         else:
-            rows = rows.to(self.rows_on)
+            rows = rows.to(self.index_device)
             inputs, targets = self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
         return (inputs if inputs.is_floating_point() else inputs.long()), targets
 
@@ -77,7 +77,7 @@ class MappedSplit:
     Targets are in memory, on the CPU. A stream is read ahead by `workers` threads, which end with it.
     """
 
-    def __init__(self, manifest: Manifest, shards: Sequence[Stored], device: torch.device, workers: int) -> None:
+    def __init__(self, manifest: Manifest, shards: Sequence[ShardContent], device: torch.device, workers: int) -> None:
         import torch
 
         self._normal = Normal(manifest, device)
@@ -91,7 +91,7 @@ class MappedSplit:
         return len(self.targets)
 
     @property
-    def rows_on(self) -> torch.device:
+    def index_device(self) -> torch.device:
         """Where numbers of rows are best kept."""
         return self.targets.device
 
@@ -101,7 +101,7 @@ class MappedSplit:
 
     def stream(self, many: Iterable[Rows]) -> Generator[Batch]:
         """The batches of these rows, one after the other; close it when it is left early."""
-        with closing(ahead(self._gathered, many, self._workers)) as gathered:
+        with closing(prefetch(self._gathered, many, self._workers)) as gathered:
             for batch in gathered:
                 yield self._on_device(batch)
 
@@ -209,7 +209,7 @@ def _in_memory(
     inputs = torch.empty((samples, *manifest.input_shape), dtype=kind, device=device)
     shape, kind = _target(manifest)
     targets, normal = torch.empty((samples, *shape), dtype=kind, device=device), Normal(manifest, device)
-    with closing(ahead(lambda shard: _checked(folder / shard.name, shard, read_shard), shards, workers)) as read:
+    with closing(prefetch(lambda shard: _checked(folder / shard.name, shard, read_shard), shards, workers)) as read:
         for shard, stored in zip(shards, _told(read, len(shards), tick), strict=True):
             part = slice(shard.start, shard.stop)
             inputs[part] = normal.kept(torch.from_numpy(stored.inputs).to(device))
@@ -217,24 +217,24 @@ def _in_memory(
     return Split(inputs, targets)
 
 
-def _mapped(folder: Path, shards: Sequence[Shard]) -> list[Stored]:
+def _mapped(folder: Path, shards: Sequence[Shard]) -> list[ShardContent]:
     return [_checked(folder / shard.name, shard, map_shard) for shard in shards]
 
 
-def _checked(path: Path, shard: Shard, read: Callable[[Path], Stored | None]) -> Stored:
+def _checked(path: Path, shard: Shard, read: Callable[[Path], ShardContent | None]) -> ShardContent:
     stored = read(path)
     if stored is None or stored.digest != shard.digest:
-        raise DataError(f"{path}: the shard is damaged or missing; {MEND}")
+        raise DataError(f"{path}: the shard is damaged or missing; {PREPARE_AGAIN}")
     return stored
 
 
 def _verify(
-    folder: Path, shards: Sequence[Shard], mapped: Sequence[Stored], workers: int, tick: Callable[[], object]
+    folder: Path, shards: Sequence[Shard], mapped: Sequence[ShardContent], workers: int, tick: Callable[[], object]
 ) -> None:
-    with closing(ahead(is_whole, mapped, workers)) as answers:
+    with closing(prefetch(is_whole, mapped, workers)) as answers:
         for shard, whole in zip(shards, _told(answers, len(shards), tick), strict=True):
             if not whole:
-                raise DataError(f"{folder / shard.name}: the shard is damaged or missing; {MEND}")
+                raise DataError(f"{folder / shard.name}: the shard is damaged or missing; {PREPARE_AGAIN}")
 
 
 def _told(results: Iterable[T], total: int, tick: Callable[[], object]) -> Iterator[T]:
@@ -258,7 +258,7 @@ def _target(manifest: Manifest) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 class Normal:
-    """Stored inputs as a model takes them; the same bits for any part of the data, wherever it is computed."""
+    """ShardContent inputs as a model takes them; the same bits for any part of the data, wherever it is computed."""
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         import torch
@@ -283,12 +283,12 @@ class Normal:
 
 
 def normalise(manifest: Manifest, inputs: Tensor) -> Tensor:
-    """Stored inputs [n, *input_shape] as a model takes them, on their device."""
+    """ShardContent inputs [n, *input_shape] as a model takes them, on their device."""
     return Normal(manifest, inputs.device)(inputs)
 
 
 def standardise(manifest: Manifest, targets: Tensor) -> Tensor:
-    """Stored targets as a model is to give them; `given * target_std + target_mean` are the numbers of the data."""
+    """ShardContent targets as a model is to give them; `given * target_std + target_mean` are the numbers of the data."""
     import torch
 
     if manifest.task != "regression":

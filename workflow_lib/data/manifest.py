@@ -16,7 +16,7 @@ from workflow_lib.files import read_json, write_signed
 from workflow_lib.plugins import Section, Task
 
 SPLITS = ("train", "val", "test")
-MEND = "run preprocess again (snakemake --forcerun preprocess): it makes what is missing or damaged, no more"
+PREPARE_AGAIN = "run preprocess again (snakemake --forcerun preprocess): it makes what is missing or damaged, no more"
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Manifest(Section):
         try:
             manifest = cls.model_validate_json(json.dumps(read_json(path)))
         except FileNotFoundError as error:
-            raise DataError(f"{path}: no manifest; {MEND}") from error
+            raise DataError(f"{path}: no manifest; {PREPARE_AGAIN}") from error
         except StateError as error:
-            raise DataError(f"{error}; or {MEND}") from error
+            raise DataError(f"{error}; or {PREPARE_AGAIN}") from error
         except ValidationError as error:
-            raise DataError(f"{path}: not a manifest of this version; {MEND}") from error
+            raise DataError(f"{path}: not a manifest of this version; {PREPARE_AGAIN}") from error
         if manifest.digest != manifest.content_digest():
-            raise DataError(f"{path}: its digest is not that of what it says; {MEND}")
+            raise DataError(f"{path}: its digest is not that of what it says; {PREPARE_AGAIN}")
         return manifest
 
     def save(self, path: Path) -> None:

@@ -11,7 +11,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def ahead(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Generator[Out]:
+def prefetch(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Generator[Out]:
     """`function(item)` of each item, in the order of items; without workers each is computed when it is asked for.
 
     At most two results a worker wait. Closed or left by an error, no thread is left behind.

@@ -17,7 +17,7 @@ from workflow_lib.files import open_regular, write_atomic
 
 
 @dataclass(frozen=True)
-class Stored:
+class ShardContent:
     """The content of a shard, and its digest."""
 
     inputs: np.ndarray
@@ -25,7 +25,7 @@ class Stored:
     digest: str
 
 
-def read_shard(path: Path) -> Stored | None:
+def read_shard(path: Path) -> ShardContent | None:
     """What a shard holds; None when it is missing or is not what was written."""
     from safetensors import SafetensorError, safe_open
 
@@ -37,7 +37,7 @@ def read_shard(path: Path) -> Stored | None:
             digest = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError):
         return None
-    return Stored(inputs, targets, digest) if digest == content_digest(inputs, targets) else None
+    return ShardContent(inputs, targets, digest) if digest == content_digest(inputs, targets) else None
 
 
 def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
@@ -53,7 +53,7 @@ def _entry(array: np.ndarray) -> safetensors.Entry:
     return safetensors.Entry(dtype, list(array.shape), [bytes_of(np.ascontiguousarray(array))])
 
 
-def map_shard(path: Path) -> Stored | None:
+def map_shard(path: Path) -> ShardContent | None:
     """A shard whose arrays are read from the file when they are used; None when it is missing or cut short.
 
     Nothing is verified: `is_whole` does that.
@@ -62,7 +62,7 @@ def map_shard(path: Path) -> Stored | None:
         with open_regular(path) as file:
             header, begin = safetensors.read_header(file, os.fstat(file.fileno()).st_size)
         inputs, targets = (_map(path, begin, header[name]) for name in ("inputs", "targets"))
-        return Stored(inputs, targets, header["__metadata__"]["digest"])
+        return ShardContent(inputs, targets, header["__metadata__"]["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -77,6 +77,6 @@ def _map(path: Path, start: int, entry: Any) -> np.ndarray:
     return np.memmap(path, kind, mode="r", offset=start + first, shape=shape)
 
 
-def is_whole(stored: Stored) -> bool:
+def is_whole(stored: ShardContent) -> bool:
     """True when the content is what was written; reads all of it once, without keeping it in memory."""
     return stored.digest == content_digest(stored.inputs, stored.targets)

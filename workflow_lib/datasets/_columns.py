@@ -9,159 +9,37 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from workflow_lib.data import Feature, merged_in_float32
 from workflow_lib.datasets._notation import (
     CODE,
-    LIKE_MISSING,
     NEARLY_ALL,
     Notation,
-    advice,
     common_unit,
     folded,
-    is_number,
-    name_of,
     other_notation,
 )
-from workflow_lib.datasets._tables import Piece, Values
+from workflow_lib.datasets._tables import Piece
+from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, in_order, parsed, texts
 from workflow_lib.errors import DataError
 
 log = logging.getLogger(__name__)
 
 ALWAYS = ("missing", "not in train")  # categories of every categorical column
 MOST_CATEGORIES = 10_000  # of a column; where there are more, they are texts, or name one row each
-MOST_CLASSES = 1_000
-LARGEST = float(np.finfo(np.float32).max)
-SMALLEST = float(np.finfo(np.float32).tiny)  # below, float32 has fewer digits, and 0 in the end
-FEW_ROWS = 10  # in fewer, texts that occur once say nothing about a column
 UNITS = 20  # numbers with a unit: so many different ones are no categories
 SAMPLED = 4096  # different numbers of a column that are compared as float32
-SHOWN = 5  # categories of a column that the log lists
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
 
 
-def parsed(values: Values, notation: Notation) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers, float64 with NaN for all else, and where that is neither a number nor missing."""
-    if isinstance(values, np.ndarray):
-        return values, np.zeros(len(values), bool)
-    numbers, is_text = np.full(len(values), np.nan), np.zeros(len(values), bool)
-    for place, value in enumerate(values):
-        if value is not None and value not in notation.missing:
-            if (plain := notation.plain(value)) is not None:
-                numbers[place] = float(plain)
-            else:
-                is_text[place] = True
-    return numbers, is_text
-
-
-def texts(values: Values, notation: Notation) -> list[str | None]:
-    """The values as names, None where they are missing; equal numbers have one name, however they are written."""
-    if isinstance(values, np.ndarray):
-        return [
-            None
-            if math.isnan(v)
-            else str(int(v))
-            if v.is_integer()
-            else format(Decimal(repr(v)), "f").replace(".", notation.decimal)
-            for v in values.tolist()
-        ]
-    return [None if value is None or value in notation.missing else notation.name(value) for value in values]
-
-
-def in_order(names: Iterable[str], notation: Notation) -> tuple[str, ...]:
-    """The names sorted, as numbers if they all are."""
-    listed = sorted(names)
-    numbers = {name: float(plain) for name in listed if (plain := notation.plain(name)) is not None}
-    return tuple(sorted(listed, key=numbers.__getitem__)) if len(numbers) == len(listed) else tuple(listed)
-
-
-def is_inexact(text: str | None) -> bool:
-    """Return True for a whole number, written digit by digit, that float64 does not hold.
-
-    With an exponent it is a float already: programs write as many digits as tell it from other ones.
-    """
-    if text is None or len(text) < 16 or "e" in text.lower() or not is_number(text):
-        return False
-    whole = name_of(text).lstrip("-")
-    return whole.isdigit() and int(float(whole)) != int(whole)
-
-
 @dataclass
-class _Read:
-    """A column while the rows of the file go by; what cannot be used is refused with its place."""
-
-    path: Path
-    name: str
-    notation: Notation
-    is_listed: bool = False  # as categorical: its values are names, whatever they look like
-    is_first: bool = True  # all of the file is seen for the first time: what is found is judged and told
-    small: str = field(default="", kw_only=True)  # where the first number is that float32 holds badly, and what it is
-
-    def refuse(self, piece: Piece, row: int, what: str) -> NoReturn:
-        """The error of a row of the piece."""
-        raise DataError(f"{self.path}, {piece.places[row]}, column `{self.name}`: {what}")
-
-    def _refuse_missing(self, piece: Piece, row: int) -> NoReturn:
-        """The error of a row without a target."""
-        values = piece.values[self.name]
-        text = None if isinstance(values, np.ndarray) else values[row]
-        listed = f"; if `{text}` is a class, leave it out of data.params.missing" if text else ""
-        self.refuse(piece, row, f"the target is missing; leave the row out, or fill it{listed}")
-
-    def _advice(self, numbers: Sequence[str]) -> str:
-        """The settings that read these texts as numbers, to follow in a message; empty if there are none."""
-        return f"; {found}" if (found := advice(numbers)) else ""
-
-    def numbers(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-        """As `parsed`; a number that float32 or, being whole, float64 does not hold is refused."""
-        values = piece.values[self.name]
-        numbers, is_text = parsed(values, self.notation)
-        if (large := np.abs(numbers) > LARGEST).any():
-            row = int(large.argmax())
-            self.refuse(piece, row, f"{numbers[row]:g} is too large a number; up to {LARGEST:g} is allowed")
-        if not isinstance(values, np.ndarray):
-            self._refuse_underflow(piece, values, numbers)
-        if not self.small and (is_small := (numbers != 0) & (np.abs(numbers) < SMALLEST)).any():
-            self.small = f"{numbers[row := int(is_small.argmax())]:g} in {piece.places[row]}"
-        if not isinstance(values, np.ndarray) and (np.abs(numbers) >= 2**53).any():
-            for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
-                if is_inexact(self.notation.plain(values[row] or "")):
-                    self.refuse(
-                        piece,
-                        row,
-                        f"{values[row]} is a whole number that no float64 holds ({int(numbers[row])} is the nearest); "
-                        "list the column in data.params.categorical if its values are names, or leave it out",
-                    )
-        return numbers, is_text
-
-    def _refuse_underflow(self, piece: Piece, values: Sequence[str | None], numbers: np.ndarray) -> None:
-        for row in np.flatnonzero(numbers == 0).tolist():
-            text = values[row] or ""
-            if re.search("[1-9]", re.split("[eE]", text)[0]):
-                self.refuse(piece, row, f"{text} is too near to 0: float64 does not tell it from 0; take a logarithm")
-
-    def warn_small(self) -> None:
-        """Tell that float32 does not keep the digits of some numbers."""
-        if self.small:
-            log.warning(
-                "%s, column `%s`: %s, and what else is nearer to 0 than %.2g, has few digits or none in float32, in "
-                "which models compute; take a larger unit or a logarithm if that matters",
-                self.path, self.name, self.small, SMALLEST,
-            )  # fmt: skip
-
-
-@dataclass
-class Column(_Read):
+class Column(ColumnReader):
     """A column to predict from."""
 
     number: str = ""  # where the first one stands, and what it is
@@ -375,122 +253,3 @@ class Encoded:
             return [np.array([self.codes.get(text, 1) for text in texts(values, self.notation)], np.float32)]
         numbers = (parsed(values, self.notation)[0] - self.centre).astype(np.float32)
         return [numbers, np.isnan(numbers).astype(np.float32)] if self.has_missing else [numbers]
-
-
-@dataclass
-class Classes(_Read):
-    """The target of a classification."""
-
-    codes: dict[str, int] = field(default_factory=dict)  # in the order in which they come
-    spelt: dict[str, tuple[str, str]] = field(default_factory=dict)  # folded: the name and where it stands
-    seen: list[np.ndarray] = field(default_factory=list)
-    only_held_out: dict[str, str] = field(default_factory=dict)  # classes not in train yet, and where they stand
-
-    def add(self, piece: Piece, in_train: np.ndarray) -> None:
-        """The next rows are seen."""
-        names = texts(piece.values[self.name], self.notation)
-        for row, (name, here) in enumerate(zip(names, in_train, strict=True)):
-            if name is None:
-                self._refuse_missing(piece, row)
-            if name not in self.codes:
-                self._refuse_fraction(piece, row, name)
-                if not self.is_listed:
-                    self._refuse_doubtful(piece, row, name)
-                self.codes[name] = len(self.codes)
-                self.only_held_out[name] = piece.places[row]
-            if here:
-                self.only_held_out.pop(name, None)
-        self.seen.append(np.array([self.codes[str(name)] for name in names], np.int64))
-
-    def _refuse_fraction(self, piece: Piece, row: int, name: str) -> None:
-        hint = "set data.params.task: regression to predict a number"
-        if (plain := self.notation.plain(name)) is not None and float(plain) % 1 > 0:
-            self.refuse(piece, row, f"the target {name} is not a whole number, and no name of a class; {hint}")
-        if len(self.codes) == MOST_CLASSES:
-            self.refuse(piece, row, f"more than {MOST_CLASSES:,} different targets, which are classes; {hint}")
-
-    def _refuse_doubtful(self, piece: Piece, row: int, name: str) -> None:
-        """A class that is likely to be another one, or none, in another spelling."""
-        as_is = f"if it is a class, list `{self.name}` in data.params.categorical, and names count as they are written"
-        if name.casefold() in LIKE_MISSING:
-            self.refuse(piece, row, f"the target `{name}` looks as if it were missing: leave the row out; {as_is}")
-        other, place = self.spelt.setdefault(folded(name), (name, piece.places[row]))
-        if other != name:
-            self.refuse(piece, row, f"the target `{name}` is `{other}` in {place}: spell a class in one way; {as_is}")
-
-    def _refuse_other_notation(self) -> None:
-        kinds = [(what, name) for name in self.codes if (what := other_notation(name, self.notation))]
-        if kinds and len(kinds) >= NEARLY_ALL * len(self.codes):
-            what, name = kinds[0]
-            raise DataError(
-                f"{self.path}, {self.spelt[folded(name)][1]}, column `{self.name}`: the target `{name}` is {what}; set "
-                f"data.params.task: regression to predict numbers, written like {self.notation.example()}"
-                f"{self._advice([name for _, name in kinds])}; if these are classes, list `{self.name}` in "
-                "data.params.categorical"
-            )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Their names, sorted."""
-        return in_order(self.codes, self.notation)
-
-    def encoded(self) -> np.ndarray:
-        """Class numbers of all rows."""
-        for name, place in self.only_held_out.items() if self.is_first else ():
-            raise DataError(f"{self.path}, {place}, column `{self.name}`: no row of train has the class `{name}`")
-        if len(self.codes) == 1:
-            raise DataError(f"{self.path}, column `{self.name}`: every target is `{self.classes[0]}`: nothing to learn")
-        if self.is_first and not self.is_listed:
-            self._refuse_other_notation()
-        order = {name: number for number, name in enumerate(self.classes)}
-        targets = np.array([order[name] for name in self.codes], np.int64)[np.concatenate(self.seen)]
-        once = int((np.bincount(targets) == 1).sum())
-        if self.is_first and not self.is_listed and len(targets) >= FEW_ROWS and once > len(targets) / 2:
-            raise DataError(
-                f"{self.path}, column `{self.name}`: {once} of {len(targets)} rows have a target that no other row "
-                "has, of which nothing can be learnt; name another column in data.params.target, or set "
-                "data.params.task: regression to predict a number"
-            )
-        return targets
-
-    def told(self) -> str:
-        """The column in a line."""
-        some = ", ".join(self.classes[:SHOWN]) + (", ..." if len(self.classes) > SHOWN else "")
-        return f"`{self.name}`: target, {len(self.classes)} classes ({some})"
-
-
-@dataclass
-class Numbers(_Read):
-    """The target of a regression."""
-
-    seen: list[np.ndarray] = field(default_factory=list)
-    classes: tuple[str, ...] = ()
-
-    def add(self, piece: Piece, in_train: np.ndarray) -> None:
-        """The next rows are seen."""
-        numbers, is_text = self.numbers(piece)
-        if is_text.any():
-            row = int(is_text.argmax())
-            text = piece.values[self.name][row]
-            hint = f"for names set data.params.task: classification{self._advice([str(text)])}"
-            self.refuse(piece, row, f"the target `{text}` is not a number; {hint}")
-        if (bad := np.isnan(numbers)).any():
-            self._refuse_missing(piece, int(bad.argmax()))
-        self.seen.append(numbers)
-
-    def encoded(self) -> np.ndarray:
-        """The targets of all rows, float32."""
-        targets, where = np.concatenate(self.seen), f"{self.path}, column `{self.name}`"
-        if (targets == targets[0]).all():
-            raise DataError(f"{where}: every target is {targets[0]:g}: nothing to learn")
-        if (merged := merged_in_float32(targets, tolerance=0.05)) is not None:
-            raise DataError(
-                f"{where}: float32, in which models compute, does not tell the targets {merged[0]!r} and {merged[1]!r} "
-                "apart; predict the difference from a start, or a larger unit"
-            )
-        return targets.astype(np.float32)
-
-    def told(self) -> str:
-        """The column in a line."""
-        targets = np.concatenate(self.seen)
-        return f"`{self.name}`: target, number, {targets.min():.10g} to {targets.max():.10g}"

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from workflow_lib.data import Source, SourceFile
-    from workflow_lib.datasets._columns import Classes, Column, Numbers
+    from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._tables import Piece, Table
+    from workflow_lib.datasets._targets import Classes, Numbers
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,9 @@ def _learnt(
 ) -> tuple[list[Column], Classes | Numbers, dict[str, list[np.ndarray]]]:
     """The columns, the target and the rows of each split, after the rows of the file, or its first pieces, went by."""
     from workflow_lib.data import SPLITS
-    from workflow_lib.datasets._columns import Classes, Column, Numbers
+    from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._notation import Notation
+    from workflow_lib.datasets._targets import Classes, Numbers
 
     names, is_first = _features(table, params), is_learnt_from is None
     notation = Notation(frozenset(params.missing), params.decimal, params.thousands)

@@ -160,8 +160,8 @@ class Trainer:
         end = sampling.steps_per_epoch * sampling.batch
         order = sampling.order(cursor.epoch)
         is_repeating = self._is_augmenting and self.run.training.sampling == "balanced"
-        numbers = (numbered(order, len(split)) if is_repeating else order).to(split.rows_on)
-        order = order.to(split.rows_on)
+        numbers = (numbered(order, len(split)) if is_repeating else order).to(split.index_device)
+        order = order.to(split.index_device)
         others = partners(self.run.augment, numbers, seed=self.run.seed, epoch=cursor.epoch, samples=len(split))
         needed = [order] if others is None else [order, others]
         starts = range(cursor.sample, end, sampling.batch)

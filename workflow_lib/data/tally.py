@@ -1,0 +1,82 @@
+"""Totals over the shards, from which the manifest is made."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from workflow_lib import config
+from workflow_lib.data.manifest import SPLITS, Manifest, Shard, SplitSummary
+from workflow_lib.data.shard_writer import PreparedShard, _moments
+from workflow_lib.data.source import Source, blake2b, bytes_of
+from workflow_lib.data.splits import Part
+
+log = logging.getLogger(__name__)
+
+
+class Tally:
+    """What a manifest says of the shards, added up one shard at a time."""
+
+    def __init__(self, source: Source, first: np.ndarray, parts: Mapping[str, Part]) -> None:
+        self.source, self.first = source, first
+        self.shards: list[Shard] = []
+        self.samples = Counter[str]()
+        self.counts = {split: np.zeros(len(source.classes), np.int64) for split in SPLITS}
+        self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
+        self.digests: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self.moments, self.target_moments = _moments(source, first, parts["train"].targets)
+
+    def add(self, shard: Shard, one: PreparedShard) -> None:
+        """The next shard of its split is counted in."""
+        stored = one.stored
+        self.shards.append(shard.model_copy(update={"digest": stored.digest}))
+        self.samples[shard.split] += len(stored.targets)
+        if self.source.task == "classification":
+            self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
+        for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
+            hasher.update(bytes_of(array))
+        self.digests[shard.split].append(one.digests)
+        self.moments.merge(one.moments)
+        self.target_moments.merge(one.target_moments)
+
+    def manifest(self, store: str, data: config.Data, root: Path) -> Manifest:
+        """The manifest of all the shards."""
+        source = self.source
+        mean, std = self.moments.mean_and_std(source.scale)
+        has_categories = [bool(feature.categories) for feature in source.features] or [False] * len(mean)
+        target_mean, target_std = self.target_moments.mean_and_std(1.0)
+        if constant := [] if source.features else self.moments.constant_channels():  # a table tells it of its columns
+            log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
+        manifest = Manifest(
+            digest="",
+            store=store,
+            data=data.model_dump(mode="json"),
+            task=source.task,
+            input_shape=self.first.shape[1:],
+            dtype=self.first.dtype.name,
+            classes=source.classes,
+            features=source.features,
+            vocabulary=source.vocabulary,
+            scale=source.scale,
+            mean=tuple(0.0 if is_set else value for value, is_set in zip(mean, has_categories, strict=True)),
+            std=tuple(1.0 if is_set else value for value, is_set in zip(std, has_categories, strict=True)),
+            target_mean=target_mean,
+            target_std=target_std,
+            splits={split: self._summary(split) for split in SPLITS},
+            shards=tuple(self.shards),
+            sources={_relative(file.path, root): file.digest for file in source.files},
+        )
+        return manifest.model_copy(update={"digest": manifest.content_digest()})
+
+    def _summary(self, split: str) -> SplitSummary:
+        whole = blake2b(b"".join(hasher.digest() for hasher in self.hashers[split]))
+        per_class = tuple(self.counts[split].tolist())
+        return SplitSummary(samples=self.samples[split], per_class=per_class, digest=whole.hexdigest())
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
