@@ -14,6 +14,7 @@ import torch
 
 from tests.support.trained import Trained, train
 from workflow_lib import data, evaluation, export, plugins
+from workflow_lib.data.loader import normalise
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import read_json
 
@@ -104,7 +105,7 @@ def test_the_normalisation_in_the_file_is_the_one_of_the_training(project: Train
     manifest = data.Manifest.load(project.data)
     stored = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     by_hand = (stored.numpy() / said["scale"] - said["mean"][0]) / said["std"][0]
-    np.testing.assert_allclose(data.normalise(manifest, stored).numpy(), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(normalise(manifest, stored).numpy(), by_hand, rtol=1e-5)
 
 
 def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Trained, exported: Path) -> None:

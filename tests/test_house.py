@@ -34,7 +34,7 @@ LAYERS = (
     ("checkpoint",),
     ("store",),
     ("results", "data"),
-    ("datasets", "models", "shards", "training", "orchestrator"),
+    ("datasets", "models", "checksums", "shards", "training", "orchestrator"),
     ("launch.context", "plan.preview"),
     ("launch", "evaluation", "tracking", "housekeeping"),
     ("export", "tuning"),

@@ -24,6 +24,8 @@ from tests.support.damage import cut_off, flip, swap
 from tests.support.repository import ROOT
 from workflow_lib import config, data, plan
 from workflow_lib.data import SPLITS, Manifest, Source, preparation
+from workflow_lib.data.loader import normalise
+from workflow_lib.data.splits import assign
 from workflow_lib.errors import ConfigError, DataError
 
 SETTINGS: dict[str, Any] = {"name": "digits", "shard_samples": 200}
@@ -66,7 +68,7 @@ def test_what_is_loaded_is_what_was_given_normalised(tmp_path: Path) -> None:
     manifest = prepare(tmp_path)
     digits = load_digits()
     source = data.from_arrays(digits.images[:, None].astype(np.uint8), digits.target, classes=manifest.classes)
-    parts = data.assign(source, config.Data.model_validate(SETTINGS))
+    parts = assign(source, config.Data.model_validate(SETTINGS))
     for name in SPLITS:
         split = data.load_split(manifest, name, tmp_path / "work")
         images = digits.images[parts[name].rows][:, np.newaxis]
@@ -84,8 +86,8 @@ def test_a_part_is_normalised_to_the_same_bits_as_the_whole(tmp_path: Path) -> N
 
     manifest = prepare(tmp_path)
     stored = torch.randint(0, 17, (101, 1, 8, 8), dtype=torch.uint8)
-    whole = data.normalise(manifest, stored)
-    assert torch.equal(whole, torch.cat([data.normalise(manifest, part) for part in stored.split(7)]))
+    whole = normalise(manifest, stored)
+    assert torch.equal(whole, torch.cat([normalise(manifest, part) for part in stored.split(7)]))
 
 
 def test_a_manifest_survives_its_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workflow_lib import data
+from workflow_lib.data.splits import grouped_split, stratified_split
 
 unhurried = settings(deadline=None, max_examples=50)  # other work may share the machine
 
@@ -17,7 +17,7 @@ TARGETS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
 @unhurried
 @given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
 def test_every_sample_is_in_exactly_one_split(targets: np.ndarray, fractions: list[float], seed: int) -> None:
-    parts = data.stratified_split(targets, fractions, seed)
+    parts = stratified_split(targets, fractions, seed)
     assert len(parts) == 1 + len(fractions)
     assert sorted(np.concatenate(parts)) == list(range(len(targets)))
     for part in parts:
@@ -27,7 +27,7 @@ def test_every_sample_is_in_exactly_one_split(targets: np.ndarray, fractions: li
 @unhurried
 @given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
 def test_classes_are_in_proportion_in_every_split(targets: np.ndarray, fractions: list[float], seed: int) -> None:
-    _, *taken = data.stratified_split(targets, fractions, seed)
+    _, *taken = stratified_split(targets, fractions, seed)
     for rows, fraction in zip(taken, fractions, strict=True):
         for number in set(targets):
             assert abs((targets[rows] == number).sum() - (targets == number).sum() * fraction) < 1
@@ -36,18 +36,18 @@ def test_classes_are_in_proportion_in_every_split(targets: np.ndarray, fractions
 @unhurried
 @given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
 def test_a_split_is_a_function_of_its_seed(targets: np.ndarray, fractions: list[float], seed: int) -> None:
-    one, two = (data.stratified_split(targets, fractions, seed) for _ in range(2))
+    one, two = (stratified_split(targets, fractions, seed) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_a_split_is_the_same_for_ever() -> None:
-    left, taken = data.stratified_split(np.array([0, 1] * 8), [0.25], 7)
+    left, taken = stratified_split(np.array([0, 1] * 8), [0.25], 7)
     assert taken.tolist() == [1, 3, 4, 8]
 
 
 def test_seeds_give_different_splits() -> None:
     targets = np.arange(300) % 3
-    splits = {tuple(data.stratified_split(targets, [0.2], seed)[1].tolist()) for seed in range(50)}
+    splits = {tuple(stratified_split(targets, [0.2], seed)[1].tolist()) for seed in range(50)}
     assert len(splits) == 50
 
 
@@ -59,18 +59,18 @@ def test_seeds_give_different_splits() -> None:
 )
 def test_rows_of_a_group_go_into_one_split(sizes: list[int], fractions: list[float], seed: int) -> None:
     groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)) * 10, sizes))
-    parts = data.grouped_split(groups, fractions, seed)
+    parts = grouped_split(groups, fractions, seed)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
     assert all((np.diff(part) > 0).all() for part in parts)
     assert sum(len(set(groups[part].tolist())) for part in parts) == len(sizes)
     for part, fraction in zip(parts[1:], fractions, strict=True):
         assert len(part) <= fraction * len(groups) + max(sizes) / 2
-    again = data.grouped_split(groups, fractions, seed)
+    again = grouped_split(groups, fractions, seed)
     assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
 
 
 def test_groups_of_a_row_meet_the_fractions_by_another_draw_for_each_seed() -> None:
-    drawn = [data.grouped_split(np.arange(1000), [0.15, 0.2], seed) for seed in range(5)]
+    drawn = [grouped_split(np.arange(1000), [0.15, 0.2], seed) for seed in range(5)]
     assert all(list(map(len, parts)) == [650, 150, 200] for parts in drawn)
     assert len({tuple(val.tolist()) for _, val, _ in drawn}) == 5
 
@@ -78,6 +78,6 @@ def test_groups_of_a_row_meet_the_fractions_by_another_draw_for_each_seed() -> N
 def test_a_group_larger_than_a_fraction_is_left_to_train() -> None:
     groups = np.array([0] * 800 + list(range(1, 201)))
     for seed in range(20):
-        left, val, test = data.grouped_split(groups, [0.05, 0.1], seed)
+        left, val, test = grouped_split(groups, [0.05, 0.1], seed)
         assert set(range(800)) <= set(left.tolist())
         assert (len(val), len(test)) == (50, 100)

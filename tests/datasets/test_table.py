@@ -16,6 +16,7 @@ from sklearn.datasets import load_diabetes, load_wine
 from tests.datasets.contract import ChecksumContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Feature, Source
+from workflow_lib.data.shard import read_shard
 from workflow_lib.errors import DataError
 
 
@@ -52,7 +53,7 @@ def everything(source: Source, split: str = "train") -> np.ndarray:
 def values(manifest: data.Manifest, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of a split as they lie in the shards."""
     paths = [folder / "work" / "data" / manifest.store / one.name for one in manifest.shards if one.split == split]
-    stored = [shard for path in paths if (shard := data.read_shard(path))]
+    stored = [shard for path in paths if (shard := read_shard(path))]
     return np.concatenate([one.inputs for one in stored]), np.concatenate([one.targets for one in stored])[:, 0]
 
 

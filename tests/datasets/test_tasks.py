@@ -13,6 +13,7 @@ import torch
 from tests.support.prepared import FEATURES, NUMBERS, TABLE, TOKENS, Prepare, language, prepared, regression, table
 from workflow_lib import data
 from workflow_lib.data import SPLITS, Manifest, ModelSpec, Source
+from workflow_lib.data.splits import assign, stratified_split
 from workflow_lib.errors import DataError
 
 __all__ = ["prepared"]
@@ -21,7 +22,7 @@ __all__ = ["prepared"]
 def rows_of(manifest: Manifest, source: Source) -> dict[str, np.ndarray]:
     from workflow_lib import config
 
-    return {name: part.rows for name, part in data.assign(source, config.Data.model_validate(manifest.data)).items()}
+    return {name: part.rows for name, part in assign(source, config.Data.model_validate(manifest.data)).items()}
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32])
@@ -89,7 +90,7 @@ def test_arrays_of_other_shapes_and_types_are_refused(source: Source, said: str,
 def test_without_classes_a_split_is_drawn_from_all_rows(source: Source, prepared: Prepare) -> None:
     rows = rows_of(prepared(source), source)
     assert [len(rows[name]) for name in SPLITS] == [39, 9, 12]
-    drawn = data.stratified_split(np.zeros(60, np.int64), [0.15, 0.2], 0)
+    drawn = stratified_split(np.zeros(60, np.int64), [0.15, 0.2], 0)
     assert [part.tolist() for part in drawn] == [rows[name].tolist() for name in SPLITS]
 
 

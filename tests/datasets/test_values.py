@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 from workflow_lib import config, plugins
-from workflow_lib.data import SPLITS, Manifest, Source, assign, from_arrays, prepare, read_shard
+from workflow_lib.data import SPLITS, Manifest, Source, from_arrays, prepare
+from workflow_lib.data.shard import read_shard
 from workflow_lib.data.source import refuse_unfit
+from workflow_lib.data.splits import assign
 from workflow_lib.datasets._notation import name_of, other_notation
 from workflow_lib.errors import DataError
 

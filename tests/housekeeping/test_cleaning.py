@@ -18,7 +18,7 @@ from tests.support.project import NAME, Project, copy
 from tests.support.stored import row
 from workflow_lib import __main__ as verbs
 from workflow_lib import checkpoint, config
-from workflow_lib.data import Shard
+from workflow_lib.data.manifest import Shard
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning, status
 from workflow_lib.store.final_checkpoint import find_sealed

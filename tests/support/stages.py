@@ -49,6 +49,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 NEUTRAL = (
     "__init__.py",
     "__main__.py",
+    "checksums.py",
     "distributed/*",
     "errors.py",
     "files.py",

@@ -1,22 +1,26 @@
-"""A data set becomes checksummed shards and a manifest: equal content has an equal digest, however it was cut.
+"""From a source to verified batches: equal content has an equal digest, whatever the size of the shards.
 
-    work/data/<digest of settings and source files>/
+    work/data/<digest of the settings and of the source files>/
         train-000000000000-000000004096.safetensors   inputs and targets as stored, with the digest of both
-        manifest.json                                 written last; a rule's output is a copy of it
+        manifest.json                                 written last; the rule's output is a copy of it
 
-source        what a data set gives
-splits        which of its rows are train, val and test
-preparation   the shards are made: a crash costs those being written, what verifies is kept
-store         a shard on disk
-statistics    mean and deviation, exact
-manifest      all that is known of prepared data
-loading       samples ready for a model, batch by batch
+source         what `open_source` of a data set returns
+rare_classes   data.min_class_count
+splits         the rows of train, val and test
+preparation    writes the shards and the manifest
+shard_writer   writes one shard, or keeps the one that verifies
+tally          totals over the shards: counts, digests, mean and standard deviation
+statistics     exact sums
+copies         equal inputs
+shard          the file format of a shard
+manifest       the description of prepared data
+loader         batches for a model, from memory or from mapped shards
+prefetch       threads that work ahead
 """
 
-from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split, normalise
-from workflow_lib.data.manifest import PREPARE_AGAIN, SPLITS, Manifest, ModelSpec, Shard, SplitSummary
+from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split
+from workflow_lib.data.manifest import SPLITS, Manifest, ModelSpec
 from workflow_lib.data.preparation import ensure, prepare, preprocess
-from workflow_lib.data.shard import ShardContent, read_shard
 from workflow_lib.data.source import (
     Feature,
     Source,
@@ -27,39 +31,25 @@ from workflow_lib.data.source import (
     merged_in_float32,
     numbering_hint,
 )
-from workflow_lib.data.splits import Part, assign, grouped_split, stratified_split
-from workflow_lib.data.statistics import Moments, exact_sum
 
 __all__ = [
-    "PREPARE_AGAIN",
     "SPLITS",
     "Batch",
     "Feature",
     "Manifest",
     "MappedSplit",
     "ModelSpec",
-    "Moments",
-    "Part",
-    "Shard",
     "Source",
     "SourceFile",
     "Split",
-    "SplitSummary",
-    "ShardContent",
-    "assign",
     "content_digest",
     "ensure",
-    "exact_sum",
     "first_true",
     "from_arrays",
-    "grouped_split",
     "load_split",
     "map_split",
     "merged_in_float32",
-    "normalise",
     "numbering_hint",
     "prepare",
     "preprocess",
-    "read_shard",
-    "stratified_split",
 ]

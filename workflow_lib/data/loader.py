@@ -258,7 +258,7 @@ def _target(manifest: Manifest) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 class Normal:
-    """ShardContent inputs as a model takes them; the same bits for any part of the data, wherever it is computed."""
+    """Stored inputs as a model takes them; the same bits for any part of the data, wherever it is computed."""
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         import torch
@@ -283,12 +283,12 @@ class Normal:
 
 
 def normalise(manifest: Manifest, inputs: Tensor) -> Tensor:
-    """ShardContent inputs [n, *input_shape] as a model takes them, on their device."""
+    """Stored inputs [n, *input_shape] as a model takes them, on their device."""
     return Normal(manifest, inputs.device)(inputs)
 
 
 def standardise(manifest: Manifest, targets: Tensor) -> Tensor:
-    """ShardContent targets as a model is to give them; `given * target_std + target_mean` are the numbers of the data."""
+    """Stored targets as a model is to give them; `given * target_std + target_mean` are the numbers of the data."""
     import torch
 
     if manifest.task != "regression":
