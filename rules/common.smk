@@ -63,11 +63,9 @@ try:
     frozen = experiments.snapshot(experiment, WORK)
     if workflow.is_main_process:
         results_folders.note(WORK, Path("results"))
-        snakefile.refuse_missing_files(
-            [*data_sets().values(), *snakefile.models(experiment, runs().values())]
-        )
+        snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
         tracking.refuse_missing(experiment.tracking.to)
-        for damaged in snakefile.set_aside_damaged(Path(f"results/{experiment.name}")):
+        for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)
         snakefile.check_records(Path(".snakemake"))
         for killed in snakefile.enter(Path(".snakemake")):
@@ -146,7 +144,7 @@ def source_state(wildcards):
 def source_code(wildcards):
     """A text that changes with the code of a data set."""
     data = data_sets().get(wildcards.data_id)
-    return plugins.text_digest(plugins.load("data", data.name)) if data else ""
+    return plugins.code(plugins.load("data", data.name)).digest if data else ""
 
 
 def run_code(wildcards):

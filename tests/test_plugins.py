@@ -1,4 +1,4 @@
-"""A data set or a model is found by its file name or import path, and a wrong one is explained."""
+"""Plugins are found by file name or import path; errors in them name the file and what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(params, spec):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project folder with a package `mine`, gone from the interpreter afterwards."""
+    """Create a project folder with a package `mine`, which the interpreter forgets after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine").mkdir()
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("kind", "names"), [("data", ["digits", "npz", "table"]), ("models", ["cnn", "mlp"])])
-def test_a_file_of_the_package_is_a_plugin_of_its_name(kind: str, names: list[str]) -> None:
+def test_each_file_in_the_package_is_a_plugin(kind: str, names: list[str]) -> None:
     assert set(names) <= set(plugins.available(kind))
     for name in plugins.available(kind):
         assert plugins.load(kind, name).__name__ == f"workflow_lib.{FOLDERS[kind]}.{name}"
@@ -51,7 +51,7 @@ def test_a_dotted_name_is_an_import_path_from_the_project(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "message"),
     [
         ("models", "mpl", r"no model `mpl`; did you mean `mlp`\? \(there are: .*cnn.*mlp"),
         ("data", "digit", r"no data set `digit`; did you mean `digits`\?"),
@@ -64,14 +64,14 @@ def test_a_dotted_name_is_an_import_path_from_the_project(folder: Path) -> None:
         ("models", ".b", r"no model `.b`"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_and_all(kind: str, name: str, said: str) -> None:
-    with pytest.raises(PluginError, match=said) as refused:
+def test_an_unknown_name_is_rejected_with_the_nearest_and_all_names(kind: str, name: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message) as rejected:
         plugins.load(kind, name)
-    assert refused.value.exit_code == 2
+    assert rejected.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (GOOD.replace("Section)", "object)"), "needs `class Params"),
         (GOOD.replace("def build", "def make"), "needs a function `build`"),
@@ -80,62 +80,89 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all(kind: str, name: st
         ("1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_a_file_that_is_no_plugin_says_what_it_lacks(folder: Path, source: str, said: str) -> None:
+def test_a_file_that_is_not_a_plugin_is_rejected_with_what_it_lacks(folder: Path, source: str, message: str) -> None:
     (folder / "mine" / "net.py").write_text(source)
-    with pytest.raises(PluginError, match=said) as refused:
+    with pytest.raises(PluginError, match=message) as rejected:
         plugins.load("models", "mine.net")
-    assert "mine.net" in str(refused.value)
+    assert "mine.net" in str(rejected.value)
 
 
-OF_DATA = GOOD.replace("build(params, spec)", "open_source(params, root)")
+DATA_SET = GOOD.replace("build(params, spec)", "open_source(params, root)")
 
 
 @pytest.mark.parametrize(
-    ("said", "known"),
+    ("source", "expected"),
     [("", "classification"), ("def task(params): return 'language' if params.width > 8 else 'regression'", "language")],
 )
-def test_a_data_set_says_what_is_learned_from_it(folder: Path, said: str, known: str) -> None:
-    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\n{said}\n")
-    assert plugins.task("mine.texts", {"width": 9}) == known
+def test_a_data_set_defines_its_task(folder: Path, source: str, expected: str) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\n{source}\n")
+    assert plugins.task("mine.texts", {"width": 9}) == expected
 
 
-def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
-    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\ndef task(params): return 'ranking'\n")
+def test_an_unknown_task_is_rejected_with_the_allowed_ones(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\ndef task(params): return 'ranking'\n")
     with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, regression, language"):
         plugins.task("mine.texts", {})
 
 
-def test_nothing_is_known_of_a_data_set_that_does_not_say_so(folder: Path) -> None:
-    (folder / "mine" / "texts.py").write_text(OF_DATA)
+def test_a_data_set_without_known_has_no_facts(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(DATA_SET)
     (folder / "mine" / "net.py").write_text(GOOD)
-    assert plugins.known("mine.texts", {}) == plugins.Known()
-    assert plugins.takes("mine.net") == ("images", "tables", "texts")
+    assert plugins.facts("mine.texts", {}) == plugins.DatasetFacts()
+    assert plugins.accepted_inputs("mine.net") == ("images", "tables", "texts")
 
 
-def test_knowledge_of_another_kind_is_refused(folder: Path) -> None:
-    (folder / "mine" / "texts.py").write_text(f"{OF_DATA}\ndef known(params): return {{'size': 8}}\n")
-    with pytest.raises(PluginError, match=r"texts.py: known\(\) gives dict; it is to give a plugins.Known"):
-        plugins.known("mine.texts", {})
+def test_facts_of_another_type_are_rejected(folder: Path) -> None:
+    (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\ndef known(params): return {{'size': 8}}\n")
+    with pytest.raises(PluginError, match=r"texts.py: known\(\) returns dict; allowed: a plugins.DatasetFacts"):
+        plugins.facts("mine.texts", {})
 
 
 @pytest.mark.parametrize(
-    "said", ["'pictures'", "size=8", "size=(8, 8, 3)", "size=(0, 8)", "classes='ten'", "samples=0"]
+    "arguments", ["'pictures'", "size=8", "size=(8, 8, 3)", "size=(0, 8)", "classes='ten'", "samples=0"]
 )
-def test_knowledge_that_cannot_be_is_refused(folder: Path, said: str) -> None:
-    source = OF_DATA + f"\nfrom workflow_lib.plugins import Known\ndef known(params): return Known({said})\n"
-    (folder / "mine" / "texts.py").write_text(source)
-    with pytest.raises(PluginError, match=r"texts.py: known\(\) failed: .* for Known"):
-        plugins.known("mine.texts", {})
+def test_impossible_facts_are_rejected(folder: Path, arguments: str) -> None:
+    known = f"from workflow_lib.plugins import DatasetFacts\ndef known(params): return DatasetFacts({arguments})"
+    (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\n{known}\n")
+    with pytest.raises(PluginError, match=r"texts.py: known\(\) failed: .* for DatasetFacts"):
+        plugins.facts("mine.texts", {})
 
 
-@pytest.mark.parametrize("said", ["'images'", "None", "()", "('pictures',)", "3"])
-def test_inputs_that_there_are_not_are_refused(folder: Path, said: str) -> None:
-    (folder / "mine" / "net.py").write_text(f"{GOOD}\nTAKES = {said}\n")
+VERSION_0_1 = """
+from workflow_lib.plugins import Known, Section
+
+
+class Params(Section):
+    \"\"\"None.\"\"\"
+
+
+def known(params):
+    return Known("images", size=(8, 8), classes=3)
+
+
+def open_source(params, root):
+    raise NotImplementedError
+"""
+
+
+def test_a_user_file_of_version_0_1_still_works_and_keeps_its_code_digest(folder: Path) -> None:
+    (folder / "mine" / "old.py").write_text(VERSION_0_1)
+    with pytest.warns(DeprecationWarning, match="workflow_lib.plugins.Known is now workflow_lib.plugins.DatasetFacts"):
+        module = plugins.load("data", "mine.old")
+    assert plugins.facts("mine.old", {}) == plugins.DatasetFacts("images", size=(8, 8), classes=3)
+    assert plugins.code(module).digest == "6950e7b0fed56424cc376365b802b851"
+    with pytest.raises(AttributeError, match="no attribute 'Unknown'"):
+        plugins.Unknown  # noqa: B018
+
+
+@pytest.mark.parametrize("takes", ["'images'", "None", "()", "('pictures',)", "3"])
+def test_unknown_inputs_are_rejected(folder: Path, takes: str) -> None:
+    (folder / "mine" / "net.py").write_text(f"{GOOD}\nTAKES = {takes}\n")
     with pytest.raises(PluginError, match=r"net.py: TAKES is .*; allowed: a tuple of some of images, tables, texts"):
-        plugins.takes("mine.net")
+        plugins.accepted_inputs("mine.net")
 
 
-def test_a_file_that_ends_the_program_is_named(folder: Path) -> None:
+def test_a_file_that_exits_the_program_is_named(folder: Path) -> None:
     (folder / "mine" / "leaving.py").write_text("import sys\n\nsys.exit(0)\n")
     with pytest.raises(PluginError, match=r"plugin `mine.leaving` cannot be imported: SystemExit: 0"):
         plugins.load("models", "mine.leaving")
@@ -161,8 +188,8 @@ def build():
 """
 
 
-def test_the_code_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: Path) -> None:
-    """Also inside a function, in a circle, and of files that nobody has imported yet."""
+def test_the_code_of_a_plugin_includes_what_it_imports_from_its_package(folder: Path) -> None:
+    """The imports may be inside a function, circular, or of modules that are not imported yet."""
     (folder / "mine" / "net.py").write_text(GOOD + IMPORTS)
     inside = {
         "__init__": "",
@@ -179,14 +206,14 @@ def test_the_code_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: P
     for name, text in (inside | outside).items():
         (folder / "mine" / f"{name}.py").write_text(text)
     module = plugins.load("models", "mine.net")
-    seen = [plugins.text_digest(module)]
+    seen = [plugins.code(module).digest]
     for name, text in (inside | {"net": GOOD + IMPORTS}).items():
         (folder / "mine" / f"{name}.py").write_text(f"{text}\nchanged = 1")
-        seen.append(plugins.text_digest(module))
+        seen.append(plugins.code(module).digest)
     assert len(set(seen)) == len(inside) + 2
     for name in outside:
         (folder / "mine" / f"{name}.py").write_text("changed = 1")
-    assert plugins.text_digest(module) == seen[-1]
+    assert plugins.code(module).digest == seen[-1]
     assert set(sys.modules) & {f"mine.{name.replace('/', '.')}" for name in inside} == set()
 
 
@@ -195,22 +222,20 @@ def test_the_code_of_a_plugin_is_that_of_all_it_imports_of_its_package(folder: P
     [
         ("image_folder", {"_folder", "_notation"}),
         ("npz", {"_archive"}),
-        ("table", {"_columns", "_notation", "_tables"}),
+        ("table", {"_columns", "_notation", "_tables", "_targets", "_values"}),
         ("text", {"_documents", "_folder"}),
         ("digits", set()),
     ],
 )
-def test_the_code_of_a_shipped_data_set_is_its_own_and_that_of_its_helpers(
-    folder: Path, name: str, helpers: set[str]
-) -> None:
+def test_the_code_of_a_shipped_data_set_is_its_file_and_its_helpers(folder: Path, name: str, helpers: set[str]) -> None:
     package = shutil.copytree(Path(plugins.__file__).parents[1], folder / "workflow_lib")
     module = ModuleType(f"workflow_lib.datasets.{name}")
     module.__file__ = str(package / "datasets" / f"{name}.py")
-    before, counted = plugins.text_digest(module), set()
+    before, counted = plugins.code(module).digest, set()
     for path in sorted(package.rglob("*.py")):
         text = path.read_text()
         path.write_text(f"{text}\nchanged = 1")
-        if plugins.text_digest(module) != before:
+        if plugins.code(module).digest != before:
             counted.add(str(path.relative_to(package)))
         path.write_text(text)
-    assert counted == {f"datasets/{one}.py" for one in {name, *helpers}}
+    assert counted == {f"datasets/{stem}.py" for stem in {name, *helpers}}

@@ -128,7 +128,7 @@ def _validate(arguments: Arguments) -> None:
             runs = plan.expand(experiment)
             claims.check(RESULTS_FOLDER, experiment.name, claims.of([path], arguments.set))
             data = [experiment.data, *(run.config.data for run in runs)]
-            snakefile.refuse_missing_files([*data, *snakefile.models(experiment, runs)], f"{path}: ")
+            snakefile.check_named_files([*data, *snakefile.models(experiment, runs)], f"{path}: ")
             found, notes = preview.look(runs, experiment.runtime, Path.cwd())
             if found:
                 problems += [f"{path}: {problem}" for problem in found]

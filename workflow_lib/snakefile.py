@@ -71,7 +71,7 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def refuse_missing_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:
+def check_named_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:
     """Every file that the data sets and models are given is there; else a ConfigError names the first that is not."""
     for one in {config.canonical([one.name, one.params]): one for one in sections}.values():
         kind, key = ("data", "data") if isinstance(one, config.Data) else ("models", "model")
@@ -85,7 +85,7 @@ def refuse_missing_files(sections: Iterable[config.Data | config.Model], where: 
                 raise ConfigError(f"{where}{key}.params.{name}: no such file: {shown} (looked for in {Path.cwd()})")
 
 
-def set_aside_damaged(folder: Path) -> list[str]:
+def move_damaged(folder: Path) -> list[str]:
     """Names the damaged files of the study and of the data in an experiment's results; they are moved aside.
 
     So the pipeline makes them again.

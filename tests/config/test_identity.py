@@ -15,11 +15,11 @@ from workflow_lib import config, plan
 from workflow_lib.config import sweep
 from workflow_lib.config.compose import Source, merge
 from workflow_lib.config.experiment import Experiment
-from workflow_lib.config.identity import canonical, counts
+from workflow_lib.config.identity import canonical, in_identity
 from workflow_lib.config.yaml import Origins, parse_yaml
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import ASIDE
+from workflow_lib.plugins.section import NOT_IDENTITY
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -259,13 +259,13 @@ def test_settings_of_another_variant_have_no_part() -> None:
 
 
 def test_the_marks_are_on_the_fields() -> None:
-    aside = {name for name in Experiment.model_fields if not counts(Experiment, name)}
-    assert aside == set(Experiment.model_fields) - set(sweep.PARTS)
+    aside = {name for name in Experiment.model_fields if not in_identity(Experiment, name)}
+    assert aside == set(Experiment.model_fields) - set(sweep.RUN_SECTIONS)
 
 
 class Marked(Section):
     width: int = 3
-    workers: int = Field(1, json_schema_extra=ASIDE)
+    workers: int = Field(1, json_schema_extra=NOT_IDENTITY)
 
 
 def test_a_plugin_may_mark_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:

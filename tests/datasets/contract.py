@@ -93,7 +93,7 @@ class DataContract:
         assert plugins.task(self.name, params) == source.task
 
     def test_what_is_known_before_the_data_is_read_is_so(self, settings: dict[str, Any], tmp_path: Path) -> None:
-        known, manifest = plugins.known(self.name, settings["params"]), self.prepared(settings, tmp_path)
+        known, manifest = plugins.facts(self.name, settings["params"]), self.prepared(settings, tmp_path)
         inputs = "texts" if manifest.task == "language" else "images" if len(manifest.input_shape) == 3 else "tables"
         assert known.inputs in (None, inputs)
         assert known.size in (None, manifest.input_shape[1:])

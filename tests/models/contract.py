@@ -117,7 +117,7 @@ class ModelContract:
             "tables": ModelSpec((5,), 10, categories=(0, 3, 0, 0, 0)),
             "texts": ModelSpec((16,), 10, "language"),
         }
-        for inputs in specs.keys() - set(plugins.takes(self.name)):
+        for inputs in specs.keys() - set(plugins.accepted_inputs(self.name)):
             with pytest.raises(ConfigError, match="model.name"):
                 self.built(specs[inputs])
 

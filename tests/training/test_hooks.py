@@ -38,10 +38,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         (
             "def on_epoch(state): pass",
-            r"`on_epoch` is never called; did you mean `on_\w+`\? \(there are: on_train_start, on_step_end, ",
+            r"`on_epoch` is never called; did you mean `on_\w+`\? \(hooks: on_train_start, on_step_end, ",
         ),
-        ("def other(state): pass", "no function to call; allowed: on_train_start"),
-        ("def on_step_end(state): pass\ndef state_dict(): return {}", "come together, or not at all"),
+        ("def other(state): pass", "no hook is defined; allowed: on_train_start"),
+        ("def on_step_end(state): pass\ndef state_dict(): return {}", "or neither"),
         ("import a_module_that_nobody_has", "needs the module `a_module_that_nobody_has`"),
     ],
 )

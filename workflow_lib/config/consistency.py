@@ -8,10 +8,10 @@ from typing import Any, get_origin
 
 from workflow_lib import plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
-from workflow_lib.config.identity import counts
+from workflow_lib.config.identity import in_identity
 from workflow_lib.config.messages import nearest, sections_of, shown, unknown
 from workflow_lib.config.run import METRICS, Training
-from workflow_lib.config.sweep import PARTS, Layers, Point
+from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
 
@@ -35,7 +35,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     """A message for each contradiction, sweep points apart: those are checked when the sweep is expanded."""
     found: list[tuple[KeyPath, str]] = []
     if not is_swept(experiment.sweep):
-        found += run_problems({name: getattr(experiment, name) for name in PARTS}, experiment.runtime)
+        found += run_problems({name: getattr(experiment, name) for name in RUN_SECTIONS}, experiment.runtime)
     found += _runtime_problems(experiment.runtime)
     found += _sweep_problems(experiment.sweep)
     if experiment.tune is not None:
@@ -83,7 +83,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
         )
     yield from _task_problems(run)
-    yield from data_problems(run, plugins.known(data.name, data.params))
+    yield from data_problems(run, plugins.facts(data.name, data.params))
     yield from _together(training)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
@@ -117,15 +117,16 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             )
 
 
-def data_problems(run: Mapping[str, Any], known: plugins.Known) -> Iterator[tuple[KeyPath, str]]:
+def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterator[tuple[KeyPath, str]]:
     """Settings that do not fit the data, as far as it is known before it is read."""
     data, training, augment = run["data"], run["training"], run["augment"]
     model = run["model"].name
-    if known.inputs is not None and known.inputs not in plugins.takes(model):
-        fitting = [name for name in plugins.available("models") if known.inputs in plugins.takes(name)]
+    accepted = plugins.accepted_inputs(model)
+    if known.inputs is not None and known.inputs not in accepted:
+        fitting = [name for name in plugins.available("models") if known.inputs in plugins.accepted_inputs(name)]
         yield (
             ("model", "name"),
-            f"{model} is for {' or '.join(plugins.takes(model))}, and data.name={data.name} has {known.inputs};"
+            f"{model} is for {' or '.join(accepted)}, and data.name={data.name} has {known.inputs};"
             f" allowed: {', '.join(fitting)}",
         )
     if known.inputs not in (None, "images"):
@@ -195,10 +196,10 @@ def name_problem(name: str) -> str | None:
         if part not in (fields := _fields(here)):
             return unknown(name, [".".join([*parts[:depth], field]) for field in fields])
         owners = [section for section in sections_of(here) if part in section.model_fields]
-        if not all(counts(section, part) for section in owners):
+        if not all(in_identity(section, part) for section in owners):
             return (
                 f"{'.'.join(parts[: depth + 1])} cannot change the result of a run, so all these runs would be one;"
-                f" set it once for the experiment. Settings that can: {', '.join(PARTS)} and what is in them"
+                f" set it once for the experiment. Settings that can: {', '.join(RUN_SECTIONS)} and what is in them"
             )
         here = owners[0].model_fields[part].annotation
         if get_origin(here) is dict:

@@ -22,7 +22,7 @@ from workflow_lib.config.run import (
 )
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import ASIDE
+from workflow_lib.plugins.section import NOT_IDENTITY
 
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -156,10 +156,10 @@ class Tune(Section):
     """A study: trials suggested one after the other from the results of earlier ones."""
 
     name: str = Field(
-        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=ASIDE | NAME_WORDS
+        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=NOT_IDENTITY | NAME_WORDS
     )
     trials: int = Field(
-        20, ge=1, le=100_000, description="trials in all; more can be added later", json_schema_extra=ASIDE
+        20, ge=1, le=100_000, description="trials in all; more can be added later", json_schema_extra=NOT_IDENTITY
     )
     window: int = Field(2, ge=1, description="trials that may run at once")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
@@ -200,7 +200,7 @@ class Evaluate(Section):
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="where to evaluate; auto uses a GPU only if one is free, else the CPU",
-        json_schema_extra=ASIDE | {"allowed": "auto, cpu, cuda, or cuda:N"},
+        json_schema_extra=NOT_IDENTITY | {"allowed": "auto, cpu, cuda, or cuda:N"},
     )
 
 
@@ -240,7 +240,7 @@ class Tracking(Section):
         gt=0,
         le=YEAR_S,
         description="seconds between two looks at the store, with --follow",
-        json_schema_extra=ASIDE,
+        json_schema_extra=NOT_IDENTITY,
     )
 
 
@@ -250,13 +250,13 @@ class Experiment(Section):
     name: str = Field(
         pattern=NAME,
         description="name of the experiment and its folder in results/",
-        json_schema_extra=ASIDE | NAME_WORDS,
+        json_schema_extra=NOT_IDENTITY | NAME_WORDS,
     )
     labels: dict[str, str] = Field(
         {},
         description="notes for people: any name, any text",
         examples=[{"project": "digits"}],
-        json_schema_extra=ASIDE,
+        json_schema_extra=NOT_IDENTITY,
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of weights, order and everything else random in the training"
@@ -267,13 +267,13 @@ class Experiment(Section):
     schedule: Schedule = Field(default_factory=Constant)
     training: Training = Field(default_factory=Training)
     augment: Augment = Field(default_factory=Augment)
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, json_schema_extra=ASIDE)
-    runtime: Runtime = Field(default_factory=Runtime, json_schema_extra=ASIDE)
-    sweep: Sweep = Field(default_factory=Sweep, json_schema_extra=ASIDE)
-    tune: Tune | None = Field(None, description="null has no study", json_schema_extra=ASIDE)
-    evaluate: Evaluate = Field(default_factory=Evaluate, json_schema_extra=ASIDE)
-    export: Export = Field(default_factory=Export, json_schema_extra=ASIDE)
-    report: Report = Field(default_factory=Report, json_schema_extra=ASIDE)
-    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=ASIDE)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, json_schema_extra=NOT_IDENTITY)
+    runtime: Runtime = Field(default_factory=Runtime, json_schema_extra=NOT_IDENTITY)
+    sweep: Sweep = Field(default_factory=Sweep, json_schema_extra=NOT_IDENTITY)
+    tune: Tune | None = Field(None, description="null has no study", json_schema_extra=NOT_IDENTITY)
+    evaluate: Evaluate = Field(default_factory=Evaluate, json_schema_extra=NOT_IDENTITY)
+    export: Export = Field(default_factory=Export, json_schema_extra=NOT_IDENTITY)
+    report: Report = Field(default_factory=Report, json_schema_extra=NOT_IDENTITY)
+    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=NOT_IDENTITY)
 
     _origins: Origins = PrivateAttr(Origins())

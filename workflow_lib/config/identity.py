@@ -10,7 +10,7 @@ from typing import Any
 from workflow_lib import plugins
 from workflow_lib.config.run import Data, Model
 from workflow_lib.plugins import Section
-from workflow_lib.plugins import counts as counts
+from workflow_lib.plugins import in_identity as in_identity
 
 
 def identity(section: Section) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def identity(section: Section) -> dict[str, Any]:
 
 @cache
 def _aside(section: type[Section]) -> frozenset[str]:
-    return frozenset(name for name in section.model_fields if not counts(section, name))
+    return frozenset(name for name in section.model_fields if not in_identity(section, name))
 
 
 def canonical(value: Any) -> str:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from workflow_lib import plugins
 from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import ASIDE
+from workflow_lib.plugins.section import NOT_IDENTITY
 
 MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
 
@@ -69,12 +69,12 @@ class Data(_Plugged):
         "drop", description="whether samples of such classes are left out or make one class, `other`"
     )
     shard_samples: int = Field(
-        4096, ge=1, le=MOST, description="at most so many samples in one shard file", json_schema_extra=ASIDE
+        4096, ge=1, le=MOST, description="at most so many samples in one shard file", json_schema_extra=NOT_IDENTITY
     )
     in_memory: bool | Literal["auto"] = Field(
         "auto",
         description="whether training holds the data in memory or reads it from the shards; auto goes by its size",
-        json_schema_extra=ASIDE,
+        json_schema_extra=NOT_IDENTITY,
     )
 
 

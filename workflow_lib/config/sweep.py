@@ -23,7 +23,7 @@ Point = dict[str, Any]
 LARGEST = 100_000  # points of one sweep: beyond it, a range was mistyped
 
 # The parts of an experiment that decide the result of a run.
-PARTS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
+RUN_SECTIONS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,8 +88,8 @@ class Layers:
 
     def __init__(self, experiment: Experiment) -> None:
         self._values = {name: getattr(experiment, name) for name in Experiment.model_fields}
-        self._dumped = {name: _dumped(self._values[name]) for name in PARTS}
-        self._base = {name: _part(self._values[name]) for name in PARTS}
+        self._dumped = {name: _dumped(self._values[name]) for name in RUN_SECTIONS}
+        self._base = {name: _part(self._values[name]) for name in RUN_SECTIONS}
         self._root = project_root()
         self._seen: dict[tuple[str, str], Part | list[str]] = {}
 

@@ -84,7 +84,7 @@ def _opened(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Sourc
     """The source, until the block ends; what its code raises or gives in vain is told with the data set's name."""
     name, params = f"data set `{data.name}`", plugin.Params.model_validate(data.params)
     try:
-        with plugins.blaming(f"{name}: open_source()"):
+        with plugins.user_code_errors(f"{name}: open_source()"):
             given = plugin.open_source(params, root)
         with closing(_blamed(given, name)) as source:
             yield source
@@ -96,7 +96,7 @@ def _blamed(given: Source, name: str) -> Source:
     """The source, checked; what its functions raise is told with the data set's name."""
     refuse_unfit(given)
     names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
-    return replace(given, **{f: plugins.blaming(f"{name}: {f}()")(getattr(given, f)) for f in names})
+    return replace(given, **{f: plugins.user_code_errors(f"{name}: {f}()")(getattr(given, f)) for f in names})
 
 
 def _drawn(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
@@ -123,7 +123,7 @@ def _stored(
     made_by = {
         "settings": config.identity(data),
         "stage": plan.STAGES["preprocess"],
-        "plugin": plugins.text_digest(plugin),
+        "plugin": plugins.code(plugin).digest,
     }
     folder = work / "data" / _store(made_by, source)
     with _locked(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib.plugins import Known, Section
+from workflow_lib.plugins import DatasetFacts, Section
 
 if TYPE_CHECKING:
     from workflow_lib.data import Source
@@ -15,9 +15,9 @@ class Params(Section):
     """No settings."""
 
 
-def known(params: Params) -> Known:
+def known(params: Params) -> DatasetFacts:
     """All there is to know."""
-    return Known("images", size=(8, 8), channels=1, classes=10, samples=1797)
+    return DatasetFacts("images", size=(8, 8), channels=1, classes=10, samples=1797)
 
 
 def open_source(params: Params, root: Path) -> Source:

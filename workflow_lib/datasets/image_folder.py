@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Known
+from workflow_lib.plugins import DatasetFacts
 from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ class Params(Checksums):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-def known(params: Params) -> Known:
+def known(params: Params) -> DatasetFacts:
     """Images, of the size that they get."""
-    return Known("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
+    return DatasetFacts("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
 
 
 def open_source(params: Params, root: Path) -> Source:

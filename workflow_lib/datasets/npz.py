@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Known
+from workflow_lib.plugins import DatasetFacts
 from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Params(Checksums):
     classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null numbers them")
 
 
-def known(params: Params) -> Known:
+def known(params: Params) -> DatasetFacts:
     """Images, and how many classes where they have names."""
-    return Known("images", classes=len(params.classes) if params.classes else None)
+    return DatasetFacts("images", classes=len(params.classes) if params.classes else None)
 
 
-def look(params: Params, root: Path) -> Known:
+def look(params: Params, root: Path) -> DatasetFacts:
     """Read the headers of the file, and no array. Raises DataError for keys, shapes and types that cannot be used."""
     from workflow_lib.datasets._archive import Archive
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Known, Task
+from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def task(params: Params) -> Task:
     return params.task
 
 
-def known(params: Params) -> Known:
+def known(params: Params) -> DatasetFacts:
     """Rows of a table."""
-    return Known("tables")
+    return DatasetFacts("tables")
 
 
 def open_source(params: Params, root: Path) -> Source:

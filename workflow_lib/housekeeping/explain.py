@@ -130,7 +130,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _is_of_a_run(name: str) -> bool:
-    return name.partition(".")[0] in (*sweep.PARTS, "stages")
+    return name.partition(".")[0] in (*sweep.RUN_SECTIONS, "stages")
 
 
 def _matters(name: str) -> bool:

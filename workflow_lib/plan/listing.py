@@ -39,7 +39,7 @@ def columns(experiment: Experiment) -> list[str]:
     lines = []
     for name, of_run in data.items():
         try:
-            described = plugins.described(of_run.name, of_run.params, Path.cwd())
+            described = plugins.column_descriptions(of_run.name, of_run.params, Path.cwd())
         except (EverstepError, OSError) as error:
             described = [f"rejected: {error}"]
         lines += [line for line in ("", f"columns of {name}:", *(f"  {one}" for one in described)) if described]

@@ -32,13 +32,13 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
     """Return the problems of the runs, and what only their trainings can tell; each is said once."""
     problems: dict[str, None] = {}
     notes: dict[str, None] = {}
-    facts: dict[str, plugins.Known | None] = {}
+    facts: dict[str, plugins.DatasetFacts | None] = {}
     asked = set()
     for run in runs:
         data = config.canonical(data_settings(run.config))
         if data not in facts:
             try:
-                facts[data] = plugins.looked_at(run.config.data.name, run.config.data.params, root)
+                facts[data] = plugins.facts_in_headers(run.config.data.name, run.config.data.params, root)
             except (EverstepError, OSError) as error:
                 facts[data] = None
                 problems[str(error)] = None
@@ -59,7 +59,7 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
     return list(problems), list(notes)
 
 
-def _single_value(run: RunConfig, known: plugins.Known, processes: int) -> list[str]:
+def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -> list[str]:
     """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is not known."""
     plugin = plugins.load("models", run.model.name)
     if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
@@ -85,7 +85,7 @@ def _single_value(run: RunConfig, known: plugins.Known, processes: int) -> list[
     return []
 
 
-def _spec(run: RunConfig, known: plugins.Known) -> tuple[ModelSpec | None, bool]:
+def _spec(run: RunConfig, known: plugins.DatasetFacts) -> tuple[ModelSpec | None, bool]:
     """Return the shapes that the model must fit, and whether batch norm will see the same shapes in the training."""
     from workflow_lib.data import ModelSpec
 

@@ -52,12 +52,12 @@ def data_id(run: RunConfig | Experiment | Data) -> str:
 
 def base(experiment: Experiment) -> RunConfig:
     """The run of the experiment itself, without sweep or study."""
-    return RunConfig(**{name: getattr(experiment, name) for name in sweep.PARTS})
+    return RunConfig(**{name: getattr(experiment, name) for name in sweep.RUN_SECTIONS})
 
 
 def apply(run: RunConfig | Experiment, point: Mapping[str, Any], name: str = "the point") -> RunConfig:
     """The run with dotted settings on top; `name` says in errors where they come from."""
-    values = {part: _dump(getattr(run, part)) for part in sweep.PARTS}
+    values = {part: _dump(getattr(run, part)) for part in sweep.RUN_SECTIONS}
     laid = overlay(values, sweep.nested(point))
     try:
         return RunConfig.model_validate(laid, context={"root": project_root()})

@@ -1,36 +1,47 @@
-"""Plugins."""
+"""Plugins: data sets, models and hooks in Python files, found by name and checked before use."""
+
+import warnings
+from typing import Any
 
 from workflow_lib.plugins.contract import (
-    Known,
+    DatasetFacts,
+    accepted_inputs,
     code,
-    described,
-    known,
-    looked_at,
+    column_descriptions,
+    facts,
+    facts_in_headers,
     named_files,
-    takes,
     task,
-    text_digest,
 )
-from workflow_lib.plugins.loader import Inputs, PluginError, Task, available, blaming, load, load_hooks
-from workflow_lib.plugins.section import Section, counts
+from workflow_lib.plugins.loader import Inputs, PluginError, Task, available, load, load_hooks, user_code_errors
+from workflow_lib.plugins.section import Section, in_identity
 
 __all__ = [
+    "DatasetFacts",
     "Inputs",
-    "Known",
     "PluginError",
     "Section",
     "Task",
+    "accepted_inputs",
     "available",
-    "blaming",
     "code",
-    "counts",
-    "described",
-    "known",
+    "column_descriptions",
+    "facts",
+    "facts_in_headers",
+    "in_identity",
     "load",
     "load_hooks",
-    "looked_at",
     "named_files",
-    "takes",
     "task",
-    "text_digest",
+    "user_code_errors",
 ]
+
+OLD_NAMES = {"Known": "DatasetFacts"}  # of version 0.1, removed in 0.3: user files import them
+
+
+def __getattr__(name: str) -> Any:
+    if name not in OLD_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = OLD_NAMES[name]
+    warnings.warn(f"{__name__}.{name} is now {__name__}.{new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

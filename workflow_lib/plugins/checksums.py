@@ -17,13 +17,14 @@ from pydantic import Field
 
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import ASIDE
+from workflow_lib.plugins.section import NOT_IDENTITY
 
 BLOCK = 1 << 20  # bytes read at once
 
 
 def _digits(count: int) -> dict[str, Any]:
-    return {"pattern": f"^[0-9a-fA-F]{{{count}}}$", "json_schema_extra": ASIDE | {"allowed": f"{count} hex digits"}}
+    extra = NOT_IDENTITY | {"allowed": f"{count} hex digits"}
+    return {"pattern": f"^[0-9a-fA-F]{{{count}}}$", "json_schema_extra": extra}
 
 
 class Checksums(Section):

@@ -1,4 +1,8 @@
-"""What a plugin tells of itself, and which files its settings name."""
+"""The optional attributes of a plugin's module, each with its default, and the files that its settings name.
+
+A data set may define `task(params)`, `known(params)`, `look(params, root)` and `describe(params, root)`; a model may
+define `TAKES`. `Params`, `open_source` and `build` are required: see `loader`.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,18 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from workflow_lib.plugins import source_digest
-from workflow_lib.plugins.loader import Inputs, PluginError, Task, blaming, load
-from workflow_lib.plugins.section import Section, counts
+from workflow_lib.plugins.loader import Inputs, PluginError, Task, load, user_code_errors
+from workflow_lib.plugins.section import Section, in_identity
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the settings of a data set tell before anything is read; None is what only the data tells.
+class DatasetFacts:
+    """Facts about a data set that its settings or file headers give; None is known only once the data is read.
 
-    size      height and width of images
-    channels  of images
-    classes   how many
-    samples   how many in all, where every split is drawn from them
+    size      height and width of the images
+    channels  channels of the images
+    classes   number of classes
+    samples   total number of samples, if Everstep draws every split from them
     """
 
     inputs: Inputs | None = None
@@ -33,73 +37,79 @@ class Known:
 
 
 def task(name: str, params: Mapping[str, Any]) -> Task:
-    """What is learned from the data set with these settings; a data set that does not say so has classes."""
+    """Return the task of the data set with these settings: classification unless its `task(params)` says otherwise."""
     module = load("data", name)
-    found = _asked(module, "task", params, "classification")
+    found = _call(module, "task", params, "classification")
     if found not in get_args(Task):
         raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
     of_data: Task = found
     return of_data
 
 
-def known(name: str, params: Mapping[str, Any]) -> Known:
-    """What is known of the data set with these settings; of one that does not say so, only a text is told apart."""
+def facts(name: str, params: Mapping[str, Any]) -> DatasetFacts:
+    """Return the facts that the settings alone give, from the data set's `known(params)`.
+
+    Without that function, only the inputs of a language data set are known: texts.
+    """
     module = load("data", name)
-    found = _asked(module, "known", params, Known("texts") if task(name, params) == "language" else Known())
-    if not isinstance(found, Known):
-        raise PluginError(f"{module.__file__}: known() gives {type(found).__name__}; it is to give a plugins.Known")
+    default = DatasetFacts("texts") if task(name, params) == "language" else DatasetFacts()
+    found = _call(module, "known", params, default)
+    if not isinstance(found, DatasetFacts):
+        raise PluginError(f"{module.__file__}: known() returns {type(found).__name__}; allowed: a plugins.DatasetFacts")
     return found
 
 
-def looked_at(name: str, params: Mapping[str, Any], root: Path) -> Known:
-    """Return the facts that the headers of the data's files tell; without `look(params, root)`, those of `known`."""
+def facts_in_headers(name: str, params: Mapping[str, Any], root: Path) -> DatasetFacts:
+    """Return the facts in the headers of the data's files, from its `look(params, root)`; without it, `facts`."""
     module = load("data", name)
     if (look := getattr(module, "look", None)) is None:
-        return known(name, params)
-    with blaming(f"{module.__file__}: look()"):
-        found: Known = look(module.Params.model_validate(params), root)
+        return facts(name, params)
+    with user_code_errors(f"{module.__file__}: look()"):
+        found: DatasetFacts = look(module.Params.model_validate(params), root)
         return found
 
 
-def described(name: str, params: Mapping[str, Any], root: Path) -> list[str]:
-    """Lines that say what the data set takes its columns for; none, where it has no `describe(params, root)`."""
+def column_descriptions(name: str, params: Mapping[str, Any], root: Path) -> list[str]:
+    """Return a line for each column of a table, from the data set's `describe(params, root)`; without it, none."""
     module = load("data", name)
     describe = getattr(module, "describe", None)
     if describe is None:
         return []
-    with blaming(f"{module.__file__}: describe()"):
+    with user_code_errors(f"{module.__file__}: describe()"):
         lines: list[str] = describe(module.Params.model_validate(params), root)
         return lines
 
 
-def takes(name: str) -> tuple[Inputs, ...]:
-    """The inputs that a model is for; all, where it does not say so in `TAKES`."""
+def accepted_inputs(name: str) -> tuple[Inputs, ...]:
+    """Return the kinds of input that a model accepts, from its `TAKES`; without it, all."""
     module = load("models", name)
     inputs: tuple[Inputs, ...] = getattr(module, "TAKES", get_args(Inputs))
-    if not isinstance(inputs, tuple | list) or not inputs or any(one not in get_args(Inputs) for one in inputs):
+    if not isinstance(inputs, tuple | list) or not inputs or any(kind not in get_args(Inputs) for kind in inputs):
         allowed = ", ".join(get_args(Inputs))
         raise PluginError(f"{module.__file__}: TAKES is {inputs!r:.60}; allowed: a tuple of some of {allowed}")
     return inputs
 
 
-def _asked(module: ModuleType, function: str, params: Mapping[str, Any], default: Any) -> Any:
-    """What a function of the data set answers for these settings, or the default where it has none."""
-    of = getattr(module, function, None)
-    with blaming(f"{module.__file__}: {function}()"):
-        return default if of is None else of(module.Params.model_validate(params))
+def _call(module: ModuleType, function: str, params: Mapping[str, Any], default: Any) -> Any:
+    """Return the result of the data set's function for these settings, or the default if it has no such function."""
+    found = getattr(module, function, None)
+    with user_code_errors(f"{module.__file__}: {function}()"):
+        return default if found is None else found(module.Params.model_validate(params))
 
 
 def named_files(kind: str, name: str, params: Mapping[str, Any]) -> dict[str, Path]:
-    """The files and folders that the settings of a plugin name, by setting; without those that cannot matter."""
+    """Return the files and folders that a plugin's settings name, by setting, without NOT_IDENTITY settings."""
     return dict(_paths(load(kind, name).Params.model_validate(params)))
 
 
 def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield every path in a value, however deep, with its dotted name."""
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Path):
         yield name, value
     elif isinstance(value, Section):
-        inner = ((field, getattr(value, field)) for field in type(value).model_fields if counts(type(value), field))
+        section = type(value)
+        inner = ((field, getattr(value, field)) for field in section.model_fields if in_identity(section, field))
     elif isinstance(value, Mapping):
         inner = value.items()
     elif isinstance(value, list | tuple):
@@ -109,10 +119,5 @@ def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
 
 
 def code(module: ModuleType) -> source_digest.Code:
-    """The code of a plugin, with the modules of the person's project that it imports."""
+    """Return the code of a plugin and of the modules of the user's project that it imports."""
     return source_digest.read(module.__name__, Path(str(module.__file__)))
-
-
-def text_digest(module: ModuleType) -> str:
-    """Digest of what the code of a plugin does: its comments, its formatting and its place do not change it."""
-    return code(module).digest

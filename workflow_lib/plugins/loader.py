@@ -1,4 +1,8 @@
-"""A data set or a model is one file: its name is the one in the experiment, its `Params` are its settings."""
+"""Find and import a plugin: a data set, a model or hooks, each one Python file.
+
+The experiment gives the name of a file in this package or an import path from the project. The class `Params` holds
+the settings of a data set or a model.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +25,40 @@ from workflow_lib.runtime import forking
 
 log = logging.getLogger(__name__)
 
-ENTRY = {"data": "open_source", "models": "build"}
-FOLDERS = {"data": "datasets", "models": "models"}  # of this package, by kind
+ENTRY_POINTS = {"data": "open_source", "models": "build"}  # the function that a plugin must define, by kind
+FOLDERS = {"data": "datasets", "models": "models"}  # in this package, by kind
 HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
 Task = Literal["classification", "regression", "language"]
 Inputs = Literal["images", "tables", "texts"]
 
 
 class PluginError(ConfigError):
-    """A data set or model that does not exist, cannot be imported, lacks a part, or raises."""
+    """A plugin that does not exist, cannot be imported, lacks a required attribute, or raises."""
 
 
 @cache
 def available(kind: str) -> list[str]:
-    """Names of the data sets or models in the package, sorted."""
+    """Return the names of the data sets (`data`) or models (`models`) in the package, sorted."""
     folder = Path(__file__).parents[1] / FOLDERS[kind]
     return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
 
 
 def load(kind: str, name: str) -> ModuleType:
-    """The module of a data set (`data`) or a model (`models`); a dotted name is an import path."""
+    """Return the module of a data set (`data`) or a model (`models`); a dotted name is an import path.
+
+    Raises PluginError if there is no such plugin, or if it lacks `Params` or its entry point.
+    """
     target = name if is_import_path(name) else f"workflow_lib.{FOLDERS[kind]}.{name}"
     if not is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
-    return _checked(kind, name, _imported(kind, name, target))
+    return _checked(kind, name, _import(kind, name, target))
 
 
-def _imported(kind: str, name: str, target: str) -> ModuleType:
+def _import(kind: str, name: str, target: str) -> ModuleType:
     if target in sys.modules:
         return sys.modules[target]
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: a file of the project must not hide an installed module
     try:
         with forking.importing(target):
             return importlib.import_module(target)
@@ -59,33 +66,34 @@ def _imported(kind: str, name: str, target: str) -> ModuleType:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
             raise PluginError(_unknown(kind, name)) from error
         raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # SystemExit(0) would look like success
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def load_hooks(name: str) -> ModuleType:
-    """The module of a person's functions that a training calls; one with a name that is never called is refused."""
-    module = _imported("hooks", name, name)
-    names = [one for one in vars(module) if one.startswith("on_")]
-    for wrong in (one for one in names if one not in HOOKS):
+def load_hooks(target: str) -> ModuleType:
+    """Return the module of the user's hooks; raise PluginError if it has none, or an unknown `on_...`."""
+    module = _import("hooks", target, target)
+    names = [name for name in vars(module) if name.startswith("on_")]
+    for wrong in (name for name in names if name not in HOOKS):
         near = difflib.get_close_matches(wrong, HOOKS, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise PluginError(f"{module.__file__}: `{wrong}` is never called{hint} (there are: {', '.join(HOOKS)})")
+        raise PluginError(f"{module.__file__}: `{wrong}` is never called{hint} (hooks: {', '.join(HOOKS)})")
     if not names:
-        raise PluginError(f"{module.__file__}: no function to call; allowed: {', '.join(HOOKS)}")
+        raise PluginError(f"{module.__file__}: no hook is defined; allowed: {', '.join(HOOKS)}")
     if hasattr(module, "state_dict") != hasattr(module, "load_state_dict"):
-        raise PluginError(
-            f"{module.__file__}: `state_dict()` and `load_state_dict(state)` come together, or not at all"
-        )
+        raise PluginError(f"{module.__file__}: define both `state_dict()` and `load_state_dict(state)`, or neither")
     return module
 
 
 @contextmanager
-def blaming(who: str) -> Iterator[None]:
-    """What a person's code raises in here is told in a line, with its place; the log has the traceback."""
+def user_code_errors(who: str) -> Iterator[None]:
+    """Raise a PluginError of one line, with file and line number, for whatever user code raises in the block.
+
+    The traceback goes to the log. `who` names the function that is called.
+    """
     try:
         yield
-    except (EverstepError, MemoryError):  # too little memory is no mistake of the code
+    except (EverstepError, MemoryError):  # not a mistake in the user code
         raise
     except Exception as error:
         log.info("%s failed", who, exc_info=True)
@@ -95,15 +103,17 @@ def blaming(who: str) -> Iterator[None]:
 
 
 def is_import_path(name: str) -> bool:
+    """Return True if the name has a dot, and can be a module's."""
     return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
+    """Return the module; raise PluginError if it lacks `Params` or its entry point."""
     params = getattr(module, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Section)):
         raise PluginError(f"{module.__file__}: needs `class Params(Section)` with its settings (plugin `{name}`)")
-    if not callable(getattr(module, ENTRY[kind], None)):
-        raise PluginError(f"{module.__file__}: needs a function `{ENTRY[kind]}` (plugin `{name}`)")
+    if not callable(getattr(module, ENTRY_POINTS[kind], None)):
+        raise PluginError(f"{module.__file__}: needs a function `{ENTRY_POINTS[kind]}` (plugin `{name}`)")
     return module
 
 

@@ -1,4 +1,4 @@
-"""Typed settings of a section of the experiment file or of a plugin."""
+"""The base class of every section of the experiment file and of every plugin's `Params`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
-    """Typed settings: frozen, unknown names refused, numbers finite, paths relative to the project's root."""
+    """Typed settings: immutable, without unknown names, with finite numbers; paths are relative to the project root."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yaml_surprises(cls, value: Any, info: ValidationInfo) -> Any:
+    def _bool_and_null(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
+        # Pydantic would turn `true` into 1 for a number.
         if isinstance(value, bool) and not _takes_bool(annotation):
             raise ValueError(f"{str(value).lower()} is not a value for this setting")
         return _empty(annotation) if value is None else value
 
     @field_validator("*", mode="after")
     @classmethod
-    def _inside_the_project(cls, value: Any, info: ValidationInfo) -> Any:
+    def _relative_to_root(cls, value: Any, info: ValidationInfo) -> Any:
         return project_path(value, (info.context or {}).get("root")) if isinstance(value, Path) else value
 
 
@@ -36,7 +37,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 def _empty(annotation: Any) -> Any:
-    """What a name with nothing after it means: no settings, where settings are expected."""
+    """Return the value of a setting left empty in YAML: an empty section, mapping or list if one is expected."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _empty(members[0])
@@ -48,18 +49,21 @@ def _empty(annotation: Any) -> Any:
 
 
 def project_path(path: Path, root: Path | None) -> Path:
-    """The path without `.` and `..`; relative to the root when it lies inside."""
+    """Return the path without `.` and `..`, relative to the root if it is inside of it.
+
+    Equal files have equal paths in every clone, so the digest of a run does not depend on the clone's folder.
+    """
     lexical = Path(os.path.normpath(path.expanduser()))
     if root is not None and lexical.is_absolute() and lexical.is_relative_to(root):
         return lexical.relative_to(root)
     return lexical
 
 
-def counts(section: type[Section], name: str) -> bool:
-    """True when the field is part of the identity, as its mark says."""
+def in_identity(section: type[Section], name: str) -> bool:
+    """Return True if the setting can change the result of a run; False if it is marked NOT_IDENTITY."""
     extra = section.model_fields[name].json_schema_extra
     return not isinstance(extra, dict) or extra.get("identity", True) is not False
 
 
 # The mark of a field that cannot change the result of a run: it stays out of the run's identity.
-ASIDE: dict[str, Any] = {"identity": False}
+NOT_IDENTITY: dict[str, Any] = {"identity": False}

@@ -21,7 +21,7 @@ from typing import Any
 SHIPPED = ("workflow_lib.datasets.", "workflow_lib.models.")
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that do not change the behaviour
 # Modules of this library that plugins import, and their names in version 0.1: a move keeps the digests of plugins.
-FORMER = {"workflow_lib.data": "workflow_lib.shards", "workflow_lib.plugins.checksums": "workflow_lib.checksums"}
+NAMES_IN_0_1 = {"workflow_lib.data": "workflow_lib.shards", "workflow_lib.plugins.checksums": "workflow_lib.checksums"}
 INSTALLED = {"site-packages", "dist-packages"}
 Name = str
 
@@ -109,7 +109,7 @@ class _Modules:
         """Return an import as text: by number if the module is part of the project, else by name."""
         own = self._number(name)
         if own is None and self._find(name) is None:
-            return FORMER.get(name, name)
+            return NAMES_IN_0_1.get(name, name)
         return "".join([*self._number_packages(name), own or "#"])
 
     def dump(self, value: Any, inside: Name) -> str:
@@ -119,14 +119,14 @@ class _Modules:
         if not isinstance(value, ast.AST):
             return hex(value) if type(value) is int else ascii(value)
         if isinstance(value, ast.Import):
-            return ";".join(f"import {self._imported(one.name)} as {one.asname}" for one in value.names)
+            return ";".join(f"import {self._imported(alias.name)} as {alias.asname}" for alias in value.names)
         if isinstance(value, ast.ImportFrom):
             return self._dump_from(value, inside)
         if isinstance(value, ast.Constant):
             return f"Constant({self.dump(value.value, inside)})"
         fields = []
         for name, item in ast.iter_fields(value):
-            kept = _without_idle(value, item) if isinstance(item, list) else item
+            kept = _without_docstrings(value, item) if isinstance(item, list) else item
             if kept is not None and kept != [] and name not in IGNORED:
                 fields.append(f"{name}={self.dump(kept, inside)}")
         return f"{type(value).__name__}{self._dynamic(value, inside)}({','.join(fields)})"
@@ -134,13 +134,13 @@ class _Modules:
     def _dump_from(self, node: ast.ImportFrom, inside: Name) -> str:
         try:
             base = resolve_name("." * node.level + (node.module or ""), inside)
-        except ImportError:  # above the top package: the import itself will fail with a message
-            told = ",".join(f"{one.name} as {one.asname or one.name}" for one in node.names)
-            return f"from {'.' * node.level}{node.module} import {told}"
+        except ImportError:  # above the top package: the import itself fails with a message
+            listed = ",".join(f"{alias.name} as {alias.asname or alias.name}" for alias in node.names)
+            return f"from {'.' * node.level}{node.module} import {listed}"
         names = []
-        for one in node.names:
-            number = self._imported(inner) if self._find(inner := f"{base}.{one.name}") else None
-            names.append(f"{number or one.name} as {one.asname or one.name}")
+        for alias in node.names:
+            number = self._imported(inner) if self._find(inner := f"{base}.{alias.name}") else None
+            names.append(f"{number or alias.name} as {alias.asname or alias.name}")
         return f"from {self._imported(base)} import {','.join(names)}"
 
     def _dynamic(self, node: ast.AST, inside: Name) -> str:
@@ -157,10 +157,13 @@ class _Modules:
             return ""
 
 
-def _without_idle(parent: ast.AST, items: Sequence[Any]) -> list[Any]:
-    """Return the items without docstrings and `pass`; adjacent texts of an f-string are merged."""
+def _without_docstrings(parent: ast.AST, items: Sequence[Any]) -> list[Any]:
+    """Return the items without docstrings and `pass`; adjacent strings of an f-string are merged.
+
+    Versions of Python differ in how they split an f-string into constants.
+    """
     if not isinstance(parent, ast.JoinedStr):
-        return [item for item in items if not _is_idle(item)]
+        return [item for item in items if not _has_no_effect(item)]
     merged: list[Any] = []
     for item in items:
         if isinstance(item, ast.Constant) and merged and isinstance(merged[-1], ast.Constant):
@@ -170,7 +173,8 @@ def _without_idle(parent: ast.AST, items: Sequence[Any]) -> list[Any]:
     return merged
 
 
-def _is_idle(item: Any) -> bool:
+def _has_no_effect(item: Any) -> bool:
+    """Return True for a docstring, any other string as a statement, and `pass`."""
     is_text = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
     return is_text or isinstance(item, ast.Pass)
 
@@ -179,10 +183,10 @@ def _is_idle(item: Any) -> bool:
 def _parsed(text: bytes) -> ast.Module | None:
     try:
         return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the import itself will fail with a message
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the import itself fails with a message
         return None
 
 
 def _is_empty(path: Path) -> bool:
     tree = _parsed(path.read_bytes())
-    return tree is not None and all(_is_idle(item) for item in tree.body)
+    return tree is not None and all(_has_no_effect(item) for item in tree.body)
