@@ -33,7 +33,7 @@ from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.config.run import Model, Training
 from workflow_lib.data import ModelSpec, Split
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.threads import keep_freed_memory, set_threads
 from workflow_lib.store.events import EventLog
 from workflow_lib.training import tasks
@@ -214,7 +214,7 @@ def everstep(case: Case, data: Split, folder: Path) -> Epoch:
         validation=data,
         ranks=Ranks(),
         device=torch.device("cpu"),
-        control=Control(1),
+        shared_state=SharedState(1),
         store=store,
         saver=Saver(store, interval_s=10.0, interval_steps=None, mtbf_s=14400.0),
         events=EventLog(folder / "events.jsonl"),

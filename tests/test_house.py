@@ -35,7 +35,7 @@ LAYERS = (
     ("store",),
     ("results", "data"),
     ("datasets", "models", "checksums", "shards", "training", "orchestrator"),
-    ("launch.context", "plan.preview"),
+    ("plan.preview",),
     ("launch", "evaluation", "tracking", "housekeeping"),
     ("export", "tuning"),
     ("report", "prove", "snakefile"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from workflow_lib.store.orphans import die_with
+from workflow_lib.store.orphans import exit_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "digits"  # real data that scikit-learn contains: nothing is downloaded
@@ -115,7 +115,7 @@ class Project:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                preexec_fn=partial(die_with, os.getpid()),  # a check that is killed leaves no process
+                preexec_fn=partial(exit_with_parent, os.getpid()),  # a check that is killed leaves no process
             )
 
     def run(self, *words: str, expect: int = 0, **options: Any) -> str:

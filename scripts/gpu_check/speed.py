@@ -66,7 +66,7 @@ class Bench:
         from workflow_lib.config.run import Model, Training
         from workflow_lib.data import ModelSpec, Split
         from workflow_lib.distributed.ranks import Ranks
-        from workflow_lib.distributed.shared_state import Control
+        from workflow_lib.distributed.shared_state import SharedState
         from workflow_lib.store.events import EventLog
         from workflow_lib.training import tasks
         from workflow_lib.training.trainer import Trainer
@@ -96,7 +96,7 @@ class Bench:
             validation=split,
             ranks=Ranks(),
             device=device,
-            control=Control(1),
+            shared_state=SharedState(1),
             store=store,
             saver=self.saver,
             events=EventLog(folder / "events.jsonl"),

@@ -22,7 +22,7 @@ from tests.support.repository import ROOT
 from workflow_lib import data
 from workflow_lib.data import Manifest, MappedSplit, Split, loader
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import DataError
 from workflow_lib.training.trainer import Trainer
 
@@ -186,7 +186,7 @@ def test_processes_of_a_node_share_its_memory() -> None:
 # Training
 
 
-class StopsAt(Control):
+class StopsAt(SharedState):
     """Asks the run to stop after so many steps, as a signal would."""
 
     def __init__(self, step: int) -> None:
@@ -201,10 +201,10 @@ class StopsAt(Control):
 
 def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
-    held = trained(manifest, tmp_path, Control(1), workspace="memory", in_memory=True)
+    held = trained(manifest, tmp_path, SharedState(1), workspace="memory", in_memory=True)
     assert held.state.progress.cursor.step == 2 * (59 // 16)
     for workers in (0, 3):
-        mapped = trained(manifest, tmp_path, Control(1), workspace=f"{workers}", in_memory=False, workers=workers)
+        mapped = trained(manifest, tmp_path, SharedState(1), workspace=f"{workers}", in_memory=False, workers=workers)
         assert _bits(mapped) == _bits(held)
     assert threads() == []
 
@@ -222,7 +222,7 @@ def test_what_a_step_needs_is_read_ahead_by_threads(
         take(self, *asked)
 
     monkeypatch.setattr(MappedSplit, "_take", watched)
-    trained(prepared(images()), tmp_path, Control(1), workspace="one", augment=augment, in_memory=False, workers=2)
+    trained(prepared(images()), tmp_path, SharedState(1), workspace="one", augment=augment, in_memory=False, workers=2)
     assert readers
     assert all(name.startswith("everstep-loader") for name in readers)
 
@@ -232,13 +232,13 @@ def test_a_training_from_shards_goes_on_where_one_from_memory_stopped(
     stop: int, prepared: Prepare, tmp_path: Path
 ) -> None:
     manifest = prepared(images(), shard_samples=7)
-    whole = trained(manifest, tmp_path, Control(1), workspace="whole", in_memory=True)
+    whole = trained(manifest, tmp_path, SharedState(1), workspace="whole", in_memory=True)
     stopped = trained(manifest, tmp_path, StopsAt(stop), workspace="parts", in_memory=False, workers=2)
     assert stopped.state.progress.cursor.step == stop
     assert threads() == []
     stopped = trained(manifest, tmp_path, StopsAt(stop + 1), workspace="parts", in_memory=True)
     assert stopped.state.progress.cursor.step == stop + 1
-    assert _bits(trained(manifest, tmp_path, Control(1), workspace="parts", in_memory=False)) == _bits(whole)
+    assert _bits(trained(manifest, tmp_path, SharedState(1), workspace="parts", in_memory=False)) == _bits(whole)
 
 
 def _bits(trainer: Trainer) -> dict[str, Any]:

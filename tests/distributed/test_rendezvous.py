@@ -17,7 +17,7 @@ from workflow_lib.distributed import rendezvous
 HOLDER = """
 import os, time
 from workflow_lib.distributed import rendezvous
-with rendezvous.meeting(1, 0) as place:
+with rendezvous.open_rendezvous(1, 0) as place:
     rank = os.fork()
     if rank:
         print(rank, place.folder, flush=True)
@@ -32,7 +32,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_meeting_place_is_of_its_owner_only_and_gone_afterwards(temporary: Path) -> None:
-    with rendezvous.meeting(1, 0) as place:
+    with rendezvous.open_rendezvous(1, 0) as place:
         assert place.folder.stat().st_mode & 0o777 == 0o700
         assert list(temporary.iterdir()) == [place.folder]
     assert list(temporary.iterdir()) == []
@@ -49,14 +49,14 @@ def test_what_a_killed_launcher_left_is_removed_when_its_last_rank_is_gone(tempo
     try:
         job.kill()
         job.wait()
-        with rendezvous.meeting(1, 0):
+        with rendezvous.open_rendezvous(1, 0):
             assert Path(folder).is_dir()  # a rank may still read there
     finally:
         os.kill(int(rank), signal.SIGKILL)
         job.stdout.close()
 
     def is_swept() -> bool:
-        with rendezvous.meeting(1, 0):
+        with rendezvous.open_rendezvous(1, 0):
             return not Path(folder).exists()
 
     until(is_swept, "the folder to be removed")

@@ -1,4 +1,4 @@
-"""A launcher's watch names the rank that does not move."""
+"""A launcher's watchdog names the rank that does not move."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.support.warm import until
-from workflow_lib.distributed.shared_state import Control
-from workflow_lib.launch.watchdog import Watch
+from workflow_lib.distributed.shared_state import SharedState
+from workflow_lib.launch.watchdog import Watchdog
 
 
 def test_a_rank_of_a_later_node_is_named_by_its_number_in_the_job(tmp_path: Path) -> None:
-    control = Control(2)
+    shared_state = SharedState(2)
     with ExitStack() as stack:
         ranks = [stack.enter_context(subprocess.Popen(["sleep", "1000"])) for _ in range(2)]
         for rank in ranks:
             stack.callback(rank.kill)
-        control._pids[:] = [rank.pid for rank in ranks]
+        shared_state._pids[:] = [rank.pid for rank in ranks]
         os.kill(ranks[1].pid, signal.SIGSTOP)
-        watch = Watch(control, tmp_path, "attempt", node=1, hang_s=0.1)
-        stack.callback(watch.close)
-        until(lambda: watch.verdict, "the watch to see it")
-        assert str(watch.verdict).startswith(f"rank 3 (pid {ranks[1].pid}) was stopped from outside")
-        assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2, "the watch has ended both"
+        watchdog = Watchdog(shared_state, tmp_path, "attempt", node=1, hang_s=0.1)
+        stack.callback(watchdog.close)
+        until(lambda: watchdog.verdict, "the watchdog to see it")
+        assert str(watchdog.verdict).startswith(f"rank 3 (pid {ranks[1].pid}) was stopped from outside")
+        assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2, "the watchdog has ended both"

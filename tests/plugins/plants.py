@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workflow_lib.data import shard
 from workflow_lib.distributed import rendezvous
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.distributed.rendezvous import Meeting
+from workflow_lib.distributed.rendezvous import Rendezvous
 from workflow_lib.launch import worker
 from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import environment
@@ -43,10 +43,10 @@ def rank_one_never_joins() -> None:
     """Rank 1 sleeps before it joins the process group."""
     join = worker._join
 
-    def sleep(context: AttemptContext, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+    def sleep(context: AttemptContext, device: torch.device, ranks: Ranks, rendezvous: Rendezvous) -> None:
         if ranks.rank == 1:
             time.sleep(3600)
-        join(context, device, ranks, meeting)
+        join(context, device, ranks, rendezvous)
 
     worker._join = sleep
 

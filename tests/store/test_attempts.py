@@ -49,8 +49,8 @@ def test_the_wait_for_a_gpu_is_no_time_that_an_attempt_used(tmp_path: Path) -> N
     names = [attempts.new_attempt() for _ in range(2)]
     for name, waited_s in zip(names, (0.0, 0.4 * (now_s() - start_s(os.getpid()))), strict=True):
         attempts.begin(tmp_path, name, devices=2, waited_s=waited_s)
-    reach = shared_state.Reach(0, 3, now_s())
-    at_once, waited = (attempts.end(tmp_path, name, "finished", reach=reach) for name in names)
+    step_range = shared_state.StepRange(0, 3, now_s())
+    at_once, waited = (attempts.end(tmp_path, name, "finished", step_range=step_range) for name in names)
     assert at_once.seconds is not None
     assert waited.seconds is not None
     assert waited.seconds < 0.7 * at_once.seconds

@@ -143,7 +143,7 @@ child = os.fork()
 if child == 0:
     os.setsid()
     try:
-        orphans.die_with(launcher)
+        orphans.exit_with_parent(launcher)
         print(os.getpid(), flush=True)
     except Exception as error:
         print(repr(error), flush=True)

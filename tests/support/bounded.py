@@ -18,7 +18,7 @@ import numpy as np
 from tests.support.prepared import trained
 from workflow_lib import data as shards
 from workflow_lib.data import Source, preparation
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.plugins import Section
 
 ROOM = 64 << 20
@@ -69,13 +69,13 @@ def refused(act: Callable[[], object]) -> bool:
 def main(folder: Path) -> None:
     training = {"epochs": 1, "batch_size": 64}
     small = prepare(folder / "small", 2048, shard_samples=512)  # all that a first time takes is there now
-    trained(small, folder / "small", Control(1), workspace="small", hidden=8, training=training, in_memory=False)
+    trained(small, folder / "small", SharedState(1), workspace="small", hidden=8, training=training, in_memory=False)
     resource.setrlimit(resource.RLIMIT_DATA, (memory() + ROOM,) * 2)
     size, preparation.SHARD_BYTES = preparation.SHARD_BYTES, 1 << 40
     in_one = refused(lambda: prepare(folder, SAMPLES, shard_samples=SAMPLES))
     preparation.SHARD_BYTES = size
     manifest = prepare(folder, SAMPLES, shard_samples=1024)
-    trainer = trained(manifest, folder, Control(1), workspace="large", hidden=8, training=training, in_memory=False)
+    trainer = trained(manifest, folder, SharedState(1), workspace="large", hidden=8, training=training, in_memory=False)
     held = refused(lambda: shards.load_split(manifest, "train", folder / "work", in_memory=True))
     steps = trainer.state.progress.cursor.step
     print(json.dumps({"room": ROOM, "steps": steps, "refused in one shard": in_one, "refused in memory": held}))

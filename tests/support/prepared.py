@@ -17,7 +17,7 @@ from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.data import Feature, Manifest, Source
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.plugins import Section
 from workflow_lib.store.events import EventLog
 from workflow_lib.training import tasks
@@ -79,7 +79,7 @@ TRAINING = {"epochs": 2, "batch_size": 16, "accumulation": 2}
 def trained(
     manifest: Manifest,
     folder: Path,
-    control: Control,
+    shared_state: SharedState,
     *,
     workspace: str,
     training: dict[str, Any] = TRAINING,
@@ -87,7 +87,7 @@ def trained(
     hidden: int = 32,
     **loading: Any,
 ) -> Trainer:
-    """A small training, done as far as the control lets it."""
+    """A small training, done as far as the shared state lets it."""
     model = {"name": "mlp", "params": {"hidden": [hidden]}}
     settings = {"name": "one", "training": training, "model": model, "augment": augment}
     run = plan.base(config.Experiment.model_validate(settings))
@@ -101,7 +101,7 @@ def trained(
         validation=data.load_split(manifest, "val", folder / "work", **loading),
         ranks=Ranks(),
         device=cpu,
-        control=control,
+        shared_state=shared_state,
         store=store,
         saver=Saver(store, interval_s="auto", interval_steps=1000, mtbf_s=14400.0),
         events=EventLog(folder / "events.jsonl"),

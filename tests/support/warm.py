@@ -24,7 +24,7 @@ from typing import Any
 from tests.support import faults
 from tests.support.crash import RAISED, wait
 from tests.support.repository import ROOT
-from workflow_lib.store.orphans import die_with
+from workflow_lib.store.orphans import exit_with_parent
 
 TIMED_OUT = 124
 WAIT_S = 300.0  # for what takes a second, on a machine that is busy with other things
@@ -144,7 +144,7 @@ def _start(order: Order) -> int:
     code = RAISED  # which no verb returns: what escapes from one passes for no failure that it reports
     try:
         os.setpgid(0, 0)
-        die_with(parent)
+        exit_with_parent(parent)
         code = _obey(order)
     except BaseException:  # sys.exit, too: this process must not go on to serve
         traceback.print_exc()

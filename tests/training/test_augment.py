@@ -16,7 +16,7 @@ from tests.support.prepared import Prepare, given, prepared, trained
 from workflow_lib import config, plan
 from workflow_lib.config.run import Augment
 from workflow_lib.data import ModelSpec
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError
 from workflow_lib.training import augment as room
 from workflow_lib.training import trainer
@@ -143,7 +143,7 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
     images = []
     for noise in (0.0, 1e-4):
         seen.clear()
-        trained(manifest, tmp_path, Control(1), workspace=f"{noise}", training=settings, augment={"noise": noise})
+        trained(manifest, tmp_path, SharedState(1), workspace=f"{noise}", training=settings, augment={"noise": noise})
         images.append(torch.cat(seen).flatten(1))
     plain, noisy = images
     assert len(plain.unique(dim=0)) < len(plain)

@@ -123,15 +123,15 @@ class CheckpointStore:
         """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""
         if not self._peers.is_main:
             newest = None
-            while (found := self._peers.announce(None)) is not None:
+            while (found := self._peers.broadcast(None)) is not None:
                 newest = Checkpoint(self.directory / found["name"], found["manifest"])
-                self._peers.collect(self._damage(newest))
-            return newest if self._peers.announce(None) else None
+                self._peers.gather(self._damage(newest))
+            return newest if self._peers.broadcast(None) else None
         try:
             latest = self._find_latest(self._verify_together)
         finally:
-            self._peers.announce(None)
-        self._peers.announce(latest is not None)
+            self._peers.broadcast(None)
+        self._peers.broadcast(latest is not None)
         return latest and latest[0]
 
     def is_alone(self) -> bool:
@@ -169,8 +169,8 @@ class CheckpointStore:
         return None
 
     def _verify_together(self, checkpoint: Checkpoint) -> None:
-        self._peers.announce({"name": checkpoint.path.name, "manifest": dict(checkpoint.manifest)})
-        for rank, damage in enumerate(self._peers.collect(self._damage(checkpoint))):
+        self._peers.broadcast({"name": checkpoint.path.name, "manifest": dict(checkpoint.manifest)})
+        for rank, damage in enumerate(self._peers.gather(self._damage(checkpoint))):
             if damage is not None:
                 verify(checkpoint)  # what only another rank cannot read is no reason to set it aside
                 raise RankError(f"rank {rank} says of {checkpoint.path}: {damage}; rank 0 can: is this disk shared?")
@@ -193,18 +193,18 @@ class CheckpointStore:
             temporary.mkdir()
             announced = temporary.name
         finally:
-            self._peers.announce(announced)
+            self._peers.broadcast(announced)
 
     def _contribute(self, snapshot: Snapshot) -> None:
         """This rank's files are durable in the folder of rank 0, which knows their digests, or why not."""
-        name = self._peers.announce(None)
+        name = self._peers.broadcast(None)
         if name is not None:
-            self._peers.collect(write_groups(self.directory / name, snapshot))
+            self._peers.gather(write_groups(self.directory / name, snapshot))
 
     def _write_all(self, directory: Path, snapshot: Snapshot) -> dict[str, Any]:
         """Sizes and digests of the files of all ranks, which are durable."""
         files: dict[str, Any] = {}
-        for rank, written in enumerate(self._peers.collect(write_groups(directory, snapshot))):
+        for rank, written in enumerate(self._peers.gather(write_groups(directory, snapshot))):
             if isinstance(written, str):
                 raise OSError(written)
             for name, entry in written.items():

@@ -66,7 +66,7 @@ class Peers:
         """True for rank 0."""
         return self.rank == 0
 
-    def announce(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Broadcast the JSON value of rank 0 to every rank; the values of the other ranks are ignored."""
         if self.group is None:
             return value
@@ -81,13 +81,13 @@ class Peers:
             dist.broadcast(sent, src=0, group=self.group)
         return json.loads(_unpacked(sent))
 
-    def collect(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Gather the JSON values of all ranks on rank 0, in the order of ranks; an empty list elsewhere."""
         if self.group is None:
             return [value]
         return [json.loads(sent) for sent in self._gathered(json.dumps(value).encode())]
 
-    def collect_tensors(self, named: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def gather_tensors(self, named: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Gather small CPU tensors in the same way."""
         if self.group is None:
             return [named]
@@ -108,7 +108,7 @@ class Peers:
             dist.gather(padded, found, group=self.group)
         return [_unpacked(one[: int(size)]) for one, size in zip(found or (), sizes, strict=False)]
 
-    def spread(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    def broadcast_tensors(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
         """Broadcast the CPU tensors of rank 0, by group and name; the arguments of the other ranks are ignored.
 
         Each tensor is sent on its own, directly into its memory, so a rank holds one copy of the state, and not the
@@ -119,7 +119,7 @@ class Peers:
         import torch
         import torch.distributed as dist
 
-        kinds = self.announce(
+        kinds = self.broadcast(
             {
                 group: {key: (str(one.dtype).removeprefix("torch."), list(one.shape)) for key, one in named.items()}
                 for group, named in groups.items()

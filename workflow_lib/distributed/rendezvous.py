@@ -43,7 +43,7 @@ CHECK = (
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """The rendezvous of an attempt; ``folder`` is private and on this machine."""
 
     folder: Path
@@ -53,10 +53,10 @@ class Meeting:
         default_factory=dict
     )  # digests of what this node has read; all nodes need the same
 
-    def settings(self, look_up: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
+    def settings(self, poll: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
         """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
 
-        ``look_up`` is called all the while that a launcher waits for others, and raises to end that. ``wait_s`` is how
+        ``poll`` is called all the while that a launcher waits for others, and raises to end that. ``wait_s`` is how
         long this launcher waits.
         """
         rendezvous_handler_registry.register(BACKEND, _handler)
@@ -64,7 +64,7 @@ class Meeting:
             "run_id": str(os.getpid()),
             "rdzv_backend": BACKEND,
             "rdzv_endpoint": LOOPBACK,
-            "rdzv_configs": {"meeting": self, "look_up": look_up, "wait_s": wait_s},
+            "rdzv_configs": {"rendezvous": self, "poll": poll, "wait_s": wait_s},
             "local_addr": LOOPBACK,
         }
 
@@ -89,7 +89,7 @@ class Meeting:
 
 
 @contextmanager
-def meeting(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> Iterator[Meeting]:
+def open_rendezvous(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> Iterator[Rendezvous]:
     """A meeting place for as long as the block runs; those that killed launchers left behind are removed."""
     _sweep()
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # readable by its owner only
@@ -97,7 +97,7 @@ def meeting(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> It
     lock = _lock(hidden)
     folder = hidden.rename(hidden.with_name(hidden.name[1:]))
     try:
-        yield Meeting(folder, nodes, node, reads or {})
+        yield Rendezvous(folder, nodes, node, reads or {})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -135,20 +135,20 @@ def interface(address: str) -> str | None:
 class _Handler(RendezvousHandler):
     """A rendezvous of a fixed number of launchers, which happens once."""
 
-    def __init__(self, meeting: Meeting, look_up: Callable[[], None], wait_s: float) -> None:
-        self._meeting, self._look_up, self._wait_s = meeting, look_up, wait_s
+    def __init__(self, rendezvous: Rendezvous, poll: Callable[[], None], wait_s: float) -> None:
+        self._rendezvous, self._poll, self._wait_s = rendezvous, poll, wait_s
         self._listening: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """See torch. Raises what ``look_up`` raises, and RankError if a launcher does not come in time.
+        """See torch. Raises what ``poll`` raises, and RankError if a launcher does not come in time.
 
         Raises ConfigError, on every node, if the nodes have read different files.
         """
-        here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Meeting.store``
-        if self._meeting.nodes == 1:
+        here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Rendezvous.store``
+        if self._rendezvous.nodes == 1:
             return RendezvousInfo(HashStore(), 0, 1, here)
         store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
-        store.set(f"here/{self._meeting.node}", json.dumps([socket.gethostname(), dict(self._meeting.reads)]))
+        store.set(f"here/{self._rendezvous.node}", json.dumps([socket.gethostname(), dict(self._rendezvous.reads)]))
         if missing := self._wait(store, "here", self._wait_s):
             address, port = nodes.endpoint()
             raise RankError(
@@ -156,12 +156,12 @@ class _Handler(RendezvousHandler):
                 f"{self._wait_s:.0f} s. {CHECK}"
             )
         self._compare(store)
-        return RendezvousInfo(store, self._meeting.node, self._meeting.nodes, here)
+        return RendezvousInfo(store, self._rendezvous.node, self._rendezvous.nodes, here)
 
     def _shared(self) -> TCPStore:
         """Return the store that all launchers share; the first launcher hosts it."""
         address, port = nodes.endpoint()
-        if self._meeting.node == 0:
+        if self._rendezvous.node == 0:
             self._listening = _listening(address, port)
             return self._listening
         deadline = time.monotonic() + self._wait_s
@@ -169,18 +169,18 @@ class _Handler(RendezvousHandler):
             try:
                 return _connected(timedelta(seconds=5))
             except RuntimeError as error:
-                self._look_up()
+                self._poll()
                 if time.monotonic() > deadline:
                     raise RankError(
-                        f"node {self._meeting.node}: the launcher of {nodes.described([0])} does not answer at "
+                        f"node {self._rendezvous.node}: the launcher of {nodes.described([0])} does not answer at "
                         f"{address}:{port} after {self._wait_s:.0f} s ({_first_line(error)}). {CHECK}"
                     ) from error
 
     def _wait(self, store: Store, key: str, timeout_s: float) -> list[int]:
         """Wait until all launchers have set the key; return those that have not after the timeout."""
         deadline = time.monotonic() + timeout_s
-        while missing := [node for node in range(self._meeting.nodes) if not store.check([f"{key}/{node}"])]:
-            self._look_up()
+        while missing := [node for node in range(self._rendezvous.nodes) if not store.check([f"{key}/{node}"])]:
+            self._poll()
             if time.monotonic() > deadline:
                 return missing
             time.sleep(POLL_S)
@@ -188,13 +188,13 @@ class _Handler(RendezvousHandler):
 
     def _compare(self, store: Store) -> None:
         """Raise ConfigError if the nodes have read different files."""
-        told = [json.loads(store.get(f"here/{node}")) for node in range(self._meeting.nodes)]
+        told = [json.loads(store.get(f"here/{node}")) for node in range(self._rendezvous.nodes)]
         first, expected = told[0]
         for node, (host, reads) in enumerate(told):
             if reads == expected:
                 continue
-            store.set(f"compared/{self._meeting.node}", "1")
-            if self._meeting.node == 0:  # it hosts the store, which the others have yet to read
+            store.set(f"compared/{self._rendezvous.node}", "1")
+            if self._rendezvous.node == 0:  # it hosts the store, which the others have yet to read
                 self._wait(store, "compared", COMPARED_S)
             what = next(name for name in expected if reads.get(name) != expected[name])
             raise ConfigError(
@@ -233,7 +233,7 @@ class _Handler(RendezvousHandler):
 
 
 def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
-    return _Handler(parameters.config["meeting"], parameters.config["look_up"], parameters.config["wait_s"])
+    return _Handler(parameters.config["rendezvous"], parameters.config["poll"], parameters.config["wait_s"])
 
 
 def _listening(address: str, port: int) -> TCPStore:

@@ -25,7 +25,7 @@ WORK_S = 1.0  # between two checks of the CPU time of a rank
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Control:
+class SharedState:
     """Shared by a launcher and the ranks forked from it."""
 
     def __init__(self, local_world_size: int, limit_s: float | None = None) -> None:
@@ -115,9 +115,9 @@ class Control:
         return list(self._progress)
 
     @property
-    def reach(self) -> Reach | None:
+    def step_range(self) -> StepRange | None:
         """How far the attempt has come; None before the run goes on."""
-        return Reach(self._first[0], self._steps[0], self._ready[0]) if self._ready[0] else None
+        return StepRange(self._first[0], self._steps[0], self._ready[0]) if self._ready[0] else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._stop[0] = number
@@ -134,7 +134,7 @@ def _cpu_s() -> float:
     return total
 
 
-class Reach(NamedTuple):
+class StepRange(NamedTuple):
     """How far an attempt came: optimizer steps of the run done when it went on (at a time) and at last."""
 
     first: int

@@ -25,7 +25,7 @@ from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import CheckpointError, ConfigError, RankError, StalledError, Stopped
 from workflow_lib.launch import launcher
 from workflow_lib.launch.context import AttemptContext
-from workflow_lib.launch.watchdog import Watch
+from workflow_lib.launch.watchdog import Watchdog
 from workflow_lib.runtime import forking
 from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.slurm.job import gpus_of_own_job
@@ -52,13 +52,15 @@ def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] |
 
     sys.audit("everstep", "attempt")
     launcher.prepare()
-    control = context.control
-    control.stop_on_signals()
+    shared_state = context.shared_state
+    shared_state.stop_on_signals()
     allocated_gpus = gpus_of_own_job(context.experiment.runtime.nodes)
     ranks = Ranks(node=context.node, is_launcher=True)
     services = Services(
-        acquire_lease=partial(Lease.acquire, must_stop=lambda: control.stop_signal),
-        lease_devices=partial(lease_devices, must_stop=lambda: control.stop_signal or control.is_past_deadline(0.0)),
+        acquire_lease=partial(Lease.acquire, must_stop=lambda: shared_state.stop_signal),
+        lease_devices=partial(
+            lease_devices, must_stop=lambda: shared_state.stop_signal or shared_state.is_past_deadline(0.0)
+        ),
     )
     with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks, services) as root:
         final = find_sealed(context.workspace)
@@ -111,8 +113,8 @@ class Attempt:
         """
         context = self._context
         with self._scratch() as folder:
-            watch = Watch(
-                context.control,
+            watchdog = Watchdog(
+                context.shared_state,
                 context.workspace,
                 context.attempt,
                 node=context.node,
@@ -120,14 +122,14 @@ class Attempt:
             )
             sys.audit("everstep", "launch")
             try:
-                outcome = launcher.launch(context, self._root, folder, watch)
+                outcome = launcher.launch(context, self._root, folder, watchdog)
             except (Stopped, RankError, ConfigError, OSError) as error:  # raised before all ranks were started
                 self._end(self._why_stopped() if isinstance(error, Stopped) else f"failed: {error}")
                 raise
             finally:
-                watch.close()
-            if watch.verdict is not None or outcome is None:
-                self._fail(self._cause(watch, folder))
+                watchdog.close()
+            if watchdog.verdict is not None or outcome is None:
+                self._fail(self._cause(watchdog, folder))
         sys.audit("everstep", "ended")
         return self._completed(outcome)
 
@@ -162,15 +164,15 @@ class Attempt:
             )
         raise cause.error
 
-    def _cause(self, watch: Watch, folder: Path) -> Cause:
+    def _cause(self, watchdog: Watchdog, folder: Path) -> Cause:
         """Return why the attempt failed, or that it was asked to stop before its first step."""
         # a rank that failed by itself is the cause, even if the other ranks then waited for it until the hang timeout
-        if watch.verdict is None or failures.has_failed_by_itself(folder):
+        if watchdog.verdict is None or failures.has_failed_by_itself(folder):
             return failures.first(folder, self._context.local_ranks, self._context.world_size)
-        if watch.is_stopped:
+        if watchdog.is_stopped:
             reason = f"{self._why_stopped()} before the first step. Run the same command again"
             return Cause("failed", Stopped(reason))
-        return Cause("failed", RankError(watch.verdict))
+        return Cause("failed", RankError(watchdog.verdict))
 
     def _end(self, reason: str, step: int | None = None) -> None:
         """Write into the record why the attempt ended; ``step`` is by default that of the newest checkpoint."""
@@ -179,12 +181,12 @@ class Attempt:
             return
         try:
             step = _step_of(_newest(context.workspace)) if step is None else step
-            ws.end(context.workspace, context.attempt, reason, step=step, reach=context.control.reach)
+            ws.end(context.workspace, context.attempt, reason, step=step, step_range=context.shared_state.step_range)
         except OSError as error:  # a full disk must not hide why the attempt ended
             logger.warning("the end of attempt %s is not on record: %s", context.attempt[:8], error)
 
     def _why_stopped(self) -> str:
-        number = self._context.control.stop_signal
+        number = self._context.shared_state.stop_signal
         return f"stopped by {signal.Signals(number).name}" if number else "stopped before the deadline"
 
     @contextmanager

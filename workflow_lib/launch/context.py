@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import plan
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
 from workflow_lib.slurm import nodes
@@ -33,7 +33,7 @@ class AttemptContext:
     work: Path
     workspace: Path
     attempt: str
-    control: Control
+    shared_state: SharedState
     stop_early: StopEarly | None
     node: int  # index of this launcher's node, below `runtime.nodes`
     caller: str  # "a training", or which trial
@@ -78,7 +78,7 @@ def create_context(
         work=work,
         workspace=workspace_of(work, digest, manifest.digest, code),
         attempt=new_attempt(),
-        control=Control(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
+        shared_state=SharedState(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
         stop_early=stop_early,
         node=nodes.number() if experiment.runtime.nodes > 1 else 0,
         caller="a training" if stop_early is None else f"trial {run}",

@@ -18,7 +18,7 @@ from workflow_lib.distributed import failures
 from workflow_lib.errors import RankError, SaveError, Stopped
 from workflow_lib.launch import worker
 from workflow_lib.launch.context import AttemptContext
-from workflow_lib.launch.watchdog import Watch
+from workflow_lib.launch.watchdog import Watchdog
 from workflow_lib.runtime import device, forking
 
 if TYPE_CHECKING:
@@ -33,16 +33,16 @@ def prepare() -> None:
     forking.count_without_cuda(device.count_elsewhere)
 
 
-def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watch: Watch) -> dict[str, Any] | None:
+def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchdog: Watchdog) -> dict[str, Any] | None:
     """Run the ranks of this node; return the outcome of the first one, or None if a rank failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from workflow_lib.distributed.rendezvous import LEAST_S, meeting
+    from workflow_lib.distributed.rendezvous import LEAST_S, open_rendezvous
 
-    def look_up() -> None:
-        watch.touch()
-        if context.control.stop_signal:
+    def poll() -> None:
+        watchdog.touch()
+        if context.shared_state.stop_signal:
             raise Stopped("stopped while the launchers of the other nodes had not come; nothing was lost")
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
@@ -51,12 +51,12 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watch:
     if not context.is_owner:  # the first launcher comes only when it owns the workspace
         wait_s += max(runtime.lease_wait_s, runtime.lease_timeout_s)
     reads = {"settings of the run": context.digest, "data": context.manifest.digest, "code": context.code}
-    with meeting(runtime.nodes, context.node, reads) as place:
+    with open_rendezvous(runtime.nodes, context.node, reads) as rendezvous:
         config = LaunchConfig(
             min_nodes=runtime.nodes,
             max_nodes=runtime.nodes,
             nproc_per_node=runtime.nproc,
-            **place.settings(look_up, wait_s=wait_s),
+            **rendezvous.settings(poll, wait_s=wait_s),
             max_restarts=0,
             start_method="fork",
             signals_to_handle="SIGQUIT",  # the others set a flag that the ranks check
@@ -65,11 +65,11 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watch:
         if root.device.type != "cuda":
             # otherwise torch starts CUDA in the ranks, to bind them to CPUs near GPUs that they do not use
             config.numa_options = None
-        start = partial(elastic_launch(config, worker.run), context, root, folder, place, os.getpid())
-        return _first_outcome(start, folder, watch)
+        start = partial(elastic_launch(config, worker.run), context, root, folder, rendezvous, os.getpid())
+        return _first_outcome(start, folder, watchdog)
 
 
-def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watch: Watch) -> dict[str, Any] | None:
+def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watchdog: Watchdog) -> dict[str, Any] | None:
     """Start the ranks, wait for them, and return the outcome of the first rank; None if a rank failed."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -80,14 +80,14 @@ def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watch: Wat
         results = start()
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        if failure.exitcode < 0 and watch.verdict is None:  # with a verdict, the watchdog has killed the rank
+        if failure.exitcode < 0 and watchdog.verdict is None:  # with a verdict, the watchdog has killed the rank
             failures.note_killed(folder, number, signal.Signals(-failure.exitcode).name)
         elif failure.exitcode == failures.FAILED and not failures.paths(folder):
             why = failures.why_unwritten(folder) or "the disk refused"
             raise SaveError(f"rank {number} failed, and its report could not be written ({why}); see above") from error
         return None
     except SignalException:
-        if watch.verdict is None:
+        if watchdog.verdict is None:
             raise
         return None
     except DistError as error:

@@ -22,12 +22,12 @@ from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import forking
 from workflow_lib.store import layout
-from workflow_lib.store.orphans import die_with
+from workflow_lib.store.orphans import exit_with_parent
 
 if TYPE_CHECKING:
     import torch
 
-    from workflow_lib.distributed.rendezvous import Meeting
+    from workflow_lib.distributed.rendezvous import Rendezvous
     from workflow_lib.orchestrator import RootOrchestrator
 
 logger = logging.getLogger(__name__)
@@ -39,27 +39,27 @@ LINGER_S = 5.0  # what a rank that is done gives the threads and processes that 
 
 
 def run(
-    context: AttemptContext, parent: RootOrchestrator, folder: Path, meeting: Meeting, launcher: int
+    context: AttemptContext, parent: RootOrchestrator, folder: Path, rendezvous: Rendezvous, launcher: int
 ) -> dict[str, Any]:
     """Run the calling process as a rank; return the outcome of the attempt."""
     from workflow_lib.runtime.threads import keep_freed_memory
 
     ranks = Ranks.from_env()
-    die_with(launcher)
+    exit_with_parent(launcher)
     forking.count_with_cuda()
     keep_freed_memory()
-    context.control.enter(ranks.local_rank)
+    context.shared_state.enter(ranks.local_rank)
     sys.audit("everstep", "rank")
     try:
-        outcome = _fit(context, parent, ranks, meeting)
-        context.control.leave(ranks.local_rank)
+        outcome = _fit(context, parent, ranks, rendezvous)
+        context.shared_state.leave(ranks.local_rank)
     except BaseException as error:
-        failures.fail(folder, ranks, error, step=context.control.step_of(ranks.local_rank))
+        failures.fail(folder, ranks, error, step=context.shared_state.step_of(ranks.local_rank))
     Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
     return outcome
 
 
-def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meeting: Meeting) -> dict[str, Any]:
+def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendezvous: Rendezvous) -> dict[str, Any]:
     import torch.distributed as dist
 
     from workflow_lib import data
@@ -75,7 +75,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meetin
         is_shared = context.run.training.parallel == "fsdp"
         if ranks.world_size > 1 or is_shared:
             sys.audit("everstep", "join")
-            _join(context, root.device, ranks, meeting)
+            _join(context, root.device, ranks, rendezvous)
         sys.audit("everstep", "build")
         store = CheckpointStore(
             layout.checkpoints_dir(context.workspace),
@@ -100,7 +100,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meetin
                 workers=runtime.workers,
                 ranks=ranks,
                 processes=runtime.nproc,
-                tick=lambda: context.control.tick(ranks.local_rank, 0),  # verifying large data may take long
+                tick=lambda: context.shared_state.tick(ranks.local_rank, 0),  # verifying large data may take long
             )
 
         saver = Saver(
@@ -124,7 +124,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meetin
             validation=load("val"),
             ranks=ranks,
             device=root.device,
-            control=context.control,
+            shared_state=context.shared_state,
             store=store,
             saver=saver,
             events=root.events,
@@ -140,7 +140,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, meetin
         return asdict(outcome)
 
 
-def _join(context: AttemptContext, device: torch.device, ranks: Ranks, meeting: Meeting) -> None:
+def _join(context: AttemptContext, device: torch.device, ranks: Ranks, rendezvous: Rendezvous) -> None:
     """Create the process group. NCCL, for tensors on GPUs, connects when it is first used."""
     import torch.distributed as dist
 
@@ -150,10 +150,10 @@ def _join(context: AttemptContext, device: torch.device, ranks: Ranks, meeting: 
             os.environ.setdefault(name, value)
     # the launcher's watchdog ends hung collectives first, and names the culprit; this is for what it cannot see
     wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
-    meeting.bind_sockets()
+    rendezvous.bind_sockets()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=meeting.store(ranks.world_size, wait),
+        store=rendezvous.store(ranks.world_size, wait),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=wait,
@@ -170,11 +170,11 @@ def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
     mine = environment.fingerprint(root.device, nodes=runtime.nodes, nproc=runtime.nproc)
     group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
     peers = Peers(ranks.rank, ranks.world_size, group)
-    found = environment.of_all_ranks(peers.collect(mine))
+    found = environment.of_all_ranks(peers.gather(mine))
     if ranks.is_main:
         for name in sorted(name for name, value in found.items() if isinstance(value, list)):
             logger.warning("the ranks differ in %s: %s", name, ", ".join(map(str, found[name])))
-    of_all: dict[str, Any] = peers.announce(found)
+    of_all: dict[str, Any] = peers.broadcast(found)
     return of_all
 
 

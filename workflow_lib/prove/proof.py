@@ -32,7 +32,7 @@ from workflow_lib.runtime import device, forking
 from workflow_lib.store import final_checkpoint, layout
 from workflow_lib.store.layout import workspace_of
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.orphans import die_with
+from workflow_lib.store.orphans import exit_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -350,7 +350,7 @@ def _child(log: Path) -> Iterator[Child]:
         return
     code = 1
     try:
-        die_with(parent)
+        exit_with_parent(parent)
         os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(descriptor, 1)

@@ -10,7 +10,7 @@
 
 An attempt is one process, the launcher, trying to finish the run. Its record is written when it begins and
 again when it ends: one that still says "running" while its launcher is gone was killed. What that one had used
-and reached is in its pulse, which its launcher writes twice a second.
+and reached is in its heartbeat file, which its launcher writes twice a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workflow_lib.distributed.shared_state import Reach
+from workflow_lib.distributed.shared_state import StepRange
 from workflow_lib.files import decoded, make_dirs, names_in, read_json, write_json
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import now_s, start_s
@@ -35,7 +35,7 @@ from workflow_lib.store.lease import Holder, is_alive
 
 logger = logging.getLogger(__name__)
 
-PULSE_BYTES = 120
+HEARTBEAT_BYTES = 120
 
 
 def create(workspace: Path) -> None:
@@ -139,28 +139,28 @@ def end(
     reason: str,
     *,
     step: int | None = None,
-    reach: Reach | None = None,
+    step_range: StepRange | None = None,
 ) -> Attempt:
     """The record says when and why the attempt ended, after which saved step, what it used and how far it came."""
-    record = _used(read_attempt(workspace, attempt), now_s(), reach)
+    record = _used(read_attempt(workspace, attempt), now_s(), step_range)
     record = _write(workspace, replace(record, state="ended", ended=utc_now(), reason=reason, step=step))
-    _pulse_file(workspace, attempt).unlink(missing_ok=True)
+    _heartbeat_file(workspace, attempt).unlink(missing_ok=True)
     return record
 
 
-class Pulse:
+class Heartbeat:
     """Keeps on disk how far the calling launcher's attempt is: what is known of it if it is killed."""
 
     def __init__(self, workspace: Path, attempt: str) -> None:
-        path = _pulse_file(workspace, attempt)
+        path = _heartbeat_file(workspace, attempt)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self.beat(None)
+        self.write(None)
 
-    def beat(self, reach: Reach | None) -> None:
+    def write(self, step_range: StepRange | None) -> None:
         """So far it has come now. One write of one size, in place: a reader sees it whole."""
-        text = json.dumps({"now": now_s(), "reach": reach})
+        text = json.dumps({"now": now_s(), "reach": step_range})
         with contextlib.suppress(OSError):  # a full disk: only the account of a kill becomes less exact
-            os.pwrite(self._file, text.ljust(PULSE_BYTES).encode(), 0)
+            os.pwrite(self._file, text.ljust(HEARTBEAT_BYTES).encode(), 0)
 
     def close(self) -> None:
         """The file stays as it is."""
@@ -185,7 +185,7 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
             continue
         try:
             record = read_attempt(workspace, name.removesuffix(".json"))
-            records.append(record if record.ended else _as_of_pulse(workspace, record))
+            records.append(record if record.ended else _as_of_heartbeat(workspace, record))
         except (OSError, ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
             logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", directory / name, error)
     return tuple(sorted(records, key=lambda record: (record.number, record.began, record.attempt)))
@@ -196,26 +196,26 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _as_of_pulse(workspace: Path, record: Attempt) -> Attempt:
+def _as_of_heartbeat(workspace: Path, record: Attempt) -> Attempt:
     try:
-        pulse = json.loads(_pulse_file(workspace, record.attempt).read_bytes())
-        return _used(record, pulse["now"], Reach(*pulse["reach"]) if pulse["reach"] else None)
+        heartbeat = json.loads(_heartbeat_file(workspace, record.attempt).read_bytes())
+        return _used(record, heartbeat["now"], StepRange(*heartbeat["reach"]) if heartbeat["reach"] else None)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return record
 
 
-def _used(record: Attempt, now: float, reach: Reach | None) -> Attempt:
+def _used(record: Attempt, now: float, step_range: StepRange | None) -> Attempt:
     """Return the record with its use until ``now``; it may have resumed from an older checkpoint than planned."""
     began = record.start_time + record.waited_s
     seconds = round(now - began, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
-    if reach is None:
+    if step_range is None:
         return record
-    ready_s = round(reach.ready - began, 3)
-    return replace(record, resumed_step=reach.first, reached=reach.last, ready_s=ready_s)
+    ready_s = round(step_range.ready - began, 3)
+    return replace(record, resumed_step=step_range.first, reached=step_range.last, ready_s=ready_s)
 
 
-def _pulse_file(workspace: Path, attempt: str) -> Path:
+def _heartbeat_file(workspace: Path, attempt: str) -> Path:
     return attempts_dir(workspace) / f"{attempt}.pulse"
 
 

@@ -59,7 +59,7 @@ def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait
     return tuple(ghost for ghost in killed if not _is_alive(ghost))
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Make the calling process end when its parent ends, so that no orphan is left.
 
     On Linux the kernel does this. Elsewhere a thread checks every ``LOOK_S`` seconds, later if a call holds the

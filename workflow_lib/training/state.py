@@ -151,7 +151,7 @@ class State:
         """Generators and loss sum of every rank, on rank 0; all ranks ask."""
         rng = self._aside["rng"] if self._aside else capture_rng(self._device)
         sys.audit("everstep", "gather")
-        return self._peers.collect_tensors({**rng, "loss_sum": self.loss_sum.detach().cpu().clone()})
+        return self._peers.gather_tensors({**rng, "loss_sum": self.loss_sum.detach().cpu().clone()})
 
     def snapshot(self, ranks: list[Named]) -> tuple[Snapshot, parallel.Groups]:
         """What this process saves: the moving tensors with the record, and the resting ones."""

@@ -31,7 +31,7 @@ from workflow_lib.checkpoint import CheckpointStore, read_state, read_tensors
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.config.metrics import is_better, is_lower_better
 from workflow_lib.distributed.ranks import Peers, Ranks
-from workflow_lib.distributed.shared_state import Control
+from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.store.events import EventLog
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, partners, refuse_unfit
@@ -87,7 +87,7 @@ class Trainer:
         validation: Split | MappedSplit,
         ranks: Ranks,
         device: torch.device,
-        control: Control,
+        shared_state: SharedState,
         store: CheckpointStore,
         saver: Saver,
         events: EventLog,
@@ -97,7 +97,7 @@ class Trainer:
     ) -> None:
         self.run, self.ranks, self.device, self._task = run, ranks, device, task
         self._train_split, self._validation_split = train, validation
-        self._control, self._store, self._saver, self._events = control, store, saver, events
+        self._shared_state, self._store, self._saver, self._events = shared_state, store, saver, events
         self._stop_early = stop_early
         self._sampling = Sampling(run, train, ranks)
         self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
@@ -170,7 +170,7 @@ class Trainer:
         self.state.model.train()
         with contextlib.closing(split.stream(parts)) as batches:
             while cursor.sample < end:
-                if self._look_up():
+                if self._poll():
                     self._start_save()
                 self._step(order, numbers, others, batches)
         self._divergence.look_back()
@@ -189,7 +189,7 @@ class Trainer:
         parallel.zero_grad()
         for number, (start, stop) in enumerate(sampling.windows):
             if number:
-                self._look_up()
+                self._poll()
             part = slice(cursor.sample + start, cursor.sample + stop)
             _at("fetch", order[part])
             inputs, targets = task.parts(*next(batches))
@@ -201,7 +201,7 @@ class Trainer:
             is_last = number == len(sampling.windows) - 1
             with contextlib.nullcontext() if is_last else parallel.no_sync():
                 # ranks wait for each other from here on: this tells who has not come
-                self._control.tick(self.ranks.local_rank, cursor.step)
+                self._shared_state.tick(self.ranks.local_rank, cursor.step)
                 _at("forward", inputs)
                 with self._autocast():
                     outputs = parallel.forward(inputs)
@@ -239,7 +239,7 @@ class Trainer:
         if state.hooks is not None and state.hooks.has("on_step_end"):
             self._call("on_step_end", _mean(losses))
         _at("commit", state)
-        self._control.tick(self.ranks.local_rank, cursor.step)
+        self._shared_state.tick(self.ranks.local_rank, cursor.step)
         if self._progress is not None:
             self._progress.update(cursor.step, state.loss_sum, cursor.sample // self.ranks.world_size)
 
@@ -255,7 +255,7 @@ class Trainer:
         mine = range(cursor.val_index + self.ranks.rank, number, world)
         with contextlib.closing(split.stream(slice(one * size, (one + 1) * size) for one in mine)) as batches:
             while cursor.val_index < number:
-                if self._look_up():
+                if self._poll():
                     with torch.inference_mode(False):  # memory kept for copies must not belong to this mode
                         self._start_save()
                     self._saver.wait_copied()  # a shared model exchanges its weights for the averages to compute
@@ -267,7 +267,7 @@ class Trainer:
                 cursor.val_index += world
                 if len(self._measured) == UNREAD:
                     self._add_up()
-                self._control.tick(self.ranks.local_rank, cursor.step)
+                self._shared_state.tick(self.ranks.local_rank, cursor.step)
         self._add_up()
         _at("validated")
         self._end_epoch()
@@ -383,13 +383,13 @@ class Trainer:
 
     # -- agreement ------------------------------------------------------------------------------------------------
 
-    def _look_up(self) -> bool:
+    def _poll(self) -> bool:
         """Whether a save is due; raises StopRequested when any rank was asked to stop. All ranks get one answer."""
         _at("poll")
-        stop = bool(self._control.stop_signal)
+        stop = bool(self._shared_state.stop_signal)
         due = False
         if self.ranks.is_main:
-            stop = stop or self._control.is_past_deadline(self._saver.longest_write_s)
+            stop = stop or self._shared_state.is_past_deadline(self._saver.longest_write_s)
             due = self._saver.is_due(self.state.progress.cursor.step)
         if self._group is not None:
             vote = torch.tensor([stop, due], dtype=torch.int32)
@@ -452,7 +452,7 @@ class Trainer:
 
     def _agreed(self, answer: bool) -> bool:
         """The answer of rank 0, on all ranks that write."""
-        return bool(self._peers.announce(answer)) if self.state.parallel.is_shared else answer
+        return bool(self._peers.broadcast(answer)) if self.state.parallel.is_shared else answer
 
     # -- entry ----------------------------------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ class Trainer:
             logger.info("%s at step %d, epoch %d", "goes on" if loaded else "starts", step, epoch + 1)
             self._curve.keep(progress.history)
             self._saver.begin_at(step, self._saver.latest)
-            self._control.start_at(step)
+            self._shared_state.start_at(step)
             self._progress = Progress(
                 epochs=self.run.training.epochs,
                 steps_per_epoch=self._sampling.steps_per_epoch,
@@ -494,11 +494,11 @@ class Trainer:
             checkpoint, tensors, record = latest
             self._saver.latest = checkpoint
             found = (record, dict(checkpoint.about))
-        told = self._peers.announce(found)
+        told = self._peers.broadcast(found)
         if told is None:
             return None
         best = {"best": tensors.pop("best")} if "best" in tensors else {}  # only rank 0 saves the best weights
-        return {**self._peers.spread(tensors), **best}, *told
+        return {**self._peers.broadcast_tensors(tensors), **best}, *told
 
     def _load_shared(self) -> Loaded | None:
         latest = self._store.find_shared()
@@ -514,7 +514,7 @@ class Trainer:
             return
         try:
             is_compiled = self.run.training.compile
-            with self._control.working(self.ranks.local_rank) if is_compiled else contextlib.nullcontext():
+            with self._shared_state.working(self.ranks.local_rank) if is_compiled else contextlib.nullcontext():
                 self._pass_twice()
         except RuntimeError as error:
             explain_compiler(error)
@@ -526,7 +526,7 @@ class Trainer:
         for window in windows.values():  # each size is compiled separately
             inputs, targets = self._task.parts(*self._train_split.batch(window))
             for _ in range(WARM_UP_PASSES):
-                self._look_up()
+                self._poll()
                 _at("warm-up")
                 with self._autocast():
                     self._task.loss(self.state.parallel.forward(inputs), targets).backward()
