@@ -216,7 +216,7 @@ def test_ranks_are_seeded_and_bound_but_own_nothing(make: Make, place: Path) -> 
     done: list[str] = []
     services = {
         name: (lambda *_, name=name, **__: done.append(name))
-        for name in ("create_workspace", "record_config", "end_ghosts", "acquire_lease", "report_environment")
+        for name in ("create_workspace", "record_config", "end_orphans", "acquire_lease", "report_environment")
     }
     bound: list[torch.device] = []
     for rank in range(2):

@@ -5,7 +5,7 @@
     3 filesystem       the workspace's folders
     4 logging          lines on the standard error, events in the workspace
     5 configuration    the frozen settings: written if missing, else compared
-    6 guard            ghosts ended, the workspace and local GPUs leased
+    6 guard            orphans ended, the workspace and local GPUs leased
     7 environment      what this machine is, into the events
 
 The launcher of the first node does all of them: it owns the workspace and never touches CUDA, so that it can
@@ -41,7 +41,7 @@ from workflow_lib.store import attempts as layout
 from workflow_lib.store.events import NAME, EventLog, open_log
 from workflow_lib.store.layout import events_file
 from workflow_lib.store.lease import Lease
-from workflow_lib.store.orphans import end_ghosts
+from workflow_lib.store.orphans import end_orphans
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Services:
     create_workspace: Callable[[Path], None] = layout.create
     open_log: Callable[[str, Ranks, EventLog], AbstractContextManager[logging.Logger]] = open_log
     record_config: Callable[[RunConfig, Path], Path] = freeze
-    end_ghosts: Callable[[Path], Any] = end_ghosts
+    end_orphans: Callable[[Path], Any] = end_orphans
     acquire_lease: Callable[..., Lease] = Lease.acquire
     lease_devices: Callable[..., AbstractContextManager[tuple[str, ...]]] = lease_devices
     report_environment: Callable[[torch.device], dict[str, Any]] = environment
@@ -162,7 +162,7 @@ class RootOrchestrator:
 
     def _guard(self, held: ExitStack) -> None:
         runtime = self.settings.runtime
-        self.services.end_ghosts(self.workspace)
+        self.services.end_orphans(self.workspace)
         try:
             self.lease = self.services.acquire_lease(
                 self.workspace, self.attempt, timeout_s=runtime.lease_timeout_s, wait_s=runtime.lease_wait_s

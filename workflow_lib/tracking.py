@@ -37,7 +37,7 @@ from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
 from workflow_lib.store.final_checkpoint import is_finished
-from workflow_lib.store.layout import workspace_of
+from workflow_lib.store.layout import workspace_path
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -89,7 +89,7 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
         if not (folder / "config.json").exists():
             continue
         try:
-            folder = workspace_of(work, digest, data, code_of(plan.load_run(digest, work)[0]))
+            folder = workspace_path(work, digest, data, code_of(plan.load_run(digest, work)[0]))
             if (record := code_record.accepted(folder)) is not None:
                 folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)

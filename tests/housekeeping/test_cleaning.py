@@ -21,7 +21,7 @@ from workflow_lib import checkpoint, config
 from workflow_lib.data.manifest import Shard
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning, status
-from workflow_lib.store.final_checkpoint import find_sealed
+from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
 
@@ -31,7 +31,7 @@ def test_of_a_finished_run_only_the_older_checkpoint_goes(finished: Project) -> 
     assert listed(finished) == {str(older.relative_to(finished.folder / "work")): "older checkpoint of a finished run"}
     clean(finished)
     assert checkpoint.published(finished.checkpoints) == [newest]
-    sealed = find_sealed(finished.workspace)
+    sealed = find_final_checkpoint(finished.workspace)
     assert sealed is not None
     assert listed(finished) == {}
     before = len(row(finished)["attempts"])
@@ -94,7 +94,7 @@ def test_files_whose_writer_was_killed_go(finished: Project) -> None:
     clean(finished)
     assert not any(path.exists() for path in cut)
     assert kept.exists()
-    assert find_sealed(finished.workspace) is not None
+    assert find_final_checkpoint(finished.workspace) is not None
 
 
 def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:

@@ -23,7 +23,7 @@ from workflow_lib.data import Manifest, preparation
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning
 from workflow_lib.processes import writer_mark
-from workflow_lib.store.final_checkpoint import find_sealed
+from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
 
@@ -137,7 +137,7 @@ def test_data_stays_when_its_run_came_into_use_after_the_listing(finished: Proje
     with Lease.acquire(finished.workspace, "training", timeout_s=60):
         told = dict(cleaning.clean(items))
     assert all(told.values())
-    assert find_sealed(finished.workspace) is not None
+    assert find_final_checkpoint(finished.workspace) is not None
     assert before.items() <= tree(data_of(finished)).items()
 
 
@@ -150,7 +150,7 @@ def test_a_run_and_data_that_a_result_names_after_the_listing_stay(finished: Pro
     told = dict(cleaning.clean(items))
     assert len(told) == 2
     assert all(why is not None and "came into use" in why for why in told.values())
-    assert find_sealed(finished.workspace) is not None
+    assert find_final_checkpoint(finished.workspace) is not None
     assert (data_of(finished) / "manifest.json").exists()
 
 

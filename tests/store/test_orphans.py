@@ -13,7 +13,7 @@ import pytest
 from workflow_lib.store import attempts, layout
 from workflow_lib.store.attempts import RankProcess
 from workflow_lib.store.lease import is_alive
-from workflow_lib.store.orphans import end_ghosts, find_ghosts
+from workflow_lib.store.orphans import end_orphans, find_orphans
 
 LAUNCHER = """
 import os, sys, time
@@ -60,27 +60,27 @@ def kill(launcher: subprocess.Popen[str]) -> None:
     launcher.wait()
 
 
-def test_a_rank_that_outlived_its_launcher_is_ended(start: Start, tmp_path: Path) -> None:
+def test_a_rank_that_outlived_its_launcher_is_killed(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     assert is_alive(rank.pid, rank.start_time)
-    (ghost,) = end_ghosts(tmp_path)
-    assert ghost.process == rank
+    (orphan,) = end_orphans(tmp_path)
+    assert orphan.process == rank
     assert not is_alive(rank.pid, rank.start_time)
-    assert end_ghosts(tmp_path) == ()
+    assert end_orphans(tmp_path) == ()
 
 
 def test_the_ranks_of_a_living_launcher_are_left_alone(start: Start, tmp_path: Path) -> None:
     _, rank = start()
-    assert end_ghosts(tmp_path) == ()
+    assert end_orphans(tmp_path) == ()
     assert is_alive(rank.pid, rank.start_time)
 
 
-def test_the_ghosts_of_another_workspace_are_left_alone(start: Start, tmp_path: Path) -> None:
+def test_the_orphans_of_another_workspace_are_left_alone(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     attempts.create(tmp_path / "other")
-    assert end_ghosts(tmp_path / "other") == ()
+    assert end_orphans(tmp_path / "other") == ()
     assert is_alive(rank.pid, rank.start_time)
 
 
@@ -89,12 +89,12 @@ def edit(place: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_process_that_only_has_the_number_of_a_ghost_is_left_alone(start: Start, tmp_path: Path) -> None:
+def test_a_process_that_only_has_the_number_of_an_orphan_is_left_alone(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, ranks=[{"rank": 0, "pid": rank.pid, "start_time": rank.start_time - 60}])
-    assert find_ghosts(tmp_path) == ()
-    assert end_ghosts(tmp_path) == ()
+    assert find_orphans(tmp_path) == ()
+    assert end_orphans(tmp_path) == ()
     assert is_alive(rank.pid, rank.start_time)
 
 
@@ -103,31 +103,31 @@ def test_a_record_of_another_host_or_boot_ends_nothing(start: Start, tmp_path: P
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, **other)
-    assert end_ghosts(tmp_path) == ()
+    assert end_orphans(tmp_path) == ()
     assert is_alive(rank.pid, rank.start_time)
 
 
 @pytest.mark.parametrize(("theirs", "ours", "ends"), [("7", "7", True), ("7", "8", False), ("7", None, False)])
-def test_only_ghosts_of_the_own_job_are_ended(
+def test_only_orphans_of_the_same_job_are_killed(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: str, ours: str | None, ends: bool
 ) -> None:
     launcher, rank = start(SLURM_JOB_ID=theirs)
     kill(launcher)
-    ended = end_ghosts(tmp_path, environ={"SLURM_JOB_ID": ours} if ours else {})
+    ended = end_orphans(tmp_path, environ={"SLURM_JOB_ID": ours} if ours else {})
     assert bool(ended) is ends
     assert is_alive(rank.pid, rank.start_time) is not ends
     assert f"pid {rank.pid}" in caplog.text
 
 
-def test_a_stopped_ghost_is_ended_too(start: Start, tmp_path: Path) -> None:
+def test_a_stopped_orphan_is_killed_too(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     os.kill(rank.pid, signal.SIGSTOP)
     deadline = time.monotonic() + 300
     while psutil.Process(rank.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(find_ghosts(tmp_path)) == 1
-    assert len(end_ghosts(tmp_path)) == 1
+    assert len(find_orphans(tmp_path)) == 1
+    assert len(end_orphans(tmp_path)) == 1
     assert not is_alive(rank.pid, rank.start_time)
 
 

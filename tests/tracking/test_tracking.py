@@ -29,7 +29,7 @@ from workflow_lib.plan import user_code
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import layout
 from workflow_lib.store.events import EventLog
-from workflow_lib.store.layout import workspace_of
+from workflow_lib.store.layout import workspace_path
 
 DATA = "d" * 32
 Points = dict[tuple[str, int], list[float]]
@@ -290,7 +290,7 @@ class Store:
 
     def workspace(self, number: int) -> Path:
         run = self.runs[number]
-        return workspace_of(self.root / "work", run.digest, DATA, user_code.digest(run.config))
+        return workspace_path(self.root / "work", run.digest, DATA, user_code.digest(run.config))
 
     def commit(self, number: int, *rows: tracking.Row, is_finished: bool = False, attempt: str = "1" * 32) -> None:
         """The run has a checkpoint with these rows."""

@@ -13,7 +13,7 @@ from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
 from workflow_lib.store import layout
 from workflow_lib.store.attempts import utc_now
-from workflow_lib.store.final_checkpoint import find_sealed
+from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
 
@@ -23,10 +23,10 @@ def accept(ref: str, work: Path) -> str:
     code = user_code.digest(run)
     accepted = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
-        workspace = layout.workspace_of(work, digest, data, code)
-        if find_sealed(workspace) is not None:
+        workspace = layout.workspace_path(work, digest, data, code)
+        if find_final_checkpoint(workspace) is not None:
             return f"{ref}: finished with the current code; there is nothing to accept"
-        finished = [found for path in layout.workspaces(work, digest, data) if (found := find_sealed(path))]
+        finished = [found for path in layout.workspaces(work, digest, data) if (found := find_final_checkpoint(path))]
         if finished:
             newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
             record = {
@@ -50,7 +50,7 @@ def retrain(ref: str, work: Path, results: Path) -> str:
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
     lines = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
-        workspace = layout.workspace_of(work, digest, data, code)
+        workspace = layout.workspace_path(work, digest, data, code)
         if (record := layout.acceptance_file(workspace)).exists():
             record.unlink()
             lines.append(f"{ref}: the acceptance for the current code is withdrawn")

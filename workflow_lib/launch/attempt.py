@@ -32,7 +32,7 @@ from workflow_lib.slurm.job import gpus_of_own_job
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import failure_record, layout
 from workflow_lib.store.code_record import keep
-from workflow_lib.store.final_checkpoint import find_sealed
+from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] |
         ),
     )
     with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks, services) as root:
-        final = find_sealed(context.workspace)
+        final = find_final_checkpoint(context.workspace)
         if final is not None:  # the previous owner has finished the run
             history: list[Row] = checkpoint.read_state(final)["progress"]["history"]
         else:
@@ -74,7 +74,7 @@ def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] |
                 attempt.begin(allocated_gpus)
             history = attempt.supervise()
         if deliver is not None:
-            final = final or find_sealed(context.workspace)
+            final = final or find_final_checkpoint(context.workspace)
             if final is None:
                 raise CheckpointError(f"{context.workspace}: the run ended, but its final state does not verify")
             deliver(final)

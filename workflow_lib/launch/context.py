@@ -13,7 +13,7 @@ from workflow_lib.plan import user_code
 from workflow_lib.slurm import nodes
 from workflow_lib.slurm.job import seconds_left
 from workflow_lib.store.attempts import new_attempt
-from workflow_lib.store.layout import workspace_of
+from workflow_lib.store.layout import workspace_path
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -76,7 +76,7 @@ def create_context(
         manifest=manifest,
         code=code,
         work=work,
-        workspace=workspace_of(work, digest, manifest.digest, code),
+        workspace=workspace_path(work, digest, manifest.digest, code),
         attempt=new_attempt(),
         shared_state=SharedState(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
         stop_early=stop_early,

@@ -30,7 +30,7 @@ from workflow_lib.plan import user_code
 from workflow_lib.prove import faults
 from workflow_lib.runtime import device, forking
 from workflow_lib.store import final_checkpoint, layout
-from workflow_lib.store.layout import workspace_of
+from workflow_lib.store.layout import workspace_path
 from workflow_lib.store.lease import Lease
 from workflow_lib.store.orphans import exit_with_parent
 
@@ -162,7 +162,9 @@ class Training:
         (self._work / "data").parent.mkdir()
         (self._work / "data").symlink_to((data.parent / "work" / "data").resolve())
         plan.freeze(run.config, self._work)
-        self.workspace = workspace_of(self._work, run.digest, Manifest.load(data).digest, user_code.digest(run.config))
+        self.workspace = workspace_path(
+            self._work, run.digest, Manifest.load(data).digest, user_code.digest(run.config)
+        )
 
     def attempt(self, fault: faults.Fault | None) -> int:
         """The exit code of one attempt; 0 when the run is finished. Raises the error of an attempt without a fault."""
@@ -195,7 +197,7 @@ class Training:
 
     def sealed(self) -> checkpoint.Checkpoint:
         """The final state."""
-        sealed = final_checkpoint.find_sealed(self.workspace)
+        sealed = final_checkpoint.find_final_checkpoint(self.workspace)
         if sealed is None:
             raise EverstepError(f"the training ended without a final state; its log: {self.log}")
         return sealed

@@ -171,7 +171,7 @@ def account_of(train: Row, work: Path) -> Account:
     from workflow_lib.store import layout
 
     if train.get("state") == DIVERGED:
-        workspace = layout.workspace_of(work, train["digest"], train["data"], train["code"])
+        workspace = layout.workspace_path(work, train["digest"], train["data"], train["code"])
     else:
         workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
     if workspace.exists():

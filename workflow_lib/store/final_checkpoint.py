@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 def find_result(workspace: Path) -> Checkpoint | None:
     """The final state in the workspace, or in the one that a person accepted in its place; None without either."""
-    sealed = find_sealed(workspace)
+    sealed = find_final_checkpoint(workspace)
     record = None if sealed else accepted(workspace)
     if record is None:
         return sealed
     logger.warning("the result that other code trained stands, as %s accepted: %s", record["by"], record["workspace"])
-    return find_sealed(workspace.with_name(record["workspace"]))
+    return find_final_checkpoint(workspace.with_name(record["workspace"]))
 
 
-def find_sealed(workspace: Path) -> Checkpoint | None:
+def find_final_checkpoint(workspace: Path) -> Checkpoint | None:
     """The final state of a finished run, verified; None when it is not finished, or damaged."""
     for path in reversed(checkpoint.published(layout.checkpoints_dir(workspace))):
         try:

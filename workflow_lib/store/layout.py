@@ -39,7 +39,7 @@ def delivered_file(workspace: Path) -> Path:
 WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # the data, the code; workspaces of version 0.1 have no code
 
 
-def workspace_of(work: Path, run: str, data: str, code: str) -> Path:
+def workspace_path(work: Path, run: str, data: str, code: str) -> Path:
     """Return the workspace of a run with this data and this code."""
     return work / "runs" / run / f"{data[:12]}-{code[:12]}"
 

@@ -1,7 +1,7 @@
-"""A ghost is a rank whose launcher is gone: it computes for nobody, and holds memory and devices.
+"""Orphans: ranks whose launcher has ended. They compute for nobody, and hold memory and devices.
 
-Only processes that an earlier attempt of the same workspace recorded are ever ended: same host, same boot,
-same number, same start time, and the same scheduler's job as the caller's. Every other process is left alone.
+A rank is killed only if an earlier attempt of the same workspace recorded it, and if host, boot, process number, start
+time and scheduler job all match. Every other process is left alone.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from workflow_lib.store.lease import is_alive
 logger = logging.getLogger(__name__)
 JOB = "SLURM_JOB_ID"
 PR_SET_PDEATHSIG = 1
-LOOK_S = 1.0  # between two checks of the parent, where the kernel does not watch it
+LOOK_S = 1.0  # between two checks of the parent, on systems whose kernel does not watch it
 
 
 @dataclass(frozen=True)
-class Ghost:
+class Orphan:
     """A process that outlived its launcher."""
 
     attempt: str
     process: RankProcess
 
 
-def find_ghosts(workspace: Path) -> tuple[Ghost, ...]:
-    """Living ranks of this workspace, on this host, whose launcher is gone."""
+def find_orphans(workspace: Path) -> tuple[Orphan, ...]:
+    """Return the living ranks of this workspace on this host whose launcher has ended."""
     return tuple(
-        Ghost(record.attempt, rank)
+        Orphan(record.attempt, rank)
         for record in list_attempts(workspace)
         if record.is_of_this_host() and not record.is_alive_here()
         for rank in record.ranks
@@ -47,16 +47,18 @@ def find_ghosts(workspace: Path) -> tuple[Ghost, ...]:
     )
 
 
-def end_ghosts(workspace: Path, *, environ: Mapping[str, str] = os.environ, wait_s: float = 10.0) -> tuple[Ghost, ...]:
-    """The ghosts that were killed, and are gone. One of another job or user is only reported."""
-    killed = [ghost for ghost in find_ghosts(workspace) if _kill(ghost, environ)]
+def end_orphans(
+    workspace: Path, *, environ: Mapping[str, str] = os.environ, wait_s: float = 10.0
+) -> tuple[Orphan, ...]:
+    """Kill the orphans and return those that have ended. Orphans of another job or user are only reported."""
+    killed = [orphan for orphan in find_orphans(workspace) if _kill(orphan, environ)]
     deadline = time.monotonic() + wait_s
-    for ghost in killed:
-        while _is_alive(ghost) and time.monotonic() < deadline:
+    for orphan in killed:
+        while _is_alive(orphan) and time.monotonic() < deadline:
             time.sleep(0.01)
-        outcome = "does not die (in an uninterruptible wait?)" if _is_alive(ghost) else "is ended"
-        logger.warning("%s had outlived its launcher, and %s", _name(ghost), outcome)
-    return tuple(ghost for ghost in killed if not _is_alive(ghost))
+        outcome = "did not end (in an uninterruptible wait?)" if _is_alive(orphan) else "was killed"
+        logger.warning("%s outlived its launcher and %s", _name(orphan), outcome)
+    return tuple(orphan for orphan in killed if not _is_alive(orphan))
 
 
 def exit_with_parent(parent: int) -> None:
@@ -80,25 +82,25 @@ def _end_after(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill(ghost: Ghost, environ: Mapping[str, str]) -> bool:
-    """Whether SIGKILL was sent."""
+def _kill(orphan: Orphan, environ: Mapping[str, str]) -> bool:
+    """Send SIGKILL, and return True, unless the process belongs to another job or user or has ended."""
     try:
-        process = psutil.Process(ghost.process.pid)
+        process = psutil.Process(orphan.process.pid)
         if process.environ().get(JOB) != environ.get(JOB):
-            logger.warning("%s outlived its launcher, but belongs to another job: left alone", _name(ghost))
-        elif _is_alive(ghost):
+            logger.warning("%s outlived its launcher, but belongs to another job: left alone", _name(orphan))
+        elif _is_alive(orphan):
             process.kill()
             return True
     except psutil.NoSuchProcess:
         pass
     except psutil.AccessDenied:
-        logger.warning("%s outlived its launcher, but belongs to another user: left alone", _name(ghost))
+        logger.warning("%s outlived its launcher, but belongs to another user: left alone", _name(orphan))
     return False
 
 
-def _is_alive(ghost: Ghost) -> bool:
-    return is_alive(ghost.process.pid, ghost.process.start_time)
+def _is_alive(orphan: Orphan) -> bool:
+    return is_alive(orphan.process.pid, orphan.process.start_time)
 
 
-def _name(ghost: Ghost) -> str:
-    return f"rank {ghost.process.rank} of attempt {ghost.attempt[:8]} (pid {ghost.process.pid})"
+def _name(orphan: Orphan) -> str:
+    return f"rank {orphan.process.rank} of attempt {orphan.attempt[:8]} (pid {orphan.process.pid})"
