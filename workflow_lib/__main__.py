@@ -344,8 +344,8 @@ def _report(arguments: Arguments) -> None:
     from workflow_lib import plan, report
 
     runs = plan.reported_runs(arguments.plan)
-    make = report.report_unfinished if arguments.incomplete else report.report
-    make(_experiment(arguments), arguments.results, runs, WORK, arguments.output)
+    write = report.write_incomplete if arguments.incomplete else report.write
+    write(_experiment(arguments), arguments.results, runs, WORK, arguments.output)
 
 
 def _summary(arguments: Arguments) -> None:

@@ -1,16 +1,51 @@
-"""The one way to print a number of things, a table, a duration."""
+"""The one way to print a count, a number, a duration, a table and nested settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 
 def count(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """`1 run`, `2 runs`, `1,000 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line a row, the columns below each other."""
+def decimal(value: float | None, digits: int = 4) -> str:
+    """Return the number with thousands separators, and fewer digits if it is large; `–` for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{max(0, digits - 3)}f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Return the seconds in the largest unit that makes at least 2: `1.5 s`, `119 s`, `2.0 min`, `36 h`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Return a line for each row, with aligned columns; those whose places are in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["  ".join(_padded(row, widths, right)).rstrip() for row in rows]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -> list[str]:
+    return [
+        cell.rjust(width) if place in right else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted names; an empty mapping is a value."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{name}.{key}" if name else key)
+    return flat

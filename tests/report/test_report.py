@@ -27,6 +27,10 @@ from workflow_lib import config, data, evaluation, export, plan, report
 from workflow_lib.config.run import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
+from workflow_lib.report.chapters import confused, matrix
+from workflow_lib.report.cost import cost
+from workflow_lib.report.page import script_json
+from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
 from workflow_lib.training.augment import augmented, partners
 
@@ -50,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def write_report(project: Trained, experiment: config.Experiment, output: Path, runs: list[str] | None = None) -> str:
-    report.report(experiment, project.results, runs or [*project.runs, "tuned"], project.work, output)
+    report.write(experiment, project.results, runs or [*project.runs, "tuned"], project.work, output)
     return output.read_text(encoding="utf-8")
 
 
@@ -128,7 +132,7 @@ def test_what_people_wrote_is_shown_and_never_run(project: Trained) -> None:
 
 def test_data_cannot_end_the_script_that_holds_it() -> None:
     hostile = {"</script><script>": "<!-- & ü -->"}
-    text = report._script_json(hostile)
+    text = script_json(hostile)
     assert "<" not in text
     assert json.loads(text) == hostile
 
@@ -194,7 +198,7 @@ def test_augmented_images_are_shown_below_the_originals(
     results = augmenting(project, tmp_path, **augment)
     pages = []
     for name in ("one.html", "two.html"):
-        report.report(project.experiment, results, project.runs, project.work, tmp_path / name)
+        report.write(project.experiment, results, project.runs, project.work, tmp_path / name)
         pages.append((tmp_path / name).read_text(encoding="utf-8"))
     assert pages[0] == pages[1].replace("two.html", "one.html")
     assert '<section id="augmentation"' in pages[0]
@@ -221,7 +225,7 @@ def test_a_page_whose_data_is_gone_has_no_picture_and_is_whole(project: Trained,
     results = augmenting(project, tmp_path, rotation=10)
     work = shutil.copytree(project.work, tmp_path / "work")
     shutil.rmtree(work / "data")
-    report.report(project.experiment, results, project.runs, work, tmp_path / "page.html")
+    report.write(project.experiment, results, project.runs, work, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert '<section id="augmentation"' not in page
     assert page.rstrip().endswith("</html>")
@@ -236,18 +240,18 @@ def test_many_classes_are_listed_by_confusion_instead_of_drawn() -> None:
     confusion = [[3 * (i == j) for j in range(60)] for i in range(60)]
     confusion[4][7] = 2
     measured = {"classes": names, "confusion": confusion}
-    assert report._matrix(measured) is None
-    assert report._confused(measured) == [{"target": "class 4", "predicted": "class 7", "count": 2, "share": 0.4}]
+    assert matrix(measured) is None
+    assert confused(measured) == [{"target": "class 4", "predicted": "class 7", "count": 2, "share": 0.4}]
 
 
 def test_headings_stay_short_unless_two_settings_share_a_word() -> None:
     settings = ["optimizer.lr", "model.name", "optimizer.name", "a.size", "b.size", "seed"]
-    assert list(report._headings(settings).values()) == ["lr", "model", "optimizer", "a.size", "b.size", "seed"]
+    assert list(headings(settings).values()) == ["lr", "model", "optimizer", "a.size", "b.size", "seed"]
 
 
 def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
     runs = load_results(project.experiment, project.results, [*project.runs, "tuned"], project.work)
-    *lines, (name, everything) = report._spent(project.experiment, project.results, runs, [], project.work)
+    *lines, (name, everything) = cost(project.experiment, project.results, runs, [], project.work)
     assert [line[0] for line in lines[:-1]] == [run.name for run in runs]
     assert name == "all"
     assert lines[-1][0].endswith(" trials")

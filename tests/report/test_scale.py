@@ -15,7 +15,9 @@ import pytest
 
 from benchmarks import store
 from tests.report.test_report import COUNT_DRAWN, in_browser, needs_chromium, own_part, unpacked
-from workflow_lib import plan, report
+from workflow_lib import plan
+from workflow_lib.report.cost import cost
+from workflow_lib.report.curves import MAX_CURVES
 from workflow_lib.report.runs_table import PAGE
 from workflow_lib.results.read_runs import load_results
 
@@ -126,15 +128,15 @@ def test_the_page_draws_the_best_curves_and_says_so(many: Path) -> None:
     page = own_part(page_of(many))
     (data,) = re.findall('<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     drawn = [curve["name"] for curve in json.loads(data)["curves"]]
-    assert drawn == [row["name"] for row in rows_of(many)[: report.MOST_CURVES]]
-    assert f"Drawn here: the {report.MOST_CURVES} best runs, of {MANY:,}" in page
+    assert drawn == [row["name"] for row in rows_of(many)[:MAX_CURVES]]
+    assert f"Drawn here: the {MAX_CURVES} best runs, of {MANY:,}" in page
 
 
 def test_the_costs_of_thousands_of_runs_add_up(many: Path, project: Path) -> None:
     experiment = store.experiment(project)
     names = [run.id for run in plan.expand(experiment)]
     runs = load_results(experiment, many, names, project / "work")
-    *lines, (_, everything) = report._spent(experiment, many, runs, [], project / "work")
+    *lines, (_, everything) = cost(experiment, many, runs, [], project / "work")
     assert len(lines) == PAGE + 1
     assert lines[-1][0] == f"{MANY - PAGE:,} other runs"
     assert everything.attempts == MANY == sum(account.attempts for _, account in lines)

@@ -22,6 +22,7 @@ from workflow_lib.data import Manifest, Split, load_split
 from workflow_lib.errors import EverstepError
 from workflow_lib.evaluation import language, regression
 from workflow_lib.files import read_json
+from workflow_lib.report.chapters import MAX_POINTS, histogram, predictions, scatter
 from workflow_lib.results.read_runs import load_results
 
 
@@ -35,7 +36,7 @@ def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
         evaluation.evaluate(project.experiment, **subject, output=folder / "evaluation.json")
         measured = folder / "evaluation.json"
         export.export(project.experiment, **subject, evaluation=measured, output=folder / "export.json")
-    report.report(project.experiment, project.results, project.runs, project.work, project.results / "report.html")
+    report.write(project.experiment, project.results, project.runs, project.work, project.results / "report.html")
     return project
 
 
@@ -136,7 +137,7 @@ def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> N
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
     (folder / "predictions.csv").write_text(regression.predictions_csv(true + 1, true))
-    figures = {figure["name"]: figure for figure in report._predictions(run, tmp_path)}
+    figures = {figure["name"]: figure for figure in predictions(run, tmp_path)["figures"]}
     assert list(figures) == ["scatter-0", "errors-0", "scatter-1", "errors-1"]
     points = figures["scatter-1"]["data"][1]
     assert (points["x"], points["y"]) == (true[:, 1].tolist(), (true[:, 1] + 1).tolist())
@@ -144,13 +145,13 @@ def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> N
 
 def test_a_scatter_of_many_samples_is_thinned_out() -> None:
     many = np.arange(100_000, dtype=float).tolist()
-    points = report._scatter("s", "S", many, many)["data"][1]["x"]
-    assert len(points) == report.MOST_POINTS
+    points = scatter("s", "S", many, many)["data"][1]["x"]
+    assert len(points) == MAX_POINTS
     assert points[-1] > 99_000
 
 
 def test_predictions_that_are_all_right_can_be_drawn() -> None:
-    assert sum(report._errors("e", "E", [1.0, 2.0], [1.0, 2.0])["data"][0]["y"]) == 2
+    assert sum(histogram("e", "E", [1.0, 2.0], [1.0, 2.0])["data"][0]["y"]) == 2
 
 
 def test_runs_of_a_regression_are_ranked_by_the_smallest_error(numbers: Trained) -> None:

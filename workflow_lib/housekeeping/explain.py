@@ -14,10 +14,11 @@ from workflow_lib.config import sweep
 from workflow_lib.config.consistency import name_problem
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml import Origins
-from workflow_lib.plan import aligned, count, expand, load_run, stages, study_id, user_code
+from workflow_lib.plan import expand, load_run, stages, study_id, user_code
 from workflow_lib.plan.user_code import Kept
 from workflow_lib.store import layout
 from workflow_lib.store.code_record import kept
+from workflow_lib.text import aligned, count, flatten
 
 CELL = 40  # characters of a setting that are shown
 
@@ -84,12 +85,12 @@ def _code_lines(one: Kept, two: Kept) -> Iterator[str]:
 def _side(ref: str, work: Path) -> _Side:
     if Path(ref).suffix not in (".yaml", ".yml"):
         run, name = load_run(ref, work)
-        settings = _flat(run.model_dump(mode="json"))
+        settings = flatten(run.model_dump(mode="json"))
         return _Side(f"{ref}  (run {name})", settings, Origins(), frozenset([name]), code=_trained_with(name, work))
     experiment = config.load([Path(ref)])
     planned = expand(experiment)
     runs = frozenset(run.digest for run in planned)
-    settings = _flat({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": stages()})
+    settings = flatten({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": stages()})
     study = study_id(experiment) if experiment.tune is not None else None
     code = user_code.as_kept(planned[0].config)
     return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study, code)
@@ -97,7 +98,7 @@ def _side(ref: str, work: Path) -> _Side:
 
 def _now(ref: str, work: Path) -> _Side:
     run, name = load_run(ref, work)
-    settings = _flat(run.model_dump(mode="json"))
+    settings = flatten(run.model_dump(mode="json"))
     return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.as_kept(run))
 
 
@@ -121,12 +122,6 @@ def _verdict(one: _Side, two: _Side) -> str:
     if one.study != two.study and one.origins.entries and two.origins.entries:
         text += f"; study of A: {one.study or 'none'}, of B: {two.study or 'none'}"
     return text
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}" if name else key).items()}
 
 
 def _is_of_a_run(name: str) -> bool:

@@ -25,6 +25,7 @@ from workflow_lib.store.events import last_event, read_events
 from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.layout import WORKSPACE
 from workflow_lib.store.lease import Holder, last_seen
+from workflow_lib.text import aligned, count, duration
 
 Row = dict[str, Any]
 
@@ -218,39 +219,28 @@ def table(rows: Sequence[Row]) -> str:
     """The rows, and what they cost together, in lines of a hundred characters."""
     if not rows:
         return "no run has been started here"
-    cells = [HEADINGS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [_line(HEADINGS, widths)]
-    for row, cell in zip(rows, cells[1:], strict=True):
-        lines += [_line(cell, widths), *_details(row)]
-    return "\n".join([*lines, "", *_wrapped(spent(accounting.total(Account(**row["account"]) for row in rows)), "")])
+    heading, *cells = aligned([HEADINGS, *map(_cells, rows)], right=range(2, len(HEADINGS)))
+    lines = [line for row, cell in zip(rows, cells, strict=True) for line in (cell, *_details(row))]
+    return "\n".join(
+        [heading, *lines, "", *_wrapped(spent(accounting.total(Account(**row["account"]) for row in rows)), "")]
+    )
 
 
 def spent(account: Account) -> str:
     """The account in words."""
-    times = "attempt" if account.attempts == 1 else "attempts"
     gpu = f", {account.used_gpu_s / 3600:.2f} GPU-hours" if account.used_gpu_s else ""
-    text = f"used {duration(account.used_s)} in {account.attempts} {times}{gpu}"
+    text = f"used {duration(account.used_s)} in {count(account.attempts, 'attempt')}{gpu}"
     if account.lost_s:
         share = 100 * account.lost_s / account.used_s
         again = f", {account.redone:,} of {account.steps:,} steps computed again" if account.redone else ""
         text += f"; lost to interruptions {duration(account.lost_s)} ({share:.1f} %{again})"
     if account.failed:
-        ended = "attempt" if account.failed == 1 else "attempts"
-        text += f"; {account.failed} {ended} failed without an interruption"
+        text += f"; {count(account.failed, 'attempt')} failed without an interruption"
         text += f" ({duration(account.failed_s)} lost to that)" if account.failed_s else ""
     if account.reused:
         times = "once" if account.reused == 1 else f"{account.reused} times"
         text += f"; saved by reuse {duration(account.saved_s)} (needed again {times} and not trained)"
     return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would choose."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
-    return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -263,12 +253,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
         "-" if age is None else f"{duration(age)} ago",
     )
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    left, right = cells[:2], cells[2:]
-    shown = [cell.ljust(width) for cell, width in zip(left, widths[:2], strict=True)]
-    return "  ".join([*shown, *(cell.rjust(width) for cell, width in zip(right, widths[2:], strict=True))])
 
 
 def _short(name: str) -> str:

@@ -18,17 +18,14 @@ from workflow_lib.plan.runs import (
     section_digest,
 )
 from workflow_lib.plan.study import freeze_study, studied, study_digest, study_id, study_metric, tuned_base
-from workflow_lib.text import aligned, count
 
 __all__ = [
     "Run",
     "RunConfig",
     "STAGES",
-    "aligned",
     "apply",
     "base",
     "columns",
-    "count",
     "data_id",
     "data_settings",
     "expand",

@@ -1,33 +1,6 @@
-"""The report of an experiment: one HTML file that shows its results."""
+"""The report of an experiment: an HTML page, a table of runs, and a summary for the terminal."""
 
-from workflow_lib.report.page import (
-    MOST_CURVES,
-    MOST_POINTS,
-    _confused,
-    _errors,
-    _headings,
-    _matrix,
-    _predictions,
-    _scatter,
-    _script_json,
-    _spent,
-    report,
-    report_unfinished,
-    summary,
-)
+from workflow_lib.report.page import write, write_incomplete
+from workflow_lib.report.terminal import summary
 
-__all__ = [
-    "MOST_CURVES",
-    "MOST_POINTS",
-    "_confused",
-    "_errors",
-    "_headings",
-    "_matrix",
-    "_predictions",
-    "_scatter",
-    "_script_json",
-    "_spent",
-    "report",
-    "report_unfinished",
-    "summary",
-]
+__all__ = ["summary", "write", "write_incomplete"]

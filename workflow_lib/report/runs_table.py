@@ -1,22 +1,41 @@
-"""The table of runs of a report, by columns: what its page needs to show the rows that it does not hold as HTML."""
+"""The table of runs: as CSV, and as columns for rows that the browser makes because the page has too many."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workflow_lib.results.provenance import accepted_words
-from workflow_lib.results.read_runs import RunResults
+from workflow_lib.results.read_runs import Row, RunResults
+from workflow_lib.text import decimal
 
 Column = dict[str, Any]
 PAGE = 50  # rows of a table that are shown at once
 
 
+def csv_text(table: Sequence[Row]) -> str:
+    """Return the table as CSV, with every digit; a value that a run does not have is empty."""
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in table for name in row)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def headings(settings: Iterable[str]) -> dict[str, str]:
+    """Return a heading for each dotted name: its last word other than `name`, or the whole name if two share it."""
+    words = {name: name.removesuffix(".name").rpartition(".")[2] for name in settings}
+    return {name: name if list(words.values()).count(word) > 1 else word for name, word in words.items()}
+
+
 def columns(runs: Sequence[RunResults], settings: Iterable[str], metrics: Iterable[str]) -> list[Column]:
-    """The columns of the table as tables.js reads them, in the order of report.html; every row, with every digit."""
+    """Return the columns that tables.js reads, in the order of report.html: every row, with every digit."""
     return [
         {"kind": "name", "values": [run.name for run in runs], "notes": dict(_notes(runs))},
         *({"kind": "text", "values": [shown_setting(run.settings[name]) for run in runs]} for name in settings),
@@ -30,17 +49,24 @@ def columns(runs: Sequence[RunResults], settings: Iterable[str], metrics: Iterab
 
 
 def packed(text: str) -> str:
-    """The text, compressed, in letters that can stand in a script element; equal for equal texts."""
+    """Return the text compressed, in base64 for a script element; equal for equal texts."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def shown_setting(value: Any) -> str:
-    """A swept value as it is written in an experiment file."""
+    """Return a swept value as an experiment file writes it."""
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
+def shown_interval(measured: Mapping[str, Any]) -> str | None:
+    """Return the interval of a metric, or None if it has none."""
+    if measured.get("low") is None:
+        return None
+    return f"{decimal(measured['low'], 3)}–{decimal(measured['high'], 3)}"
+
+
 def _notes(runs: Sequence[RunResults]) -> Iterable[tuple[int, list[tuple[str, str]]]]:
-    """For each run that has any, by its place, the elements below its name and their texts."""
+    """Yield the place of each run with notes, and its notes: the elements below its name, and their texts."""
     for place, run in enumerate(runs):
         notes = [("code", run.train["digest"][:12])] if run.name != run.id else []
         if "accepted" in run.train:
@@ -61,20 +87,3 @@ def _metric(runs: Sequence[RunResults], name: str, *, has_interval: bool) -> Col
     if has_interval:
         column["intervals"] = [shown_interval(value) for value in measured]
     return column
-
-
-def shown_interval(measured: Mapping[str, Any]) -> str | None:
-    """The interval of a metric below its value; None where it has none."""
-    if measured.get("low") is None:
-        return None
-    return f"{shown_number(measured['low'], 3)}–{shown_number(measured['high'], 3)}"
-
-
-def shown_number(value: float | None, digits: int = 4) -> str:
-    """A number for people."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    large = abs(value) >= 1000
-    return f"{value:,.{max(0, digits - 3)}f}" if large else f"{value:.{digits}f}"

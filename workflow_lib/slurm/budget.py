@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workflow_lib import plan
 from workflow_lib.errors import ConfigError
 from workflow_lib.slurm.cluster import Ask, read_cluster, scontrol
 from workflow_lib.slurm.fit import problems
 from workflow_lib.slurm.profile import read_profile
 from workflow_lib.slurm.requests import Request, asked_by, requests
+from workflow_lib.text import aligned
 
 __all__ = ["asked_by", "check", "read_profile", "requests", "table"]
 
@@ -22,14 +22,12 @@ def table(asked: Sequence[Request]) -> str:
     known = sum(hour for hour in hours if hour is not None)
     last = ["all", str(sum(one.jobs for one in asked)), *[""] * (len(COLUMNS) - 3), f"{known:.1f}"]
     rows = [list(COLUMNS), *(_row(one) for one in asked), last]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = (COLUMNS.index("rule"), COLUMNS.index("partition"))
-    padded = [[cell if i in left else cell.rjust(widths[i]) for i, cell in enumerate(row)] for row in rows]
+    right = [place for place, column in enumerate(COLUMNS) if column not in ("rule", "partition")]
     return "\n".join(
         [
             "what jobs ask for on their first try, were nothing made yet (GPUs, CPUs and memory: of a node)",
             "",
-            *plan.aligned(padded),
+            *aligned(rows, right),
             "",
             "GPU-hours: jobs x GPUs x minutes, the most that these jobs can take; most end earlier"
             + (" (where `?` stands, a number could not be read)" if None in hours else ""),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from workflow_lib import plan
 from workflow_lib.config.messages import nearest
 from workflow_lib.slurm.cluster import Cluster, Node, Partition
 from workflow_lib.slurm.requests import TRAININGS, Request
+from workflow_lib.text import count
 
 
 def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
@@ -19,7 +19,7 @@ def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
 def _lacking_ranks(one: Request) -> Iterator[str]:
     if isinstance(one.gpus, int) and 0 < one.gpus < one.ranks:
         yield (
-            f"asks for {plan.count(one.gpus, 'GPU')} on a node for {one.ranks} processes (runtime.nproc), one each;"
+            f"asks for {count(one.gpus, 'GPU')} on a node for {one.ranks} processes (runtime.nproc), one each;"
             f" {_change(one, 'gres', 'gpu')}, or runtime.nproc"
         )
 
@@ -73,7 +73,7 @@ def _misfits(one: Request, partition: Partition, cluster: Cluster) -> Iterator[s
     if fitting and isinstance(one.nodes, int) and one.nodes > most:
         limit = f" and a job gets at most {most}" if most < fitting else ""
         yield (
-            f"asks for {plan.count(one.nodes, 'node')} {of_it} with {_shown(one)} each; it has {fitting} such"
+            f"asks for {count(one.nodes, 'node')} {of_it} with {_shown(one)} each; it has {fitting} such"
             f"{limit}; {_change(one, 'nodes')}, or the partition"
         )
 
@@ -89,7 +89,7 @@ def _lacking_gpus(one: Request, partition: Partition) -> Iterator[str]:
     elif isinstance(one.gpus, int) and one.gpus > most:
         model = f" of the type `{one.gpu_model}`" if one.gpu_model else ""
         yield (
-            f"asks for {plan.count(one.gpus, 'GPU')}{model} on a node of `{partition.name}`, whose nodes have at most"
+            f"asks for {count(one.gpus, 'GPU')}{model} on a node of `{partition.name}`, whose nodes have at most"
             f" {most}; {_change(one, 'gres', 'gpu')}, or the partition"
         )
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from workflow_lib.store.events import EventLog
+from workflow_lib.text import duration
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +42,9 @@ class Progress:
         loss = loss_sum.item() / max(samples, 1)
         speed = self._speed(step, now)
         left_s = (self._total - step) * self._batch_size / speed if speed else None
+        eta = "?" if left_s is None else duration(left_s)
         epoch = min(step // self._steps_per_epoch + 1, self._epochs)
         if self._bar:
-            eta = _duration(left_s)
             text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  {speed:,.0f} samples/s  ETA {eta}"
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         if now - self._said_at >= EVERY_S["line"]:
@@ -54,7 +55,7 @@ class Progress:
             if not self._bar:
                 logger.info(
                     "epoch %d/%d  step %d/%d  loss %.4f  %s samples/s  ETA %s",
-                    epoch, self._epochs, step, self._total, loss, f"{speed:,.0f}", _duration(left_s),
+                    epoch, self._epochs, step, self._total, loss, f"{speed:,.0f}", eta,
                 )  # fmt: skip
 
     def epoch(self, row: dict[str, float], *, is_best: bool) -> None:
@@ -96,11 +97,3 @@ class Progress:
         bar.add_task("starting", total=self._total, completed=step)
         bar.start()
         return bar
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

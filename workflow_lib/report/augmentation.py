@@ -1,0 +1,81 @@
+"""The chapter on augmentation: training images above their augmented versions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib.errors import DataError
+from workflow_lib.results.read_runs import Row, RunResults
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from workflow_lib.data import Manifest
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 8  # originals, and as many augmented versions
+MAX_PIXELS = 96  # a side of each
+
+
+def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
+    """Return a picture of training images above their versions in the run's first epoch, or None without augmentation.
+
+    The images are spaced evenly over the training split.
+    """
+    from workflow_lib import plan
+    from workflow_lib.data import Manifest, map_split
+
+    config, _ = plan.load_run(run.train["digest"], work)
+    if not any(dict(config.augment).values()):
+        return None
+    import torch
+
+    from workflow_lib.training.augment import augmented, partners
+
+    manifest = Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
+    try:
+        split = map_split(manifest, "train", work)
+    except DataError as error:  # the data may have been deleted since; the rest of the report does not need it
+        logger.warning("no picture of augmented images: %s", error)
+        return None
+    rows = torch.arange(IMAGES) * len(split) // IMAGES
+    others = partners(config.augment, rows, seed=config.seed, epoch=0, samples=len(split))
+    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
+    changed, *_ = augmented(config.augment, inputs, targets, rows, others, seed=config.seed, epoch=0)
+    pixels = _tiled(torch.stack((inputs[:IMAGES], changed)), manifest)
+    return {"image": _png(pixels), "seed": config.seed}
+
+
+def _tiled(images: torch.Tensor, manifest: Manifest) -> np.ndarray:
+    """Return one image [height, width, 1 or 3] of two rows, from normalised images [2, n, channels, height, width].
+
+    The darkest and the lightest value of the originals become black and white.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    every = math.ceil(max(manifest.input_shape[1:]) / MAX_PIXELS)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (manifest.mean, manifest.std))
+    images = images[..., ::every, ::every] * std + mean
+    images = images[:, :, :3] if images.shape[2] >= 3 else images[:, :, :1]
+    low, high = images[0].aminmax()
+    images = pad(((images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1), (1, 1, 1, 1), value=1.0)
+    tiles = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    pixels: np.ndarray = (tiles * 255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def _png(pixels: np.ndarray) -> str:
+    """Return the pixels [height, width, 1 or 3] as a data URL."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

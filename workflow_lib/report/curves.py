@@ -1,0 +1,28 @@
+"""The chapter on learning curves: the runs that are drawn, and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workflow_lib.results.read_runs import TUNED, Row, RunResults
+
+MAX_CURVES = 30
+
+
+def drawn_runs(runs: Sequence[RunResults]) -> list[RunResults]:
+    """Return the best runs, and the tuned one, of runs that are sorted best first."""
+    return [run for place, run in enumerate(runs) if place < MAX_CURVES or run.name == TUNED]
+
+
+def describe_drawn(runs: Sequence[RunResults], drawn: Sequence[RunResults]) -> str:
+    """Return which of the runs are drawn, in words."""
+    if len(drawn) == len(runs):
+        return "every run"
+    return f"the {MAX_CURVES} best runs" + (" and the tuned one" if len(drawn) > MAX_CURVES else "")
+
+
+def curve(run: RunResults, metric: str) -> Row:
+    """Return the columns of the run's history that report.js draws."""
+    names = ("epoch", "train_loss", "val_loss", f"val_{metric}")
+    columns = {name: [row.get(name) for row in run.history] for name in names}
+    return {"name": run.name, "best_epoch": run.best()[1], **columns}

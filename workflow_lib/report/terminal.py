@@ -1,0 +1,51 @@
+"""The result of an experiment in a few lines for the terminal, read from its table of runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from workflow_lib.errors import UserError
+from workflow_lib.results import provenance
+from workflow_lib.results.read_runs import METRICS
+from workflow_lib.text import decimal
+
+
+def summary(results: Path) -> str:
+    """Return the best run, its metrics, the path of the report and what to type next."""
+    table = results / "runs.csv"
+    if not table.exists():
+        raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
+    with table.open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    rows = [row for row in listed if not row.get("state")]
+    diverged = [row["name"] for row in listed if row.get("state") == "diverged"]
+    if not rows:
+        raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
+    best = rows[0]
+    folder = results / "runs" / best["name"]
+    lines = {
+        "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
+        "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
+        "test": _test_metrics(best),
+        "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
+        **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
+        "report": results / "report.html",
+        "next": f"python -m webbrowser {results / 'report.html'}",
+        "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
+    }
+    return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def _test_metrics(row: dict[str, str]) -> str:
+    """Return the test metrics of a run, the first with its interval."""
+    labels = next(names for names in reversed(METRICS.values()) if row.get(next(iter(names))))
+    low, high = (row[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
+    interval = f" [{_short(low)}, {_short(high)}]" if low else ""
+    first, *others = (f"{label} {_short(row[name])}" for name, label in labels.items())
+    caution = provenance.caution(int(row["test_samples"])) if row.get("test_samples") else ""
+    return ", ".join([first + interval, *others]) + (f"; {caution}" if caution else "")
+
+
+def _short(value: str) -> str:
+    return decimal(float(value)) if value else "undefined"
