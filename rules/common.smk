@@ -64,7 +64,7 @@ try:
     if workflow.is_main_process:
         results_folders.note(WORK, Path("results"))
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
-        tracking.refuse_missing(experiment.tracking.to)
+        tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)
         snakefile.check_records(Path(".snakemake"))

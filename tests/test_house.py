@@ -37,7 +37,7 @@ LAYERS = (
     ("datasets", "models", "checksums", "shards", "training", "orchestrator"),
     ("plan.preview",),
     ("launch", "evaluation", "tracking", "housekeeping"),
-    ("export", "tuning"),
+    ("export", "trackers", "tuning"),
     ("report", "prove", "snakefile"),
     ("__main__",),
 )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Arguments = argparse.Namespace
 WORK = Path("work")
 RESULTS_FOLDER = Path("results")
-TRACKERS = ("mlflow", "tensorboard", "wandb")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -477,7 +476,7 @@ FOR_PEOPLE: tuple[Verb, ...] = (
             (("--follow",), {"action": "store_true", "help": "go on until every run is finished"}),
             (
                 ("--to",),
-                {"action": "append", "choices": TRACKERS, "help": "a tool, in place of tracking.to; may be repeated"},
+                {"action": "append", "metavar": "TRACKER", "help": "replaces tracking.to; may be repeated"},
             ),
             (("--output",), {"type": Path, "metavar": "FILE", "help": "how many rows were copied, last and whole"}),
         ),

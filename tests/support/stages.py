@@ -43,7 +43,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "suggest": ("tuning.py",),
     "export": ("export.py", "models/*", "data/loader.py"),
     "report": ("report/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
-    "track": ("tracking.py",),
+    "track": ("tracking/*", "trackers/*"),
 }
 # Modules that move, show, watch or plan, and decide no number of a result.
 NEUTRAL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -53,8 +54,10 @@ def run(command: str, folder: Path) -> None:
 def test_the_document_works_as_it_is_written(project: Project) -> None:
     """Slow, since its last command is a whole pipeline: train, evaluate, export, report and the new rule."""
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
-    assert [command.split()[0] for command in commands] == ["everstep", "snakemake"]
+    assert [command.split()[0] for command in commands] == ["everstep", "snakemake", "everstep"]
     results = project.folder / "results/wine"
     bundle = next(results.glob("runs/*/bundle.zip"))
     assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]
     assert (results / "report.html").exists()
+    copy = project.folder / f"tracking/jsonlines/wine/{bundle.parent.name}.jsonl"
+    assert [json.loads(line)["epoch"] for line in copy.read_text().splitlines()] == [1, 2, 3, 4, 5]

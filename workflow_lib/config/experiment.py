@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, Tag, field_validator
 
+from workflow_lib import plugins
 from workflow_lib.config.run import (
     MOST,
     AdamW,
@@ -226,8 +227,10 @@ class Report(Section):
     theme: Literal["light", "dark", "auto"] = Field("auto", description="colours; auto follows the reader's browser")
 
 
-Tracker = Literal["mlflow", "tensorboard", "wandb"]
-TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+if TYPE_CHECKING:
+    Tracker = str
+else:  # the names are those of the files in workflow_lib/trackers
+    Tracker = Literal[tuple(plugins.available("trackers"))]
 
 
 class Tracking(Section):

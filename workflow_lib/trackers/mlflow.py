@@ -1,0 +1,106 @@
+"""MLflow: `tracking/mlflow.db`, one SQLite file for all experiments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any, final
+
+from workflow_lib import config
+from workflow_lib.tracking import Curve, Tracker
+
+REQUIRES = ("mlflow",)
+# MLflow's limits: characters of a parameter's value and name, parameters and metrics of a batch
+MAX_PARAM, MAX_NAME = 6000, 250
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
+
+
+def open_tracker(folder: Path) -> Tracker:
+    """Return the tracker of the database in the folder, which is created if it does not exist."""
+    return MLflow(folder)
+
+
+@final
+class MLflow(Tracker):
+    """MLflow identifies a point by metric, step, value and time: writing an equal one again adds nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+
+        self._artifacts = (folder / "mlruns").absolute().as_uri()
+        database = (folder / "mlflow.db").absolute()
+        # Created under another name: MLflow cannot complete a database whose creation was killed half-way.
+        if not database.exists():
+            for unfinished in folder.glob(".mlflow.db.*"):
+                unfinished.unlink()
+            temporary = database.with_name(f".mlflow.db.{uuid.uuid4().hex}.tmp")
+            MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+            temporary.replace(database)
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+    def write(self, curve: Curve) -> int:
+        """Log the points that the run lacks; a run with other points is deleted and another one created."""
+        from mlflow.entities import Metric
+
+        run = self._run(curve)
+        written = self._written(run.info.run_id)
+        values = {(name, point.step): value for point in curve.points for name, value in point.metrics.items()}
+        if any(values.get(place) != value for place, value in written.items()):
+            self._client.delete_run(run.info.run_id)
+            run, written = self._create(curve), {}
+        new = [
+            Metric(name, value, round(1000 * point.time_s), point.step)
+            for point in curve.points
+            for name, value in point.metrics.items()
+            if (name, point.step) not in written
+        ]
+        for first in range(0, len(new), METRICS_AT_ONCE):
+            self._client.log_batch(run.info.run_id, metrics=new[first : first + METRICS_AT_ONCE])
+        if curve.is_finished and run.info.status != "FINISHED":
+            self._client.set_terminated(run.info.run_id, end_time=round(1000 * max(curve.times, default=curve.began)))
+        return len({metric.step for metric in new})
+
+    def _run(self, curve: Curve) -> Any:
+        experiment = self._client.get_experiment_by_name(curve.experiment)
+        if experiment is None:
+            return self._create(curve)
+        is_named = f"tags.`everstep.name` = '{curve.name}'"
+        found = self._client.search_runs([experiment.experiment_id], is_named, max_results=1)
+        return found[0] if found else self._create(curve)
+
+    def _create(self, curve: Curve) -> Any:
+        from mlflow.entities import Param
+
+        experiment = self._client.get_experiment_by_name(curve.experiment)
+        number = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(curve.experiment, artifact_location=self._artifacts)
+        )
+        tags = {"everstep.name": curve.name, "everstep.digest": curve.digest, "everstep.data": curve.data}
+        run = self._client.create_run(number, start_time=round(1000 * curve.began), tags=tags, run_name=curve.id)
+        params = [Param(_cut(name, MAX_NAME), _cut(str(value), MAX_PARAM)) for name, value in curve.settings.items()]
+        for first in range(0, len(params), PARAMS_AT_ONCE):
+            self._client.log_batch(run.info.run_id, params=params[first : first + PARAMS_AT_ONCE])
+        return run
+
+    def _written(self, run: str) -> dict[tuple[str, int], float]:
+        """Return the value of each metric and step that the run has."""
+        names = self._client.get_run(run).data.metrics
+        return {
+            (name, point.step): point.value for name in names for point in self._client.get_metric_history(run, name)
+        }
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return the text, or its beginning and a digest of all of it: different texts stay different."""
+    if len(text) <= longest:
+        return text
+    mark = f"... cut of {len(text)} characters {config.digest(text, 'text')[:12]}"  # only characters that names allow
+    return text[: longest - len(mark)] + mark

@@ -1,0 +1,126 @@
+"""The committed learning curves of an experiment, read from the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import checkpoint, plan
+from workflow_lib.errors import EverstepError
+from workflow_lib.files import UNREADABLE, read_json
+from workflow_lib.plan import user_code
+from workflow_lib.store import attempts as ws
+from workflow_lib.store import code_record, layout
+from workflow_lib.store.events import read_events
+from workflow_lib.store.final_checkpoint import is_finished
+from workflow_lib.store.layout import workspace_path
+from workflow_lib.text import flatten
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+
+Row = dict[str, float]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metrics of one validation."""
+
+    step: int
+    time_s: float  # since 1970
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The settings and committed rows of a run."""
+
+    experiment: str
+    id: str
+    digest: str
+    data: str
+    workspace: str  # name of its folder: data and code
+    settings: dict[str, Any]
+    rows: tuple[Row, ...]
+    times: tuple[float, ...]  # when each row was measured, in seconds since 1970
+    began: float  # in seconds since 1970
+    is_finished: bool
+
+    @property
+    def name(self) -> str:
+        """A name that no other run, and the same run on other data, has."""
+        return f"{self.digest[:12]}-{self.workspace}"
+
+    @property
+    def points(self) -> list[Point]:
+        """The rows, with their times."""
+        return [
+            Point(int(row["step"]), time_s, {name: float(value) for name, value in row.items() if name != "step"})
+            for row, time_s in zip(self.rows, self.times, strict=True)
+        ]
+
+
+def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]:
+    """Yield the curve of each run, trial and tuned run of the experiment that has a checkpoint."""
+    code_of = user_code.memo()
+    for digest, (name, data) in _runs(experiment, results / experiment.name).items():
+        folder = work / "runs" / digest
+        if not (folder / "config.json").exists():
+            continue
+        try:
+            folder = workspace_path(work, digest, data, code_of(plan.load_run(digest, work)[0]))
+            if (record := code_record.accepted(folder)) is not None:
+                folder = folder.with_name(record["workspace"])
+            curve = _curve(experiment.name, name, digest, data, folder)
+        except (EverstepError, *UNREADABLE) as error:
+            logger.warning("%s cannot be read; it is tried again next time: %s", folder, error)
+            continue
+        if curve is not None:
+            yield curve
+
+
+def _runs(experiment: Experiment, results: Path) -> dict[str, tuple[str, str]]:
+    """Return id and data digest of each run whose data is prepared, by the run's digest."""
+    found = {run.digest: (run.id, run.data_id) for run in plan.expand(experiment)}
+    if experiment.tune is not None:
+        folder = results / "tune" / plan.study_id(experiment)
+        for path in (*sorted(folder.glob("suggest-*.json")), *folder.glob("best.json")):
+            run = read_json(path, "run")["run"]
+            found.setdefault(run["digest"], (run["id"], plan.data_id(experiment)))
+    prepared = {data: results / "data" / f"{data}.json" for _, data in found.values()}
+    digests = {data: read_json(path, "digest")["digest"] for data, path in prepared.items() if path.exists()}
+    return {digest: (name, digests[data]) for digest, (name, data) in found.items() if data in digests}
+
+
+def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) -> Curve | None:
+    newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
+    if newest is None:
+        return None
+    rows = checkpoint.read_state(newest)["progress"]["history"]
+    began = min((_seconds(attempt.began) for attempt in ws.list_attempts(workspace)), default=0.0)
+    times: dict[tuple[int, int], float] = {}
+    for event in read_events(layout.events_file(workspace)):
+        if event.get("kind") == "epoch":  # of an epoch that was trained twice, the first time counts: it never changes
+            times.setdefault((event["epoch"], event["step"]), _seconds(event["time"]))
+    return Curve(
+        experiment=experiment,
+        id=name,
+        digest=digest,
+        data=data,
+        workspace=workspace.name,
+        settings=flatten(read_json(workspace.parent / "config.json")),
+        rows=tuple(rows),
+        times=tuple(times.get((row["epoch"], row["step"]), began) for row in rows),
+        began=began,
+        is_finished=is_finished(newest),
+    )
+
+
+def _seconds(time_of_day: str) -> float:
+    return datetime.fromisoformat(time_of_day).timestamp()

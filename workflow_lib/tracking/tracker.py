@@ -1,0 +1,58 @@
+"""What a tracker is, and how one is found by its name.
+
+A tracker is a module of `workflow_lib/trackers` with two names: `REQUIRES`, the packages that must be installed, and
+`open_tracker(folder)`, which returns a `Tracker`. Only then does it import its packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, cast
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from workflow_lib.tracking.curves import Curve
+
+
+class Tracker(ABC):
+    """A tool that curves are copied to; closed at the end of a `with` block."""
+
+    @abstractmethod
+    def write(self, curve: Curve) -> int:
+        """Make the tool's copy hold exactly the rows of the curve, and return how many are new in it.
+
+        The process may be killed at any time; the next call must complete the copy without duplicates.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Release what the tool holds open; nothing by default."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TrackerModule(Protocol):
+    """The two names of a tracker's module."""
+
+    REQUIRES: tuple[str, ...]
+
+    def open_tracker(self, folder: Path) -> Tracker:
+        """Return the tracker that keeps its copies in the folder."""
+
+
+def load(name: str) -> TrackerModule:
+    """Return the module of a tracker, which imports no package of the tool."""
+    return cast("TrackerModule", importlib.import_module(f"workflow_lib.trackers.{name}"))
+
+
+def open_tracker(name: str, folder: Path) -> Tracker:
+    """Return the tracker of that name, with its copies in the folder."""
+    return load(name).open_tracker(folder)
