@@ -149,7 +149,6 @@ def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
 def _templates() -> jinja2.Environment:
     import jinja2
 
-    from workflow_lib.housekeeping.status import duration
     from workflow_lib.results import provenance
 
     environment = jinja2.Environment(
