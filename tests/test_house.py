@@ -109,6 +109,16 @@ def test_nothing_that_came_from_a_file_or_over_a_wire_is_unpickled(path: Path) -
     assert UNPICKLING.findall(path.read_text()) == []
 
 
+# private names of torch: a later version may change them without notice
+PRIVATE = re.compile(r"torch(?:\.\w+)*\._[a-z]\w*|\b__dynamo_disable\b|\b_unscale_grads_\b|import _BatchNorm\b")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_parts_of_torch_are_used_in_one_module(path: Path) -> None:
+    if name_of(path) != "runtime.torch_internals":
+        assert PRIVATE.findall(path.read_text()) == []
+
+
 def test_a_training_imports_nothing_that_it_does_not_need() -> None:
     absent = (*UNUSED, *(name for name in HEAVY if name not in ("torch", "numpy")))
     code = f"import sys, workflow_lib.training.trainer; print([m for m in {absent!r} if m in sys.modules])"

@@ -11,7 +11,7 @@ import torch
 
 from tests.support import driver
 from workflow_lib.errors import RankError
-from workflow_lib.runtime import device, forking
+from workflow_lib.runtime import device, forking, torch_internals
 
 
 def run(program: str, folder: Path) -> list[str]:
@@ -88,9 +88,9 @@ def test_torch_counts_gpus_without_cuda_until_a_rank_does_it_again(monkeypatch: 
     forking.count_without_cuda(lambda: 2)
     forking.count_without_cuda(lambda: 3)  # once is enough
     assert (torch.cuda.device_count(), torch.cuda.is_available(), asked) == (2, True, [])
-    forking.count_with_cuda()
+    torch_internals.restore_gpu_count()
     assert (torch.cuda.device_count(), asked) == (7, ["cuda"])
-    forking.count_with_cuda()
+    torch_internals.restore_gpu_count()
 
 
 def test_gpus_of_which_nvml_does_not_know_are_counted_by_another_process(

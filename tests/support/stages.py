@@ -33,6 +33,7 @@ TRAINING = (
     "runtime/seed.py",
     "runtime/device.py",
     "runtime/environment.py",
+    "runtime/torch_internals.py",
 )
 READING = ("data/loader.py", "data/prefetch.py")
 SOURCES: dict[str, tuple[str, ...]] = {

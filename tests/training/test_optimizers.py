@@ -17,7 +17,8 @@ from workflow_lib.config.run import Plateau as PlateauSection
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer
-from workflow_lib.training.optimizers import Plateau, bare_step, build_optimizer, hidden_matrices, learning_rate
+from workflow_lib.runtime.torch_internals import unwrapped_step
+from workflow_lib.training.optimizers import Plateau, build_optimizer, hidden_matrices, learning_rate
 
 SECTIONS = [
     AdamW(lr=0.1),
@@ -44,12 +45,12 @@ def weights_after(section: Any, *, bare: bool, reload_after: int | None = None) 
             optimizer.load_state_dict(saved)
         optimizer.zero_grad()
         model(torch.randn(4, 7)).square().sum().backward()
-        (bare_step(optimizer) if bare else optimizer.step)()
+        (unwrapped_step(optimizer) if bare else optimizer.step)()
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
-def test_a_bare_step_is_the_optimizers_step(section: Any) -> None:
+def test_an_unwrapped_step_is_the_optimizers_step(section: Any) -> None:
     assert torch.equal(weights_after(section, bare=True), weights_after(section, bare=False))
 
 
@@ -101,9 +102,10 @@ def test_muon_without_a_hidden_matrix_is_refused() -> None:
 def test_a_step_does_not_import_the_compiler(name: str) -> None:
     program = (
         f"import sys, torch; from workflow_lib.config.run import {name}; from workflow_lib.training import optimizers\n"
+        "from workflow_lib.runtime.torch_internals import unwrapped_step\n"
         "model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
         f"optimizer = optimizers.build_optimizer({name}(), model)\n"
-        "model(torch.ones(1, 2)).sum().backward(); optimizers.bare_step(optimizer)(); optimizer.zero_grad()\n"
+        "model(torch.ones(1, 2)).sum().backward(); unwrapped_step(optimizer)(); optimizer.zero_grad()\n"
         "optimizer.load_state_dict(optimizer.state_dict()); print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,7 @@ from workflow_lib.distributed import resharding
 from workflow_lib.distributed.parallel import Groups, Named, Offsets
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.torch_internals import ShardedScaler
 
 CUT = ("model", "optimizer", "ema", "best")  # groups with tensors of which a rank may have a part
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -89,7 +89,7 @@ class Sharded:
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
         """See Parallel."""
-        return _SharedScaler(self._device.type, enabled=enabled)
+        return ShardedScaler(self._device.type, enabled=enabled)
 
     def names(self) -> Iterator[tuple[str, nn.Parameter]]:
         """See Parallel."""
@@ -167,19 +167,6 @@ class Sharded:
             kept = part.clone()
             part.copy_(average)
             average.copy_(kept)
-
-
-class _SharedScaler(torch.amp.GradScaler):
-    """What one rank finds infinite in its part of the gradients, all have found.
-
-    torch's ShardedGradScaler adds what the ranks find: 2 is more than the 1 at which fused optimizers skip a step.
-    """
-
-    def _unscale_grads_(self, *given: Any) -> dict[torch.device, torch.Tensor]:
-        found = super()._unscale_grads_(*given)
-        for one in found.values():
-            dist.all_reduce(one, op=dist.ReduceOp.MAX)
-        return found
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib.distributed import failures
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.launch.context import AttemptContext
-from workflow_lib.runtime import forking
 from workflow_lib.store import layout
 from workflow_lib.store.orphans import exit_with_parent
 
@@ -43,10 +42,11 @@ def run(
 ) -> dict[str, Any]:
     """Run the calling process as a rank; return the outcome of the attempt."""
     from workflow_lib.runtime.threads import keep_freed_memory
+    from workflow_lib.runtime.torch_internals import restore_gpu_count
 
     ranks = Ranks.from_env()
     exit_with_parent(launcher)
-    forking.count_with_cuda()
+    restore_gpu_count()
     keep_freed_memory()
     context.shared_state.enter(ranks.local_rank)
     sys.audit("everstep", "rank")

@@ -68,15 +68,15 @@ def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -
     if spec is None:
         return [] if known.inputs else [ONLY_THE_TRAINING]
     import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
 
+    from workflow_lib.runtime.torch_internals import is_batch_norm
     from workflow_lib.training.model import explain_single_value
 
     try:
         with torch.device("meta"):  # shapes are computed, and no numbers
             model = plugin.build(plugin.Params.model_validate(run.model.params), spec).train()
             if not is_known:
-                return [ONLY_THE_TRAINING] if any(isinstance(part, _BatchNorm) for part in model.modules()) else []
+                return [ONLY_THE_TRAINING] if any(map(is_batch_norm, model.modules())) else []
             model(torch.zeros((1, *spec.input_shape)))
     except ValueError as error:
         explain_single_value(error, run.training, processes)

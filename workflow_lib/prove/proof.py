@@ -112,11 +112,13 @@ def _prove(experiment: Experiment, kills: int, folder: Path, seed: int, show: Ca
 
 def _import_once() -> None:
     """What every attempt needs is imported here, in their parent."""
-    import torch._dynamo  # noqa: F401  (by far the slowest: the first optimizer imports it)
     from torch.distributed.launcher import api  # noqa: F401
 
     import workflow_lib.orchestrator
     import workflow_lib.training.trainer  # noqa: F401
+    from workflow_lib.runtime.torch_internals import import_compiler
+
+    import_compiler()  # by far the slowest
 
 
 def _train_under_kills(

@@ -18,6 +18,7 @@ import torch
 
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime import forking
+from workflow_lib.runtime.torch_internals import count_gpus_by_nvml
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
@@ -29,7 +30,7 @@ def visible_cuda() -> int:
     """Number of CUDA devices this process may use, counted without starting CUDA in it."""
     if not torch.backends.cuda.is_built():
         return 0
-    counted: int = torch.cuda._device_count_nvml()  # negative if NVML cannot tell
+    counted = count_gpus_by_nvml()
     return counted if counted >= 0 else count_elsewhere()
 
 

@@ -11,7 +11,6 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from workflow_lib.errors import ConfigError, RankError
 
@@ -54,22 +53,10 @@ def count_without_cuda(count: Callable[[], int]) -> None:
     torch asks NVML first, and CUDA if NVML cannot tell: with MIG devices, or in containers without NVML. In these
     cases ``count`` is called instead of CUDA.
     """
-    import torch
+    from workflow_lib.runtime import torch_internals  # imports torch, for which plugins need not wait
 
     os.environ.setdefault(NVML, "1")
-    core: Any = torch._C  # all of torch's counting ends in this function (torch 2.10 to 2.13)
-    if hasattr(core, "_cuda_getDeviceCount") and not hasattr(core, "_everstep_count"):
-        core._everstep_count, core._cuda_getDeviceCount = core._cuda_getDeviceCount, count
-
-
-def count_with_cuda() -> None:
-    """Undo ``count_without_cuda``, in a rank."""
-    import torch
-
-    core: Any = torch._C
-    if hasattr(core, "_everstep_count"):
-        core._cuda_getDeviceCount = core._everstep_count
-        del core._everstep_count
+    torch_internals.replace_gpu_count(count)
 
 
 def refuse_started_cuda() -> None:

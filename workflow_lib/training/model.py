@@ -12,6 +12,7 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.torch_internals import configure_compiler, is_compiler_error
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Model, Training
@@ -56,10 +57,7 @@ def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
             f"training.compile: needs a C++ compiler, and there is no `{compiler}` here; install g++, or let CXX "
             f"name one, or leave training.compile false"
         )
-    import torch._inductor.config as inductor
-
-    inductor.compile_threads = 1  # no processes of its own
-    inductor.deterministic = is_strict  # nothing is chosen by its speed
+    configure_compiler(is_strict=is_strict)
     # a graph for each shape: one for all would be used or not by what came before, which a resume has not seen
     compiled: Any = torch.compile(model, dynamic=False)
     wrapped: nn.Module = compiled
@@ -90,6 +88,6 @@ def explain(error: Exception) -> None:
 
 def explain_compiler(error: RuntimeError) -> None:
     """Raises ConfigError where it was torch's compiler that failed."""
-    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+    if is_compiler_error(error):
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"training.compile: this model cannot be compiled here: {reason}") from error

@@ -5,9 +5,8 @@ A learning rate has no state of its own, except reduce-on-plateau, whose two cou
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,15 @@ import torch
 from torch import nn
 
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.torch_internals import (
+    foreach_add_,
+    foreach_lerp,
+    foreach_lerp_,
+    foreach_mul_,
+    foreach_sign_,
+    unwrap_optimizer_methods,
+    unwrapped_step,
+)
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Muon as MuonSection
@@ -28,7 +36,7 @@ def build_optimizer(
 
     The parameters are those of the model if none are given.
     """
-    _leave_compiler_alone()
+    unwrap_optimizer_methods()
     parameters = parameters or [one for one in model.parameters() if one.requires_grad]
     if section.name == "lion":
         return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
@@ -71,11 +79,11 @@ class Lion(torch.optim.Optimizer):
                     self.state[one]["exp_avg"] = torch.zeros_like(one)
             averages, gradients = [self.state[one]["exp_avg"] for one in weights], [one.grad for one in weights]
             near, far = group["betas"]
-            updates = torch._foreach_lerp(averages, gradients, 1 - near)
-            torch._foreach_sign_(updates)
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(averages, gradients, 1 - far)
+            updates = foreach_lerp(averages, gradients, 1 - near)
+            foreach_sign_(updates)
+            foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            foreach_add_(weights, updates, alpha=-group["lr"])
+            foreach_lerp_(averages, gradients, 1 - far)
 
 
 class Muon(torch.optim.Optimizer):
@@ -104,7 +112,7 @@ class Muon(torch.optim.Optimizer):
             ),
         )
         super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self._steps = [bare_step(part) for part in self._parts]
+        self._steps = [unwrapped_step(part) for part in self._parts]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -127,27 +135,6 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
             "embeddings and the last layer do not count); take adamw"
         )
     return found
-
-
-def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """``optimizer.step`` without its wrappers: the same arithmetic, sooner.
-
-    The wrappers serve the profiler, hooks and torch's compiler; they import the compiler, which takes a second, at the
-    first call, and cost a small model a tenth of each step.
-    """
-    step: Any = type(optimizer).step
-    while hasattr(step, "__wrapped__"):
-        step = step.__wrapped__
-    bare: Callable[[], None] = torch.no_grad()(functools.partial(step, optimizer))
-    return bare
-
-
-def _leave_compiler_alone() -> None:
-    """The optimizers' bookkeeping methods do not import the compiler either (torch/_compile.py goes by this mark)."""
-    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        plain = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
-        if plain is not None:
-            plain.__dynamo_disable = plain
 
 
 @dataclass

@@ -26,10 +26,11 @@ from workflow_lib.checkpoint import Snapshot
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
+from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.model import build_model, compiled
-from workflow_lib.training.optimizers import Plateau, bare_step, build_optimizer
+from workflow_lib.training.optimizers import Plateau, build_optimizer
 
 if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
@@ -183,7 +184,7 @@ class State:
             parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        bare_step(self.optimizer)()
+        unwrapped_step(self.optimizer)()
         shapes = {
             group: {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
             for group, named in self.moving().items()

@@ -33,13 +33,14 @@ from workflow_lib.config.metrics import is_better, is_lower_better
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.seed import capture_rng, restore_rng
+from workflow_lib.runtime.torch_internals import foreach_lerp_, unwrapped_step
 from workflow_lib.store.events import EventLog
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, partners, refuse_unfit
 from workflow_lib.training.divergence import Divergence, refuse_divergence
 from workflow_lib.training.hooks import View
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.model import explain, explain_compiler, explain_single_value
-from workflow_lib.training.optimizers import bare_step, learning_rate
+from workflow_lib.training.optimizers import learning_rate
 from workflow_lib.training.progress import Progress
 from workflow_lib.training.sampling import Sampling
 from workflow_lib.training.state import Cursor, Loaded, Row, State
@@ -110,7 +111,7 @@ class Trainer:
         self._is_augmenting = is_augmenting(run.augment) or is_mixing(run.augment)
         refuse_unfit(run.augment, spec)
         self.state = State(run, spec, ranks=ranks, peers=self._peers, device=device, environment=environment)
-        self._bare_step = bare_step(self.state.optimizer)
+        self._unwrapped_step = unwrapped_step(self.state.optimizer)
         self._divergence = Divergence(
             self.state, self._sampling, saver=saver, events=events, waits_for_device=device.type != "cpu"
         )
@@ -225,13 +226,13 @@ class Trainer:
             scaler.step(state.optimizer)
             scaler.update()
         else:
-            self._bare_step()
+            self._unwrapped_step()
         _at("stepped")
         if state.ema is not None and training.ema_decay is not None:
             live = [parameter.detach() for parameter in parallel.parameters]
             # with few steps done, so that the first weights, drawn at random, do not stay in the average
             decay = min(training.ema_decay, (1 + cursor.step) / (10 + cursor.step))
-            torch._foreach_lerp_(list(state.ema.values()), live, 1 - decay)
+            foreach_lerp_(list(state.ema.values()), live, 1 - decay)
             _at("averaged")
         for one, samples in losses:
             state.loss_sum.add_(one, alpha=samples)
