@@ -1,6 +1,88 @@
-import os
+"""Training pipelines on Snakemake and SLURM that resume exactly: the names that plugins and callers may use.
 
-# Set before CUDA starts, so that CUDA numbers GPUs as nvidia-smi and NVML do, and not the fastest first.
+A name is imported from its module when it is first used, so ``import workflow_lib`` stays fast. Everything else in the
+package may change between versions.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workflow_lib.data import Feature, ModelSpec, Source, SourceFile, content_digest, from_arrays
+    from workflow_lib.data.checksums import Checksums
+    from workflow_lib.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        EverstepError,
+        RankError,
+        SaveError,
+        StalledError,
+        StateError,
+        Stopped,
+        TryAgain,
+        UserError,
+        WorkspaceBusy,
+    )
+    from workflow_lib.plugins import Section
+    from workflow_lib.training.hooks import View
+
+__version__ = "0.2.0"
+__all__ = [
+    "CheckpointError",
+    "Checksums",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "EverstepError",
+    "Feature",
+    "ModelSpec",
+    "RankError",
+    "SaveError",
+    "Section",
+    "Source",
+    "SourceFile",
+    "StalledError",
+    "StateError",
+    "Stopped",
+    "TryAgain",
+    "UserError",
+    "View",
+    "WorkspaceBusy",
+    "__version__",
+    "content_digest",
+    "from_arrays",
+]
+
+MODULES = {  # of the public names
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
+    **dict.fromkeys(("Stopped", "TryAgain", "WorkspaceBusy"), "errors"),
+    "Checksums": "data.checksums",
+    "Feature": "data",
+    "ModelSpec": "data",
+    "Section": "plugins",
+    "Source": "data",
+    "SourceFile": "data",
+    "View": "training.hooks",
+    "content_digest": "data",
+    "from_arrays": "data",
+}
+
+# CUDA numbers the GPUs as nvidia-smi and NVML do, instead of the fastest first. It reads this when it starts.
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    globals()[name] = value  # later uses do not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
