@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workflow_lib.data import Feature, ModelSpec, Source, SourceFile, content_digest, from_arrays
-    from workflow_lib.data.checksums import Checksums
     from workflow_lib.errors import (
         CheckpointError,
         ConfigError,
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
         UserError,
         WorkspaceBusy,
     )
-    from workflow_lib.plugins import Section
+    from workflow_lib.plugins import DatasetFacts, Section
+    from workflow_lib.plugins.checksums import Checksums
     from workflow_lib.training.hooks import View
 
 __version__ = "0.2.0"
@@ -37,6 +37,7 @@ __all__ = [
     "Checksums",
     "ConfigError",
     "DataError",
+    "DatasetFacts",
     "DivergedError",
     "EverstepError",
     "Feature",
@@ -61,7 +62,8 @@ __all__ = [
 MODULES = {  # of the public names
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
     **dict.fromkeys(("Stopped", "TryAgain", "WorkspaceBusy"), "errors"),
-    "Checksums": "data.checksums",
+    "Checksums": "plugins.checksums",
+    "DatasetFacts": "plugins",
     "Feature": "data",
     "ModelSpec": "data",
     "Section": "plugins",
