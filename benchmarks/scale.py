@@ -135,7 +135,7 @@ def job(runs: int) -> None:
     for count in (1, runs):
         with project(count) as folder:
             experiment = config.load([folder / "config" / "wide.yaml"], root=folder)
-            frozen = config.snapshot(experiment, folder / "work")
+            frozen = plan.freeze_experiment(experiment, folder / "work")
             verb = (sys.executable, "-m", "workflow_lib", "freeze", "--experiment", str(frozen))
             measured((*verb, "--output", "results/wide/plan.json"), folder)
             written = json.loads((folder / "results/wide/plan.json").read_text())["runs"]

@@ -60,7 +60,7 @@ try:
     claim = claims.of(paths, settings)
     if workflow.is_main_process:
         claims.check(Path("results"), experiment.name, claim)
-    frozen = experiments.snapshot(experiment, WORK)
+    frozen = plans.freeze_experiment(experiment, WORK)
     if workflow.is_main_process:
         results_folders.note(WORK, Path("results"))
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])

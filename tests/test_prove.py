@@ -30,7 +30,7 @@ name: proof
 model: {{name: {model}, params: {params}}}
 optimizer: {{lr: {lr}}}
 schedule: {schedule}
-training: {{epochs: 3, batch_size: 128, accumulation: 2, ema_decay: 0.9, precision: {precision}{more}}}
+training: {{epochs: 3, batch_size: 128, accumulation_steps: 2, ema_decay: 0.9, precision: {precision}{more}}}
 """
 
 NOISY_MODEL = """

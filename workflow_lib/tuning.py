@@ -12,10 +12,11 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from workflow_lib import config, files, plan
 from workflow_lib.config.metrics import best_row, gain, is_lower_better
+from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.errors import ConfigError, DivergedError, EverstepError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
         run=_reference(experiment, params, run),
         thresholds=thresholds(tune, results, run.training.epochs),
     )
-    files.write_signed(output, suggestion)
+    _write(output, suggestion)
     return suggestion
 
 
@@ -148,7 +149,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
         "trials": len(results),
         "run": _reference(experiment, chosen["params"], run),
     }
-    files.write_signed(output, answer)
+    _write(output, answer)
     return answer
 
 
@@ -188,7 +189,7 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
 def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, failure: str | None = None) -> Result:
     """The trial's result, written to the output."""
     answer = result(suggestion, history, failure)
-    files.write_signed(output, answer)
+    _write(output, answer)
     return answer
 
 
@@ -233,13 +234,18 @@ def result_path(tune_dir: Path, number: int) -> Path:
 
 
 def load_suggestion(path: Path) -> Suggestion:
-    suggestion: Suggestion = files.read_json(path, *Suggestion.__annotations__)
-    return suggestion
+    content = files.read_json(path, *Suggestion.__annotations__)
+    return cast("Suggestion", content | {"params": with_current_names(content["params"])})
 
 
 def load_result(path: Path) -> Result:
-    answer: Result = files.read_json(path, *Result.__annotations__)
-    return answer
+    content = files.read_json(path, *Result.__annotations__)
+    return cast("Result", content | {"params": with_current_names(content["params"])})
+
+
+def _write(output: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of the study. Renamed settings keep their old names in it, so that a study can go on."""
+    files.write_signed(output, {**content, "params": with_stored_names(content["params"])})
 
 
 def _ask(

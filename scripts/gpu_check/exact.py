@@ -60,7 +60,7 @@ def settings(device: str, *, nproc: int = 1, model: dict[str, Any] | None = None
 def amp(machine: Machine) -> dict[str, Any]:
     """Return settings with mixed precision, EMA, accumulation and clipping; only GPUs compute in fp16."""
     precision = "fp16" if machine.has_gpu else "bf16"
-    return {"precision": precision, "ema_decay": 0.9, "accumulation": 2, "clip_norm": 1.0}
+    return {"precision": precision, "ema_decay": 0.9, "accumulation_steps": 2, "clip_norm": 1.0}
 
 
 def _exact(machine: Machine, folder: Path, **options: Any) -> str:
@@ -92,7 +92,7 @@ def _transformer(machine: Machine, folder: Path) -> str:
 
 
 def _late(machine: Machine, folder: Path) -> str:
-    project = Project(folder, settings(machine.device, model=CNN, accumulation=2))
+    project = Project(folder, settings(machine.device, model=CNN, accumulation_steps=2))
     return prove(project, kills=5, faults=LATE)
 
 

@@ -48,7 +48,7 @@ def test_only_the_name_is_needed() -> None:
     assert load("name: a") == Experiment(name="a")
 
 
-def test_an_experiment_is_frozen() -> None:
+def test_an_experiment_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load("name: a").training.epochs = 3
 
@@ -85,11 +85,11 @@ def test_a_file_stands_on_the_one_it_extends(folder: Path) -> None:
     Path("base/base.yaml").write_text(
         "extends: root.yaml\ntraining: {epochs: 3, batch_size: 8}\nexport: {batch_sizes: [1, 2, 3]}"
     )
-    Path("base/root.yaml").write_text("name: root\nseed: 5\ntraining: {epochs: 1, accumulation: 2}")
+    Path("base/root.yaml").write_text("name: root\nseed: 5\ntraining: {epochs: 1, accumulation_steps: 2}")
     experiment = load("extends: base/base.yaml\nname: top\ntraining: {batch_size: 16}\nexport: {batch_sizes: [9]}")
     training = experiment.training
     assert (experiment.name, experiment.seed) == ("top", 5)
-    assert (training.epochs, training.batch_size, training.accumulation) == (3, 16, 2)
+    assert (training.epochs, training.batch_size, training.accumulation_steps) == (3, 16, 2)
     assert experiment.export.batch_sizes == [9]
 
 
@@ -399,17 +399,17 @@ def test_the_root_is_the_nearest_folder_with_a_snakefile(folder: Path) -> None:
 
 def test_a_snapshot_loads_to_the_same_experiment(folder: Path) -> None:
     experiment = config.load([REPOSITORY / "config" / "config.yaml"], ["labels.who='Zoë 漢'"])
-    path = config.snapshot(experiment, folder / "work")
+    path = plan.freeze_experiment(experiment, folder / "work")
     assert config.load([path]) == experiment
     assert path.parent == folder / "work" / "experiments"
 
 
 def test_a_snapshot_is_written_once(folder: Path) -> None:
-    path = config.snapshot(load("name: a"), folder / "work")
+    path = plan.freeze_experiment(load("name: a"), folder / "work")
     before = path.stat()
-    assert config.snapshot(load("name: 'a'\nseed: 0"), folder / "work") == path
+    assert plan.freeze_experiment(load("name: 'a'\nseed: 0"), folder / "work") == path
     assert path.stat().st_ino == before.st_ino
-    assert config.snapshot(load("name: a\nruntime: {threads: 2}"), folder / "work") != path
+    assert plan.freeze_experiment(load("name: a\nruntime: {threads: 2}"), folder / "work") != path
 
 
 @pytest.mark.parametrize("text", ['{"name": "a", "name": "b"}', '{"name": "a", "seed": NaN}', '{"name": "a"'])

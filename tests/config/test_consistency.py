@@ -49,10 +49,10 @@ def test_splits_that_leave_nothing_to_train_on_are_refused(tmp_path: Path) -> No
 
 def test_a_batch_that_leaves_a_rank_without_samples_is_refused(tmp_path: Path) -> None:
     runtime = {"nproc": 2, "nodes": 2}
-    (line,) = refusal(tmp_path, runtime=runtime, training={"batch_size": 7, "accumulation": 2})
+    (line,) = refusal(tmp_path, runtime=runtime, training={"batch_size": 7, "accumulation_steps": 2})
     assert "training.batch_size: 7 samples are too few for 4 ranks" in line
     assert line.endswith("allowed: at least 8")
-    assert accepted(tmp_path, runtime=runtime, training={"batch_size": 8, "accumulation": 2}) == 1
+    assert accepted(tmp_path, runtime=runtime, training={"batch_size": 8, "accumulation_steps": 2}) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from workflow_lib import config, plan
 from workflow_lib.config import sweep
 from workflow_lib.config.compose import Source, merge
 from workflow_lib.config.experiment import Experiment
-from workflow_lib.config.identity import canonical, in_identity
+from workflow_lib.config.identity import canonical
+from workflow_lib.config.renamed import with_current_names
 from workflow_lib.config.yaml import Origins, parse_yaml
 from workflow_lib.errors import ConfigError
-from workflow_lib.plugins import Section
+from workflow_lib.plugins import Section, in_identity
 from workflow_lib.plugins.section import NOT_IDENTITY
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -51,7 +52,7 @@ MATTER: dict[str, st.SearchStrategy[Any]] = {
     "schedule.warmup_epochs": st.just(0.0) | fractions(0, 1),
     "training.epochs": st.integers(1, 500),
     "training.batch_size": st.integers(8, 800),
-    "training.accumulation": st.integers(1, 8),
+    "training.accumulation_steps": st.integers(1, 8),
     "training.clip_norm": st.none() | fractions(0, 9),
     "training.label_smoothing": fractions(0, 1),
     "training.focal_gamma": st.just(0.0) | fractions(0, 5),
@@ -197,7 +198,7 @@ OTHER = {
     "schedule.patience": 1,
     "training.epochs": 11,
     "training.batch_size": 65,
-    "training.accumulation": 2,
+    "training.accumulation_steps": 2,
     "training.clip_norm": 1,
     "training.label_smoothing": 0.1,
     "training.focal_gamma": 2.0,
@@ -248,7 +249,7 @@ def test_every_setting_of_a_run_is_in_the_list_above() -> None:
             experiment = Experiment.model_validate(
                 {"name": "a", "optimizer": {"name": optimizer}, "schedule": {"name": schedule}}
             )
-            for part, value in config.identity(experiment).items():
+            for part, value in with_current_names(config.identity(experiment)).items():
                 found |= {f"{part}.{key}" for key in value} if isinstance(value, dict) else {part}
     assert found == set(OTHER)
 

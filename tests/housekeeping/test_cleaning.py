@@ -17,7 +17,7 @@ from tests.support.crash import operations, run_forked
 from tests.support.project import NAME, Project, copy
 from tests.support.stored import row
 from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, config
+from workflow_lib import checkpoint, config, plan
 from workflow_lib.data.manifest import Shard
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning, status
@@ -63,7 +63,7 @@ def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
 
 def make_snapshots(project: Project) -> list[Path]:
     """The project's experiment as a pipeline freezes it."""
-    return [config.snapshot(load(project), project.folder / "work")]
+    return [plan.freeze_experiment(load(project), project.folder / "work")]
 
 
 def test_a_save_that_was_cut_off_goes(killed: Project) -> None:

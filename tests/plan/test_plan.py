@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from workflow_lib import config, files, plan
 from workflow_lib.config import Experiment
 from workflow_lib.errors import ConfigError
-from workflow_lib.plan import runs
+from workflow_lib.plan import expansion
 
 TUNE = {"trials": 4, "space": {"optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
 
@@ -90,7 +90,7 @@ def test_no_name_depends_on_the_order_of_keys(axes: dict[str, str], data: st.Dat
         path = Path(f"{number}.yaml")
         path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
         whole = config.load([path])
-        frozen = config.load([config.snapshot(whole, Path("work"))])
+        frozen = config.load([plan.freeze_experiment(whole, Path("work"))])
         plans += [plan.plan(one, plan.expand(one)) for one in (whole, frozen)]
     assert all(json.dumps(one) == json.dumps(plans[0]) for one in plans)
 
@@ -200,7 +200,7 @@ def test_an_id_is_safe_and_short_whatever_is_swept() -> None:
 
 
 def test_two_runs_with_one_short_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "digest_text", lambda text, person: f"{'0' * 12}{len(text):020x}")
+    monkeypatch.setattr(expansion, "digest_text", lambda text, person: f"{'0' * 12}{len(text):020x}")
     with pytest.raises(ConfigError, match="share the short name 000000000000"):
         plan.expand(experiment(sweep={"grid": {"seed": [1, 22]}}))
 

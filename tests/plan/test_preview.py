@@ -16,7 +16,7 @@ from tests.support.repository import ROOT
 from workflow_lib.__main__ import main
 
 RESNET = {"name": "resnet", "params": {"size": "18", "width": 4}}
-SINGLE = {"epochs": 1, "batch_size": 4, "accumulation": 4}
+SINGLE = {"epochs": 1, "batch_size": 4, "accumulation_steps": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_told_before_the_training(
     images = {"train_images": np.zeros((8, 4, 4), np.uint8), "val_images": np.zeros((4, 4, 4), np.uint8)}
     code, told = validate(capsys, data=npz(**images), model=RESNET, training=SINGLE)
     assert code == 2
-    assert "x.yaml: training.batch_size: a batch of 4 in 4 parts" in told
+    assert "x.yaml: training.batch_size: a batch of 4 in 4 micro-batches" in told
     assert "leaves 1 sample a process" in told
     assert "Traceback" not in told
     group = {"name": "resnet", "params": {"size": "18", "norm": "group"}}
@@ -97,7 +97,7 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_told_before_the_training(
     assert validate(capsys, data=npz(**images), model=RESNET, training={**SINGLE, "batch_size": 8})[0] == 0
     large = {name: np.zeros((len(array), 32, 32), np.uint8) for name, array in images.items()}
     assert validate(capsys, data=npz(**large), model=RESNET, training=SINGLE)[0] == 0
-    code, told = validate(capsys, data=npz(**images), model=RESNET, training={**SINGLE, "accumulation": 2},
+    code, told = validate(capsys, data=npz(**images), model=RESNET, training={**SINGLE, "accumulation_steps": 2},
                           runtime={"nproc": 2})  # fmt: skip
     assert code == 2
     assert "on 2 processes" in told

@@ -9,9 +9,9 @@ from tests.support.project import FAILED, FINISHED, STOPPED, differences, merged
 
 COMPILED: dict[str, Any] = {
     "model": {"name": "mlp", "params": {"hidden": [24], "dropout": 0.2}},
-    "training": {"compile": True, "accumulation": 4, "epochs": 2},
+    "training": {"compile": True, "accumulation_steps": 4, "epochs": 2},
 }
-ONE_OF_TWO: dict[str, Any] = merged(COMPILED, {"training": {"accumulation": 1}, "runtime": {"nproc": 2}})
+ONE_OF_TWO: dict[str, Any] = merged(COMPILED, {"training": {"accumulation_steps": 1}, "runtime": {"nproc": 2}})
 LONG_S = 600.0
 
 

@@ -165,8 +165,8 @@ def test_a_model_that_does_not_fit_the_data_is_refused(fresh: Fresh, kind: str, 
 
 
 def test_a_normalisation_of_a_single_value_is_a_mistake_of_the_settings(fresh: Fresh) -> None:
-    run = fresh({"training": {"batch_size": 4, "accumulation": 4}})
+    run = fresh({"training": {"batch_size": 4, "accumulation_steps": 4}})
     assert run.attempt() == UserError.exit_code
     said = run.log.splitlines()[-1]
-    assert "a batch of 4 in 4 parts (training.accumulation) on 1 processes (runtime.nproc) leaves 1 sample" in said
+    assert "a batch of 4 in 4 micro-batches (training.accumulation_steps) on 1 processes" in said
     assert run.newest_step() == 0

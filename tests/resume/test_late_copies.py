@@ -15,11 +15,11 @@ EVERY_STEP: dict[str, Any] = {"checkpoint": {"interval_steps": 1}}
 # 66 samples per step; every case has batch norm and ema_decay
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm and averages": {},
-    "accumulation": ACCUMULATED,
+    "accumulation_steps": ACCUMULATED,
     "teacher": {"model": {"name": "tests.plugins.teacher"}},
     "teacher beside a frozen backbone": {"model": {"name": "tests.plugins.teacher", "params": {"backbone": 5000}}},
     "ddp": with_ranks(2),
-    "ddp with accumulation": merged(with_ranks(2), {"training": {"accumulation": 2}}),
+    "ddp with accumulation": merged(with_ranks(2), {"training": {"accumulation_steps": 2}}),
     "compiled": merged(with_ranks(1), {"training": {"compile": True, "ema_decay": None}}),
     "fsdp": merged(with_ranks(2), {"training": {"parallel": "fsdp"}}),
 }
@@ -42,7 +42,7 @@ def test_a_stop_inside_a_step_saves_what_its_forward_passes_have_not_changed(
     fresh: Fresh, reference: Fresh, backbone: int
 ) -> None:
     model = {"model": {"name": "tests.plugins.teacher", "params": {"backbone": backbone}}}
-    changes = merged(model, {"training": {"accumulation": 4}})
+    changes = merged(model, {"training": {"accumulation_steps": 4}})
     run = fresh(changes)
     for count in (7, 11):
         assert run.attempt({"point": "forward", "count": count, "signal": "SIGTERM", "rank": 0}) == STOPPED

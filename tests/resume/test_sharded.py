@@ -44,7 +44,7 @@ def test_ranks_that_share_a_model_are_exact(fresh: Fresh, reference: Fresh, rank
 
 @pytest.mark.parametrize(
     "changes",
-    [{"accumulation": 2}, {"precision": "bf16"}, {"activation_checkpointing": True}],
+    [{"accumulation_steps": 2}, {"precision": "bf16"}, {"activation_checkpointing": True}],
     ids=["accumulated", "bf16", "recomputed"],
 )
 def test_ranks_that_share_a_model_are_exact_inside_a_window_and_in_other_arithmetic(
@@ -144,7 +144,7 @@ def test_a_transformer_whose_blocks_are_gathered_one_by_one_is_exact(tmp_path: P
     changes = {
         "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
         "model": {"name": "transformer", "params": {"width": 18, "layers": 2, "heads": 2, "dropout": 0.1}},
-        "training": {"epochs": 1, "parallel": "fsdp", "activation_checkpointing": True, "accumulation": 2},
+        "training": {"epochs": 1, "parallel": "fsdp", "activation_checkpointing": True, "accumulation_steps": 2},
         "runtime": {"nproc": 2},
     }
     text = (ROOT / "docs" / "exact-resume.md").read_text()

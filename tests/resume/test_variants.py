@@ -30,17 +30,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "muon, fp16": {
         "optimizer": {"name": "muon"},
         "model": {"params": {"tied": True}},
-        "training": {"precision": "fp16", "accumulation": 2},
+        "training": {"precision": "fp16", "accumulation_steps": 2},
     },
     "focal, weighted": {"training": {"focal_gamma": 2.0, "class_weights": "balanced", "label_smoothing": 0.1}},
     "balanced sampling": {"training": {"sampling": "balanced"}},
-    "recomputed": {"training": {"activation_checkpointing": True, "accumulation": 2, "clip_norm": None}},
+    "recomputed": {"training": {"activation_checkpointing": True, "accumulation_steps": 2, "clip_norm": None}},
     "recomputed, two ranks": merged(with_ranks(2), {"training": {"activation_checkpointing": True, "epochs": 3}}),
     "recomputed, two ranks that share": merged(
         with_ranks(2), {"training": {"activation_checkpointing": True, "parallel": "fsdp", "epochs": 3}}
     ),
     "augmented": {
-        "training": {"accumulation": 2},
+        "training": {"accumulation_steps": 2},
         "augment": {"flip_horizontal": 0.5, "rotation": 10, "noise": 0.1, "mixup": 0.4, "cutmix": 1.0},
     },
     "augmented, balanced": {"augment": {"noise": 0.1, "mixup": 0.4}, "training": {"sampling": "balanced"}},
@@ -84,7 +84,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
             "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
             "model": {"name": "transformer", "params": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1}},
             "optimizer": {"name": "muon"},
-            "training": {"label_smoothing": 0.1, "accumulation": 2, "ema_decay": None},
+            "training": {"label_smoothing": 0.1, "accumulation_steps": 2, "ema_decay": None},
         },
         "val_accuracy",
     ),

@@ -8,7 +8,7 @@ from typing import Any
 # A window of two micro-batches, and what else has a state: momentum, a plateau, early stopping, a tied weight
 ACCUMULATED: dict[str, Any] = {
     "model": {"params": {"tied": True}},
-    "training": {"epochs": 9, "accumulation": 2, "early_stopping": {"metric": "val_loss", "patience": 9}},
+    "training": {"epochs": 9, "accumulation_steps": 2, "early_stopping": {"metric": "val_loss", "patience": 9}},
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "schedule": {"name": "plateau", "warmup_epochs": 0, "patience": 0, "factor": 0.5},
 }

@@ -73,7 +73,7 @@ def table(inputs: np.ndarray = TABLE) -> Source:
     return given(inputs, np.arange(60) % 2, classes=("no", "yes"), features=FEATURES)
 
 
-TRAINING = {"epochs": 2, "batch_size": 16, "accumulation": 2}
+TRAINING = {"epochs": 2, "batch_size": 16, "accumulation_steps": 2}
 
 
 def trained(

@@ -24,7 +24,7 @@ def sampling(samples: int = 100, rank: int = 0, world_size: int = 1, **training:
 @hypothesis.given(batch=st.integers(1, 100), world_size=st.integers(1, 5), accumulation=st.integers(1, 4))
 def test_the_micro_batches_of_all_ranks_are_the_batch(batch: int, world_size: int, accumulation: int) -> None:
     hypothesis.assume(batch >= world_size * accumulation)
-    given = {"batch_size": batch, "accumulation": accumulation}
+    given = {"batch_size": batch, "accumulation_steps": accumulation}
     windows = [one for rank in range(world_size) for one in sampling(100, rank, world_size, **given).windows]
     assert [row for start, stop in windows for row in range(start, stop)] == list(range(batch))
     sizes = {stop - start for start, stop in windows}
@@ -34,7 +34,7 @@ def test_the_micro_batches_of_all_ranks_are_the_batch(batch: int, world_size: in
 def test_a_batch_that_is_too_small_is_refused() -> None:
     assert sampling(100, batch_size=33).steps_per_epoch == 3
     with pytest.raises(ConfigError, match="= 5 is less than one sample for each of 3 ranks x 2 micro-batches"):
-        sampling(100, world_size=3, batch_size=5, accumulation=2)
+        sampling(100, world_size=3, batch_size=5, accumulation_steps=2)
 
 
 def test_an_order_has_each_sample_once_and_is_a_function_of_seed_and_epoch() -> None:

@@ -90,7 +90,7 @@ def test_forty_suggestions_made_again_are_the_same_bytes(tmp_path: Path, sampler
 
 
 def test_another_process_with_other_hashing_gives_the_same_bytes(finished: Study, tmp_path: Path) -> None:
-    snapshot = config.snapshot(finished.experiment, tmp_path)
+    snapshot = plan.freeze_experiment(finished.experiment, tmp_path)
     output = tmp_path / "again.json"
     command = [sys.executable, "-m", "workflow_lib", "suggest", "--experiment", str(snapshot)]
     command += ["--number", "11", "--tune-dir", str(finished.tune_dir), "--output", str(output)]
@@ -455,7 +455,7 @@ def test_an_experiment_without_a_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_suggestion_imports_nothing_heavy(finished: Study, tmp_path: Path) -> None:
-    snapshot = config.snapshot(finished.experiment, tmp_path)
+    snapshot = plan.freeze_experiment(finished.experiment, tmp_path)
     program = (
         "import sys; from workflow_lib.__main__ import main; code = main(sys.argv[1:]);"
         "print(code, sorted({'torch', 'pandas', 'sklearn', 'scipy', 'plotly'} & set(sys.modules)))"

@@ -6,22 +6,24 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_lib.config.renamed import read_old_names
 from workflow_lib.config.run import VARIANTS
-from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml
+from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
 from workflow_lib.errors import ConfigError, shortened
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tree of values and their origins."""
+    """A tree of values, their origins, and messages for the user about old names in it."""
 
     values: dict[str, Any]
     origins: Origins
+    messages: tuple[str, ...] = ()
 
 
 def find_root(start: Path) -> Path:
@@ -56,13 +58,17 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
         raise ConfigError(f"{where}: an experiment is a mapping of settings (name: value), not {kind}")
     base = value.pop("extends", None)
     if base is None:
-        return Source(value, Origins(entries))
+        return _with_current_names(value, entries)
     if not isinstance(base, str):
         raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
     target = path.parent / base
     if not os.path.isfile(target):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(shown(target), 300)}")
-    return merge(read(target, (*opened, path.resolve())), Source(value, Origins(entries)))
+    return merge(read(target, (*opened, path.resolve())), _with_current_names(value, entries))
+
+
+def _with_current_names(values: dict[str, Any], entries: dict[KeyPath, str]) -> Source:
+    return Source(*read_old_names(values, Origins(entries)))
 
 
 def shown(path: Path) -> str:
@@ -106,7 +112,8 @@ def merge(base: Source, over: Source) -> Source:
         origin = over.origins.exactly(path) or base.origins.exactly(path)
         if origin:
             entries[path] = origin
-    return Source(values, Origins(entries))
+    messages = tuple(dict.fromkeys((*base.messages, *over.messages)))
+    return Source(values, Origins(entries), messages)
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -135,14 +142,6 @@ def deep_merge(base: Any, over: Any) -> Any:
         **base,
         **{key: deep_merge(base[key], value) if key in base else value for key, value in over.items()},
     }
-
-
-def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every key path in a tree, parents first."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from paths(item, (*path, key))
 
 
 # Mappings whose keys are themselves dotted names: what follows in an override is one key.
@@ -183,7 +182,7 @@ def _override(word: str) -> Source:
         value = {key: value}
     entries: dict[KeyPath, str] = {(*path, *rest): where for rest in inner or {(): where}}
     entries.update({path[:length]: where for length in range(1, len(path))})
-    return Source(value, Origins(entries))
+    return _with_current_names(value, entries)
 
 
 def _override_path(parts: list[str]) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from typing import Any, get_origin
 
 from workflow_lib import plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
-from workflow_lib.config.identity import in_identity
 from workflow_lib.config.messages import nearest, sections_of, shown, unknown
 from workflow_lib.config.run import METRICS, Training
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
+from workflow_lib.plugins import in_identity
 
 # What each kind of device can compute in; `auto` is known only where the training runs.
 PRECISIONS = {
@@ -75,12 +75,12 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f" (training.epochs={training.epochs}); allowed: at most that",
         )
     ranks = runtime.nproc * runtime.nodes
-    parts = ranks * training.accumulation
-    if training.batch_size < parts:
+    least = ranks * training.accumulation_steps
+    if training.batch_size < least:
         yield (
             ("training", "batch_size"),
             f"{training.batch_size} samples are too few for {ranks} ranks (runtime.nproc x runtime.nodes) x"
-            f" {training.accumulation} parts (training.accumulation); allowed: at least {parts}",
+            f" {training.accumulation_steps} micro-batches (training.accumulation_steps); allowed: at least {least}",
         )
     yield from _task_problems(run)
     yield from data_problems(run, plugins.facts(data.name, data.params))

@@ -1,4 +1,4 @@
-"""Equal settings have equal names on any machine: a digest of canonical JSON of what can change a result."""
+"""Digests of settings: equal for equal settings, on any machine. Computed from canonical JSON of the identity."""
 
 from __future__ import annotations
 
@@ -9,31 +9,42 @@ from typing import Any
 
 from workflow_lib import plugins
 from workflow_lib.config.run import Data, Model
-from workflow_lib.plugins import Section
-from workflow_lib.plugins import in_identity as in_identity
+from workflow_lib.plugins import Section, in_identity
+from workflow_lib.plugins.section import stored_name
 
 
 def identity(section: Section) -> dict[str, Any]:
-    """The settings that can change the result, as JSON values; fields marked otherwise are left out."""
-    aside = _aside(type(section))
-    values = section.model_dump(mode="json", exclude=set(aside))
+    """Return the settings that can change a result, as JSON values, without those marked NOT_IDENTITY.
+
+    A renamed setting has its old name, so that a rename changes no digest.
+    """
+    excluded = _excluded(type(section))
+    values = section.model_dump(mode="json", exclude=set(excluded))
     for name in type(section).model_fields:
         inner = getattr(section, name)
-        if name not in aside and isinstance(inner, Section):
+        if name not in excluded and isinstance(inner, Section):
             values[name] = identity(inner)
+    for name, old in _renamed(type(section)).items():
+        values[old] = values.pop(name)
     if isinstance(section, Data | Model):
         params = plugins.load("data" if isinstance(section, Data) else "models", section.name).Params
-        values["params"] = {k: v for k, v in values["params"].items() if k not in _aside(params)}
+        values["params"] = {k: v for k, v in values["params"].items() if k not in _excluded(params)}
     return values
 
 
 @cache
-def _aside(section: type[Section]) -> frozenset[str]:
+def _excluded(section: type[Section]) -> frozenset[str]:
     return frozenset(name for name in section.model_fields if not in_identity(section, name))
 
 
+@cache
+def _renamed(section: type[Section]) -> dict[str, str]:
+    stored = {name: stored_name(section, name) for name in section.model_fields}
+    return {name: old for name, old in stored.items() if old != name}
+
+
 def canonical(value: Any) -> str:
-    """One text for equal JSON values: sorted keys, shortest numbers, no negative zero; NaN is refused."""
+    """Return the same text for equal JSON values: sorted keys, shortest numbers, no -0.0. ValueError for NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return canonical(_without_negative_zero(value)) if "-0.0" in text and _has_negative_zero(value) else text
 
@@ -55,10 +66,10 @@ def _without_negative_zero(value: Any) -> Any:
 
 
 def digest(value: Any, person: str) -> str:
-    """32 hex digits of BLAKE2b over canonical JSON; `person` (up to 16 bytes) keeps kinds of digest apart."""
+    """Return 32 hex digits of BLAKE2b over canonical JSON; `person` (up to 16 bytes) separates kinds of digests."""
     return digest_text(canonical(value), person)
 
 
 def digest_text(text: str, person: str) -> str:
-    """The same, of a text that is canonical already."""
+    """Return `digest` of a value that is given as its canonical text."""
     return hashlib.blake2b(text.encode(), digest_size=16, person=person.encode()).hexdigest()

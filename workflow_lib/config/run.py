@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from workflow_lib import plugins
 from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import NOT_IDENTITY
+from workflow_lib.plugins.section import NOT_IDENTITY, renamed_from
 
 MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
 
@@ -221,7 +221,12 @@ class Training(Section):
     batch_size: int = Field(
         64, ge=1, le=MOST, description="samples of one optimizer step, over all ranks and accumulated parts"
     )
-    accumulation: int = Field(1, ge=1, description="parts that the batch is computed in, to save memory")
+    accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="micro-batches per optimizer step (gradient accumulation): less memory, the same batch_size",
+        json_schema_extra=renamed_from("accumulation"),
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
     focal_gamma: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,14 @@ from workflow_lib.errors import ConfigError, shortened
 KeyPath = tuple[str | int, ...]
 LARGEST = 500_000  # values in one file: beyond it, aliases of aliases would fill the memory
 MOST_DIGITS = 1000  # of a whole number; Python refuses to print one of many more
+
+
+def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield every key path in a tree, parents first."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths(item, (*path, key))
 
 
 def dotted(path: KeyPath) -> str:

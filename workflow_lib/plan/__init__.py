@@ -1,22 +1,12 @@
-"""Experiments become named runs."""
+"""From an experiment to named, frozen runs."""
 
 from workflow_lib.config.run import RunConfig
 from workflow_lib.config.stages import STAGES, stages
-from workflow_lib.plan.frozen import freeze, load_run
+from workflow_lib.plan.expansion import Run, apply, base, expand, is_point
+from workflow_lib.plan.frozen import freeze, freeze_experiment, load_run
 from workflow_lib.plan.listing import columns, table
+from workflow_lib.plan.naming import data_id, data_settings, run_digest, run_id, section_digest
 from workflow_lib.plan.plan_file import plan, plan_digest, reported_runs, write_plan
-from workflow_lib.plan.runs import (
-    Run,
-    apply,
-    base,
-    data_id,
-    data_settings,
-    expand,
-    is_point,
-    run_digest,
-    run_id,
-    section_digest,
-)
 from workflow_lib.plan.study import freeze_study, studied, study_digest, study_id, study_metric, tuned_base
 
 __all__ = [
@@ -30,6 +20,7 @@ __all__ = [
     "data_settings",
     "expand",
     "freeze",
+    "freeze_experiment",
     "freeze_study",
     "is_point",
     "load_run",

@@ -1,41 +1,61 @@
-"""Frozen runs: what a digest names never changes."""
+"""Frozen experiments and runs in `work/`: files named by a digest, whose content never changes.
+
+Queued jobs read them, so that an edit of the experiment file cannot reach a job that was planned before.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from workflow_lib import files
+from workflow_lib import config, files
+from workflow_lib.config.experiment import Experiment
+from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.config.run import RunConfig
 from workflow_lib.errors import ConfigError, StateError
-from workflow_lib.plan.runs import run_digest
+from workflow_lib.plan.naming import run_digest
+
+logger = logging.getLogger(__name__)
 
 
-def freeze(run: RunConfig, work: Path, name: str | None = None) -> Path:
-    """The file work/runs/<digest>/config.json holds the run; a file already there is only checked.
-
-    It is not forced to the disk: one that a power loss took, or left torn, is frozen again by the next plan, and of
-    ten thousand runs each would wait for the disk twice.
-    """
-    name = name or run_digest(run)
-    path = work / "runs" / name / "config.json"
-    text = files.json_text(run.model_dump(mode="json"))
-    try:
-        there = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        there = ""
-    if there != text:
-        if _is_torn(there):
-            files.write_atomic(path, text, durable=False)
-        else:
-            read_run(path, name)
+def freeze_experiment(experiment: Experiment, work: Path) -> Path:
+    """Write work/experiments/<digest>.json with every setting, and return its path; `config.load` reads it back."""
+    values = with_stored_names(experiment.model_dump(mode="json"))
+    path = work / "experiments" / f"{config.digest(values, 'experiment')}.json"
+    text = files.json_text(values)
+    if not path.exists() or path.read_bytes() != text.encode():
+        if path.exists():
+            logger.warning("%s was damaged, and is written again", path)
+        files.write_atomic(path, text)
     return path
 
 
-def _is_torn(text: str) -> bool:
+def freeze(run: RunConfig, work: Path, digest: str | None = None) -> Path:
+    """Write work/runs/<digest>/config.json with the run, and return its path; an existing file is only checked.
+
+    The file is not synced to disk: of ten thousand runs, each would wait for the disk twice. The next plan freezes a
+    run again whose file a power loss removed or truncated.
+    """
+    digest = digest or run_digest(run)
+    path = work / "runs" / digest / "config.json"
+    text = files.json_text(with_stored_names(run.model_dump(mode="json")))
+    try:
+        present = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        present = ""
+    if present != text:
+        if _is_truncated(present):
+            files.write_atomic(path, text, durable=False)
+        else:
+            read_run(path, digest)
+    return path
+
+
+def _is_truncated(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -44,7 +64,11 @@ def _is_torn(text: str) -> bool:
 
 
 def load_run(ref: str, work: Path) -> tuple[RunConfig, str]:
-    """The frozen run and its digest; `ref` is an id, a digest, its first 12 digits or more, or a pointer file."""
+    """Return the frozen run and its digest.
+
+    `ref` is an id, a digest, its first 12 digits or more, or a JSON file such as best.json. Raises ConfigError if it
+    names no run, or several.
+    """
     path = _frozen(ref, work)
     return read_run(path, path.parent.name), path.parent.name
 
@@ -53,12 +77,12 @@ def _frozen(ref: str, work: Path) -> Path:
     match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", _pointed(ref) if ref.endswith(".json") else ref)
     if not match:
         raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")
-    whole = work / "runs" / match[1] / "config.json"
-    if whole.exists():  # a whole digest: not looked for among all runs
-        return whole
+    exact = work / "runs" / match[1] / "config.json"
+    if exact.exists():  # a whole digest: spares a scan of all runs
+        return exact
     found = sorted((work / "runs").glob(f"{match[1]}*/config.json"))
     if len(found) > 1:
-        raise ConfigError(f"{ref}: {len(found)} runs in {work / 'runs'} begin like this; give more of the digest")
+        raise ConfigError(f"{ref}: {len(found)} runs in {work / 'runs'} start with this; give more digits")
     if not found:
         raise ConfigError(
             f"{ref}: no such run in {work / 'runs'}; the pipeline's plan freezes the runs of an experiment"
@@ -67,7 +91,7 @@ def _frozen(ref: str, work: Path) -> Path:
 
 
 def _pointed(ref: str) -> str:
-    """The digest in a JSON file such as best.json."""
+    """Return the digest in a JSON file such as best.json."""
     try:
         return str(files.read_json(Path(ref), "run")["run"]["digest"])
     except OSError as error:
@@ -76,9 +100,10 @@ def _pointed(ref: str) -> str:
         raise ConfigError(f"{ref}: does not point to a run; a file such as best.json holds run.digest") from error
 
 
-def read_run(path: Path, name: str) -> RunConfig:
+def read_run(path: Path, digest: str) -> RunConfig:
+    """Return the run in the file; raise ConfigError if its digest is another one."""
     try:
-        run = RunConfig.model_validate(files.read_json(path))
+        run = RunConfig.model_validate(with_current_names(files.read_json(path)))
     except StateError as error:
         raise ConfigError(str(error)) from error
     except ValidationError as error:
@@ -86,8 +111,8 @@ def read_run(path: Path, name: str) -> RunConfig:
         raise ConfigError(
             f"{path}: not the settings of a run, or of another version: {reason}. {files.REMAKE}"
         ) from error
-    if run_digest(run) != name:
+    if run_digest(run) != digest:
         raise ConfigError(
-            f"{path}: not what was frozen under this name; move {path.parent} away and run the plan again"
+            f"{path}: not the run that was frozen under this name; move {path.parent} away and run the plan again"
         )
     return run

@@ -11,7 +11,7 @@ from workflow_lib.config import sweep
 from workflow_lib.config.experiment import Experiment, Tune
 from workflow_lib.config.identity import canonical
 from workflow_lib.errors import EverstepError
-from workflow_lib.plan.runs import expand
+from workflow_lib.plan.expansion import expand
 from workflow_lib.plan.study import study_id, study_metric
 from workflow_lib.text import aligned, count
 

@@ -8,25 +8,30 @@ from typing import Any
 
 from workflow_lib import config, files
 from workflow_lib.config.experiment import Experiment
+from workflow_lib.config.renamed import with_stored_names
 from workflow_lib.errors import ConfigError
+from workflow_lib.plan.expansion import Run, base, expand
 from workflow_lib.plan.frozen import freeze
-from workflow_lib.plan.runs import Run, base, data_id, expand, run_digest
+from workflow_lib.plan.naming import data_id, run_digest
 from workflow_lib.plan.study import study_definition, study_digest, study_id
 
 
 def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
-    """The plan as JSON values: the runs and the study."""
-    listed = [{"id": r.id, "digest": r.digest, "data_id": r.data_id, "swept": r.swept} for r in runs]
+    """Return the plan as JSON values: the runs and the study."""
+    listed = [
+        {"id": run.id, "digest": run.digest, "data_id": run.data_id, "swept": with_stored_names(run.swept)}
+        for run in runs
+    ]
     return {"experiment": experiment.name, "runs": listed, "study": _study(experiment)}
 
 
 def reported_runs(plan_file: Path) -> list[str]:
-    """The names of the runs in a plan.json, with `tuned` where it has a study."""
+    """Return the names of the runs in a plan.json, with `tuned` if it has a study."""
     try:
         written = files.read_json(plan_file)
         return [*(str(run["id"]) for run in written["runs"]), *(["tuned"] if written["study"] else [])]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{plan_file}: not a plan that `freeze` wrote: {error}") from error
+        raise ConfigError(f"{plan_file}: not a plan that `everstep freeze` wrote: {error}") from error
 
 
 def _study(experiment: Experiment) -> dict[str, Any] | None:
@@ -43,12 +48,12 @@ def _study(experiment: Experiment) -> dict[str, Any] | None:
 
 
 def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """A digest of the runs and the study: labels and the like do not change it."""
+    """Return a digest of the runs and the study; labels and other settings that change no run do not change it."""
     return config.digest(plan(experiment, runs), "plan")
 
 
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
-    """Every run and the study's definition are frozen, and then the plan is written."""
+    """Freeze every run and the definition of the study, then write the plan."""
     runs = expand(experiment)
     for run in runs:
         freeze(run.config, work, run.digest)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ANY_FEATURES = 8  # of a table that is not read: batch norm needs two rows of any width
 ANY_SIZE = 64  # of images that are not read
 ONLY_THE_TRAINING = (
-    "each process computes one sample at a time (training.batch_size, training.accumulation, runtime.nproc): only the "
-    "training can tell whether the model's batch norm gets more than one value of each channel"
+    "each process computes one sample at a time (training.batch_size, training.accumulation_steps, runtime.nproc): "
+    "only the training can tell whether the model's batch norm gets more than one value of each channel"
 )
 
 
@@ -47,7 +47,7 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
         values = {name: getattr(run.config, name) for name in type(run.config).model_fields}
         problems.update((f"{dotted(path)}: {what}", None) for path, what in data_problems(values, known))
         training, processes = run.config.training, runtime.nproc * runtime.nodes
-        if training.batch_size // (processes * training.accumulation) == 1:
+        if training.batch_size // (processes * training.accumulation_steps) == 1:
             key = config.canonical([data, run.config.model.model_dump(mode="json")])
             if key in asked:
                 continue

@@ -59,11 +59,23 @@ def project_path(path: Path, root: Path | None) -> Path:
     return lexical
 
 
+# json_schema_extra of a setting that cannot change the result of a run: it is not part of the run's digest.
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
+
+def renamed_from(old: str) -> dict[str, Any]:
+    """Return the mark of a setting that was renamed: digests and stored files keep its old name."""
+    return {"identity": old}
+
+
+def stored_name(section: type[Section], name: str) -> str:
+    """Return the name of a setting in digests and stored files: its own, or the one it was renamed from."""
+    extra = section.model_fields[name].json_schema_extra
+    old = extra.get("identity") if isinstance(extra, dict) else None
+    return old if isinstance(old, str) else name
+
+
 def in_identity(section: type[Section], name: str) -> bool:
     """Return True if the setting can change the result of a run; False if it is marked NOT_IDENTITY."""
     extra = section.model_fields[name].json_schema_extra
     return not isinstance(extra, dict) or extra.get("identity", True) is not False
-
-
-# The mark of a field that cannot change the result of a run: it stays out of the run's identity.
-NOT_IDENTITY: dict[str, Any] = {"identity": False}

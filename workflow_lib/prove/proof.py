@@ -156,7 +156,7 @@ class Training:
 
     def __init__(self, experiment: Experiment, run: plan.Run, data: Path, folder: Path) -> None:
         self.log = folder / "log.txt"
-        self.windows = run.config.training.accumulation
+        self.windows = run.config.training.accumulation_steps
         self._experiment, self._run, self._data, self._folder = experiment, run, data, folder
         self._work = folder / "work"
         self._seen: str | None = None

@@ -136,10 +136,10 @@ def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
     """Return the command that makes the page again, and the whole experiment."""
     import yaml
 
-    from workflow_lib import config
+    from workflow_lib import plan
     from workflow_lib.results import provenance
 
-    frozen = config.snapshot(experiment, work)
+    frozen = plan.freeze_experiment(experiment, work)
     return {
         "command": provenance.rebuild_command(output, str(frozen)),
         "experiment": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -67,13 +67,13 @@ def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
 def explain_single_value(error: Exception, training: Training, processes: int) -> None:
     """Raises ConfigError where a normalisation was given one value, which has no deviation."""
     if str(error).startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
-        samples = training.batch_size // (training.accumulation * processes)
+        samples = training.batch_size // (training.accumulation_steps * processes)
         raise ConfigError(
-            f"training.batch_size: a batch of {training.batch_size} in {training.accumulation} parts "
-            f"(training.accumulation) on {processes} processes (runtime.nproc) leaves {samples} sample a process, "
-            f"and a normalisation of the model gets a single value of it, which has no deviation ({error}); take "
-            "larger batches, fewer parts or processes, or a model without batch norm (model.params.norm: group, where "
-            "it has that)"
+            f"training.batch_size: a batch of {training.batch_size} in {training.accumulation_steps} micro-batches "
+            f"(training.accumulation_steps) on {processes} processes (runtime.nproc) leaves {samples} sample a process,"
+            f" and a normalisation of the model gets a single value of it, which has no deviation ({error}); take "
+            "larger batches, fewer micro-batches or processes, or a model without batch norm (where the model has it: "
+            "model.params.norm: group)"
         ) from error
 
 

@@ -22,16 +22,17 @@ class Sampling:
         self._run, self._split = run, split
         self.batch = run.training.batch_size
         self.steps_per_epoch = len(split) // self.batch
-        parts = ranks.world_size * run.training.accumulation
+        parts = ranks.world_size * run.training.accumulation_steps
         if self.batch < parts:
             raise ConfigError(
                 f"training.batch_size = {self.batch} is less than one sample for each of {ranks.world_size} ranks x "
-                f"{run.training.accumulation} micro-batches"
+                f"{run.training.accumulation_steps} micro-batches"
             )
         edges = [self.batch * part // parts for part in range(parts + 1)]
-        first = ranks.rank * run.training.accumulation
+        count = run.training.accumulation_steps
+        first = ranks.rank * count
         # where they begin and end inside a global batch: consecutive, as equal as can be
-        self.windows = [(edges[part], edges[part + 1]) for part in range(first, first + run.training.accumulation)]
+        self.windows = [(edges[part], edges[part + 1]) for part in range(first, first + count)]
 
     def order(self, epoch: int) -> torch.Tensor:
         """The samples of the epoch, by their numbers in the split; its steps take them from the front."""

@@ -251,7 +251,7 @@ class Trainer:
         nothing = torch.zeros(len(self._task.sums), dtype=torch.float64, device=self.device)
         state.model.eval()
         self._agree_on_buffers()
-        size = math.ceil(self._sampling.batch / self.run.training.accumulation)
+        size = math.ceil(self._sampling.batch / self.run.training.accumulation_steps)
         number = math.ceil(len(split) / size)
         mine = range(cursor.val_index + self.ranks.rank, number, world)
         with contextlib.closing(split.stream(slice(one * size, (one + 1) * size) for one in mine)) as batches:

@@ -1,0 +1,61 @@
+"""Digests, and the readable names with them: of runs, of data sets, and of sections of an experiment.
+
+They are in the names of folders in `work/` and `results/`, so a change here would train every run again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workflow_lib import config
+from workflow_lib.config.experiment import Experiment
+from workflow_lib.config.identity import canonical
+from workflow_lib.config.renamed import with_stored_names
+from workflow_lib.config.run import Data, RunConfig
+from workflow_lib.plugins import Section
+
+
+def run_digest(run: RunConfig) -> str:
+    """Return the digest of the run's settings: 32 hex digits."""
+    return config.digest(config.identity(run), "run")
+
+
+def data_settings(run: RunConfig | Experiment) -> dict[str, Any]:
+    """Return all settings of the run's data as JSON values, also those that are not part of the identity."""
+    return run.data.model_dump(mode="json")
+
+
+def data_id(run: RunConfig | Experiment | Data) -> str:
+    """Return `<data set>-<12 hex>`: equal for runs that share their shards."""
+    data = run if isinstance(run, Data) else run.data
+    return f"{slug(data.name)}-{config.digest(config.identity(data), 'data')[:12]}"
+
+
+def run_id(experiment_name: str, swept: Mapping[str, Any], digest: str) -> str:
+    """Return `<slug>-<12 hex>`: the slug has the experiment's name and the swept values, for people.
+
+    A renamed setting has its old name in it: the folder of the run in `results/` stays where it is.
+    """
+    words = [experiment_name, *(_word(key, value) for key, value in with_stored_names(swept).items())]
+    return f"{slug('-'.join(words))}-{digest[:12]}"
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return "-".join(_word(inner, item) for inner, item in value.items())
+    if isinstance(value, str):
+        return value
+    return f"{key.rpartition('.')[2]}{canonical(value)}"
+
+
+def slug(text: str) -> str:
+    """Return the text in characters that are safe in a path, at most 64 of them."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text.lower())[:64].strip("-.")
+
+
+def section_digest(experiment: Experiment, section: str) -> str:
+    """Return a digest that changes with each setting of the section that can change its results."""
+    value = getattr(experiment, section)
+    return config.digest(config.identity(value) if isinstance(value, Section) else value, "section")
