@@ -14,7 +14,7 @@ import torch
 
 from tests.support.trained import Trained, train
 from workflow_lib import data, evaluation, export, plugins
-from workflow_lib.data.loader import normalise
+from workflow_lib.data.normalisation import normalise
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import read_json
 

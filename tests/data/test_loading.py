@@ -179,7 +179,7 @@ def test_the_size_decides_where_nobody_says(
 
 def test_processes_of_a_node_share_its_memory() -> None:
     cpu = torch.device("cpu")
-    alone, shared = (loader.room(cpu, processes) for processes in (1, 1000))
+    alone, shared = (loader.available_bytes(cpu, processes) for processes in (1, 1000))
     assert 0 < shared < alone / 100
 
 
@@ -215,13 +215,13 @@ def test_what_a_step_needs_is_read_ahead_by_threads(
 ) -> None:
     """The partners of mixed pairs, too: they are known before."""
     readers: list[str] = []
-    take = MappedSplit._take
+    take = MappedSplit._copy_rows
 
     def watched(self: MappedSplit, *asked: Any) -> None:
         readers.append(threading.current_thread().name)
         take(self, *asked)
 
-    monkeypatch.setattr(MappedSplit, "_take", watched)
+    monkeypatch.setattr(MappedSplit, "_copy_rows", watched)
     trained(prepared(images()), tmp_path, SharedState(1), workspace="one", augment=augment, in_memory=False, workers=2)
     assert readers
     assert all(name.startswith("everstep-loader") for name in readers)

@@ -24,7 +24,7 @@ from tests.support.damage import cut_off, flip, swap
 from tests.support.repository import ROOT
 from workflow_lib import config, data, plan
 from workflow_lib.data import SPLITS, Manifest, Source, preparation
-from workflow_lib.data.loader import normalise
+from workflow_lib.data.normalisation import normalise
 from workflow_lib.data.splits import assign
 from workflow_lib.errors import ConfigError, DataError
 
@@ -46,12 +46,12 @@ def files(manifest: Manifest, folder: Path) -> list[Path]:
     ("targets", "what"),
     [
         ([0, 1], "4 inputs and 2 targets"),
-        ([0, 1, 2, 0], "the target in row 2 of `train` is 2; with 2 names"),
+        ([0, 1, 2, 0], "the target in row 2 of `train` is 2; allowed with 2 classes"),
         ([0, -1, 1, 0], "the target in row 1 of `train` is -1"),
         ([0, 0.5, 1, 0], "the target in row 1 of `train` is 0.5"),
         ([0, np.nan, 1, 0], "the target in row 1 of `train` is nan"),
-        ([[0], [1], [0], [1]], r"shape \(4, 1\); with 2 names"),
-        (["a", "b", "a", "b"], r"are <U1 of shape \(4,\); with 2 names"),
+        ([[0], [1], [0], [1]], r"shape \(4, 1\); allowed with 2 classes"),
+        (["a", "b", "a", "b"], r"are <U1 of shape \(4,\); allowed with 2 classes"),
     ],
 )
 def test_targets_that_are_no_numbers_of_classes_are_refused(targets: list[Any], what: str) -> None:
@@ -113,7 +113,7 @@ def unsigned(text: str) -> dict[str, Any]:
         (lambda text: "{}", "not a manifest"),
         (lambda text: text.replace('"scale": 16.0', '"scale": 17.0'), "damaged: its checksum is not"),
         (lambda text: text.replace('"classes": [\n    "0"', '"classes": [\n    "8"'), "damaged: its checksum is not"),
-        (lambda text: json.dumps(unsigned(text) | {"mean": [0.5]}), "its digest is not"),
+        (lambda text: json.dumps(unsigned(text) | {"mean": [0.5]}), "its digest does not match"),
     ],
 )
 def test_a_manifest_that_was_changed_is_refused(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_blocks_of_any_size_give_the_same_statistics(monkeypatch: pytest.MonkeyP
     inputs = np.random.default_rng(0).integers(0, 256, (50, 2, 4, 4)).astype(np.uint8)
     results = set()
     for block in (1, 100, 1 << 22):
-        monkeypatch.setattr(statistics, "BLOCK", block)
+        monkeypatch.setattr(statistics, "BLOCK_VALUES", block)
         moments = Moments(2)
         moments.add(inputs)
         results.add(moments.mean_and_std(255.0))

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from workflow_lib import data, plugins
 from workflow_lib.data import SPLITS, Manifest, Source
-from workflow_lib.data.shard_writer import in_turn
+from workflow_lib.data.shard_writer import with_safe_read
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.checksums import checksums
@@ -70,7 +70,7 @@ class DataContract:
 
     def test_threads_read_what_one_reads(self, source: Source) -> None:
         """At once where it says that they may, otherwise in turn."""
-        shared = in_turn(source)
+        shared = with_safe_read(source)
         rows = np.arange(len(source.targets["train"]))
         parts = [part for part in np.array_split(rows, 8) if len(part)] * 4
         alone = [np.array(source.read("train", part)) for part in parts]

@@ -77,7 +77,7 @@ def test_a_single_number_to_predict_is_a_column(prepared: Prepare, tmp_path: Pat
         ),
         (
             language(TOKENS[:, :0]),
-            r"gave int32 of shape \(1, 0\); inputs are uint8 or int32 of shape \(1, context",
+            r"gave int32 of shape \(1, 0\); allowed: uint8 or int32 of shape \(1, context",
         ),
     ],
 )
@@ -129,9 +129,9 @@ def put(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (language(put(TOKENS, 7, 2, 5)), "input in row 7 of `train` has tokens outside of the vocabulary"),
-        (language(put(TOKENS, 7, 2, -1)), "input in row 7 of `train` has tokens outside of the vocabulary"),
-        (language(TOKENS.astype(np.float32)), "gave float32 .*inputs are uint8 or int32 of shape .*context"),
+        (language(put(TOKENS, 7, 2, 5)), "input in row 7 of `train` has tokens that are not in the vocabulary"),
+        (language(put(TOKENS, 7, 2, -1)), "input in row 7 of `train` has tokens that are not in the vocabulary"),
+        (language(TOKENS.astype(np.float32)), "gave float32 .*allowed: uint8 or int32 of shape .*context"),
         (regression(put(NUMBERS, 7, 1, np.nan)), r"target in row 7 of `train` is .*nan.*finite target"),
         (table(put(TABLE, 8, 2, np.inf)), "input in row 8 of `train` has infinite values"),
         (table(put(TABLE, 8, 1, 3)), "input in row 8 of `train` has .*categories without a name"),

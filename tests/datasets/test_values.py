@@ -21,7 +21,7 @@ from PIL import Image
 from workflow_lib import config, plugins
 from workflow_lib.data import SPLITS, Manifest, Source, from_arrays, prepare
 from workflow_lib.data.shard import read_shard
-from workflow_lib.data.source import refuse_unfit
+from workflow_lib.data.source import check_source
 from workflow_lib.data.splits import assign
 from workflow_lib.datasets._notation import name_of, other_notation
 from workflow_lib.errors import DataError
@@ -109,7 +109,7 @@ def test_targets_that_float32_merges_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not tell the targets 1700000000.0 and 1700000005.0 apart"):
         table(tmp_path, {"y": [1_700_000_000 + 5 * row for row in range(40)]}, task="regression")
     source = from_arrays(np.zeros((4, 1), np.float32), np.arange(4) + 2**40)
-    with pytest.raises(DataError, match="targets of `train` have 1099511627776 and 1099511627777, which float32"):
+    with pytest.raises(DataError, match="the targets 1099511627776 and 1099511627777 of `train` are equal in float32"):
         assign(source, config.Data())
 
 
@@ -532,7 +532,9 @@ def test_equal_inputs_with_two_labels_are_told(tmp_path: Path, write: Writer, ca
     name, params = write(tmp_path, pictures, np.arange(60) % 2)
     prepare({"name": name, "params": params}, tmp_path, tmp_path / "work")
     (told,) = [message for message in caplog.messages if "different targets" in message]
-    assert told.startswith("2 of 60 samples have inputs that occur with different targets, 1 different ones")
+    assert told.startswith(
+        "2 of 60 samples have inputs that occur with different targets (1 different input; the first: "
+    )
 
 
 def test_copies_of_texts_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -569,7 +571,7 @@ def test_targets_that_never_vary_are_refused() -> None:
 def test_two_classes_of_one_name_are_refused() -> None:
     source = from_arrays(np.arange(60, dtype=np.float32)[:, None], np.arange(60) % 3, classes=["a", "b", "a"])
     with pytest.raises(DataError, match="Source.classes has `a` more than once"):
-        refuse_unfit(source)
+        check_source(source)
 
 
 def test_what_transparency_hides_on_one_background_shows_on_the_other(tmp_path: Path) -> None:

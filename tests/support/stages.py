@@ -35,14 +35,15 @@ TRAINING = (
     "runtime/environment.py",
     "runtime/torch_internals.py",
 )
-READING = ("data/loader.py", "data/prefetch.py")
+LOADING = ("data/loader.py", "data/normalisation.py")
+READING = (*LOADING, "data/prefetch.py")
 SOURCES: dict[str, tuple[str, ...]] = {
     "plan": ("plan/*", "config/*", "plugins/*"),
     "preprocess": DATA,
     "train": (*TRAINING, *READING, "results/write_run.py"),
-    "evaluate": ("evaluation/*", "models/*", "data/loader.py"),
+    "evaluate": ("evaluation/*", "models/*", *LOADING),
     "suggest": ("tuning.py",),
-    "export": ("export.py", "models/*", "data/loader.py"),
+    "export": ("export.py", "models/*", *LOADING),
     "report": ("report/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
     "track": ("tracking/*", "trackers/*"),
 }

@@ -14,6 +14,7 @@ statistics     exact sums
 copies         equal inputs
 shard          the file format of a shard
 manifest       the description of prepared data
+normalisation  stored values as a model takes them
 loader         batches for a model, from memory or from mapped shards
 prefetch       threads that work ahead
 """

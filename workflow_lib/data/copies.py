@@ -1,4 +1,4 @@
-"""Equal inputs, found by a digest of each sample: copies across splits, and copies that have different targets."""
+"""Equal inputs, found by a digest of each sample: copies across splits, and copies with different targets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from workflow_lib.data.source import Source, bytes_of
 from workflow_lib.data.splits import Part
 from workflow_lib.errors import DataError
+from workflow_lib.text import count
 
 log = logging.getLogger(__name__)
 
@@ -25,60 +26,62 @@ def row_digests(inputs: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def look_at(source: Source, parts: Mapping[str, Part], digests: Mapping[str, np.ndarray]) -> None:
-    """Warn of samples of val and test that train has, and of equal inputs with different targets.
+def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str, np.ndarray]) -> None:
+    """Warn of copies of train samples in val and test, and of equal inputs with different targets.
 
-    Inputs of train that are all the same are rejected.
+    Raises DataError if all inputs of train are the same.
     """
-    learnt = digests["train"]
-    if source.task != "language" and len(learnt) > 1 and (learnt == learnt[0]).all():
+    train = digests["train"]
+    if source.task != "language" and len(train) > 1 and (train == train[0]).all():
         raise DataError(
-            f"all {len(learnt)} inputs of train are the same, once they are prepared: there is nothing to learn from "
-            "(of images, look at transparent parts, which lie on a background, and at what a crop leaves)"
+            f"all {len(train)} inputs of train are the same after preparation: nothing can be learned from them "
+            "(for images, check transparent parts, which are drawn on the background, and the result of the crop)"
         )
-    known, first = np.unique(learnt, return_index=True)
+    known, first = np.unique(train, return_index=True)
     for split in ("val", "test"):
         places = np.minimum(np.searchsorted(known, digests[split]), len(known) - 1)
         copies = np.flatnonzero(known[places] == digests[split])
         if len(copies):
-            one, other = copies[0], first[places[copies[0]]]
+            copy, original = copies[0], first[places[copies[0]]]
             log.warning(
-                "%d of %d samples of %s are copies of samples of train (the first: %s = %s): a model is tested on what "
-                "it has learnt by heart",
-                len(copies), len(digests[split]), split, _named(source, parts[split], one),
-                _named(source, parts["train"], other),
+                "%d of %d samples of %s are copies of samples of train (the first: %s = %s): metrics on %s do not show "
+                "how the model does on new data",
+                len(copies), len(digests[split]), split, _row_name(source, parts[split], copy),
+                _row_name(source, parts["train"], original), split,
             )  # fmt: skip
     if source.task != "language":
-        _tell_of_two_targets(source, parts, digests)
+        _warn_of_different_targets(source, parts, digests)
 
 
-def _tell_of_two_targets(source: Source, parts: Mapping[str, Part], digests: Mapping[str, np.ndarray]) -> None:
+def _warn_of_different_targets(source: Source, parts: Mapping[str, Part], digests: Mapping[str, np.ndarray]) -> None:
     splits = list(parts)
-    every = np.concatenate([digests[split] for split in splits])
+    inputs = np.concatenate([digests[split] for split in splits])
     targets = np.concatenate([parts[split].targets.reshape(len(parts[split].targets), -1) for split in splits])
-    order = np.lexsort((*targets.T, every))
-    every, targets = every[order], targets[order]
-    starts = np.flatnonzero(np.concatenate([[True], every[1:] != every[:-1]]))
-    differs = np.concatenate([[False], (every[1:] == every[:-1]) & (targets[1:] != targets[:-1]).any(axis=1)])
+    # Sorted by input, then by target: equal inputs are neighbours, and so are their equal targets.
+    order = np.lexsort((*targets.T, inputs))
+    inputs, targets = inputs[order], targets[order]
+    starts = np.flatnonzero(np.concatenate([[True], inputs[1:] != inputs[:-1]]))
+    differs = np.concatenate([[False], (inputs[1:] == inputs[:-1]) & (targets[1:] != targets[:-1]).any(axis=1)])
     groups = np.add.reduceat(differs, starts) > 0
     if not groups.any():
         return
-    sizes = np.diff(np.append(starts, len(every)))
+    sizes = np.diff(np.append(starts, len(inputs)))
     at = int(np.flatnonzero(differs)[0])
     offsets = np.cumsum([0, *(len(parts[split].targets) for split in splits)])
 
-    def named(place: int) -> str:
+    def name(place: int) -> str:
         number = int(np.searchsorted(offsets, place, side="right")) - 1
         part, row = parts[splits[number]], place - offsets[number]
-        return f"{_named(source, part, row)} ({_target(source, part, row)})"
+        return f"{_row_name(source, part, row)} ({_target(source, part, row)})"
 
     log.warning(
-        "%d of %d samples have inputs that occur with different targets, %d different ones (the first: %s and %s)",
-        int(sizes[groups].sum()), len(every), int(groups.sum()), named(int(order[at - 1])), named(int(order[at])),
+        "%d of %d samples have inputs that occur with different targets (%s; the first: %s and %s)",
+        int(sizes[groups].sum()), len(inputs), count(int(groups.sum()), "different input"),
+        name(int(order[at - 1])), name(int(order[at])),
     )  # fmt: skip
 
 
-def _named(source: Source, part: Part, place: int) -> str:
+def _row_name(source: Source, part: Part, place: int) -> str:
     return source.row_name(part.origin, int(part.rows[place]))
 
 

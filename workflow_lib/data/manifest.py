@@ -1,4 +1,4 @@
-"""All that is known of prepared data; the digest in it covers what a training can see."""
+"""The description of prepared data; its digest covers everything that a training can see."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from workflow_lib.files import read_json, write_signed
 from workflow_lib.plugins import Section, Task
 
 SPLITS = ("train", "val", "test")
-PREPARE_AGAIN = "run preprocess again (snakemake --forcerun preprocess): it makes what is missing or damaged, no more"
+PREPARE_AGAIN = (
+    "run preprocess again (snakemake --forcerun preprocess); it writes only the shards that are missing or damaged"
+)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model must fit.
+    """Shapes that a model must accept and return.
 
-    input_shape   of one input; language: (context,), the most tokens that it sees at once
+    input_shape   of one input; language: (context,), the largest number of tokens in an input
     outputs       number of classes, of numbers to predict, or of tokens in the vocabulary
-    categories    of a table: the number of categories of each feature, 0 for a number; otherwise empty
+    categories    table: the number of categories of each feature, 0 for a numeric one; otherwise empty
     """
 
     input_shape: tuple[int, ...]
@@ -37,23 +39,22 @@ class ModelSpec:
 class Shard(Section):
     """A file of consecutive samples of one split."""
 
-    split: Literal["train", "val", "test"]  # a part of its file's name, and so is all but the digest
+    split: Literal["train", "val", "test"]
     start: int = Field(ge=0)
     stop: int = Field(ge=0)
     digest: str
-    made_from: str = Field(
-        "", pattern="^([0-9a-f]{32})?$"
-    )  # digest of what it is made from, where the data set tells that of each row
+    # Digest of the source files of its rows, if the data set gives `Source.row_digests`.
+    made_from: str = Field("", pattern="^([0-9a-f]{32})?$")
 
     @property
     def name(self) -> str:
-        """Its file name."""
+        """File name: it contains all fields but the digest."""
         made_from = f"-{self.made_from}" if self.made_from else ""
         return f"{self.split}-{self.start:012d}-{self.stop:012d}{made_from}.safetensors"
 
 
 class SplitSummary(Section):
-    """How many samples a split holds, in all and of each class, and the digest of its content."""
+    """Number of samples of a split, in total and of each class, and the digest of its content."""
 
     samples: int
     per_class: tuple[int, ...]
@@ -61,17 +62,17 @@ class SplitSummary(Section):
 
 
 class Manifest(Section):
-    """All that is known of prepared data.
+    """The description of prepared data.
 
-    A model's input is `(stored / scale - mean) / std` by channel, and 0 where a table has no number; tokens stay as
-    they are. The targets of a regression are `(stored - target_mean) / target_std`, by output.
+    The input of a model is `(stored / scale - mean) / std` by channel, and 0 for a missing number of a table; tokens
+    are not changed. The targets of a regression are `(stored - target_mean) / target_std` by output.
     """
 
-    digest: str  # of what a training can see
+    digest: str  # of everything that a training can see
     store: str = Field(pattern="^[0-9a-f]{32}$")  # folder in work/data
     data: dict[str, Any]  # the settings
     task: Task = "classification"
-    input_shape: tuple[int, ...]  # as stored: one token more than the context of a language
+    input_shape: tuple[int, ...]  # as stored; language: context + 1 tokens
     dtype: str  # uint8 or float32; tokens are uint8 or int32
     classes: tuple[str, ...]
     features: tuple[Feature, ...] = ()
@@ -87,7 +88,7 @@ class Manifest(Section):
 
     @property
     def spec(self) -> ModelSpec:
-        """What a model for this data must fit."""
+        """The shapes for a model of this data."""
         if self.task == "language":
             return ModelSpec((self.input_shape[0] - 1,), len(self.vocabulary), self.task)
         outputs = len(self.target_mean) if self.task == "regression" else len(self.classes)
@@ -96,7 +97,7 @@ class Manifest(Section):
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """The manifest in a file; its digest is checked."""
+        """Return the manifest in a file. Raises DataError if it is missing or damaged, or its digest is wrong."""
         try:
             manifest = cls.model_validate_json(json.dumps(read_json(path)))
         except FileNotFoundError as error:
@@ -106,15 +107,15 @@ class Manifest(Section):
         except ValidationError as error:
             raise DataError(f"{path}: not a manifest of this version; {PREPARE_AGAIN}") from error
         if manifest.digest != manifest.content_digest():
-            raise DataError(f"{path}: its digest is not that of what it says; {PREPARE_AGAIN}")
+            raise DataError(f"{path}: its digest does not match its content; {PREPARE_AGAIN}")
         return manifest
 
     def save(self, path: Path) -> None:
-        """The file holds the manifest, whole."""
+        """Write the manifest to a file, atomically."""
         write_signed(path, self.model_dump(mode="json"))
 
     def content_digest(self) -> str:
-        """The digest of what a training can see: no path, no shard, no name."""
+        """Return the digest of everything that a training can see; paths, shards and names do not count."""
         names = {"task", "input_shape", "dtype", "scale", "mean", "std", "target_mean", "target_std"}
         seen = self.model_dump(mode="json", include=names)
         splits = {name: [split.samples, split.digest] for name, split in self.splits.items()}

@@ -1,4 +1,4 @@
-"""Work done by threads ahead of who asks for it, handed out in order."""
+"""Results computed ahead by threads and given out in order."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Out = TypeVar("Out")
 
 
 def prefetch(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Generator[Out]:
-    """`function(item)` of each item, in the order of items; without workers each is computed when it is asked for.
+    """Yield `function(item)` for each item, in order; with 0 workers each is computed when it is requested.
 
-    At most two results a worker wait. Closed or left by an error, no thread is left behind.
+    Each worker is at most two results ahead. When the generator is closed or raises, its threads end.
     """
     if not workers:
         yield from map(function, items)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="everstep-loader")
-    under_way: deque[Future[Out]] = deque()
+    pending: deque[Future[Out]] = deque()
     try:
         for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * workers:  # bounds the memory that finished results take
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The shards of a data set are made: a crash costs those being written, and what verifies is kept."""
+"""Prepare a data set: verified shards in the store, then the manifest. A crash costs only the shards being written."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from workflow_lib import config, plan, plugins
-from workflow_lib.data.copies import look_at
+from workflow_lib.data.copies import check_copies
 from workflow_lib.data.manifest import Manifest
 from workflow_lib.data.prefetch import prefetch
-from workflow_lib.data.rare_classes import without_rare
-from workflow_lib.data.shard_writer import PreparedShard, _cuts, _ensured, _refuse_changed, in_turn
-from workflow_lib.data.source import Source, content_digest, read_rows, refuse_unfit
+from workflow_lib.data.rare_classes import apply_min_class_count
+from workflow_lib.data.shard_writer import PreparedShard, check_unchanged, plan_shards, prepare_shard, with_safe_read
+from workflow_lib.data.source import Source, check_source, content_digest, read_rows
 from workflow_lib.data.splits import Part, assign
 from workflow_lib.data.tally import Tally
 from workflow_lib.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ SHARD_BYTES = 1 << 26  # largest shard, whatever its number of samples: a few of
 
 
 def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: Path, threads: int = 1) -> None:
-    """The data of a plan is in the store, and its manifest in the output."""
+    """Prepare the data with this id in the plan of the experiment, and write its manifest to the output."""
     runs = [run.config for run in plan.expand(experiment)]
     if experiment.tune is not None:
         runs.append(plan.tuned_base(experiment))
@@ -48,67 +48,68 @@ def preprocess(experiment: config.Experiment, data_id: str, work: Path, output: 
 def prepare(
     settings: Mapping[str, Any], root: Path, work: Path, threads: int = 1, output: Path | None = None
 ) -> Manifest:
-    """The manifest of the data, whose shards all lie verified in the store; each thread has one shard in memory.
+    """Return the manifest of the data, with all its shards verified in the store.
 
-    It is written to ``output``, too, before anybody else may own the data: from then on, a result names it.
-    Several processes may ask at once: one works, the others wait and check. Bad data is refused before any shard.
+    Each thread has one shard in memory. If several processes prepare the same data, one works, and the others wait
+    and verify. Data that cannot be used is rejected before the first shard is written. The manifest is also written
+    to ``output`` while the lease is held: from then on a result names the data, and `everstep clean` keeps it.
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
-    with _opened(data, plugin, root) as opened:
-        source = without_rare(opened, data)
-        if source.task != (told := plugins.task(data.name, data.params)):
-            raise DataError(f"{plugin.__file__}: task(params) says {told}, but open_source gave {source.task}")
-        return _stored(data, source, plugin, root, work, threads, output)
+    with _open_source(data, plugin, root) as opened:
+        source = apply_min_class_count(opened, data)
+        if source.task != (task := plugins.task(data.name, data.params)):
+            raise DataError(f"{plugin.__file__}: task(params) says {task}, but open_source gave {source.task}")
+        return _prepare_source(data, source, plugin, root, work, threads, output)
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
-    """The manifest, with its folder of shards in the store: one that was lost is made again from the sources.
+    """Return the manifest, after its data was prepared again if its folder in the store is missing.
 
-    Raises DataError where the sources, or the code of the data set, now give other data.
+    Raises DataError if the source files, or the code of the data set, now give other data.
     """
     if (work / "data" / manifest.store).is_dir():
         return manifest
-    log.warning("the shards of data %s are lost, and are made again", manifest.digest[:12])
-    made = prepare(manifest.data, Path.cwd(), work)
-    if made.digest != manifest.digest:
+    log.warning("the shards of data %s are missing; they are prepared again", manifest.digest[:12])
+    prepared = prepare(manifest.data, Path.cwd(), work)
+    if prepared.digest != manifest.digest:
         raise DataError(
-            f"the shards of data {manifest.digest[:12]} are lost, and its sources now give other data "
-            f"({made.digest[:12]}): run preprocess again (snakemake --forcerun preprocess)"
+            f"the shards of data {manifest.digest[:12]} are missing, and its sources now give other data "
+            f"({prepared.digest[:12]}): run preprocess again (snakemake --forcerun preprocess)"
         )
-    return made
+    return prepared
 
 
 @contextmanager
-def _opened(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Source]:
-    """The source, until the block ends; what its code raises or gives in vain is told with the data set's name."""
+def _open_source(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Source]:
+    """Yield the checked source and close it at the end; every error begins with the name of the data set."""
     name, params = f"data set `{data.name}`", plugin.Params.model_validate(data.params)
     try:
         with plugins.user_code_errors(f"{name}: open_source()"):
             given = plugin.open_source(params, root)
-        with closing(_blamed(given, name)) as source:
+        with closing(_checked(given, name)) as source:
             yield source
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _blamed(given: Source, name: str) -> Source:
-    """The source, checked; what its functions raise is told with the data set's name."""
-    refuse_unfit(given)
+def _checked(given: Source, name: str) -> Source:
+    """Return the source, checked; errors raised by its functions name the data set."""
+    check_source(given)
     names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
     return replace(given, **{f: plugins.user_code_errors(f"{name}: {f}()")(getattr(given, f)) for f in names})
 
 
-def _drawn(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
-    """The splits, and the source as it is known from what is left to train."""
+def _draw_splits(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
+    """Return the splits, and the source as learned from the rows that are left in train."""
     parts = assign(source, data)
     train = parts["train"].rows
     if source.learn_from is not None and len(train) < len(source.targets["train"]):
-        source = _blamed(source.learn_from(train), f"data set `{data.name}`")
+        source = _checked(source.learn_from(train), f"data set `{data.name}`")
     return source, parts
 
 
-def _stored(
+def _prepare_source(
     data: config.Data,
     source: Source,
     plugin: ModuleType,
@@ -117,7 +118,7 @@ def _stored(
     threads: int,
     output: Path | None,
 ) -> Manifest:
-    source, parts = _drawn(source, data)
+    source, parts = _draw_splits(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
     made_by = {
@@ -125,32 +126,33 @@ def _stored(
         "stage": plan.STAGES["preprocess"],
         "plugin": plugins.code(plugin).digest,
     }
-    folder = work / "data" / _store(made_by, source)
-    with _locked(folder):
-        cuts, tally, made = _cuts(parts, samples, made_by, source), Tally(source, first, parts), []
-        ensure = partial(_ensured, folder=folder, source=in_turn(source), parts=parts, first=first)
-        with closing(prefetch(ensure, cuts, threads if threads > 1 else 0)) as ensured:
-            for number, (shard, one) in enumerate(zip(cuts, _shown(ensured, data.name, len(cuts)), strict=True), 1):
-                tally.add(shard, one)
-                if one.is_new:
-                    made.append(folder / shard.name)
-                    what = (data.name, shard.split, shard.start, shard.stop, number, len(cuts))
+    folder = work / "data" / _store_name(made_by, source)
+    with _lock(folder):
+        shards, tally, written = plan_shards(parts, samples, made_by, source), Tally(source, first, parts), []
+        work_on = partial(prepare_shard, folder=folder, source=with_safe_read(source), parts=parts, first=first)
+        with closing(prefetch(work_on, shards, threads if threads > 1 else 0)) as results:
+            pairs = zip(shards, _with_progress(results, data.name, len(shards)), strict=True)
+            for number, (shard, prepared) in enumerate(pairs, 1):
+                tally.add(shard, prepared)
+                if prepared.is_new:
+                    written.append(folder / shard.name)
+                    what = (data.name, shard.split, shard.start, shard.stop, number, len(shards))
                     log.info("%s: %s samples %d to %d written (%d of %d shards)", *what)
-        _refuse_changed(source, made)
-        look_at(source, parts, {split: np.concatenate(digests) for split, digests in tally.digests.items()})
+        check_unchanged(source, written)
+        check_copies(source, parts, {split: np.concatenate(digests) for split, digests in tally.digests.items()})
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
-            path.unlink()  # an interrupted preparation had another shard size
+            path.unlink()  # left by an interrupted preparation with another shard size
         manifest.save(folder / "manifest.json")
         if output is not None:
             manifest.save(output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
-    log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(made), len(manifest.shards), folder)
+    log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(written), len(manifest.shards), folder)
     return manifest
 
 
-def _store(made_by: Mapping[str, Any], source: Source) -> str:
-    """Name of the folder: another for other settings, other sources or another text of the plugin and its helpers."""
+def _store_name(made_by: Mapping[str, Any], source: Source) -> str:
+    """Return the name of the folder: a digest of settings, source files, and the code of the data set."""
     parts = {
         **made_by,
         "sources": sorted(file.digest for file in source.files),
@@ -160,13 +162,13 @@ def _store(made_by: Mapping[str, Any], source: Source) -> str:
     return config.digest(parts, "everstep-store")
 
 
-def _locked(folder: Path) -> Lease:
-    """One process at a time is inside; the others wait, as long as it lives, and say so."""
+def _lock(folder: Path) -> Lease:
+    """Acquire the folder; wait, and say so, as long as another process that owns it lives."""
     return Lease.acquire(folder, uuid.uuid4().hex, timeout_s=LEASE_TIMEOUT_S, wait_s=math.inf)
 
 
-def _shown(results: Iterable[PreparedShard], name: str, total: int) -> Iterator[PreparedShard]:
-    """The same results, with a progress bar when a person is watching."""
+def _with_progress(results: Iterable[PreparedShard], name: str, total: int) -> Iterator[PreparedShard]:
+    """Yield the results; show a progress bar if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield from results
         return

@@ -1,4 +1,4 @@
-"""Classes with too few samples to be learnt are left out, or put together, before the splits are drawn."""
+"""Drop or merge classes with too few samples, before the splits are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from workflow_lib import config
-from workflow_lib.data.source import Source, numbered
+from workflow_lib.data.source import Source, class_numbers
 from workflow_lib.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -17,33 +17,39 @@ log = logging.getLogger(__name__)
 OTHER = "other"
 
 
-def without_rare(source: Source, data: config.Data) -> Source:
-    """The source without the samples of classes that have fewer than `data.min_class_count`, or with one for them all.
+def apply_min_class_count(source: Source, data: config.Data) -> Source:
+    """Return the source without its rare classes, or with all of them merged into one class.
 
-    The samples of train count, from which missing splits are still to be drawn. DataError where no two classes remain.
+    A class is rare if `train`, before missing splits are drawn from it, has fewer than `data.min_class_count` samples
+    of it. Raises DataError if fewer than two classes remain.
     """
     if data.min_class_count <= 1:
         return source
     if source.task != "classification":
-        raise DataError(f"data.min_class_count: a {source.task} has no classes")
-    targets = {split: numbered(split, of_split, len(source.classes)) for split, of_split in source.targets.items()}
+        raise DataError(f"data.min_class_count: the task {source.task} has no classes; remove the setting")
+    targets = {split: class_numbers(split, given, len(source.classes)) for split, given in source.targets.items()}
     counts = np.bincount(targets["train"], minlength=len(source.classes))
     is_rare = counts < data.min_class_count
     if not is_rare.any():
         return source
     names = [name for name, rare in zip(source.classes, is_rare, strict=True) if not rare]
-    number_of = np.where(is_rare, len(names), np.cumsum(~is_rare) - 1)  # of each class, its new number
-    told = [f"{name}: {count}" for name, count, rare in zip(source.classes, counts, is_rare, strict=True) if rare]
-    listing = ", ".join(told[:20] + ["..."] * (len(told) > 20))
+    # The new number of each class; rare classes get the number after the last.
+    number_of = np.where(is_rare, len(names), np.cumsum(~is_rare) - 1)
+    counted = [f"{name}: {count}" for name, count, rare in zip(source.classes, counts, is_rare, strict=True) if rare]
+    listing = ", ".join(counted[:20] + ["..."] * (len(counted) > 20))
     if data.rare_classes == "merge":
         other = OTHER if OTHER not in names else f"{OTHER} (rare)"
-        log.warning("classes with fewer than %d samples are one class `%s` (%s)", data.min_class_count, other, listing)
+        log.warning(
+            "classes with fewer than %d samples are merged into the class `%s` (%s)",
+            data.min_class_count, other, listing,
+        )  # fmt: skip
         names.append(other)
     else:
         log.warning("classes with fewer than %d samples are left out (%s)", data.min_class_count, listing)
     if len(names) < 2:
         raise DataError(
-            f"data.min_class_count: {data.min_class_count} leaves {len(names)} class, and two are needed ({listing})"
+            f"data.min_class_count: {data.min_class_count} leaves {len(names)} class, and two are needed; lower it "
+            f"(rare classes: {listing})"
         )
     kept = {split: np.flatnonzero(number_of[of_split] < len(names)) for split, of_split in targets.items()}
     kept = {split: rows for split, rows in kept.items() if len(rows) or split == "train"}
@@ -53,7 +59,7 @@ def without_rare(source: Source, data: config.Data) -> Source:
 def _changed(
     source: Source, kept: dict[str, np.ndarray], targets: dict[str, np.ndarray], classes: Sequence[str]
 ) -> Source:
-    """The source with these rows, targets and classes; what it learns from other rows is changed alike."""
+    """Return the source with only these rows, and with these targets and classes, also after `learn_from`."""
     learn_from = source.learn_from
     return replace(
         source,

@@ -1,4 +1,4 @@
-"""A shard on disk: inputs, targets, and the digest of both."""
+"""The file format of a shard: inputs, targets, and the digest of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflow_lib.files import open_regular, write_atomic
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The content of a shard, and its digest."""
+    """The arrays of a shard, and the digest that its file gives for them."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -26,11 +26,11 @@ class ShardContent:
 
 
 def read_shard(path: Path) -> ShardContent | None:
-    """What a shard holds; None when it is missing or is not what was written."""
+    """Return the content of a shard, verified; None if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with open_regular(path):
+        with open_regular(path):  # safe_open would follow a link and wait for a pipe
             pass
         with safe_open(path, framework="numpy") as file:
             inputs, targets = file.get_tensor("inputs"), file.get_tensor("targets")
@@ -41,8 +41,8 @@ def read_shard(path: Path) -> ShardContent | None:
 
 
 def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
-    """The file holds the shard, whole: safetensors, written from the memory of the arrays."""
-    # the larger numbers first, so that all are aligned
+    """Write a shard as a safetensors file, atomically and without copying the arrays."""
+    # int64 targets first: then every array is aligned to the size of its type
     entries = {name: _entry(array) for name, array in (("targets", targets), ("inputs", inputs))}
     header = {"__metadata__": {"digest": content_digest(inputs, targets)}, **safetensors.header_of(entries)}
     write_atomic(path, [*safetensors.pieces_of(json.dumps(header, separators=(",", ":")).encode(), entries)])
@@ -54,9 +54,9 @@ def _entry(array: np.ndarray) -> safetensors.Entry:
 
 
 def map_shard(path: Path) -> ShardContent | None:
-    """A shard whose arrays are read from the file when they are used; None when it is missing or cut short.
+    """Return a shard whose arrays are mapped from the file; None if the file is missing or truncated.
 
-    Nothing is verified: `is_whole` does that.
+    The content is not verified: `is_whole` does that.
     """
     try:
         with open_regular(path) as file:
@@ -73,10 +73,10 @@ def _map(path: Path, start: int, entry: Any) -> np.ndarray:
         return np.empty(shape, kind)
     first, last = entry["data_offsets"]
     if last - first != math.prod(shape) * np.dtype(kind).itemsize:
-        raise ValueError("shape and size differ")
+        raise ValueError("shape and size do not match")
     return np.memmap(path, kind, mode="r", offset=start + first, shape=shape)
 
 
 def is_whole(stored: ShardContent) -> bool:
-    """True when the content is what was written; reads all of it once, without keeping it in memory."""
+    """Return True if the content matches its digest. Reads all of it once, and does not keep it in memory."""
     return stored.digest == content_digest(stored.inputs, stored.targets)

@@ -22,102 +22,104 @@ from workflow_lib.data.statistics import Moments
 from workflow_lib.errors import DataError
 
 
-def _cuts(parts: Mapping[str, Part], samples: int, made_by: Mapping[str, Any], source: Source) -> list[Shard]:
-    """The shards to make, without the digests of their content."""
-    cuts = []
+def plan_shards(parts: Mapping[str, Part], samples: int, made_by: Mapping[str, Any], source: Source) -> list[Shard]:
+    """Return the shards to write, of at most so many samples, without the digests of their content."""
+    shards = []
     for split, part in parts.items():
-        digests, rows_in_all = source.row_digests.get(part.origin), len(source.targets[part.origin])
-        if digests is not None and len(digests) != rows_in_all:
+        digests, total = source.row_digests.get(part.origin), len(source.targets[part.origin])
+        if digests is not None and len(digests) != total:
             given = f"Source.row_digests has {len(digests)} for `{part.origin}`"
-            raise DataError(f"{given}; allowed: one for each of its {rows_in_all} rows")
+            raise DataError(f"{given}; allowed: one for each of its {total} rows")
         for start in range(0, len(part.rows), samples):
             rows = part.rows[start : start + samples]
             files = [str(digests[row]) for row in rows] if digests is not None else []
             made_from = config.digest({**made_by, "files": files}, "everstep-shard") if files else ""
-            cuts.append(Shard(split=split, start=start, stop=start + len(rows), digest="", made_from=made_from))
-    return cuts
+            shards.append(Shard(split=split, start=start, stop=start + len(rows), digest="", made_from=made_from))
+    return shards
 
 
-def in_turn(source: Source) -> Source:
-    """The source, which threads may read at once: if it did not say so itself, each waits for the one before."""
+def with_safe_read(source: Source) -> Source:
+    """Return the source with a `read` that several threads may call; if it is not thread-safe, they take turns."""
     if source.is_thread_safe:
         return source
-    turn, read = Lock(), source.read
+    lock, read = Lock(), source.read
 
-    def alone(split: str, rows: np.ndarray) -> np.ndarray:
-        with turn:
+    def read_alone(split: str, rows: np.ndarray) -> np.ndarray:
+        with lock:
             return read(split, rows)
 
-    return replace(source, read=alone)
+    return replace(source, read=read_alone)
 
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """A shard that lies in the store, verified; what it adds to the statistics, if it is of train."""
+    """A verified shard in the store, and its contribution to the statistics, which is empty outside of train."""
 
     stored: ShardContent
     is_new: bool
-    digests: np.ndarray  # of each sample
+    digests: np.ndarray  # one for each sample
     moments: Moments
     target_moments: Moments
 
 
-def _ensured(shard: Shard, folder: Path, source: Source, parts: Mapping[str, Part], first: np.ndarray) -> PreparedShard:
-    """The shard, as it is where it is whole and has these targets, here or in earlier data, else made again."""
+def prepare_shard(
+    shard: Shard, folder: Path, source: Source, parts: Mapping[str, Part], first: np.ndarray
+) -> PreparedShard:
+    """Keep the shard if it is whole and has these targets, else link it from earlier data, else write it."""
     path, part = folder / shard.name, parts[shard.split]
     targets = part.targets[shard.start : shard.stop]
     if shard.made_from and not path.exists():
-        _take_over(path)
+        _link_earlier(path)
     stored = map_shard(path)
-    is_new = stored is None or not _fits(stored, first, targets) or not is_whole(stored)
+    is_new = stored is None or not _matches(stored, first, targets) or not is_whole(stored)
     if is_new:
-        _make(path, source, part, shard, first)
+        _write(path, source, part, shard, first)
         stored = map_shard(path)
     if stored is None:
-        raise DataError(f"{path}: gone or changed while the data is prepared; leave the folder alone, and run again")
-    moments, target_moments = _moments(source, first, targets)
+        raise DataError(f"{path}: removed or changed during preprocess; leave the folder alone, and run again")
+    moments, target_moments = new_moments(source, first, targets)
     if shard.split == "train":
         moments.add(stored.inputs)
         target_moments.add(stored.targets)
     return PreparedShard(stored, is_new, row_digests(stored.inputs), moments, target_moments)
 
 
-def _take_over(path: Path) -> None:
-    """The shard is linked from earlier data that is complete and has one of this name, made from the same."""
+def _link_earlier(path: Path) -> None:
+    """Link the shard of this name from complete earlier data; an equal name means equal source files and settings."""
     for other in path.parent.parent.glob(f"*/{path.name}"):
         if not (other.parent / "manifest.json").exists():
-            continue  # its files may have changed while they were read: that is looked at last
-        with suppress(OSError):  # gone in this moment, or a disk without links: it is made anew
+            continue  # incomplete: its source files may have changed while they were read, which is checked last
+        with suppress(OSError):  # just removed, or a disk without hard links: the shard is written instead
             os.link(other, path)
             return
 
 
-def _moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:
-    """Statistics of nothing yet: of the inputs, by channel, and of the targets of a regression, by output."""
+def new_moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:
+    """Return empty statistics: of the inputs by channel, and of the targets of a regression by output."""
     channels = 0 if source.task == "language" else first.shape[1]
     return Moments(channels), Moments(targets.shape[1] if source.task == "regression" else 0)
 
 
-def _make(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarray) -> None:
-    """The shard is written, whole."""
+def _write(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarray) -> None:
     rows, targets = part.rows[shard.start : shard.stop], part.targets[shard.start : shard.stop]
     inputs = read_rows(source, part.origin, rows)
     if (inputs.dtype, inputs.shape[1:]) != (first.dtype, first.shape[1:]):
         raise DataError(
             f"{shard.split} samples {shard.start} to {shard.stop} are {inputs.dtype} {inputs.shape[1:]}, "
-            f"the first of train is {first.dtype} {first.shape[1:]}; all inputs have one shape"
+            f"the first sample of train is {first.dtype} {first.shape[1:]}; all inputs must have one type and shape"
         )
     write_shard(path, inputs, targets)
 
 
-def _fits(stored: ShardContent, first: np.ndarray, targets: np.ndarray) -> bool:
+def _matches(stored: ShardContent, first: np.ndarray, targets: np.ndarray) -> bool:
     is_alike = (stored.inputs.dtype, stored.inputs.shape[1:]) == (first.dtype, first.shape[1:])
     return is_alike and len(stored.inputs) == len(targets) and np.array_equal(stored.targets, targets)
 
 
-def _refuse_changed(source: Source, made: Sequence[Path]) -> None:
+def check_unchanged(source: Source, written: Sequence[Path]) -> None:
+    """Remove the shards that were written and raise DataError if a source file changed in the meantime."""
     changed = [file.path for file in source.files if not file.is_unchanged()]
     if changed:
-        for path in made:
+        for path in written:
             path.unlink()
         raise DataError(f"{changed[0]}: changed while it was being read; run again when it is complete")

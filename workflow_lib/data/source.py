@@ -1,4 +1,4 @@
-"""What a data set gives: its targets, and a way to read its inputs a few rows at a time."""
+"""The source that a data set returns: targets in memory, and a function that reads inputs a few rows at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflow_lib.plugins import Task
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the person's, as it was when it was digested."""
+    """A user's file, with its state when its digest was computed."""
 
     path: Path
     digest: str
@@ -27,14 +27,14 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """The file with the BLAKE2b of its bytes."""
-        before = path.stat()
+        """Return the file with the BLAKE2b digest of its bytes."""
+        before = path.stat()  # before reading, so that a write during it shows in `is_unchanged`
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, blake2b).hexdigest()
         return cls(path, digest, before.st_size, before.st_mtime_ns)
 
     def is_unchanged(self) -> bool:
-        """True while nobody has written to the file since."""
+        """Return True if size and modification time are still the same."""
         try:
             now = self.path.stat()
         except OSError:
@@ -44,10 +44,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Feature:
-    """A column of a table: of numbers, or with categories, whose numbers 0, 1, ... are stored.
+    """A column of a table: numeric, or categorical, stored as the numbers 0, 1, ... of its categories.
 
-    centre   subtracted from the numbers in float64 before they are stored as float32: 0 but for numbers that lie
-             together far from 0, such as time stamps
+    centre   subtracted in float64 before the numbers are stored as float32; not 0 only if the numbers are close
+             together and far from 0, such as time stamps
     """
 
     name: str
@@ -57,30 +57,30 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What `open_source` of a data set returns: the targets, and a way to read inputs a few at a time.
+    """The targets of a data set, and a function that reads its inputs: `open_source` of a data set returns it.
 
-    task        what is learnt; `task(params)` of the data set says the same without reading anything
-    targets     of each split that the data set brings; `train` is one of them, and a missing `val` or `test` is taken
-                from it by `data.split_seed` and the fractions, stratified where there are classes
-                classification: class numbers, int64 [n]; regression: float32 [n] or [n, outputs], finite;
+    task        classification, regression or language; `task(params)` of the data set returns the same
+    targets     one array for each split of the data set; `train` is required. A missing `val` or `test` is drawn from
+                `train` by `data.split_seed` and the fractions, stratified by class.
+                classification: class numbers, int64 [n]; regression: finite float32 [n] or [n, outputs];
                 language: [n, 0], since the next token is the target
-    read        `read(split, rows)` gives the inputs of these rows, which ascend: uint8 or float32
+    read        `read(split, rows)` returns the inputs of these rows, which are ascending: uint8 or float32
                 [rows, channels, ...]; language: uint8 or int32 tokens [rows, context + 1]
-    learn_from  `learn_from(rows)` gives the source again, as known from these rows of train alone: those that are left
-                of it where splits are drawn; None where it makes no difference
+    learn_from  `learn_from(rows)` returns the source as learned from these rows of train only; it is called with the
+                rows that remain after splits were drawn. None: the source does not depend on the rows
     classes     names of the classes, in the order of their numbers
-    features    the columns of a table; the inputs are [rows, features], and only here NaN stands for a missing number
+    features    the columns of a table; inputs are [rows, features]. Only tables may have NaN: a missing number
     vocabulary  the tokens of a language, in the order of their numbers
-    groups      a number for each row of train, int64 [n]: rows of one group are drawn into one split together, and
-                not stratified
-    scale       stored inputs are divided by it: 255 makes bytes 0 to 1
-    files       what the data came from; a changed file is new data
+    groups      a number for each row of train, int64 [n]: the rows of a group are drawn into the same split, and
+                the draw is not stratified
+    scale       divisor of stored inputs: 255 maps bytes to 0..1
+    files       the source files; a changed file is new data
     content     digest of inputs that come from no file
-    row_digests  of each split, for each row the digest of the one file that it is read from, where it is so: a shard of
-                rows that are as they were is taken over from earlier data of these settings
-    row_name    `row_name(split, row)` is what messages call a row: its number, or the file that it is read from
-    close       gives back what `read` holds open
-    is_thread_safe  several threads may `read` at once; otherwise one waits for the other, and large data takes longer
+    row_digests  for each split and row the digest of the one file that the row is read from, if there is one: shards
+                whose rows did not change are linked from earlier data with the same settings
+    row_name    `row_name(split, row)` returns the name of a row in messages: its number or its file
+    close       closes what `read` keeps open
+    is_thread_safe  several threads may call `read` at once; otherwise they take turns, which is slower for large data
     """
 
     task: Task = "classification"
@@ -101,17 +101,18 @@ class Source:
 
 
 def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[str] = (), scale: float = 1.0) -> Source:
-    """A source whose data is in memory already, in one piece: the splits are made from it.
+    """Return a source of arrays in memory; all splits are drawn from them.
 
-    With names of classes the targets are class numbers; without, they are numbers to be predicted.
+    With `classes` the targets are class numbers; without, they are numbers to predict.
     """
     if not _is_array(inputs, np.uint8, np.float32):
-        raise DataError(f"from_arrays got {shown(inputs)}; inputs are uint8 or float32 of shape (n, channels, ...)")
+        given = type_and_shape(inputs)
+        raise DataError(f"from_arrays got {given}; allowed: inputs of uint8 or float32, shape (n, channels, ...)")
     if len(inputs) != len(targets):
-        raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; each input has one target")
+        raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; allowed: one for each input")
     return Source(
         task="classification" if classes else "regression",
-        targets={"train": numbered("train", targets, len(classes)) if classes else np.asarray(targets)},
+        targets={"train": class_numbers("train", targets, len(classes)) if classes else np.asarray(targets)},
         read=lambda split, rows: inputs[rows],
         classes=tuple(classes),
         scale=scale,
@@ -120,12 +121,12 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
     )
 
 
-def numbered(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
-    """The class numbers as int64; anything else is refused."""
+def class_numbers(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
+    """Return the class numbers as int64. Raises DataError for anything else than whole numbers of classes."""
     given = np.asarray(targets)
-    allowed = f"with {classes} names of classes, targets are whole numbers from 0 to {classes - 1}"
+    allowed = f"allowed with {classes} classes: whole numbers from 0 to {classes - 1}"
     if given.ndim != 1 or given.dtype.kind not in "biuf":
-        raise DataError(f"the targets of `{split}` are {shown(given)}; {allowed}, of shape (n,)")
+        raise DataError(f"the targets of `{split}` are {type_and_shape(given)}; {allowed}, of shape (n,)")
     bad = ~np.isin(given, np.arange(classes))
     if bad.any():
         advice = f"; {hint}" if (hint := numbering_hint(given)) else ""
@@ -134,7 +135,7 @@ def numbered(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
 
 
 def numbering_hint(labels: np.ndarray) -> str:
-    """Return what to do with labels that are numbered in a known way that is not 0, 1, ...; else nothing."""
+    """Return advice for labels -1 and 1, or consecutive labels that do not start at 0; otherwise an empty text."""
     different = np.unique(labels)
     low, high = different[0], different[-1]
     if different.tolist() == [-1, 1]:
@@ -144,22 +145,22 @@ def numbering_hint(labels: np.ndarray) -> str:
     return ""
 
 
-def shown(value: Any) -> str:
-    """What a person's code gave, in a few words."""
+def type_and_shape(value: Any) -> str:
+    """Return the type of a value that user code returned, and the shape of an array, for a message."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _is_array(inputs: Any, *kinds: type) -> bool:
-    """Whether it is an array of one of these types, with a second dimension, and something in each row."""
+    """Return True for an array of one of these types with at least two dimensions and rows that are not empty."""
     return isinstance(inputs, np.ndarray) and inputs.dtype in kinds and inputs.ndim >= 2 and 0 not in inputs.shape[1:]
 
 
-def refuse_unfit(source: Any) -> None:
-    """What `open_source` gave is a source, and each field but the arrays has what it may have."""
+def check_source(source: Any) -> None:
+    """Raise DataError if the result of `open_source` is not a Source, or a field other than the arrays is invalid."""
     if not isinstance(source, Source):
-        raise DataError(f"open_source() gave {shown(source)}; it is to give a Source of workflow_lib.data")
+        raise DataError(f"open_source() gave {type_and_shape(source)}; allowed: a Source of workflow_lib.data")
     kinds = {"classes": str, "vocabulary": str, "features": Feature, "files": SourceFile}
     for name, kind in kinds.items():
         values = getattr(source, name)
@@ -167,30 +168,30 @@ def refuse_unfit(source: Any) -> None:
             raise DataError(f"Source.{name} is {values!r:.60}; allowed: a tuple of {kind.__name__}")
     for name in ("classes", "vocabulary"):
         if twice := [value for value, count in Counter(getattr(source, name)).items() if count > 1]:
-            raise DataError(f"Source.{name} has `{twice[0]:.60}` more than once; each has a name of its own")
+            raise DataError(f"Source.{name} has `{twice[0]:.60}` more than once; names must be unique")
     if not isinstance(source.content, str):
-        raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, as content_digest gives")
+        raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, such as content_digest returns")
     if not isinstance(source.scale, int | float) or not 0 < source.scale < math.inf:
         raise DataError(f"Source.scale is {source.scale!r:.60}; allowed: a number above 0")
     if source.task == "classification" and len(source.classes) < 2:
-        raise DataError(f"Source.classes is {source.classes!r:.60}; a classification needs the names of at least two")
+        raise DataError(f"Source.classes is {source.classes!r:.60}; allowed for a classification: at least two names")
 
 
 def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:
-    """The inputs of these rows of one of the source's splits; what cannot be stored is refused."""
+    """Return the inputs of these rows of a split of the source. Raises DataError for inputs that cannot be stored."""
     inputs = source.read(origin, rows)
     types = (np.uint8, np.int32) if source.task == "language" else (np.uint8, np.float32)
     if not _is_array(inputs, *types) or len(inputs) != len(rows):
         allowed = "uint8 or int32" if source.task == "language" else "uint8 or float32"
         shape = "context + 1" if source.task == "language" else "channels, ..."
         raise DataError(
-            f"read(`{origin}`, {len(rows)} rows) gave {shown(inputs)}; "
-            f"inputs are {allowed} of shape ({len(rows)}, {shape})"
+            f"read(`{origin}`, {len(rows)} rows) gave {type_and_shape(inputs)}; "
+            f"allowed: {allowed} of shape ({len(rows)}, {shape})"
         )
     if source.task == "language":
-        bad, what = (inputs < 0) | (inputs >= len(source.vocabulary)), "tokens outside of the vocabulary"
+        bad, what = (inputs < 0) | (inputs >= len(source.vocabulary)), "tokens that are not in the vocabulary"
     elif source.features:
-        bad, what = _unfit(inputs, source.features), "infinite values or categories without a name"
+        bad, what = _bad_values(inputs, source.features), "infinite values or categories without a name"
     else:
         bad, what = ~np.isfinite(inputs), "NaN or infinite values"
     if bad.any():
@@ -198,8 +199,8 @@ def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(inputs)
 
 
-def _unfit(inputs: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
-    """Where a table [rows, features] has something else than numbers, NaN, and numbers of categories."""
+def _bad_values(inputs: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
+    """Return a mask [rows, features] of infinite numbers and of values that are not the number of a category."""
     if inputs.shape[1:] != (len(features),):
         raise DataError(f"inputs of shape {inputs.shape} do not have one column for each of {len(features)} features")
     bad = np.isinf(inputs)
@@ -210,7 +211,7 @@ def _unfit(inputs: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
 
 
 def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[Any, Any] | None:
-    """Two different numbers that are one as float32, where more than this part of the numbers are; else None."""
+    """Return two different numbers that are equal in float32, if more than this fraction is merged; else None."""
     different = np.unique(values)
     same = np.flatnonzero(np.diff(different.astype(np.float32)) == 0)
     if len(same) <= tolerance * len(different):
@@ -219,17 +220,17 @@ def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[An
 
 
 def first_true(where: np.ndarray) -> int:
-    """The first row with a true value in it."""
+    """Return the number of the first row that contains a true value."""
     return int(where.reshape(len(where), -1).any(axis=1).argmax())
 
 
 def blake2b(data: bytes = b"") -> hashlib.blake2b:
-    """The hash of all digests here."""
+    """Return a hasher of the kind that all digests of data use."""
     return hashlib.blake2b(data, digest_size=16)
 
 
 def content_digest(*arrays: np.ndarray) -> str:
-    """BLAKE2b of shapes, types and values."""
+    """Return the BLAKE2b digest of types, shapes and values."""
     hasher = blake2b()
     for array in arrays:
         hasher.update(f"{array.dtype.str}{array.shape}".encode())
@@ -238,5 +239,5 @@ def content_digest(*arrays: np.ndarray) -> str:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The memory of a contiguous array."""
+    """Return the memory of a contiguous array, without copying it."""
     return array.reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Which rows are train, val and test: a function of the targets, the fractions and the seed."""
+"""The rows of train, val and test: a function of the targets, the fractions and the seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS
-from workflow_lib.data.source import Source, first_true, merged_in_float32, numbered, shown
+from workflow_lib.data.source import Source, class_numbers, first_true, merged_in_float32, type_and_shape
 from workflow_lib.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """A split as it will be stored: which rows of which of the source's splits, and their targets as stored."""
+    """A split as it is stored: rows of the source's split `origin`, and their targets."""
 
     origin: str
     rows: np.ndarray
@@ -27,52 +27,51 @@ class Part:
 
 
 def assign(source: Source, data: config.Data) -> dict[str, Part]:
-    """The rows of train, val and test; train must have every class, a split that lacks one is told."""
+    """Return the rows of train, val and test. Train must have every class; log a warning if val or test lacks one."""
     if not isinstance(source.targets, Mapping) or not {"train"} <= set(source.targets) <= set(SPLITS):
-        given = list(source.targets) if isinstance(source.targets, Mapping) else shown(source.targets)
-        raise DataError(
-            f"Source.targets is given for {given}; it has `train`, and `val` and `test` where there are any"
-        )
+        given = list(source.targets) if isinstance(source.targets, Mapping) else type_and_shape(source.targets)
+        raise DataError(f"Source.targets is given for {given}; `train` is required, `val` and `test` are optional")
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     missing = [name for name in fractions if name not in source.targets]
-    targets = {name: _as_stored(source, name) for name in source.targets}
+    targets = {name: _checked_targets(source, name) for name in source.targets}
     rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
     if missing:
-        made = _drawn(source, targets["train"], [fractions[name] for name in missing], data.split_seed)
-        rows.update(zip(("train", *missing), made, strict=True))
+        drawn = _draw(source, targets["train"], [fractions[name] for name in missing], data.split_seed)
+        rows.update(zip(("train", *missing), drawn, strict=True))
     parts = {}
     for name in SPLITS:
         origin = "train" if name in missing else name
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
-        _refuse_empty(name, parts[name], source, made=bool(missing) and origin == "train")
-    learnt = parts["train"].targets
-    if source.task == "regression" and len(learnt) > 1 and (learnt == learnt[0]).all():
-        raise DataError(f"every target of train is {', '.join(map(str, learnt[0].tolist()))}: nothing to learn")
+        _check_classes(name, parts[name], source, is_drawn=bool(missing) and origin == "train")
+    train = parts["train"].targets
+    if source.task == "regression" and len(train) > 1 and (train == train[0]).all():
+        raise DataError(f"every target of train is {', '.join(map(str, train[0].tolist()))}: nothing to learn")
     return parts
 
 
-def _drawn(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+def _draw(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
     if source.groups is not None:
         if np.shape(source.groups) != (len(targets),):
-            raise DataError(f"Source.groups is {shown(source.groups)}; it has a number for each of {len(targets)} rows")
+            given = type_and_shape(source.groups)
+            raise DataError(f"Source.groups is {given}; allowed: a number for each of {len(targets)} rows")
         return grouped_split(source.groups, fractions, seed)
     strata = targets if source.task == "classification" else np.zeros(len(targets), np.int64)
     return stratified_split(strata, fractions, seed)
 
 
-def _as_stored(source: Source, split: str) -> np.ndarray:
-    """Targets of a split: int64 [n]; float32 [n, outputs] of a regression; int64 [n, 0] of a language."""
+def _checked_targets(source: Source, split: str) -> np.ndarray:
+    """Return the targets as they are stored: int64 [n]; regression: float32 [n, outputs]; language: int64 [n, 0]."""
     targets = source.targets[split]
     shapes = {"classification": "(n,)", "regression": "(n,) or (n, outputs)", "language": "(n, 0)"}
     is_numbers = isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf" and targets.ndim in (1, 2)
     if not is_numbers or (source.task == "regression" and 0 in targets.shape[1:]):
         allowed = f"an array of numbers, of shape {shapes[source.task]}"
-        raise DataError(f"the targets of `{split}` are {shown(targets)}; allowed: {allowed}")
+        raise DataError(f"the targets of `{split}` are {type_and_shape(targets)}; allowed: {allowed}")
     if source.task == "classification":
-        return numbered(split, targets, len(source.classes))
+        return class_numbers(split, targets, len(source.classes))
     if source.task == "language":
         return np.empty((len(targets), 0), np.int64)
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and that is refused
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is rejected below
         numbers = np.ascontiguousarray(targets if targets.ndim == 2 else targets[:, None], dtype=np.float32)
     bad = ~np.isfinite(numbers)
     if bad.any():
@@ -82,45 +81,45 @@ def _as_stored(source: Source, split: str) -> np.ndarray:
         for column in targets.reshape(len(targets), -1).T:
             if (merged := merged_in_float32(column, tolerance=0.05)) is not None:
                 raise DataError(
-                    f"the targets of `{split}` have {merged[0]!r} and {merged[1]!r}, which float32, in which models "
-                    "compute, does not tell apart; predict the difference from a start, or a larger unit"
+                    f"the targets {merged[0]!r} and {merged[1]!r} of `{split}` are equal in float32, in which models "
+                    "compute; subtract a constant from the targets, or use a larger unit"
                 )
     return numbers
 
 
-def _refuse_empty(split: str, part: Part, source: Source, *, made: bool) -> None:
+def _check_classes(split: str, part: Part, source: Source, *, is_drawn: bool) -> None:
+    """Reject an empty split and a class without a sample in train; warn of a class without a sample elsewhere."""
     classes = source.classes
-    advice = "change the fractions in `data`" if made else "leave the split out, to have it made from train"
+    advice = "change the fractions in `data`" if is_drawn else "leave the split out: it is then drawn from train"
     if source.task != "classification":
         if not len(part.rows):
-            raise DataError(f"the {split} split has no sample; give more samples, or {advice}")
+            raise DataError(f"the {split} split has no sample; add samples, or {advice}")
         return
     counts = np.bincount(part.targets, minlength=len(classes))
     if counts.all():
         return
     if not len(part.rows) and split != "train":
-        raise DataError(f"the {split} split has no sample; give more samples, or {advice}")
+        raise DataError(f"the {split} split has no sample; add samples, or {advice}")
     each = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True)]
     listing = ", ".join(each[:20] + ["..."] * (len(each) > 20))
     empty = ", ".join(f"`{classes[number]}`" for number in np.flatnonzero(counts == 0)[:20])
     lacking = f"the {split} split has no sample of class {empty} ({listing})"
     if split == "train":
-        raise DataError(f"{lacking}; give samples of each class, or leave it out of the classes")
-    log.warning("%s; it says nothing about that class: data.min_class_count can drop or merge rare classes", lacking)
+        raise DataError(f"{lacking}; add samples of it, or remove it from the classes")
+    log.warning("%s: metrics leave that class out; data.min_class_count can drop or merge rare classes", lacking)
 
 
 def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
-    """Rows of what is left, then of each fraction, ascending: each row once, each class in proportion.
+    """Return the remaining rows, then those of each fraction, ascending; every row once, each class in proportion.
 
-    What is left has at least one row of each class. Apart from that, proportion is kept to within one row. The random
-    numbers are Philox's raw stream, equal in all numpy versions.
+    At least one row of each class remains. Apart from that, proportions are kept to within one row.
     """
-    _refuse_all_held_out(fractions)
-    keys = np.random.Philox(key=seed).random_raw(len(targets))
+    _check_fractions(fractions)
+    keys = np.random.Philox(key=seed).random_raw(len(targets))  # the raw stream is the same in all numpy versions
     by_class = np.split(np.lexsort((keys, targets)), np.cumsum(np.bincount(targets))[:-1])
     sizes = [_in_proportion([len(rows) for rows in by_class], fraction) for fraction in fractions]
     for number, rows in enumerate(by_class):
-        for size in reversed(sizes):  # the test gives a row back first
+        for size in reversed(sizes):  # if no row remains, the last split gives one back first
             if len(rows) and sum(of_split[number] for of_split in sizes) >= len(rows) and size[number]:
                 size[number] -= 1
     pieces = [np.split(rows, np.cumsum(size)) for rows, size in zip(by_class, zip(*sizes, strict=True), strict=True)]
@@ -129,11 +128,12 @@ def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int)
 
 
 def grouped_split(groups: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
-    """As `stratified_split`, but rows of a group go together; the fractions are met as nearly as the groups allow.
+    """Return rows as `stratified_split` does, but keep the rows of a group together.
 
-    The groups come in a drawn order, and each goes where at least half of it is wanted: a very large one is left.
+    In random order, each group goes into the first split that still needs at least half of its rows; other groups, such
+    as very large ones, remain. So fractions are met only as nearly as the groups allow.
     """
-    _refuse_all_held_out(fractions)
+    _check_fractions(fractions)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     split_of, room = np.full(len(sizes), len(fractions)), [fraction * len(groups) for fraction in fractions]
     for group in np.argsort(np.random.Philox(key=seed).random_raw(len(sizes)), kind="stable").tolist():
@@ -145,16 +145,16 @@ def grouped_split(groups: np.ndarray, fractions: Sequence[float], seed: int) -> 
     return (left, *taken)
 
 
-def _refuse_all_held_out(fractions: Sequence[float]) -> None:
+def _check_fractions(fractions: Sequence[float]) -> None:
     if sum(fractions) >= 1:
         raise ConfigError(
             f"data.validation_fraction and data.test_fraction are {sum(fractions):g} together; "
-            "less than 1 leaves data to train"
+            "allowed: less than 1, so that data remains for train"
         )
 
 
 def _in_proportion(counts: Sequence[int], fraction: float) -> list[int]:
-    """A whole number for each count, together the fraction of their sum: the largest remainders go up."""
+    """Return a whole number for each count; together they are the fraction of the sum (largest remainder method)."""
     exact = [count * fraction for count in counts]
     sizes = [math.floor(quota) for quota in exact]
     by_remainder = sorted(range(len(counts)), key=lambda i: sizes[i] - exact[i])

@@ -1,4 +1,4 @@
-"""Mean and deviation, exact until the last rounding: any order of any parts of the data gives the same bits."""
+"""Mean and standard deviation from exact sums: they do not depend on the order or the size of the pieces."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 
-BLOCK = 1 << 16  # values summed at once: they fit the cache
+BLOCK_VALUES = 1 << 16  # values summed at once: they fit the cache
 
 
 class Moments:
-    """Mean and deviation by channel, exact until the last rounding: any order of any parts gives the same bits."""
+    """Exact sums by channel; only the final mean and standard deviation are rounded."""
 
     def __init__(self, channels: int) -> None:
         self.counts = [0] * channels
@@ -19,8 +19,8 @@ class Moments:
         self.squares = [Fraction(0)] * channels
 
     def add(self, inputs: np.ndarray) -> None:
-        """Inputs [n, channels, ...] are counted in; NaN is no value."""
-        step = max(1, BLOCK // max(1, inputs[:1].size))
+        """Add inputs [n, channels, ...]; NaN values are skipped."""
+        step = max(1, BLOCK_VALUES // max(1, inputs[:1].size))
         for block in (inputs[start : start + step] for start in range(0, len(inputs), step)):
             for channel in range(len(self.sums)):
                 values = block[:, channel].ravel()
@@ -34,18 +34,19 @@ class Moments:
                 self.counts[channel] += len(values)
 
     def merge(self, other: Moments) -> None:
-        """What the other has counted is counted in."""
+        """Add the sums of the other."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
 
     def constant_channels(self) -> list[int]:
-        """Channels that have one value throughout, by number from 0."""
+        """Return the numbers of the channels whose values are all equal."""
         sums = zip(self.counts, self.sums, self.squares, strict=True)
+        # Cauchy-Schwarz: n times the sum of squares equals the squared sum only if all values are equal.
         return [number for number, (n, total, squares) in enumerate(sums) if n > 1 and squares * n == total**2]
 
     def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """By channel, of the values divided by the scale; the deviation of a constant is given as 1."""
+        """Return both by channel, for values divided by the scale; the deviation of a constant channel is 1."""
         unit, counts = Fraction(scale), [max(1, count) for count in self.counts]
         means = [total / count for total, count in zip(self.sums, counts, strict=True)]
         variances = [s / n - mean**2 for s, n, mean in zip(self.squares, counts, means, strict=True)]
@@ -53,21 +54,21 @@ class Moments:
 
 
 def _sums(values: np.ndarray) -> tuple[Fraction, Fraction]:
-    """The exact sum of the values, uint8 or float32, and of their squares."""
+    """Return the exact sums of the values, uint8 or float32, and of their squares."""
     if values.dtype == np.uint8:
         counts = np.bincount(values, minlength=256).tolist()
         return Fraction(sum(v * n for v, n in enumerate(counts))), Fraction(
             sum(v * v * n for v, n in enumerate(counts))
         )
-    doubles = values.astype(np.float64)  # which hold the square of a float32, too
+    doubles = values.astype(np.float64)  # the square of a float32 is exact in a float64
     return exact_sum(doubles), exact_sum(np.square(doubles))
 
 
 def exact_sum(values: np.ndarray) -> Fraction:
-    """The sum of up to 2^26 float64 values below 2^990 without rounding.
+    """Return the sum of up to 2^26 float64 values below 2^990, without rounding.
 
-    Adding and subtracting a large number leaves the upper 26 bits of each value, and these sum up exactly in a float64
-    (Demmel and Nguyen 2015, "Parallel reproducible summation"); what is left of the values comes next.
+    Adding and subtracting a large number leaves the upper bits of each value, and their sum is exact in a float64
+    (Demmel and Nguyen 2015, "Parallel reproducible summation"). The next round sums the bits that remain.
     """
     total, rest = Fraction(0), values.astype(np.float64)
     while largest := float(np.abs(rest).max()):

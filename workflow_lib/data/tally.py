@@ -1,4 +1,4 @@
-"""Totals over the shards, from which the manifest is made."""
+"""Totals over the shards: counts, digests, mean and standard deviation; the manifest is made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS, Manifest, Shard, SplitSummary
-from workflow_lib.data.shard_writer import PreparedShard, _moments
+from workflow_lib.data.shard_writer import PreparedShard, new_moments
 from workflow_lib.data.source import Source, blake2b, bytes_of
 from workflow_lib.data.splits import Part
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Tally:
-    """What a manifest says of the shards, added up one shard at a time."""
+    """Totals of the shards added so far; the shards of a split must be added in order."""
 
     def __init__(self, source: Source, first: np.ndarray, parts: Mapping[str, Part]) -> None:
         self.source, self.first = source, first
@@ -28,28 +28,29 @@ class Tally:
         self.counts = {split: np.zeros(len(source.classes), np.int64) for split in SPLITS}
         self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
         self.digests: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self.moments, self.target_moments = _moments(source, first, parts["train"].targets)
+        self.moments, self.target_moments = new_moments(source, first, parts["train"].targets)
 
-    def add(self, shard: Shard, one: PreparedShard) -> None:
-        """The next shard of its split is counted in."""
-        stored = one.stored
+    def add(self, shard: Shard, prepared: PreparedShard) -> None:
+        """Add the next shard of its split."""
+        stored = prepared.stored
         self.shards.append(shard.model_copy(update={"digest": stored.digest}))
         self.samples[shard.split] += len(stored.targets)
         if self.source.task == "classification":
             self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))
-        self.digests[shard.split].append(one.digests)
-        self.moments.merge(one.moments)
-        self.target_moments.merge(one.target_moments)
+        self.digests[shard.split].append(prepared.digests)
+        self.moments.merge(prepared.moments)
+        self.target_moments.merge(prepared.target_moments)
 
     def manifest(self, store: str, data: config.Data, root: Path) -> Manifest:
-        """The manifest of all the shards."""
+        """Return the manifest of the shards."""
         source = self.source
         mean, std = self.moments.mean_and_std(source.scale)
         has_categories = [bool(feature.categories) for feature in source.features] or [False] * len(mean)
         target_mean, target_std = self.target_moments.mean_and_std(1.0)
-        if constant := [] if source.features else self.moments.constant_channels():  # a table tells it of its columns
+        # A table has warned of its constant columns by name.
+        if constant := [] if source.features else self.moments.constant_channels():
             log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
         manifest = Manifest(
             digest="",
