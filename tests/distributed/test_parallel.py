@@ -1,4 +1,4 @@
-"""A model that ranks share computes what one that each of them holds computes, in a part of the memory."""
+"""A sharded model (fsdp) computes the same as a replicated model (ddp), in a fraction of the memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES = 24
 
 
 class Net(nn.Module):
-    """Blocks, two weights in one, a buffer, a frozen weight, and fewer rows than ranks."""
+    """Blocks, a tied weight, a buffer, a frozen weight, and tensors with fewer rows than ranks."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(shared: Parallel, optimizer: torch.optim.Optimizer, peers: Peers, steps: int, clip: float | None) -> None:
-    """Steps on this rank's samples, two micro-batches each."""
+    """Train on this rank's samples, with two micro-batches per step."""
     inputs, targets = data()
     mine = range(peers.rank * SAMPLES // peers.world_size, (peers.rank + 1) * SAMPLES // peers.world_size)
     for _ in range(steps):
@@ -81,9 +81,9 @@ def built(kind: str, peers: Peers, section: Any = None, model: nn.Module | None 
 
 
 def save(folder: Path, shared: Parallel, optimizer: torch.optim.Optimizer, peers: Peers) -> None:
-    """A checkpoint of model and optimizer, by all ranks or, of what all have alike, by the first."""
+    """Save model and optimizer; all ranks save their shards, rank 0 saves a replicated model."""
     state = optimizer.state_dict()["state"]
-    moments = {f"{number}.{name}": one for number, values in state.items() for name, one in values.items()}
+    moments = {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
     tensors, offsets = shared.files("moving", {"model": shared.state(), "optimizer": moments})
     if shared.is_shared or peers.is_main:
         writers = peers if shared.is_shared else None
@@ -92,24 +92,27 @@ def save(folder: Path, shared: Parallel, optimizer: torch.optim.Optimizer, peers
 
 
 def saved(folder: Path, group: str = "model") -> dict[str, torch.Tensor]:
-    """The whole tensors of the group."""
+    """Return the whole tensors of the group from the only checkpoint."""
     content = checkpoint.whole(checkpoint.read_manifest(*checkpoint.published(folder)), group)
     assert content is not None
     return load(content)
 
 
 def compute(kind: str, section: Any, clip: float | None, folder: Path, peers: Peers) -> None:
-    """The state after some steps is saved, and the outputs of the weights and of averages half as large."""
+    """Save the state after some steps, and the outputs of the weights and of averages half as large."""
     shared, optimizer = built(kind, peers, section)
     train(shared, optimizer, peers, 4, clip)
     save(folder / kind, shared, optimizer, peers)
-    names = {id(one): name for name, one in reversed([*shared.names()])}
-    halves = {names[id(one)]: one.detach() / 2 for one in shared.parameters}
+    names = {id(weight): name for name, weight in reversed([*shared.names()])}
+    halves = {names[id(weight)]: weight.detach() / 2 for weight in shared.parameters}
     shared.model.eval()
     with torch.inference_mode():
-        outputs = {"of halves": shared.serve(data()[0], halves), "of weights": shared.serve(data()[0], None)}
+        outputs = {
+            "of halves": shared.eval_forward(data()[0], halves),
+            "of weights": shared.eval_forward(data()[0], None),
+        }
     if peers.is_main:
-        save_file({name: one.clone() for name, one in outputs.items()}, folder / f"{kind}.safetensors")
+        save_file({name: output.clone() for name, output in outputs.items()}, folder / f"{kind}.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -117,36 +120,36 @@ def compute(kind: str, section: Any, clip: float | None, folder: Path, peers: Pe
     [(2, AdamW(lr=0.01), None), (3, SGD(lr=0.1, momentum=0.9), 0.05), (1, Lion(lr=0.001), None)],
     ids=["adamw", "sgd", "lion"],
 )
-def test_a_shared_model_learns_and_computes_what_a_whole_one_does(
+def test_a_sharded_model_learns_and_computes_the_same_as_a_replicated_one(
     tmp_path: Path, ranks: int, section: Any, clip: float | None
 ) -> None:
-    """Not the same bits, since sums over ranks are taken in another order."""
+    """Up to rounding, since sums over ranks have another order."""
     for kind in ("ddp", "fsdp"):
         assert fork_ranks(ranks, partial(compute, kind, section, clip, tmp_path), tmp_path / "m") == [SURVIVED] * ranks
     start = net().state_dict()
     for group in ("model", "optimizer"):
-        one, other = saved(tmp_path / "ddp", group), saved(tmp_path / "fsdp", group)
-        assert one.keys() == other.keys()
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+        replicated, sharded = saved(tmp_path / "ddp", group), saved(tmp_path / "fsdp", group)
+        assert replicated.keys() == sharded.keys()
+        torch.testing.assert_close(sharded, replicated, rtol=1e-3, atol=1e-5)
     assert not torch.equal(saved(tmp_path / "fsdp")["blocks.0.0.weight"], start["blocks.0.0.weight"])
     outputs = [load_file(tmp_path / f"{kind}.safetensors") for kind in ("ddp", "fsdp")]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-5)
     assert not torch.allclose(outputs[1]["of halves"], outputs[1]["of weights"])
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
+# -- shards -----------------------------------------------------------------------------------------------------------
 
 
 def read(folder: Path, peers: Peers) -> None:
-    """What other ranks have saved is loaded into a new model, and saved again."""
+    """Load the checkpoint of other ranks into a new model, and save it again."""
     shared, optimizer = built("fsdp", peers)
     train(shared, optimizer, peers, 1, None)
     groups = shared.read(*checkpoint.published(folder / "before"))
     shared.load(groups["model"])
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, one in groups["optimizer"].items():
+    for key, value in groups["optimizer"].items():
         number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = one
+        state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     save(folder / "after", shared, optimizer, peers)
 
@@ -158,46 +161,47 @@ def write(folder: Path, peers: Peers) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_any_number_of_ranks_reads_what_any_other_has_saved(tmp_path: Path, before: int, after: int) -> None:
+def test_any_number_of_ranks_reads_the_checkpoint_of_any_other_number(tmp_path: Path, before: int, after: int) -> None:
     assert fork_ranks(before, partial(write, tmp_path), tmp_path / "m") == [SURVIVED] * before
     assert fork_ranks(after, partial(read, tmp_path), tmp_path / "m") == [SURVIVED] * after
     for group in ("model", "optimizer"):
-        one, other = saved(tmp_path / "before", group), saved(tmp_path / "after", group)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        written, reread = saved(tmp_path / "before", group), saved(tmp_path / "after", group)
+        assert written.keys() == reread.keys()
+        assert all(torch.equal(written[name], reread[name]) for name in written)
 
 
 def live() -> list[torch.Tensor]:
     """All tensors of this process."""
-    return [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
+    return [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
 
 
 def memory_of(tensors: list[torch.Tensor]) -> dict[int, int]:
-    """Place and bytes of the memory that they have or share."""
-    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    """Return address and size in bytes of each storage that the tensors use."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def measure(folder: Path, peers: Peers) -> None:
-    """Bytes of all tensors that live in this process after some steps, but for those that it was forked with."""
-    inherited = live()  # kept, lest a new tensor takes the place of one of them
+    """Write how many bytes the tensors take that exist after some steps, without those that existed at the fork."""
+    inherited = live()  # the references keep new tensors from reusing their addresses
     model = net(192, 6)
-    sizes = [(1 + 2 * one.requires_grad) * one.numel() * one.element_size() for one in model.parameters()]
+    sizes = [(1 + 2 * weight.requires_grad) * weight.nbytes for weight in model.parameters()]
     shared, optimizer = built("fsdp", peers, model=model)
     train(shared, optimizer, peers, 2, None)
     shared.model.eval()
     with torch.inference_mode():
-        shared.serve(data()[0], None)
+        shared.eval_forward(data()[0], None)
     shared.zero_grad()
     del model
     gc.collect()
     known = memory_of(inherited).keys()
-    held = sum(size for place, size in memory_of(live()).items() if place not in known)
+    held = sum(size for address, size in memory_of(live()).items() if address not in known)
     (folder / f"bytes-{peers.rank}").write_text(f"{sum(sizes)} {held}")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_rank_holds_its_part_of_weights_and_moments_only(tmp_path: Path, ranks: int) -> None:
-    """Weights, the two moments of AdamW where they are trained, all over the ranks; 5 % for what is not cut."""
+def test_a_rank_holds_only_its_shards_of_weights_and_moments(tmp_path: Path, ranks: int) -> None:
+    """Weights, and the two moments of AdamW of trained weights, divided by the ranks; 5 % for tensors not sharded."""
     assert fork_ranks(ranks, partial(measure, tmp_path), tmp_path / "m") == [SURVIVED] * ranks
     for rank in range(ranks):
         whole, held = map(int, (tmp_path / f"bytes-{rank}").read_text().split())
@@ -205,7 +209,7 @@ def test_a_rank_holds_its_part_of_weights_and_moments_only(tmp_path: Path, ranks
 
 
 def overflow(folder: Path, peers: Peers) -> None:
-    """Ranks 1 and 2 find an infinity in their parts of the gradient: nobody steps, and all lower the scale."""
+    """Put an infinity into the gradients of ranks 1 and 2: no rank makes the step, and all lower the scale."""
     shared, optimizer = built("fsdp", peers, SGD(lr=0.1, momentum=0.9))
     scaler = shared.scaler(enabled=True)
     inputs, targets = data()
@@ -215,21 +219,21 @@ def overflow(folder: Path, peers: Peers) -> None:
         grad = shared.parameters[0].grad
         assert grad is not None
         grad[0] = torch.inf
-    before = [one.detach().clone() for one in shared.parameters]
+    before = [weight.detach().clone() for weight in shared.parameters]
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
-    assert all(torch.equal(one, other) for one, other in zip(before, shared.parameters, strict=True))
+    assert all(map(torch.equal, before, shared.parameters))
     (folder / f"scale-{peers.rank}").write_text(str(scaler.get_scale()))
 
 
-def test_what_overflows_on_some_ranks_is_left_out_on_all(tmp_path: Path) -> None:
+def test_a_step_that_overflows_on_some_ranks_is_skipped_on_all(tmp_path: Path) -> None:
     assert fork_ranks(3, partial(overflow, tmp_path), tmp_path / "m") == [SURVIVED] * 3
     assert [(tmp_path / f"scale-{rank}").read_text() for rank in range(3)] == ["32768.0"] * 3
 
 
 def count(folder: Path, peers: Peers) -> None:
-    """Rank 1 has counted on its own before a step."""
+    """Change a buffer of rank 1 before a step: the step uses the buffer of rank 0."""
     shared, _ = built("fsdp", peers)
     counter = shared.state()["norm.num_batches_tracked"]
     counter.fill_(100 * peers.rank)
@@ -237,7 +241,7 @@ def count(folder: Path, peers: Peers) -> None:
     assert counter.item() == 1
 
 
-def test_every_step_begins_with_the_buffers_of_the_first_rank_which_are_those_that_are_saved(tmp_path: Path) -> None:
+def test_every_step_begins_with_the_buffers_of_rank_0_which_are_saved(tmp_path: Path) -> None:
     assert fork_ranks(2, partial(count, tmp_path), tmp_path / "m") == [SURVIVED] * 2
 
 
@@ -251,16 +255,16 @@ def test_blocks_are_gathered_one_by_one_and_shared_weights_with_the_rest() -> No
     model.no_weights = nn.Sequential(nn.ReLU())
     inside = nn.Sequential(nn.Linear(2, 2))
     model.nested = nn.ModuleList([nn.ModuleList([inside, nn.ModuleDict({"a": nn.Linear(2, 2)})])])
-    found = [name for name, one in model.named_modules() if one in units(model)]
+    found = [name for name, module in model.named_modules() if module in units(model)]
     assert found == ["blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "pair.0", "nested.0.0.0", "nested.0.1.a"]
 
 
 def single(folder: Path, peers: Peers) -> None:
     model = net()
     model.scale = nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(ConfigError, match="training.parallel: fsdp cannot cut the weight scale, a single number"):
+    with pytest.raises(ConfigError, match="training.parallel: fsdp cannot shard the weight scale, a single number"):
         Sharded(model, CPU, Ranks())
 
 
-def test_a_weight_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
+def test_a_weight_that_cannot_be_sharded_is_named(tmp_path: Path) -> None:
     assert fork_ranks(1, partial(single, tmp_path), tmp_path / "m") == [SURVIVED]

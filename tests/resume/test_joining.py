@@ -103,7 +103,7 @@ def test_the_wait_for_other_nodes_is_no_hang_of_the_ranks(fresh: Fresh) -> None:
 @pytest.mark.parametrize(
     ("node", "told"),
     [
-        (0, "no launcher has come from node 1 of the job to 127.0.0.7:{port} within 1 s"),
+        (0, "no launcher of node 1 of the job has connected to 127.0.0.7:{port} within 1 s"),
         (1, "node 1: the launcher of node 0 does not answer at 127.0.0.7:{port} after 6 s"),
     ],
 )

@@ -1,7 +1,7 @@
-"""FSDP2: every rank holds a part of each tensor of the model, of its gradient and of the optimizer's moments.
+"""FSDP2: every rank holds a shard of each tensor of the model, of its gradient and of the optimizer's moments.
 
-torch cuts each tensor along its first dimension, as ``torch.chunk`` does. The parts that it keeps as DTensors are seen
-here as plain tensors in the same memory.
+torch shards each tensor along its first dimension, as ``torch.chunk`` does. The shards are DTensors; this module gives
+the optimizer plain tensors in the same memory.
 """
 
 from __future__ import annotations
@@ -25,136 +25,134 @@ from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.torch_internals import ShardedScaler
 
-CUT = ("model", "optimizer", "ema", "best")  # groups with tensors of which a rank may have a part
+SHARDED = ("model", "optimizer", "ema", "best")  # groups of a checkpoint that may contain shards
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Sharded:
-    """Every rank has a part of each tensor, and FSDP2 gathers one block of the model at a time to compute with it.
+    """A shard of each tensor on every rank. FSDP2 gathers one unit of the model at a time (see ``units``).
 
-    Each unit (see ``units``) is gathered for its forward and again for its backward pass. Gradients are summed over the
-    ranks after every micro-batch, so that no rank ever holds those of the whole model.
+    A unit is gathered for its forward and again for its backward pass. Gradients are reduced over the ranks after every
+    micro-batch, so that no rank ever holds those of the whole model.
     """
 
     is_shared = True
 
     def __init__(self, model: nn.Module, device: torch.device, ranks: Ranks) -> None:
         self._device, self._rank, self._world = device, ranks.rank, ranks.world_size
-        for name, one in model.named_parameters():
-            if one.dim() == 0:
+        for name, weight in model.named_parameters():
+            if weight.dim() == 0:
                 raise ConfigError(
-                    f"training.parallel: fsdp cannot cut the weight {name}, a single number; allowed: ddp, or a model "
-                    f"in which it is a vector of length 1"
+                    f"training.parallel: fsdp cannot shard the weight {name}, a single number; allowed: ddp, or a "
+                    f"model in which it is a vector of length 1"
                 )
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for unit in (*units(model), model):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self.model = model
-        cut = [one for one in model.parameters() if one.requires_grad]
-        self.parameters = [nn.Parameter(_part(one)) for one in cut]
-        self._pairs = list(zip(cut, self.parameters, strict=True))
-        self._cut = {name: one.shape for name, one in model.state_dict().items() if isinstance(one, DTensor)}
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self.parameters = [nn.Parameter(_shard(weight)) for weight in trained]
+        self._pairs = list(zip(trained, self.parameters, strict=True))
+        self._whole_shapes = {
+            name: value.shape for name, value in model.state_dict().items() if isinstance(value, DTensor)
+        }
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See Parallel. Buffers are those of rank 0 before, as DistributedDataParallel has it."""
+        # buffers are not sharded: as DistributedDataParallel does, take those of rank 0 before each forward pass
         for buffer in self.model.buffers():
             dist.broadcast(buffer, src=0)
         outputs: torch.Tensor = self.model(inputs)
         return outputs
 
-    def serve(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
-        """See Parallel."""
+    def eval_forward(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
         with self._exchanged(averages or {}):
             outputs: torch.Tensor = self.model(inputs)
         return outputs
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """See Parallel; they are summed all the same: what is not cut needs the memory of a whole model."""
+        """Reduce gradients all the same: unreduced gradients would need the memory of the whole model."""
         return contextlib.nullcontext()
 
     def zero_grad(self) -> None:
-        """See Parallel."""
-        for cut, part in self._pairs:
-            cut.grad = part.grad = None
+        for weight, shard in self._pairs:
+            weight.grad = shard.grad = None
 
     def take_gradients(self) -> None:
-        """See Parallel."""
-        for cut, part in self._pairs:
-            part.grad = None if cut.grad is None else _part(cut.grad)
+        for weight, shard in self._pairs:
+            shard.grad = None if weight.grad is None else _shard(weight.grad)
 
     def clip(self, norm: float) -> torch.Tensor:
-        """See Parallel."""
-        length = nn.utils.clip_grad_norm_([cut for cut, _ in self._pairs], norm)
-        return length.full_tensor() if isinstance(length, DTensor) else length
+        before = nn.utils.clip_grad_norm_([weight for weight, _ in self._pairs], norm)
+        return before.full_tensor() if isinstance(before, DTensor) else before
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
-        """See Parallel."""
         return ShardedScaler(self._device.type, enabled=enabled)
 
     def names(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """See Parallel."""
-        parts = {id(cut): part for cut, part in self._pairs}
-        everyone = self.model.named_parameters(remove_duplicate=False)
-        return ((name, parts[id(one)]) for name, one in everyone if id(one) in parts)
+        shards = {id(weight): shard for weight, shard in self._pairs}
+        named = self.model.named_parameters(remove_duplicate=False)
+        return ((name, shards[id(weight)]) for name, weight in named if id(weight) in shards)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """See Parallel."""
-        return {name: _part(one) for name, one in self.model.state_dict(keep_vars=True).items()}
+        return {name: _shard(value) for name, value in self.model.state_dict(keep_vars=True).items()}
 
     @torch.no_grad()
     def load(self, state: Named) -> None:
-        """See Parallel."""
-        for name, one in self.state().items():
-            one.copy_(state[name])
+        for name, value in self.state().items():
+            value.copy_(state[name])
 
     def files(self, label: str, groups: Groups) -> tuple[dict[str, Named], Offsets]:
-        """See Parallel: what is cut in a file of each rank; what all have alike is saved by rank 0."""
+        """Return one file with the shards of this rank. Rank 0 also saves the tensors that all ranks have alike."""
         mine: dict[str, torch.Tensor] = {}
         offsets: dict[str, list[int]] = {}
-        for group in (one for one in CUT if one in groups):
-            for name, one in groups[group].items():
-                whole = self._whole(group, name)
-                is_cut = whole is not None and one.shape == self._shape(whole)
-                if one.numel() if is_cut else self._rank == 0:
-                    mine[f"{group}.{name}"] = one
-                    first = self._rows(whole)[0] if is_cut and whole is not None else 0
-                    offsets[f"{group}.{name}"] = [first, *[0] * one.dim()][: one.dim()]
-        others = {group: named for group, named in groups.items() if group not in CUT and self._rank == 0}
-        if not any(group in CUT for group in groups):
+        for group in (group for group in SHARDED if group in groups):
+            for name, value in groups[group].items():
+                whole = self._whole_shape(group, name)
+                # an optimizer may also have scalars for a sharded weight, such as the count of its steps
+                is_shard = whole is not None and value.shape == self._shard_shape(whole)
+                if value.numel() if is_shard else self._rank == 0:
+                    mine[f"{group}.{name}"] = value
+                    first = self._rows(whole)[0] if is_shard and whole is not None else 0
+                    offsets[f"{group}.{name}"] = [first, *[0] * value.dim()][: value.dim()]
+        others = {group: named for group, named in groups.items() if group not in SHARDED and self._rank == 0}
+        if not any(group in SHARDED for group in groups):
             return others, {}
         file = f"{label}-{self._rank:05d}-of-{self._world:05d}"
         return {**others, file: mine}, {file: offsets}
 
     def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
-        """The groups of this rank, on the CPU, of a verified checkpoint that any number of ranks has saved."""
+        """Return the groups of this rank, on the CPU, of a verified checkpoint that any number of ranks has saved."""
 
-        def wish(key: str, shape: torch.Size) -> tuple[int, int] | None:
-            return self._rows(shape) if self._whole(*key.split(".", 1)) == shape else None
+        def select(key: str, shape: torch.Size) -> resharding.Rows | None:
+            return self._rows(shape) if self._whole_shape(*key.split(".", 1)) == shape else None
 
         groups: dict[str, dict[str, torch.Tensor]] = {}
-        for key, one in resharding.read(path, wish).items():
+        for key, value in resharding.read(path, select).items():
             kind, name = key.split(".", 1)
-            groups.setdefault(kind, {})[name] = one
+            groups.setdefault(kind, {})[name] = value
         return groups
 
-    def _whole(self, group: str, name: str) -> torch.Size | None:
-        """Shape of the whole tensor that is cut, or would be if it has that shape; None where nothing is cut."""
+    def _whole_shape(self, group: str, name: str) -> torch.Size | None:
+        """Return the shape of the whole tensor if its weight is sharded, else None.
+
+        The tensors of an optimizer are named by the index of their weight. Only those of its shape are sharded.
+        """
         if group == "optimizer":
             return self._pairs[int(name.split(".", 1)[0])][0].shape
-        return self._cut.get(name) if group in CUT else None
+        return self._whole_shapes.get(name) if group in SHARDED else None
 
     def _rows(self, whole: torch.Size) -> tuple[int, int]:
-        """First row of this rank, and the one after its last: as torch.chunk has it."""
+        """Return the first row of this rank and the row after its last, as ``torch.chunk`` divides them."""
         size = math.ceil(whole[0] / self._world)
         return min(whole[0], self._rank * size), min(whole[0], (self._rank + 1) * size)
 
-    def _shape(self, whole: torch.Size) -> torch.Size:
+    def _shard_shape(self, whole: torch.Size) -> torch.Size:
         first, last = self._rows(whole)
         return torch.Size((last - first, *whole[1:]))
 
     @contextlib.contextmanager
     def _exchanged(self, averages: Named) -> Iterator[None]:
-        """The model computes with the averages, and they are its weights meanwhile."""
+        """Exchange weights and averages in the block, in place, so that no second copy of the weights is needed."""
         self._exchange(averages)
         try:
             yield
@@ -163,16 +161,16 @@ class Sharded:
 
     @torch.no_grad()
     def _exchange(self, averages: Named) -> None:
-        for part, average in zip(self.parameters, averages.values(), strict=False):
-            kept = part.clone()
-            part.copy_(average)
-            average.copy_(kept)
+        for shard, average in zip(self.parameters, averages.values(), strict=False):  # no averages: nothing to do
+            weight = shard.clone()
+            shard.copy_(average)
+            average.copy_(weight)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """What is gathered as one: the members of each outermost Sequential, ModuleList or ModuleDict, such as blocks.
+    """Return the modules to gather one at a time: the members of each outermost container, such as blocks.
 
-    One that shares a weight with another part of the model is gathered with the rest of the model.
+    A member that shares a weight with another part of the model is gathered with the rest of the model.
     """
     everywhere = _uses(model)
     found: list[nn.Module] = []
@@ -189,10 +187,10 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _uses(module: nn.Module) -> Counter[int]:
-    """How often each parameter is used, by its identity."""
-    return Counter(id(one) for _, one in module.named_parameters(remove_duplicate=False))
+    """Count the uses of each parameter, by its identity."""
+    return Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
 
 
-def _part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank has of a tensor, in the same memory."""
+def _shard(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the shard of this rank in the same memory; the tensor itself if it is not sharded."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -1,7 +1,7 @@
-"""How ranks train one model: each holds all of it (``ddp``), or a part of each of its tensors (``fsdp``).
+"""Data parallelism: each rank holds the whole model (``ddp``), or a shard of each of its tensors (``fsdp``).
 
-Optimizer, averages and checkpoints know plain tensors only. Under fsdp these are this rank's parts, in the memory that
-the model itself uses: a step of an optimizer that works element by element is a step of the whole model.
+Optimizer, averages and checkpoints see plain tensors only. Under fsdp these are the shards of this rank, in the memory
+of the model itself. If each rank updates its shards, element by element, the whole model is updated.
 """
 
 from __future__ import annotations
@@ -22,54 +22,57 @@ Offsets = dict[str, dict[str, list[int]]]
 
 
 class Parallel(Protocol):
-    """The model of one rank, and how it is shared."""
+    """The model of one rank."""
 
     model: nn.Module
-    """As it was built: for modes and buffers."""
+    """The model as it was built, to switch modes and to read buffers."""
     parameters: list[nn.Parameter]
-    """What the optimizer changes."""
+    """The tensors that the optimizer updates."""
     is_shared: bool
-    """Whether each rank has tensors of its own, which it saves itself."""
+    """True if each rank has its own shards, and saves them itself."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The outputs in training; gradients are averaged over the ranks in the backward pass."""
+        """Return the outputs in training. The backward pass averages gradients over the ranks."""
 
-    def serve(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
-        """The outputs of the averages, or else of the weights. All shared models have to be asked alike."""
+    def eval_forward(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
+        """Return the outputs of the averaged weights if given, else of the weights.
+
+        If the model is shared, all ranks must call this equally often.
+        """
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients may stay where they are in this backward pass, since another follows."""
+        """In this context, backward passes need not exchange gradients, since another backward pass follows."""
 
     def zero_grad(self) -> None:
-        """No parameter has a gradient."""
+        """Remove the gradients of all parameters."""
 
     def take_gradients(self) -> None:
-        """The parameters have the gradients of the backward pass."""
+        """Give ``parameters`` the gradients of the backward pass."""
 
     def clip(self, norm: float) -> torch.Tensor:
-        """The gradient of the whole model is no longer than that; how long it was."""
+        """Scale the gradient of the whole model to at most this norm; return its norm before."""
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
-        """The scaler of fp16, which skips a step on all ranks or on none."""
+        """Return the gradient scaler for fp16, which skips a step on all ranks or on none."""
 
     def names(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Each parameter under each of its names; a tied one has several."""
+        """Yield each trained parameter under each of its names; a tied parameter has several."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers, in the model's own memory."""
+        """Return weights and buffers, in the memory of the model."""
 
     def load(self, state: Named) -> None:
-        """The model has this state."""
+        """Copy weights and buffers into the model."""
 
     def files(self, label: str, groups: Groups) -> tuple[dict[str, Named], Offsets]:
-        """The groups as this rank saves them, one file each, and where the parts begin."""
+        """Return the tensors that this rank saves, by file, and the first index of each shard in its whole tensor."""
 
     def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
-        """The groups that are shared, as this rank needs them, on the CPU, of a verified checkpoint."""
+        """Return the shards that this rank needs from a verified checkpoint, on the CPU; empty if nothing is shared."""
 
 
 class Replicated:
-    """Every rank has the whole model, and DistributedDataParallel averages their gradients."""
+    """The whole model on every rank; DistributedDataParallel averages the gradients."""
 
     is_shared = False
 
@@ -78,7 +81,7 @@ class Replicated:
     ) -> None:
         self.model = model.to(device)
         trained = compiled(model) if compiled is not None else model
-        self.parameters = [one for one in model.parameters() if one.requires_grad]
+        self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
         self._device = device
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if world_size > 1:
@@ -86,49 +89,40 @@ class Replicated:
             self._ddp = nn.parallel.DistributedDataParallel(trained, device_ids=ids, gradient_as_bucket_view=True)
         self.forward: nn.Module = self._ddp or trained
 
-    def serve(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
-        """See Parallel."""
+    def eval_forward(self, inputs: torch.Tensor, averages: Named | None) -> torch.Tensor:
         outputs: torch.Tensor = torch.func.functional_call(self.model, dict(averages or {}), (inputs,))
         return outputs
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """See Parallel."""
         return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()
 
     def zero_grad(self) -> None:
-        """See Parallel."""
-        for one in self.parameters:
-            one.grad = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def take_gradients(self) -> None:
-        """See Parallel; they are there already."""
+        """Do nothing: the parameters are the model's own and have them already."""
 
     def clip(self, norm: float) -> torch.Tensor:
-        """See Parallel."""
         return nn.utils.clip_grad_norm_(self.parameters, norm)
 
     def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
-        """See Parallel."""
         return torch.amp.GradScaler(self._device.type, enabled=enabled)
 
     def names(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """See Parallel."""
-        return ((name, one) for name, one in self.model.named_parameters(remove_duplicate=False) if one.requires_grad)
+        return (named for named in self.model.named_parameters(remove_duplicate=False) if named[1].requires_grad)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """See Parallel."""
         return self.model.state_dict()
 
     def load(self, state: Named) -> None:
-        """See Parallel."""
         self.model.load_state_dict(state)
 
     def files(self, label: str, groups: Groups) -> tuple[dict[str, Named], Offsets]:
-        """See Parallel: one file a group, of the whole."""
+        """Return one file for each group, with whole tensors."""
         return dict(groups), {}
 
     def read(self, path: Path) -> dict[str, dict[str, torch.Tensor]]:
-        """See Parallel: nothing is shared."""
         return {}
 
 
@@ -139,9 +133,9 @@ def build(
     ranks: Ranks,
     compiled: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Parallel:
-    """The model, on the device, shared in that way, and compiled for the steps of a training if that is given."""
+    """Move the model to the device and distribute it; ``compiled`` compiles it for the training steps (ddp only)."""
     if kind == "fsdp":
-        from workflow_lib.distributed.fsdp import Sharded  # torch's part of it takes a second to import
+        from workflow_lib.distributed.fsdp import Sharded  # its imports from torch take a second
 
         return Sharded(model, device, ranks)
     return Replicated(model, device, ranks.world_size, compiled)

@@ -1,4 +1,4 @@
-"""Which of the training's processes this one is."""
+"""The place of a process in its training, and the exchange of values between ranks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Place of a process among those of its training.
+    """The place of a process in its training.
 
-    The launcher is the parent of the ranks: it owns the workspace and must never touch CUDA, since a process
-    that has cannot be forked. There is one on each node.
+    Each node has a launcher, the parent of its ranks. It must never touch CUDA, since a process that has started CUDA
+    cannot fork ranks that use it. The launcher of the first node owns the workspace.
     """
 
     rank: int = 0
@@ -32,7 +32,7 @@ class Ranks:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Ranks:
-        """Place that torch's elastic agent gave to this process; outside of it, the launcher of its node."""
+        """Return the rank that torch's elastic agent started; in any other process, the launcher of the node."""
         if "RANK" not in environ:
             return cls(node=int(environ.get("SLURM_NODEID", 0)), is_launcher=True)
         return cls(
@@ -44,18 +44,18 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True for the one process that speaks and writes: rank 0, and the launcher of the first node."""
+        """True for rank 0 and for the launcher of the first node, which write logs and files for all."""
         return self.rank == 0 and self.node == 0
 
     @property
     def is_owner(self) -> bool:
-        """True for the one process that owns the workspace: the launcher of the first node."""
+        """True for the launcher of the first node, which owns the workspace."""
         return self.is_launcher and self.node == 0
 
 
 @dataclass(frozen=True)
 class Peers:
-    """The ranks that do one thing together; one alone if nothing else is said. All ask in the same order."""
+    """A group of ranks that exchange values; by default one rank alone. All make the same calls in the same order."""
 
     rank: int = 0
     world_size: int = 1
@@ -74,7 +74,7 @@ class Peers:
         import torch.distributed as dist
 
         sent = _packed(json.dumps(value).encode()) if self.is_main else torch.empty(0, dtype=torch.uint8)
-        with self._named():
+        with self._explained():
             size = torch.tensor(len(sent))
             dist.broadcast(size, src=0, group=self.group)
             sent = sent if self.is_main else torch.empty(int(size), dtype=torch.uint8)
@@ -88,7 +88,7 @@ class Peers:
         return [json.loads(sent) for sent in self._gathered(json.dumps(value).encode())]
 
     def gather_tensors(self, named: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """Gather small CPU tensors in the same way."""
+        """Gather small CPU tensors on rank 0, in the order of ranks; an empty list elsewhere."""
         if self.group is None:
             return [named]
         from safetensors.torch import load, save
@@ -96,23 +96,23 @@ class Peers:
         return [load(sent) for sent in self._gathered(save(named))]
 
     def _gathered(self, sent: bytes) -> list[bytes]:
-        """Gather the bytes of all ranks on rank 0; nothing elsewhere. Network data is never unpickled."""
+        """Gather bytes on rank 0. torch's own collectives of objects would unpickle data from the network."""
         import torch
         import torch.distributed as dist
 
-        with self._named():
+        with self._explained():
             sizes = [torch.tensor(0) for _ in range(self.world_size)]
             dist.all_gather(sizes, torch.tensor(len(sent)), group=self.group)
-            padded = _packed(sent.ljust(int(max(sizes)), b"\0"))
+            padded = _packed(sent.ljust(int(max(sizes)), b"\0"))  # `gather` needs tensors of one size
             found = [torch.empty_like(padded) for _ in sizes] if self.is_main else None
             dist.gather(padded, found, group=self.group)
-        return [_unpacked(one[: int(size)]) for one, size in zip(found or (), sizes, strict=False)]
+        return [_unpacked(padded[: int(size)]) for padded, size in zip(found or (), sizes, strict=False)]
 
     def broadcast_tensors(self, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
         """Broadcast the CPU tensors of rank 0, by group and name; the arguments of the other ranks are ignored.
 
-        Each tensor is sent on its own, directly into its memory, so a rank holds one copy of the state, and not the
-        several copies that one large object would need.
+        Each tensor is received directly into its own memory, so a rank holds one copy of the state. One large object
+        would need several.
         """
         if self.group is None:
             return groups
@@ -121,7 +121,9 @@ class Peers:
 
         kinds = self.broadcast(
             {
-                group: {key: (str(one.dtype).removeprefix("torch."), list(one.shape)) for key, one in named.items()}
+                group: {
+                    key: (str(value.dtype).removeprefix("torch."), list(value.shape)) for key, value in named.items()
+                }
                 for group, named in groups.items()
             }
         )
@@ -130,18 +132,18 @@ class Peers:
                 group: {key: torch.empty(shape, dtype=getattr(torch, dtype)) for key, (dtype, shape) in named.items()}
                 for group, named in kinds.items()
             }
-        with self._named():
+        with self._explained():
             for tensor in (tensor for named in groups.values() for tensor in named.values() if tensor.numel()):
                 dist.broadcast(tensor.view(-1).view(torch.uint8), src=0, group=self.group)
         return groups
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """What torch says when another rank is gone becomes an error of ours."""
+    def _explained(self) -> Iterator[None]:
+        """Raise RankError where torch reports that another rank is gone."""
         try:
             yield
         except RuntimeError as error:
-            raise RankError(f"rank {self.rank} has lost another one: {error}") from error
+            raise RankError(f"rank {self.rank} lost the connection to another rank: {error}") from error
 
 
 def _packed(data: bytes) -> torch.Tensor:

@@ -24,16 +24,21 @@ from typing import Any
 
 import psutil
 from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
 
 from workflow_lib.errors import ConfigError, RankError
 from workflow_lib.slurm import nodes
 
 BACKEND = "everstep"
 LOOPBACK = "127.0.0.1"
-LEAST_S = 300.0  # between the starts of two nodes of one job: prologs, imports from a slow disk
-COMPARED_S = 30.0  # for the launchers to read what the others have read, if that differs
+LEAST_S = 300.0  # least wait for the other nodes of a job: prologs, imports from a slow disk
+COMPARED_S = 30.0  # wait until all launchers have compared their digests, if these differ
 POLL_S = 0.1
 PREFIX = "everstep-meeting-"
 CHECK = (
@@ -44,20 +49,18 @@ CHECK = (
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """The rendezvous of an attempt; ``folder`` is private and on this machine."""
+    """The rendezvous of an attempt. ``folder`` is private to the user, on a disk of this machine."""
 
     folder: Path
     nodes: int
     node: int
-    reads: Mapping[str, str] = field(
-        default_factory=dict
-    )  # digests of what this node has read; all nodes need the same
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the files that this node has read
 
     def settings(self, poll: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
         """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
 
-        ``poll`` is called all the while that a launcher waits for others, and raises to end that. ``wait_s`` is how
-        long this launcher waits.
+        While this launcher waits for the others, at most ``wait_s`` seconds, it calls ``poll``, which may raise to end
+        the wait.
         """
         rendezvous_handler_registry.register(BACKEND, _handler)
         return {
@@ -82,22 +85,23 @@ class Rendezvous:
                 os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = found
             return
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(nodes.endpoint())  # sends nothing: asks the routing table only
+            probe.connect(nodes.endpoint())  # sends nothing: only asks the routing table
             found = interface(probe.getsockname()[0])
         if found is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
 
 
 @contextmanager
-def open_rendezvous(nodes: int, node: int, reads: Mapping[str, str] | None = None) -> Iterator[Rendezvous]:
-    """A meeting place for as long as the block runs; those that killed launchers left behind are removed."""
+def open_rendezvous(nodes: int, node: int, digests: Mapping[str, str] | None = None) -> Iterator[Rendezvous]:
+    """Yield a rendezvous, and remove its folder at the end; also remove the folders of launchers that were killed."""
     _sweep()
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # readable by its owner only
-    # locked, as long as this process or a rank forked from it lives, before it has the name that a sweep looks for
+    # Locked while this process or a rank forked from it lives. The lock comes before the final name, since another
+    # launcher removes folders of that name without a lock.
     lock = _lock(hidden)
     folder = hidden.rename(hidden.with_name(hidden.name[1:]))
     try:
-        yield Rendezvous(folder, nodes, node, reads or {})
+        yield Rendezvous(folder, nodes, node, digests or {})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -105,7 +109,7 @@ def open_rendezvous(nodes: int, node: int, reads: Mapping[str, str] | None = Non
 
 
 def _sweep() -> None:
-    """Remove this user's meeting places that no process holds any more."""
+    """Remove the folders of this user that no process holds any more."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if path.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(path)) is not None:
@@ -133,26 +137,27 @@ def interface(address: str) -> str | None:
 
 
 class _Handler(RendezvousHandler):
-    """A rendezvous of a fixed number of launchers, which happens once."""
+    """torch's view of the rendezvous: a fixed number of launchers that meet once."""
 
     def __init__(self, rendezvous: Rendezvous, poll: Callable[[], None], wait_s: float) -> None:
         self._rendezvous, self._poll, self._wait_s = rendezvous, poll, wait_s
         self._listening: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """See torch. Raises what ``poll`` raises, and RankError if a launcher does not come in time.
+        """Wait until all launchers are here.
 
-        Raises ConfigError, on every node, if the nodes have read different files.
+        Raises RankError if one is not in time, ConfigError on every node if the nodes have read different files, and
+        the errors of ``poll``.
         """
         here = RendezvousStoreInfo(LOOPBACK, 0)  # unused: ranks get their store from ``Rendezvous.store``
         if self._rendezvous.nodes == 1:
             return RendezvousInfo(HashStore(), 0, 1, here)
         store = PrefixStore(f"{nodes.token()}/launchers", self._shared())
-        store.set(f"here/{self._rendezvous.node}", json.dumps([socket.gethostname(), dict(self._rendezvous.reads)]))
+        store.set(f"here/{self._rendezvous.node}", json.dumps([socket.gethostname(), dict(self._rendezvous.digests)]))
         if missing := self._wait(store, "here", self._wait_s):
             address, port = nodes.endpoint()
             raise RankError(
-                f"no launcher has come from {nodes.described(missing)} of the job to {address}:{port} within "
+                f"no launcher of {nodes.described(missing)} of the job has connected to {address}:{port} within "
                 f"{self._wait_s:.0f} s. {CHECK}"
             )
         self._compare(store)
@@ -177,7 +182,7 @@ class _Handler(RendezvousHandler):
                     ) from error
 
     def _wait(self, store: Store, key: str, timeout_s: float) -> list[int]:
-        """Wait until all launchers have set the key; return those that have not after the timeout."""
+        """Wait until all launchers have set the key; return the nodes of those that have not after the timeout."""
         deadline = time.monotonic() + timeout_s
         while missing := [node for node in range(self._rendezvous.nodes) if not store.check([f"{key}/{node}"])]:
             self._poll()
@@ -188,47 +193,41 @@ class _Handler(RendezvousHandler):
 
     def _compare(self, store: Store) -> None:
         """Raise ConfigError if the nodes have read different files."""
-        told = [json.loads(store.get(f"here/{node}")) for node in range(self._rendezvous.nodes)]
-        first, expected = told[0]
-        for node, (host, reads) in enumerate(told):
-            if reads == expected:
+        found = [json.loads(store.get(f"here/{node}")) for node in range(self._rendezvous.nodes)]
+        first, expected = found[0]
+        for node, (host, digests) in enumerate(found):
+            if digests == expected:
                 continue
             store.set(f"compared/{self._rendezvous.node}", "1")
-            if self._rendezvous.node == 0:  # it hosts the store, which the others have yet to read
+            if self._rendezvous.node == 0:  # it hosts the store, which the other launchers are still reading
                 self._wait(store, "compared", COMPARED_S)
-            what = next(name for name in expected if reads.get(name) != expected[name])
+            what = next(name for name in expected if digests.get(name) != expected[name])
             raise ConfigError(
                 f"the nodes of the job have read different files: the digest of the {what} is {expected[what][:12]} on "
-                f"node 0 ({first}), and {str(reads.get(what))[:12]} on node {node} ({host}). Nothing was trained. Wait "
-                f"until the file system has brought the same files to all nodes, and run the same command again"
+                f"node 0 ({first}), and {str(digests.get(what))[:12]} on node {node} ({host}). Nothing was trained. "
+                f"Wait until all nodes see the same files, and run the same command again"
             )
 
     def get_backend(self) -> str:
-        """See torch."""
         return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
-        """See torch."""
         return False
 
     def is_closed(self) -> bool:
-        """See torch."""
         return False
 
     def set_closed(self) -> None:
-        """See torch."""
+        pass
 
     def num_nodes_waiting(self) -> int:
-        """See torch: no node joins later."""
-        return 0
+        return 0  # no node joins later
 
     def get_run_id(self) -> str:
-        """See torch."""
         return str(os.getpid())
 
     def shutdown(self) -> bool:
-        """See torch."""
         return True
 
 
@@ -237,13 +236,13 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def _listening(address: str, port: int) -> TCPStore:
-    """Return a store that listens on this address only; a TCPStore of torch listens on every address."""
+    """Return a store that listens on this address only. By itself, torch's TCPStore listens on every address."""
     try:
         server = socket.create_server((address, port), reuse_port=False)
     except OSError as error:
         raise RankError(
-            f"node 0 cannot listen at {address}:{port}, where the launchers of the job meet: {error.strerror}. Run the "
-            f"same command again; if it fails again, check that {address} belongs to the node where the job was started"
+            f"node 0 cannot listen at {address}:{port}, where the launchers of the job connect: {error.strerror}. Run "
+            f"the same command again; if it fails again, check that {address} belongs to the node where the job started"
         ) from error
     return TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True

@@ -1,7 +1,7 @@
-"""Reads of a checkpoint that many ranks have written, by as many ranks or by others: torch.distributed.checkpoint.
+"""Read a checkpoint that any number of ranks has written, by torch.distributed.checkpoint.
 
-Each rank says which rows of each tensor it wants, and gets them from whatever files hold them. Nothing is unpickled:
-the reader knows safetensors only.
+Each rank names the rows of each tensor that it needs, and gets them from the files that hold them. The files are
+safetensors, so nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-Rows = tuple[int, int]  # first, and the one after the last
-Wish = Callable[[str, torch.Size], Rows | None]
+Rows = tuple[int, int]  # first row, and the row after the last
+Select = Callable[[str, torch.Size], Rows | None]
 
 
-def read(path: Path, wish: Wish) -> dict[str, torch.Tensor]:
-    """The rows of each tensor that the wish names, given its name and whole shape, on the CPU; all of it at None."""
+def read(path: Path, select: Select) -> dict[str, torch.Tensor]:
+    """Return the requested rows of each tensor, on the CPU.
+
+    ``select`` gets the name and the shape of the whole tensor. It returns None for all rows.
+    """
     reader = HuggingFaceStorageReader(str(path))
     firsts: dict[str, int] = {}
     parts: dict[str, torch.Tensor] = {}
     for name, saved in reader.read_metadata().state_dict_metadata.items():
         if isinstance(saved, TensorStorageMetadata):
-            rows = wish(name, saved.size)
+            rows = select(name, saved.size)
             firsts[name] = rows[0] if rows else 0
             shape = (rows[1] - rows[0], *saved.size[1:]) if rows else saved.size
             parts[name] = torch.empty(shape, dtype=saved.properties.dtype)
@@ -41,7 +44,7 @@ def read(path: Path, wish: Wish) -> dict[str, torch.Tensor]:
 
 
 class _Planner(LoadPlanner):
-    """Plain tensors, of which some are rows of a larger one."""
+    """A plan to load plain tensors, some of which are rows of a larger tensor."""
 
     def __init__(self, firsts: Mapping[str, int]) -> None:
         self._firsts = firsts
@@ -52,12 +55,10 @@ class _Planner(LoadPlanner):
         metadata: Metadata | None = None,
         is_coordinator: bool = False,
     ) -> None:
-        """See torch."""
         self._parts = state_dict
         self._saved = metadata.state_dict_metadata if metadata is not None else {}
 
     def create_local_plan(self) -> LoadPlan:
-        """See torch."""
         items: list[ReadItem] = []
         for name, part in self._parts.items():
             offsets = torch.Size((self._firsts[name], *[0] * part.dim())[: part.dim()])
@@ -67,23 +68,20 @@ class _Planner(LoadPlanner):
         return LoadPlan(items)
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        """See torch."""
         return global_plan
 
     def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        """See torch."""
         return central_plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """See torch; a checkpoint has tensors only."""
-        raise TypeError(f"{read_item.dest_index.fqn} is no tensor")
+        """Raise TypeError: a checkpoint contains tensors only."""
+        raise TypeError(f"{read_item.dest_index.fqn} is not a tensor")
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        """See torch."""
         part = self._parts[read_item.dest_index.fqn]
         for dimension, (first, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             part = part.narrow(dimension, first, length)
         return part
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """See torch; it is in place already."""
+        """Do nothing: the tensor was read directly into its place."""

@@ -1,7 +1,7 @@
-"""What the launcher and its ranks on one node tell each other: a few integers in shared memory.
+"""A few integers in memory that the launcher and its ranks on one node share.
 
-A signal handler only sets one of them. The ranks look at it between two steps, so no signal has to be forwarded, and
-a rank that does not move can be told from one that works.
+A signal handler only sets one of them. The ranks read it between two steps, so no signal has to be forwarded. Counters
+of progress tell a rank that hangs from one that works.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import psutil
 
 from workflow_lib.runtime.clock import now_s
 
-MARGIN_S = 30.0  # for what comes before and after the training, and for jitter; a quarter of short limits
-WORK_S = 1.0  # between two checks of the CPU time of a rank
+MARGIN_S = 30.0  # for start, end and jitter; a quarter of the limit if that is less
+CPU_CHECK_S = 1.0  # between two checks of the CPU time of a rank
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class SharedState:
-    """Shared by a launcher and the ranks forked from it."""
+    """State shared by a launcher and the ranks forked from it. It needs no lock: each entry has one writer."""
 
     def __init__(self, local_world_size: int, limit_s: float | None = None) -> None:
         self._limit_s = limit_s
-        self._began = time.monotonic()  # which processes of one host share
+        self._began = time.monotonic()  # the same clock in all processes of one host
         self._stop = RawArray("q", 1)
         self._pids = RawArray("q", local_world_size)
         self._left = RawArray("q", local_world_size)
@@ -45,37 +45,37 @@ class SharedState:
         return int(self._stop[0])
 
     def stop_on_signals(self) -> None:
-        """Signals that ask a job to end set the flag, here and in every rank forked later."""
+        """Let the signals that end a job only set ``stop_signal``, here and in every rank forked later."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def is_past_deadline(self, save_s: float) -> bool:
-        """Whether what is left of the job's time is just enough to save, which takes ``save_s``."""
+        """Return True if the time left is just enough for a save, which takes ``save_s`` seconds."""
         if self._limit_s is None:
             return False
         margin_s = min(MARGIN_S, self._limit_s / 4) + 3 * save_s
         return time.monotonic() - self._began >= self._limit_s - margin_s
 
     def enter(self, local_rank: int) -> None:
-        """The calling process is that rank."""
+        """Register the calling process as the rank."""
         self._pids[local_rank] = os.getpid()
 
     def leave(self, local_rank: int) -> None:
-        """That rank has done its part; it may end."""
+        """Record that the rank is done, so that its end is not a failure."""
         self._left[local_rank] = 1
 
     def start_at(self, step: int) -> None:
-        """The run goes on from that step now."""
+        """Record that the training continues from this step now."""
         self._first[0] = self._steps[0] = step
         self._ready[0] = now_s()
 
     def tick(self, local_rank: int, step: int) -> None:
-        """That rank has moved; so many optimizer steps of the run are done."""
+        """Count progress of the rank. ``step`` is the number of optimizer steps of the run that are done."""
         self._progress[local_rank] += 1
         self._steps[local_rank] = step
 
     def step_of(self, local_rank: int) -> int:
-        """Return how many optimizer steps of the run were done when that rank last moved."""
+        """Return the number of optimizer steps that the rank reported last."""
         return int(self._steps[local_rank])
 
     @contextmanager
@@ -85,9 +85,9 @@ class SharedState:
 
         def tick() -> None:
             seen = _cpu_s()
-            while not ended.wait(WORK_S):
+            while not ended.wait(CPU_CHECK_S):
                 now = _cpu_s()
-                if now - seen > WORK_S / 10:
+                if now - seen > CPU_CHECK_S / 10:  # the threads that only wait use less
                     seen = now
                     self._progress[local_rank] += 1
 
@@ -101,22 +101,22 @@ class SharedState:
 
     @property
     def pids(self) -> list[int]:
-        """Process of each local rank; 0 before it started."""
+        """Process id of each local rank; 0 before it has started."""
         return list(self._pids)
 
     @property
     def has_left(self) -> bool:
-        """Whether a rank has done its part."""
+        """True if at least one rank is done."""
         return any(self._left)
 
     @property
     def progress(self) -> list[int]:
-        """How often each local rank has moved."""
+        """Counter of progress of each local rank. Only a change has a meaning."""
         return list(self._progress)
 
     @property
     def step_range(self) -> StepRange | None:
-        """How far the attempt has come; None before the run goes on."""
+        """Steps of this attempt so far; None before the first step."""
         return StepRange(self._first[0], self._steps[0], self._ready[0]) if self._ready[0] else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -135,7 +135,7 @@ def _cpu_s() -> float:
 
 
 class StepRange(NamedTuple):
-    """How far an attempt came: optimizer steps of the run done when it went on (at a time) and at last."""
+    """Optimizer steps of the run that were done when an attempt started to train (at ``ready``) and at its end."""
 
     first: int
     last: int

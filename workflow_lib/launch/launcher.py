@@ -50,8 +50,8 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchd
     wait_s = max(LEAST_S, runtime.hang_timeout_s)
     if not context.is_owner:  # the first launcher comes only when it owns the workspace
         wait_s += max(runtime.lease_wait_s, runtime.lease_timeout_s)
-    reads = {"settings of the run": context.digest, "data": context.manifest.digest, "code": context.code}
-    with open_rendezvous(runtime.nodes, context.node, reads) as rendezvous:
+    digests = {"settings of the run": context.digest, "data": context.manifest.digest, "code": context.code}
+    with open_rendezvous(runtime.nodes, context.node, digests) as rendezvous:
         config = LaunchConfig(
             min_nodes=runtime.nodes,
             max_nodes=runtime.nodes,

@@ -292,7 +292,7 @@ class Trainer:
     def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         inputs, targets = self._task.parts(inputs, targets)
         with self._autocast():
-            outputs = self.state.parallel.serve(inputs, self.state.ema).float()
+            outputs = self.state.parallel.eval_forward(inputs, self.state.ema).float()
         return self._task.measure(outputs, targets)
 
     def _end_epoch(self) -> None:
