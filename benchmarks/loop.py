@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workflow_lib import config, plan, plugins
+from workflow_lib import config, plan, plugins, tasks
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.config.run import Model, Training
@@ -36,7 +36,6 @@ from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.threads import keep_freed_memory, set_threads
 from workflow_lib.store.events import EventLog
-from workflow_lib.training import tasks
 from workflow_lib.training.trainer import Trainer
 
 
@@ -209,7 +208,7 @@ def everstep(case: Case, data: Split, folder: Path) -> Epoch:
     trainer = Trainer(
         run,
         spec=case.spec,
-        task=tasks.build(run.training, case.spec, torch.device("cpu"), counts=()),
+        objective=tasks.load(case.spec.task).objective(run.training, torch.device("cpu"), (), ()),
         train=data,
         validation=data,
         ranks=Ranks(),

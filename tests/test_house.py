@@ -35,7 +35,9 @@ LAYERS = (
     ("checkpoint",),
     ("store",),
     ("results", "data"),
-    ("datasets", "models", "checksums", "shards", "training", "orchestrator"),
+    ("metrics",),
+    ("datasets", "models", "checksums", "shards", "tasks"),
+    ("training", "orchestrator"),
     ("plan.preview",),
     ("launch", "evaluation", "tracking", "housekeeping"),
     ("export", "trackers", "tuning"),
@@ -46,7 +48,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What a person waits for when nothing is trained: the command line, validation, the Snakefile.
-FAST = ("config", "plan", "plugins", "snakefile", "__main__")
+FAST = ("config", "plan", "plugins", "tasks", "snakefile", "__main__")
 HEAVY = ("torch", "pandas", "numpy", "optuna", "sklearn", "onnx", "plotly")
 
 

@@ -101,7 +101,7 @@ def test_a_data_set_defines_its_task(folder: Path, source: str, expected: str) -
 
 def test_an_unknown_task_is_rejected_with_the_allowed_ones(folder: Path) -> None:
     (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\ndef task(params): return 'ranking'\n")
-    with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, regression, language"):
+    with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, language, regression"):
         plugins.task("mine.texts", {})
 
 

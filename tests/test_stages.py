@@ -28,8 +28,8 @@ def test_a_changed_source_is_noticed_until_its_stage_has_another_number_that_is_
     assert stages.unweighed(now, before) == []
     changed = now["export"]["sources"]
     assert isinstance(changed, dict)
-    changed["export.py"] = "other"
-    assert stages.unweighed(now, before) == ["export: export.py"]
+    changed["export/graph.py"] = "other"
+    assert stages.unweighed(now, before) == ["export: export/graph.py"]
     now["export"]["number"] = 99
     assert stages.unweighed(now, before) == [f"export: its number is 99, recorded is {before['export']['number']}"]
     assert stages.unweighed(now, now) == []

@@ -60,7 +60,7 @@ class Bench:
     def __init__(self, case: Case, device: torch.device, determinism: str, folder: Path) -> None:
         import torch
 
-        from workflow_lib import config, plan, plugins
+        from workflow_lib import config, plan, plugins, tasks
         from workflow_lib.checkpoint import CheckpointStore
         from workflow_lib.checkpoint.saver import Saver
         from workflow_lib.config.run import Model, Training
@@ -68,11 +68,10 @@ class Bench:
         from workflow_lib.distributed.ranks import Ranks
         from workflow_lib.distributed.shared_state import SharedState
         from workflow_lib.store.events import EventLog
-        from workflow_lib.training import tasks
         from workflow_lib.training.trainer import Trainer
 
         self.case, self.device = case, device
-        spec: Any = ModelSpec(case.shape, case.outputs, case.task)  # type: ignore[arg-type]
+        spec: Any = ModelSpec(case.shape, case.outputs, case.task)
         samples = case.batch * case.steps
         if case.task == "language":
             inputs = torch.randint(0, case.outputs, (samples, case.shape[0] + 1), device=device)
@@ -91,7 +90,7 @@ class Bench:
         self.trainer = Trainer(
             run,
             spec=spec,
-            task=tasks.build(run.training, spec, device, counts=()),
+            objective=tasks.load(case.task).objective(run.training, device, (), ()),
             train=split,
             validation=split,
             ranks=Ranks(),

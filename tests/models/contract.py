@@ -26,12 +26,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from workflow_lib import export, plugins
+from workflow_lib import export, plugins, tasks
 from workflow_lib.config.run import Training
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
-from workflow_lib.training import tasks
 
 
 class ModelContract:
@@ -74,8 +73,8 @@ class ModelContract:
         return inputs, torch.randint(spec.outputs, (samples,), generator=generator)
 
     def loss(self, spec: ModelSpec, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        task = tasks.build(Training(), spec, torch.device("cpu"), counts=(1,) * spec.outputs)
-        return task.loss(network(inputs), targets)
+        objective = tasks.load(spec.task).objective(Training(), torch.device("cpu"), (1,) * spec.outputs, ())
+        return objective.loss(network(inputs), targets)
 
     def trained(self, spec: ModelSpec, steps: int) -> tuple[nn.Module, list[float]]:
         """The model after some steps on one batch, and the loss at each."""

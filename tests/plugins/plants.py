@@ -23,6 +23,7 @@ from workflow_lib.launch import worker
 from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import environment
 from workflow_lib.runtime.seed import capture_rng
+from workflow_lib.tasks.classification import CrossEntropy
 from workflow_lib.training import metrics_file
 from workflow_lib.training import state as room
 from workflow_lib.training.divergence import Divergence
@@ -30,7 +31,6 @@ from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.optimizers import Plateau
 from workflow_lib.training.state import State
-from workflow_lib.training.tasks import Classification
 from workflow_lib.training.trainer import Trainer
 
 
@@ -163,11 +163,11 @@ def _library(name: str | None, *_: Any, **__: Any) -> object:
 def validation_diverges() -> None:
     """Make the loss of the second batch of a validation not finite."""
 
-    def measured(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def measured(self: CrossEntropy, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         self.batches = getattr(self, "batches", 0) + 1  # type: ignore[attr-defined]
         return measure(self, outputs * (float("nan") if self.batches == 2 else 1.0), targets)  # type: ignore[attr-defined]
 
-    measure, Classification.measure = Classification.measure, measured  # type: ignore[method-assign]
+    measure, CrossEntropy.measure = CrossEntropy.measure, measured  # type: ignore[method-assign]
 
 
 def rank_one_raises() -> None:
@@ -277,19 +277,19 @@ def a_gradient_is_not_a_number_on_a_device() -> None:
 
 
 def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    step, loss = Trainer._step, Classification.loss
+    step, loss = Trainer._step, CrossEntropy.loss
     reached: list[int] = []
 
     def numbered(self: Trainer, *arguments: Any) -> None:
         reached[:] = [self.state.progress.cursor.step + 1]
         step(self, *arguments)
 
-    def spoilt(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def spoilt(self: CrossEntropy, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         found = loss(self, outputs, targets)
         return act(found) if reached == [20] else found
 
     Trainer._step = numbered  # type: ignore[method-assign]
-    Classification.loss = spoilt  # type: ignore[method-assign]
+    CrossEntropy.loss = spoilt  # type: ignore[method-assign]
 
 
 def _in_step(number: int, act: Callable[[], object]) -> None:

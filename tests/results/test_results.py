@@ -20,10 +20,12 @@ from tests.support.trained import Trained, train
 from workflow_lib import evaluation, export, report
 from workflow_lib.data import Manifest, Split, load_split
 from workflow_lib.errors import EverstepError
-from workflow_lib.evaluation import language, regression
+from workflow_lib.export.comparison import compared
 from workflow_lib.files import read_json
+from workflow_lib.metrics.numbers import predictions_csv
 from workflow_lib.report.chapters import MAX_POINTS, histogram, predictions, scatter
 from workflow_lib.results.read_runs import load_results
+from workflow_lib.tasks.language import generate, predict
 
 
 def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
@@ -114,9 +116,9 @@ def test_the_exported_model_gives_numbers_in_the_units_of_the_data(numbers: Trai
 def test_the_tolerance_of_a_number_is_in_deviations_of_the_target() -> None:
     expected, given = np.array([[250_000.0], [0.0]]), np.array([[250_000.0], [4.0]])
     where = {"where": "here", "rtol": 0.0, "has_labels": False}
-    assert export._compare(expected, given, atol=1e-4 * np.array([50_000.0]), **where).agreement is None
+    assert compared(expected, given, atol=1e-4 * np.array([50_000.0]), **where).agreement is None
     with pytest.raises(EverstepError, match="sample 1, target 0"):
-        export._compare(expected, given, atol=1e-4 * np.array([30_000.0]), **where)
+        compared(expected, given, atol=1e-4 * np.array([30_000.0]), **where)
 
 
 def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Trained) -> None:
@@ -136,7 +138,7 @@ def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> N
     true = np.arange(12.0).reshape(6, 2)
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
-    (folder / "predictions.csv").write_text(regression.predictions_csv(true + 1, true))
+    (folder / "predictions.csv").write_text(predictions_csv(true + 1, true))
     figures = {figure["name"]: figure for figure in predictions(run, tmp_path)["figures"]}
     assert list(figures) == ["scatter-0", "errors-0", "scatter-1", "errors-1"]
     points = figures["scatter-1"]["data"][1]
@@ -179,21 +181,21 @@ def test_perplexity_follows_from_the_loss_of_the_tokens(text: Trained) -> None:
 
 
 def test_the_validation_of_the_training_and_the_evaluation_agree_on_what_a_loss_is(text: Trained) -> None:
-    subject = subject_of(text)
-    split = load_split(subject.manifest, "val", text.work, in_memory=True)
-    sums = language.predict(subject.network, [split.batch(slice(0, None))[0]], torch.device("cpu"))
+    trained = trained_model(text)
+    split = load_split(trained.manifest, "val", text.work, in_memory=True)
+    sums = predict(trained.network, [split.batch(slice(0, None))[0]], torch.device("cpu"))
     kept = read_json(best_of(text) / "train.json")["best"]["value"]
     assert sums.loss.sum() / sums.tokens / len(sums.loss) == pytest.approx(kept, rel=1e-5)
 
 
-def subject_of(project: Trained) -> evaluation.Subject:
+def trained_model(project: Trained) -> evaluation.TrainedModel:
     run = best_of(project).name
-    return evaluation.load_subject(run, project.data, project.work, best_of(project) / "model.safetensors")
+    return evaluation.load_trained(run, project.data, project.work, best_of(project) / "model.safetensors")
 
 
 def test_the_exported_model_takes_tokens_of_any_batch_and_length(text: Trained) -> None:
     session, (manifest, split) = session_of(best_of(text)), held_out(text)
-    network = subject_of(text).network
+    network = trained_model(text).network
     tokens = split.batch(slice(0, 7))[0]
     for samples, length in ((1, 16), (7, 16), (3, 1), (2, 5)):
         inputs = tokens[:samples, :length]
@@ -213,7 +215,7 @@ def test_one_wrong_logit_of_a_text_is_named_by_its_place() -> None:
     given = expected.copy()
     given[1, 2, 3] = 1.0
     with pytest.raises(EverstepError, match="sample 5, place 2, token 3"):
-        export._compare(expected, given, "here", atol=1e-4, rtol=0.0, first=4)
+        compared(expected, given, "here", atol=1e-4, rtol=0.0, first=4)
 
 
 def test_the_page_shows_what_the_model_writes_and_runs_none_of_it(text: Trained) -> None:
@@ -222,10 +224,10 @@ def test_the_page_shows_what_the_model_writes_and_runs_none_of_it(text: Trained)
     assert "<code><span" in page
     assert str(escape(generated["text"])) in page
     assert '<section id="text"' in page
-    subject = subject_of(text)
+    trained = trained_model(text)
     manifest, split = held_out(text)
     prompt = split.batch(slice(0, 1))[0][0, :16]
-    tokens = language.generate(subject.network, prompt, 16, generated["seed"], torch.device("cpu"))
+    tokens = generate(trained.network, prompt, 16, generated["seed"], torch.device("cpu"))
     assert "".join(manifest.vocabulary[token] for token in tokens) == generated["text"]
 
 

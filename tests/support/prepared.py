@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from workflow_lib import config, data, plan
+from workflow_lib import config, data, plan, tasks
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.data import Feature, Manifest, Source
@@ -20,7 +20,6 @@ from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.plugins import Section
 from workflow_lib.store.events import EventLog
-from workflow_lib.training import tasks
 from workflow_lib.training.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
@@ -96,7 +95,7 @@ def trained(
     trainer = Trainer(
         run,
         spec=manifest.spec,
-        task=tasks.build(run.training, manifest.spec, cpu, counts=manifest.splits["train"].per_class),
+        objective=tasks.load(manifest.task).objective(run.training, cpu, manifest.splits["train"].per_class, ()),
         train=data.load_split(manifest, "train", folder / "work", **loading),
         validation=data.load_split(manifest, "val", folder / "work", **loading),
         ranks=Ranks(),

@@ -21,6 +21,7 @@ RECORD = ROOT / "tests" / "recorded" / "stages.json"
 DATA = ("datasets/*", "data/*", "checkpoint/safetensors.py")
 TRAINING = (
     "training/*",
+    "tasks/*",
     "models/*",
     "distributed/parallel.py",
     "distributed/fsdp.py",
@@ -38,13 +39,13 @@ TRAINING = (
 LOADING = ("data/loader.py", "data/normalisation.py")
 READING = (*LOADING, "data/prefetch.py")
 SOURCES: dict[str, tuple[str, ...]] = {
-    "plan": ("plan/*", "config/*", "plugins/*"),
+    "plan": ("plan/*", "config/*", "plugins/*", "tasks/*"),
     "preprocess": DATA,
     "train": (*TRAINING, *READING, "results/write_run.py"),
-    "evaluate": ("evaluation/*", "models/*", *LOADING),
+    "evaluate": ("evaluation/*", "metrics/*", "tasks/*", "models/*", *LOADING),
     "suggest": ("tuning.py",),
-    "export": ("export.py", "models/*", *LOADING),
-    "report": ("report/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
+    "export": ("export/*", "tasks/*", "models/*", *LOADING),
+    "report": ("report/*", "tasks/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
     "track": ("tracking/*", "trackers/*"),
 }
 # Modules that move, show, watch or plan, and decide no number of a result.

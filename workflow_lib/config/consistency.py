@@ -9,7 +9,7 @@ from typing import Any, get_origin
 from workflow_lib import plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
 from workflow_lib.config.messages import nearest, sections_of, shown, unknown
-from workflow_lib.config.run import METRICS, Training
+from workflow_lib.config.run import Training
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
@@ -19,15 +19,6 @@ from workflow_lib.plugins import in_identity
 PRECISIONS = {
     "cpu": ("fp32", "bf16"),
     "cuda": ("fp32", "bf16", "fp16", "tf32"),
-}
-
-
-# Settings of the training that some tasks have no use for.
-OF_TASKS: dict[str, tuple[plugins.Task, ...]] = {
-    "label_smoothing": ("classification", "language"),
-    "focal_gamma": ("classification",),
-    "class_weights": ("classification",),
-    "sampling": ("classification",),
 }
 
 
@@ -41,7 +32,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
         task = plugins.task(experiment.data.name, experiment.data.params)
-        if experiment.tune.metric not in (None, *METRICS[task]):
+        if experiment.tune.metric not in (None, *plugins.task_facts(task).curves):
             found.append((("tune", "metric"), _no_metric(str(experiment.tune.metric), task)))
     lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
@@ -106,9 +97,11 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if training.early_stopping is not None:
         metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
     for path, metric in metrics.items():
-        if metric not in METRICS[task]:
+        if metric not in plugins.task_facts(task).curves:
             yield path, _no_metric(metric, task)
-    for name, tasks in OF_TASKS.items():
+    facts = plugins.all_facts()
+    for name in dict.fromkeys(setting for known in facts.values() for setting in known.settings):
+        tasks = [other for other, known in facts.items() if name in known.settings]
         value, default = getattr(training, name), type(training).model_fields[name].default
         if value != default and task not in tasks:
             yield (
@@ -184,7 +177,7 @@ def _together(training: Training) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _no_metric(metric: str, task: plugins.Task) -> str:
-    return f"{metric} is not measured in {task}; allowed: {', '.join(METRICS[task])}"
+    return f"{metric} is not measured in {task}; allowed: {', '.join(plugins.task_facts(task).curves)}"
 
 
 @cache

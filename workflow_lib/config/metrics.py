@@ -1,4 +1,4 @@
-"""Comparison of metric values: accuracies are maximised, all other metrics are minimised."""
+"""Comparison of metric values: the facts of the tasks say which metrics are maximised."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from workflow_lib import plugins
+
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
 def is_lower_better(metric: str) -> bool:
     """Return True for a metric that is minimised."""
-    return not metric.endswith("_accuracy")
+    facts = plugins.all_facts().values()
+    return not any(metric == f"val_{task.curve[0]}" and task.larger_is_better for task in facts)
 
 
 def gain(metric: str, value: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -14,12 +14,10 @@ from workflow_lib.plugins.section import NOT_IDENTITY, renamed_from
 
 MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
 
-Metric = Literal["train_loss", "val_loss", "val_accuracy", "val_mae"]
-METRICS: dict[plugins.Task, tuple[Metric, ...]] = {
-    "classification": ("train_loss", "val_loss", "val_accuracy"),
-    "regression": ("train_loss", "val_loss", "val_mae"),
-    "language": ("train_loss", "val_loss", "val_accuracy"),
-}
+if TYPE_CHECKING:
+    Metric: TypeAlias = str
+else:  # the metrics of every task, so that messages and the schema list them
+    Metric = Literal[tuple(dict.fromkeys(name for facts in plugins.all_facts().values() for name in facts.curves))]
 
 
 class _Plugged(Section):

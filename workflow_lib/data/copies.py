@@ -32,7 +32,7 @@ def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str
     Raises DataError if all inputs of train are the same.
     """
     train = digests["train"]
-    if source.task != "language" and len(train) > 1 and (train == train[0]).all():
+    if source.kind != "tokens" and len(train) > 1 and (train == train[0]).all():
         raise DataError(
             f"all {len(train)} inputs of train are the same after preparation: nothing can be learned from them "
             "(for images, check transparent parts, which are drawn on the background, and the result of the crop)"
@@ -49,7 +49,7 @@ def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str
                 len(copies), len(digests[split]), split, _row_name(source, parts[split], copy),
                 _row_name(source, parts["train"], original), split,
             )  # fmt: skip
-    if source.task != "language":
+    if source.kind != "tokens":
         _warn_of_different_targets(source, parts, digests)
 
 
@@ -87,4 +87,4 @@ def _row_name(source: Source, part: Part, place: int) -> str:
 
 def _target(source: Source, part: Part, place: int) -> str:
     target = part.targets[place]
-    return source.classes[int(target)] if source.task == "classification" else ", ".join(map(str, target.tolist()))
+    return source.classes[int(target)] if source.kind == "classes" else ", ".join(map(str, target.tolist()))

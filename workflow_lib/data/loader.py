@@ -188,7 +188,7 @@ def available_bytes(device: torch.device, processes: int) -> float:
 
 def _bytes_in_memory(manifest: Manifest, split: str) -> int:
     """Return the size of the inputs of a split in memory: float32; language: tokens as stored."""
-    value_bytes = np.dtype(manifest.dtype).itemsize if manifest.task == "language" else 4
+    value_bytes = np.dtype(manifest.dtype).itemsize if manifest.kind == "tokens" else 4
     return manifest.splits[split].samples * math.prod(manifest.input_shape) * value_bytes
 
 
@@ -207,7 +207,7 @@ def _load_into_memory(
     import torch
 
     samples = sum(shard.stop - shard.start for shard in shards)
-    dtype = getattr(torch, manifest.dtype) if manifest.task == "language" else torch.float32
+    dtype = getattr(torch, manifest.dtype) if manifest.kind == "tokens" else torch.float32
     inputs = torch.empty((samples, *manifest.input_shape), dtype=dtype, device=device)
     shape, dtype = target_layout(manifest)
     targets = torch.empty((samples, *shape), dtype=dtype, device=device)

@@ -13,7 +13,7 @@ from workflow_lib import config
 from workflow_lib.data.source import Feature
 from workflow_lib.errors import DataError, StateError
 from workflow_lib.files import read_json, write_signed
-from workflow_lib.plugins import Section, Task
+from workflow_lib.plugins import Section, Targets, Task, task_facts
 
 SPLITS = ("train", "val", "test")
 PREPARE_AGAIN = (
@@ -87,11 +87,16 @@ class Manifest(Section):
     sources: dict[str, str]  # digest of each source file
 
     @property
+    def kind(self) -> Targets:
+        """How the targets are stored, which the task decides."""
+        return task_facts(self.task).targets
+
+    @property
     def spec(self) -> ModelSpec:
         """The shapes for a model of this data."""
-        if self.task == "language":
+        if self.kind == "tokens":
             return ModelSpec((self.input_shape[0] - 1,), len(self.vocabulary), self.task)
-        outputs = len(self.target_mean) if self.task == "regression" else len(self.classes)
+        outputs = len(self.target_mean) if self.kind == "numbers" else len(self.classes)
         categories = tuple(len(feature.categories) for feature in self.features)
         return ModelSpec(self.input_shape, outputs, self.task, categories)
 

@@ -18,19 +18,19 @@ class Normalisation:
         import torch
 
         shape = (-1, *[1] * (len(manifest.input_shape) - 1))
-        self._scale, self._is_language, self._has_gaps = manifest.scale, manifest.task == "language", manifest.features
+        self._scale, self._has_tokens, self._has_gaps = manifest.scale, manifest.kind == "tokens", manifest.features
         self._mean = torch.tensor(manifest.mean, dtype=torch.float32, device=device).view(shape)
         self._std = torch.tensor(manifest.std, dtype=torch.float32, device=device).view(shape)
 
     def __call__(self, stored: Tensor) -> Tensor:
         """Return normalised float32 [n, *input_shape]; language: tokens as int64."""
-        return stored.long() if self._is_language else self.compact(stored)
+        return stored.long() if self._has_tokens else self.compact(stored)
 
     def compact(self, stored: Tensor) -> Tensor:
         """Return the same, but tokens in their stored type, which takes less memory than int64."""
         import torch
 
-        if self._is_language:
+        if self._has_tokens:
             return stored
         normal = stored.to(torch.float32, copy=True).div_(self._scale).sub_(self._mean).div_(self._std)
         return normal.nan_to_num_(nan=0.0) if self._has_gaps else normal
@@ -45,7 +45,7 @@ def standardise(manifest: Manifest, targets: Tensor) -> Tensor:
     """Return stored targets as a model predicts them; `predicted * target_std + target_mean` undoes it."""
     import torch
 
-    if manifest.task != "regression":
+    if manifest.kind != "numbers":
         return targets
     mean = torch.tensor(manifest.target_mean, dtype=torch.float32, device=targets.device)
     std = torch.tensor(manifest.target_std, dtype=torch.float32, device=targets.device)
@@ -56,6 +56,6 @@ def target_layout(manifest: Manifest) -> tuple[tuple[int, ...], torch.dtype]:
     """Return shape and type of the target of one sample."""
     import torch
 
-    if manifest.task == "regression":
+    if manifest.kind == "numbers":
         return (len(manifest.target_mean),), torch.float32
-    return (0,) * (manifest.task == "language"), torch.int64
+    return (0,) * (manifest.kind == "tokens"), torch.int64

@@ -96,8 +96,8 @@ def _link_earlier(path: Path) -> None:
 
 def new_moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:
     """Return empty statistics: of the inputs by channel, and of the targets of a regression by output."""
-    channels = 0 if source.task == "language" else first.shape[1]
-    return Moments(channels), Moments(targets.shape[1] if source.task == "regression" else 0)
+    channels = 0 if source.kind == "tokens" else first.shape[1]
+    return Moments(channels), Moments(targets.shape[1] if source.kind == "numbers" else 0)
 
 
 def _write(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Task
+from workflow_lib.plugins import Targets, Task, task_facts
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,19 @@ class Source:
     is_thread_safe: bool = False
     close: Callable[[], None] = lambda: None
 
+    @property
+    def kind(self) -> Targets:
+        """How the targets are stored, which the task decides."""
+        return task_facts(self.task).targets
 
-def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[str] = (), scale: float = 1.0) -> Source:
+
+def from_arrays(
+    inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[str] = (), scale: float = 1.0, task: Task = ""
+) -> Source:
     """Return a source of arrays in memory; all splits are drawn from them.
 
-    With `classes` the targets are class numbers; without, they are numbers to predict.
+    With `classes` the targets are class numbers; without, they are numbers to predict. The task is classification or
+    regression, unless another one is given.
     """
     if not _is_array(inputs, np.uint8, np.float32):
         given = type_and_shape(inputs)
@@ -111,7 +119,7 @@ def from_arrays(inputs: np.ndarray, targets: np.ndarray, *, classes: Sequence[st
     if len(inputs) != len(targets):
         raise DataError(f"from_arrays got {len(inputs)} inputs and {len(targets)} targets; allowed: one for each input")
     return Source(
-        task="classification" if classes else "regression",
+        task=task or ("classification" if classes else "regression"),
         targets={"train": class_numbers("train", targets, len(classes)) if classes else np.asarray(targets)},
         read=lambda split, rows: inputs[rows],
         classes=tuple(classes),
@@ -173,22 +181,22 @@ def check_source(source: Any) -> None:
         raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, such as content_digest returns")
     if not isinstance(source.scale, int | float) or not 0 < source.scale < math.inf:
         raise DataError(f"Source.scale is {source.scale!r:.60}; allowed: a number above 0")
-    if source.task == "classification" and len(source.classes) < 2:
+    if source.kind == "classes" and len(source.classes) < 2:
         raise DataError(f"Source.classes is {source.classes!r:.60}; allowed for a classification: at least two names")
 
 
 def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:
     """Return the inputs of these rows of a split of the source. Raises DataError for inputs that cannot be stored."""
     inputs = source.read(origin, rows)
-    types = (np.uint8, np.int32) if source.task == "language" else (np.uint8, np.float32)
+    types = (np.uint8, np.int32) if source.kind == "tokens" else (np.uint8, np.float32)
     if not _is_array(inputs, *types) or len(inputs) != len(rows):
-        allowed = "uint8 or int32" if source.task == "language" else "uint8 or float32"
-        shape = "context + 1" if source.task == "language" else "channels, ..."
+        allowed = "uint8 or int32" if source.kind == "tokens" else "uint8 or float32"
+        shape = "context + 1" if source.kind == "tokens" else "channels, ..."
         raise DataError(
             f"read(`{origin}`, {len(rows)} rows) gave {type_and_shape(inputs)}; "
             f"allowed: {allowed} of shape ({len(rows)}, {shape})"
         )
-    if source.task == "language":
+    if source.kind == "tokens":
         bad, what = (inputs < 0) | (inputs >= len(source.vocabulary)), "tokens that are not in the vocabulary"
     elif source.features:
         bad, what = _bad_values(inputs, source.features), "infinite values or categories without a name"

@@ -44,7 +44,7 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
         _check_classes(name, parts[name], source, is_drawn=bool(missing) and origin == "train")
     train = parts["train"].targets
-    if source.task == "regression" and len(train) > 1 and (train == train[0]).all():
+    if source.kind == "numbers" and len(train) > 1 and (train == train[0]).all():
         raise DataError(f"every target of train is {', '.join(map(str, train[0].tolist()))}: nothing to learn")
     return parts
 
@@ -55,21 +55,21 @@ def _draw(source: Source, targets: np.ndarray, fractions: Sequence[float], seed:
             given = type_and_shape(source.groups)
             raise DataError(f"Source.groups is {given}; allowed: a number for each of {len(targets)} rows")
         return grouped_split(source.groups, fractions, seed)
-    strata = targets if source.task == "classification" else np.zeros(len(targets), np.int64)
+    strata = targets if source.kind == "classes" else np.zeros(len(targets), np.int64)
     return stratified_split(strata, fractions, seed)
 
 
 def _checked_targets(source: Source, split: str) -> np.ndarray:
     """Return the targets as they are stored: int64 [n]; regression: float32 [n, outputs]; language: int64 [n, 0]."""
     targets = source.targets[split]
-    shapes = {"classification": "(n,)", "regression": "(n,) or (n, outputs)", "language": "(n, 0)"}
+    shapes = {"classes": "(n,)", "numbers": "(n,) or (n, outputs)", "tokens": "(n, 0)"}
     is_numbers = isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf" and targets.ndim in (1, 2)
-    if not is_numbers or (source.task == "regression" and 0 in targets.shape[1:]):
-        allowed = f"an array of numbers, of shape {shapes[source.task]}"
+    if not is_numbers or (source.kind == "numbers" and 0 in targets.shape[1:]):
+        allowed = f"an array of numbers, of shape {shapes[source.kind]}"
         raise DataError(f"the targets of `{split}` are {type_and_shape(targets)}; allowed: {allowed}")
-    if source.task == "classification":
+    if source.kind == "classes":
         return class_numbers(split, targets, len(source.classes))
-    if source.task == "language":
+    if source.kind == "tokens":
         return np.empty((len(targets), 0), np.int64)
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is rejected below
         numbers = np.ascontiguousarray(targets if targets.ndim == 2 else targets[:, None], dtype=np.float32)
@@ -91,7 +91,7 @@ def _check_classes(split: str, part: Part, source: Source, *, is_drawn: bool) ->
     """Reject an empty split and a class without a sample in train; warn of a class without a sample elsewhere."""
     classes = source.classes
     advice = "change the fractions in `data`" if is_drawn else "leave the split out: it is then drawn from train"
-    if source.task != "classification":
+    if source.kind != "classes":
         if not len(part.rows):
             raise DataError(f"the {split} split has no sample; add samples, or {advice}")
         return

@@ -35,7 +35,7 @@ class Tally:
         stored = prepared.stored
         self.shards.append(shard.model_copy(update={"digest": stored.digest}))
         self.samples[shard.split] += len(stored.targets)
-        if self.source.task == "classification":
+        if self.source.kind == "classes":
             self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))

@@ -62,12 +62,11 @@ def run(
 def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendezvous: Rendezvous) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from workflow_lib import data
+    from workflow_lib import data, tasks
     from workflow_lib.checkpoint import CheckpointStore
     from workflow_lib.checkpoint.saver import Saver
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import environment
-    from workflow_lib.training import tasks
     from workflow_lib.training.trainer import Trainer
 
     settings = context.experiment.checkpoint
@@ -113,12 +112,11 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
         trainer = Trainer(
             context.run,
             spec=context.manifest.spec,
-            task=tasks.build(
+            objective=tasks.load(context.manifest.task).objective(
                 context.run.training,
-                context.manifest.spec,
                 root.device,
-                counts=context.manifest.splits["train"].per_class,
-                target_std=context.manifest.target_std,
+                context.manifest.splits["train"].per_class,
+                context.manifest.target_std,
             ),
             train=load("train"),
             validation=load("val"),

@@ -90,7 +90,7 @@ def _spec(run: RunConfig, known: plugins.DatasetFacts) -> tuple[ModelSpec | None
     from workflow_lib.data import ModelSpec
 
     task = plugins.task(run.data.name, run.data.params)
-    outputs = 1 if task == "regression" else known.classes or 2
+    outputs = 1 if plugins.task_facts(task).targets == "numbers" else known.classes or 2
     if known.inputs == "images":
         is_known = known.size is not None and known.channels is not None
         height, width = known.size or (ANY_SIZE, ANY_SIZE)

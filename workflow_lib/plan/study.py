@@ -9,7 +9,7 @@ from typing import Any
 from workflow_lib import config, files, plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment
 from workflow_lib.config.renamed import with_current_names, with_stored_names
-from workflow_lib.config.run import METRICS, RunConfig
+from workflow_lib.config.run import RunConfig
 from workflow_lib.config.stages import STAGES
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import apply, base
@@ -63,8 +63,7 @@ def study_metric(experiment: Experiment) -> str:
     """Return the metric that the study optimizes: `tune.metric`, or the default for the task of the data."""
     if experiment.tune is not None and experiment.tune.metric is not None:
         return experiment.tune.metric
-    metrics = METRICS[plugins.task(experiment.data.name, experiment.data.params)]
-    return "val_accuracy" if "val_accuracy" in metrics else "val_loss"
+    return plugins.task_facts(plugins.task(experiment.data.name, experiment.data.params)).study_metric
 
 
 def study_digest(experiment: Experiment) -> str:

@@ -13,16 +13,20 @@ from workflow_lib.plugins.contract import (
     named_files,
     task,
 )
-from workflow_lib.plugins.loader import Inputs, PluginError, Task, available, load, load_hooks, user_code_errors
+from workflow_lib.plugins.loader import Inputs, PluginError, available, load, load_hooks, user_code_errors
 from workflow_lib.plugins.section import Section, in_identity
+from workflow_lib.plugins.tasks import Targets, Task, TaskFacts, all_facts, task_facts
 
 __all__ = [
     "DatasetFacts",
     "Inputs",
     "PluginError",
     "Section",
+    "Targets",
     "Task",
+    "TaskFacts",
     "accepted_inputs",
+    "all_facts",
     "available",
     "code",
     "column_descriptions",
@@ -33,6 +37,7 @@ __all__ = [
     "load_hooks",
     "named_files",
     "task",
+    "task_facts",
     "user_code_errors",
 ]
 

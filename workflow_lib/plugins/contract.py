@@ -15,8 +15,9 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from workflow_lib.plugins import source_digest
-from workflow_lib.plugins.loader import Inputs, PluginError, Task, load, user_code_errors
+from workflow_lib.plugins.loader import Inputs, PluginError, available, load, user_code_errors
 from workflow_lib.plugins.section import Section, in_identity
+from workflow_lib.plugins.tasks import Task, task_facts
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """Return the task of the data set with these settings: classification unless its `task(params)` says otherwise."""
     module = load("data", name)
     found = _call(module, "task", params, "classification")
-    if found not in get_args(Task):
-        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(get_args(Task))}")
-    of_data: Task = found
-    return of_data
+    if found not in available("tasks"):
+        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(available('tasks'))}")
+    return str(found)
 
 
 def facts(name: str, params: Mapping[str, Any]) -> DatasetFacts:
@@ -52,8 +52,8 @@ def facts(name: str, params: Mapping[str, Any]) -> DatasetFacts:
     Without that function, only the inputs of a language data set are known: texts.
     """
     module = load("data", name)
-    default = DatasetFacts("texts") if task(name, params) == "language" else DatasetFacts()
-    found = _call(module, "known", params, default)
+    has_tokens = task_facts(task(name, params)).targets == "tokens"
+    found = _call(module, "known", params, DatasetFacts("texts") if has_tokens else DatasetFacts())
     if not isinstance(found, DatasetFacts):
         raise PluginError(f"{module.__file__}: known() returns {type(found).__name__}; allowed: a plugins.DatasetFacts")
     return found

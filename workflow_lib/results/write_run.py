@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib import checkpoint, plugins
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.config.run import METRICS
 from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
 from workflow_lib.results import provenance
@@ -149,6 +148,6 @@ def _weights(sealed: Checkpoint) -> bytes:
 
 def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
     """The curve as a table; numbers read back exactly."""
-    columns = ("epoch", "step", "lr", *METRICS[task])
+    columns = ("epoch", "step", "lr", *plugins.task_facts(task).curves)
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"

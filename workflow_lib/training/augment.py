@@ -12,7 +12,7 @@ before, so that the inputs of both are read together:
     others = partners(section, rows, seed=seed, epoch=epoch, samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
     inputs, targets, mixed = augmented(section, inputs, targets, rows, others, seed=seed, epoch=epoch)
-    loss = task.loss(outputs, targets) if mixed is None else task.mixed_loss(outputs, targets, *mixed)
+    loss = objective.loss(outputs, targets) if mixed is None else objective.mixed_loss(outputs, targets, *mixed)
 """
 
 from __future__ import annotations

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from workflow_lib import plugins
+from workflow_lib import plugins, tasks
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.torch_internals import configure_compiler, is_compiler_error
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Model, Training
     from workflow_lib.data import ModelSpec
-
-PROBED_TOKENS = 8
 
 
 def build_model(section: Model, spec: ModelSpec) -> nn.Module:
@@ -34,19 +32,18 @@ def _refuse_unfit(name: str, model: Any, spec: ModelSpec) -> None:
     if not isinstance(model, nn.Module) or not any(one.requires_grad for one in model.parameters()):
         what = "has no weights to train" if isinstance(model, nn.Module) else "is no torch.nn.Module"
         raise ConfigError(f"model.name: what build() of {name} returned {what}")
-    is_language = spec.task == "language"
-    shape = (2, min(spec.input_shape[0], PROBED_TOKENS)) if is_language else (2, *spec.input_shape)
-    expected = (*shape, spec.outputs) if is_language else (2, spec.outputs)
+    inputs, expected = tasks.load(spec.task).probe(spec)
     try:
         with torch.no_grad():
-            given = model.eval()(torch.zeros(shape, dtype=torch.int64 if is_language else torch.float32))
+            given = model.eval()(inputs)
     except RuntimeError as error:
         explain(error)
         raise
     model.train()
     if not isinstance(given, torch.Tensor) or tuple(given.shape) != expected or not given.is_floating_point():
         shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-        raise ConfigError(f"model.name: {name} gives {shown} for inputs {shape}; the data needs floats {expected}")
+        asked = f"for inputs {tuple(inputs.shape)}; the data needs floats {expected}"
+        raise ConfigError(f"model.name: {name} gives {shown} {asked}")
 
 
 def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:

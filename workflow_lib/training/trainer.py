@@ -35,6 +35,7 @@ from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.runtime.torch_internals import foreach_lerp_, unwrapped_step
 from workflow_lib.store.events import EventLog
+from workflow_lib.tasks import Objective
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing, numbered, partners, refuse_unfit
 from workflow_lib.training.divergence import Divergence, refuse_divergence
 from workflow_lib.training.hooks import View
@@ -44,7 +45,6 @@ from workflow_lib.training.optimizers import learning_rate
 from workflow_lib.training.progress import Progress
 from workflow_lib.training.sampling import Sampling
 from workflow_lib.training.state import Cursor, Loaded, Row, State
-from workflow_lib.training.tasks import Task
 
 if TYPE_CHECKING:
     from workflow_lib.data import Batch, MappedSplit, ModelSpec, Split
@@ -83,7 +83,7 @@ class Trainer:
         run: RunConfig,
         *,
         spec: ModelSpec,
-        task: Task,
+        objective: Objective,
         train: Split | MappedSplit,
         validation: Split | MappedSplit,
         ranks: Ranks,
@@ -96,7 +96,7 @@ class Trainer:
         metrics_file: Path,
         stop_early: StopEarly | None = None,
     ) -> None:
-        self.run, self.ranks, self.device, self._task = run, ranks, device, task
+        self.run, self.ranks, self.device, self._objective = run, ranks, device, objective
         self._train_split, self._validation_split = train, validation
         self._shared_state, self._store, self._saver, self._events = shared_state, store, saver, events
         self._stop_early = stop_early
@@ -176,12 +176,12 @@ class Trainer:
                 self._step(order, numbers, others, batches)
         self._divergence.look_back()
         cursor.phase, cursor.val_index = "validate", 0
-        self.state.progress.validation = dict.fromkeys(self._task.sums, 0.0)
+        self.state.progress.validation = dict.fromkeys(self._objective.sums, 0.0)
 
     def _step(
         self, order: torch.Tensor, numbers: torch.Tensor, others: torch.Tensor | None, batches: Iterator[Batch]
     ) -> None:
-        run, task, state, sampling = self.run, self._task, self.state, self._sampling
+        run, objective, state, sampling = self.run, self._objective, self.state, self._sampling
         training, cursor, parallel, scaler = run.training, state.progress.cursor, state.parallel, state.scaler
         _at("window")
         if len(sampling.windows) > 1:
@@ -193,7 +193,7 @@ class Trainer:
                 self._poll()
             part = slice(cursor.sample + start, cursor.sample + stop)
             _at("fetch", order[part])
-            inputs, targets = task.parts(*next(batches))
+            inputs, targets = objective.parts(*next(batches))
             mixed = None
             if self._is_augmenting:
                 own, other = numbers[part], None if others is None else others[part]
@@ -206,7 +206,10 @@ class Trainer:
                 _at("forward", inputs)
                 with self._autocast():
                     outputs = parallel.forward(inputs)
-                    loss = task.loss(outputs, targets) if mixed is None else task.mixed_loss(outputs, targets, *mixed)
+                    if mixed is None:
+                        loss = objective.loss(outputs, targets)
+                    else:
+                        loss = objective.mixed_loss(outputs, targets, *mixed)
                 _at("backward")
                 share = (stop - start) * self.ranks.world_size / sampling.batch
                 scaler.scale(loss if share == 1.0 else loss * share).backward()
@@ -248,7 +251,7 @@ class Trainer:
     def _validate(self) -> None:
         state, cursor = self.state, self.state.progress.cursor
         split, world = self._validation_split, self.ranks.world_size
-        nothing = torch.zeros(len(self._task.sums), dtype=torch.float64, device=self.device)
+        nothing = torch.zeros(len(self._objective.sums), dtype=torch.float64, device=self.device)
         state.model.eval()
         self._agree_on_buffers()
         size = math.ceil(self._sampling.batch / self.run.training.accumulation_steps)
@@ -285,15 +288,15 @@ class Trainer:
         self._measured = []
         for batch in zip(*(values.tolist() for values in by_rank), strict=True):
             for values in batch:
-                for name, value in zip(self._task.sums, values, strict=True):
+                for name, value in zip(self._objective.sums, values, strict=True):
                     sums[name] += value
         refuse_divergence({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
 
     def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        inputs, targets = self._task.parts(inputs, targets)
+        inputs, targets = self._objective.parts(inputs, targets)
         with self._autocast():
             outputs = self.state.parallel.eval_forward(inputs, self.state.ema).float()
-        return self._task.measure(outputs, targets)
+        return self._objective.measure(outputs, targets)
 
     def _end_epoch(self) -> None:
         """The epoch's row is written and judged; the next phase is chosen. All ranks decide alike."""
@@ -305,7 +308,7 @@ class Trainer:
             "step": cursor.step,
             "lr": state.optimizer.param_groups[0]["lr"],
             "train_loss": loss_sum / (self._sampling.steps_per_epoch * self._sampling.batch),
-            **self._task.metrics(progress.validation),
+            **self._objective.metrics(progress.validation),
         }
         refuse_divergence(row)
         progress.history.append(row)
@@ -525,12 +528,12 @@ class Trainer:
         self.state.model.train()
         windows = {stop - start: slice(start, stop) for start, stop in self._sampling.windows}
         for window in windows.values():  # each size is compiled separately
-            inputs, targets = self._task.parts(*self._train_split.batch(window))
+            inputs, targets = self._objective.parts(*self._train_split.batch(window))
             for _ in range(WARM_UP_PASSES):
                 self._poll()
                 _at("warm-up")
                 with self._autocast():
-                    self._task.loss(self.state.parallel.forward(inputs), targets).backward()
+                    self._objective.loss(self.state.parallel.forward(inputs), targets).backward()
         self.state.parallel.zero_grad()
 
     def _outcome(self, ended: Literal["finished", "stopped", "pruned"]) -> Outcome:

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow_lib.evaluation.bootstrap import Resampling, intervals
-
-METRICS = ("accuracy", "macro_f1", "roc_auc", "log_loss")
+from workflow_lib.metrics.bootstrap import Resampling, intervals
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The exporter needs five seconds for the first graph of a process: it compiles its operators."""
+"""Export of a trained run. The first graph of a process takes five seconds: the exporter compiles its operators."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torch
 
 from tests.support.trained import Trained, train
 from workflow_lib import data, evaluation, export, plugins
+from workflow_lib.config.experiment import Export
 from workflow_lib.data.normalisation import normalise
 from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.export.comparison import compared
 from workflow_lib.files import read_json
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
@@ -70,8 +72,8 @@ def manifest_of(project: Trained) -> data.Manifest:
     return data.Manifest.load(project.data)
 
 
-def subject_of(project: Trained) -> evaluation.Subject:
-    return evaluation.load_subject(
+def trained_model(project: Trained) -> evaluation.TrainedModel:
+    return evaluation.load_trained(
         project.runs[0], project.data, project.work, folder_of(project) / "model.safetensors"
     )
 
@@ -118,10 +120,10 @@ def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Tra
 
 
 def test_the_largest_batch_is_no_larger_than_the_test_split(project: Trained) -> None:
-    split, network = held_out(project), subject_of(project).network
+    split, network = held_out(project), trained_model(project).network
     content = export.convert(network, split.inputs[:2], 18).SerializeToString()
     few = data.Split(split.inputs[:5], split.targets[:5])
-    checked = export.check(content, network, few, manifest_of(project), batch_sizes=[1, 7], max_batch=256, **TOLERANCE)
+    checked = export.check(content, network, few, manifest_of(project), Export(batch_sizes=[1, 7]))
     assert [row["batch"] for row in checked["batches"]] == [1, 5]
 
 
@@ -153,26 +155,26 @@ def test_a_model_that_is_right_at_batch_1_only_is_caught(project: Trained) -> No
             logits = self.inner(inputs)
             return logits + 0.1 * (logits - logits.mean(0, keepdim=True))
 
-    split, network = held_out(project), subject_of(project).network
+    split, network = held_out(project), trained_model(project).network
     content = export.convert(Mixing(network), split.inputs[:2], 18).SerializeToString()
     with pytest.raises(EverstepError, match="at batch 2"):
-        export.check(content, network, split, manifest_of(project), batch_sizes=[1, 2, 7], max_batch=256, **TOLERANCE)
+        export.check(content, network, split, manifest_of(project), Export())
 
 
 def test_a_change_within_the_tolerance_that_flips_no_clear_prediction_passes() -> None:
     logits = np.array([[1.0, 1.00001], [3.0, -3.0]], dtype=np.float32)
     swapped = logits[:, ::-1].copy()
     swapped[1] = logits[1]
-    compared = export._compare(logits, swapped, "here", **TOLERANCE)
-    assert compared.agreement == 0.5
+    close = compared(logits, swapped, "here", **TOLERANCE)
+    assert close.agreement == 0.5
     with pytest.raises(EverstepError, match="1 of 2 predictions differ"):
-        export._compare(logits, swapped, "here", atol=1e-9, rtol=0.0)
+        compared(logits, swapped, "here", atol=1e-9, rtol=0.0)
 
 
 def test_a_nan_never_passes() -> None:
     logits = np.zeros((2, 2), dtype=np.float32)
     with pytest.raises(EverstepError, match="sample 1, class 0"):
-        export._compare(logits, np.array([[0, 0], [np.nan, 0]], dtype=np.float32), "here", **TOLERANCE)
+        compared(logits, np.array([[0, 0], [np.nan, 0]], dtype=np.float32), "here", **TOLERANCE)
 
 
 def test_the_same_weights_give_the_same_bytes_on_any_machine(project: Trained, exported: Path, tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_each_opset_exports_and_agrees(opset: int | None, project: Trained) -> N
     proto = export.convert(network, split.inputs[:2], opset)
     assert opset in (None, proto.opset_import[0].version)
     content = proto.SerializeToString()
-    export.check(content, network, split, manifest, batch_sizes=[1, 2, 7], max_batch=9, **TOLERANCE)
+    export.check(content, network, split, manifest, Export(max_batch=9))
 
 
 def test_an_evaluation_of_other_weights_is_refused(project: Trained, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ which makes a thousand resamples a few products of matrices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from workflow_lib.config.experiment import Evaluate
 
 WEIGHTS_AT_ONCE = 2_000_000  # bounds memory to some tens of MiB
 
@@ -24,6 +27,11 @@ class Resampling(NamedTuple):
     resamples: int
     confidence: float
     seed: int
+
+    @classmethod
+    def of(cls, settings: Evaluate) -> Resampling:
+        """Return the resampling that `evaluate` asks for."""
+        return cls(settings.bootstrap, settings.confidence, settings.seed)
 
     def describe(self) -> dict[str, Any]:
         """What a result says of it."""

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow_lib.evaluation.bootstrap import Resampling, intervals
-
-METRICS = ("mae", "rmse", "r2")
+from workflow_lib.metrics.bootstrap import Resampling, intervals
 
 
 def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling) -> dict[str, Any]:

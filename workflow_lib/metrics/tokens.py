@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from workflow_lib.evaluation.bootstrap import Resampling, intervals
+from workflow_lib.metrics.bootstrap import Resampling, intervals
 
-if TYPE_CHECKING:
-    from torch import Tensor, device, nn
-
-METRICS = ("loss", "perplexity", "accuracy")
-LOGITS_AT_ONCE = 1 << 25  # 128 MiB
 LARGEST_EXPONENT = 709.0  # of e, in float64
-PROMPT_TOKENS = 64
-GENERATED_TOKENS = 256
-TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,44 +45,6 @@ def measure(sums: Sums, how: Resampling) -> dict[str, Any]:
         "bootstrap": how.describe(),
         "tokens": sums.tokens * len(sums.loss),
     }
-
-
-def rows_at_once(batch_size: int, context: int, vocabulary: int) -> int:
-    """The largest batch that keeps the logits within bounds."""
-    return max(1, min(batch_size, LOGITS_AT_ONCE // (context * vocabulary)))
-
-
-def predict(network: nn.Module, batches: Iterable[Tensor], where: device) -> Sums:
-    """The sums of every window [context + 1] of the batches: each token is foreseen from those before it."""
-    import torch
-
-    network = network.to(where).eval()
-    losses, correct, tokens = [], [], 0
-    with torch.inference_mode():
-        for windows in batches:
-            inputs, targets = windows[:, :-1].to(where), windows[:, 1:].to(where)
-            logits = network(inputs).float()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            losses.append(loss.view(targets.shape).double().sum(dim=1).cpu())
-            correct.append((logits.argmax(dim=2) == targets).sum(dim=1).cpu())
-            tokens = targets.shape[1]
-    return Sums(torch.cat(losses).numpy(), torch.cat(correct).numpy(), tokens)
-
-
-def generate(network: nn.Module, prompt: Tensor, context: int, seed: int, where: device) -> list[int]:
-    """Tokens that the model goes on with after the prompt; a function of weights, prompt and seed."""
-    import torch
-
-    network = network.to(where).eval()
-    generator = torch.Generator().manual_seed(seed)
-    tokens = prompt.tolist()
-    with torch.inference_mode():
-        for _ in range(GENERATED_TOKENS):
-            seen = torch.tensor([tokens[-context:]], device=where)
-            logits = network(seen)[0, -1].double().cpu()
-            shares = torch.softmax(logits / TEMPERATURE, dim=0)
-            tokens.append(int(torch.multinomial(shares, 1, generator=generator)))
-    return tokens[len(prompt) :]
 
 
 def predictions_csv(sums: Sums) -> str:

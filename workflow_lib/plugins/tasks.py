@@ -1,0 +1,64 @@
+"""The facts of each task: what validation and plans must know of it, without torch or numpy.
+
+A task is one file, a module of workflow_lib.tasks; its `TASK` has these facts and, beside them, the code of the task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias
+
+from workflow_lib.plugins.loader import PluginError, available
+
+Task: TypeAlias = str  # the name of a task
+Targets = Literal["classes", "numbers", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """What is known of a task before anything is read.
+
+    targets       how data stores the targets: `classes`, int64 numbers of classes [n]; `numbers`, float32 [n, outputs],
+                  which training standardises; `tokens`, none, because each token of the inputs has the next as target
+    metrics       metrics of the test split with their labels in the report, the most important first
+    curve         name and label of the validation metric beside the loss; its column is `val_<name>`
+    larger_is_better  True if a larger value of `curve` is better
+    study_metric  what a study improves if it does not say so
+    settings      settings of `training` that only some tasks have a use for, this one among them
+    """
+
+    targets: Targets
+    metrics: Mapping[str, str]
+    curve: tuple[str, str]
+    larger_is_better: bool = False
+    study_metric: str = "val_loss"
+    settings: tuple[str, ...] = ()
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The metrics of each epoch, in the order of their columns."""
+        return "train_loss", "val_loss", f"val_{self.curve[0]}"
+
+
+@cache
+def task_facts(name: Task) -> TaskFacts:
+    """Return the facts of a task. Raises PluginError if there is no such task, or if its file lacks `TASK`."""
+    if name not in (names := available("tasks")):
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise PluginError(f"no task `{name}`{hint} (there are: {', '.join(names)})")
+    module = importlib.import_module(f"workflow_lib.tasks.{name}")
+    facts = getattr(module, "TASK", None)
+    if not isinstance(facts, TaskFacts):
+        raise PluginError(f"{module.__file__}: needs `TASK = Task(...)` of workflow_lib.tasks")
+    return facts
+
+
+@cache
+def all_facts() -> dict[Task, TaskFacts]:
+    """Return the facts of every task by name, sorted."""
+    return {name: task_facts(name) for name in available("tasks")}

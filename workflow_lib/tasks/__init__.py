@@ -1,0 +1,140 @@
+"""Everything that depends on the task is in one file, found by its name.
+
+The file has a `TASK`: its facts, which validation reads, and functions for training, evaluation, export and report.
+torch and numpy are imported inside these functions, so that facts are known without them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from workflow_lib import plugins
+from workflow_lib.plugins import TaskFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, device, nn
+
+    from workflow_lib.config.experiment import Evaluate
+    from workflow_lib.config.run import Training
+    from workflow_lib.data import Manifest, MappedSplit, ModelSpec, Split
+
+AnySplit: TypeAlias = "Split | MappedSplit"
+Pairs: TypeAlias = "tuple[Tensor, Tensor]"  # inputs of the model, and what its outputs are compared with
+Measured: TypeAlias = "tuple[dict[str, Any], str]"  # part of evaluation.json with `metrics`, text of predictions.csv
+
+
+class Objective(ABC):
+    """Loss of the training and metrics of the validation.
+
+    A loss is a mean over samples, so that it does not depend on how a batch is divided into micro-batches. Metrics of
+    the validation do not depend on settings that change the loss, so that runs can be compared by them.
+    """
+
+    sums: tuple[str, ...]  # names of what `measure` sums up
+
+    def parts(self, inputs: Tensor, targets: Tensor) -> Pairs:
+        """Return the model's inputs and what its outputs are compared with, from the batch as it was loaded."""
+        return inputs, targets
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each sample [n], whose mean is `loss`."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of the samples, which training minimises."""
+
+    def mixed_loss(self, outputs: Tensor, targets: Tensor, others: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean loss of samples that were mixed with others: `weights` [n] are the shares of their own."""
+        mine, theirs = self.losses(outputs, targets), self.losses(outputs, others)
+        return (weights * mine + (1 - weights) * theirs).mean()
+
+    @abstractmethod
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sums over these samples, float64, on the device of the outputs; do not wait for the device."""
+
+    @abstractmethod
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of the validation, named as in the facts, from the sums over the split."""
+
+
+def summed(loss: Tensor, other: Tensor, count: int) -> Tensor:
+    """Return the sums of an objective as one float64 tensor [3]: loss, another sum, number of samples."""
+    import torch
+
+    return torch.stack([loss.double(), other.double(), loss.new_full((), count, dtype=torch.float64)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """How an exported model is compared with the trained one.
+
+    output       name of the graph's output; the report calls one of its numbers so, without the s
+    score        name of the score of both models in export.json, and its label in the report
+    score_of     returns the sum of the score over samples, from outputs, targets and the manifest
+    has_labels   True if the largest output is a prediction, which both models must agree on
+    wrap         returns the network to export
+    pairs        returns inputs of the model and targets from a batch
+    at_most      returns how many samples are compared, by the model's shapes and export.max_batch; None: the split
+    lengths      returns shorter sequences to compare
+    """
+
+    output: str
+    score: tuple[str, str]
+    score_of: Callable[[np.ndarray, np.ndarray, Manifest], float]
+    has_labels: bool = True
+    wrap: Callable[[nn.Module, Manifest], nn.Module] = lambda network, manifest: network
+    pairs: Callable[[Tensor, Tensor], Pairs] = lambda inputs, targets: (inputs, targets)
+    at_most: Callable[[ModelSpec, int], int] | None = None
+    lengths: Callable[[ModelSpec], Sequence[int]] = lambda spec: ()
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The chapter of a report about the best run.
+
+    name     of the template in workflow_lib/report/templates, without .html, and of the section in it
+    title    in the list of chapters
+    values   returns what the template is given, from evaluation.json and the path of predictions.csv; `figures` of
+             plotly are drawn
+    """
+
+    name: str
+    title: str
+    values: Callable[[dict[str, Any], Path], dict[str, Any]] = lambda evaluation, predictions: {}
+
+
+def one_output_a_sample(spec: ModelSpec) -> tuple[Tensor, tuple[int, ...]]:
+    """Return two inputs of zeros, and the shape of the model's outputs for them: [2, outputs]."""
+    import torch
+
+    return torch.zeros((2, *spec.input_shape)), (2, spec.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(TaskFacts):
+    """The facts of a task, and its code.
+
+    objective   returns the objective of a training, from its settings, its device, the number of training samples of
+                each class, and the standard deviation of each target
+    evaluate    returns the metrics and the predictions of a model on a split that it was not trained on
+    onnx        comparison of the exported model
+    chapter     chapter of the report; None has none
+    probe       returns inputs for which a model is called before it is trained, and the shape its outputs must have
+    """
+
+    objective: Callable[[Training, device, Sequence[int], Sequence[float]], Objective]
+    evaluate: Callable[[nn.Module, Manifest, AnySplit, Evaluate, device], Measured]
+    onnx: Onnx
+    chapter: Chapter | None = None
+    probe: Callable[[ModelSpec], tuple[Tensor, tuple[int, ...]]] = one_output_a_sample
+
+
+def load(name: str) -> Task:
+    """Return a task by its name. Raises PluginError if there is none of this name."""
+    return cast("Task", plugins.task_facts(name))

@@ -1,0 +1,166 @@
+"""Regression: numbers for each sample. The model gives standardised targets [B, targets]; the loss is squared error."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from workflow_lib.tasks import AnySplit, Chapter, Measured, Objective, Onnx, Task, summed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, device, nn
+
+    from workflow_lib.config.experiment import Evaluate
+    from workflow_lib.config.run import Training
+    from workflow_lib.data import Manifest
+
+MOST_TARGETS = 4  # that are drawn
+MOST_POINTS = 2000  # of a scatter plot
+BINS = 30
+BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
+
+
+@final
+class SquaredError(Objective):
+    """Mean squared error of standardised targets; `std` [targets] are their standard deviations in the data."""
+
+    sums = ("loss", "error", "samples")
+
+    def __init__(self, *, std: Sequence[float] = (), device: device | None = None) -> None:
+        import torch
+
+        self._std = torch.tensor(std or 1.0, dtype=torch.float64, device=device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        return functional.mse_loss(outputs, targets.view_as(outputs))
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        return functional.mse_loss(outputs, targets.view_as(outputs), reduction="none").mean(1)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        difference = outputs.double() - targets.view_as(outputs).double()
+        errors = difference.abs() * self._std
+        return summed(difference.square().mean(1).sum(), errors.mean(1).sum(), len(targets))
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"val_loss": sums["loss"] / sums["samples"], "val_mae": sums["error"] / sums["samples"]}
+
+
+def objective(training: Training, where: device, counts: Sequence[int], target_std: Sequence[float]) -> SquaredError:
+    """Return the squared error; its validation metric is in the units of the data."""
+    return SquaredError(std=target_std, device=where)
+
+
+def predicted_and_true(
+    network: nn.Module, manifest: Manifest, split: AnySplit, settings: Evaluate, where: device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions and targets of the split in the units of the data, float64 [n, targets]."""
+    import numpy as np
+
+    from workflow_lib.metrics.outputs import predict
+
+    mean, std = np.array(manifest.target_mean), np.array(manifest.target_std)
+    predicted = predict(network, split, settings.batch_size, where).astype(np.float64) * std + mean
+    targets = split.targets.cpu().numpy().astype(np.float64) * std + mean
+    return predicted, targets.astype(np.float32).astype(np.float64)  # no more digits than are stored
+
+
+def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: Evaluate, where: device) -> Measured:
+    """Return mean absolute error, root mean squared error and R², and the predictions."""
+    from workflow_lib.metrics import numbers
+    from workflow_lib.metrics.bootstrap import Resampling
+
+    predicted, targets = predicted_and_true(network, manifest, split, settings, where)
+    return numbers.measure(predicted, targets, Resampling.of(settings)), numbers.predictions_csv(predicted, targets)
+
+
+def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
+    """Return the model with its outputs in the units of the data."""
+    import torch
+    from torch import nn
+
+    class InUnits(nn.Module):
+        mean: Tensor
+        std: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            for name, values in (("mean", manifest.target_mean), ("std", manifest.target_std)):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.network(inputs) * self.std + self.mean
+
+    return InUnits()
+
+
+def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
+    """Return the sum over samples of the mean absolute error of their targets, in the units of the data."""
+    import numpy as np
+
+    true = targets * np.array(manifest.target_std) + np.array(manifest.target_mean)
+    return float(np.abs(outputs - true).mean(axis=1).sum())
+
+
+def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
+    """Return figures of each target: predicted against true numbers, and the distribution of the errors."""
+    with predictions.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    targets = (len(header) - 1) // 2  # after the number of the sample, columns for true and predicted numbers
+    figures = []
+    for number in range(min(MOST_TARGETS, targets)):
+        true, predicted = ([float(row[1 + 2 * number + side]) for row in rows] for side in (0, 1))
+        which = f" of target {number}" if targets > 1 else ""
+        figures.append(_scatter(f"scatter-{number}", f"Predicted against true{which}", true, predicted))
+        figures.append(_errors(f"errors-{number}", f"Errors{which}", true, predicted))
+    return {"figures": figures}
+
+
+def _scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+    every = math.ceil(len(true) / MOST_POINTS)
+    ends = [min(*true, *predicted), max(*true, *predicted)]
+    line = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip"}
+    points = {"type": "scatter", "mode": "markers", "x": true[::every], "y": predicted[::every]}
+    data = [
+        line | {"line": {"color": GREY, "dash": "dot", "width": 1.5}},
+        points | {"marker": {"color": BLUE, "size": 6, "opacity": 0.6}},
+    ]
+    axes = {"xaxis": {"title": {"text": "true"}}, "yaxis": {"title": {"text": "predicted"}}}
+    return {"name": name, "label": label, "data": data, "layout": {**axes, "showlegend": False, "hovermode": "closest"}}
+
+
+def _errors(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+    errors = [guess - value for guess, value in zip(predicted, true, strict=True)]
+    low, width = min(errors), (max(errors) - min(errors)) / BINS or 1.0
+    counts = [0] * BINS
+    for error in errors:
+        counts[min(BINS - 1, int((error - low) / width))] += 1
+    bars = {"type": "bar", "x": [low + (place + 0.5) * width for place in range(BINS)], "y": counts, "width": width}
+    axes = {"xaxis": {"title": {"text": "predicted - true"}}, "yaxis": {"title": {"text": "test samples"}}}
+    return {"name": name, "label": label, "data": [bars], "layout": {**axes, "showlegend": False, "bargap": 0}}
+
+
+TASK = Task(
+    targets="numbers",
+    metrics={"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
+    curve=("mae", "Mean absolute error"),
+    objective=objective,
+    evaluate=evaluate,
+    onnx=Onnx(
+        output="predictions",
+        score=("mae", "Mean absolute error"),
+        score_of=absolute_error,
+        has_labels=False,
+        wrap=in_units,
+    ),
+    chapter=Chapter("predictions", "Predictions", chapter_values),
+)
