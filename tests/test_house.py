@@ -25,8 +25,8 @@ PACKAGE = ROOT / "workflow_lib"
 LAYERS = (
     ("",),
     ("errors", "processes", "text"),
-    ("files", "store.layout"),
-    ("runtime",),
+    ("files",),
+    ("runtime", "store.layout"),
     ("plugins",),
     ("config",),
     ("plan",),

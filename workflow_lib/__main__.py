@@ -228,14 +228,14 @@ def _prove_resume(arguments: Arguments) -> None:
 
     from workflow_lib import config, prove
     from workflow_lib.launch import launcher
+    from workflow_lib.store import layout
 
     if arguments.kills < 1:
         raise ConfigError(f"--kills {arguments.kills}: allowed: 1 and more; nothing is proved without a kill")
     launcher.prepare()
     experiment = config.load([arguments.config], arguments.set)
-    verdict = prove.prove(
-        experiment, kills=arguments.kills, folder=WORK / "prove" / uuid.uuid4().hex[:12], seed=arguments.seed
-    )
+    folder = layout.proof_dir(WORK, uuid.uuid4().hex[:12])
+    verdict = prove.prove(experiment, kills=arguments.kills, folder=folder, seed=arguments.seed)
     if verdict.difference is not None:
         raise EverstepError(str(verdict))
     print(verdict)

@@ -21,6 +21,7 @@ from workflow_lib import checkpoint, config, plan
 from workflow_lib.data.manifest import Shard
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning, status
+from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
@@ -177,7 +178,7 @@ def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
 @pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
 def test_every_shard_is_known_by_its_name(made_from: str) -> None:
     shard = Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
-    assert cleaning.OF_DATA.fullmatch(shard.name)
+    assert layout.STORE_CONTENT.fullmatch(shard.name)
 
 
 def test_an_experiment_without_results_goes_when_it_is_old(finished: Project) -> None:

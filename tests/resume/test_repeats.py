@@ -16,7 +16,7 @@ from tests.support.project import FAILED, FINISHED, STOPPED, Project, merged
 from tests.support.warm import until
 from workflow_lib.files import write_signed
 from workflow_lib.housekeeping import status
-from workflow_lib.store import accounting, failure_record
+from workflow_lib.store import accounting, layout
 from workflow_lib.store.attempts import list_attempts
 
 USER_ERROR = 2
@@ -55,7 +55,7 @@ def test_a_divergence_is_told_again_at_once_until_its_record_is_deleted(fresh: F
     assert NOT_AGAIN in again
     assert "The state of step" in again
     assert ends(run) == ["diverged"]
-    record = failure_record.path_of(run.workspace)
+    record = layout.failure_file(run.workspace)
     assert f"delete {record.relative_to(run.folder)} " in again
     record.unlink()
     assert run.attempt() == FINISHED
@@ -73,7 +73,7 @@ def test_an_exception_that_came_twice_at_a_step_is_not_met_a_third_time(fresh: F
     assert ends(run) == ["raised", "raised"]
     assert row(run)["state"] == "failed"
     assert "a bug in a person's model" in row(run)["why"]
-    failure_record.path_of(run.workspace).unlink()
+    layout.failure_file(run.workspace).unlink()
     assert run.attempt() == FINISHED
     found = accounting.account(run.workspace)
     assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0)
@@ -147,7 +147,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
     run = fresh()
     assert run.attempt(plant=DIVERGES) == FAILED
-    DAMAGES[damage](failure_record.path_of(run.workspace))
+    DAMAGES[damage](layout.failure_file(run.workspace))
     assert run.attempt() == FINISHED
     assert "the record of an earlier failure cannot be read, and is passed over" in run.log
 
@@ -177,4 +177,4 @@ def test_what_is_rejected_before_the_first_attempt_is_shown_as_failed(fresh: Fre
     experiment.write_text(experiment.read_text().replace("cuda:7", "cpu"))
     assert run.attempt() == FINISHED
     assert row(run)["state"] == "finished"
-    assert not failure_record.path_of(run.workspace).exists()
+    assert not layout.failure_file(run.workspace).exists()

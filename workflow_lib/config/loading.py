@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -18,6 +17,7 @@ from workflow_lib.config.identity import digest
 from workflow_lib.config.messages import messages
 from workflow_lib.config.renamed import with_stored_names
 from workflow_lib.errors import ConfigError, StateError
+from workflow_lib.store import layout
 
 logger = logging.getLogger(__name__)
 
@@ -62,4 +62,4 @@ def validate(source: Source, root: Path | None) -> Experiment:
 
 def is_frozen(path: Path) -> bool:
     """Return True if the path is that of a frozen experiment: named by the digest of its content."""
-    return path.parent.name == "experiments" and re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None
+    return layout.is_experiment_file(path)

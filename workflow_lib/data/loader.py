@@ -23,6 +23,7 @@ from workflow_lib.data.prefetch import prefetch
 from workflow_lib.data.shard import ShardContent, is_whole, map_shard, read_shard
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import DataError
+from workflow_lib.store import layout
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,7 @@ def load_split(
     import torch
 
     target, shards = torch.device(device), [shard for shard in manifest.shards if shard.split == split]
-    folder, size = work / "data" / manifest.store, _bytes_in_memory(manifest, split)
+    folder, size = layout.store_dir(work, manifest.store), _bytes_in_memory(manifest, split)
     if in_memory == "auto":
         in_memory = size <= available_bytes(target, processes)
     if in_memory:
@@ -174,7 +175,8 @@ def map_split(manifest: Manifest, split: str, work: Path) -> MappedSplit:
     import torch
 
     shards = [shard for shard in manifest.shards if shard.split == split]
-    return MappedSplit(manifest, _map_shards(work / "data" / manifest.store, shards), torch.device("cpu"), workers=0)
+    mapped = _map_shards(layout.store_dir(work, manifest.store), shards)
+    return MappedSplit(manifest, mapped, torch.device("cpu"), workers=0)
 
 
 def available_bytes(device: torch.device, processes: int) -> float:

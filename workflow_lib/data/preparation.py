@@ -26,6 +26,7 @@ from workflow_lib.data.source import Source, check_source, content_digest, read_
 from workflow_lib.data.splits import Part, assign
 from workflow_lib.data.tally import Tally
 from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.store import layout
 from workflow_lib.store.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def ensure(manifest: Manifest, work: Path) -> Manifest:
 
     Raises DataError if the source files, or the code of the data set, now give other data.
     """
-    if (work / "data" / manifest.store).is_dir():
+    if layout.store_dir(work, manifest.store).is_dir():
         return manifest
     log.warning("the shards of data %s are missing; they are prepared again", manifest.digest[:12])
     prepared = prepare(manifest.data, Path.cwd(), work)
@@ -126,7 +127,7 @@ def _prepare_source(
         "stage": plan.STAGES["preprocess"],
         "plugin": plugins.code(plugin).digest,
     }
-    folder = work / "data" / _store_name(made_by, source)
+    folder = layout.store_dir(work, _store_name(made_by, source))
     with _lock(folder):
         shards, tally, written = plan_shards(parts, samples, made_by, source), Tally(source, first, parts), []
         work_on = partial(prepare_shard, folder=folder, source=with_safe_read(source), parts=parts, first=first)
@@ -143,7 +144,7 @@ def _prepare_source(
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
             path.unlink()  # left by an interrupted preparation with another shard size
-        manifest.save(folder / "manifest.json")
+        manifest.save(layout.store_manifest(folder))
         if output is not None:
             manifest.save(output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())

@@ -20,6 +20,7 @@ from workflow_lib.data.source import Source, read_rows
 from workflow_lib.data.splits import Part
 from workflow_lib.data.statistics import Moments
 from workflow_lib.errors import DataError
+from workflow_lib.store import layout
 
 
 def plan_shards(parts: Mapping[str, Part], samples: int, made_by: Mapping[str, Any], source: Source) -> list[Shard]:
@@ -87,7 +88,7 @@ def prepare_shard(
 def _link_earlier(path: Path) -> None:
     """Link the shard of this name from complete earlier data; an equal name means equal source files and settings."""
     for other in path.parent.parent.glob(f"*/{path.name}"):
-        if not (other.parent / "manifest.json").exists():
+        if not layout.store_manifest(other.parent).exists():
             continue  # incomplete: its source files may have changed while they were read, which is checked last
         with suppress(OSError):  # just removed, or a disk without hard links: the shard is written instead
             os.link(other, path)

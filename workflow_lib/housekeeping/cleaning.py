@@ -28,7 +28,7 @@ from workflow_lib import checkpoint
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.housekeeping.needed import Needed
-from workflow_lib.housekeeping.status import is_held, workspaces
+from workflow_lib.housekeeping.status import is_held
 from workflow_lib.processes import is_writer_alive, writer_mark
 from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import is_finished
@@ -36,14 +36,8 @@ from workflow_lib.store.lease import Lease
 
 WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue
 HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named by a result
-TRASH = ".trash-*"
 REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
 UNWRITTEN = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # a file that is not whole yet
-# what Everstep puts into a workspace and into a folder of shards
-OF_A_RUN = re.compile(r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp")
-OF_DATA = re.compile(
-    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
-)
 
 
 @dataclass(frozen=True)
@@ -64,20 +58,19 @@ def removable(work: Path, results: Path) -> list[Removable]:
     periodic = _with_periodic_checkpoints(work)
     found: list[Removable] = []
     used = set()
-    for workspace in workspaces(work):
+    for workspace in layout.all_workspaces(work):
         try:
             items = [] if is_held(workspace) else list(_of_workspace(workspace, needed, periodic))
         except FileNotFoundError:  # somebody is at work there
             items = []
         found += items
         if all(item.path != workspace for item in items):
-            used.add(workspace.name[:12])
+            used.add(layout.data_of(workspace))
     found += [*_data(needed, used), *_snapshots(needed), *_proofs(work)]
-    for place in ("runs/*", "data", "prove", "experiments"):
-        for path in sorted(work.glob(f"{place}/{TRASH}")):
-            mark = REMOVED.fullmatch(path.name)
-            if mark is None or not is_writer_alive(mark[1]):
-                found.append(Removable(path, "removal that was cut off"))
+    for path in layout.removals(work):
+        mark = REMOVED.fullmatch(path.name)
+        if mark is None or not is_writer_alive(mark[1]):
+            found.append(Removable(path, "removal that was cut off"))
     found = [item for item in found if _is_in(item.path, work)]
     listed = {item.path for item in found}
     return _sized([*found, *_unwritten(work, listed), *_unwritten(results, listed)])
@@ -121,10 +114,10 @@ def _owned(item: Removable) -> AbstractContextManager[Any]:
 def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterator[Removable]:
     directory = layout.checkpoints_dir(workspace)
     newest = checkpoint.read_newest(directory)
-    digest = workspace.parent.name
+    digest = layout.run_of(workspace)
     experiments = needed.runs.get(digest)
     rest_s = HANDING_OUT_S if is_finished(newest) else WAITING_S
-    if experiments is None and _is_quiet(workspace, rest_s) and _holds_only(workspace, OF_A_RUN):
+    if experiments is None and _is_quiet(workspace, rest_s) and _holds_only(workspace, layout.WORKSPACE_CONTENT):
         yield Removable(
             workspace,
             "run that no result names",
@@ -149,7 +142,7 @@ def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterat
 def _with_periodic_checkpoints(work: Path) -> set[str]:
     """Experiments that asked to keep a checkpoint every so many hours."""
     asked = set()
-    for path in work.glob("experiments/*.json"):
+    for path in layout.experiment_files(work):
         try:
             content = read_json(path)
             if content["checkpoint"]["keep_every_h"] is not None:
@@ -161,8 +154,8 @@ def _with_periodic_checkpoints(work: Path) -> set[str]:
 
 def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
     """Data that no result names and no run that stays was trained on."""
-    for path in sorted(needed.work.glob("data/*")):
-        if path.name in needed.stores or not re.fullmatch("[0-9a-f]{32}", path.name) or not path.is_dir():
+    for path in layout.stores(needed.work):
+        if path.name in needed.stores or not layout.STORE.fullmatch(path.name) or not path.is_dir():
             continue
         with suppress(FileNotFoundError):  # somebody is at work there
             if not is_held(path) and (why := _why_data_goes(path, used)):
@@ -171,10 +164,10 @@ def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
 
 def _why_data_goes(path: Path, used: Set[str]) -> str | None:
     """Why this data, which no result names, is not needed; None when it is, or when that cannot be known."""
-    if not _holds_only(path, OF_DATA) or _is_locked(path / ".lock"):
+    if not _holds_only(path, layout.STORE_CONTENT) or _is_locked(layout.old_store_lock(path)):
         return None
     try:
-        digest = read_json(path / "manifest.json")["digest"]
+        digest = read_json(layout.store_manifest(path))["digest"]
     except FileNotFoundError:
         return "preparation of data that was cut off" if _is_quiet(path, WAITING_S) else None
     except UNREADABLE:
@@ -198,12 +191,12 @@ def _is_data_needed(path: Path, why: str, needed: Needed) -> bool:
     """Return True if a result names the data by now, or a run was begun on it or not removed."""
     if needed.needs_data(path.name):
         return True
-    return why != _why_data_goes(path, {workspace.name[:12] for workspace in workspaces(needed.work)})
+    return why != _why_data_goes(path, {layout.data_of(workspace) for workspace in layout.all_workspaces(needed.work)})
 
 
 def _snapshots(needed: Needed) -> Iterator[Removable]:
     """Frozen experiments without results: jobs may wait in a queue for a young one."""
-    for path in sorted(needed.work.glob("experiments/*.json")):
+    for path in layout.experiment_files(needed.work):
         try:
             name = read_json(path)["name"]
             if not needed.has_results(str(name)) and _is_quiet(path, WAITING_S):
@@ -213,8 +206,8 @@ def _snapshots(needed: Needed) -> Iterator[Removable]:
 
 
 def _proofs(work: Path) -> Iterator[Removable]:
-    for path in sorted(work.glob("prove/*")):
-        if re.fullmatch("[0-9a-f]{12}", path.name) and not is_held(path):
+    for path in layout.proofs(work):
+        if layout.PROOF.fullmatch(path.name) and not is_held(path):
             yield Removable(path, "what a proof of exact resume left", workspace=path)
 
 
@@ -274,5 +267,5 @@ def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
 
 def _is_quiet(path: Path, seconds: float) -> bool:
     """Return True if nothing was written there for so long; locks and leases, which readers write, do not count."""
-    written = [os.lstat(file).st_mtime for file in _with_all_below(path, {".lock", "leases"})]
+    written = [os.lstat(file).st_mtime for file in _with_all_below(path, layout.LOCKS)]
     return time.time() - max(written) > seconds

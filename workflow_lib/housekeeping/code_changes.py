@@ -30,16 +30,16 @@ def accept(ref: str, work: Path) -> str:
         if finished:
             newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
             record = {
-                "workspace": newest.path.parents[1].name,
+                "workspace": layout.parent_workspace(newest.path).name,
                 "code": code,
                 "trained_with": newest.manifest["fingerprint"].get("code"),
                 "by": getpass.getuser(),
                 "time": utc_now(),
             }
             write_json(layout.acceptance_file(workspace), record)
-            accepted.append(newest.path.parents[1])
+            accepted.append(layout.parent_workspace(newest.path))
     if not accepted:
-        raise UserError(f"{ref}: no finished training to accept in {work / 'runs' / digest}")
+        raise UserError(f"{ref}: no finished training to accept in {layout.runs_dir(work) / digest}")
     return f"{ref}: {', '.join(map(str, accepted))} is accepted for the current code; the pipeline uses it untrained"
 
 

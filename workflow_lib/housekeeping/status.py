@@ -23,7 +23,6 @@ from workflow_lib.store import attempts as ws
 from workflow_lib.store.accounting import Account
 from workflow_lib.store.events import last_event, read_events
 from workflow_lib.store.final_checkpoint import is_finished
-from workflow_lib.store.layout import WORKSPACE
 from workflow_lib.store.lease import Holder, last_seen
 from workflow_lib.text import aligned, count, duration
 
@@ -35,26 +34,16 @@ RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them i
 NAME_WIDTH = 44
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
-DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def runs(work: Path, results: Path) -> list[Row]:
     """One row a run and data, the newest activity first; planned runs that were never begun come last."""
     planned = _names(results)
     names = _made(results, {*planned.values()}) | planned
-    rows = [_row(workspace, names) for workspace in workspaces(work)]
+    rows = [_row(workspace, names) for workspace in layout.all_workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
     return rows + [_blank(digest, names) for digest in planned if digest not in begun]
-
-
-def workspaces(work: Path) -> list[Path]:
-    """Folders of the runs that were begun."""
-    found = []
-    for digest in filter(DIGEST.fullmatch, names_in(work / "runs")):
-        run = work / "runs" / digest
-        found += [run / name for name in names_in(run) if WORKSPACE.fullmatch(name) and (run / name).is_dir()]
-    return found
 
 
 def is_held(workspace: Path) -> bool:
@@ -153,7 +142,7 @@ def _known(workspace: Path) -> Row:
         "step": step,
         "steps": progress["steps"] if progress else None,
         "epoch": epoch,
-        "epochs": read_json(workspace.parent / "config.json")["training"]["epochs"],
+        "epochs": read_json(layout.config_of(workspace))["training"]["epochs"],
         "samples_per_s": speed,
         "exact": newest.about["exact"] if newest else True,
         "checkpoint": newest.path.name if newest else None,

@@ -132,7 +132,9 @@ def _is_finished(workspace: Path) -> bool:
 def _note_delivered(context: AttemptContext, final: Checkpoint, to: str) -> None:
     """Record that the finished run was needed: each record after the first is a training that was saved."""
     if context.is_owner:
-        EventLog(layout.delivered_file(final.path.parents[1]), attempt=context.attempt).append("delivered", to=to)
+        EventLog(layout.delivered_file(layout.parent_workspace(final.path)), attempt=context.attempt).append(
+            "delivered", to=to
+        )
 
 
 def _warn_of_other_code(context: AttemptContext) -> None:

@@ -18,6 +18,7 @@ from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.config.run import RunConfig
 from workflow_lib.errors import ConfigError, StateError
 from workflow_lib.plan.naming import run_digest
+from workflow_lib.store import layout
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def freeze_experiment(experiment: Experiment, work: Path) -> Path:
     """Write work/experiments/<digest>.json with every setting, and return its path; `config.load` reads it back."""
     values = with_stored_names(experiment.model_dump(mode="json"))
-    path = work / "experiments" / f"{config.digest(values, 'experiment')}.json"
+    path = layout.experiment_file(work, config.digest(values, "experiment"))
     text = files.json_text(values)
     if not path.exists() or path.read_bytes() != text.encode():
         if path.exists():
@@ -41,7 +42,7 @@ def freeze(run: RunConfig, work: Path, digest: str | None = None) -> Path:
     run again whose file a power loss removed or truncated.
     """
     digest = digest or run_digest(run)
-    path = work / "runs" / digest / "config.json"
+    path = layout.run_config(work, digest)
     text = files.json_text(with_stored_names(run.model_dump(mode="json")))
     try:
         present = path.read_text(encoding="utf-8", errors="replace")
@@ -77,15 +78,15 @@ def _frozen(ref: str, work: Path) -> Path:
     match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", _pointed(ref) if ref.endswith(".json") else ref)
     if not match:
         raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")
-    exact = work / "runs" / match[1] / "config.json"
+    exact = layout.run_config(work, match[1])
     if exact.exists():  # a whole digest: spares a scan of all runs
         return exact
-    found = sorted((work / "runs").glob(f"{match[1]}*/config.json"))
+    found = layout.run_configs(work, match[1])
     if len(found) > 1:
-        raise ConfigError(f"{ref}: {len(found)} runs in {work / 'runs'} start with this; give more digits")
+        raise ConfigError(f"{ref}: {len(found)} runs in {layout.runs_dir(work)} start with this; give more digits")
     if not found:
         raise ConfigError(
-            f"{ref}: no such run in {work / 'runs'}; the pipeline's plan freezes the runs of an experiment"
+            f"{ref}: no such run in {layout.runs_dir(work)}; the pipeline's plan freezes the runs of an experiment"
         )
     return found[0]
 

@@ -14,6 +14,7 @@ from workflow_lib.plan.expansion import Run, base, expand
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.naming import data_id, run_digest
 from workflow_lib.plan.study import study_definition, study_digest, study_id
+from workflow_lib.store import layout
 
 
 def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
     for run in runs:
         freeze(run.config, work, run.digest)
     if experiment.tune is not None:
-        frozen = work / "studies" / study_digest(experiment) / "study.json"
+        frozen = layout.study_file(work, study_digest(experiment))
         if not frozen.exists():
             files.write_json(frozen, study_definition(experiment))
     files.write_json(output, plan(experiment, runs))

@@ -15,6 +15,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import apply, base
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.naming import slug
+from workflow_lib.store import layout
 
 
 def tuned_base(experiment: Experiment) -> RunConfig:
@@ -42,7 +43,7 @@ def freeze_study(experiment: Experiment, folder: Path, work: Path) -> None:
     """Freeze the runs that the study's files name, in case work/ was lost since they were written."""
     for path in [*sorted(folder.glob("suggest-*.json")), *folder.glob("best.json")]:
         content = files.read_json(path, "run", "params")
-        if not (work / "runs" / content["run"]["digest"] / "config.json").exists():
+        if not layout.run_config(work, content["run"]["digest"]).exists():
             start = base(experiment) if path.name == "best.json" else tuned_base(experiment)
             freeze(apply(start, with_current_names(content["params"]), str(path)), work)
 

@@ -161,8 +161,8 @@ class Training:
         self._work = folder / "work"
         self._seen: str | None = None
         folder.mkdir()
-        (self._work / "data").parent.mkdir()
-        (self._work / "data").symlink_to((data.parent / "work" / "data").resolve())
+        self._work.mkdir()
+        layout.data_dir(self._work).symlink_to(layout.data_dir(data.parent / "work").resolve())
         plan.freeze(run.config, self._work)
         self.workspace = workspace_path(
             self._work, run.digest, Manifest.load(data).digest, user_code.digest(run.config)

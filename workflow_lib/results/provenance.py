@@ -14,6 +14,7 @@ from workflow_lib import __version__
 from workflow_lib.errors import UserError
 from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
+from workflow_lib.store import layout
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def trace(path: Path, work: Path) -> str:
     rows = {
         "file": path,
         "run": result["run"],
-        "config": work / "runs" / result["digest"] / "config.json",
+        "config": layout.run_config(work, result["digest"]),
         "data": result["data"],
         "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
         **ended,

@@ -173,7 +173,7 @@ def account_of(train: Row, work: Path) -> Account:
     if train.get("state") == DIVERGED:
         workspace = layout.workspace_path(work, train["digest"], train["data"], train["code"])
     else:
-        workspace = work / "runs" / train["digest"] / Path(train["sealed"]).parents[1].name
+        workspace = layout.parent_workspace(layout.checkpoint_path(work, train["digest"], train["sealed"]))
     if workspace.exists():
         return accounting.account(workspace)
     return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])

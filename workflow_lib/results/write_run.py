@@ -48,7 +48,7 @@ def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None
     write_json(
         output,
         {
-            **_common(run, sealed.path.parents[1], data),
+            **_common(run, layout.parent_workspace(sealed.path), data),
             **({"accepted": accepted} if accepted else {}),
             "sealed": str(sealed.path),
             "exact": sealed.about["exact"],
@@ -96,7 +96,7 @@ def _common(run: TrainedRun, workspace: Path, data: Path) -> dict[str, Any]:
         "code": run.code,
         "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
         "attempts": len(attempts),
-        "provenance": provenance.made_by([run.workspace.parent / "config.json", data]),
+        "provenance": provenance.made_by([layout.config_of(run.workspace), data]),
     }
 
 
@@ -125,7 +125,7 @@ def trained(model: Path, work: Path) -> dict[str, Any]:
         raise UserError(f"{model}: there are no weights: {told['reason']}")
     told = read_json(statement, "digest", "data", "code", "model", "sealed")
     if file_digest(model, size=32) != told["model"]:
-        content = _regenerated(work / "runs" / told["digest"] / Path(*Path(told["sealed"]).parts[-3:]), told["model"])
+        content = _regenerated(layout.checkpoint_path(work, told["digest"], told["sealed"]), told["model"])
         if content is None:
             raise StateError(f"{model}: damaged: these are not the weights that {statement} tells of. {REMAKE}")
         logger.warning("%s was damaged: its weights are written again from the final state of the run", model)

@@ -30,7 +30,7 @@ from workflow_lib.distributed.shared_state import StepRange
 from workflow_lib.files import decoded, make_dirs, names_in, read_json, write_json
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import now_s, start_s
-from workflow_lib.store.layout import attempts_dir, checkpoints_dir, leases_dir
+from workflow_lib.store import layout
 from workflow_lib.store.lease import Holder, is_alive
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ HEARTBEAT_BYTES = 120
 
 def create(workspace: Path) -> None:
     """The folders of the workspace exist; what was there is untouched."""
-    for folder in (attempts_dir(workspace), checkpoints_dir(workspace), leases_dir(workspace)):
+    for folder in (layout.attempts_dir(workspace), layout.checkpoints_dir(workspace), layout.leases_dir(workspace)):
         make_dirs(folder)
 
 
@@ -144,7 +144,7 @@ def end(
     """The record says when and why the attempt ended, after which saved step, what it used and how far it came."""
     record = _used(read_attempt(workspace, attempt), now_s(), step_range)
     record = _write(workspace, replace(record, state="ended", ended=utc_now(), reason=reason, step=step))
-    _heartbeat_file(workspace, attempt).unlink(missing_ok=True)
+    layout.heartbeat_file(workspace, attempt).unlink(missing_ok=True)
     return record
 
 
@@ -152,7 +152,7 @@ class Heartbeat:
     """Keeps on disk how far the calling launcher's attempt is: what is known of it if it is killed."""
 
     def __init__(self, workspace: Path, attempt: str) -> None:
-        path = _heartbeat_file(workspace, attempt)
+        path = layout.heartbeat_file(workspace, attempt)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.write(None)
 
@@ -169,7 +169,7 @@ class Heartbeat:
 
 def read_attempt(workspace: Path, attempt: str) -> Attempt:
     """The record of one attempt; keys that a later version added are passed over."""
-    content = read_json(attempts_dir(workspace) / f"{attempt}.json", "ranks")
+    content = read_json(layout.attempt_file(workspace, attempt), "ranks")
     return decoded(Attempt, {**content, "ranks": tuple(decoded(RankProcess, one) for one in content["ranks"])})
 
 
@@ -179,7 +179,7 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
     A record that cannot be read is passed over with a warning.
     """
     records = []
-    directory = attempts_dir(workspace)
+    directory = layout.attempts_dir(workspace)
     for name in names_in(directory):
         if not name.endswith(".json"):
             continue
@@ -198,7 +198,7 @@ def utc_now() -> str:
 
 def _as_of_heartbeat(workspace: Path, record: Attempt) -> Attempt:
     try:
-        heartbeat = json.loads(_heartbeat_file(workspace, record.attempt).read_bytes())
+        heartbeat = json.loads(layout.heartbeat_file(workspace, record.attempt).read_bytes())
         return _used(record, heartbeat["now"], StepRange(*heartbeat["reach"]) if heartbeat["reach"] else None)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return record
@@ -215,10 +215,6 @@ def _used(record: Attempt, now: float, step_range: StepRange | None) -> Attempt:
     return replace(record, resumed_step=step_range.first, reached=step_range.last, ready_s=ready_s)
 
 
-def _heartbeat_file(workspace: Path, attempt: str) -> Path:
-    return attempts_dir(workspace) / f"{attempt}.pulse"
-
-
 def _write(workspace: Path, record: Attempt) -> Attempt:
-    write_json(attempts_dir(workspace) / f"{record.attempt}.json", asdict(record))
+    write_json(layout.attempt_file(workspace, record.attempt), asdict(record))
     return record

@@ -9,7 +9,7 @@ from workflow_lib import files
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import RunConfig
 from workflow_lib.plan.user_code import Kept, as_kept
-from workflow_lib.store.layout import acceptance_file
+from workflow_lib.store import layout
 
 
 def keep(workspace: Path, run: RunConfig, expected: str) -> None:
@@ -20,19 +20,19 @@ def keep(workspace: Path, run: RunConfig, expected: str) -> None:
     now = as_kept(run)
     if now["digest"] != expected:
         raise ConfigError("the code of the run changed while its training started: run the same command again")
-    if not (workspace / "code.json").exists():
-        files.write_json(workspace / "code.json", now)
+    if not (path := layout.code_file(workspace)).exists():
+        files.write_json(path, now)
 
 
 def kept(workspace: Path) -> Kept | None:
     """Return what `keep` wrote; None if there is nothing, as in workspaces of version 0.1."""
-    path = workspace / "code.json"
+    path = layout.code_file(workspace)
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
 
 
 def accepted(workspace: Path) -> dict[str, Any] | None:
     """Return the record of `everstep accept` for this workspace, or None; its `workspace` names the accepted one."""
-    path = acceptance_file(workspace)
+    path = layout.acceptance_file(workspace)
     if not path.exists():
         return None
     record: dict[str, Any] = files.read_json(path, "workspace", "code", "trained_with", "by", "time")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import config, errors, files
 from workflow_lib.distributed.failures import Cause
 from workflow_lib.errors import ConfigError, EverstepError, StateError
+from workflow_lib.store import layout
 from workflow_lib.store.attempts import list_attempts, utc_now
 
 if TYPE_CHECKING:
@@ -56,14 +57,9 @@ class Failure:
         return error
 
 
-def path_of(workspace: Path) -> Path:
-    """The record of a workspace."""
-    return workspace / "failure.json"
-
-
 def read(workspace: Path) -> Failure | None:
     """Return how the training failed last; None without a record, or with a damaged one, which a warning names."""
-    path = path_of(workspace)
+    path = layout.failure_file(workspace)
     try:
         failure = files.decoded(Failure, files.read_json(path, *Failure.__annotations__))
         kind = getattr(errors, failure.error, None)
@@ -95,7 +91,7 @@ def told(failure: Failure, workspace: Path) -> EverstepError:
     return type(failure.as_error())(
         f"{failure.message}. It failed so at {failure.time}, and is not tried again: it would fail in the same way"
         f"{seen}, since settings, code, data, packages and machine are the same. If the cause was another and is gone, "
-        f"delete {path_of(workspace)} and run the same command again"
+        f"delete {layout.failure_file(workspace)} and run the same command again"
     )
 
 
@@ -140,7 +136,7 @@ def _write(workspace: Path, cause: Cause, **known: Any) -> None:
         **known,
     )
     try:
-        files.write_signed(path_of(workspace), asdict(failure))
+        files.write_signed(layout.failure_file(workspace), asdict(failure))
     except OSError as error:
         logger.warning("why the training failed is not on record: %s", error)
 
@@ -148,7 +144,7 @@ def _write(workspace: Path, cause: Cause, **known: Any) -> None:
 def forget(workspace: Path) -> None:
     """There is no record: the training has got beyond it."""
     try:
-        path_of(workspace).unlink(missing_ok=True)
+        layout.failure_file(workspace).unlink(missing_ok=True)
     except OSError as error:
         logger.warning("the record of an earlier failure stays: %s", error)
 

@@ -1,42 +1,78 @@
-"""Where everything in work/ lies."""
+"""Paths in work/; no other module spells them.
+
+experiments/<digest>.json               frozen experiments
+runs/<run>/config.json                  frozen settings of a run
+runs/<run>/<data>-<code>/               its workspace for this data and code
+    attempts/                           one record an attempt
+    checkpoints/
+    leases/                             owner of the workspace
+    code.json                           code that the run is trained with
+    failure.json                        last failure, if it may recur
+    metrics.jsonl                       learning curve, one line an epoch
+    events.jsonl                        log of all attempts
+    delivered.jsonl                     each time that the finished run was requested
+runs/<run>/<data>-<code>.accepted.json  acceptance of another workspace's result
+studies/<digest>/study.json             definition of a study
+data/<store>/                           shards of a data set, and their manifest.json
+clones/<digest>.json                    results folders that may need something here
+prove/<id>/                             temporary folder of a running proof
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from workflow_lib.files import names_in
 
-def attempts_dir(workspace: Path) -> Path:
-    """Folder of the attempts' records."""
-    return workspace / "attempts"
-
-
-def checkpoints_dir(workspace: Path) -> Path:
-    """Folder of the checkpoints."""
-    return workspace / "checkpoints"
-
-
-def leases_dir(workspace: Path) -> Path:
-    """Folder of the lease files."""
-    return workspace / "leases"
-
-
-def metrics_file(workspace: Path) -> Path:
-    """The run's curve."""
-    return workspace / "metrics.jsonl"
+WORK = Path("work")  # in the folder of the project
+WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # data and code; workspaces of version 0.1 have no code
+RUN = re.compile("[0-9a-f]{32}")
+STORE = re.compile("[0-9a-f]{32}")
+PROOF = re.compile("[0-9a-f]{12}")
+LOCKS = frozenset({".lock", "leases"})  # readers write to these, too
+EXPERIMENT_FILE = re.compile(r"[0-9a-f]{32}\.json")
+# what Everstep writes into a workspace and into a folder of shards
+WORKSPACE_CONTENT = re.compile(
+    r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp"
+)
+STORE_CONTENT = re.compile(
+    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
+)
 
 
-def events_file(workspace: Path) -> Path:
-    """What happened in all attempts."""
-    return workspace / "events.jsonl"
+def experiment_file(work: Path, digest: str) -> Path:
+    """Return the path of a frozen experiment."""
+    return work / "experiments" / f"{digest}.json"
 
 
-def delivered_file(workspace: Path) -> Path:
-    """Each time that the run was needed and its result handed out."""
-    return workspace / "delivered.jsonl"
+def experiment_files(work: Path) -> list[Path]:
+    """Return the files of all frozen experiments, sorted."""
+    return sorted(work.glob("experiments/*.json"))
 
 
-WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # the data, the code; workspaces of version 0.1 have no code
+def is_experiment_file(path: Path) -> bool:
+    """Return True if the path is that of a frozen experiment."""
+    return path.parent.name == "experiments" and EXPERIMENT_FILE.fullmatch(path.name) is not None
+
+
+def runs_dir(work: Path) -> Path:
+    return work / "runs"
+
+
+def run_config(work: Path, run: str) -> Path:
+    """Return the path of the frozen settings of a run."""
+    return work / "runs" / run / "config.json"
+
+
+def run_configs(work: Path, prefix: str) -> list[Path]:
+    """Return the frozen settings of the runs whose digest begins with the prefix, sorted."""
+    return sorted((work / "runs").glob(f"{prefix}*/config.json"))
+
+
+def config_of(workspace: Path) -> Path:
+    """Return the path of the frozen settings of the workspace's run."""
+    return workspace.parent / "config.json"
 
 
 def workspace_path(work: Path, run: str, data: str, code: str) -> Path:
@@ -50,6 +86,145 @@ def workspaces(work: Path, run: str, data: str = "") -> list[Path]:
     return sorted(path for path in found if WORKSPACE.fullmatch(path.name) and path.is_dir())
 
 
+def all_workspaces(work: Path) -> list[Path]:
+    """Return the workspaces of all runs, sorted."""
+    found = []
+    for run in filter(RUN.fullmatch, names_in(work / "runs")):
+        folder = work / "runs" / run
+        names = (name for name in names_in(folder) if WORKSPACE.fullmatch(name))
+        found += [folder / name for name in names if (folder / name).is_dir()]
+    return found
+
+
+def run_of(workspace: Path) -> str:
+    """Return the digest of the workspace's run."""
+    return workspace.parent.name
+
+
+def data_of(workspace: Path) -> str:
+    """Return the first 12 digits of the digest of the workspace's data."""
+    return workspace.name[:12]
+
+
 def acceptance_file(workspace: Path) -> Path:
     """Return the path of the record that the result of another workspace is accepted for this one."""
     return workspace.with_name(f"{workspace.name}.accepted.json")
+
+
+def attempts_dir(workspace: Path) -> Path:
+    return workspace / "attempts"
+
+
+def attempt_file(workspace: Path, attempt: str) -> Path:
+    """Return the path of the record of an attempt."""
+    return workspace / "attempts" / f"{attempt}.json"
+
+
+def heartbeat_file(workspace: Path, attempt: str) -> Path:
+    """Return the path of the progress of an attempt, which exists until it ends."""
+    return workspace / "attempts" / f"{attempt}.pulse"
+
+
+def checkpoints_dir(workspace: Path) -> Path:
+    return workspace / "checkpoints"
+
+
+def checkpoint_path(work: Path, run: str, recorded: str) -> Path:
+    """Return the checkpoint of a run that a statement recorded, also if the store was moved since."""
+    return work / "runs" / run / Path(*Path(recorded).parts[-3:])
+
+
+def parent_workspace(checkpoint: Path) -> Path:
+    """Return the workspace of a checkpoint."""
+    return checkpoint.parents[1]
+
+
+def leases_dir(owned: Path) -> Path:
+    """Return the folder of the lease files of a workspace, of a folder of shards, or of a proof."""
+    return owned / "leases"
+
+
+def code_file(workspace: Path) -> Path:
+    """Return the path of the record of the code that the workspace's run is trained with."""
+    return workspace / "code.json"
+
+
+def failure_file(workspace: Path) -> Path:
+    """Return the path of the record of the last failure."""
+    return workspace / "failure.json"
+
+
+def metrics_file(workspace: Path) -> Path:
+    """Return the path of the learning curve."""
+    return workspace / "metrics.jsonl"
+
+
+def events_file(workspace: Path) -> Path:
+    """Return the path of the log of all attempts."""
+    return workspace / "events.jsonl"
+
+
+def delivered_file(workspace: Path) -> Path:
+    """Return the path of the log of requests for the finished run."""
+    return workspace / "delivered.jsonl"
+
+
+def study_file(work: Path, digest: str) -> Path:
+    """Return the path of the definition of a study."""
+    return work / "studies" / digest / "study.json"
+
+
+def data_dir(work: Path) -> Path:
+    """Return the folder of all data sets."""
+    return work / "data"
+
+
+def stores(work: Path) -> list[Path]:
+    """Return what is in the folder of all data sets, sorted."""
+    return sorted(work.glob("data/*"))
+
+
+def store_dir(work: Path, store: str) -> Path:
+    """Return the folder of the shards of a data set."""
+    return work / "data" / store
+
+
+def store_manifest(store: Path) -> Path:
+    """Return the path of the manifest in a folder of shards."""
+    return store / "manifest.json"
+
+
+def old_store_lock(store: Path) -> Path:
+    """Return the file that version 0.1 locks while it prepares the data; newer versions take a lease."""
+    return store / ".lock"
+
+
+def is_store(path: Path) -> bool:
+    """Return True if the path is a folder of shards, by its place."""
+    return path.parent.name == "data"
+
+
+def results_folder_file(work: Path, digest: str) -> Path:
+    """Return the path of the record of a results folder that uses this store."""
+    return work / "clones" / f"{digest}.json"
+
+
+def results_folder_files(work: Path) -> list[Path]:
+    """Return the records of all results folders that use this store, sorted."""
+    return sorted(work.glob("clones/*.json"))
+
+
+def proof_dir(work: Path, proof: str) -> Path:
+    """Return the folder of a proof of exact resume."""
+    return work / "prove" / proof
+
+
+def proofs(work: Path) -> list[Path]:
+    """Return what is in the folder of proofs, sorted."""
+    return sorted(work.glob("prove/*"))
+
+
+def removals(work: Path) -> list[Path]:
+    """Return the folders whose removal has begun and not ended."""
+    places = ("runs/*", "data", "prove", "experiments")
+    return [path for place in places for path in sorted(work.glob(f"{place}/.trash-*"))]

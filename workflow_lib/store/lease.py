@@ -41,6 +41,7 @@ from workflow_lib.errors import Stopped, WorkspaceBusy
 from workflow_lib.files import decoded, names_in, naming, temporary_name
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.clock import start_s
+from workflow_lib.store.layout import is_store, leases_dir
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Lease:
         Raises Stopped when ``must_stop`` says so while it waits. ``on_full_disk``, a lease without contents will do,
         which takes no space: others take its holder for somebody unknown, who is on another host.
         """
-        directory = workspace / "leases"
+        directory = leases_dir(workspace)
         started = time.monotonic()
         watched: tuple[int, float] | None = None  # the lease number and the beat it had when first seen
         first_seen = started
@@ -167,7 +168,7 @@ class Lease:
                 watched, first_seen = (number, beat), now
             is_running = holder.is_running_here()
             if (beating or is_running) and now - started >= wait_s:
-                doing = "prepared or removed" if workspace.parent.name == "data" else "trained"
+                doing = "prepared or removed" if is_store(workspace) else "trained"
                 raise WorkspaceBusy(
                     f"{workspace} is being {doing} by {holder}. Nothing was changed. Let it finish and run this "
                     f"again, or stop that process first"
@@ -232,7 +233,7 @@ def _holder(directory: Path, number: int) -> Holder:
 
 def holder_of(workspace: Path) -> Holder | None:
     """Who holds the workspace now, as far as files and this host's process table tell."""
-    directory = workspace / "leases"
+    directory = leases_dir(workspace)
     number, holder = current(directory)
     if holder is None or _is_released(directory, number) or holder.is_gone():
         return None
@@ -245,7 +246,7 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
     From files and this host's processes alone: the scheduler is not asked. A holder on another host that has not
     released is told here however long it has been silent.
     """
-    directory = workspace / "leases"
+    directory = leases_dir(workspace)
     names = names_in(directory)
     number = _highest(names)
     if not number or _released_name(number) in names:  # as for nearly all runs of a large store: nothing is opened

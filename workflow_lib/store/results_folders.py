@@ -11,6 +11,7 @@ from pathlib import Path
 from workflow_lib import files
 from workflow_lib.config import digest
 from workflow_lib.errors import StateError, UserError
+from workflow_lib.store import layout
 
 
 def note(work: Path, results: Path) -> None:
@@ -18,7 +19,7 @@ def note(work: Path, results: Path) -> None:
     # relative for a folder beside the store, since the two are moved together
     store, place = work.resolve(), results.resolve()
     where = os.path.relpath(place, store) if place.parent == store.parent else str(place)
-    path = work / "clones" / f"{digest(where, 'everstep-clone')[:12]}.json"
+    path = layout.results_folder_file(work, digest(where, "everstep-clone")[:12])
     if not path.exists():
         files.write_json(path, {"results": where})
 
@@ -29,7 +30,7 @@ def results_of_all(work: Path, own: Path) -> list[Path]:
     Raises UserError if a clone cannot be found, since what its results need is then unknown.
     """
     found = {own.resolve(): own}
-    for path in sorted(work.glob("clones/*.json")):
+    for path in layout.results_folder_files(work):
         try:
             results = Path(os.path.normpath(work.resolve() / str(files.read_json(path, "results")["results"])))
         except StateError as error:

@@ -70,8 +70,8 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
     """Yield the curve of each run, trial and tuned run of the experiment that has a checkpoint."""
     code_of = user_code.memo()
     for digest, (name, data) in _runs(experiment, results / experiment.name).items():
-        folder = work / "runs" / digest
-        if not (folder / "config.json").exists():
+        folder = layout.run_config(work, digest)
+        if not folder.exists():
             continue
         try:
             folder = workspace_path(work, digest, data, code_of(plan.load_run(digest, work)[0]))
@@ -114,7 +114,7 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
         digest=digest,
         data=data,
         workspace=workspace.name,
-        settings=flatten(read_json(workspace.parent / "config.json")),
+        settings=flatten(read_json(layout.config_of(workspace))),
         rows=tuple(rows),
         times=tuple(times.get((row["epoch"], row["step"]), began) for row in rows),
         began=began,
