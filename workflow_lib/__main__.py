@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from workflow_lib import __version__
-from workflow_lib.errors import ConfigError, EverstepError, TryAgain, with_cure
+from workflow_lib.errors import ConfigError, EverstepError, TryAgain, with_advice
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.call(arguments)
     except EverstepError as error:
-        _tell(f"everstep {arguments.verb}: {with_cure(error)}")
+        _tell(f"everstep {arguments.verb}: {with_advice(error)}")
         if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
             _requeue()
         return error.exit_code
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        _tell(f"everstep {arguments.verb}: {with_cure(error)}")
+        _tell(f"everstep {arguments.verb}: {with_advice(error)}")
         return 1
     return 0
 

@@ -1,17 +1,18 @@
-"""Every error a person can meet, and the exit code each one means.
+"""Errors that a user can see, and their exit codes.
 
-EverstepError              1   failed: a bug, a broken disk, a run that cannot go on
-├── UserError              2   the person's mistake: one message, no traceback, nothing lost
-│   ├── ConfigError            an experiment file, a setting, a plugin name
-│   └── DataError              a data file that cannot be used
-├── StateError             1   a file of results/ or work/ that is not what was written there
-├── CheckpointError        1   checkpoints exist, but none can be trusted
+EverstepError              1   failed: a bug, a broken disk, a run that cannot continue
+├── UserError              2   a mistake in what was given: one message, no traceback, nothing lost
+│   ├── ConfigError            in an experiment file, a setting, or a plugin
+│   └── DataError              in a data file
+├── StateError             1   a damaged file in results/ or work/
+├── CheckpointError        1   checkpoints exist, but none verifies
+│   └── UnreadableError        a checkpoint cannot be read now, but may be undamaged
 ├── SaveError              1   a checkpoint could not be written
 ├── RankError              1   a rank died, hung or raised
-├── DivergedError          1   a loss, a gradient or a metric is no longer a number
-├── StalledError           1   attempt after attempt without a new step
-└── TryAgain               75  saved; the same command goes on from here
-    ├── Stopped                asked to stop: a signal or the deadline
+├── DivergedError          1   a loss, a gradient or a metric is not finite
+├── StalledError           1   several attempts in a row without a new step
+└── TryAgain               75  saved; the same command resumes
+    ├── Stopped                by a signal or the deadline
     └── WorkspaceBusy          another live attempt owns the run
 """
 
@@ -21,22 +22,22 @@ import errno
 import os
 
 FULL = "The disk is full: free some space (`everstep clean` lists what no result needs)"
-# what to do about errors of the system that nobody can foresee, by the words in which they are told
-CURES = {
+# what to do about errors of the operating system, by the text of their messages
+ADVICE = {
     os.strerror(errno.ENOSPC): FULL,
     "database or disk is full": FULL,  # SQLite
     os.strerror(errno.EDQUOT): "Your quota is used up: free some space (`everstep clean` lists what no result needs)",
-    os.strerror(errno.EFBIG): "Raise the limit of the size of a file (`ulimit -f`)",
-    os.strerror(errno.ENFILE): "The machine has too many open files",  # begins like the next
+    os.strerror(errno.EFBIG): "Raise the limit of file sizes (`ulimit -f`)",
+    os.strerror(errno.ENFILE): "The machine has too many open files",  # before EMFILE, whose text is a part of this one
     os.strerror(errno.EMFILE): "Raise the limit of open files (`ulimit -n 4096`)",
-    # so says Python's tempfile, which hides the error behind it
+    # from Python's tempfile, which hides the error of the system
     "No usable temporary directory": "Raise the limit of open files (`ulimit -n 4096`) if it is low; else free space "
     "in one of them, or set TMPDIR to another",
-    os.strerror(errno.EROFS): "The disk is mounted for reading only",
+    os.strerror(errno.EROFS): "The disk is mounted read-only",
 }
 
-# errors of the system that say nothing about what a file holds: limits, permissions, a file server that is away
-NOT_OF_THE_FILE = frozenset(
+# errors that do not mean that a file is damaged: limits, permissions, an unreachable file server
+NOT_DAMAGE = frozenset(
     (
         *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EACCES, errno.EPERM),
         *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
@@ -46,39 +47,39 @@ NOT_OF_THE_FILE = frozenset(
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text as a message quotes it: whole, or its beginning where it is long."""
+    """Return the text for quoting in a message: a long one is cut to `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def with_cure(error: BaseException) -> str:
-    """Return the message of the error; where it quotes an error of the system, with what to do about it."""
+def with_advice(error: BaseException) -> str:
+    """Return the message of the error, followed by what to do if it quotes a known error of the operating system."""
     text = str(error)
-    cure = next((cure for words, cure in CURES.items() if words in text), None)
-    return text if cure is None or cure in text else f"{text}. {cure}, and run the same command again"
+    advice = next((advice for words, advice in ADVICE.items() if words in text), None)
+    return text if advice is None or advice in text else f"{text}. {advice}, and run the same command again"
 
 
 class EverstepError(Exception):
-    """Failed, with a message that says what to do."""
+    """Base of all errors of the package: the command failed. The message says what to do."""
 
     exit_code = 1
 
 
 class UserError(EverstepError):
-    """What was given cannot be used; the message says what, where and what is allowed."""
+    """A mistake in a file, a setting or an argument. The message says what, where, and what is allowed."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """An experiment that cannot be run as written."""
+    """A mistake in an experiment file, a setting or a plugin."""
 
 
 class DataError(UserError):
-    """A data file that cannot be used as it is."""
+    """A data file that cannot be used as it is; the file is not modified."""
 
 
 class StateError(EverstepError, ValueError):
-    """A file of results/ or work/ is not what was written there."""
+    """A file in results/ or work/ is damaged, or is not what the package wrote."""
 
 
 class CheckpointError(EverstepError):
@@ -86,11 +87,11 @@ class CheckpointError(EverstepError):
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint cannot be read now, for a reason that says nothing about it: it may be whole."""
+    """A checkpoint cannot be read now (limits, permissions, a file server), but may be undamaged."""
 
 
 class SaveError(EverstepError):
-    """A checkpoint could not be made durable."""
+    """A checkpoint could not be written to disk."""
 
 
 class RankError(EverstepError):
@@ -98,21 +99,21 @@ class RankError(EverstepError):
 
 
 class DivergedError(EverstepError):
-    """A loss, a gradient or a metric is no longer a number."""
+    """A loss, a gradient or a metric is not finite."""
 
 
 class StalledError(EverstepError):
-    """Several attempts in a row ended without a newer step."""
+    """Several attempts in a row ended without a new step."""
 
 
 class TryAgain(EverstepError):
-    """Nothing is lost: the same command continues."""
+    """Nothing is lost: the same command resumes."""
 
     exit_code = 75
 
 
 class Stopped(TryAgain):
-    """The run stopped when asked, after saving."""
+    """The run was stopped by a signal or the deadline, and has saved."""
 
 
 class WorkspaceBusy(TryAgain):

@@ -1,4 +1,4 @@
-"""Files that others wait for appear whole or not at all."""
+"""Atomic writes and checked reads: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from workflow_lib.errors import StateError
 from workflow_lib.processes import writer_mark
 
 T = TypeVar("T")
-CHECKSUM = "checksum"  # the key of a file that tells whether the rest of it is whole
-SMALL_BYTES = 1 << 20  # up to here, reading a file costs less than being wrong about it
+CHECKSUM = "checksum"  # key of a JSON file: the digest of its other values
+SMALL_BYTES = 1 << 20  # smaller files are compared by content, larger ones by size and time
 # errors of reading a file that another process or version wrote: it is missing, damaged, or has other contents
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
-REMAKE = "Remove the file and run the pipeline again: it is made anew"
+REMAKE = "Delete the file and run the pipeline again to regenerate it"
 
 
 def file_digest(path: Path, size: int = 16) -> str:
-    """BLAKE2b of a file's bytes, two hex digits for each of `size` bytes."""
+    """Return the BLAKE2b digest of `size` bytes of the file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
 
 
 def file_state(path: Path) -> list[Any]:
-    """Return a value that differs as soon as the file, or a file in the folder, may be another one.
+    """Return a value that differs when the file, or a file in the folder, may have changed.
 
-    Of a small file it is the content, of a larger one its size and time. Hidden files in a folder do not count.
+    Small files are compared by content, larger ones by size and time. Hidden files in a folder do not count.
     """
     if path.is_dir():
         inside = [Path(at, name) for at, _, names in os.walk(path) for name in names if not name.startswith(".")]
@@ -50,13 +50,13 @@ def file_state(path: Path) -> list[Any]:
 def _size_and_time(path: Path) -> list[int]:
     try:
         state = path.stat()
-    except FileNotFoundError:  # or a link that leads nowhere
+    except FileNotFoundError:  # or a dangling link
         return []
     return [state.st_size, state.st_mtime_ns]
 
 
 def fsync_dir(path: Path) -> None:
-    """The entries of the directory survive a power loss."""
+    """Make the entries of the directory survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -65,7 +65,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def make_dirs(path: Path) -> None:
-    """The folder is there, and stays there after a power loss."""
+    """Create the folder and its parents, so that they survive a power loss."""
     if not path.is_dir():
         make_dirs(path.parent)
         path.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def make_dirs(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the disk refuses in the block names the file, also where the system names another or none."""
+    """Set the path as the file name of an OSError in the block: write(2) names no file."""
     try:
         yield
     except OSError as error:
@@ -83,9 +83,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview], *, durable: bool = True) -> None:
-    """The file holds the content, or its pieces, durably; a reader sees the old bytes or the new ones, never a part.
+    """Write the content, or its pieces, to the file; a reader sees the old bytes or the new ones, never a mixture.
 
-    What is not durable may be torn after a power loss, though never otherwise: for what can be made again.
+    Without `durable` a power loss, and nothing else, may leave a partial file: for files that can be regenerated.
     """
     text = content.encode() if isinstance(content, str) else content
     pieces = [text] if isinstance(text, bytes) else text
@@ -106,11 +106,9 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
 
 
 def open_regular(path: Path) -> FileIO:
-    """Return the file, open for reading and unbuffered. OSError for a link, a device or a pipe: they may lead anywhere.
-
-    Opening does not wait, as it would for a pipe that nobody writes to.
-    """
+    """Open the file for reading, unbuffered. Raises OSError for a link, a device or a pipe."""
     with naming(path):
+        # O_NONBLOCK: opening a pipe without a writer must not wait
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     file = FileIO(descriptor)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -120,20 +118,20 @@ def open_regular(path: Path) -> FileIO:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a new name beside the path, for a file that gets the path's name when it is whole.
+    """Return a new name in the same folder, for a file that is renamed to the path when it is complete.
 
-    Its last 32 hexadecimal digits begin with the mark of this process: while that lives, nobody removes the file.
+    The name contains the mark of this process: the file is not cleaned up while this process lives.
     """
     return path.parent / f".{path.name}.{writer_mark()}{uuid.uuid4().hex[:12]}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The file holds the value as JSON with sorted keys; NaN is refused."""
+    """Write the value as JSON with sorted keys, atomically. Raises ValueError for NaN."""
     write_atomic(path, json_text(value))
 
 
 def write_signed(path: Path, value: Mapping[str, Any]) -> None:
-    """The file holds the value as JSON, and its checksum, which `read_json` compares and leaves out."""
+    """Write the value as JSON with a checksum, which `read_json` compares and removes."""
     write_json(path, {**value, CHECKSUM: _checksum(json.loads(json_text(value)))})
 
 
@@ -142,17 +140,17 @@ def _checksum(value: Mapping[str, Any]) -> str:
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON with sorted keys; NaN is refused."""
+    """Return the value as indented JSON with sorted keys. Raises ValueError for NaN."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def compact_json(value: Any) -> bytes:
-    """The value as JSON with sorted keys and no spaces: equal values give equal bytes; NaN is refused."""
+    """Return the value as JSON with sorted keys and no spaces, so that equal values give equal bytes. Not for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decoded(kind: type[T], content: Any) -> T:
-    """The dataclass that a JSON object holds; keys it does not know are passed over. TypeError for another type."""
+    """Return the dataclass of a JSON object, without keys that it does not know. Raises TypeError for a wrong type."""
     values = {}
     for name, allowed in _allowed(cast(Hashable, kind)).items():
         if name in content:
@@ -166,13 +164,13 @@ def decoded(kind: type[T], content: Any) -> T:
 
 @cache
 def _allowed(kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass with the type of each; of a generic one, `tuple[int, ...]`, its origin."""
+    """Return the type of each field, as isinstance takes it: of `tuple[int, ...]` its origin."""
     hints = get_type_hints(kind)
     return {name: hint if isinstance(hint, UnionType) else get_origin(hint) or hint for name, hint in hints.items()}
 
 
 def names_in(folder: str | Path) -> list[str]:
-    """The names in the folder, sorted; none where there is no such folder, or no permission to list it."""
+    """Return the names in the folder, sorted; none if it does not exist or must not be listed."""
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths: many folders are listed)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -180,13 +178,13 @@ def names_in(folder: str | Path) -> list[str]:
 
 
 def read_json(path: Path, *names: str) -> Any:
-    """The value in a JSON file; with names, a mapping that has them. StateError where it is damaged or another."""
+    """Return the value of a JSON file. Raises StateError if the file is damaged, or has no key of one of the names."""
     try:
         value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise StateError(f"{path}: not a JSON file ({error}). {REMAKE}") from error
     if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
-        raise StateError(f"{path}: damaged: its checksum is not that of what it says. {REMAKE}")
+        raise StateError(f"{path}: damaged: its checksum is not that of its content. {REMAKE}")
     missing = [name for name in names if not isinstance(value, dict) or name not in value]
     if missing:
         raise StateError(f"{path}: has no {', '.join(missing)}. {REMAKE}")

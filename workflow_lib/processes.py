@@ -1,7 +1,7 @@
-"""Process numbers mean something only within one process table: of a host, since its start, in a PID namespace.
+"""Marks that identify a process beyond its number, which is unique only in one process table.
 
-A container may have the name of its host and a PID namespace of its own; two machines may have the same name. A process
-of another table is judged as one of another host.
+A process table belongs to a host, its current boot, and a PID namespace. A container may have the name of its host, and
+two machines may have the same name. A process of another table is treated as a process of another host.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 
-MARK = 12  # hexadecimal digits of the table in the name of a temporary file
+MARK = 12  # hexadecimal digits of the process table in a mark
 
 
 def boot_id() -> str:
-    """Return a name of the host's current boot; empty where the system has none."""
+    """Return the id of the host's current boot; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -27,7 +27,7 @@ def boot_id() -> str:
 
 
 def machine() -> str:
-    """Return a name of this machine and of the PID namespace of this process, the same after a restart of the host."""
+    """Return the ids of this machine and of this process's PID namespace; both are the same after a reboot."""
     names = ["", ""]
     with suppress(OSError):  # not Linux, or an image without a machine id
         names[0] = Path("/etc/machine-id").read_text().strip()
@@ -37,14 +37,14 @@ def machine() -> str:
 
 
 def writer_mark() -> str:
-    """Return 20 hexadecimal digits that name this process: 12 its process table, 8 its number in it."""
+    """Return 20 hexadecimal digits that identify this process: 12 for its process table, 8 for its number."""
     return f"{_table(os.getpid())}{os.getpid():08x}"
 
 
 def is_writer_alive(mark: str) -> bool | None:
-    """Return whether a process with this mark exists; None for one of another process table.
+    """Return True if a process with this mark exists; None if it is of another process table.
 
-    A later process with the same number counts as the same: what it seems to use is left alone for longer.
+    A later process with the same number counts as the same one, so its files are only kept for longer.
     """
     if mark[:MARK] != _table(os.getpid()):
         return None
@@ -53,6 +53,6 @@ def is_writer_alive(mark: str) -> bool | None:
 
 @lru_cache(maxsize=1)
 def _table(pid: int) -> str:
-    """Return the digest of the process table, looked up once in each process."""
+    """Return the digest of the process table; the argument makes a forked process compute it again."""
     text = "\n".join([socket.gethostname(), machine(), boot_id()])
     return hashlib.blake2b(text.encode(), digest_size=MARK // 2).hexdigest()

@@ -26,9 +26,10 @@ TEXT = {
 LATE = """
 import dataclasses
 import torch
-from workflow_lib import prove; from workflow_lib.checkpoint import saver
+from workflow_lib.checkpoint import saver
+from workflow_lib.prove import proof
 
-copy_all, choose = saver._copy_all, prove._choose
+copy_all, choose = saver._copy_all, proof._choose
 
 def copy_late(tensors, copies):
     if torch.cuda.is_initialized():
@@ -40,7 +41,7 @@ def copy_late(tensors, copies):
 def choose_kill(*given):
     return dataclasses.replace(choose(*given), signal="SIGKILL")
 
-saver._copy_all, prove._choose = copy_late, choose_kill
+saver._copy_all, proof._choose = copy_late, choose_kill
 """
 
 

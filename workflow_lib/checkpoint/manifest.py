@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
-from workflow_lib.errors import NOT_OF_THE_FILE, CheckpointError, UnreadableError
+from workflow_lib.errors import NOT_DAMAGE, CheckpointError, UnreadableError
 from workflow_lib.files import compact_json, names_in, open_regular
 
 if TYPE_CHECKING:
@@ -232,6 +232,6 @@ def digest(data: bytes) -> str:
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """The error for a file that the system does not read."""
-    if error.errno in NOT_OF_THE_FILE:
+    if error.errno in NOT_DAMAGE:
         return UnreadableError(f"{path} cannot be read now ({error.strerror}); it may be whole, and stays where it is")
     return CheckpointError(f"cannot read {path.name}: {error.strerror}")

@@ -36,7 +36,7 @@ LOST_PARTNER = re.compile(
 # exceptions of any code whose cause is the machine: too little memory, a broken device, a connection
 OF_THE_MACHINE = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
 OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-PASSING = sorted((errors.NOT_OF_THE_FILE | OF_DISKS) - {errno.EACCES, errno.EPERM})  # permissions stay as they are
+PASSING = sorted((errors.NOT_DAMAGE | OF_DISKS) - {errno.EACCES, errno.EPERM})  # permissions stay as they are
 SAYS_THE_MACHINE = re.compile(
     r"out of memory|can't allocate memory|not enough memory|CUDA error|NCCL error|CU(BLAS|DNN|SPARSE|FFT)_STATUS"
     rf"|\[Errno ({'|'.join(map(str, PASSING))})\]"

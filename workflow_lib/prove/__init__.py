@@ -1,4 +1,4 @@
-"""Proof."""
+"""`everstep prove-resume`: test on the user's experiment that a resume is exact."""
 
 from workflow_lib.prove.proof import Verdict, prove
 
