@@ -4,30 +4,30 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-help: ## this list
+help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-setup: ## .venv with the pinned packages
+setup: ## make .venv with the pinned packages
 	@scripts/setup
 
-run: setup ## the pipeline on config/config.yaml, here; ARGS="..." is passed on to snakemake
+run: setup ## run the pipeline of config/config.yaml on this machine; ARGS="..." goes to snakemake
 	snakemake --profile profiles/local $(ARGS)
 
-test: setup ## every check: style, types, tests, and a real SLURM where it is installed
+test: setup ## run every check: style, types, tests, and tests on a real SLURM where it is installed
 	scripts/check
 
-check: setup ## style and types only, in seconds
+check: setup ## check style, types and documentation only, in seconds
 	scripts/check style
 
-docs: setup ## the documentation as a site, in build/docs
+docs: setup ## build the documentation as a site in build/docs
 	mkdocs build --quiet
 	@echo "build/docs/index.html"
 
-coverage: setup ## lines and branches that the tests reach, at least the floor in pyproject.toml; slower than `make test`
+coverage: setup ## measure the coverage of the tests; slower than `make test`
 	pytest -q -n 2 --dist worksteal --ignore tests/slurm --cov $(ARGS)
 
-slurm-demo: setup ## the same pipeline on a four-node SLURM cluster that lives on this machine
+slurm-demo: setup ## run the same pipeline on a SLURM of four nodes on this machine
 	scripts/slurm-sandbox run snakemake --profile profiles/slurm --jobs 16 $(ARGS)
 
-clean: setup ## what `everstep clean` would delete from the store; it lists first
+clean: setup ## list what `everstep clean --yes` would delete from the store
 	everstep clean

@@ -158,7 +158,7 @@ class Training:
         )
 
     def attempt(self, fault: faults.Fault | None) -> int:
-        """Run one attempt; return its exit code, 0 if the run is finished. Raises EverstepError if it fails unfaulted."""
+        """Run one attempt; return its exit code, 0 if the run is finished. Raises EverstepError if no fault ended it."""
         with forked(self.log) as child:
             if child.is_here:
                 faults.install([fault] if fault else [])
