@@ -26,7 +26,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from workflow_lib import config as experiments
 from workflow_lib import plan as plans
 from workflow_lib import plugins, snakefile, tracking
-from workflow_lib.errors import EverstepError, with_cure
+from workflow_lib.errors import EverstepError, with_advice
 from workflow_lib.plan import user_code
 from workflow_lib.results import claims
 from workflow_lib.runtime import gpus
@@ -71,7 +71,7 @@ try:
         for killed in snakefile.enter(Path(".snakemake")):
             print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
 except (EverstepError, OSError) as error:
-    print(f"everstep: {with_cure(error)}", file=sys.stderr)
+    print(f"everstep: {with_advice(error)}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 1))
 
 os.environ.update(

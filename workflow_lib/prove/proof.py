@@ -158,7 +158,10 @@ class Training:
         )
 
     def attempt(self, fault: faults.Fault | None) -> int:
-        """Run one attempt; return its exit code, 0 if the run is finished. Raises EverstepError if no fault ended it."""
+        """Run one attempt and return its exit code, 0 if the run is finished.
+
+        Raises EverstepError if it fails although there is no fault.
+        """
         with forked(self.log) as child:
             if child.is_here:
                 faults.install([fault] if fault else [])
