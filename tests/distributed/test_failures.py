@@ -1,4 +1,4 @@
-"""Of all failed ranks, the reported rank is the cause, and not a rank that only lost its partner."""
+"""The launcher reports the rank that is the cause, not a rank that only lost its connection."""
 
 from __future__ import annotations
 
@@ -36,62 +36,62 @@ LATE = (
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711"
 
 
-def say(folder: Path, rank: int, message: str, *, at: float = 1.0, kind: str = "DistBackendError") -> None:
+def report(folder: Path, rank: int, message: str, *, at: float = 1.0, kind: str = "DistBackendError") -> None:
     failure: dict[str, Any] = {"rank": rank, "time": at, "kind": kind, "message": message, "traceback": "..."}
     (folder / f"failure-{rank}.json").write_text(json.dumps(failure))
 
 
 @pytest.mark.parametrize("cause", [NO_SHM, NO_INTERFACE, NO_MEMORY])
-def test_an_error_of_nccl_that_is_a_cause_is_told_whoever_else_failed(tmp_path: Path, cause: str) -> None:
-    say(tmp_path, 0, LOST, at=1.0)
-    say(tmp_path, 1, cause, at=2.0)
-    told = str(failures.first(tmp_path, range(2), 2).error)
-    assert told.startswith("rank 1 failed: DistBackendError")
-    assert cause.splitlines()[-1] in told
+def test_an_error_of_nccl_that_is_the_cause_is_reported_whichever_rank_failed_first(tmp_path: Path, cause: str) -> None:
+    report(tmp_path, 0, LOST, at=1.0)
+    report(tmp_path, 1, cause, at=2.0)
+    message = str(failures.first(tmp_path, range(2), 2).error)
+    assert message.startswith("rank 1 failed: DistBackendError")
+    assert cause.splitlines()[-1] in message
 
 
 @pytest.mark.parametrize("lost", [LOST, LATE, GLOO])
-def test_a_rank_that_says_nothing_is_the_cause_of_a_lost_connection(tmp_path: Path, lost: str) -> None:
-    say(tmp_path, 0, lost)
-    say(tmp_path, 2, lost)
-    assert str(failures.first(tmp_path, range(3), 3).error).startswith("rank 1 was killed without a word")
+def test_a_rank_without_a_report_is_the_cause_of_a_lost_connection(tmp_path: Path, lost: str) -> None:
+    report(tmp_path, 0, lost)
+    report(tmp_path, 2, lost)
+    assert str(failures.first(tmp_path, range(3), 3).error).startswith("rank 1 was killed and left no report")
 
 
 @pytest.mark.parametrize("lost", [LOST, LATE, GLOO])
-def test_where_every_rank_speaks_the_first_is_told(tmp_path: Path, lost: str) -> None:
-    say(tmp_path, 0, lost, at=2.0)
-    say(tmp_path, 1, lost, at=1.0)
+def test_if_every_rank_has_a_report_the_first_is_shown(tmp_path: Path, lost: str) -> None:
+    report(tmp_path, 0, lost, at=2.0)
+    report(tmp_path, 1, lost, at=1.0)
     assert str(failures.first(tmp_path, range(2), 2).error) == f"rank 1 failed: DistBackendError: {lost}"
 
 
-def test_where_every_rank_of_a_node_has_lost_a_partner_it_is_on_another_node(tmp_path: Path) -> None:
+def test_if_every_rank_of_a_node_lost_its_connection_the_cause_is_on_another_node(tmp_path: Path) -> None:
     for rank in (2, 3):
-        say(tmp_path, rank, LOST)
+        report(tmp_path, rank, LOST)
     assert str(failures.first(tmp_path, range(2, 4), 4).error).startswith("a rank of another node was killed")
 
 
 def test_a_rank_that_nccl_aborted_is_not_the_cause(tmp_path: Path) -> None:
     """NCCL's watchdog aborts the ranks that wait (SIGABRT), not the rank that is missing."""
     failures.note_killed(tmp_path, 0, "SIGABRT")
-    assert str(failures.first(tmp_path, range(2), 2).error).startswith("rank 1 was killed without a word")
-    say(tmp_path, 1, "a bug in a model", at=9.0, kind="ValueError")
+    assert str(failures.first(tmp_path, range(2), 2).error).startswith("rank 1 was killed and left no report")
+    report(tmp_path, 1, "a bug in a model", at=9.0, kind="ValueError")
     assert str(failures.first(tmp_path, range(2), 2).error) == "rank 1 failed: ValueError: a bug in a model"
 
 
-def test_a_rank_that_aborts_alone_is_told(tmp_path: Path) -> None:
+def test_a_rank_that_aborts_alone_is_reported(tmp_path: Path) -> None:
     failures.note_killed(tmp_path, 0, "SIGABRT")
     assert str(failures.first(tmp_path, range(1), 1).error).startswith("rank 0 was aborted (SIGABRT) by a library")
 
 
-def test_a_rank_that_a_signal_ended_comes_before_those_that_lost_it(tmp_path: Path) -> None:
-    say(tmp_path, 1, GLOO)
+def test_a_rank_that_a_signal_ended_comes_before_ranks_that_lost_their_connection(tmp_path: Path) -> None:
+    report(tmp_path, 1, GLOO)
     failures.note_killed(tmp_path, 0, "SIGKILL")
     assert str(failures.first(tmp_path, range(2), 2).error).startswith("rank 0 was killed by SIGKILL")
 
 
-def test_an_error_of_ours_keeps_its_kind(tmp_path: Path) -> None:
-    say(tmp_path, 1, LOST)
-    say(tmp_path, 0, "training.batch_size: too large", at=5.0, kind="ConfigError")
+def test_an_error_of_this_package_keeps_its_class(tmp_path: Path) -> None:
+    report(tmp_path, 1, LOST)
+    report(tmp_path, 0, "training.batch_size: too large", at=5.0, kind="ConfigError")
     assert isinstance(failures.first(tmp_path, range(2), 2).error, ConfigError)
 
 
@@ -115,8 +115,6 @@ def test_an_error_of_ours_keeps_its_kind(tmp_path: Path) -> None:
         ("RuntimeError", GLOO, "failed"),
     ],
 )
-def test_only_what_the_machine_does_to_a_training_is_an_interruption(
-    tmp_path: Path, kind: str, message: str, word: str
-) -> None:
-    say(tmp_path, 0, message, kind=kind)
+def test_only_errors_of_the_machine_are_interruptions(tmp_path: Path, kind: str, message: str, word: str) -> None:
+    report(tmp_path, 0, message, kind=kind)
     assert failures.first(tmp_path, range(1), 1).kind == word

@@ -11,12 +11,12 @@ def test_a_process_without_a_rank_is_the_launcher_of_its_node() -> None:
     assert not second.is_owner
 
 
-def test_a_rank_takes_its_place_from_the_elastic_agent() -> None:
+def test_a_rank_reads_its_place_from_the_variables_of_the_elastic_agent() -> None:
     env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "GROUP_RANK": "1", "SLURM_NODEID": "7"}
     assert Ranks.from_env(env) == Ranks(rank=3, local_rank=1, world_size=4, node=1)
 
 
-def test_rank_0_speaks_but_does_not_own_the_workspace() -> None:
+def test_rank_0_is_main_but_does_not_own_the_workspace() -> None:
     main = Ranks(rank=0, world_size=2)
     assert main.is_main
     assert not main.is_owner

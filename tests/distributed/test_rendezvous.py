@@ -1,4 +1,4 @@
-"""Meeting places are private, and those of killed launchers are removed by the next one of their user."""
+"""The folder of a rendezvous is private; the next launcher of the user removes those of killed launchers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from workflow_lib.distributed import rendezvous
 HOLDER = """
 import os, time
 from workflow_lib.distributed import rendezvous
-with rendezvous.open_rendezvous(1, 0) as place:
+with rendezvous.open_rendezvous(1, 0) as meeting:
     rank = os.fork()
     if rank:
-        print(rank, place.folder, flush=True)
+        print(rank, meeting.folder, flush=True)
     time.sleep(600)
 """
 
@@ -31,14 +31,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_meeting_place_is_of_its_owner_only_and_gone_afterwards(temporary: Path) -> None:
-    with rendezvous.open_rendezvous(1, 0) as place:
-        assert place.folder.stat().st_mode & 0o777 == 0o700
-        assert list(temporary.iterdir()) == [place.folder]
+def test_the_folder_is_private_and_removed_at_the_end(temporary: Path) -> None:
+    with rendezvous.open_rendezvous(1, 0) as meeting:
+        assert meeting.folder.stat().st_mode & 0o777 == 0o700
+        assert list(temporary.iterdir()) == [meeting.folder]
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_launcher_left_is_removed_when_its_last_rank_is_gone(temporary: Path) -> None:
+def test_the_folder_of_a_killed_launcher_is_removed_when_its_last_rank_is_gone(temporary: Path) -> None:
     others = [temporary / name for name in ("everstep-gpus", f"{rendezvous.PREFIX}file")]
     others[0].mkdir()
     others[1].touch()

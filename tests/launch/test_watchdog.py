@@ -1,4 +1,4 @@
-"""A launcher's watchdog names the rank that does not move."""
+"""The watchdog names the rank that makes no progress."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_a_rank_of_a_later_node_is_named_by_its_number_in_the_job(tmp_path: Path
         os.kill(ranks[1].pid, signal.SIGSTOP)
         watchdog = Watchdog(shared_state, tmp_path, "attempt", node=1, hang_s=0.1)
         stack.callback(watchdog.close)
-        until(lambda: watchdog.verdict, "the watchdog to see it")
+        until(lambda: watchdog.verdict, "the verdict of the watchdog")
         assert str(watchdog.verdict).startswith(f"rank 3 (pid {ranks[1].pid}) was stopped from outside")
-        assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2, "the watchdog has ended both"
+        assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2, "the watchdog ended both"

@@ -203,7 +203,7 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
 def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
     run = fresh()
     assert run.attempt(plant="tests.plugins.plants:the_rank_leaves") == FAILED
-    assert "the ranks ended without a word and without an error" in run.log.splitlines()[-1]
+    assert "the ranks ended without a result and without an error" in run.log.splitlines()[-1]
     assert run.findings == []
 
 
@@ -212,7 +212,7 @@ def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fres
     run = fresh({"model": {"name": "tests.plugins.lasting", "params": {"kind": kind}}, "runtime": {"nproc": 2}})
     assert run.attempt() == FINISHED
     for rank in (0, 1):
-        assert f"rank {rank} is done, and ends without what a person's code left running: {kind} uploader" in run.log
+        assert f"rank {rank} is done, and ends what the user's code left running: {kind} uploader" in run.log
     assert run.findings == []
 
 

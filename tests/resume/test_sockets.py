@@ -68,7 +68,7 @@ def test_a_launcher_that_waits_for_another_node_stops_when_it_is_asked_to(
         until(lambda: psutil.Process(pid).net_connections("inet") or is_in_rendezvous(run), "the launcher to look")
     os.kill(pid, signal.SIGTERM)
     assert run.warm.wait(pid) == STOPPED
-    assert "stopped while the launchers of the other nodes had not come" in run.log
+    assert "stopped while waiting for the launchers of the other nodes" in run.log
 
 
 def with_two_nodes() -> dict[str, Any]:

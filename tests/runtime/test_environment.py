@@ -127,5 +127,5 @@ def test_variables_that_change_sums_count(
 
 def test_a_property_that_differs_between_ranks_becomes_a_list_in_rank_order() -> None:
     found = [{"torch": "2.13", "name": "A"}, {"torch": "2.13", "name": "B"}, {"torch": "2.13"}]
-    assert environment.of_all_ranks(found) == {"torch": "2.13", "name": ["A", "B", None]}
-    assert environment.of_all_ranks(found[:1]) == found[0]
+    assert environment.merge(found) == {"torch": "2.13", "name": ["A", "B", None]}
+    assert environment.merge(found[:1]) == found[0]

@@ -54,7 +54,7 @@ def test_a_model_shared_by_two_nodes_goes_on_exactly_after_a_rank_was_killed(wid
         snakemake.wait_for(lambda: len(wide.attempts()) == 2)
         snakemake.until_trained()
     first, second = wide.attempts()
-    assert first["reason"].startswith("failed: a rank of another node was killed without a word")
+    assert first["reason"].startswith("failed: a rank of another node was killed and left no report")
     assert second["resumed_step"] > 0
     assert wide.result() == undisturbed
 

@@ -1,4 +1,4 @@
-"""Why ranks failed: each leaves a file in the folder that it shares with its launcher, which finds the first cause."""
+"""Failure reports: each failed rank writes one, and its launcher finds the first cause among them."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from workflow_lib.files import write_json
 
 logger = logging.getLogger(__name__)
 
-FAILED = 70  # exit code of a rank whose error lies in a file
-# messages of a rank that lost its partner: never the first cause. Other errors of NCCL (a full /dev/shm, a missing
-# network interface, too little memory) can be the cause
-LOST_PARTNER = re.compile(
+FAILED = 70  # exit code of a rank that has written a failure report
+# Messages of a rank that lost its connection to another rank: a consequence, never the first cause. Other errors of
+# NCCL (a full /dev/shm, a missing network interface, too little memory) can be the cause.
+LOST_CONNECTION = re.compile(
     r"gloo.*(Connection|timed out|Timed out|closed)"
     r"|NCCL.*(ncclRemoteError|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|aborted|remote process exit)"
     r"|[Ww]atchdog caught collective operation timeout|ollective operation timeout: WorkNCCL"
     r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
     re.DOTALL,
 )
-# exceptions of any code whose cause is the machine: too little memory, a broken device, a connection
+# exceptions that the machine causes, in whatever code: too little memory, a broken device, a connection
 OF_THE_MACHINE = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
 OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-PASSING = sorted((errors.NOT_DAMAGE | OF_DISKS) - {errno.EACCES, errno.EPERM})  # permissions stay as they are
+# errors of the system that may not come again; a lack of permission will
+PASSING = sorted((errors.NOT_DAMAGE | OF_DISKS) - {errno.EACCES, errno.EPERM})
 SAYS_THE_MACHINE = re.compile(
     r"out of memory|can't allocate memory|not enough memory|CUDA error|NCCL error|CU(BLAS|DNN|SPARSE|FFT)_STATUS"
     rf"|\[Errno ({'|'.join(map(str, PASSING))})\]"
 )
-ABORTED = "SIGABRT"  # NCCL's watchdog ends a rank this way if it has waited too long for another rank
+ABORTED = "SIGABRT"  # from NCCL's watchdog, to a rank that has waited too long for another
+CONTINUE = "Run the same command again to continue from the last checkpoint"
 
 Kind = Literal["rejected", "diverged", "raised", "failed"]
 
@@ -52,7 +54,7 @@ class Cause:
 
     rejected    a setting, the code or the data cannot be used
     diverged    a number of the training is not finite
-    raised      the user's code, or what it calls, raised an exception: at a step and a place (its stack of calls)
+    raised      the user's code, or what it calls, raised an exception; with its step and its stack of calls
     failed      something interrupted the attempt: a killed or lost process, memory, a disk
     """
 
@@ -63,7 +65,7 @@ class Cause:
 
 
 def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoReturn:
-    """This process ends; the launcher can read what happened, and the others notice that it is gone."""
+    """Write the failure report of this rank and exit, so that the other ranks notice that it is gone."""
     ours = (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
     calls = traceback.extract_tb(error.__traceback__)
     failure: Mapping[str, Any] = {
@@ -77,9 +79,9 @@ def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoRetur
     }
     try:
         write_json(folder / f"failure-{ranks.rank}.json", failure)
-    except OSError as refusal:  # the disk is full, say: the job's log has the last word
+    except OSError as refusal:  # such as a full disk: an empty file and the log say it instead
         with suppress(OSError):
-            (folder / f"refused-{refusal.errno}").touch()  # which takes no space
+            (folder / f"refused-{refusal.errno}").touch()
         print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
     os._exit(FAILED)
 
@@ -95,42 +97,35 @@ def note_killed(folder: Path, rank: int, name: str) -> None:
     if name == ABORTED:
         message = (
             f"rank {rank} was aborted ({name}) by a library: NCCL does so when it has waited too long for another "
-            f"rank. Its message is above. Run the same command again to go on from the last checkpoint"
+            f"rank. Its message is above. {CONTINUE}"
         )
         failure = {"rank": rank, "time": time.monotonic(), "kind": "RankError", "message": message, "aborted": True}
         write_json(folder / "failure-killed.json", failure)
         return
-    message = (
-        f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. Run the same command again to go on "
-        f"from the last checkpoint"
-    )
-    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": f"rank {rank} was {message}"}
+    message = f"rank {rank} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. {CONTINUE}"
+    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": message}  # before all reports of the others
     write_json(folder / "failure-killed.json", failure)
 
 
 def paths(folder: Path) -> list[Path]:
-    """The files of the ranks that failed."""
+    """Return the failure reports in the folder."""
     return list(folder.glob("failure-*.json"))
 
 
 def has_failed_by_itself(folder: Path) -> bool:
-    """Return True if a rank failed for another reason than that it lost a partner."""
-    return any(not _has_lost_partner(json.loads(path.read_text())) for path in paths(folder))
+    """Return True if a rank failed for another reason than a lost connection."""
+    return any(not _has_lost_connection(json.loads(path.read_text())) for path in paths(folder))
 
 
 def first(folder: Path, ranks: range, world_size: int) -> Cause:
-    """Return why the rank failed that failed first, not one that lost its partner. ``ranks`` are this node's."""
+    """Return why the first rank failed that did not just lose its connection. ``ranks`` are those of this node."""
     failures = [json.loads(path.read_text()) for path in paths(folder)]
-    failures.sort(key=lambda failure: (_has_lost_partner(failure), failure["time"]))
-    if not failures or _has_lost_partner(failures[0]):
+    failures.sort(key=lambda failure: (_has_lost_connection(failure), failure["time"]))
+    if not failures or _has_lost_connection(failures[0]):
         silent = sorted({*ranks} - {failure["rank"] for failure in failures})
         if silent or len(ranks) < world_size:
             who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
-            message = (
-                f"{who} was killed without a word (out of memory?). Run the same command again to go on from the last "
-                f"checkpoint"
-            )
-            return Cause("failed", RankError(message))
+            return Cause("failed", RankError(f"{who} was killed and left no report (out of memory?). {CONTINUE}"))
     failure = failures[0]
     kind = getattr(errors, failure["kind"], None)
     if isinstance(kind, type) and issubclass(kind, EverstepError):
@@ -143,13 +138,13 @@ def first(folder: Path, ranks: range, world_size: int) -> Cause:
 
 
 def _is_of_the_machine(failure: Mapping[str, Any]) -> bool:
-    """Return True for an exception that has its cause outside of the code which raised it: it may not come again."""
+    """Return True for an exception whose cause is outside the code that raised it, so that it may not come again."""
     return (
         OF_THE_MACHINE.fullmatch(failure["kind"]) is not None
         or SAYS_THE_MACHINE.search(failure["message"]) is not None
-        or _has_lost_partner(failure)
+        or _has_lost_connection(failure)
     )
 
 
-def _has_lost_partner(failure: Mapping[str, Any]) -> bool:
-    return failure.get("aborted", False) or LOST_PARTNER.search(failure["message"]) is not None
+def _has_lost_connection(failure: Mapping[str, Any]) -> bool:
+    return failure.get("aborted", False) or LOST_CONNECTION.search(failure["message"]) is not None

@@ -138,7 +138,9 @@ class Attempt:
         if outcome["ended"] == "stopped":
             reason = self._why_stopped()
             self._end(reason, outcome["step"])
-            raise Stopped(f"{reason} at step {outcome['step']}; saved. Run the same command again to go on from there")
+            raise Stopped(
+                f"{reason} at step {outcome['step']}; saved. Run the same command again to continue from there"
+            )
         self._end(outcome["ended"], outcome["step"])
         if self._context.is_owner and outcome["ended"] == "finished":
             failure_record.forget(self._context.workspace)

@@ -66,7 +66,7 @@ def train(
 
     with _finished(context) as final:
         if final is not None:
-            logger.info("%s is finished already: nothing is trained", context.digest[:12])
+            logger.info("%s is already finished: nothing to train", context.digest[:12])
             return deliver(final)
     _warn_of_other_code(context)
     try:
@@ -146,8 +146,8 @@ def _warn_of_other_code(context: AttemptContext) -> None:
         if (newest := checkpoint.read_newest(layout.checkpoints_dir(path))) is not None:
             what = "other code" if kept(path) else "an earlier version, which kept no record of the code,"
             logger.warning(
-                "%s trained this run up to step %d (%s): it is trained anew. `everstep explain %s` shows what differs; "
-                "`everstep accept %s` lets a finished result stand",
+                "%s trained this run up to step %d (%s): it is trained from the start. `everstep explain %s` shows "
+                "what differs; `everstep accept %s` keeps a finished result",
                 *(what, newest.step, path, context.digest[:12], context.digest[:12]),
             )
 

@@ -43,12 +43,12 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchd
     def poll() -> None:
         watchdog.touch()
         if context.shared_state.stop_signal:
-            raise Stopped("stopped while the launchers of the other nodes had not come; nothing was lost")
+            raise Stopped("stopped while waiting for the launchers of the other nodes; nothing was lost")
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its errors are reported by us, once
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the launcher reports its errors itself
     runtime = context.experiment.runtime
     wait_s = max(LEAST_S, runtime.hang_timeout_s)
-    if not context.is_owner:  # the first launcher comes only when it owns the workspace
+    if not context.is_owner:  # the first launcher connects only when it owns the workspace
         wait_s += max(runtime.lease_wait_s, runtime.lease_timeout_s)
     digests = {"settings of the run": context.digest, "data": context.manifest.digest, "code": context.code}
     with open_rendezvous(runtime.nodes, context.node, digests) as rendezvous:
@@ -83,7 +83,7 @@ def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watchdog: 
         if failure.exitcode < 0 and watchdog.verdict is None:  # with a verdict, the watchdog has killed the rank
             failures.note_killed(folder, number, signal.Signals(-failure.exitcode).name)
         elif failure.exitcode == failures.FAILED and not failures.paths(folder):
-            why = failures.why_unwritten(folder) or "the disk refused"
+            why = failures.why_unwritten(folder) or "the disk is full?"
             raise SaveError(f"rank {number} failed, and its report could not be written ({why}); see above") from error
         return None
     except SignalException:

@@ -1,7 +1,7 @@
-"""The process of a rank: forked by the launcher, it trains, and what it returns is the outcome of the attempt.
+"""The process of a rank: forked by the launcher, it trains and returns the outcome of the attempt.
 
-A rank dies with its launcher, leaves word when it fails, and ends when it is done, whatever else a person's code has
-started.
+A rank ends when its launcher ends, writes a failure report if it fails, and exits soon after it is done, even if the
+user's code has left threads or processes running.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from workflow_lib.store.orphans import exit_with_parent
 if TYPE_CHECKING:
     import torch
 
+    from workflow_lib import data
+    from workflow_lib.checkpoint import CheckpointStore
     from workflow_lib.distributed.rendezvous import Rendezvous
     from workflow_lib.orchestrator import RootOrchestrator
 
 logger = logging.getLogger(__name__)
 
-# by default NCCL chooses the order of its sums by measurement; on a ring the order is fixed
+# by default NCCL chooses its algorithm, and so the order of sums, by measurement; on a ring the order is fixed
 STRICT_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
 LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
-LINGER_S = 5.0  # what a rank that is done gives the threads and processes that it would wait for
+LINGER_S = 5.0  # time that a finished rank gives to threads and processes of the user's code
 
 
 def run(
@@ -53,17 +55,17 @@ def run(
     try:
         outcome = _fit(context, parent, ranks, rendezvous)
         context.shared_state.leave(ranks.local_rank)
-    except BaseException as error:
+    except BaseException as error:  # also SystemExit of a plugin, whose exit code 0 would look like success
         failures.fail(folder, ranks, error, step=context.shared_state.step_of(ranks.local_rank))
-    Finalize(None, _end_in_time, args=(ranks.rank,), exitpriority=100)  # runs once the launcher has read the outcome
+    # called after the launcher has read the outcome, and before multiprocessing joins what is left
+    Finalize(None, _limit_exit_time, args=(ranks.rank,), exitpriority=100)
     return outcome
 
 
 def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendezvous: Rendezvous) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from workflow_lib import data, tasks
-    from workflow_lib.checkpoint import CheckpointStore
+    from workflow_lib import tasks
     from workflow_lib.checkpoint.saver import Saver
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import environment
@@ -71,37 +73,13 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
 
     settings = context.experiment.checkpoint
     with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks) as root:
-        is_shared = context.run.training.parallel == "fsdp"
-        if ranks.world_size > 1 or is_shared:
+        if ranks.world_size > 1 or context.run.training.parallel == "fsdp":
             sys.audit("everstep", "join")
             _join(context, root.device, ranks, rendezvous)
         sys.audit("everstep", "build")
-        store = CheckpointStore(
-            layout.checkpoints_dir(context.workspace),
-            fingerprint={"run": context.digest, "data": context.manifest.digest, "code": context.code},
-            attempt=context.attempt,
-            may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
-            keep_last=settings.keep_last,
-            keep_every_h=settings.keep_every_h,
-            peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
-        )
-        runtime = context.experiment.runtime
+        store = _open_store(context, parent, ranks)
         if ranks.is_main:
             root.events.append("accelerator", **environment.accelerator(root.device))
-
-        def load(split: str) -> data.Split | data.MappedSplit:
-            return data.load_split(
-                context.manifest,
-                split,
-                context.work,
-                str(root.device),
-                in_memory=context.experiment.data.in_memory,
-                workers=runtime.workers,
-                ranks=ranks,
-                processes=runtime.nproc,
-                tick=lambda: context.shared_state.tick(ranks.local_rank, 0),  # verifying large data may take long
-            )
-
         saver = Saver(
             store,
             interval_s=settings.interval_s,
@@ -118,8 +96,8 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
                 context.manifest.splits["train"].per_class,
                 context.manifest.target_std,
             ),
-            train=load("train"),
-            validation=load("val"),
+            train=_load(context, "train", root.device, ranks),
+            validation=_load(context, "val", root.device, ranks),
             ranks=ranks,
             device=root.device,
             shared_state=context.shared_state,
@@ -138,6 +116,42 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
         return asdict(outcome)
 
 
+def _open_store(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks) -> CheckpointStore:
+    """Open the checkpoints of the workspace. Only ranks of the owner's node may publish, while it holds the lease."""
+    import torch.distributed as dist
+
+    from workflow_lib.checkpoint import CheckpointStore
+
+    settings = context.experiment.checkpoint
+    is_shared = context.run.training.parallel == "fsdp"
+    return CheckpointStore(
+        layout.checkpoints_dir(context.workspace),
+        fingerprint={"run": context.digest, "data": context.manifest.digest, "code": context.code},
+        attempt=context.attempt,
+        may_publish=parent.lease.holds if parent.ranks.is_owner else lambda: False,
+        keep_last=settings.keep_last,
+        keep_every_h=settings.keep_every_h,
+        peers=Peers(ranks.rank, ranks.world_size, dist.new_group(backend="gloo")) if is_shared else None,
+    )
+
+
+def _load(context: AttemptContext, split: str, device: torch.device, ranks: Ranks) -> data.Split | data.MappedSplit:
+    from workflow_lib import data
+
+    runtime = context.experiment.runtime
+    return data.load_split(
+        context.manifest,
+        split,
+        context.work,
+        str(device),
+        in_memory=context.experiment.data.in_memory,
+        workers=runtime.workers,
+        ranks=ranks,
+        processes=runtime.nproc,
+        tick=lambda: context.shared_state.tick(ranks.local_rank, 0),  # large data may take longer than the hang timeout
+    )
+
+
 def _join(context: AttemptContext, device: torch.device, ranks: Ranks, rendezvous: Rendezvous) -> None:
     """Create the process group. NCCL, for tensors on GPUs, connects when it is first used."""
     import torch.distributed as dist
@@ -146,7 +160,7 @@ def _join(context: AttemptContext, device: torch.device, ranks: Ranks, rendezvou
     if device.type == "cuda" and context.run.training.determinism == "strict":
         for name, value in STRICT_NCCL.items():
             os.environ.setdefault(name, value)
-    # the launcher's watchdog ends hung collectives first, and names the culprit; this is for what it cannot see
+    # the launcher's watchdog ends hung collectives earlier, and names the rank that hangs; this is a last resort
     wait = timedelta(seconds=max(LEAST_WAIT_S, runtime.hang_timeout_s + 60))
     rendezvous.bind_sockets()
     dist.init_process_group(
@@ -168,26 +182,27 @@ def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
     mine = environment.fingerprint(root.device, nodes=runtime.nodes, nproc=runtime.nproc)
     group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
     peers = Peers(ranks.rank, ranks.world_size, group)
-    found = environment.of_all_ranks(peers.gather(mine))
+    found = environment.merge(peers.gather(mine))
     if ranks.is_main:
         for name in sorted(name for name, value in found.items() if isinstance(value, list)):
             logger.warning("the ranks differ in %s: %s", name, ", ".join(map(str, found[name])))
-    of_all: dict[str, Any] = peers.broadcast(found)
-    return of_all
+    merged: dict[str, Any] = peers.broadcast(found)
+    return merged
 
 
-def _end_in_time(rank: int) -> None:
-    """This process ends soon, even if it would wait for ever for what a person's code has started."""
-    end = threading.Timer(LINGER_S, _end, args=(rank,))
-    end.daemon = True
-    end.start()
+def _limit_exit_time(rank: int) -> None:
+    """End this process after ``LINGER_S``: it would wait forever for threads and processes of the user's code."""
+    timer = threading.Timer(LINGER_S, _exit, args=(rank,))
+    timer.daemon = True
+    timer.start()
 
 
-def _end(rank: int) -> None:
+def _exit(rank: int) -> None:
     children = multiprocessing.active_children()
-    threads = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
-    left = [*(f"thread {one.name}" for one in threads), *(f"process {one.name}" for one in children)]
-    logger.warning("rank %d is done, and ends without what a person's code left running: %s", rank, ", ".join(left))
+    main = threading.main_thread()
+    threads = [thread for thread in threading.enumerate() if not thread.daemon and thread is not main]
+    left = [*(f"thread {thread.name}" for thread in threads), *(f"process {child.name}" for child in children)]
+    logger.warning("rank %d is done, and ends what the user's code left running: %s", rank, ", ".join(left))
     for child in children:
         child.kill()
     sys.stdout.flush()

@@ -93,7 +93,7 @@ def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict
     }
 
 
-def of_all_ranks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the fingerprints of all ranks; a property that differs becomes a list, in the order of ranks."""
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for fingerprint in found for name in fingerprint):
