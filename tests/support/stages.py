@@ -43,7 +43,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "preprocess": DATA,
     "train": (*TRAINING, *READING, "results/write_run.py"),
     "evaluate": ("evaluation/*", "metrics/*", "tasks/*", "models/*", *LOADING),
-    "suggest": ("tuning.py",),
+    "suggest": ("tuning/*",),
     "export": ("export/*", "tasks/*", "models/*", *LOADING),
     "report": ("report/*", "tasks/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
     "track": ("tracking/*", "trackers/*"),
@@ -52,6 +52,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 NEUTRAL = (
     "__init__.py",
     "__main__.py",
+    "cli/*",
     "checksums.py",
     "distributed/*",
     "errors.py",

@@ -1,0 +1,62 @@
+"""The median rule: a trial ends if its best value so far is worse than the median of complete trials at that epoch."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from workflow_lib.config.metrics import gain
+from workflow_lib.tuning.study_files import Result, Row, Suggestion
+
+if TYPE_CHECKING:
+    from workflow_lib.config.experiment import Tune
+
+StopEarly = Callable[[Sequence[Row]], bool]
+
+
+def thresholds(tune: Tune, results: Sequence[Result], epochs: int) -> list[float | None]:
+    """Return the median of the complete trials' metric after each validation but the last; empty without a pruner.
+
+    A median is None, and the trial is not pruned there, in the warm-up or if too few trials got so far.
+    """
+    if tune.pruner == "none":
+        return []
+    curves = [[point["value"] for point in result["curve"]] for result in results if result["state"] == "complete"]
+    medians: list[float | None] = []
+    for i in range(epochs - 1):  # pruning after the last epoch saves nothing
+        values = [value for curve in curves if len(curve) > i and (value := curve[i]) is not None]
+        has_enough = i >= tune.warmup_epochs and len(values) >= tune.min_trials
+        medians.append(statistics.median(values) if has_enough else None)
+    return medians
+
+
+def pruner(suggestion: Suggestion) -> StopEarly:
+    """Return a function of the history that is true from the validation on at which the trial is pruned."""
+    return functools.partial(_is_pruned, suggestion)
+
+
+def _is_pruned(suggestion: Suggestion, history: Sequence[Row]) -> bool:
+    return pruned_after(suggestion, metric_values(suggestion["metric"], history)) is not None
+
+
+def pruned_after(suggestion: Suggestion, values: Sequence[float | None]) -> int | None:
+    """Return the number of validations after which the trial is pruned, or None if it is not."""
+    metric, best_so_far = suggestion["metric"], -math.inf
+    for i, (value, threshold) in enumerate(zip(values, suggestion["thresholds"], strict=False)):
+        best_so_far = max(best_so_far, -math.inf if value is None else gain(metric, value))
+        if threshold is not None and best_so_far < gain(metric, threshold):
+            return i + 1
+    return None
+
+
+def metric_values(metric: str, history: Sequence[Row]) -> list[float | None]:
+    """Return the metric of each row, None where it is not finite."""
+    return [finite(row[metric]) for row in history]
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or None if it is NaN or infinite."""
+    return float(value) if value is not None and math.isfinite(value) else None

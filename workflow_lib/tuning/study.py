@@ -1,0 +1,94 @@
+"""The study as Optuna sees it: rebuilt in memory from the files whenever it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import plan
+from workflow_lib.config.metrics import is_lower_better
+from workflow_lib.tuning.study_files import Point, Result, Suggestion, load_result, result_path, tune_of
+
+if TYPE_CHECKING:
+    import optuna
+
+    from workflow_lib.config import Experiment
+    from workflow_lib.config.experiment import Tune
+
+
+def load_study(experiment: Experiment, tune_dir: Path) -> optuna.Study:
+    """Return the study with the trials that have a result, in order, for plots and importances."""
+    tune = tune_of(experiment)
+    paths = (result_path(tune_dir, i) for i in range(tune.trials))
+    results = [load_result(path) for path in paths if path.exists()]
+    return rebuild(tune, plan.study_id(experiment), results, [], seed=0)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Return the importance of each parameter (PED-ANOVA, sums to 1), largest first; empty for fewer than 2 trials."""
+    import optuna
+
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return dict(optuna.importance.get_param_importances(study)) if len(complete) > 1 else {}
+
+
+def rebuild(tune: Tune, name: str, results: Sequence[Result], running: Sequence[Suggestion], seed: int) -> optuna.Study:
+    """Return a study in memory with these results, and these suggestions as running trials."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    study = optuna.create_study(
+        study_name=name,
+        sampler=_sampler(tune, seed),
+        pruner=optuna.pruners.NopPruner(),  # a suggestion carries its own thresholds
+        direction="minimize" if is_lower_better(str(tune.metric)) else "maximize",
+    )
+    space = distributions(tune)
+    for result in results:
+        study.add_trial(
+            create_trial(
+                state=states[result["state"]],
+                value=result["value"] if result["state"] == "complete" else None,
+                params=result["params"],
+                distributions=space,
+                intermediate_values=_finite_points(result["curve"]),
+                user_attrs={"run": result["run"]["id"]},
+            )
+        )
+    for suggestion in running:
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=suggestion["params"], distributions=space))
+    return study
+
+
+def _sampler(tune: Tune, seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=tune.min_trials
+        ),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    }
+    return samplers[tune.sampler]()
+
+
+def distributions(tune: Tune) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Return the search space for Optuna, sorted by name: its order decides which random number a parameter gets."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, values in sorted(tune.space.items()):
+        if values.type == "float":
+            space[name] = FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+        elif values.type == "int":
+            space[name] = IntDistribution(values.low, values.high, log=values.log, step=values.step or 1)
+        else:
+            space[name] = CategoricalDistribution(values.choices)
+    return space
+
+
+def _finite_points(curve: Sequence[Point]) -> dict[int, float]:
+    return {point["epoch"]: point["value"] for point in curve if point["value"] is not None}

@@ -1,0 +1,80 @@
+"""A suggested run is trained, and its history becomes the result of the trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib.config.metrics import best_row
+from workflow_lib.errors import DivergedError
+from workflow_lib.tuning.pruning import finite, metric_values, pruned_after, pruner
+from workflow_lib.tuning.study_files import Point, Result, Row, State, Suggestion, load_suggestion, write
+
+if TYPE_CHECKING:
+    from workflow_lib.config import Experiment
+
+
+def trial(
+    experiment: Experiment,
+    suggestion: Path,
+    *,
+    data: Path,
+    work: Path,
+    output: Path,
+    deadline_minutes: float | None = None,
+) -> Result:
+    """Train the suggested run until it ends or is pruned, and write the trial's result to the output.
+
+    A run that diverges gives a result, too, and the study continues. Raises Stopped if the training was stopped.
+    """
+    from workflow_lib.launch import commands
+
+    suggested = load_suggestion(suggestion)
+    try:
+        history: Sequence[Row] = commands.trial(
+            experiment,
+            run=str(suggestion),
+            data=data,
+            work=work,
+            stop_early=pruner(suggested),
+            deadline_minutes=deadline_minutes,
+        )
+    except DivergedError as error:
+        return write_result(suggested, [], output, failure=str(error))
+    return write_result(suggested, history, output)
+
+
+def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, failure: str | None = None) -> Result:
+    """Write the trial's result to the output and return it."""
+    trial_result = result(suggestion, history, failure)
+    write(output, trial_result)
+    return trial_result
+
+
+def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None = None) -> Result:
+    """Return the trial's result from the metrics of each epoch and, if the training failed, the reason.
+
+    Epochs after the pruning do not count: a run with the same settings, of a sweep, may have trained them.
+    """
+    values = metric_values(suggestion["metric"], history)
+    length = pruned_after(suggestion, values)
+    state: State = "complete" if length is None else "pruned"
+    rows = history[:length]
+    kept = best_row(rows, suggestion["select_metric"])
+    value = finite(kept[suggestion["metric"]]) if kept else None
+    if state == "complete" and failure is None and value is None:
+        failure = f"{suggestion['metric']} is not a number where {suggestion['select_metric']} is best"
+    if state == "complete" and failure is not None:
+        state, kept, value = "failed", None, None
+    return Result(
+        number=suggestion["number"],
+        study=suggestion["study"],
+        state=state,
+        value=value,
+        epoch=int(kept["epoch"]) if kept else None,
+        reason=failure if state == "failed" else None,
+        params=suggestion["params"],
+        run=suggestion["run"],
+        curve=[Point(epoch=int(row["epoch"]), value=x) for row, x in zip(rows, values, strict=False)],
+    )
