@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.repository import ROOT, shipped_experiments
 from workflow_lib import config, plan
-from workflow_lib.__main__ import main
+from workflow_lib.cli import main
 from workflow_lib.config import Experiment
 from workflow_lib.config.yaml import parse_yaml
 from workflow_lib.errors import ConfigError
@@ -503,8 +503,11 @@ def test_reading_an_experiment_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["status", "a.yaml"], "everstep status: it takes no a.yaml. Usage: everstep status [-h] [--json] ("),
-        (["status", "--jsn"], "everstep status: it takes no --jsn; did you mean `--json`? Usage: everstep status ["),
+        (["status", "a.yaml"], "everstep status: unknown argument a.yaml. Usage: everstep status [-h] [--json] ("),
+        (
+            ["status", "--jsn"],
+            "everstep status: unknown argument --jsn; did you mean `--json`? Usage: everstep status [",
+        ),
         (["validate"], "everstep validate: the following arguments are required: CONFIG. Usage: everstep validate ["),
         (
             ["prove-resume", "a.yaml", "--kills", "x"],

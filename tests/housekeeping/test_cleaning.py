@@ -16,8 +16,7 @@ from tests.support import faults
 from tests.support.crash import operations, run_forked
 from tests.support.project import NAME, Project, copy
 from tests.support.stored import row
-from workflow_lib import __main__ as verbs
-from workflow_lib import checkpoint, config, plan
+from workflow_lib import checkpoint, cli, config, plan
 from workflow_lib.data.manifest import Shard
 from workflow_lib.files import write_atomic
 from workflow_lib.housekeeping import cleaning, status
@@ -225,7 +224,7 @@ def test_a_result_that_cannot_be_read_stops_everything(
     plan.write_text(plan.read_text()[:40])
     before = tree(finished.folder)
     monkeypatch.chdir(finished.folder)
-    assert verbs.main(["clean", "--yes"]) == 2
+    assert cli.main(["clean", "--yes"]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert len(told.err.splitlines()) == 1
@@ -241,19 +240,19 @@ def test_nothing_is_removed_without_yes(
     before = tree(finished.folder)
     size = size_of(finished.workspace) + size_of(data_of(finished))
     monkeypatch.chdir(finished.folder)
-    assert verbs.main(["clean"]) == 0
+    assert cli.main(["clean"]) == 0
     told = capsys.readouterr().out
     assert tree(finished.folder) == before
     assert f"{size / 1e6:.1f} MB in 2 places" in told
     assert "--yes" in told
-    assert verbs.main(["clean", "--yes"]) == 0
+    assert cli.main(["clean", "--yes"]) == 0
     assert "removed 2 of 2 places" in capsys.readouterr().out
-    assert verbs.main(["clean"]) == 0
+    assert cli.main(["clean"]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 
 
 def test_an_unknown_option_is_refused(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     with pytest.raises(SystemExit) as refused:
-        verbs.main(["clean", "--all"])
+        cli.main(["clean", "--all"])
     assert refused.value.code == 2

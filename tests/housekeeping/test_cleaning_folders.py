@@ -9,7 +9,7 @@ import pytest
 
 from tests.housekeeping.conftest import clean, data_of, forget, listed, load, rest, run_of, tree
 from tests.support.project import Project
-from workflow_lib import __main__ as verbs
+from workflow_lib import cli
 from workflow_lib.errors import UserError
 from workflow_lib.housekeeping import cleaning
 from workflow_lib.store import results_folders
@@ -48,7 +48,7 @@ def test_the_command_that_writes_a_plan_registers_its_results(
     monkeypatch.chdir(finished.folder)
     shutil.rmtree("work/clones", ignore_errors=True)
     plan_file = f"results/{load(finished).name}/plan.json"
-    assert verbs.main(["freeze", "--experiment", "experiment.yaml", "--output", plan_file]) == 0
+    assert cli.main(["freeze", "--experiment", "experiment.yaml", "--output", plan_file]) == 0
     assert results_folders.results_of_all(Path("work"), finished.folder / "none") == [finished.folder / "results"]
 
 

@@ -18,7 +18,7 @@ from tests.plugins.paced import FAIL
 from tests.support.project import KILLED, STOPPED, Project, copy
 from tests.support.stored import kill_after, row, rows, start
 from tests.support.warm import until
-from workflow_lib import __main__ as verbs
+from workflow_lib import cli
 from workflow_lib.housekeeping import status
 from workflow_lib.store.lease import last_seen
 
@@ -206,12 +206,12 @@ def test_the_verb_prints_the_table_or_json(
     finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(finished.folder)
-    assert verbs.main(["status", "--json"]) == 0
+    assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
-    assert verbs.main(["status"]) == 0
+    assert cli.main(["status"]) == 0
     assert finished.run in capsys.readouterr().out
     monkeypatch.chdir(finished.folder / "results")
-    assert verbs.main(["status"]) == 0
+    assert cli.main(["status"]) == 0
     assert capsys.readouterr().out == "no run has been started here\n"
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.support.repository import ROOT
-from workflow_lib.__main__ import main
+from workflow_lib.cli import main
 
 RESNET = {"name": "resnet", "params": {"size": "18", "width": 4}}
 SINGLE = {"epochs": 1, "batch_size": 4, "accumulation_steps": 4}
@@ -145,7 +145,7 @@ def test_plan_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_validate_imports_no_torch_for_a_model_without_a_normalisation(tmp_path: Path) -> None:
     settings = {"name": "x", "model": {"name": "mlp"}, "training": {"batch_size": 1}}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
-    code = "import sys; from workflow_lib.__main__ import main; print(main(['validate', 'x.yaml']), "
+    code = "import sys; from workflow_lib.cli import main; print(main(['validate', 'x.yaml']), "
     command = [sys.executable, "-c", code + "'torch' in sys.modules)"]
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True

@@ -26,7 +26,7 @@ RUNS, MANY = 60, 2000
 # One unit for each file that is opened, and for each name in each folder that is listed.
 COUNT = """
 import os, sys
-from workflow_lib import __main__ as verbs
+from workflow_lib import cli
 count = {"open": 0, "entries": 0}
 inside = False
 def hook(event, arguments):
@@ -42,7 +42,7 @@ def hook(event, arguments):
         inside = False
 sys.addaudithook(hook)
 sys.stdout = open(os.devnull, "w")
-code = verbs.main(sys.argv[1:])
+code = cli.main(sys.argv[1:])
 print(count["open"], count["entries"], code, file=sys.stderr)
 """
 PAGE_OF = ["--results", "results/wide", "--plan", "results/wide/plan.json", "--output", "results/wide/report.html"]

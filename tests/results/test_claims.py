@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow_lib.__main__ import main
+from workflow_lib.cli import main
 from workflow_lib.errors import ConfigError
 from workflow_lib.results import claims
 

@@ -154,7 +154,7 @@ def _start(order: Order) -> int:
 
 
 def _obey(order: Order) -> int:
-    from workflow_lib.__main__ import main
+    from workflow_lib.cli import main
 
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     nothing = os.open(os.devnull, os.O_RDONLY)

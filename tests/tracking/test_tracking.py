@@ -138,7 +138,7 @@ def test_a_lock_that_nobody_holds_on_a_disk_without_locks_is_reported(store: Sto
 import errno, fcntl, sys
 def fails(*arguments): raise OSError(errno.ENOSYS, "no file locks here")
 fcntl.flock = fails
-from workflow_lib.__main__ import main
+from workflow_lib.cli import main
 from workflow_lib.tracking import copying
 copying.WARN_AFTER_S = 0.1
 sys.exit(main(["track", "experiment.yaml", "--to", "tensorboard"]))
@@ -199,9 +199,7 @@ def test_an_unknown_tracker_is_rejected_with_those_there_are(store: Store) -> No
 
 @pytest.mark.parametrize("tool", TRACKERS)
 def test_a_missing_package_is_one_message_and_exit_2(tool: str, store: Store) -> None:
-    code = (
-        f"import sys; sys.modules[{tracking.load(tool).REQUIRES[0]!r}] = None; from workflow_lib.__main__ import main;"
-    )
+    code = f"import sys; sys.modules[{tracking.load(tool).REQUIRES[0]!r}] = None; from workflow_lib.cli import main;"
     code += f"sys.exit(main(['track', 'experiment.yaml', '--to', {tool!r}]))"
     path = str(ROOT)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})

@@ -1,0 +1,121 @@
+"""The one place that turns an error into a message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from workflow_lib import __version__
+from workflow_lib.cli import jobs, user
+from workflow_lib.cli.options import Arguments
+from workflow_lib.errors import EverstepError, TryAgain, with_advice
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code of a verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the user's mistake."""
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
+    if arguments.has_log:
+        _log_to_stderr()
+    try:
+        arguments.call(arguments)
+    except EverstepError as error:
+        _print_error(f"everstep {arguments.verb}: {with_advice(error)}")
+        if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
+            _requeue()
+        return error.exit_code
+    except SystemExit as error:  # raised by plugin code; exit code 0 would look like success
+        _print_error(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe is gone; Python would fail again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _print_error(f"everstep {arguments.verb}: {with_advice(error)}")
+        return 1
+    return 0
+
+
+def _print_error(text: str) -> None:
+    """Write the line to standard error; if that fails, as on a full disk, the exit code must still be right."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    """Send the package's log to standard error, which a rule redirects to its log file."""
+    import logging
+
+    from workflow_lib.store.events import NAME, LineHandler
+
+    logging.getLogger(NAME).addHandler(LineHandler(rank=0))
+    logging.getLogger(NAME).setLevel(logging.INFO)
+
+
+def _requeue() -> None:
+    """Have SLURM requeue the job of this process, if it has one that allows it; one process of the job does so."""
+    from workflow_lib.distributed.ranks import Ranks
+    from workflow_lib.slurm import job
+
+    if Ranks.from_env().is_owner and job.requeue_own_job():
+        print("everstep: this job is requeued and will resume from here", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: what is wrong, and what is allowed."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} {usage[0].upper()}{usage[1:]} (more: {self.prog} --help)\n")
+
+
+def _parsed(argv: Sequence[str]) -> Arguments:
+    """Return the verb and its arguments; exits with code 2 and a message if they are wrong."""
+    names = [verb.name for verb in (*user.VERBS, *jobs.VERBS)]
+    parser = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in names:
+        parser.error(f"there is no verb {argv[0]!r}{_nearest(argv[0], names)}")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        of_verb: _Parser = arguments.parser
+        of_verb.error(f"unknown argument {' '.join(unknown)}{_nearest(unknown[0], of_verb._option_string_actions)}")
+    return arguments
+
+
+def _nearest(word: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(allowed), 1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="everstep",
+        description="Training pipelines that never lose a step.",
+        epilog=_listing() + "\n\neverstep VERB --help describes a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="everstep VERB ...",
+    )
+    parser.add_argument("--version", action="version", version=f"everstep {__version__}")
+    verbs = parser.add_subparsers(prog="everstep", dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
+    for verb in (*user.VERBS, *jobs.VERBS):
+        description = f"{verb.help[0].upper()}{verb.help[1:]}."
+        of_verb = verbs.add_parser(verb.name, description=description, allow_abbrev=False)
+        of_verb.set_defaults(call=verb.call, has_log=verb.has_log, parser=of_verb)
+        for option in verb.options:
+            of_verb.add_argument(*option.names, **option.settings)
+    return parser
+
+
+def _listing() -> str:
+    """Return the verbs by their kind, a line each."""
+    width = max(len(verb.name) for verb in (*user.VERBS, *jobs.VERBS)) + 2
+    kinds = (("verbs for users:", user.VERBS), ("verbs that the rules call:", jobs.VERBS))
+    return "\n\n".join(
+        "\n".join([title, *(f"  {verb.name:<{width}}{verb.help}" for verb in verbs)]) for title, verbs in kinds
+    )

@@ -1,0 +1,171 @@
+"""The verbs that the rules of the pipeline call."""
+
+from __future__ import annotations
+
+from workflow_lib.cli.options import (
+    DATA,
+    DEADLINE,
+    EXPERIMENT,
+    MODEL,
+    ON_STOP,
+    OUTPUT,
+    RESULTS,
+    RUN,
+    TUNE_DIR,
+    WORK,
+    Arguments,
+    Verbs,
+    experiment_of,
+    option,
+    path,
+)
+
+VERBS = Verbs(has_log=True)
+
+
+@VERBS.add("freeze", "write the plan of an experiment and freeze its runs", EXPERIMENT, OUTPUT)
+def _freeze(arguments: Arguments) -> None:
+    from workflow_lib import plan
+    from workflow_lib.store import results_folders
+
+    experiment, output = experiment_of(arguments), arguments.output
+    if output.parent.name == experiment.name:
+        results_folders.note(WORK, output.parents[1])
+    plan.write_plan(experiment, WORK, output)
+
+
+@VERBS.add(
+    "preprocess",
+    "write the shards and the manifest of a data set",
+    EXPERIMENT,
+    option("--data", required=True, metavar="ID", help="data id in the plan"),
+    option("--threads", type=int, default=1, metavar="N", help="number of shards written at once (default: 1)"),
+    OUTPUT,
+)
+def _preprocess(arguments: Arguments) -> None:
+    from workflow_lib.data import preprocess
+
+    preprocess(experiment_of(arguments), arguments.data, WORK, arguments.output, arguments.threads)
+
+
+@VERBS.add("train", "train a run, or resume it", EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE, ON_STOP)
+def _train(arguments: Arguments) -> None:
+    from workflow_lib.launch import commands, launcher
+
+    launcher.prepare()
+    commands.train(
+        experiment_of(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        output=arguments.output,
+        deadline_minutes=arguments.deadline_minutes,
+    )
+
+
+@VERBS.add(
+    "suggest",
+    "suggest a trial of the study",
+    EXPERIMENT,
+    option("--number", type=int, required=True, metavar="N", help="number of the trial, from 0"),
+    TUNE_DIR,
+    OUTPUT,
+)
+def _suggest(arguments: Arguments) -> None:
+    from workflow_lib import tuning
+
+    tuning.suggest(experiment_of(arguments), arguments.number, arguments.tune_dir, WORK, arguments.output)
+
+
+@VERBS.add(
+    "trial",
+    "train a suggested run and write the result of the trial",
+    EXPERIMENT,
+    path("--suggestion", text="suggestion of the trial"),
+    DATA,
+    OUTPUT,
+    DEADLINE,
+    ON_STOP,
+)
+def _trial(arguments: Arguments) -> None:
+    from workflow_lib import tuning
+    from workflow_lib.launch import launcher
+
+    launcher.prepare()
+    tuning.trial(
+        experiment_of(arguments),
+        arguments.suggestion,
+        data=arguments.data,
+        work=WORK,
+        output=arguments.output,
+        deadline_minutes=arguments.deadline_minutes,
+    )
+
+
+@VERBS.add("best", "select the best trial of the study and freeze its full run", EXPERIMENT, TUNE_DIR, OUTPUT)
+def _best(arguments: Arguments) -> None:
+    from workflow_lib import tuning
+
+    tuning.best(experiment_of(arguments), arguments.tune_dir, WORK, arguments.output)
+
+
+@VERBS.add("evaluate", "measure a model on the test split", EXPERIMENT, RUN, DATA, MODEL, OUTPUT)
+def _evaluate(arguments: Arguments) -> None:
+    from workflow_lib import evaluation
+
+    evaluation.evaluate(
+        experiment_of(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        model=arguments.model,
+        output=arguments.output,
+    )
+
+
+@VERBS.add(
+    "export",
+    "export a model to ONNX and compare it with PyTorch",
+    EXPERIMENT,
+    RUN,
+    DATA,
+    MODEL,
+    path("--evaluation", text="evaluation of the model"),
+    OUTPUT,
+)
+def _export(arguments: Arguments) -> None:
+    from workflow_lib import export
+
+    export.export(
+        experiment_of(arguments),
+        run=arguments.run,
+        data=arguments.data,
+        work=WORK,
+        model=arguments.model,
+        evaluation=arguments.evaluation,
+        output=arguments.output,
+    )
+
+
+@VERBS.add(
+    "report",
+    "write the report of an experiment",
+    EXPERIMENT,
+    RESULTS,
+    path("--plan", text="plan of the experiment"),
+    OUTPUT,
+    option("--incomplete", action="store_true", help="report the results there are, if a run lacks one"),
+)
+def _report(arguments: Arguments) -> None:
+    from workflow_lib import plan, report
+
+    runs = plan.reported_runs(arguments.plan)
+    write = report.write_incomplete if arguments.incomplete else report.write
+    write(experiment_of(arguments), arguments.results, runs, WORK, arguments.output)
+
+
+@VERBS.add("summary", "print the best run, its metrics and what to type next", RESULTS)
+def _summary(arguments: Arguments) -> None:
+    from workflow_lib import report
+
+    print(report.summary(arguments.results))

@@ -1,0 +1,208 @@
+"""The verbs that users type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workflow_lib.cli.options import (
+    CONFIG,
+    CONFIGS,
+    EXPERIMENT,
+    RESULTS_FOLDER,
+    RUNS,
+    SET,
+    WORK,
+    Arguments,
+    Verbs,
+    experiment_of,
+    option,
+)
+from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.text import count
+
+VERBS = Verbs()
+
+
+@VERBS.add("init", "print an experiment file with every setting, its default and its meaning")
+def _init(arguments: Arguments) -> None:
+    from workflow_lib import config
+
+    print(config.template(), end="")
+
+
+@VERBS.add("validate", "report every mistake in experiment files: where it is, and what is allowed", CONFIGS, SET)
+def _validate(arguments: Arguments) -> None:
+    from workflow_lib.cli import validation
+
+    problems = []
+    for file in arguments.config:
+        try:
+            for line in validation.validated(file, arguments.set):
+                print(f"{file}: {line}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+PROFILE = option(
+    "--profile", type=Path, metavar="FOLDER", help="also list what the jobs request, and check it against the cluster"
+)
+
+
+@VERBS.add("plan", "list the runs of an experiment and the settings that differ between them", CONFIG, SET, PROFILE)
+def _plan(arguments: Arguments) -> None:
+    from workflow_lib import config, plan
+    from workflow_lib.plan import preview
+    from workflow_lib.results import claims
+    from workflow_lib.slurm import budget
+
+    experiment = config.load([arguments.config], arguments.set)
+    claims.check(RESULTS_FOLDER, experiment.name, claims.of([arguments.config], arguments.set))
+    print(plan.table(experiment))
+    for line in plan.columns(experiment):
+        print(line)
+    problems, notes = preview.look(plan.expand(experiment), experiment.runtime, Path.cwd())
+    for line in [*(f"rejected: {problem}" for problem in problems), *notes]:
+        print(f"\n{line}")
+    if arguments.profile:
+        profile = budget.read_profile(arguments.profile)
+        asked = budget.requests(experiment, profile)
+        print(f"\n{budget.table(asked)}\n")
+        is_slurm = profile.values.get("executor") == "slurm"
+        print(budget.check(asked) if is_slurm else f"NOT CHECKED: {profile.path} has no `executor: slurm`")
+
+
+@VERBS.add(
+    "explain",
+    "list the settings and lines of code in which two runs or experiments differ",
+    option("a", metavar="A", help="run id or experiment file"),
+    option("b", nargs="?", metavar="B", help="run id or experiment file (default: run A with the current code)"),
+)
+def _explain(arguments: Arguments) -> None:
+    from workflow_lib.housekeeping import explain
+
+    print(explain.explain(arguments.a, arguments.b, WORK))
+
+
+@VERBS.add("accept", "keep finished results of runs whose code has changed since, and record the decision", RUNS)
+def _accept(arguments: Arguments) -> None:
+    from workflow_lib.housekeeping import code_changes
+
+    for run in arguments.runs:
+        print(code_changes.accept(run, WORK))
+
+
+@VERBS.add("retrain", "move the trained state of runs aside, so that the pipeline trains them again", RUNS)
+def _retrain(arguments: Arguments) -> None:
+    from workflow_lib.housekeeping import code_changes
+
+    for run in arguments.runs:
+        print(code_changes.retrain(run, WORK, RESULTS_FOLDER))
+
+
+@VERBS.add(
+    "trace",
+    "show the run, data, code and command that produced a result",
+    option("file", type=Path, metavar="FILE", help="a file in results/EXPERIMENT/runs/RUN/"),
+)
+def _trace(arguments: Arguments) -> None:
+    from workflow_lib.results import provenance
+
+    print(provenance.trace(arguments.file, WORK))
+
+
+@VERBS.add(
+    "status",
+    "list the runs: state, step, speed, last checkpoint, attempts, owner",
+    option("--json", action="store_true", help="print all details as JSON"),
+)
+def _status(arguments: Arguments) -> None:
+    import json
+
+    from workflow_lib.housekeeping import status
+
+    rows = status.runs(WORK, RESULTS_FOLDER)
+    print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
+
+
+@VERBS.add(
+    "clean",
+    "list the files that no result needs, with their size; --yes removes them",
+    option("--yes", action="store_true", help="remove what is listed"),
+)
+def _clean(arguments: Arguments) -> None:
+    from workflow_lib.housekeeping import cleaning
+
+    items = cleaning.removable(WORK, RESULTS_FOLDER)
+    for item in items:
+        print(f"{item.bytes / 1e6:10.1f} MB  {item.path}  ({item.why})")
+    if not items:
+        print("nothing to remove")
+        return
+    print(f"{sum(item.bytes for item in items) / 1e6:10.1f} MB in {count(len(items), 'place')}")
+    if not arguments.yes:
+        print("nothing was removed; --yes removes what is listed")
+        return
+    left = [f"{item.path} was left: {why}" for item, why in cleaning.clean(items) if why is not None]
+    print(f"removed {len(items) - len(left)} of {count(len(items), 'place')}")
+    if left:
+        raise EverstepError("\n".join(left))
+
+
+@VERBS.add(
+    "prove-resume",
+    "train a run without interruption and again under kills, and compare the results bit by bit",
+    CONFIG,
+    SET,
+    option("--kills", type=int, default=20, metavar="N", help="number of kills (default: 20)"),
+    option("--seed", type=int, default=0, metavar="S", help="seed of the places and kinds of the kills (default: 0)"),
+)
+def _prove_resume(arguments: Arguments) -> None:
+    import uuid
+
+    from workflow_lib import config, prove
+    from workflow_lib.launch import launcher
+    from workflow_lib.store import layout
+
+    if arguments.kills < 1:
+        raise ConfigError(f"--kills {arguments.kills}: allowed: 1 and more; nothing is proved without a kill")
+    launcher.prepare()
+    experiment = config.load([arguments.config], arguments.set)
+    folder = layout.proof_dir(WORK, uuid.uuid4().hex[:12])
+    verdict = prove.prove(experiment, kills=arguments.kills, folder=folder, seed=arguments.seed)
+    if verdict.difference is not None:
+        raise EverstepError(str(verdict))
+    print(verdict)
+
+
+@VERBS.add(
+    "track",
+    "copy the learning curves to MLflow, TensorBoard or W&B, during the training or after it",
+    option("experiment", nargs="?", type=Path, metavar="CONFIG", help=EXPERIMENT.settings["help"]),
+    option("--follow", action="store_true", help="continue until every run is finished"),
+    option("--to", action="append", metavar="TRACKER", help="overrides tracking.to of the file; may be repeated"),
+    option("--output", type=Path, metavar="FILE", help="output file: the number of copied rows of each run"),
+    has_log=True,
+)
+def _track(arguments: Arguments) -> None:
+    from workflow_lib import tracking
+
+    experiment = experiment_of(arguments)
+    tracking.track(
+        experiment,
+        to=arguments.to or experiment.tracking.to,
+        follow=arguments.follow,
+        work=WORK,
+        results=RESULTS_FOLDER,
+        output=arguments.output,
+    )
+
+
+@VERBS.add("schema", "print the JSON schema of experiment files, for editors")
+def _schema(arguments: Arguments) -> None:
+    import json
+
+    from workflow_lib import config
+
+    print(json.dumps(config.schema(), indent=2, sort_keys=True))

@@ -1,0 +1,27 @@
+"""The checks of an experiment file that need no training: the same as before a pipeline starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workflow_lib import config, plan, snakefile
+from workflow_lib.cli.options import RESULTS_FOLDER
+from workflow_lib.errors import ConfigError
+from workflow_lib.plan import preview
+from workflow_lib.results import claims
+from workflow_lib.text import count
+
+
+def validated(file: Path, settings: Sequence[str]) -> list[str]:
+    """Return how many runs the file has, and notes; raise ConfigError with every problem."""
+    experiment = config.load([file], settings)
+    runs = plan.expand(experiment)
+    claims.check(RESULTS_FOLDER, experiment.name, claims.of([file], settings))
+    data = [experiment.data, *(run.config.data for run in runs)]
+    snakefile.check_named_files([*data, *snakefile.models(experiment, runs)], f"{file}: ")
+    problems, notes = preview.look(runs, experiment.runtime, Path.cwd())
+    if problems:
+        raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
+    trials = f", {count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
+    return [f"valid; {count(len(runs), 'run')}{trials}", *notes]
