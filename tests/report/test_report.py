@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import csv
-import gzip
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +19,7 @@ import torch
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from tests.support.report_page import COUNT_DRAWN, in_browser, needs_chromium, own_part
 from tests.support.repository import ROOT
 from tests.support.trained import Trained, train
 from workflow_lib import config, data, evaluation, export, plan, report
@@ -34,13 +33,10 @@ from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
 from workflow_lib.training.augment import augmented, partners
 
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here")
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """An experiment with its report."""
+    """An experiment of two runs and a study, with its report."""
     project = train(tmp_path_factory.mktemp("project"), tune=True)
     for run in [*project.runs, "tuned"]:
         folder = project.results / "runs" / run
@@ -62,43 +58,9 @@ def page_of(project: Trained) -> str:
     return (project.results / "report.html").read_text(encoding="utf-8")
 
 
-def unpacked(page: str, name: str) -> str:
-    """Return the text that the page holds compressed under that name."""
-    (held,) = re.findall(f'<script type="text/plain" id="{name}">([^<]*)</script>', page)
-    return gzip.decompress(base64.b64decode(held)).decode()
-
-
-def own_part(page: str) -> str:
-    """The page without the library that draws."""
-    assert unpacked(page, "plotly") == get_plotlyjs()
-    return re.sub('(<script type="text/plain" id="plotly">)[^<]*', r"\1", page)
-
-
 def table_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "runs.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-# the title of the page says how many of its figures have a line or a point, as soon as they have
-COUNT_DRAWN = """
-setInterval(() => {
-  const all = [...document.querySelectorAll('.plot[role=img]')];
-  const drawn = all.filter((place) => place.querySelector('path.js-line, path.point, .point path'));
-  document.title = `${drawn.length} of ${all.length} drawn`;
-}, 50);
-"""
-
-
-def in_browser(page: Path, profile: Path, script: str = "") -> str:
-    """The document as Chromium leaves it, after a script at its end."""
-    copy = profile / "page.html"
-    profile.mkdir()
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile / 'chromium'}", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    return done.stdout
 
 
 def test_the_page_loads_nothing_and_holds_the_library_once(project: Trained) -> None:
@@ -121,7 +83,7 @@ def test_the_page_shows_every_run_and_the_numbers_of_the_best(project: Trained) 
         assert f'<section id="{chapter}"' in page
 
 
-def test_what_people_wrote_is_shown_and_never_run(project: Trained) -> None:
+def test_text_of_users_is_shown_and_never_executed(project: Trained) -> None:
     page = own_part(page_of(project))
     assert "<script>alert(1)" not in page
     assert "<b>bold" not in page
@@ -161,8 +123,8 @@ def test_the_validation_split_chooses_the_best_run_and_not_the_test_split(projec
     runs = load_results(project.experiment, project.results, project.runs, project.work)
     loser = runs[-1]
     perfect = {"metrics": {**loser.evaluation["metrics"], "accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}}
-    told = [replace(loser, evaluation={**loser.evaluation, **perfect}), *runs[:-1]]
-    assert sorted(told, key=RunResults.rank)[-1].name == loser.name
+    changed = [replace(loser, evaluation={**loser.evaluation, **perfect}), *runs[:-1]]
+    assert sorted(changed, key=RunResults.rank)[-1].name == loser.name
 
 
 def test_runs_that_selected_by_another_metric_are_compared_by_the_experiments(project: Trained) -> None:
@@ -181,7 +143,7 @@ def test_without_a_study_the_chapter_is_absent(project: Trained, tmp_path: Path)
 
 
 def augmenting(project: Trained, folder: Path, **augment: float) -> Path:
-    """The results, as if their runs had been augmented."""
+    """Return a copy of the results in which the runs have this augmentation."""
     results = Path(shutil.copytree(project.results, folder / "results" / project.results.name))
     for path in results.glob("runs/*/train.json"):
         train = read_json(path)
@@ -218,10 +180,10 @@ def test_augmented_images_are_shown_below_the_originals(
     ]
     np.testing.assert_allclose(above, grey[0], atol=0.51)
     np.testing.assert_allclose(below, grey[1], atol=0.51)
-    assert all((one != other).any() for one, other in zip(above, below, strict=True))
+    assert all((image != other).any() for image, other in zip(above, below, strict=True))
 
 
-def test_a_page_whose_data_is_gone_has_no_picture_and_is_whole(project: Trained, tmp_path: Path) -> None:
+def test_a_page_whose_data_is_deleted_has_no_picture_but_is_complete(project: Trained, tmp_path: Path) -> None:
     results = augmenting(project, tmp_path, rotation=10)
     work = shutil.copytree(project.work, tmp_path / "work")
     shutil.rmtree(work / "data")
@@ -235,7 +197,7 @@ def test_a_page_without_augmentation_has_no_picture(project: Trained) -> None:
     assert "augmentation" not in own_part(page_of(project))
 
 
-def test_many_classes_are_listed_by_confusion_instead_of_drawn() -> None:
+def test_for_many_classes_the_confused_pairs_replace_the_matrix() -> None:
     names = [f"class {label}" for label in range(60)]
     confusion = [[3 * (i == j) for j in range(60)] for i in range(60)]
     confusion[4][7] = 2
@@ -279,7 +241,7 @@ def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained)
         assert str(project.results / path) in text
 
 
-def test_a_large_test_split_needs_no_word_of_caution(project: Trained) -> None:
+def test_a_large_test_split_has_no_caution(project: Trained) -> None:
     assert int(table_of(project.results)[0]["test_samples"]) >= 50
     assert "only" not in report.summary(project.results)
     assert 'caution">' not in own_part(page_of(project))
@@ -295,12 +257,11 @@ def test_the_summary_imports_nothing_heavy(project: Trained) -> None:
     code = "import sys, pathlib; from workflow_lib import report; report.summary(pathlib.Path(sys.argv[1]))\n"
     code += f"print(sorted({heavy} & sys.modules.keys()))"
     command = [sys.executable, "-c", code, str(project.results)]
-    root = ROOT
-    assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @needs_chromium
-def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path: Path) -> None:
+def test_a_browser_draws_every_figure_without_an_error(project: Trained, tmp_path: Path) -> None:
     note = "addEventListener('error', (e) => document.body.append('FAILED: ' + e.message));"
     note += "addEventListener('securitypolicyviolation', (e) => document.body.append('FAILED: ' + e.blockedURI));"
     page = project.results / "report.html"
@@ -312,7 +273,7 @@ def test_a_browser_draws_every_figure_without_a_word(project: Trained, tmp_path:
 
 
 @needs_chromium
-def test_a_press_on_a_heading_sorts_the_table(project: Trained, tmp_path: Path) -> None:
+def test_a_click_on_a_heading_sorts_the_table(project: Trained, tmp_path: Path) -> None:
     press = "document.querySelectorAll('#runs thead button')[1].click();"
     names = "[...document.querySelectorAll('#runs tbody tr')].map((row) => row.cells[1].textContent.trim())"
     sizes = []

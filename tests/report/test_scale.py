@@ -1,4 +1,4 @@
-"""The commands that people type do work in proportion to the number of runs, and the page of very many can be used."""
+"""Commands do work in proportion to the number of runs, and the page of thousands of runs stays usable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import store
-from tests.report.test_report import COUNT_DRAWN, in_browser, needs_chromium, own_part, unpacked
+from tests.support.report_page import COUNT_DRAWN, in_browser, needs_chromium, own_part, unpacked
 from workflow_lib import plan
 from workflow_lib.report.cost import cost
 from workflow_lib.report.curves import MAX_CURVES
@@ -23,7 +23,7 @@ from workflow_lib.results.read_runs import load_results
 
 RUNS, MANY = 60, 2000
 
-# One unit for each file that is opened, and for each name in each folder that is listed.
+# Counts the files that are opened, and the names in each folder that is listed.
 COUNT = """
 import os, sys
 from workflow_lib import cli
@@ -55,7 +55,7 @@ VERBS = {
 
 
 def work_of(folder: Path, arguments: list[str]) -> tuple[int, int]:
-    """Files that the command opens, and names in the folders that it lists."""
+    """Return how many files the command opens, and how many names the folders that it lists have."""
     done = subprocess.run([sys.executable, "-c", COUNT, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     opened, listed, code = map(int, done.stderr.splitlines()[-1].split())
@@ -65,7 +65,7 @@ def work_of(folder: Path, arguments: list[str]) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a finished run, which is to grow."""
+    """A project with a finished run, to which tests add others."""
     folder = tmp_path_factory.mktemp("scale")
     store.make(folder)
     return folder
@@ -73,7 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(project: Path) -> dict[str, list[tuple[int, int]]]:
-    """For each command, its work with so many runs, twice as many and three times as many."""
+    """The work of each command with RUNS runs, twice as many and three times as many."""
     found: dict[str, list[tuple[int, int]]] = {verb: [] for verb in VERBS}
     for runs in (RUNS, 2 * RUNS, 3 * RUNS):
         store.grow(project, runs)
@@ -84,7 +84,7 @@ def work(project: Path) -> dict[str, list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_twice_the_runs_are_twice_the_work(work: dict[str, list[tuple[int, int]]], verb: str) -> None:
-    """The same number of runs more costs as much again, whatever the start costs; else something is quadratic."""
+    """Equally many further runs cost the same, whatever the start costs; otherwise something is quadratic."""
     for kind, counts in zip(("opened", "listed"), zip(*work[verb], strict=True), strict=True):
         first, second = counts[1] - counts[0], counts[2] - counts[1]
         assert second <= 1.1 * first + 10, (verb, kind, counts)
@@ -97,7 +97,7 @@ def test_a_run_costs_a_status_a_handful_of_files(work: dict[str, list[tuple[int,
 
 @pytest.fixture(scope="module")
 def many(work: object, project: Path) -> Path:
-    """The report of thousands of runs; its page is in the folder that is returned, with runs.csv beside it."""
+    """The folder with the report of thousands of runs: report.html and runs.csv."""
     store.grow(project, MANY)
     work_of(project, VERBS["report"])
     return project / "results" / store.NAME
@@ -117,11 +117,11 @@ def test_a_page_of_thousands_of_runs_is_small(many: Path) -> None:
     assert (many / "report.html").stat().st_size < 2_500_000
 
 
-def test_without_a_script_the_page_shows_the_best_and_where_all_are(many: Path) -> None:
+def test_without_javascript_the_page_shows_the_best_runs_and_names_the_table(many: Path) -> None:
     page = own_part(page_of(many))
     (table,) = re.findall(r'<section id="runs".*?</section>', page, re.DOTALL)
     assert re.findall(r'<th scope="row"><code>([^<]+)', table) == [row["name"] for row in rows_of(many)[:PAGE]]
-    assert re.search(rf"<noscript><p>These are the {PAGE} best of {MANY:,} runs.*runs\.csv", table)
+    assert re.search(rf"<noscript><p>Shown are the {PAGE} best of {MANY:,} runs.*runs\.csv", table)
 
 
 def test_the_page_draws_the_best_curves_and_says_so(many: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_costs_of_thousands_of_runs_add_up(many: Path, project: Path) -> Non
     assert everything.attempts == MANY == sum(account.attempts for _, account in lines)
 
 
-# Prints the state of the table when its pages are there, and after each step.
+# Writes the result of the steps into the document as soon as the table has its pages.
 LOOK = """
 const cells = (row) => [...row.cells].map((cell) => cell.innerText);
 const texts = () => [...document.querySelectorAll('#runs tbody tr')].map(cells);
@@ -206,8 +206,8 @@ def test_the_table_pages_sorts_and_filters_over_all_rows(many: Path, tmp_path: P
 
 
 @needs_chromium
-def test_rows_made_in_the_browser_look_as_those_of_the_server(many: Path, tmp_path: Path) -> None:
-    """The page is given half of its first rows only, so the browser makes the others."""
+def test_rows_made_in_the_browser_look_like_those_in_the_page(many: Path, tmp_path: Path) -> None:
+    """Half of the first rows are removed from the page, so the browser makes them."""
     page = page_of(many)
     rows = re.findall(r'<tr(?: class="best")?>\s*<th scope="row"><code>.*?</tr>', page, re.DOTALL)[:PAGE]
     for row in rows[PAGE // 2 :]:

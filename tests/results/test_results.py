@@ -15,7 +15,7 @@ import torch
 from markupsafe import escape
 from sklearn import metrics
 
-from tests.report.test_report import COUNT_DRAWN, in_browser, needs_chromium, own_part
+from tests.support.report_page import COUNT_DRAWN, in_browser, needs_chromium, own_part
 from tests.support.trained import Trained, train
 from workflow_lib import evaluation, export, report
 from workflow_lib.data import Manifest, Split, load_split

@@ -1,4 +1,4 @@
-// The figures. Plotly is in the page compressed, which takes a quarter of the space.
+// The figures. The page holds Plotly compressed, in a quarter of its size.
 unpacked("plotly").then((library) => {
   document.head.append(Object.assign(document.createElement("script"), { textContent: library }));
   const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
@@ -12,15 +12,15 @@ unpacked("plotly").then((library) => {
     return { tickvals, ticktext: tickvals.map(tickText) };
   };
   const [FEW_TICKS, MANY_TICKS] = [[1, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map(logTicks);
-  // How many times the smallest value of an axis fits into its largest.
+  // The largest value of an axis divided by its smallest one.
   const ratio = (data, axis) => {
     const [key, name] = [axis[0], axis.replace("axis", "")];
-    const own = data.filter((one) => (one[`${key}axis`] ?? key) === name && Array.isArray(one[key]));
-    const values = own.flatMap((one) => one[key]).filter((value) => value > 0);
+    const own = data.filter((trace) => (trace[`${key}axis`] ?? key) === name && Array.isArray(trace[key]));
+    const values = own.flatMap((trace) => trace[key]).filter((value) => value > 0);
     return Math.max(...values) / Math.min(...values);
   };
 
-  // Plotly knows nothing of style sheets: its colours are read from the page's.
+  // Plotly does not use style sheets, so its colours are read from the page's.
   const colours = () => {
     const style = getComputedStyle(document.documentElement);
     const of = (name) => style.getPropertyValue(name).trim();
@@ -51,13 +51,13 @@ unpacked("plotly").then((library) => {
     Plotly.react(place, place.data, themed(current, place.data), config);
   });
 
-  // Learning curves: three traces a run and plot (validation, training, the epoch kept).
+  // Learning curves: three traces for each run and plot (validation, training, the epoch whose state is kept).
   const colour = (run) => PALETTE[run % PALETTE.length];
   const traces = (kind) => curves.flatMap((run, index) => {
     const line = { color: colour(index), width: 2 };
     const best = run.epoch.indexOf(run.best_epoch);
     const shared = { type: "scatter", showlegend: false };
-    const mode = run.epoch.length === 1 ? "markers" : "lines"; // a line through one point is not seen
+    const mode = run.epoch.length === 1 ? "markers" : "lines"; // a line through one point is invisible
     return [
       { ...shared, mode, name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], marker: { color: colour(index) }, line },
       { ...shared, mode, name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`] || run.epoch.map(() => null),
@@ -66,7 +66,7 @@ unpacked("plotly").then((library) => {
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
   });
-  // A logarithmic axis shows little where the values are close; ticks between two epochs mean nothing.
+  // A logarithmic axis is of no use for values close together; ticks between two epochs have no meaning.
   const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
   const scale = losses.length && Math.max(...losses) > 10 * Math.min(...losses) ? "log" : "linear";
   const ticks = Math.max(0, ...curves.flatMap((run) => run.epoch)) <= 10 ? { dtick: 1 } : {};
@@ -110,7 +110,7 @@ unpacked("plotly").then((library) => {
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  // Paper is white.
+  // Print dark on white.
   const root = document.documentElement;
   const { theme } = root.dataset;
   addEventListener("beforeprint", () => { root.dataset.theme = "light"; redraw(); });

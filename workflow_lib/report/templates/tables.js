@@ -1,13 +1,13 @@
 "use strict";
-// Returns the text that the page holds compressed. Raises where the browser is too old for it.
+// Return the text of a compressed element. Fails if the browser is too old.
 const unpacked = async (id) => {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (char) => char.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 };
 
-// Tables: a press on a heading sorts by it, again the other way round; what has no value stays last. A long table comes
-// by pages and can be filtered. The page holds its first rows as HTML; the others are made here, from columns of values,
-// when they are first shown, and look as if the server had written them.
+// Tables: a click on a heading sorts by it, another one reverses the order; cells without a value stay last. A long table
+// has pages and a filter. The document holds its first rows as HTML; the others are made here, from columns of values,
+// when they are first shown, and look the same.
 (() => {
   const count = new Intl.NumberFormat("en-US");
   const fixed = (digits) => new Intl.NumberFormat("en-US",
@@ -28,7 +28,7 @@ const unpacked = async (id) => {
     return element;
   };
 
-  // A column of values: how a cell shows one, and what the filter finds in it.
+  // A column by its kind: how a cell shows a value, and the text that the filter searches.
   const KINDS = {
     name: {
       fill: (cell, { values, notes }, row) => {
