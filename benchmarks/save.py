@@ -76,7 +76,7 @@ def measure(millions: float, rounds: int, folder: Path) -> None:
             for name, one in named.items():
                 copies[group][name].copy_(one)
         after_copy = time.perf_counter()
-        saver.start(Snapshot(turn, state, {}), {})
+        saver.start(Snapshot(turn, state, {}))
         after_start = time.perf_counter()
         during = step_times(60.0, until=saver.thread)
         saver.wait()

@@ -21,16 +21,16 @@ FORGETFUL = """
 import sys
 
 if "prove-resume" in sys.orig_argv:
-    from workflow_lib.training.state import State
+    from workflow_lib.training import snapshot
 
-    restore = State._restore
+    restore = snapshot.restore
 
-    def forgetful(self, *given):
-        restore(self, *given)
-        for moments in self.optimizer.state.values():
+    def forgetful(state, loaded):
+        restore(state, loaded)
+        for moments in state.optimizer.state.values():
             moments["exp_avg"].zero_()
 
-    State._restore = forgetful
+    snapshot.restore = forgetful
 """
 
 BUILT = """

@@ -21,8 +21,7 @@ from workflow_lib import config, prove
 from workflow_lib.config import Experiment
 from workflow_lib.runtime.clock import start_s
 from workflow_lib.store.lease import is_alive
-from workflow_lib.training import sampling
-from workflow_lib.training import state as room
+from workflow_lib.training import batches, snapshot
 from workflow_lib.training.state import State
 
 EXPERIMENT = """
@@ -111,23 +110,23 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 def forgets(name: str, forget: Callable[[State], Any]) -> Plant:
     """A restore after which something is forgotten."""
-    restore = State._restore
+    restore = snapshot.restore
 
-    def forgetful(self: State, *loaded: Any) -> None:
-        restore(self, *loaded)
-        forget(self)
+    def forgetful(state: State, loaded: Any) -> None:
+        restore(state, loaded)
+        forget(state)
 
-    return lambda patch: patch.setattr(State, "_restore", forgetful)
+    return lambda patch: patch.setattr(snapshot, "restore", forgetful)
 
 
 def without_generator(name: str) -> Plant:
-    original = room.restore_rng
+    original = snapshot.restore_rng
 
     def restore(state: dict[str, torch.Tensor]) -> None:
-        now = room.capture_rng(torch.device("cpu"))
+        now = snapshot.capture_rng(torch.device("cpu"))
         original({**state, name: now[name]})
 
-    return lambda patch: patch.setattr(room, "restore_rng", restore)
+    return lambda patch: patch.setattr(snapshot, "restore_rng", restore)
 
 
 def set_cursor(**changes: int) -> Callable[[State], None]:
@@ -157,7 +156,7 @@ def reset_buffers(state: State) -> None:
 
 def random_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        sampling, "epoch_order", lambda seed, epoch, n: torch.tensor(random.SystemRandom().sample(range(n), n))
+        batches, "epoch_order", lambda seed, epoch, n: torch.tensor(random.SystemRandom().sample(range(n), n))
     )
 
 

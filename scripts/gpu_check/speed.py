@@ -240,16 +240,18 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
 def _time_save(case: Case, device: torch.device, determinism: str, folder: Path) -> list[str]:
     import torch
 
+    from workflow_lib.training import snapshot
+
     bench = Bench(case, device, determinism, folder / str(case.batch))
     saver, state = bench.saver, bench.trainer.state
     bench.epoch()
     quiet_s = statistics.median(bench.seconds(bench.epoch) for _ in range(3))
-    moving = [tensor for named in state.moving().values() for tensor in named.values()]
-    size = sum(tensor.nbytes for tensor in moving)
-    host = [torch.empty(one.shape, dtype=one.dtype, pin_memory=device.type == "cuda") for one in moving]
+    tensors = [tensor for named in snapshot.mutable_tensors(state).values() for tensor in named.values()]
+    size = sum(tensor.nbytes for tensor in tensors)
+    host = [torch.empty(one.shape, dtype=one.dtype, pin_memory=device.type == "cuda") for one in tensors]
 
     def copy() -> None:
-        for target, source in zip(host, moving, strict=True):
+        for target, source in zip(host, tensors, strict=True):
             target.copy_(source, non_blocking=True)
 
     copy_s = statistics.median([bench.seconds(copy) for _ in range(4)][1:])

@@ -55,13 +55,13 @@ def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
 def loaded(directory: Path) -> tuple[int, float, dict[str, Any]]:
     found = store(directory).load_latest()
     assert found is not None
-    return found[0].step, float(found[1]["model"]["w"][0]), found[2]
+    return found[0].step, float(found[1].tensors["model"]["w"][0]), dict(found[1].state)
 
 
 def test_what_changes_after_the_start_is_not_in_the_save(tmp_path: Path) -> None:
     gate = Gate()
     mine, weights, state = saver(store(tmp_path, gate)), groups(1.0), {"step": 1}
-    mine.start(Snapshot(1, weights, state), {})
+    mine.start(Snapshot(1, weights, state))
     assert gate.asked.wait(300)
     weights["model"]["w"].fill_(2.0)
     state["step"] = 2
@@ -75,7 +75,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
     mine = saver(store(tmp_path, gate), interval_steps=1)
     mine.begin_at(0, None)
     assert mine.is_due(1)
-    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
     assert gate.asked.wait(300)
     assert not mine.is_due(9)
     gate.is_open.set()
@@ -86,7 +86,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
 def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     for step in (1, 2):
-        mine.start(Snapshot(step, groups(float(step)), {}), {})
+        mine.start(Snapshot(step, groups(float(step)), {}))
         mine.wait()
         place = mine._memory._memory.data_ptr()
         if step == 1:
@@ -98,20 +98,20 @@ def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
 def test_a_save_that_was_begun_in_inference_mode_spoils_no_later_one(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     with torch.inference_mode(), torch.inference_mode(False):
-        mine.start(Snapshot(1, groups(1.0), {}), {})
-    mine.start(Snapshot(2, groups(2.0), {}), {})
+        mine.start(Snapshot(1, groups(1.0), {}))
+    mine.start(Snapshot(2, groups(2.0), {}))
     mine.wait()
     assert loaded(tmp_path)[0] == 2
 
 
 def test_tensors_that_take_another_shape_are_copied_too(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
-    mine.start(Snapshot(1, groups(1.0), {}), {})
-    mine.start(Snapshot(2, {"model": {"w": torch.full((7, 2), 3.0)}}, {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
+    mine.start(Snapshot(2, {"model": {"w": torch.full((7, 2), 3.0)}}, {}))
     mine.wait()
     found = store(tmp_path).load_latest()
     assert found is not None
-    assert found[1]["model"]["w"].shape == (7, 2)
+    assert found[1].tensors["model"]["w"].shape == (7, 2)
 
 
 def test_a_save_is_due_after_the_steps_or_the_seconds_that_were_asked_for(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_save_is_due_after_the_steps_or_the_seconds_that_were_asked_for(tmp_pa
     assert not by_time.is_due(19)
     now = 130.0
     assert by_time.is_due(11)
-    by_time.start(Snapshot(11, groups(1.0), {}), {})
+    by_time.start(Snapshot(11, groups(1.0), {}))
     by_time.wait()
     assert not by_time.is_due(12)
 
@@ -134,11 +134,11 @@ def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_mad
 ) -> None:
     def work() -> None:
         mine = saver(store(tmp_path), interval_steps=2)
-        mine.start(Snapshot(1, groups(1.0), {}), {})
+        mine.start(Snapshot(1, groups(1.0), {}))
         mine.wait()
         for step in (3, 5):
             assert mine.is_due(step)
-            mine.start(Snapshot(step, groups(float(step)), {}), {})
+            mine.start(Snapshot(step, groups(float(step)), {}))
             mine.wait()
             assert not mine.is_due(step + 1)
             assert mine.latest is not None
@@ -156,9 +156,9 @@ def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_mad
 def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) -> None:
     def work() -> None:
         mine = saver(store(tmp_path))
-        mine.start(Snapshot(1, groups(1.0), {}), {})
+        mine.start(Snapshot(1, groups(1.0), {}))
         with pytest.raises(SaveError, match="step 2.*Input/output error"):
-            mine.finish(Snapshot(2, groups(2.0), {}), {})
+            mine.finish(Snapshot(2, groups(2.0), {}))
 
     fault = FileFault("EIO", f"{tmp_path}/*/.tmp-step-000000000002*", operation="fsync", rank=-1, times=0)
     assert run_forked(work, [fault]) == SURVIVED
@@ -167,8 +167,8 @@ def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) ->
 
 def test_the_last_save_waits_for_the_one_under_way(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
-    mine.start(Snapshot(1, groups(1.0), {}), {})
-    last = mine.finish(Snapshot(2, groups(2.0), {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
+    last = mine.finish(Snapshot(2, groups(2.0), {}))
     assert (last.serial, mine.saves) == (1, 2)
     assert loaded(tmp_path)[:2] == (2, 2.0)
 
@@ -176,20 +176,20 @@ def test_the_last_save_waits_for_the_one_under_way(tmp_path: Path) -> None:
 def test_a_takeover_that_a_save_in_the_background_finds_ends_the_training(tmp_path: Path) -> None:
     mine = saver(store(tmp_path, lambda: False))
     mine.begin_at(0, None)
-    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
     with pytest.raises(WorkspaceBusy):
         mine.wait()
     assert mine.is_due(1)
     for end in (mine.start, mine.finish):
         with pytest.raises(WorkspaceBusy):
-            end(Snapshot(2, groups(2.0), {}), {})
+            end(Snapshot(2, groups(2.0), {}))
     assert not os.listdir(tmp_path / "checkpoints")
 
 
 def test_the_cost_of_saves_is_measured(tmp_path: Path) -> None:
     ticks = iter(range(1000))
     mine = saver(store(tmp_path), lambda: float(next(ticks)))
-    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
     mine.wait()
     assert mine.saves == 1
     assert mine.blocked_s > 0
@@ -226,7 +226,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_is_waited_for_before_its_tensors_change(tmp_path: Path, gpu: None) -> None:
     mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
-    mine.start(Snapshot(1, weights, {}), {})
+    mine.start(Snapshot(1, weights, {}))
     mine.wait_copied()
     weights["model"]["w"].fill_(2.0)
     mine.wait()
@@ -248,7 +248,7 @@ def test_memory_that_was_reserved_is_pinned_once_and_has_the_size_of_the_state(
     assert len(pinned) == 1
     assert 4_000_004 <= pinned[0] < 4_000_004 + 4 * 64
     for step in (1, 2):
-        mine.start(Snapshot(step, odd, {}), {})
+        mine.start(Snapshot(step, odd, {}))
     mine.wait()
     assert len(pinned) == 1
     assert mine._memory.is_pinned
@@ -261,7 +261,7 @@ def test_memory_that_cannot_be_pinned_only_causes_a_warning(
     monkeypatch.setattr(slab, "_forget_error", lambda device: None)  # would launch a kernel
     mine = saver(store(tmp_path), device=GPU)
     for step in (1, 2):
-        mine.start(Snapshot(step, groups(float(step)), {}), {})
+        mine.start(Snapshot(step, groups(float(step)), {}))
         mine.wait()
     assert loaded(tmp_path)[:2] == (2, 2.0)
     assert [record.getMessage() for record in caplog.records if "cannot be pinned" in record.getMessage()] == [
@@ -275,7 +275,7 @@ def test_a_save_is_written_by_a_thread_on_the_gpu_of_its_rank(
     bound: list[tuple[str, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda to: bound.append((threading.current_thread().name, to)))
     mine = saver(store(tmp_path), device=GPU)
-    mine.start(Snapshot(1, groups(1.0), {}), {})
+    mine.start(Snapshot(1, groups(1.0), {}))
     mine.wait()
     assert bound == [("saver", GPU)]
 
@@ -284,7 +284,7 @@ def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> 
     """Freed memory would be reused by the next step, which writes into it before it is copied."""
     mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
     kept = weakref.ref(weights["model"]["w"])
-    mine.start(Snapshot(1, weights, {}), {})
+    mine.start(Snapshot(1, weights, {}))
     del weights
     assert kept() is not None
     mine.wait()

@@ -59,15 +59,15 @@ def snapshot(step: int) -> Snapshot:
 
 def assert_is_snapshot(loaded: Any, step: int) -> None:
     """The loaded state is that of the step, in every bit."""
-    found, tensors, state = loaded
+    found, contents = loaded
     want = snapshot(step)
     assert found.step == step
-    assert state == want.state
-    assert tensors.keys() == want.tensors.keys()
+    assert (contents.step, contents.state, contents.about) == (step, want.state, want.about)
+    assert contents.tensors.keys() == want.tensors.keys()
     for group, named in want.tensors.items():
-        assert tensors[group].keys() == named.keys()
+        assert contents.tensors[group].keys() == named.keys()
         for name, tensor in named.items():
-            got = tensors[group][name]
+            got = contents.tensors[group][name]
             assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape), name
             assert bits(got) == bits(tensor), name
 

@@ -24,6 +24,7 @@ from workflow_lib.data import Manifest, MappedSplit, Split, loader
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import DataError
+from workflow_lib.training import snapshot
 from workflow_lib.training.trainer import Trainer
 
 __all__ = ["prepared"]
@@ -244,7 +245,7 @@ def test_a_training_from_shards_goes_on_where_one_from_memory_stopped(
 def _bits(trainer: Trainer) -> dict[str, Any]:
     tensors = {
         f"{group}.{name}": one.detach().numpy().tobytes()
-        for group, named in trainer.state.tensors().items()
+        for group, named in snapshot.tensors(trainer.state).items()
         for name, one in named.items()
     }
     return {**tensors, "history": trainer.state.progress.history}

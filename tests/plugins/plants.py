@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from workflow_lib.checkpoint import Snapshot
 from workflow_lib.data import shard
 from workflow_lib.distributed import rendezvous
 from workflow_lib.distributed.ranks import Ranks
@@ -24,12 +25,12 @@ from workflow_lib.launch.context import AttemptContext
 from workflow_lib.runtime import environment
 from workflow_lib.runtime.seed import capture_rng
 from workflow_lib.tasks.classification import CrossEntropy
-from workflow_lib.training import metrics_file
+from workflow_lib.training import metrics_file, snapshot
 from workflow_lib.training import state as room
 from workflow_lib.training.divergence import Divergence
 from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.metrics_file import Curve
-from workflow_lib.training.optimizers import Plateau
+from workflow_lib.training.selection import Plateau
 from workflow_lib.training.state import State
 from workflow_lib.training.trainer import Trainer
 
@@ -220,10 +221,10 @@ def samples_are_written() -> None:
     """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
     step = Trainer._step
 
-    def watched(self: Trainer, order: Any, *others: Any) -> None:
-        epoch, at = self.state.progress.cursor.epoch, self.state.progress.cursor.sample
-        mine = [row for start, stop in self._sampling.windows for row in order[at + start : at + stop].tolist()]
-        step(self, order, *others)
+    def watched(self: Trainer, micro_batches: Any, batches: Any) -> None:
+        epoch = self.state.progress.cursor.epoch
+        mine = [sample for micro_batch in micro_batches for sample in micro_batch.samples.tolist()]
+        step(self, micro_batches, batches)
         with open(f"samples-{self.ranks.rank}.txt", "a") as file:
             file.write(" ".join(map(str, [epoch, *mine])) + "\n")
 
@@ -295,10 +296,10 @@ def _spoil_loss(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
 def _in_step(number: int, act: Callable[[], object]) -> None:
     step = Trainer._step
 
-    def struck(self: Trainer, order: Any, *others: Any) -> None:
+    def struck(self: Trainer, *arguments: Any) -> None:
         if self.ranks.rank == 1 and self.state.progress.cursor.step == number:
             act()
-        step(self, order, *others)
+        step(self, *arguments)
 
     Trainer._step = struck  # type: ignore[method-assign]
 
@@ -412,36 +413,36 @@ def without_sealed_metrics() -> None:
 
 
 def _restore_instead(**parts: Callable[[State, dict[str, Any]], dict[str, Any]]) -> None:
-    restore = State._restore
+    restore = snapshot.restore
 
-    def partly(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
-        changed = {name: part(self, tensors[name]) for name, part in parts.items()}
-        restore(self, {**tensors, **changed}, record, about)
+    def partly(state: State, loaded: Snapshot) -> None:
+        loaded.tensors.update({name: part(state, loaded.tensors[name]) for name, part in parts.items()})
+        restore(state, loaded)
 
-    State._restore = partly  # type: ignore[method-assign]
+    snapshot.restore = partly
 
 
 def _after_restoring(act: Callable[[State], object]) -> None:
-    restore = State._restore
+    restore = snapshot.restore
 
-    def spoilt(self: State, tensors: dict[str, Any], record: dict[str, Any], about: dict[str, Any]) -> None:
-        restore(self, tensors, record, about)
-        act(self)
+    def spoilt(state: State, loaded: Snapshot) -> None:
+        restore(state, loaded)
+        act(state)
 
-    State._restore = spoilt  # type: ignore[method-assign]
+    snapshot.restore = spoilt
 
 
 def _restore_generators_but(name: str) -> None:
-    restore = room.restore_rng
+    restore = snapshot.restore_rng
 
     def partly(state: dict[str, torch.Tensor]) -> None:
         restore({**state, name: capture_rng(torch.device("cpu"))[name]})
 
-    room.restore_rng = partly
+    snapshot.restore_rng = partly
 
 
 def _move_back(state: State) -> None:
-    state.progress.cursor.sample -= state._run.training.batch_size
+    state.progress.cursor.sample -= state.run.training.batch_size
 
 
 def _copies(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from workflow_lib.report.cost import cost
 from workflow_lib.report.page import script_json
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
-from workflow_lib.training.augment import augmented, partners
+from workflow_lib.training.augment import augmented, mixing_partners
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_augmented_images_are_shown_below_the_originals(
     manifest = data.Manifest.load(project.data)
     split = data.load_split(manifest, "train", project.work)
     rows = torch.arange(8) * len(split) // 8
-    others = partners(Augment(**augment), rows, seed=7, epoch=0, samples=len(split))
+    others = mixing_partners(Augment(**augment), rows, seed=7, epoch=0, samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
     expected, *_ = augmented(Augment(**augment), inputs, targets, rows, others, seed=7, epoch=0)
     grey = [

@@ -14,7 +14,7 @@ from tests.support.repository import ROOT
 from tests.support.warm import Warm
 from workflow_lib.errors import UserError
 from workflow_lib.store.events import read_events
-from workflow_lib.training.sampling import epoch_order
+from workflow_lib.training.batches import epoch_order
 
 HOOKED: dict[str, Any] = {"training": {"hooks": "tests.plugins.watching"}}
 USER_ERROR = 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -19,8 +20,16 @@ from workflow_lib.data import ModelSpec
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError
 from workflow_lib.training import augment as room
-from workflow_lib.training import trainer
-from workflow_lib.training.augment import augment, is_augmenting, is_mixing, mix, mixing, partners, refuse_unfit
+from workflow_lib.training import passes
+from workflow_lib.training.augment import (
+    augment,
+    check_augmentation,
+    is_augmenting,
+    is_mixing,
+    mix,
+    mixing,
+    mixing_partners,
+)
 
 __all__ = ["prepared"]
 
@@ -75,7 +84,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(
 def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: float) -> None:
     section, rows, inputs = Augment(mixup=mixup, cutmix=cutmix), torch.arange(9), images(9)
     key = {"seed": 1, "epoch": 2}
-    found = [partners(section, one, samples=samples, **key) for one in (rows, *rows.split(2))]
+    found = [mixing_partners(section, one, samples=samples, **key) for one in (rows, *rows.split(2))]
     assert torch.equal(torch.cat(found[1:]), found[0])
     whole = mixing(section, rows, size=(7, 10), **key)
     parts = [mixing(section, one, size=(7, 10), **key) for one in rows.split(2)]
@@ -128,7 +137,7 @@ def test_the_weaker_the_closer_to_the_image(one: dict[str, Any]) -> None:
 @hypothesis.given(order=st.lists(st.integers(0, 6), min_size=1, max_size=40))
 def test_a_sample_that_comes_again_in_an_epoch_is_another_then(order: list[int]) -> None:
     expected = [sample + 7 * order[:place].count(sample) for place, sample in enumerate(order)]
-    assert room.numbered(torch.tensor(order), 7).tolist() == expected
+    assert room.occurrence_ids(torch.tensor(order), 7).tolist() == expected
 
 
 def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
@@ -137,8 +146,12 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
     inputs, targets = np.arange(240, dtype=np.float32).reshape(60, 1, 2, 2), np.arange(60) % 10 == 0
     manifest = prepared(given(inputs, targets.astype(np.int64), classes=("often", "seldom")))
     seen: list[Tensor] = []
-    record = lambda point, *found: seen.extend(one.clone() for one in found if point == "forward")  # noqa: E731
-    monkeypatch.setattr(trainer, "_at", record)
+
+    def record(event: str, point: str, *arguments: Tensor) -> None:
+        if point == "forward":
+            seen.append(arguments[0].clone())
+
+    monkeypatch.setattr(passes, "sys", SimpleNamespace(audit=record))
     settings = {"epochs": 1, "batch_size": 8, "sampling": "balanced"}
     images = []
     for noise in (0.0, 1e-4):
@@ -312,7 +325,7 @@ def test_both_kinds_of_pairs_take_turns() -> None:
 
 
 def test_every_sample_is_a_partner_as_often_as_any() -> None:
-    others = partners(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10)
+    others = mixing_partners(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10)
     assert others is not None
     assert stats.chisquare(torch.bincount(others, minlength=10).numpy()).pvalue > 0.01
 
@@ -322,16 +335,16 @@ def test_every_sample_is_a_partner_as_often_as_any() -> None:
 
 @pytest.mark.parametrize("one", [*EACH, {"mixup": 0.2}, {"cutmix": 1.0}], ids=lambda one: next(iter(one)))
 def test_what_is_no_image_is_refused_in_one_message(one: dict[str, Any]) -> None:
-    refuse_unfit(Augment(**one), ModelSpec((3, 8, 8), 10))
-    refuse_unfit(Augment(), ModelSpec((13,), 10))
+    check_augmentation(Augment(**one), ModelSpec((3, 8, 8), 10))
+    check_augmentation(Augment(), ModelSpec((13,), 10))
     with pytest.raises(ConfigError, match=rf"^augment: {next(iter(one))}: needs images .*\(13,\)\. Leave"):
-        refuse_unfit(Augment(**one), ModelSpec((13,), 10))
+        check_augmentation(Augment(**one), ModelSpec((13,), 10))
 
 
 def test_a_crop_that_moves_an_image_out_of_sight_is_refused() -> None:
-    refuse_unfit(Augment(crop=6), ModelSpec((3, 9, 7), 10))
+    check_augmentation(Augment(crop=6), ModelSpec((3, 9, 7), 10))
     with pytest.raises(ConfigError, match=r"^augment.crop: 7 pixels can move an image of 9x7 .*allowed: at most 6$"):
-        refuse_unfit(Augment(crop=7), ModelSpec((3, 9, 7), 10))
+        check_augmentation(Augment(crop=7), ModelSpec((3, 9, 7), 10))
 
 
 def test_augmentation_is_part_of_what_a_run_is() -> None:

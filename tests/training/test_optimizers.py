@@ -18,7 +18,8 @@ from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer
 from workflow_lib.runtime.torch_internals import unwrapped_step
-from workflow_lib.training.optimizers import Plateau, build_optimizer, hidden_matrices, learning_rate
+from workflow_lib.training.optimizers import build_optimizer, hidden_matrices, learning_rate
+from workflow_lib.training.selection import Plateau
 
 SECTIONS = [
     AdamW(lr=0.1),
@@ -151,11 +152,5 @@ def test_one_cycle_rises_to_its_peak_and_falls_below_where_it_began() -> None:
     assert found.index(max(found)) == 40
 
 
-def test_a_plateau_lowers_the_rate_when_its_patience_is_over() -> None:
-    plateau = Plateau()
-    scales = []
-    for value in (1.0, 0.9, 0.9, 0.95, 0.91, 0.8, 0.85, 0.85):
-        plateau.observe(value, higher_is_better=False, factor=0.5, patience=1)
-        scales.append(plateau.scale)
-    assert scales == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
-    assert rates(PlateauSection(), 1, plateau) == [0.25]
+def test_a_plateau_multiplies_the_rate_by_its_scale() -> None:
+    assert rates(PlateauSection(), 1, Plateau(scale=0.25)) == [0.25]

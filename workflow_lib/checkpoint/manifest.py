@@ -142,13 +142,6 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
     return safetensors.join_shards(group, (_read_verified(checkpoint.path / shard, files[shard]) for shard in shards))
 
 
-def read_contents(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Return the verified tensors of each group, and the verified state."""
-    state = read_state(checkpoint)
-    groups = [Path(name).stem for name, _ in files_of(checkpoint) if name != STATE]
-    return {group: read_tensors(checkpoint, group) for group in groups}, state
-
-
 def files_of(checkpoint: Checkpoint) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return sorted(checkpoint.manifest["files"].items())
 

@@ -90,17 +90,17 @@ class Saver:
             return step - self._saved_step >= self._interval_steps
         return self._clock() - self._started_at >= self._seconds()
 
-    def start(self, snapshot: Snapshot, kept: Groups) -> None:
-        """Start a save. The tensors of the snapshot must not change until ``wait_copied``, and those of ``kept`` never.
+    def start(self, snapshot: Snapshot) -> None:
+        """Start a save. The tensors of the snapshot must not change until ``wait_copied``, and stable ones never.
 
-        Raises WorkspaceBusy when the save before this one found that another attempt took over.
+        Raises WorkspaceBusy if the save before this one found that another attempt took over.
         """
         self.wait()
         begun = self._clock()
         sys.audit("everstep", "copy")
-        copies = self._copy(snapshot.tensors)
+        copies = self._copy(snapshot.mutable())
         sys.audit("everstep", "copied")
-        snapshot = replace(snapshot, tensors={**copies, **kept}, state=dict(snapshot.state))
+        snapshot = replace(snapshot, tensors={**snapshot.tensors, **copies}, state=dict(snapshot.state))
         copied = self._copied
         self._started_at, self._saved_step = begun, snapshot.step
         self.thread = threading.Thread(target=self._write, args=(snapshot, copied), name="saver")
@@ -125,13 +125,13 @@ class Saver:
         if self._refused is not None:
             raise self._refused
 
-    def finish(self, snapshot: Snapshot, kept: Groups) -> Checkpoint | None:
-        """The same, durable before this returns. Raises SaveError when the disk refuses."""
+    def finish(self, snapshot: Snapshot) -> Checkpoint | None:
+        """Save, and return when the checkpoint is durable. Raises SaveError if the disk fails."""
         self.wait()
-        tensors = snapshot.tensors.items()
-        cpu = {group: {name: one.detach().cpu() for name, one in named.items()} for group, named in tensors}
+        groups = snapshot.mutable().items()
+        cpu = {group: {name: tensor.detach().cpu() for name, tensor in named.items()} for group, named in groups}
         begun = self._clock()
-        self.latest = self._store.publish(replace(snapshot, tensors={**cpu, **kept}))
+        self.latest = self._store.publish(replace(snapshot, tensors={**snapshot.tensors, **cpu}))
         self._saved_step = snapshot.step
         self.saves += 1
         self.blocked_s += self._clock() - begun

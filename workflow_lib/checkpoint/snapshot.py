@@ -1,4 +1,4 @@
-"""A state to be saved, and its files, written durably."""
+"""A state that is saved or was loaded, and its files, written durably."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
-from workflow_lib.checkpoint.manifest import CHUNK
+from workflow_lib.checkpoint.manifest import CHUNK, STATE, Checkpoint, files_of, read_state, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +19,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state to be saved: ``tensors[group][name]`` on the CPU, and JSON for the rest.
+    """A state that is saved, or was loaded: ``tensors[group][name]``, and JSON for the rest.
 
-    Of a tensor that the ranks share, this rank's part begins at ``offsets[group][name]``.
+    step      optimizer steps done
+    state     JSON values, in `state.json`
+    about     JSON values for readers of the manifest
+    offsets   of a tensor that the ranks share, this rank's part begins at ``offsets[group][name]``
+    stable    groups on the CPU that nobody changes after the snapshot is taken, so that a save need not copy them
     """
 
     step: int
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    tensors: dict[str, dict[str, torch.Tensor]]
     state: Mapping[str, Any]
     about: Mapping[str, Any] = field(default_factory=dict)
     offsets: Mapping[str, Mapping[str, list[int]]] = field(default_factory=dict)
+    stable: frozenset[str] = frozenset()
+
+    def mutable(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the groups of tensors that a save has to copy."""
+        return {group: named for group, named in self.tensors.items() if group not in self.stable}
+
+
+def read_snapshot(checkpoint: Checkpoint) -> Snapshot:
+    """Return the contents of a checkpoint that one rank wrote, verified. Raises CheckpointError."""
+    state = read_state(checkpoint)
+    groups = [Path(name).stem for name, _ in files_of(checkpoint) if name != STATE]
+    tensors = {group: read_tensors(checkpoint, group) for group in groups}
+    return Snapshot(checkpoint.step, tensors, state, checkpoint.about)
 
 
 def write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
@@ -45,7 +62,7 @@ def write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
 
 
 def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """The size and digest of a new file that holds the chunks, durably."""
+    """Write the chunks to a new file and sync it; return its size and digest."""
     hasher, size = hashlib.blake2b(digest_size=32), 0
     with path.open("xb", buffering=0) as file:
         for chunk in chunks:

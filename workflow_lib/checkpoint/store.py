@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from workflow_lib.checkpoint.manifest import (
     MANIFEST,
@@ -34,17 +34,13 @@ from workflow_lib.checkpoint.manifest import (
     digest,
     files_of,
     published,
-    read_contents,
     read_manifest,
     verify,
 )
-from workflow_lib.checkpoint.snapshot import Snapshot, write_groups, write_synced
+from workflow_lib.checkpoint.snapshot import Snapshot, read_snapshot, write_groups, write_synced
 from workflow_lib.distributed.ranks import Peers
 from workflow_lib.errors import CheckpointError, RankError, SaveError, UnreadableError, WorkspaceBusy
 from workflow_lib.files import compact_json, fsync_dir
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -105,19 +101,15 @@ class CheckpointStore:
         self._retain()
         return self._parent
 
-    def load_latest(self) -> tuple[Checkpoint, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-        """Return the newest verified checkpoint with its tensors and state; None if there has never been a checkpoint.
+    def load_latest(self) -> tuple[Checkpoint, Snapshot] | None:
+        """Return the newest verified checkpoint and its contents; None if there has never been a checkpoint.
 
         Each file is read once, each tensor directly into its own memory, and the digest is computed on the bytes that
         are returned, so the host holds one copy of the state. A checkpoint that does not verify is renamed to
         ``corrupt-*`` with a warning. Raises CheckpointError when checkpoints exist but none can be used (a run never
         silently starts again), and UnreadableError when one cannot be read now, but may be whole.
         """
-        latest = self._find_latest(read_contents)
-        if latest is None:
-            return None
-        checkpoint, (tensors, state) = latest
-        return checkpoint, tensors, state
+        return self._find_latest(read_snapshot)
 
     def find_shared(self) -> Checkpoint | None:
         """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""

@@ -37,13 +37,13 @@ from workflow_lib.store.lease import Lease
 
 if TYPE_CHECKING:
     from workflow_lib.orchestrator import RootOrchestrator
-    from workflow_lib.training.state import Row
+    from workflow_lib.training.state import EpochMetrics
 
 logger = logging.getLogger(__name__)
 NOT_INTERRUPTED = "stalled|failed|raised|diverged|rejected|finished|pruned"  # beginnings of the reasons of an end
 
 
-def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[Row]:
+def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[EpochMetrics]:
     """Return the training curve, completed by this attempt, or by the previous owner while this one waited.
 
     Call ``deliver`` with the final checkpoint before another process can own the workspace.
@@ -65,7 +65,7 @@ def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] |
     with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks, services) as root:
         final = find_final_checkpoint(context.workspace)
         if final is not None:  # the previous owner has finished the run
-            history: list[Row] = checkpoint.read_state(final)["progress"]["history"]
+            history: list[EpochMetrics] = checkpoint.read_state(final)["progress"]["history"]
         else:
             if root.device.type == "cuda":
                 forking.refuse_started_cuda()
@@ -106,7 +106,7 @@ class Attempt:
             waited_s=root.waited_s,
         )
 
-    def supervise(self) -> list[Row]:
+    def supervise(self) -> list[EpochMetrics]:
         """Run the ranks, record why they ended, and return the training curve.
 
         Raises the error of the rank that failed first, and Stopped if the run was saved before its end.
@@ -133,7 +133,7 @@ class Attempt:
         sys.audit("everstep", "ended")
         return self._completed(outcome)
 
-    def _completed(self, outcome: dict[str, Any]) -> list[Row]:
+    def _completed(self, outcome: dict[str, Any]) -> list[EpochMetrics]:
         """Record the end of an attempt without a failure. Raises Stopped unless the run is finished or pruned."""
         if outcome["ended"] == "stopped":
             reason = self._why_stopped()
@@ -144,7 +144,7 @@ class Attempt:
         self._end(outcome["ended"], outcome["step"])
         if self._context.is_owner and outcome["ended"] == "finished":
             failure_record.forget(self._context.workspace)
-        history: list[Row] = outcome["history"]
+        history: list[EpochMetrics] = outcome["history"]
         return history
 
     def _fail(self, cause: Cause) -> NoReturn:

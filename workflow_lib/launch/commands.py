@@ -29,7 +29,7 @@ from workflow_lib.store.lease import Lease
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
-    from workflow_lib.training.state import Row
+    from workflow_lib.training.state import EpochMetrics
     from workflow_lib.training.trainer import StopEarly
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,11 @@ def trial(
     work: Path,
     stop_early: StopEarly,
     deadline_minutes: float | None = None,
-) -> list[Row]:
+) -> list[EpochMetrics]:
     """Return the curve of a suggested run, trained to its end or until ``stop_early`` returns true."""
     context = create_context(experiment, run, data, work, deadline_minutes, stop_early)
     with _finished(context) as final:
-        known: list[Row] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
+        known: list[EpochMetrics] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
     if known is None:
         try:
             with _checked(context):

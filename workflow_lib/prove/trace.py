@@ -42,14 +42,16 @@ class Tracer:
                 self._samples = self._inputs = None
 
     def _write(self, state: State) -> None:
-        groups = state.tensors()
+        from workflow_lib.training import snapshot
+
+        groups, record = snapshot.tensors(state), snapshot.record(state)
         rank = state.ranks.rank
         line = {
             "step": state.progress.cursor.step,
             "rank": rank,
             "samples": self._samples.hexdigest(),
             "inputs": self._inputs.hexdigest(),
-            "state": hashlib.blake2b(json.dumps(state.record(), sort_keys=True).encode(), digest_size=8).hexdigest(),
+            "state": hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest(),
             **{name: _digest(tensors) for name, tensors in groups.items()},
         }
         with (self._folder / f"trace-{rank}.jsonl").open("a") as file:

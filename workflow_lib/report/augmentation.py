@@ -37,7 +37,7 @@ def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
         return None
     import torch
 
-    from workflow_lib.training.augment import augmented, partners
+    from workflow_lib.training.augment import augmented, mixing_partners
 
     manifest = Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
     try:
@@ -46,7 +46,7 @@ def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
         logger.warning("no picture of augmented images: %s", error)
         return None
     rows = torch.arange(IMAGES) * len(split) // IMAGES
-    others = partners(config.augment, rows, seed=config.seed, epoch=0, samples=len(split))
+    others = mixing_partners(config.augment, rows, seed=config.seed, epoch=0, samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
     changed, *_ = augmented(config.augment, inputs, targets, rows, others, seed=config.seed, epoch=0)
     pixels = _tiled(torch.stack((inputs[:IMAGES], changed)), manifest)

@@ -9,7 +9,7 @@ Images are [B, channels, height, width], normalised. They are turned, flipped an
 noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that. With whom, is known
 before, so that the inputs of both are read together:
 
-    others = partners(section, rows, seed=seed, epoch=epoch, samples=len(split))
+    partners = mixing_partners(section, rows, seed=seed, epoch=epoch, samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
     inputs, targets, mixed = augmented(section, inputs, targets, rows, others, seed=seed, epoch=epoch)
     loss = objective.loss(outputs, targets) if mixed is None else objective.mixed_loss(outputs, targets, *mixed)
@@ -72,7 +72,7 @@ def is_mixing(section: Augment) -> bool:
     return any(getattr(section, name) for name in MIXES)
 
 
-def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
+def check_augmentation(section: Augment, spec: ModelSpec) -> None:
     """Raises ConfigError where something is to be augmented that is no image, or too small a one."""
     if (is_augmenting(section) or is_mixing(section)) and len(spec.input_shape) != 3:
         asked = ", ".join(name for name in type(section).model_fields if getattr(section, name))
@@ -84,7 +84,7 @@ def refuse_unfit(section: Augment, spec: ModelSpec) -> None:
         raise ConfigError(f"augment.crop: {what}")
 
 
-def partners(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
+def mixing_partners(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
     """With whom of `samples` samples each row is mixed, by number in the split; None where pairs are not mixed."""
     if not is_mixing(section):
         return None
@@ -121,7 +121,7 @@ def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch:
     return inputs + _noise(inputs, drawn) * section.noise if section.noise else inputs
 
 
-def numbered(order: Tensor, samples: int) -> Tensor:
+def occurrence_ids(order: Tensor, samples: int) -> Tensor:
     """What to take for `rows` where an epoch's order has samples more than once: no two of its places are alike.
 
     The first time it is the sample's own number, and `samples` more each time that it comes again.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +22,7 @@ from workflow_lib.runtime.torch_internals import (
     unwrap_optimizer_methods,
     unwrapped_step,
 )
+from workflow_lib.training.selection import Plateau
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Muon as MuonSection
@@ -135,25 +135,6 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
             "embeddings and the last layer do not count); take adamw"
         )
     return found
-
-
-@dataclass
-class Plateau:
-    """Counters of reduce-on-plateau: the factor so far, the best value seen, epochs without a better one."""
-
-    scale: float = 1.0
-    best: float | None = None
-    bad_epochs: int = 0
-
-    def observe(self, value: float, higher_is_better: bool, factor: float, patience: int) -> None:
-        """The scale is multiplied by the factor after more than ``patience`` epochs without improvement."""
-        if self.best is None or (value > self.best if higher_is_better else value < self.best):
-            self.best, self.bad_epochs = value, 0
-            return
-        self.bad_epochs += 1
-        if self.bad_epochs > patience:
-            self.scale *= factor
-            self.bad_epochs = 0
 
 
 def learning_rate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis
 import pytest
 import torch
@@ -12,29 +14,47 @@ from workflow_lib.config import Experiment
 from workflow_lib.data import Split
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import ConfigError
-from workflow_lib.training.sampling import Sampling, balanced_order, epoch_order
+from workflow_lib.training.batches import Batches, balanced_order, epoch_order
 
 
-def sampling(samples: int = 100, rank: int = 0, world_size: int = 1, **training: object) -> Sampling:
-    run = plan.base(Experiment.model_validate({"name": "one", "training": training}))
+def batches(samples: int = 100, rank: int = 0, world_size: int = 1, augment: Any = None, **training: Any) -> Batches:
+    run = plan.base(Experiment.model_validate({"name": "one", "training": training, "augment": augment}))
     ranks = Ranks(rank=rank, local_rank=rank, world_size=world_size)
-    return Sampling(run, Split(torch.zeros(samples, 1), torch.arange(samples) % 2), ranks)
+    return Batches(run, Split(torch.zeros(samples, 1), torch.arange(samples) % 2), ranks)
 
 
 @hypothesis.given(batch=st.integers(1, 100), world_size=st.integers(1, 5), accumulation=st.integers(1, 4))
 def test_the_micro_batches_of_all_ranks_are_the_batch(batch: int, world_size: int, accumulation: int) -> None:
     hypothesis.assume(batch >= world_size * accumulation)
     given = {"batch_size": batch, "accumulation_steps": accumulation}
-    windows = [one for rank in range(world_size) for one in sampling(100, rank, world_size, **given).windows]
-    assert [row for start, stop in windows for row in range(start, stop)] == list(range(batch))
-    sizes = {stop - start for start, stop in windows}
+    start = 100 - batch
+    epochs = [batches(100, rank, world_size, **given).epoch(3) for rank in range(world_size)]
+    micro_batches = [micro_batch for epoch in epochs for micro_batch in epoch.micro_batches(start)]
+    assert torch.equal(torch.cat([micro_batch.samples for micro_batch in micro_batches]), epochs[0].samples[start:])
+    sizes = [len(micro_batch) for micro_batch in micro_batches]
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_a_micro_batch_reads_its_samples_and_then_their_mixing_partners() -> None:
+    (plain,) = batches(batch_size=10).epoch(0).micro_batches(20)
+    assert plain.mixing_partners is None
+    assert torch.equal(plain.rows, plain.samples)
+    (mixed,) = batches(batch_size=10, augment={"mixup": 0.4}).epoch(0).micro_batches(20)
+    assert mixed.mixing_partners is not None
+    assert torch.equal(mixed.rows, torch.cat((plain.samples, mixed.mixing_partners)))
+
+
+def test_the_occurrences_of_a_sample_that_is_drawn_again_have_ids_of_their_own() -> None:
+    epoch = batches(sampling="balanced", augment={"flip_horizontal": 0.5}).epoch(0)
+    assert len(epoch.samples.unique()) < len(epoch.samples)
+    assert len(epoch.occurrence_ids.unique()) == len(epoch.samples)
+    assert torch.equal(epoch.occurrence_ids % 100, epoch.samples)
+
+
 def test_a_batch_that_is_too_small_is_refused() -> None:
-    assert sampling(100, batch_size=33).steps_per_epoch == 3
+    assert batches(100, batch_size=33).steps_per_epoch == 3
     with pytest.raises(ConfigError, match="= 5 is less than one sample for each of 3 ranks x 2 micro-batches"):
-        sampling(100, world_size=3, batch_size=5, accumulation_steps=2)
+        batches(100, world_size=3, batch_size=5, accumulation_steps=2)
 
 
 def test_an_order_has_each_sample_once_and_is_a_function_of_seed_and_epoch() -> None:

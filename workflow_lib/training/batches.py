@@ -1,0 +1,115 @@
+"""The samples of every micro-batch, as a function of seed and epoch: a resume needs only its place in the epoch.
+
+epoch         every sample once, shuffled, or drawn class by class; what is left of a whole batch is not used
+global batch  the samples of one optimizer step, over all ranks
+micro-batch   the part of it that one rank computes in one pass
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.seed import derive
+from workflow_lib.training.augment import is_augmenting, is_mixing, mixing_partners, occurrence_ids
+
+if TYPE_CHECKING:
+    from workflow_lib.data import MappedSplit, Split
+    from workflow_lib.distributed.ranks import Ranks
+    from workflow_lib.plan import RunConfig
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples that one rank computes in one pass; all tensors are int64 [b].
+
+    samples           indices in the split
+    occurrence_ids    keys of the random numbers of augmentation: the samples, unless one comes again in the epoch
+    mixing_partners   indices in the split of the samples that are mixed in, or None
+    """
+
+    samples: torch.Tensor
+    occurrence_ids: torch.Tensor
+    mixing_partners: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Indices of the rows to read: the samples, then their mixing partners."""
+        return self.samples if self.mixing_partners is None else torch.cat((self.samples, self.mixing_partners))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The samples of all ranks in one epoch, in training order; the tensors are those of `MicroBatch`, int64 [n]."""
+
+    samples: torch.Tensor
+    occurrence_ids: torch.Tensor
+    mixing_partners: torch.Tensor | None
+    spans: list[tuple[int, int]]
+
+    def micro_batches(self, start: int) -> list[MicroBatch]:
+        """Return this rank's micro-batches of the global batch that begins at ``start``."""
+        places = [slice(start + first, start + last) for first, last in self.spans]
+        partners = self.mixing_partners
+        return [
+            MicroBatch(self.samples[place], self.occurrence_ids[place], None if partners is None else partners[place])
+            for place in places
+        ]
+
+
+class Batches:
+    """The global batches of a run, and the micro-batches of one rank."""
+
+    def __init__(self, run: RunConfig, split: Split | MappedSplit, ranks: Ranks) -> None:
+        self._run, self._split = run, split
+        self.size = run.training.batch_size
+        self.steps_per_epoch = len(split) // self.size
+        accumulation = run.training.accumulation_steps
+        parts = ranks.world_size * accumulation
+        if self.size < parts:
+            raise ConfigError(
+                f"training.batch_size = {self.size} is less than one sample for each of {ranks.world_size} ranks x "
+                f"{accumulation} micro-batches"
+            )
+        edges = [self.size * part // parts for part in range(parts + 1)]
+        first = ranks.rank * accumulation
+        # of this rank's micro-batches in a global batch: consecutive, and equal to within one sample
+        self.spans = [(edges[part], edges[part + 1]) for part in range(first, first + accumulation)]
+
+    def epoch(self, number: int) -> Epoch:
+        """Return the samples of an epoch, counted from 0, on the device that the split is indexed on."""
+        section, device = self._run.augment, self._split.index_device
+        samples = self.order(number)
+        is_random = is_augmenting(section) or is_mixing(section)
+        is_repeating = is_random and self._run.training.sampling == "balanced"
+        ids = (occurrence_ids(samples, len(self._split)) if is_repeating else samples).to(device)
+        partners = mixing_partners(section, ids, seed=self._run.seed, epoch=number, samples=len(self._split))
+        return Epoch(samples.to(device), ids, partners, self.spans)
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Return the indices of an epoch's samples in training order, int64 on the CPU."""
+        if self._run.training.sampling == "balanced":
+            return balanced_order(self._run.seed, epoch, self._split.targets.cpu())
+        return epoch_order(self._run.seed, epoch, len(self._split))
+
+
+def epoch_order(seed: int, epoch: int, samples: int) -> torch.Tensor:
+    """Return every index below ``samples`` once, shuffled."""
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(samples, generator=generator)
+
+
+def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor:
+    """Return as many indices as there are targets, drawn with replacement, with the same probability for each class."""
+    generator = torch.Generator().manual_seed(derive(seed, "balanced order", epoch))
+    counts = torch.bincount(targets)
+    drawn = torch.randint(len(counts), targets.shape, generator=generator)
+    # float64, since float32 cannot name every sample of a class of more than 2^24
+    places = (torch.rand(targets.shape, generator=generator, dtype=torch.float64) * counts[drawn]).long()
+    return torch.argsort(targets, stable=True)[(counts.cumsum(0) - counts)[drawn] + places]

@@ -1,0 +1,55 @@
+"""Decisions at the end of an epoch: the best epoch, early stopping, and reduce-on-plateau.
+
+Their counters are fields of `Progress`, so a resume decides the same. All ranks have equal metrics, and decide alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workflow_lib.config.metrics import gain, is_better
+
+if TYPE_CHECKING:
+    from workflow_lib.config.run import EarlyStopping
+    from workflow_lib.config.run import Plateau as PlateauSection
+    from workflow_lib.training.state import EpochMetrics, Progress
+
+
+@dataclass
+class Plateau:
+    """Counters of reduce-on-plateau: the factor so far, the best value, and the epochs since then."""
+
+    scale: float = 1.0
+    best: float | None = None
+    bad_epochs: int = 0
+
+    def observe(self, metric: str, value: float, section: PlateauSection) -> None:
+        """Multiply the scale by ``section.factor`` after more than ``section.patience`` epochs without improvement."""
+        if is_better(metric, value, self.best):
+            self.best, self.bad_epochs = value, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs > section.patience:
+            self.scale *= section.factor
+            self.bad_epochs = 0
+
+
+def update_best(progress: Progress, row: EpochMetrics, metric: str) -> bool:
+    """Record the epoch if it is the best so far; return True if it is."""
+    is_best = is_better(metric, row[metric], progress.best[metric] if progress.best else None)
+    if is_best:
+        progress.best = row
+    return is_best
+
+
+def is_exhausted(progress: Progress, row: EpochMetrics, section: EarlyStopping | None) -> bool:
+    """Count the epochs without improvement; return True if early stopping ends the run here."""
+    if section is None:
+        return False
+    value, before = row[section.metric], progress.watched
+    if before is None or gain(section.metric, value) - section.min_delta > gain(section.metric, before):
+        progress.watched, progress.bad_epochs = value, 0
+    else:
+        progress.bad_epochs += 1
+    return progress.bad_epochs > section.patience

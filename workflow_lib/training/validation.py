@@ -1,0 +1,83 @@
+"""The validation of an epoch. It can stop before any batch: its sums and its place are part of the state."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from workflow_lib.tasks import Objective
+from workflow_lib.training.agreement import Agreement
+from workflow_lib.training.divergence import check_finite
+from workflow_lib.training.state import State
+
+if TYPE_CHECKING:
+    from workflow_lib.data import MappedSplit, Split
+
+MAX_PENDING_BATCHES = 32  # between two reads of their sums, since each read waits for the device
+
+
+class Validation:
+    """The validation batches of one rank, and the sums over all ranks."""
+
+    def __init__(
+        self, state: State, objective: Objective, split: Split | MappedSplit, agreement: Agreement, *, batch_size: int
+    ) -> None:
+        self._state, self._objective, self._split, self._agreement = state, objective, split, agreement
+        self._batch_size = batch_size
+        self._pending: list[torch.Tensor] = []  # sums of batches that are not in ``progress.validation`` yet
+
+    def start(self) -> None:
+        """Set the sums to zero."""
+        self._state.progress.cursor.val_index = 0
+        self._state.progress.validation = dict.fromkeys(self._objective.sums, 0.0)
+
+    def run(self, before_batch: Callable[[], None], after_batch: Callable[[], None]) -> None:
+        """Validate the rest of the split, from the cursor. ``before_batch`` may save the state, or raise to stop."""
+        state, cursor, world = self._state, self._state.progress.cursor, self._state.ranks.world_size
+        zeros = torch.zeros(len(self._objective.sums), dtype=torch.float64, device=state.device)
+        state.model.eval()
+        self._agreement.share_buffers(state.model)
+        count = math.ceil(len(self._split) / self._batch_size)
+        mine = range(cursor.val_index + state.ranks.rank, count, world)
+        rows = (slice(number * self._batch_size, (number + 1) * self._batch_size) for number in mine)
+        with contextlib.closing(self._split.stream(rows)) as batches:
+            while cursor.val_index < count:
+                before_batch()
+                sys.audit("everstep", "validate")
+                batch = next(batches, None)
+                self._pending.append(self._measure(*batch) if batch else zeros)
+                if batch is None and state.parallel.is_shared:  # the other ranks need this rank's part of the weights
+                    self._measure(*self._split.batch(slice(0, 1)))
+                cursor.val_index += world
+                if len(self._pending) == MAX_PENDING_BATCHES:
+                    self.add_pending()
+                after_batch()
+        self.add_pending()
+        sys.audit("everstep", "validated")
+
+    def add_pending(self) -> None:
+        """Add the pending batches to the sums in the state, in the order of batches, then of ranks.
+
+        A collective: all ranks call it, with the same number of pending batches.
+        """
+        if not self._pending:
+            return
+        cursor, sums = self._state.progress.cursor, self._state.progress.validation
+        by_rank = self._agreement.all_gather(torch.stack(self._pending).cpu())
+        self._pending = []
+        for batch in zip(*(values.tolist() for values in by_rank), strict=True):
+            for values in batch:
+                for name, value in zip(self._objective.sums, values, strict=True):
+                    sums[name] += value
+        check_finite({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
+
+    def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        inputs, targets = self._objective.parts(inputs, targets)
+        with self._state.autocast():
+            outputs = self._state.parallel.eval_forward(inputs, self._state.ema).float()
+        return self._objective.measure(outputs, targets)
