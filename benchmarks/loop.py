@@ -1,11 +1,11 @@
-"""Steps of the training loop against loops that people write by hand or with a framework, as ratios in one process.
+"""Compare the training loop with loops written by hand or with a framework, as ratios in one process.
 
     python benchmarks/loop.py [--rounds 9]           `pip install -c constraints.txt '.[bench]'` adds the frameworks
 
-Slices of one epoch of each loop take turns, and the median of each is compared. All use one thread, AdamW and the
-same model. `textbook` draws from a DataLoader; `preloaded` indexes tensors and uses the fused optimizer;
-`everstep` is the trainer of the package with everything on: looking for stops, saves every 10 s, metrics. The
-frameworks have a DataLoader and the fused optimizer, and neither log nor save.
+Slices of one epoch of each loop alternate, and their medians are compared. All use one thread, AdamW and the same
+model. `textbook` draws from a DataLoader; `preloaded` indexes tensors and uses the fused optimizer; `everstep` is the
+trainer of the package with everything on: checks for stops, saves every 10 s, metrics. The frameworks have a DataLoader
+and the fused optimizer, and neither log nor save.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from workflow_lib.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Case:
-    """A model, what it is trained on, and how many steps an epoch has."""
+    """A model, its data, and the number of steps in an epoch."""
 
     model: Model
     spec: ModelSpec
@@ -49,7 +49,7 @@ class Case:
     steps: int
 
     def data(self) -> Split:
-        """Random samples: what they are does not change the time."""
+        """Return random samples: their values do not change the time."""
         samples = self.batch * self.steps
         if self.spec.task == "language":
             tokens = torch.randint(0, self.spec.outputs, (samples, self.spec.input_shape[0] + 1))
@@ -57,7 +57,7 @@ class Case:
         return Split(torch.randn(samples, *self.spec.input_shape), torch.randint(0, self.spec.outputs, (samples,)))
 
     def pairs(self, data: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a person would have: what goes in, and what is to come out."""
+        """Return the inputs and the targets as a hand-written loop would have them."""
         if self.spec.task == "language":
             return data.inputs[:, :-1].contiguous(), data.inputs[:, 1:].contiguous()
         return data.inputs, data.targets
@@ -150,7 +150,7 @@ def accelerate(model: nn.Module, data: Pairs, size: int) -> Epoch:
 
 
 def lightning(model: nn.Module, data: Pairs, size: int) -> Epoch:
-    """Its trainer owns the loop, so it runs in a thread of its own and waits before each epoch for its turn."""
+    """Return a loop in a thread: Lightning's trainer owns the loop, and waits before each epoch for its turn."""
     import lightning as pl
 
     go, done = threading.Semaphore(0), threading.Semaphore(0)
@@ -193,7 +193,7 @@ def fused(model: nn.Module) -> torch.optim.Optimizer:
 
 
 Contender = Callable[[nn.Module, Pairs, int], Epoch]
-# the module that each needs, and its loop
+# module that each framework needs, and its loop
 FRAMEWORKS: dict[str, tuple[str, Contender]] = {
     "fabric": ("lightning", fabric),
     "lightning": ("lightning", lightning),
@@ -231,7 +231,7 @@ def everstep(case: Case, data: Split, folder: Path) -> Epoch:
 
 
 def measured(case: Case, rounds: int, frameworks: Mapping[str, Contender]) -> dict[str, float]:
-    """Median seconds of an epoch of each loop, which take turns."""
+    """Return the median seconds of an epoch of each loop; the loops alternate."""
     data = case.data()
     pairs = case.pairs(data)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""What an interruption costs: start to first step, SIGTERM to a durable end, and a chain of kills.
+"""Measure interruptions: start to first step, SIGTERM to a durable end, and a chain of kills.
 
     python benchmarks/resume.py [--rounds 5] [--kills 50]
 
-All processes are the package's own command on the digits with a small model; `plain script` imports torch, builds the
-same model and makes one step. The chain is one training that is killed with SIGKILL each time it has run for a moment;
-its loss per kill is the difference to the same training left alone.
+All processes run the package's own command on the digits with a small model; `plain script` imports torch, builds the
+same model and makes one step. The chain is one training that is killed with SIGKILL again and again after a moment; its
+loss per kill is the difference from the same training without kills.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ torch.nn.functional.cross_entropy(model(torch.randn(32, 64)), torch.zeros(32, dt
 optimizer.step()
 import time; print(time.time(), flush=True)
 """
-# runs a verb, and says when the first optimizer step of the process was done
+# runs a command, and prints the time of the first optimizer step of its process
 TIMED = """
 import os, runpy, sys, time
 def watch(event, arguments, said=[]):
@@ -67,7 +67,7 @@ class Project:
         subprocess.run(command, cwd=self.folder, env=self.environment, check=True, capture_output=True)
 
     def start(self) -> tuple[subprocess.Popen[str], float]:
-        """A training process, and how many seconds it took from its start to its first step."""
+        """Start a training; return its process and the seconds from its start to its first step."""
         begun = time.time()
         process = subprocess.Popen(
             [sys.executable, "-c", TIMED, *self.train],
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def interruptions(folder: Path, rounds: int) -> None:
-    """Medians of interleaved starts and stops."""
+    """Print medians of alternating starts and stops."""
     times: dict[str, list[float]] = {"plain script": [], "first start": [], "resume": [], "SIGTERM to end": []}
     for turn in range(rounds):
         project = Project(folder / f"stop-{turn}", epochs=100_000)
@@ -120,7 +120,7 @@ def interruptions(folder: Path, rounds: int) -> None:
 
 
 def chain(folder: Path, kills: int) -> None:
-    """One training straight, and one under SIGKILLs; both must end with the same weights."""
+    """Run one training without kills and one under SIGKILLs; both must end with the same weights."""
     epochs = 40 * max(kills, 1)
     straight, killed = Project(folder / "straight", epochs), Project(folder / "killed", epochs)
     begun = time.time()

@@ -1,10 +1,10 @@
-"""What a save costs: the time it blocks the training, beside a plain copy of the same memory, and the steps meanwhile.
+"""Measure a save: the time that it blocks the training, compared with a plain copy, and the steps meanwhile.
 
     python benchmarks/save.py [--millions 100] [--rounds 5] [--folder DIR]
 
-The state is that of AdamW: weights and two moments in float32, so 12 bytes a parameter. `memcpy` copies it into memory
-that exists already, which is the least that a save can block; `save` is the package's, in background. Both take turns.
-Then steps of a small model are timed while nothing and while a save is written.
+The state is that of AdamW: weights and two moments in float32, 12 bytes per parameter. `memcpy` copies it into existing
+memory, the least that a save can block; `save` is that of the package, in the background. Both alternate. Then steps of
+a small model are timed without and with a save that is being written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAYERS = 12
 
 
 def state_of(parameters: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights and moments in tensors of equal size."""
+    """Return weights and moments in tensors of equal size."""
     each = parameters // LAYERS
     return {
         "model": {f"layer{number}": torch.randn(each) for number in range(LAYERS)},
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(millions: float, rounds: int, folder: Path) -> None:
-    """One line of the table."""
+    """Return a line of the table."""
     state = state_of(int(millions * 1e6))
     copies = {group: {name: one.clone() for name, one in named.items()} for group, named in state.items()}
     store = CheckpointStore(folder, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
@@ -82,7 +82,7 @@ def measure(millions: float, rounds: int, folder: Path) -> None:
         saver.wait()
         after_write = time.perf_counter()
         alone = step_times(1.0)
-        if turn:  # the first save makes the buffers
+        if turn:  # the first save allocates the buffers
             copied.append(after_copy - begun)
             blocked.append(after_start - after_copy)
             written.append(after_write - after_start)

@@ -1,14 +1,14 @@
-"""What a large sweep costs besides its training.
+"""Measure what a large sweep costs besides its training.
 
     python benchmarks/scale.py plan [--runs 10000]     expand, freeze and dry-run a sweep
-    python benchmarks/scale.py job [--runs 10000]      what the Snakemake inside each cluster job takes to begin
+    python benchmarks/scale.py job [--runs 10000]      the start-up of Snakemake inside a cluster job
     python benchmarks/scale.py sweep [--runs 200] [--jobs 16] [--until train]
-                                                          on a SLURM sandbox of its own: where a job's time goes
-    python benchmarks/scale.py finished [--runs 5000]  what the commands take when a tenth of the runs, and all, are
+                                                          on its own SLURM sandbox: how the time of a job is spent
+    python benchmarks/scale.py finished [--runs 5000]  the cost of the commands when a tenth of the runs, and all, are
                                                           finished: medians of three
 
-CPU seconds beside elapsed ones: on a machine that does other things too, only the former can be compared. The dry run
-is compared with that of a bare chain of three rules with as many jobs, which is what Snakemake itself takes.
+It prints CPU and elapsed seconds: on a busy machine only the former can be compared. The dry run is compared with that
+of a bare chain of three rules with as many jobs, the cost of Snakemake itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ rule c:
     shell: "touch {output}"
 """
 
-# Every Python of a job says when it began and ended, and the CPU time of it and its children.
+# every Python of a job records its start, its end, and the CPU time of itself and its children
 TRACE = """\
 import atexit, json, os, time
 if "SLURM_JOB_ID" in os.environ:
@@ -78,7 +78,7 @@ echo "$job"
 
 
 def experiment_of(runs: int) -> str:
-    """Small runs: two learning rates and as many seeds as it takes."""
+    """Return an experiment with small runs: two learning rates, and as many seeds as needed."""
     seeds = ", ".join(str(seed) for seed in range((runs + 1) // 2))
     return (
         "name: wide\nmodel: {params: {hidden: [8]}}\ntraining: {epochs: 2}\nevaluate: {bootstrap: 50}\n"
@@ -88,7 +88,7 @@ def experiment_of(runs: int) -> str:
 
 @contextmanager
 def project(runs: int) -> Iterator[Path]:
-    """A copy of the pipeline with that sweep."""
+    """Make a copy of the pipeline with that sweep."""
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as name:
         folder = Path(name)
         store.copy_project(folder)
@@ -97,7 +97,7 @@ def project(runs: int) -> Iterator[Path]:
 
 
 def measured(command: list[str] | tuple[str, ...], folder: Path, **more: Any) -> tuple[float, float]:
-    """Elapsed and CPU seconds of a command that must succeed."""
+    """Return elapsed and CPU seconds of a command, which must succeed."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **more)
     if done.returncode != 0:
@@ -112,7 +112,7 @@ def row(name: str, times: tuple[float, float]) -> None:
 
 
 def plan(runs: int) -> None:
-    """Prints what it takes before the first job of a sweep."""
+    """Print the cost before the first job of a sweep."""
     print(f"{runs} runs{'elapsed':>58}{'CPU s':>9}")
     verb = (sys.executable, "-m", "workflow_lib")
     wide = ("--configfile", "config/wide.yaml", "--profile", "profiles/slurm")
@@ -130,7 +130,7 @@ def plan(runs: int) -> None:
 
 
 def job(runs: int) -> None:
-    """Prints what a Snakemake takes to plan one training, in sweeps of one run and of many, as each job does twice."""
+    """Print the time that Snakemake takes to plan one training, in sweeps of one run and of many. Jobs do it twice."""
     print(f"{'the Snakemake of one job':<58}{'elapsed':>9}{'CPU s':>9}")
     for count in (1, runs):
         with project(count) as folder:
@@ -149,7 +149,7 @@ def job(runs: int) -> None:
 
 
 def sweep(runs: int, jobs: int, until: str) -> None:
-    """Prints where the time of a job goes, for the sweep on a sandbox of its own."""
+    """Print how the time of a job is spent, for the sweep on its own sandbox."""
     sandbox = str(ROOT / "scripts" / "slurm-sandbox")
     with project(runs) as folder, tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as cluster:
         tools, trace = folder / "tools", folder / "trace.jsonl"
@@ -165,12 +165,12 @@ def sweep(runs: int, jobs: int, until: str) -> None:
         try:
             elapsed, _ = measured((sandbox, "--dir", cluster, "run", "sh", "-c", inside), folder)
             print(f"in all {elapsed:.0f} s, {elapsed / runs:.2f} s a run")
-        finally:  # also of a part, when it is interrupted
+        finally:  # also of the finished part, if it is interrupted
             phases(trace, folder)
 
 
 def finished(runs: int) -> None:
-    """Prints what the commands take in a project whose runs are finished."""
+    """Print the cost of the commands in a project whose runs are finished."""
     for count in (runs // 10, runs):
         with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as name:
             folder = Path(name)
@@ -181,7 +181,7 @@ def finished(runs: int) -> None:
 
 
 def commands(folder: Path, repeats: int = 3) -> None:
-    """Prints a line a command, in an order in which none changes what the next one finds, but for the removal."""
+    """Print a line per command, in an order in which only the last one, the removal, changes what the next finds."""
     verb, wide = (sys.executable, "-m", "workflow_lib"), ("--configfile", "config/wide.yaml")
     results = Path("results") / store.NAME
     made = sorted((folder / results / "runs").iterdir())
@@ -209,7 +209,7 @@ def commands(folder: Path, repeats: int = 3) -> None:
 
 
 def phases(trace: Path, folder: Path) -> None:
-    """Prints the medians over all trainings, in the order in which a job goes through its phases."""
+    """Print the medians over all trainings, in the order of the phases of a job."""
     of_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in trace.read_text().splitlines():
         found = json.loads(line)
@@ -247,7 +247,7 @@ def phases(trace: Path, folder: Path) -> None:
 
 
 def of_kind(processes: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """The processes of a job that are of a kind, the first one first."""
+    """Return the processes of a job of this kind, the earliest first."""
     found = [one for one in processes if kind in (Path(word).name for word in one["command"][:4])]
     return sorted(found, key=lambda one: float(one["began"]))
 

@@ -1,7 +1,7 @@
-"""A store and results of many finished runs, made from one run that Snakemake really planned, trained and exported.
+"""Make a store and results of many finished runs from one run that Snakemake really planned, trained and exported.
 
-Each further run has that run's files under its own name: its id, digest, attempt and metrics are its own, digests of
-changed files are computed again, so every check of a reader passes. Only the weights are the first run's.
+Each further run has copies of that run's files with its own id, digest, attempt and metrics; the digests of changed
+files are computed again, so every check passes. Only the weights are the same.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "report", "profiles", "config", "workflow_lib", "scripts")
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--quiet", "all", "--configfile", "config/wide.yaml")
 NAME = "wide"
-FIRST_SEED = 10_000  # so that all names are of one length
-NUMBER = re.compile(r"(?<![\d.])\d\.\d{6,}")  # a metric with all its digits
-SHARED = "predictions.csv"  # hard-linked: nearly all of the bytes of a run, and only that of the best run is read
+FIRST_SEED = 10_000  # all names have the same length
+NUMBER = re.compile(r"(?<![\d.])\d\.\d{6,}")  # metrics with all digits
+SHARED = "predictions.csv"  # hard-linked: they are nearly all bytes of a run, and only those of the best run are read
 MANIFEST, STATE = checkpoint.MANIFEST, checkpoint.STATE
 
 
 def experiment_of(runs: int) -> str:
-    """Small runs: two learning rates and as many seeds as it takes."""
+    """Return an experiment with small runs: two learning rates, and as many seeds as needed."""
     rates = [1e-3, 2e-3][:runs]
     seeds = [FIRST_SEED + number for number in range((runs + 1) // 2)]
     return (
@@ -43,20 +43,20 @@ def experiment_of(runs: int) -> str:
 
 
 def make(folder: Path) -> None:
-    """The folder, which exists, is a project with one finished run; only the report is missing."""
+    """Make a project with one finished run, without a report, in the existing folder."""
     copy_project(folder)
     _planned(folder, 1, "export")
 
 
 def copy_project(folder: Path) -> None:
-    """The pipeline is in the folder, which exists."""
+    """Copy the pipeline into the existing folder."""
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, folder / part)
 
 
 def grow(folder: Path, runs: int) -> None:
-    """The project has so many finished runs, two or more; those that it had stay as they are."""
+    """Extend the project to this number of finished runs, two or more; existing runs are not changed."""
     first, *others = plan.expand(_planned(folder, runs, "plan"))
     models = _models(folder, first)
     for run in others:
@@ -65,7 +65,7 @@ def grow(folder: Path, runs: int) -> None:
 
 
 def _planned(folder: Path, runs: int, until: str) -> config.Experiment:
-    """The experiment of so many runs, as far as Snakemake makes it until the rule."""
+    """Run Snakemake until the rule, on an experiment of this number of runs."""
     path = folder / "config" / "wide.yaml"
     path.write_text(experiment_of(runs))
     command = [*SNAKEMAKE, "--profile", "profiles/local", "--cores", "2", "--until", until]
@@ -76,12 +76,12 @@ def _planned(folder: Path, runs: int, until: str) -> config.Experiment:
 
 
 def experiment(folder: Path) -> config.Experiment:
-    """The experiment of the project."""
+    """Return the experiment of the project."""
     return config.load([folder / "config" / "wide.yaml"], root=folder)
 
 
 def _models(folder: Path, run: plan.Run) -> dict[str, bytes]:
-    """The files of a run by their place in the project; one whose digest is in another comes before it."""
+    """Return the files of a run by their place in the project; a file comes before those that contain its digest."""
     places = (f"work/runs/{run.digest}/*/**/*", f"results/{NAME}/runs/{run.id}/*")
     found = [path for place in places for path in folder.glob(place) if path.is_file() and path.name != SHARED]
     found += [path for path in folder.glob(".snakemake/metadata/*") if run.id in _decoded(path.name)]
@@ -91,7 +91,7 @@ def _models(folder: Path, run: plan.Run) -> dict[str, bytes]:
 
 
 def _write(folder: Path, models: Mapping[str, bytes], first: plan.Run, run: plan.Run) -> None:
-    """The run is finished."""
+    """Write the files of a finished run."""
     frozen = [folder / "work" / "runs" / each.digest / "config.json" for each in (first, run)]
     texts = {first.id: run.id, first.digest: run.digest, first.digest[:12]: run.digest[:12]}
     texts[file_digest(frozen[0])] = file_digest(frozen[1])
@@ -112,20 +112,20 @@ def _write(folder: Path, models: Mapping[str, bytes], first: plan.Run, run: plan
                 new = _signed(new, signed[f"{place.rpartition('/')[0]}/{STATE}"])
             if name == STATE:
                 signed[place] = new
-            if name in ("model.onnx", "evaluation.json"):  # their digests are in files that follow
+            if name in ("model.onnx", "evaluation.json"):  # later files contain their digests
                 texts[digest_of(content)] = digest_of(new)
             content = new
         path = folder / _renamed(place, texts)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         times = (folder / place).stat()
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # in the order in which they were made
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # in the order of their creation
     shared, target = (folder / "results" / NAME / "runs" / each.id / SHARED for each in (first, run))
     target.hardlink_to(shared)
 
 
 def _renamed(place: str, texts: Mapping[str, str]) -> str:
-    """The place of the other run's file."""
+    """Return the place of the file in the other run."""
     parent, _, name = place.rpartition("/")
     is_record = parent == ".snakemake/metadata"
     place = _decoded(name) if is_record else place
@@ -135,12 +135,12 @@ def _renamed(place: str, texts: Mapping[str, str]) -> str:
 
 
 def _decoded(name: str) -> str:
-    """The output that a record of Snakemake is of."""
+    """Return the output of a record of Snakemake."""
     return base64.urlsafe_b64decode(name).decode()
 
 
 def _signed(manifest: bytes, state: bytes) -> bytes:
-    """The manifest of a checkpoint with that state."""
+    """Return the manifest of a checkpoint with that state."""
     content = json.loads(manifest)
     del content["digest"]
     content["files"][STATE] = {"bytes": len(state), "blake2b": checkpoint.digest(state)}
@@ -148,5 +148,5 @@ def _signed(manifest: bytes, state: bytes) -> bytes:
 
 
 def digest_of(content: bytes) -> str:
-    """The digest of a file with that content, as results name it."""
+    """Return the digest of a file with that content, as results record it."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""What every test finds: one thread a library, and no experiment left over from the shell."""
+"""Set up the environment of every test: one thread per library, and no experiment from the shell."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 import hypothesis
 
-# Set before numpy or torch are imported: tests run beside each other.
+# before numpy and torch are imported; tests run in parallel
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ.pop("EVERSTEP_EXPERIMENT", None)
 
-# The same examples in every run, and no bound on the time that one takes.
+# the same examples in every run, without a time limit per example
 hypothesis.settings.load_profile("ci")

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, and a write that fails leaves nothing."""
+"""A file appears complete or not at all, and a failed write leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from workflow_lib.files import write_atomic
 
 
-def test_a_write_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_a_rejected_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(IsADirectoryError):
         write_atomic(tmp_path / "a", "a folder has the name")
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
-def test_a_write_that_is_interrupted_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     def pieces() -> Iterator[bytes]:
         yield b"new"
         raise KeyboardInterrupt

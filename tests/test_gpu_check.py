@@ -16,7 +16,7 @@ import torch
 from tests.support.repository import ROOT, copy_repository
 from tests.support.warm import until
 
-# A sitecustomize: the package forgets its optimizer's moments on a resume.
+# a sitecustomize that clears the moments of the optimizer on a resume
 FORGETFUL = """
 import sys
 
@@ -51,7 +51,7 @@ class Hiding(ctypes.CDLL):
 ctypes.CDLL = Hiding
 """
 
-# A proof that does not end.
+# a prove-resume that does not end
 ENDLESS = """
 import os, sys, time
 
@@ -118,7 +118,7 @@ def test_a_resume_that_is_not_exact_fails(tmp_path: Path) -> None:
     assert str(kept) in shown.stdout
 
 
-def test_a_check_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
+def test_a_check_that_hangs_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     shown = checked(tmp_path, "--cpu", "--only", "prove-mlp", "--limit", "20", plant=ENDLESS)
     assert shown.returncode == 1, shown.stdout + shown.stderr
     assert "not done after 20 s: ended" in shown.stdout
@@ -132,14 +132,14 @@ def test_a_check_that_is_unknown_is_a_mistake(tmp_path: Path) -> None:
     assert "prove-mlp" in shown.stderr
 
 
-def test_a_check_names_what_the_compiler_needs_and_is_not_here(tmp_path: Path) -> None:
+def test_a_check_names_missing_requirements_of_the_compiler(tmp_path: Path) -> None:
     shown = checked(tmp_path, "--cpu", "--only", "prove-compiled", CXX="no-such-g++")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "SKIP" in shown.stdout
     assert "a C++ compiler (no-such-g++)" in shown.stdout
 
 
-def test_gpus_too_old_for_bf16_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_are_too_old_for_bf16_skip_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from gpu_check import exact, project, speed
 

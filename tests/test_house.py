@@ -1,4 +1,4 @@
-"""The house: imports go one way, every file we ship can be used, every rule is complete."""
+"""Rules of the repository: imports go one way, every shipped file can be used, every rule is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workflow_lib.cli import jobs
 
 PACKAGE = ROOT / "workflow_lib"
 
-# From the ground up. A package, or a module named apart, may use those on the lines above its own, and its own package.
+# from the bottom up: a package, or a module that is listed itself, may import earlier lines and its own package
 LAYERS = (
     ("",),
     ("errors", "processes", "text"),
@@ -48,20 +48,20 @@ LAYERS = (
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What a person waits for when nothing is trained: the command line, validation, the Snakefile.
+# imported by every command and every job, so they must import fast
 FAST = ("config", "plan", "plugins", "tasks", "snakefile", "cli", "__main__")
 HEAVY = ("torch", "pandas", "numpy", "optuna", "sklearn", "onnx", "plotly")
 
 
 def room_of(name: str) -> str:
-    """The entry of LAYERS for a module, named below the package: the most specific one."""
+    """Return the entry of LAYERS for a module, named below the package: the most specific one."""
     parts = name.split(".")
     known = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
     return next((room for room in known if room in LEVEL), parts[0])
 
 
 def name_of(path: Path) -> str:
-    """The module's name below the package."""
+    """Return the module's name below the package."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
@@ -69,7 +69,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The rooms a module uses, wherever in it the import stands."""
+    """Return the entries of LAYERS that a module imports anywhere in its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("workflow_lib."):
@@ -97,13 +97,13 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", FAST)
-def test_what_a_person_waits_for_imports_nothing_heavy(room: str) -> None:
+def test_what_every_command_imports_is_light(room: str) -> None:
     code = f"import sys, workflow_lib.{room}; print([m for m in {HEAVY!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
 
-# Parts of torch and of images that only some trainings need.
+# parts of torch and image libraries that only some trainings need
 UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "sympy", "PIL")
 
 
@@ -150,7 +150,7 @@ def test_the_template_that_init_prints_can_be_run(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every rule of the workflow as Snakemake itself understood it."""
+    """Return every rule of the workflow as Snakemake reads it."""
     folder = tmp_path_factory.mktemp("rules")
     for name in ("Snakefile", "rules", "report", "config", "workflow_lib"):
         source = ROOT / name
@@ -263,7 +263,7 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def pinned(name: str) -> dict[str, str]:
-    """The versions of a constraints file, by package."""
+    """Return the versions of a constraints file, by package."""
     found = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE)
     return {package.lower().replace("_", "-"): version for package, version in found}
 
@@ -281,7 +281,7 @@ def test_the_oldest_packages_that_are_allowed_are_tried() -> None:
 
 
 def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
-    """A machine whose only Python is too old."""
+    """Only a Python that is too old is installed."""
     (tmp_path / "scripts").mkdir()
     for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)

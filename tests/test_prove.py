@@ -1,4 +1,4 @@
-"""The proof of exact resume must pass on what is exact, and must name what was planted."""
+"""`prove-resume` must pass for exact runs, and must name planted faults."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def forgets(name: str, forget: Callable[[State], Any]) -> Plant:
-    """A restore after which something is forgotten."""
+    """Return a plant that loses a part of the state after each restore."""
     restore = snapshot.restore
 
     def forgetful(state: State, loaded: Any) -> None:
@@ -200,7 +200,7 @@ PLANTED: dict[str, tuple[Plant, dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_is_not_restored_is_found_and_named(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_state_that_is_not_restored_is_named(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     plant, settings, expected = PLANTED[name]
     given = experiment(project, **settings)
     plant(monkeypatch)
@@ -209,7 +209,7 @@ def test_what_is_not_restored_is_found_and_named(project: Path, monkeypatch: pyt
     assert any(word in found.difference for word in expected.split("|")), found.difference
 
 
-def test_a_model_that_draws_unseeded_numbers_is_told_from_a_lost_state(project: Path) -> None:
+def test_a_model_with_unseeded_numbers_is_told_apart_from_lost_state(project: Path) -> None:
     found = verdict(experiment(project, model="noisy.model", params="{}"))
     assert found.difference is not None
     assert "nothing interrupted" in found.difference
@@ -221,19 +221,19 @@ def test_an_unseeded_data_set_is_found_before_any_training(project: Path) -> Non
     assert "preparing it twice" in found.difference
 
 
-def test_a_proof_that_is_killed_leaves_no_training_behind(project: Path) -> None:
+def test_a_killed_proof_leaves_no_training_behind(project: Path) -> None:
     experiment(project)
     command = [sys.executable, "-m", "workflow_lib", "prove-resume", "experiment.yaml", "--set", "training.epochs=9999"]
     proof = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     try:
         until(lambda: list(project.glob("work/prove/*/straight/trace-0.jsonl")), "the training to begin")
         until(lambda: len(proof.children(recursive=True)) == 2, "the launcher and its rank alone")
-        started = [(one.pid, start_s(one.pid)) for one in proof.children(recursive=True)]
+        started = [(child.pid, start_s(child.pid)) for child in proof.children(recursive=True)]
     finally:
         proof.kill()
         proof.wait()
     try:
-        until(lambda: not any(is_alive(*one) for one in started), "the training to end")
+        until(lambda: not any(is_alive(*child) for child in started), "the training to end")
     finally:
         for pid, start_time in started:
             if is_alive(pid, start_time):

@@ -1,4 +1,4 @@
-"""A forgotten number of a stage cannot pass review: a changed source is recorded, or its stage has another number."""
+"""A changed source of a stage is recorded, or its stage has a new number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that starts what does not end with the training, as a person may write one."""
+"""A user's model that starts threads or processes which outlive the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Params(Section):
-    """What is started."""
+    """What to start."""
 
     kind: Literal["thread", "process"] = Field(description="what does not end")
 

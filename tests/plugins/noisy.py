@@ -1,4 +1,4 @@
-"""A person's model that draws from every generator and keeps buffers: what a resume must not forget."""
+"""A user's model that draws from every generator and has buffers, which a resume must restore."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
     from torch import nn
 
     class Noise(nn.Module):
-        """Scales by a number of each generator; a Gaussian one, of which both keep a second half for later."""
+        """Scale by a number of each generator. The Gaussian generators of Python and NumPy store a second number."""
 
         calls: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""Numbers to predict: two sums of five values, on a scale of their own."""
+"""Regression data: two sums of five values, on different scales."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def task(params: Params) -> Task:
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """Equal data on every call."""
+    """Return equal data on every call."""
     import numpy as np
 
     from workflow_lib.data import from_arrays

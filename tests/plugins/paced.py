@@ -1,4 +1,4 @@
-"""A small model that takes its time for each step and counts them, or raises: for tests that look on or kill."""
+"""A small model that waits in each step and counts them, or raises: for tests that watch or kill a training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
 
 PAUSE = "EVERSTEP_TEST_PAUSE_S"
-COUNTED = "steps.bin"  # in the project's folder: a byte for each forward pass of training
-FAIL = "fail"  # while there is such a file, training raises
-HURRY = "hurry"  # while there is such a file, it takes no time
+COUNTED = "steps.bin"  # in the project's folder: one byte per forward pass of training
+FAIL = "fail"  # training raises while this file exists
+HURRY = "hurry"  # steps do not wait while this file exists
 
 
 class Params(Section):

@@ -1,4 +1,4 @@
-"""What a test changes in the process of an attempt before it starts: bugs that must be found, and a look inside."""
+"""Changes that tests make in the process of an attempt before it starts: bugs to be found, and instruments."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def rank_one_never_joins() -> None:
 
 
 def nodes_come_at_once() -> None:
-    """The launchers of a job's nodes are started at the same moment."""
+    """Start the launchers of a job's nodes at the same moment."""
     rendezvous.LEAST_S = 1.0
 
 
 def few_descriptors() -> None:
-    """The process and its children can open few files more: as many as the environment says."""
+    """Let the process and its children open only as many further files as the environment says."""
     used, spare = max(int(name) for name in os.listdir("/proc/self/fd")), int(os.environ["SPARE_DESCRIPTORS"])
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, used + spare))
 
 
 def the_rank_leaves() -> None:
-    """The only rank ends in its third step as if nothing were wrong."""
+    """End the only rank in its third step, with exit code 0."""
 
     def leave(self: Trainer, *_: Any) -> None:
         if self.state.progress.cursor.step == 2:
@@ -115,7 +115,7 @@ class _Hanging(torch.nn.Module):
 
 
 def reads_are_counted() -> None:
-    """Record how many batches a rank validated in an epoch, and how often it read a number from its device."""
+    """Record how many batches a rank validates in an epoch, and how often it reads a number from its device."""
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -175,23 +175,23 @@ def rank_one_raises() -> None:
     """Rank 1 fails in its third step."""
 
     def fail() -> None:
-        raise ValueError("a bug in a person's model")
+        raise ValueError("a bug in the user's model")
 
     _in_step(3, fail)
 
 
 def the_model_raises() -> None:
-    """Every rank fails in its twentieth step."""
-    _raise_in(20, ValueError("a bug in a person's model"))
+    """Every rank fails in its 20th step."""
+    _raise_in(20, ValueError("a bug in the user's model"))
 
 
 def the_model_raises_later() -> None:
-    """The same, two steps later."""
-    _raise_in(22, ValueError("a bug in a person's model"))
+    """Every rank fails in its 22nd step."""
+    _raise_in(22, ValueError("a bug in the user's model"))
 
 
 def memory_is_short() -> None:
-    """The twentieth step needs more memory than there is."""
+    """The 20th step needs more memory than there is."""
     _raise_in(20, MemoryError("a large array"))
 
 
@@ -207,7 +207,7 @@ def _raise_in(number: int, error: Exception) -> None:
 
 
 def the_loss_is_infinite_once_somebody_waits() -> None:
-    """The 20th step waits until the file `go` is there; its loss is infinite."""
+    """The 20th step waits for the file `go`; its loss is infinite."""
 
     def spoil(loss: torch.Tensor) -> torch.Tensor:
         while not Path("go").exists():
@@ -218,7 +218,7 @@ def the_loss_is_infinite_once_somebody_waits() -> None:
 
 
 def samples_are_written() -> None:
-    """Each rank writes the numbers of the samples of every step that it finished: epoch, then samples."""
+    """Each rank writes the epoch and the numbers of the samples of every finished step."""
     step = Trainer._step
 
     def watched(self: Trainer, micro_batches: Any, batches: Any) -> None:
@@ -232,7 +232,7 @@ def samples_are_written() -> None:
 
 
 def shards_are_slow() -> None:
-    """Every shard that is verified takes three quarters of a second."""
+    """The verification of every shard takes 0.75 s."""
     verify = shard.content_digest
 
     def slow(*arrays: Any) -> str:
@@ -243,12 +243,12 @@ def shards_are_slow() -> None:
 
 
 def a_loss_is_infinite() -> None:
-    """The loss of the 20th step, and of no other."""
+    """Only the loss of the 20th step is infinite."""
     _spoil_loss(lambda loss: loss / 0)
 
 
 def a_loss_of_rank_one_is_infinite() -> None:
-    """The same on rank 1 alone; rank 0 comes later, so that it is rank 1 that is heard."""
+    """The loss of the 20th step is infinite on rank 1 only; rank 0 is later, so that rank 1 is reported."""
     _spoil_loss(lambda loss: loss / 0 if torch.distributed.get_rank() == 1 else loss)
     watch = Divergence.watch
 
@@ -261,12 +261,12 @@ def a_loss_of_rank_one_is_infinite() -> None:
 
 
 def a_gradient_is_not_a_number() -> None:
-    """The gradient of the 20th step, whose loss is finite."""
+    """The gradient of the 20th step is NaN; its loss is finite."""
     _spoil_loss(lambda loss: loss + (loss - loss.detach()).sqrt())
 
 
 def a_gradient_is_not_a_number_on_a_device() -> None:
-    """The same, where the training would have to wait for the device to see it."""
+    """The same, on a device that the training would have to wait for."""
     a_gradient_is_not_a_number()
     begin = Divergence.__init__
 
@@ -318,7 +318,7 @@ def without_buffers() -> None:
 
 
 def without_moments() -> None:
-    """The optimizer starts anew."""
+    """The optimizer starts from zero moments."""
     _restore_instead(optimizer=lambda state, saved: {name: one * 0 for name, one in saved.items()})
 
 
@@ -328,22 +328,22 @@ def without_ema() -> None:
 
 
 def without_best_weights() -> None:
-    """What was best is forgotten."""
+    """The best weights are not restored."""
     _after_restoring(lambda state: state.best.clear())
 
 
 def without_best_metric() -> None:
-    """How good the best was is forgotten."""
+    """The best metric is not restored."""
     _after_restoring(lambda state: setattr(state.progress, "best", None))
 
 
 def without_plateau() -> None:
-    """Reduce-on-plateau starts anew."""
+    """Reduce-on-plateau starts again."""
     _after_restoring(lambda state: setattr(state.progress, "plateau", Plateau()))
 
 
 def without_patience() -> None:
-    """Early stopping counts anew."""
+    """Early stopping starts to count again."""
 
     def forget(state: State) -> None:
         state.progress.watched, state.progress.bad_epochs = None, 0
@@ -352,12 +352,12 @@ def without_patience() -> None:
 
 
 def without_validation() -> None:
-    """The sums of the validation batches done are forgotten."""
+    """The sums of the finished validation batches are not restored."""
     _after_restoring(lambda state: state.progress.validation.update(loss=0.0, correct=0.0))
 
 
 def without_loss_sum() -> None:
-    """The loss of the steps done in this epoch is forgotten."""
+    """The loss sum of this epoch is not restored."""
     _after_restoring(lambda state: state.loss_sum.zero_())
 
 
@@ -367,12 +367,12 @@ def without_sample() -> None:
 
 
 def without_scaler() -> None:
-    """The loss scale starts anew."""
+    """The loss scale is not restored."""
     torch.amp.GradScaler.load_state_dict = lambda self, state_dict: None  # type: ignore[method-assign]
 
 
 def without_hooks() -> None:
-    """What the person's functions kept is forgotten."""
+    """The state of the user's hooks is not restored."""
     Hooks.restore = lambda self, state: None  # type: ignore[method-assign]
 
 
@@ -392,13 +392,13 @@ def without_torch() -> None:
 
 
 def without_metrics() -> None:
-    """The metrics file is only ever appended to."""
+    """Rows are only appended to the metrics file."""
 
     entered: list[Curve] = []
 
     def append(self: Curve, history: metrics_file.Rows) -> None:
         if self not in entered:
-            entered.append(self)  # it would be mended here
+            entered.append(self)  # the original would repair the file here
             return
         with self._path.open("ab") as file:
             file.write(metrics_file.lines(history[-1:]))
@@ -408,7 +408,7 @@ def without_metrics() -> None:
 
 
 def without_sealed_metrics() -> None:
-    """The curve on disk is not synced before the run is sealed."""
+    """The metrics file is not synced before the final checkpoint."""
     Curve.seal = lambda self, history: None  # type: ignore[method-assign]
 
 

@@ -1,4 +1,4 @@
-"""A person's model with a kernel that has no deterministic implementation."""
+"""A user's model with a kernel that has no deterministic implementation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, *input_shape] to logits [B, classes], written one by one."""
+    """float32 [B, *input_shape] to logits [B, classes], written element by element."""
     import math
 
     import torch

@@ -1,4 +1,4 @@
-"""Data of every kind that is made in no time: rows of a table, and tokens of a text."""
+"""Small data of a table (regression) or a text (language)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Params(Section):
-    """What is made."""
+    """The kind of data."""
 
     kind: Literal["rows", "tokens"] = Field(description="rows of a table for a regression, or tokens of a text")
 
@@ -24,21 +24,21 @@ def task(params: Params) -> Task:
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """360 samples: a function of two numbers and a category, or tokens that count up by one or two."""
+    """360 samples: a function of two numbers and a category, or tokens that increase by one or two."""
     import numpy as np
 
     from workflow_lib.data import Feature, Source
 
-    dice = np.random.Generator(np.random.PCG64(0))
+    rng = np.random.Generator(np.random.PCG64(0))
     if params.kind == "rows":
-        inputs = dice.normal(size=(360, 3)).astype(np.float32)
-        inputs[:, 1] = dice.integers(0, 4, 360)
+        inputs = rng.normal(size=(360, 3)).astype(np.float32)
+        inputs[:, 1] = rng.integers(0, 4, 360)
         features = (Feature("size"), Feature("kind", ("a", "b", "c", "d")), Feature("age"))
         targets = np.sin(3 * inputs[:, 0]) * inputs[:, 1] + inputs[:, 2]
         return Source(
             task="regression", targets={"train": targets}, read=lambda split, rows: inputs[rows], features=features
         )
-    tokens = (np.cumsum(dice.integers(1, 3, (360, 13)), axis=1) % 20).astype(np.uint8)
+    tokens = (np.cumsum(rng.integers(1, 3, (360, 13)), axis=1) % 20).astype(np.uint8)
     return Source(
         task="language",
         targets={"train": np.empty((360, 0), np.float32)},

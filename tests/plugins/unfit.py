@@ -1,4 +1,4 @@
-"""Models that do not fit their data, as a person may write one."""
+"""Models of a user that do not fit their data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workflow_lib.plugins import Section
 
 
 class Params(Section):
-    """What is wrong."""
+    """What is wrong with the model."""
 
     kind: Literal["wide", "pair", "frozen", "none"] = Field(description="what is wrong with it")
 

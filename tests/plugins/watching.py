@@ -1,4 +1,4 @@
-"""A person's functions that keep a state, and write what they are called with."""
+"""A user's hooks that have state, and write each call to a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _kept: dict[str, Any] = {"steps": 0, "largest": 0.0, "drawn": []}
 
 
 def on_train_start(state: View) -> None:
-    random.random()  # in every attempt; it must not count
+    random.random()  # in every attempt: must not change the random numbers of the training
     _note("start", state)
 
 

@@ -1,4 +1,4 @@
-"""A person's functions that write the weights after each step."""
+"""A user's hooks that write the weights after each step."""
 
 from __future__ import annotations
 

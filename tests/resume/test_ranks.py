@@ -219,7 +219,7 @@ def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fres
 def test_a_rank_that_raises_ends_the_job_with_its_own_message(fresh: Fresh) -> None:
     run = fresh(with_ranks(3))
     assert run.attempt(plant="tests.plugins.plants:rank_one_raises") == FAILED
-    assert "rank 1 failed: ValueError: a bug in a person's model" in run.log.splitlines()[-1]
+    assert "rank 1 failed: ValueError: a bug in the user's model" in run.log.splitlines()[-1]
     assert run.findings == []
 
 

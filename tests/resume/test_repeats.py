@@ -66,13 +66,13 @@ def test_an_exception_that_came_twice_at_a_step_is_not_met_a_third_time(fresh: F
     run = fresh()
     assert [run.attempt(plant=RAISES) for _ in range(2)] == [FAILED, FAILED]
     assert NOT_AGAIN not in last_line(run)
-    assert "ValueError: a bug in a person's model" in last_line(run)
+    assert "ValueError: a bug in the user's model" in last_line(run)
     assert run.attempt() == FAILED
-    assert "ValueError: a bug in a person's model. It failed so at" in last_line(run)
+    assert "ValueError: a bug in the user's model. It failed so at" in last_line(run)
     assert f"{NOT_AGAIN}, as it has 2 times at step 19" in last_line(run)
     assert ends(run) == ["raised", "raised"]
     assert row(run)["state"] == "failed"
-    assert "a bug in a person's model" in row(run)["why"]
+    assert "a bug in the user's model" in row(run)["why"]
     layout.failure_file(run.workspace).unlink()
     assert run.attempt() == FINISHED
     found = accounting.account(run.workspace)

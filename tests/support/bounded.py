@@ -1,7 +1,7 @@
-"""Data is prepared and trained on in a process that may not take more memory than a part of its size.
+"""Prepare and train on data in a process whose memory is limited to a part of the size of the data.
 
-The limit (RLIMIT_DATA) is on memory that a process alone can write; files that it maps to read do not count, since
-the kernel can drop their pages at any time.
+The limit (RLIMIT_DATA) counts private writable memory. Files that are mapped for reading do not count: the kernel can
+drop their pages at any time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PATTERN = np.arange(SHAPE[1] * SHAPE[2], dtype=np.uint8).reshape(SHAPE)
 
 
 class Params(Section):
-    """How many samples there are."""
+    """The number of samples."""
 
     samples: int
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """Images of 4 kB, made when they are asked for."""
+    """Images of 4 kB, generated when they are read."""
     return Source(
         targets={"train": np.arange(params.samples) % 2},
         read=lambda split, rows: PATTERN + (rows % 7).astype(np.uint8)[:, None, None, None],
@@ -45,7 +45,7 @@ def open_source(params: Params, root: Path) -> Source:
 
 
 def memory() -> int:
-    """Bytes of writable memory that are the process's alone."""
+    """Return the bytes of private writable memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1]) << 10
 
@@ -56,7 +56,7 @@ def prepare(folder: Path, samples: int, **settings: Any) -> shards.Manifest:
 
 
 def refused(act: Callable[[], object]) -> bool:
-    """Whether there is not enough memory for it."""
+    """Return True if the call fails for lack of memory."""
     try:
         act()
     except MemoryError:
@@ -68,7 +68,7 @@ def refused(act: Callable[[], object]) -> bool:
 
 def main(folder: Path) -> None:
     training = {"epochs": 1, "batch_size": 64}
-    small = prepare(folder / "small", 2048, shard_samples=512)  # all that a first time takes is there now
+    small = prepare(folder / "small", 2048, shard_samples=512)  # allocate what only the first training allocates
     trained(small, folder / "small", SharedState(1), workspace="small", hidden=8, training=training, in_memory=False)
     resource.setrlimit(resource.RLIMIT_DATA, (memory() + ROOM,) * 2)
     size, preparation.SHARD_BYTES = preparation.SHARD_BYTES, 1 << 40

@@ -1,11 +1,11 @@
-"""The places where a run is struck."""
+"""The points at which tests kill or stop a training, and experiments for them."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-# A window of two micro-batches, and what else has a state: momentum, a plateau, early stopping, a tied weight
+# steps of two micro-batches, and everything else with state: momentum, plateau, early stopping, a tied weight
 ACCUMULATED: dict[str, Any] = {
     "model": {"params": {"tied": True}},
     "training": {"epochs": 9, "accumulation_steps": 2, "early_stopping": {"metric": "val_loss", "patience": 9}},
@@ -13,7 +13,7 @@ ACCUMULATED: dict[str, Any] = {
     "schedule": {"name": "plateau", "warmup_epochs": 0, "patience": 0, "factor": 0.5},
 }
 
-# point, how often it is passed before, rank (-1: the launcher); in the order of an attempt's life
+# point, count, rank (-1: the launcher), in the order in which an attempt passes them
 IN_TRAINING: tuple[tuple[str, int, int], ...] = (
     ("attempt", 1, -1),
     ("launch", 1, -1),
@@ -45,12 +45,12 @@ IN_TRAINING: tuple[tuple[str, int, int], ...] = (
 )
 AT_THE_END = {"final save": 0, "leave": 0, "ended": -1, "outputs": -1, "statement": -1}
 
-# point and how often it is passed before, where several ranks meet
+# point and count, where ranks communicate
 RANKS = (("join", 1), ("warm-up", 2), ("load", 1), ("poll", 3), ("backward", 4), ("gather", 1), ("validate", 1))
 
 
 def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:
-    """A small convolutional net: with its many tensors, the order of sums between ranks matters."""
+    """Return changes for several ranks and a small CNN: with its many tensors, the order of sums over ranks matters."""
     return {
         "model": {"name": "cnn", "params": {"channels": [4, 8]}},
         "training": {"epochs": 2, "batch_size": 132},
@@ -60,7 +60,7 @@ def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:
 
 
 def shared(ranks: int, **training: Any) -> dict[str, Any]:
-    """A model that ranks share: buffers, generators, odd numbers of rows, a tied weight, an average."""
+    """Return changes for a sharded model with buffers, generators, odd numbers of rows, a tied weight and EMA."""
     return {
         "model": {"params": {"hidden": 23, "tied": True}},
         "training": {"epochs": 2, "batch_size": 132, "parallel": "fsdp", **training},
@@ -69,13 +69,13 @@ def shared(ranks: int, **training: Any) -> dict[str, Any]:
     }
 
 
-def random_fault(dice: random.Random) -> dict[str, Any]:
-    """A kill or a stop at some place within a few steps."""
-    point, _, rank = dice.choice([one for one in IN_TRAINING if one[2] == 0])
+def random_fault(rng: random.Random) -> dict[str, Any]:
+    """Return a kill or a stop at a random point within a few steps."""
+    point, _, rank = rng.choice([place for place in IN_TRAINING if place[2] == 0])
     return {
         "point": point,
-        "count": dice.randint(1, 4),
-        "signal": dice.choice(["SIGKILL", "SIGKILL", "SIGTERM"]),
+        "count": rng.randint(1, 4),
+        "signal": rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"]),
         "rank": rank,
-        "target": dice.choice(["self", "self", "launcher", "group"]),
+        "target": rng.choice(["self", "self", "launcher", "group"]),
     }

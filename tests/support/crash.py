@@ -1,4 +1,4 @@
-"""A real process, forked from the test, that is really killed."""
+"""Work in a process that is forked from the test, under faults that really kill it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SURVIVED, RAISED = 0, 90
 
 
 def run_forked(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileFault] = ()) -> int:
-    """How a process that does the work under the faults ended: 0, a signal below 0, or RAISED."""
+    """Do the work in a forked process; return 0, the signal that ended it as a negative number, or RAISED."""
     return wait(fork(work, given))
 
 
 def fork(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileFault] = ()) -> int:
-    """Number of a new process that does the work under the faults."""
+    """Start a process that does the work under the faults, and return its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -33,14 +33,14 @@ def fork(work: Callable[[], object], given: Sequence[faults.Fault | faults.FileF
             faults.install(given)
         work()
         code = SURVIVED
-    except BaseException:  # an assertion of pytest, too: nothing of this process may go on in the test's frames
+    except BaseException:  # also a failed assertion: the process must not run on in the test's frames
         traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(code)
 
 
 def wait(pid: int, timeout_s: float = 300.0) -> int:
-    """How the process ended; one that does not end in time is killed, and is an error."""
+    """Return the exit code, a signal as a negative number. Kill it after the timeout: TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -54,7 +54,7 @@ def wait(pid: int, timeout_s: float = 300.0) -> int:
 
 
 def operations(work: Callable[[], object], under: str) -> list[str]:
-    """The operations on files below the folder that the work does in a process of its own, in order."""
+    """Return the file operations below the folder that the work does in a forked process, in order."""
     reader, writer = os.pipe()
 
     def watched() -> None:
@@ -77,7 +77,7 @@ def operations(work: Callable[[], object], under: str) -> list[str]:
 def fork_ranks(
     count: int, work: Callable[[Peers], object], meeting: Path, given: Sequence[faults.Fault | faults.FileFault] = ()
 ) -> list[int]:
-    """How each of so many processes ended that do the work together, joined by gloo; they meet at the file."""
+    """Do the work in this number of processes, joined by gloo through the file; return the exit code of each."""
     meeting.unlink(missing_ok=True)
 
     def join(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""What may become of a shard's file."""
+"""Damage to the file of a shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host memory that a resume costs a rank, as counted by the kernel."""
+"""Host memory that a resume needs in each rank, as counted by the kernel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def the_load_is_measured() -> None:
-    """Record by how many bytes each rank grew, at most, from the search for a checkpoint until after the load.
+    """Record the largest growth of each rank's memory in bytes, from the search for a checkpoint until after the load.
 
-    That is the first step, or where ranks wait for each other the passes of the warm-up, which every start has.
+    The measurement ends at the first step or, with several ranks, at the warm-up passes, which every start has.
     """
     before: list[int] = []
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event == "everstep" and arguments[0] == "load":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
             before.append(_bytes("VmRSS"))
         elif event == "everstep" and arguments[0] in ("poll", "entered") and before:
             Path(f"grown-{os.environ['RANK']}.txt").write_text(str(_bytes("VmHWM") - before.pop()))

@@ -1,4 +1,4 @@
-"""Small data of each task, for the tests of how it is prepared and loaded."""
+"""Small data of each task, to test how it is prepared and loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Params(Section):
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """Prepares a source, as if a data set had given it; the shards are in `work` of the test's folder."""
+    """Return a function that prepares a source as if it came from a data set; shards are in the test's `work`."""
     module = ModuleType(f"given.data_{tmp_path.name.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.__file__, module.Params = str(Path(__file__)), Params  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def trained(
     hidden: int = 32,
     **loading: Any,
 ) -> Trainer:
-    """A small training, done as far as the shared state lets it."""
+    """Run a small training until it ends or the shared state stops it."""
     model = {"name": "mlp", "params": {"hidden": [hidden]}}
     settings = {"name": "one", "training": training, "model": model, "augment": augment}
     run = plan.base(config.Experiment.model_validate(settings))

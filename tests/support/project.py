@@ -1,4 +1,4 @@
-"""A small project that is trained by attempts, and what differs between two trainings of it."""
+"""A small project that is trained in attempts, and the comparison of two such trainings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the values of the other; mappings are merged, all else replaces."""
+    """Return the base updated with the other: mappings are merged, other values are replaced."""
     result = dict(base)
     for key, value in other.items():
         known = result.get(key)
@@ -47,7 +47,7 @@ def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Project:
-    """One training of a project's only run, in a folder of its own; ``findings`` are what no attempt may do."""
+    """A training of a project's only run in its own folder. ``findings`` lists what no attempt may do."""
 
     folder: Path
     warm: Warm
@@ -58,7 +58,7 @@ class Project:
 
     @property
     def workspace(self) -> Path:
-        """Where the attempts work."""
+        """The workspace of the run."""
         return next(path.parent for path in self.folder.glob("work/runs/*/*/attempts"))
 
     @property
@@ -71,7 +71,7 @@ class Project:
 
     @property
     def log(self) -> str:
-        """What all attempts have said."""
+        """The output of all attempts."""
         path = self.folder / "log.txt"
         return path.read_text() if path.exists() else ""
 
@@ -82,11 +82,11 @@ class Project:
         return Order(arguments, str(self.folder), log, [dict(one) for one in faults], plant, environment)
 
     def start(self, *faults: Mapping[str, Any], plant: str | None = None) -> int:
-        """Number of the process of a new attempt's launcher."""
+        """Start an attempt and return the process number of its launcher."""
         return self.warm.start(self.order(*faults, plant=plant))
 
     def attempt(self, *faults: Mapping[str, Any], plant: str | None = None, timeout_s: float = WAIT_S) -> int:
-        """The exit code of one attempt; it began at the newest checkpoint and left no process, or that is found."""
+        """Run one attempt and return its exit code. Record a finding if it lost work or left a process behind."""
         newest, begun = self.newest_step(), len(self.began_at())
         pid = self.start(*faults, plant=plant)
         code = self.warm.wait(pid, timeout_s)
@@ -108,13 +108,13 @@ class Project:
         return code
 
     def finish(self, plant: str | None = None) -> None:
-        """The run is finished by one more attempt."""
+        """Finish the run by one more attempt, which must succeed."""
         code = self.attempt(plant=plant)
         if code != FINISHED:
             raise RuntimeError(f"the attempt without a fault ended with {code}:\n{self.log[-4000:]}")
 
     def verdict(self, reference: Project) -> str:
-        """PASS, or what is wrong: the run is finished now, and compared with the reference."""
+        """Finish the run, compare it with the reference, and return PASS or what is wrong."""
         code = self.attempt()
         if code != FINISHED:
             return f"HARD_FAIL: the attempt without a fault ended with {code}: {self.log[-2000:]}"
@@ -123,7 +123,7 @@ class Project:
         return "; ".join(self.findings) or PASS
 
     def newest_step(self) -> int:
-        """Steps of the newest checkpoint that verifies; 0 without one."""
+        """Return the step of the newest checkpoint that verifies; 0 without one."""
         if not list(self.folder.glob("work/runs/*/*/attempts")):
             return 0
         for path in reversed(checkpoint.published(self.checkpoints)):
@@ -136,14 +136,14 @@ class Project:
         return 0
 
     def began_at(self) -> list[int]:
-        """The step that each attempt started or went on from, as far as they came to that."""
+        """Return the step at which each attempt started or resumed, if it came that far."""
         if not list(self.folder.glob("work/runs/*/*/events.jsonl")):
             return []
         messages = [event.get("message", "") for event in read_events(self.workspace / "events.jsonl")]
         return [int(text.split()[-3].strip(",")) for text in messages if text.startswith(("goes on at", "starts at"))]
 
     def sealed(self) -> Checkpoint:
-        """The final state."""
+        """Return the final checkpoint, verified."""
         found = checkpoint.read_manifest(self.folder / json.loads(self.output.read_text())["sealed"])
         checkpoint.verify(found)
         return found
@@ -152,7 +152,7 @@ class Project:
 def prepare(
     folder: Path, warm: Warm, settings: Mapping[str, Any] = SETTINGS, files: Mapping[str, str] | None = None
 ) -> Project:
-    """The project with its data, its plan and the person's own files, nothing trained."""
+    """Make a project with its data, its plan and the user's files; nothing is trained."""
     folder.mkdir(parents=True)
     for name, text in (files or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -176,13 +176,13 @@ def prepare(
 
 
 def copy(project: Project, folder: Path) -> Project:
-    """The same project in another folder."""
+    """Copy the project into another folder."""
     shutil.copytree(project.folder, folder)
     return Project(folder, project.warm, project.run, project.data)
 
 
 def differences(one: Project, other: Project) -> list[str]:
-    """Names of all that two finished trainings do not share, bit by bit."""
+    """Return the names of everything that differs between two finished trainings, bit by bit."""
     found = []
     mine, theirs = one.sealed(), other.sealed()
     for name in sorted(mine.manifest["files"].keys() | theirs.manifest["files"].keys()):

@@ -1,4 +1,4 @@
-"""A copy of the repository, for tests that run the whole of it."""
+"""Copies of the repository, for tests that run all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def copy_repository(folder: Path) -> None:
-    """The folder holds the files of the repository, as a clone would."""
+    """Copy the files of the repository into the folder, as a clone has them."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     ).stdout
@@ -21,7 +21,7 @@ def copy_repository(folder: Path) -> None:
 
 
 def shipped_experiments() -> list[Path]:
-    """The experiment files that git knows: a person's own may lie beside them."""
+    """Return the experiment files that git tracks; a developer may have others beside them."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "config/*.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

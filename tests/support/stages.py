@@ -1,8 +1,7 @@
-"""Which sources decide the results of each stage, and the record that a change of them was weighed.
+"""The sources that decide the results of each stage, and the record of their digests.
 
-`scripts/stages` writes the record: for each stage its number, and the digest of each of its sources. Whoever changes a
-source either raises the number of its stages in `workflow_lib/config/stages.py`, where results come out differently, or
-says by running the command that they do not.
+`scripts/stages` writes the record: the number of each stage, and the digest of each of its sources. After a change of a
+source, raise the number of its stages in `workflow_lib/config/stages.py` if results change; then run the script.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "report": ("report/*", "tasks/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
     "track": ("tracking/*", "trackers/*"),
 }
-# Modules that move, show, watch or plan, and decide no number of a result.
+# modules that cannot change a number in a result
 NEUTRAL = (
     "__init__.py",
     "__main__.py",
@@ -75,13 +74,13 @@ Record = dict[str, dict[str, int | dict[str, str]]]
 
 
 def sources(patterns: tuple[str, ...]) -> list[Path]:
-    """The files of the package that the patterns name."""
+    """Return the files of the package that match the patterns."""
     found = {path for pattern in patterns for path in PACKAGE.glob(pattern) if path.is_file() and path.suffix != ".pyc"}
     return sorted(found)
 
 
 def current() -> Record:
-    """The number of each stage, and the digest of what each of its sources does, as they are now."""
+    """Return the number of each stage and the digest of each of its sources."""
     return {
         stage: {
             "number": STAGES[stage],
@@ -92,7 +91,7 @@ def current() -> Record:
 
 
 def _digest(path: Path) -> str:
-    """Of what a module does by itself: comments, docstrings and formatting do not count."""
+    """Return the digest of a file; comments, docstrings and formatting of a module do not change it."""
     return source_digest.of_text(path.read_bytes()) if path.suffix == ".py" else file_digest(path)
 
 
@@ -103,7 +102,7 @@ def recorded() -> Record:
 
 
 def unweighed(now: Record, before: Record) -> list[str]:
-    """The sources that changed while the number of their stage did not, and was not said to stay."""
+    """Return the sources that changed since the record while the number of their stage did not."""
     changed = []
     for stage, entry in now.items():
         old = before.get(stage, {"number": None, "sources": {}})

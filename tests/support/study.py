@@ -1,4 +1,4 @@
-"""A study whose trials are made up, and its jobs as the rules declare them."""
+"""A study with simulated trials, and its jobs as the rules declare them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_experiment(folder: Path, training: dict[str, Any] | None = None, **tune
 
 
 def curve(params: dict[str, Any], epochs: int = EPOCHS) -> list[Row]:
-    """What a training with these parameters would have measured."""
+    """Return the metrics that a training with these parameters would have measured."""
     lr, smoothing = params.get("optimizer.lr", 1e-3), params.get("training.label_smoothing", 0.1)
     batch, is_cosine = params.get("training.batch_size", 64), params.get("schedule.name") == "cosine"
     peak = 0.9 + 0.05 * is_cosine - 0.02 * (math.log10(lr) + 3) ** 2 - smoothing / 8 - batch / 4000
@@ -45,7 +45,7 @@ def curve(params: dict[str, Any], epochs: int = EPOCHS) -> list[Row]:
 
 
 def train(suggestion: tuning.Suggestion) -> list[Row]:
-    """The history of a trial whose trainer asks after each validation whether to stop."""
+    """Return the history of a trial, which asks after each validation whether to stop."""
     stop_early, history = tuning.pruner(suggestion), []
     for row in curve(suggestion["params"]):
         history.append(row)
@@ -81,7 +81,7 @@ class Study:
         return tuning.best(self.experiment, self.tune_dir, self.work, self.tune_dir / "best.json")
 
     def jobs(self) -> dict[str, list[str]]:
-        """Every job and what it waits for."""
+        """Return every job with the jobs that it waits for."""
         assert self.experiment.tune is not None
         window, needs = self.experiment.tune.window, {}
         for n in range(self.experiment.tune.trials):
@@ -91,7 +91,7 @@ class Study:
         return needs
 
     def run(self, choose: Choose) -> Study:
-        """Every missing job is done, in any order that its inputs allow: `choose` picks from what is ready."""
+        """Do every missing job in an order that its inputs allow; `choose` picks from the jobs that are ready."""
         needs = self.jobs()
         while missing := [job for job in needs if not (self.tune_dir / job).exists()]:
             ready = [job for job in missing if all((self.tune_dir / need).exists() for need in needs[job])]
@@ -104,10 +104,10 @@ class Study:
 
 
 def trials_first(ready: list[str]) -> str:
-    """One job at a time, each trial as soon as it is suggested."""
+    """Choose one job at a time, each trial as soon as it is suggested."""
     return next((job for job in ready if job.startswith("trial")), ready[0])
 
 
 def trials_last(ready: list[str]) -> str:
-    """As many trials at once as the window allows; the newest ends first."""
+    """Choose as many trials at once as the window allows; the newest ends first."""
     return next((job for job in ready if job.startswith("suggest")), ready[-1])

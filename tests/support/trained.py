@@ -1,4 +1,4 @@
-"""A small experiment that was really trained, for the tests of what comes after training."""
+"""A small experiment that was really trained, to test what comes after training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ tune:
 """
 
 
-# A table with a category, a missing number and a target far from zero; and a text that is easily learnt.
+# a table with a category, missing numbers and targets far from zero; and a text that is easy to learn
 NUMBERS = """
 name: digits-demo
 data: {name: table, params: {path: houses.csv, target: price, task: regression}, test_fraction: 0.15}
@@ -54,7 +54,7 @@ EXPERIMENTS = {"classification": EXPERIMENT, "regression": NUMBERS, "language": 
 
 
 def write_data(root: Path) -> None:
-    """The table and the text are in the folder."""
+    """Write the table and the text into the folder."""
     rows = ["area,kind,age,price"]
     for number in range(300):
         area, kind, age = 40 + number * 7 % 160, ("flat", "house")[number * 5 % 7 % 2], number * 11 % 90
@@ -66,7 +66,7 @@ def write_data(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A project whose runs are trained; the paths are what Snakemake would pass."""
+    """A project whose runs are trained; the paths are those that Snakemake would pass."""
 
     root: Path
 
@@ -95,12 +95,12 @@ class Trained:
         return self.results / "tune" / plan.study_id(self.experiment)
 
     def reference(self, run: str) -> str:
-        """How a rule names the run."""
+        """Return the text by which a rule refers to the run."""
         return str(self.tune_dir / "best.json") if run == "tuned" else run
 
 
 def train(root: Path, *, tune: bool = False, task: str = "classification") -> Trained:
-    """The project is in the folder, its runs trained in a process of their own."""
+    """Make a project in the folder, and train its runs in a separate process."""
     (root / "Snakefile").touch()
     (root / "experiment.yaml").write_text(EXPERIMENTS[task] + TUNE * tune, encoding="utf-8")
     write_data(root)
@@ -139,5 +139,5 @@ def _tune(project: Trained, experiment: config.Experiment) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(sys.argv[1])  # where the paths of data sets begin
+    os.chdir(sys.argv[1])  # paths of data sets are relative to it
     _train_all(Trained(Path(sys.argv[1])))

@@ -1,7 +1,7 @@
-"""One warm process that forks attempt after attempt: each is a real launcher with real ranks, started in no time.
+"""A process with all imports done, which forks attempts: each is a real launcher with real ranks and starts at once.
 
-The process imports all that training needs, once, and computes nothing itself, so that it can be forked. It is
-spoken to in lines of JSON. What it starts dies with it, and it ends when its input does.
+It imports everything that training needs and computes nothing, so that it can be forked. Tests talk to it in lines of
+JSON. Its children end with it, and it ends when its input ends.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from tests.support.repository import ROOT
 from workflow_lib.store.orphans import exit_with_parent
 
 TIMED_OUT = 124
-WAIT_S = 300.0  # for what takes a second, on a machine that is busy with other things
+WAIT_S = 300.0  # for what takes a second on an idle machine
 
 
 @dataclass(frozen=True)
 class Order:
-    """A verb to be run by a process of its own."""
+    """A command that is run in a forked process."""
 
     arguments: list[str]
     folder: str
     log: str
     faults: list[dict[str, Any]] = field(default_factory=list)
-    plant: str | None = None  # module:function that spoils something first
+    plant: str | None = None  # module:function that is called first
     environment: dict[str, str] = field(default_factory=dict)
 
 
 class Warm:
-    """The warm process, seen from the test."""
+    """The warm process, as a context manager of the test."""
 
     def __enter__(self) -> Warm:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -64,15 +64,15 @@ class Warm:
         self._process.communicate()
 
     def start(self, order: Order) -> int:
-        """Number of the launcher's process, which is also that of its group."""
+        """Start the command; return the number of its process, which is also its group."""
         return int(self._ask({"start": asdict(order)}))
 
     def wait(self, pid: int, timeout_s: float = WAIT_S) -> int:
-        """Its exit code; below 0 the signal that ended it. After the time its group is killed: TIMED_OUT."""
+        """Return its exit code, a signal as a negative number. After the timeout, kill its group; return TIMED_OUT."""
         return int(self._ask({"wait": pid, "timeout_s": timeout_s}))
 
     def run(self, order: Order) -> int:
-        """The exit code of the verb."""
+        """Run the command and return its exit code."""
         return self.wait(self.start(order))
 
     def _ask(self, question: Any) -> Any:
@@ -88,7 +88,7 @@ class Warm:
 
 
 def states(group: int) -> dict[int, str]:
-    """The processes of the group that live, and the state of each, as in proc(5)."""
+    """Return the live processes of the group with their states, as in proc(5)."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
@@ -101,12 +101,12 @@ def states(group: int) -> dict[int, str]:
 
 
 def members(group: int) -> list[int]:
-    """Processes of the group that live."""
+    """Return the live processes of the group."""
     return sorted(states(group))
 
 
 def until(is_true: Callable[[], Any], what: str) -> Any:
-    """What the condition returned, as soon as that is true."""
+    """Wait until the condition is true, and return its value. Raise TimeoutError after WAIT_S."""
     deadline = time.monotonic() + WAIT_S
     while not (found := is_true()):
         if time.monotonic() > deadline:
@@ -141,12 +141,12 @@ def _start(order: Order) -> int:
     if pid:
         os.setpgid(pid, pid)
         return pid
-    code = RAISED  # which no verb returns: what escapes from one passes for no failure that it reports
+    code = RAISED  # no command returns it: an exception that escapes cannot pass for a reported failure
     try:
         os.setpgid(0, 0)
         exit_with_parent(parent)
         code = _obey(order)
-    except BaseException:  # sys.exit, too: this process must not go on to serve
+    except BaseException:  # also sys.exit: the child must not go on to serve
         traceback.print_exc()
     finally:
         sys.stdout.flush()

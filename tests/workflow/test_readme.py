@@ -1,4 +1,4 @@
-"""Every command of the README and of CONTRIBUTING, typed in a clone whose pipeline has been run."""
+"""Run every command of README.md and CONTRIBUTING.md in a clone whose pipeline has been run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.support.repository import ROOT
 from tests.workflow.conftest import TINY, Project
 
-# What cannot be run inside the tests as it stands, and what is run in its place.
+# commands that cannot run unchanged inside the tests, with their replacements
 INSTEAD = {
     # These tests are what it runs.
     "make test": "make --dry-run test",
@@ -21,7 +21,7 @@ INSTEAD = {
     "snakemake --profile profiles/slurm --jobs 16": "snakemake --profile profiles/slurm --jobs 16 --dry-run",
     # tests/test_gpu_check.py runs its checks without a GPU.
     "scripts/gpu-check": "scripts/gpu-check --list",
-    # Any run of the pipeline.
+    # RUN stands for any run of the pipeline.
     "everstep accept RUN": "everstep accept $(cd results/tiny/runs; ls -d tiny-* | head -n 1)",
     # It would leave the report that is made below without a run: tests/workflow/test_code.py.
     "everstep retrain RUN": "everstep retrain --help",
@@ -31,13 +31,13 @@ INSTEAD = {
 
 
 def commands_of(document: str) -> list[str]:
-    """Each line of each `sh` block."""
+    """Return each line of each `sh` block."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 
 
 def make_environment(folder: Path) -> None:
-    """The folder has an up-to-date .venv: the one that the tests run in."""
+    """Give the folder an up-to-date .venv: that of the tests."""
     venv = folder / ".venv"
     venv.mkdir()
     for part in ("bin", "lib", "include", "pyvenv.cfg"):
@@ -54,7 +54,7 @@ def make_environment(folder: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_every_command_works(document: str, finished: Project) -> None:
-    """Slow: a dozen Snakemakes and a proof. The default experiment is small here, as is that of `everstep init`."""
+    """Slow: a dozen Snakemakes and a prove-resume. The default experiment and `everstep init`'s are small here."""
     folder = finished.folder
     make_environment(folder)
     for name in ("config/config.yaml", "config/quick.yaml"):
