@@ -25,7 +25,7 @@ PACKAGE = ROOT / "workflow_lib"
 LAYERS = (
     ("",),
     ("errors", "processes", "text"),
-    ("files",),
+    ("files", "tasks.facts"),
     ("runtime", "store.layout"),
     ("plugins",),
     ("config",),

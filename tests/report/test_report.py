@@ -26,11 +26,11 @@ from workflow_lib import config, data, evaluation, export, plan, report
 from workflow_lib.config.run import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
-from workflow_lib.report.chapters import confused, matrix
 from workflow_lib.report.cost import cost
 from workflow_lib.report.page import script_json
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
+from workflow_lib.tasks.classification import confused, matrix
 from workflow_lib.training.augment import augmented, mixing_partners
 
 

@@ -22,9 +22,6 @@ from workflow_lib.data import Manifest, Split, load_split
 from workflow_lib.errors import EverstepError
 from workflow_lib.export.comparison import compared
 from workflow_lib.files import read_json
-from workflow_lib.metrics.numbers import predictions_csv
-from workflow_lib.report.chapters import MAX_POINTS, histogram, predictions, scatter
-from workflow_lib.results.read_runs import load_results
 from workflow_lib.tasks.language import generate, predict
 
 
@@ -131,29 +128,6 @@ def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Train
     assert figures["scatter-0"]["data"][1]["y"] == rows[2].tolist()
     assert sum(figures["errors-0"]["data"][0]["y"]) == rows.shape[1]
     assert data["curves"][0]["val_mae"][-1] > 0
-
-
-def test_each_of_several_targets_is_drawn(numbers: Trained, tmp_path: Path) -> None:
-    run = load_results(numbers.experiment, numbers.results, numbers.runs[:1], numbers.work)[0]
-    true = np.arange(12.0).reshape(6, 2)
-    folder = tmp_path / "runs" / run.name
-    folder.mkdir(parents=True)
-    (folder / "predictions.csv").write_text(predictions_csv(true + 1, true))
-    figures = {figure["name"]: figure for figure in predictions(run, tmp_path)["figures"]}
-    assert list(figures) == ["scatter-0", "errors-0", "scatter-1", "errors-1"]
-    points = figures["scatter-1"]["data"][1]
-    assert (points["x"], points["y"]) == (true[:, 1].tolist(), (true[:, 1] + 1).tolist())
-
-
-def test_a_scatter_of_many_samples_is_thinned_out() -> None:
-    many = np.arange(100_000, dtype=float).tolist()
-    points = scatter("s", "S", many, many)["data"][1]["x"]
-    assert len(points) == MAX_POINTS
-    assert points[-1] > 99_000
-
-
-def test_predictions_that_are_all_right_can_be_drawn() -> None:
-    assert sum(histogram("e", "E", [1.0, 2.0], [1.0, 2.0])["data"][0]["y"]) == 2
 
 
 def test_runs_of_a_regression_are_ranked_by_the_smallest_error(numbers: Trained) -> None:

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from workflow_lib import plugins
 from workflow_lib.errors import ConfigError
 from workflow_lib.tasks import Objective
 from workflow_lib.tasks.classification import CrossEntropy, class_weights
+from workflow_lib.tasks.facts import names, task_facts
 from workflow_lib.tasks.language import TokenCrossEntropy
 from workflow_lib.tasks.regression import SquaredError
 
 BATCH = 12
 CPU = torch.device("cpu")
-TASKS = plugins.available("tasks")
+TASKS = names()
 
 
 def example(name: str, device: torch.device = CPU) -> tuple[Objective, torch.Tensor, torch.Tensor]:
@@ -43,7 +43,7 @@ def test_metrics_are_those_of_the_whole_split_however_it_is_cut(name: str) -> No
     parts = sum(objective.measure(outputs[part], targets[part]) for part in (slice(0, 5), slice(5, BATCH)))
     assert isinstance(parts, torch.Tensor)
     assert objective.metrics(dict(zip(objective.sums, parts.tolist(), strict=True))) == pytest.approx(whole)
-    assert ("train_loss", *whole) == plugins.task_facts(name).curves
+    assert ("train_loss", *whole) == task_facts(name).curves
 
 
 def test_the_error_of_a_regression_is_in_the_units_of_the_data() -> None:

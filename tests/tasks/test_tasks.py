@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from tests.support.repository import ROOT
-from workflow_lib import plugins, tasks
+from workflow_lib import tasks
 from workflow_lib.config.metrics import is_lower_better
 from workflow_lib.config.run import Training
 from workflow_lib.data import ModelSpec
+from workflow_lib.errors import ConfigError
 from workflow_lib.metrics import classes, numbers, tokens
 from workflow_lib.metrics.bootstrap import Resampling
-from workflow_lib.plugins import PluginError
+from workflow_lib.tasks.facts import names, task_facts
 
-TASKS = plugins.available("tasks")
+TASKS = names()
 ONCE = Resampling(0, 0.95, 0)
 
 
@@ -29,7 +30,7 @@ def test_settings_of_a_task_are_settings_of_the_training(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_metric_of_a_study_is_one_of_the_curves(name: str) -> None:
-    facts = plugins.task_facts(name)
+    facts = task_facts(name)
     assert facts.study_metric in facts.curves
     assert is_lower_better(facts.curves[-1]) is not facts.larger_is_better
 
@@ -50,7 +51,7 @@ def test_the_metrics_that_are_measured_are_those_of_the_facts() -> None:
         "language": tokens.measure(sums, ONCE),
     }
     for name, result in measured.items():
-        assert tuple(result["metrics"]) == tuple(plugins.task_facts(name).metrics)
+        assert tuple(result["metrics"]) == tuple(task_facts(name).metrics)
 
 
 def test_a_model_is_probed_with_two_samples() -> None:
@@ -61,14 +62,14 @@ def test_a_model_is_probed_with_two_samples() -> None:
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_and_all() -> None:
-    with pytest.raises(PluginError, match=r"no task `regresion`; did you mean `regression`\? \(there are: classific"):
+    with pytest.raises(ConfigError, match=r"no task `regresion`; did you mean `regression`\? \(there are: classific"):
         tasks.load("regresion")
 
 
-def test_facts_are_known_without_torch_and_numpy() -> None:
+def test_facts_are_known_without_torch_numpy_and_pydantic() -> None:
     code = (
-        "import sys; from workflow_lib import plugins; plugins.all_facts();"
-        "print([name for name in ('torch', 'numpy', 'onnx') if name in sys.modules])"
+        "import sys; from workflow_lib.tasks.facts import all_facts; all_facts();"
+        "print([name for name in ('torch', 'numpy', 'onnx', 'pydantic') if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

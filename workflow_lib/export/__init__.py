@@ -69,7 +69,7 @@ def export(
     manifest, split = trained.manifest, load_test(experiment, trained.manifest, work)
     how_to = tasks.load(manifest.task).onnx
     network = how_to.wrap(trained.network, manifest)
-    proto = convert(network, how_to.pairs(*split.batch(slice(0, 2)))[0], settings.opset, how_to.output)
+    proto = convert(network, how_to.pairs(*split.batch(slice(0, 2)))[0], settings.opset, f"{how_to.output}s")
     describe(proto, trained.identity, manifest, measured["metrics"])
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)

@@ -15,7 +15,7 @@ from workflow_lib.plugins.contract import (
 )
 from workflow_lib.plugins.loader import Inputs, PluginError, available, load, load_hooks, user_code_errors
 from workflow_lib.plugins.section import Section, in_identity
-from workflow_lib.plugins.tasks import Targets, Task, TaskFacts, all_facts, task_facts
+from workflow_lib.tasks.facts import Targets, Task, TaskFacts, all_facts, task_facts
 
 __all__ = [
     "DatasetFacts",

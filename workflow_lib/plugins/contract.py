@@ -15,9 +15,9 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from workflow_lib.plugins import source_digest
-from workflow_lib.plugins.loader import Inputs, PluginError, available, load, user_code_errors
+from workflow_lib.plugins.loader import Inputs, PluginError, load, user_code_errors
 from workflow_lib.plugins.section import Section, in_identity
-from workflow_lib.plugins.tasks import Task, task_facts
+from workflow_lib.tasks.facts import Task, names, task_facts
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """Return the task of the data set with these settings: classification unless its `task(params)` says otherwise."""
     module = load("data", name)
     found = _call(module, "task", params, "classification")
-    if found not in available("tasks"):
-        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(available('tasks'))}")
+    if found not in names():
+        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(names())}")
     return str(found)
 
 

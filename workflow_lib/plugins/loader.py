@@ -26,7 +26,7 @@ from workflow_lib.runtime import forking
 log = logging.getLogger(__name__)
 
 ENTRY_POINTS = {"data": "open_source", "models": "build"}  # the function that a plugin must define, by kind
-FOLDERS = {"data": "datasets", "models": "models", "tasks": "tasks", "trackers": "trackers"}  # in this package, by kind
+FOLDERS = {"data": "datasets", "models": "models", "trackers": "trackers"}  # in this package, by kind
 HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
 Inputs = Literal["images", "tables", "texts"]
 
@@ -37,7 +37,7 @@ class PluginError(ConfigError):
 
 @cache
 def available(kind: str) -> list[str]:
-    """Return the names of the data sets (`data`), `models`, `tasks` or `trackers` in the package, sorted."""
+    """Return the names of the data sets (`data`), `models` or `trackers` in the package, sorted."""
     folder = Path(__file__).parents[1] / FOLDERS[kind]
     return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
 

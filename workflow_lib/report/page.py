@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib import tasks
 from workflow_lib.errors import DivergedError
 from workflow_lib.files import write_atomic
 from workflow_lib.report.augmentation import augmentation
-from workflow_lib.report.chapters import CHAPTERS
 from workflow_lib.report.cost import cost
 from workflow_lib.report.curves import curve, describe_drawn, drawn_runs
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
-from workflow_lib.results.read_runs import METRICS, Row, RunResults, Unfinished, load_results, unfinished
+from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
 from workflow_lib.text import decimal, duration, flatten
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write(
         runs=found,
         diverged=diverged,
         missing=missing,
-        content=CHAPTERS[best.task].content(best, results),
+        content=_chapter_content(best, results),
         augmentation=augmentation(best, results, work),
         headings=headings(best.settings),
         study=study_chapter(experiment, results),
@@ -100,15 +100,15 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
 
     best = runs[0]
     provenance = best.evaluation["provenance"]
-    chapter = CHAPTERS[best.task]
+    task = tasks.load(best.task)
     drawn = drawn_runs(runs)
     data = {
-        "curves": [curve(run, chapter.metric) for run in drawn],
-        "second": chapter.metric,
+        "curves": [curve(run, task.curve[0]) for run in drawn],
+        "second": task.curve[0],
         "figures": [*content.get("figures", []), *(study["figures"] if study else [])],
     }
-    tasks = dict.fromkeys(run.task for run in runs)
-    metrics = {name: label for task in tasks for name, label in METRICS[task].items()}
+    names = dict.fromkeys(run.task for run in runs)
+    metrics = {metric: label for name in names for metric, label in tasks.load(name).metrics.items()}
     rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
     template = _templates().get_template("report.html")
     return template.render(
@@ -119,7 +119,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
         rows=packed(json.dumps(rows, allow_nan=False)) if rows else None,
         curves=drawn,
         drawn=describe_drawn(runs, drawn),
-        chapter=chapter,
+        task=task,
         content=content,
         study=study,
         code=provenance["code"],
@@ -130,6 +130,12 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
         script=_asset("tables.js") + _asset("report.js"),
         **values,
     )
+
+
+def _chapter_content(run: RunResults, results: Path) -> Row:
+    """Return what the template of the task's chapter is given."""
+    chapter = tasks.load(run.task).chapter
+    return chapter.values(run.evaluation, results / "runs" / run.name / "predictions.csv") if chapter else {}
 
 
 def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow_lib.errors import UserError
 from workflow_lib.results import provenance
-from workflow_lib.results.read_runs import METRICS
+from workflow_lib.tasks.facts import all_facts
 from workflow_lib.text import decimal
 
 
@@ -39,7 +39,9 @@ def summary(results: Path) -> str:
 
 def _test_metrics(row: dict[str, str]) -> str:
     """Return the test metrics of a run, the first with its interval."""
-    labels = next(names for names in reversed(METRICS.values()) if row.get(next(iter(names))))
+    metrics = [facts.metrics for facts in all_facts().values()]
+    # tasks have metrics in common, such as accuracy: the task of the run is the one whose metrics are all there
+    labels = max(metrics, key=lambda names: sum(bool(row.get(name)) for name in names) / len(names))
     low, high = (row[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""
     first, *others = (f"{label} {_short(row[name])}" for name, label in labels.items())

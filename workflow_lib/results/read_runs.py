@@ -15,16 +15,12 @@ from workflow_lib.results import provenance
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
+from workflow_lib.tasks.facts import task_facts
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
 
 TUNED = "tuned"
-METRICS = {
-    "classification": {"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"},
-    "regression": {"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
-    "language": {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
-}
 
 STEPS = {
     "train": ("train.json", "not trained"),
@@ -84,7 +80,7 @@ class RunResults:
         value, epoch = self.best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
-        for name in METRICS[self.task]:
+        for name in task_facts(self.task).metrics:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}

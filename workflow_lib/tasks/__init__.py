@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from workflow_lib import plugins
-from workflow_lib.plugins import TaskFacts
+from workflow_lib.tasks.facts import TaskFacts, task_facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +73,7 @@ def summed(loss: Tensor, other: Tensor, count: int) -> Tensor:
 class Onnx:
     """How an exported model is compared with the trained one.
 
-    output       name of the graph's output; the report calls one of its numbers so, without the s
+    output       what the report calls one number of the output; the graph's output has this name in the plural
     score        name of the score of both models in export.json, and its label in the report
     score_of     returns the sum of the score over samples, from outputs, targets and the manifest
     has_labels   True if the largest output is a prediction, which both models must agree on
@@ -98,10 +97,10 @@ class Onnx:
 class Chapter:
     """The chapter of a report about the best run.
 
-    name     of the template in workflow_lib/report/templates, without .html, and of the section in it
-    title    in the list of chapters
-    values   returns what the template is given, from evaluation.json and the path of predictions.csv; `figures` of
-             plotly are drawn
+    name     name of the template in report/templates, without .html, and of its section
+    title    title in the list of chapters
+    values   returns what the template is given as `content`, from evaluation.json and the path of predictions.csv;
+             its `figures` are drawn by plotly
     """
 
     name: str
@@ -136,5 +135,5 @@ class Task(TaskFacts):
 
 
 def load(name: str) -> Task:
-    """Return a task by its name. Raises PluginError if there is none of this name."""
-    return cast("Task", plugins.task_facts(name))
+    """Return a task by its name. Raises ConfigError if there is none of this name."""
+    return cast("Task", task_facts(name))

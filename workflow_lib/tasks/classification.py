@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest
 
-MOST_CLASSES_OF_A_MATRIX = 40
-MOST_CONFUSED_PAIRS = 15
+MAX_MATRIX_CLASSES = 40
+MAX_CONFUSED_PAIRS = 15
 
 
 @final
@@ -103,19 +103,27 @@ def correct(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> flo
 
 
 def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return the confusion matrix with the share of each row, or None for many classes; and the most confused pairs."""
+    """Return the confusion matrix and the most confused pairs of classes."""
+    return {"matrix": matrix(evaluation), "confused": confused(evaluation)}
+
+
+def matrix(evaluation: dict[str, Any]) -> list[list[tuple[int, float]]] | None:
+    """Return each count with its share of the row, or None if there are too many classes to show."""
+    if len(evaluation["classes"]) > MAX_MATRIX_CLASSES:
+        return None
+    return [[(count, count / max(1, sum(row))) for count in row] for row in evaluation["confusion"]]
+
+
+def confused(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the pairs of classes that the model confuses, most frequent first."""
     names, counts = evaluation["classes"], evaluation["confusion"]
-    matrix = [[(count, count / max(1, sum(row))) for count in row] for row in counts]
     pairs = [
         {"target": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
         for i, row in enumerate(counts)
         for j, count in enumerate(row)
         if count and i != j
     ]
-    return {
-        "matrix": matrix if len(names) <= MOST_CLASSES_OF_A_MATRIX else None,
-        "confused": sorted(pairs, key=lambda pair: -pair["count"])[:MOST_CONFUSED_PAIRS],
-    }
+    return sorted(pairs, key=lambda pair: -pair["count"])[:MAX_CONFUSED_PAIRS]
 
 
 TASK = Task(
@@ -127,6 +135,6 @@ TASK = Task(
     settings=("label_smoothing", "focal_gamma", "class_weights", "sampling"),
     objective=objective,
     evaluate=evaluate,
-    onnx=Onnx(output="logits", score=("accuracy", "Accuracy"), score_of=correct),
+    onnx=Onnx(output="logit", score=("accuracy", "Accuracy"), score_of=correct),
     chapter=Chapter("classes", "Classes", chapter_values),
 )

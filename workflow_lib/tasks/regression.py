@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest
 
-MOST_TARGETS = 4  # that are drawn
-MOST_POINTS = 2000  # of a scatter plot
+MAX_TARGETS = 4  # with figures
+MAX_POINTS = 2000  # of a scatter plot
 BINS = 30
 BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
 
@@ -112,21 +112,22 @@ def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest)
 
 
 def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return figures of each target: predicted against true numbers, and the distribution of the errors."""
+    """Return two figures a target: predicted against true values, and the distribution of the errors."""
     with predictions.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    targets = (len(header) - 1) // 2  # after the number of the sample, columns for true and predicted numbers
+    targets = (len(header) - 1) // 2  # columns: the sample, then the true and the predicted value of each target
     figures = []
-    for number in range(min(MOST_TARGETS, targets)):
-        true, predicted = ([float(row[1 + 2 * number + side]) for row in rows] for side in (0, 1))
-        which = f" of target {number}" if targets > 1 else ""
-        figures.append(_scatter(f"scatter-{number}", f"Predicted against true{which}", true, predicted))
-        figures.append(_errors(f"errors-{number}", f"Errors{which}", true, predicted))
+    for target in range(min(MAX_TARGETS, targets)):
+        true, predicted = ([float(row[1 + 2 * target + side]) for row in rows] for side in (0, 1))
+        suffix = f" of target {target}" if targets > 1 else ""
+        figures.append(scatter(f"scatter-{target}", f"Predicted against true{suffix}", true, predicted))
+        figures.append(histogram(f"errors-{target}", f"Errors{suffix}", true, predicted))
     return {"figures": figures}
 
 
-def _scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
-    every = math.ceil(len(true) / MOST_POINTS)
+def scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+    """Return the figure of predicted against true values, with the diagonal; every n-th point if there are many."""
+    every = math.ceil(len(true) / MAX_POINTS)
     ends = [min(*true, *predicted), max(*true, *predicted)]
     line = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip"}
     points = {"type": "scatter", "mode": "markers", "x": true[::every], "y": predicted[::every]}
@@ -138,9 +139,10 @@ def _scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[f
     return {"name": name, "label": label, "data": data, "layout": {**axes, "showlegend": False, "hovermode": "closest"}}
 
 
-def _errors(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+def histogram(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+    """Return the figure of the errors, predicted - true."""
     errors = [guess - value for guess, value in zip(predicted, true, strict=True)]
-    low, width = min(errors), (max(errors) - min(errors)) / BINS or 1.0
+    low, width = min(errors), (max(errors) - min(errors)) / BINS or 1.0  # equal errors need a width, too
     counts = [0] * BINS
     for error in errors:
         counts[min(BINS - 1, int((error - low) / width))] += 1
@@ -156,7 +158,7 @@ TASK = Task(
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(
-        output="predictions",
+        output="prediction",
         score=("mae", "Mean absolute error"),
         score_of=absolute_error,
         has_labels=False,

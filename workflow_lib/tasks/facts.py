@@ -1,4 +1,4 @@
-"""The facts of each task: what validation and plans must know of it, without torch or numpy.
+"""The facts of each task: what validation, plans and the summary must know of it, without torch, numpy or pydantic.
 
 A task is one file, a module of workflow_lib.tasks; its `TASK` has these facts and, beside them, the code of the task.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-from workflow_lib.plugins.loader import PluginError, available
+from workflow_lib.errors import ConfigError
 
 Task: TypeAlias = str  # the name of a task
 Targets = Literal["classes", "numbers", "tokens"]
@@ -45,20 +47,27 @@ class TaskFacts:
 
 
 @cache
+def names() -> list[Task]:
+    """Return the names of the tasks, sorted: those of the modules beside this one."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in found if name != Path(__file__).stem)
+
+
+@cache
 def task_facts(name: Task) -> TaskFacts:
-    """Return the facts of a task. Raises PluginError if there is no such task, or if its file lacks `TASK`."""
-    if name not in (names := available("tasks")):
-        near = difflib.get_close_matches(name, names, 1)
+    """Return the facts of a task. Raises ConfigError if there is no such task, or if its file lacks `TASK`."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise PluginError(f"no task `{name}`{hint} (there are: {', '.join(names)})")
+        raise ConfigError(f"no task `{name}`{hint} (there are: {', '.join(names())})")
     module = importlib.import_module(f"workflow_lib.tasks.{name}")
     facts = getattr(module, "TASK", None)
     if not isinstance(facts, TaskFacts):
-        raise PluginError(f"{module.__file__}: needs `TASK = Task(...)` of workflow_lib.tasks")
+        raise ConfigError(f"{module.__file__}: needs `TASK = Task(...)` of workflow_lib.tasks")
     return facts
 
 
 @cache
 def all_facts() -> dict[Task, TaskFacts]:
     """Return the facts of every task by name, sorted."""
-    return {name: task_facts(name) for name in available("tasks")}
+    return {name: task_facts(name) for name in names()}
