@@ -1,16 +1,16 @@
-"""A training process is set up in seven phases, and all that was taken is given back on the way out.
+"""Setup of a training process in seven phases; all resources are released at the end, in reverse order.
 
     1 determinism      seeds, deterministic algorithms
     2 runtime          threads, precision, the device (resolved once)
     3 filesystem       the workspace's folders
-    4 logging          lines on the standard error, events in the workspace
+    4 logging          lines to the standard error, events to the workspace
     5 configuration    the frozen settings: written if missing, else compared
     6 guard            orphans ended, the workspace and local GPUs leased
-    7 environment      what this machine is, into the events
+    7 environment      the description of this machine, recorded in the events
 
-The launcher of the first node does all of them: it owns the workspace and never touches CUDA, so that it can
-be forked. Ranks, and the launchers of other nodes, do 1, 2 and 4, and ranks bind their device. Phases 3 to 5
-come before the lease, so they are harmless to a live owner: they create what is missing, append, and compare.
+The launcher of the first node runs all of them: it owns the workspace, and never touches CUDA, so that it can fork the
+ranks. Ranks and the launchers of other nodes run 1, 2 and 4, and ranks bind their device. Phases 3 to 5 come before the
+lease, so they must not disturb a live owner: they create what is missing, append, and compare.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from workflow_lib.store.orphans import end_orphans
 
 @dataclass(frozen=True)
 class Services:
-    """What the phases call outside of themselves."""
+    """The functions that the phases call, each replaceable in tests."""
 
     seed: Callable[[int, int], None] = seed_everything
     set_determinism: Callable[[bool], None] = set_determinism
@@ -66,11 +66,11 @@ class Services:
 
 
 class RootOrchestrator:
-    """A process made ready for one attempt, between `with` and its end.
+    """The resources of a process during one attempt, as a context manager.
 
-    Inside: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs) and
-    `waited_s`, the seconds that it waited for them.
-    Entering again while it is open changes nothing; once released, it cannot be used again.
+    In the block: `device`, `log`, `events`; for the owner also `lease`, `environment`, `devices` (leased GPUs) and
+    `waited_s`, the seconds that it waited for them. Entering it again inside its block changes nothing; after the
+    release it raises RuntimeError.
     """
 
     device: torch.device
@@ -104,7 +104,7 @@ class RootOrchestrator:
         if self._held is not None:
             return self
         if self._is_spent:
-            raise RuntimeError("a RootOrchestrator is for one attempt: make another")
+            raise RuntimeError("a RootOrchestrator is for one attempt: create another one")
         self._is_spent = True
         with ExitStack() as held:
             held.callback(self.services.empty_caches)
@@ -120,7 +120,7 @@ class RootOrchestrator:
         self.release()
 
     def release(self) -> None:
-        """Lease, GPUs, log and caches are given back; again, it does nothing."""
+        """Release lease, GPUs, log and caches; a second call does nothing."""
         held, self._held = self._held, None
         if held is not None:
             held.close()
@@ -142,12 +142,15 @@ class RootOrchestrator:
         self.services.set_threads(1 if self.ranks.is_launcher else runtime.threads)
         self.services.set_precision(precision)
         if self.ranks.is_launcher:
-            self.services.resolve_device(runtime.device, runtime.nproc - 1)  # the last rank's is there too
+            self.services.resolve_device(
+                runtime.device, runtime.nproc - 1
+            )  # fail now if there is none for the last rank
         self.device = self.services.resolve_device(runtime.device, self.ranks.local_rank)
         if not self.ranks.is_launcher:
             self.services.bind_device(self.device)
-        is_leased_later = self.ranks.is_launcher and ":" not in runtime.device  # each rank checks its own GPU then
-        checked = torch.device(self.device.type) if is_leased_later else self.device
+        # a launcher does not know yet which GPUs it will lease; each rank then checks its own
+        is_undecided = self.ranks.is_launcher and ":" not in runtime.device
+        checked = torch.device(self.device.type) if is_undecided else self.device
         self.services.check_precision(checked, precision)
 
     def _make_workspace(self, held: ExitStack) -> None:
@@ -171,20 +174,20 @@ class RootOrchestrator:
             self.events.append("refused", reason=str(error))
             raise
         held.callback(self.lease.release)
-        self.services.create_workspace(self.workspace)  # again: it may have waited for a clean that removed it
+        self.services.create_workspace(self.workspace)  # again: `everstep clean` may have removed it meanwhile
         if self.device.type == "cuda" and ":" not in runtime.device:
             self._lease_devices(held)
 
     def _lease_devices(self, held: ExitStack) -> None:
         """Let the ranks see only GPUs that this training has leased; a named device (cuda:N) is shared, not leased."""
         began, run = time.monotonic(), f"run {self.workspace.parent.name[:12]}"
-        leased = self.services.lease_devices(self.settings.runtime.nproc, run, tell=self._tell_waiting)
+        leased = self.services.lease_devices(self.settings.runtime.nproc, run, report=self._report_waiting)
         self.devices = held.enter_context(leased)
         self.waited_s = time.monotonic() - began
         held.callback(_restore, gpus.VISIBLE, os.environ.get(gpus.VISIBLE))
         os.environ[gpus.VISIBLE] = ",".join(self.devices)
 
-    def _tell_waiting(self, reason: str) -> None:
+    def _report_waiting(self, reason: str) -> None:
         self.log.info(reason)
         self.events.append("waiting", reason=reason)
 
@@ -194,7 +197,7 @@ class RootOrchestrator:
 
 
 Phase = Callable[[RootOrchestrator, ExitStack], None]
-PHASES: tuple[tuple[str, Phase, bool], ...] = (  # name, function, whether every rank does it
+PHASES: tuple[tuple[str, Phase, bool], ...] = (  # name, function, True if every rank runs it
     ("determinism", RootOrchestrator._set_determinism, True),
     ("runtime", RootOrchestrator._configure_runtime, True),
     ("filesystem", RootOrchestrator._make_workspace, False),

@@ -11,12 +11,12 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.runtime import device
 
 
-def test_auto_takes_a_gpu_where_there_is_one_and_the_cpu_elsewhere() -> None:
+def test_auto_is_a_gpu_if_there_is_one_else_the_cpu() -> None:
     assert device.resolve("auto", 1, count=lambda: 2) == torch.device("cuda", 1)
     assert device.resolve("auto", 1, count=lambda: 0) == torch.device("cpu")
 
 
-def test_each_local_rank_has_a_gpu_of_its_own() -> None:
+def test_each_local_rank_has_its_own_gpu() -> None:
     found = [device.resolve("cuda", local_rank, count=lambda: 3) for local_rank in range(3)]
     assert found == [torch.device("cuda", index) for index in range(3)]
     assert device.resolve("cuda:2", count=lambda: 3) == torch.device("cuda", 2)
@@ -30,16 +30,14 @@ def test_the_cpu_is_for_every_rank(local_rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "local_rank", "count", "says"),
     [
-        ("cuda", 0, 0, "cuda:0 for local rank 0. Here are: auto, cpu"),
-        ("cuda", 2, 2, "cuda:2 for local rank 2. Here are: auto, cpu, cuda:0, cuda:1"),
+        ("cuda", 0, 0, "cuda:0 for local rank 0. This machine has: auto, cpu"),
+        ("cuda", 2, 2, "cuda:2 for local rank 2. This machine has: auto, cpu, cuda:0, cuda:1"),
         ("auto", 1, 1, "cuda:1 for local rank 1"),
         ("cuda:3", 0, 2, "needs cuda:3"),
         ("cuda:0", 1, 2, "is for one process"),
     ],
 )
-def test_a_device_that_is_not_there_is_an_error_not_a_fallback(
-    name: str, local_rank: int, count: int, says: str
-) -> None:
+def test_a_missing_device_is_an_error_not_a_fallback(name: str, local_rank: int, count: int, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         device.resolve(name, local_rank, count=lambda: count)
     assert says in str(error.value)
@@ -49,7 +47,7 @@ def test_a_device_that_is_not_there_is_an_error_not_a_fallback(
 def test_auto_on_a_mac_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert device.resolve("auto", count=lambda: 0) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="Here are: auto, cpu$"):
+    with pytest.raises(ConfigError, match="This machine has: auto, cpu$"):
         device.resolve("cuda", count=lambda: 0)
 
 
@@ -81,7 +79,7 @@ def test_a_precision_that_the_device_has_is_accepted(
         ("cuda", "fp16", (5, 2), "Use fp32"),
     ],
 )
-def test_a_precision_that_the_device_lacks_is_refused_with_those_it_has(
+def test_a_precision_that_the_device_lacks_is_rejected_with_those_it_has(
     kind: str, precision: str, capability: tuple[int, int] | None, use: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"training.precision: .*{precision}.*{use}"):
@@ -155,7 +153,7 @@ def test_an_ambiguous_gpu_number_is_not_rejected(smi: Callable[..., None]) -> No
     assert device.cuda_capability(torch.device("cuda", 0)) == (9, 0)
 
 
-def test_the_report_of_a_gpu_takes_what_nvidia_smi_says(smi: Callable[..., None]) -> None:
+def test_the_description_of_a_gpu_is_that_of_nvidia_smi(smi: Callable[..., None]) -> None:
     smi(*ROWS[1:3], "No devices were found")
     first, second = device.query_gpus()
     assert (first["name"], first["memory.total"]) == ("NVIDIA H100, 80GB HBM3", "81559 MiB")
@@ -163,7 +161,7 @@ def test_the_report_of_a_gpu_takes_what_nvidia_smi_says(smi: Callable[..., None]
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")])
-def test_cuda_numbers_gpus_as_nvidia_smi_does_unless_somebody_says_otherwise(given: str | None, found: str) -> None:
+def test_cuda_numbers_gpus_as_nvidia_smi_does_unless_the_variable_is_set(given: str | None, found: str) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"}
     environ |= {} if given is None else {"CUDA_DEVICE_ORDER": given}
     program = "import sys, os, workflow_lib; print(os.environ['CUDA_DEVICE_ORDER'], 'torch' in sys.modules)"
@@ -171,12 +169,12 @@ def test_cuda_numbers_gpus_as_nvidia_smi_does_unless_somebody_says_otherwise(giv
     assert done.stdout.split() == [found, "False"]
 
 
-def test_fp16_on_the_cpu_is_refused_where_torch_cannot_autocast_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_on_the_cpu_is_rejected_if_torch_cannot_autocast_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_can_autocast", lambda *_: False)
     with pytest.raises(ConfigError, match="fp16"):
         device.check_precision(torch.device("cpu"), "fp16")
 
 
-def test_autocast_support_is_told_from_its_warning() -> None:
+def test_autocast_support_is_known_from_its_warning() -> None:
     assert device._can_autocast(torch.device("cpu"), torch.bfloat16)
     assert not device._can_autocast(torch.device("cpu"), torch.float64)

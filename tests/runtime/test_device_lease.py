@@ -1,38 +1,22 @@
-import json
+"""A GPU has one holder; waiting processes are served in order, and killed or suspended ones delay nobody."""
+
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.gpu_leases import HOLDER, Waits, lease, tickets
 from tests.support.warm import until
 from workflow_lib.errors import ConfigError, Stopped
 from workflow_lib.runtime import device_lease, gpus
-
-
-class Waits(Exception):
-    """The lease would wait."""
-
-
-def lease(folder: Path, count: int, ids: tuple[str, ...] | None = ("0", "1"), **more: Any) -> Any:
-    """A lease that fails with the reason instead of waiting."""
-
-    def fail(reason: str) -> None:
-        raise Waits(reason)
-
-    return device_lease.lease_devices(count, "run abc", ids, folder=folder, **{"tell": fail, **more})
-
-
-def tickets(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("[0-9]*.json"))  # without unpublished tickets
 
 
 @pytest.fixture
@@ -73,19 +57,7 @@ def test_devices_are_free_again_after_a_failure_and_no_ticket_stays(folder: Path
         assert again == ("0",)
 
 
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from workflow_lib.runtime.device_lease import lease_devices
-with lease_devices(1, "run xyz", ("0", "1"), folder=Path(sys.argv[1])):
-    rank = os.fork()
-    if rank:
-        print(rank, flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_is_gone(folder: Path) -> None:
+def test_the_device_of_a_killed_job_is_free_once_its_last_rank_is_gone(folder: Path) -> None:
     job = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert job.stdout is not None
     rank = int(job.stdout.readline())
@@ -101,7 +73,7 @@ def test_a_device_is_free_when_its_job_was_killed_and_not_before_its_last_rank_i
         job.kill()
         job.wait()
         job.stdout.close()
-    with lease(folder, 2, tell=lambda reason: None) as both:
+    with lease(folder, 2, report=lambda reason: None) as both:
         assert both == ("0", "1")
     assert tickets(folder) == []
 
@@ -110,7 +82,7 @@ class Waiting:
     """A thread that waits for a lease."""
 
     def __init__(self, folder: Path, count: int, ids: tuple[str, ...] = ("0", "1")) -> None:
-        self.told: list[str] = []
+        self.reasons: list[str] = []
         self.got: list[tuple[str, ...]] = []
         self.done = threading.Event()
         self._stop = threading.Event()
@@ -118,7 +90,10 @@ class Waiting:
         self._thread.start()
 
     def _run(self, folder: Path, count: int, ids: tuple[str, ...]) -> None:
-        with suppress(Stopped), lease(folder, count, ids, tell=self.told.append, must_stop=self._stop.is_set) as got:
+        with (
+            suppress(Stopped),
+            lease(folder, count, ids, report=self.reasons.append, must_stop=self._stop.is_set) as got,
+        ):
             self.got.append(got)
             self.done.wait()
 
@@ -128,17 +103,17 @@ class Waiting:
         self._thread.join()
 
 
-def test_nobody_overtakes_a_job_that_waits_for_more_devices(folder: Path) -> None:
+def test_no_job_overtakes_one_that_waits_for_more_devices(folder: Path) -> None:
     """A job that needs both GPUs gets them, although jobs for one GPU keep arriving."""
     with ExitStack() as first:
         first.enter_context(lease(folder, 1))
         large = Waiting(folder, 2)
         try:
-            until(lambda: large.told, "the large job waits")
+            until(lambda: large.reasons, "the large job waits")
             with pytest.raises(Waits, match="1 kept for run abc"), lease(folder, 1):
                 pass
             small = Waiting(folder, 1)
-            until(lambda: small.told, "the small job waits")
+            until(lambda: small.reasons, "the small job waits")
             first.close()
             until(lambda: large.got, "the large job has its GPUs")
             assert large.got == [("0", "1")]
@@ -154,14 +129,14 @@ def test_a_waiting_job_keeps_only_what_it_can_use(folder: Path) -> None:
     with lease(folder, 1, ("0",)):
         other = Waiting(folder, 1, ("0",))
         try:
-            until(lambda: other.told, "it waits")
+            until(lambda: other.reasons, "it waits")
             with lease(folder, 1, ("0", "1")) as got:
                 assert got == ("1",)
         finally:
             other.end()
 
 
-def test_a_suspended_job_that_waits_holds_nobody_up(folder: Path) -> None:
+def test_a_waiting_job_that_is_suspended_delays_no_other(folder: Path) -> None:
     with lease(folder, 1, ("0",)) as _, ExitStack() as more:
         waits = subprocess.Popen(
             [sys.executable, "-c", HOLDER.replace("lease_devices(1", "lease_devices(2"), str(folder)]
@@ -185,20 +160,20 @@ def test_the_reason_of_a_wait_is_reported_only_when_it_changes(folder: Path) -> 
         first.enter_context(lease(folder, 1, ("0",)))
         job = Waiting(folder, 2)
         try:
-            until(lambda: job.told, "it waits")
+            until(lambda: job.reasons, "it waits")
             first.close()
-            until(lambda: len(job.told) == 2, "something changed")
-            assert "0 held" not in job.told[1]
-            assert "1 held by" in job.told[1]
+            until(lambda: len(job.reasons) == 2, "something changed")
+            assert "0 held" not in job.reasons[1]
+            assert "1 held by" in job.reasons[1]
         finally:
             job.end()
-        assert len(job.told) == 2
+        assert len(job.reasons) == 2
 
 
-def test_a_job_that_waits_stops_when_it_is_told_to_and_leaves_no_ticket(folder: Path) -> None:
+def test_a_waiting_job_stops_when_asked_and_leaves_no_ticket(folder: Path) -> None:
     with lease(folder, 2):
         with pytest.raises(Stopped, match="waiting for a GPU") as stopped:
-            with lease(folder, 1, tell=lambda reason: None, must_stop=lambda: "SIGTERM"):
+            with lease(folder, 1, report=lambda reason: None, must_stop=lambda: "SIGTERM"):
                 pass
         assert stopped.value.exit_code == 75
         assert len(tickets(folder)) == 1
@@ -214,7 +189,7 @@ with device_lease.lease_devices(2, "run busy", ("0", "1"), folder=Path(sys.argv[
 """
 
 
-def test_a_process_that_is_suspended_at_any_moment_holds_nobody_up(folder: Path) -> None:
+def test_a_process_suspended_at_any_moment_delays_no_other(folder: Path) -> None:
     """The process polls without a pause, and is suspended at random moments."""
     with lease(folder, 1, ("0",)) as _, ExitStack() as more:
         busy = subprocess.Popen([sys.executable, "-c", BUSY, str(folder)])
@@ -238,12 +213,12 @@ def test_processes_that_come_and_go_at_once_never_hold_the_same_device(folder: P
     code = code.replace(":\n    pass", " as (id,):\n    mark = Path(sys.argv[1] + id); mark.mkdir(); mark.rmdir()")
     busy = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE) for _ in range(6)]
     try:
-        told = [process.communicate(timeout=600)[1].decode() for process in busy]
+        errors = [process.communicate(timeout=600)[1].decode() for process in busy]
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert [process.returncode for process in busy] == [0] * 6, "\n".join(told)
+    assert [process.returncode for process in busy] == [0] * 6, "\n".join(errors)
     assert list(folder.iterdir()) == []
 
 
@@ -253,14 +228,14 @@ def remove_tickets(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def test_a_device_has_one_holder_even_where_its_ticket_is_lost(folder: Path) -> None:
+def test_a_device_has_one_holder_even_if_its_ticket_is_lost(folder: Path) -> None:
     with lease(folder, 1, ("0",)):
         remove_tickets(folder)
         with pytest.raises(Waits, match="another process is about to take"), lease(folder, 1, ("0",)):
             pass
 
 
-def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_removed_file_is_not_a_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process removes the unlocked file after it was opened here, and before it is locked."""
     lock, removed = device_lease._lock, []
 
@@ -270,7 +245,7 @@ def test_a_lock_on_a_file_that_was_just_removed_is_no_lease(folder: Path, monkey
         return lock(file, kind)
 
     monkeypatch.setattr(device_lease, "_lock", lock_late)
-    with lease(folder, 1, ("0",), tell=lambda reason: None) as got:
+    with lease(folder, 1, ("0",), report=lambda reason: None) as got:
         assert got == ("0",)
         assert removed
         remove_tickets(folder)
@@ -287,7 +262,7 @@ def test_a_gpu_has_one_holder_under_all_its_names(folder: Path, monkeypatch: pyt
             pass
 
 
-def test_a_slurm_jobs_devices_are_shared_out_within_the_job(folder: Path) -> None:
+def test_processes_of_a_slurm_job_divide_its_devices(folder: Path) -> None:
     environ = {"SLURM_JOB_ID": "5", "CUDA_VISIBLE_DEVICES": "3,GPU-8f2"}
     with lease(folder, 1, None, environ=environ) as first, lease(folder, 1, None, environ=environ) as second:
         assert (first, second) == (("3",), ("GPU-8f2",))
@@ -295,109 +270,7 @@ def test_a_slurm_jobs_devices_are_shared_out_within_the_job(folder: Path) -> Non
             assert other == ("3", "GPU-8f2")
 
 
-def test_more_devices_than_there_are_is_the_users_mistake(folder: Path) -> None:
+def test_more_devices_than_exist_are_a_configuration_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match="2 GPUs are needed; there are 0"), lease(folder, 2, ("0",)):
         pass
     assert not folder.exists()
-
-
-def test_the_folder_is_for_every_user_whatever_the_umask_is(folder: Path) -> None:
-    before = os.umask(0o077)
-    try:
-        with lease(folder, 1):
-            assert os.umask(0o077) == 0o077
-            modes = {path.name: path.stat().st_mode & 0o7777 for path in (folder, *folder.iterdir())}
-    finally:
-        os.umask(before)
-    assert modes == {"gpus": 0o1777, "0.lock": 0o644, "000001.json": 0o644}
-
-
-@pytest.fixture
-def folder_for_all() -> Iterator[Path]:
-    """A folder that every user can reach, unlike those of pytest."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        Path(name).chmod(0o777)
-        yield Path(name) / "gpus"
-
-
-ASK = """
-import os, sys
-from pathlib import Path
-from workflow_lib.runtime.device_lease import lease_devices
-os.setuid(54321)
-def fail(reason): raise SystemExit(reason)
-with lease_devices(1, "run", ("0", "1"), folder=Path(sys.argv[1]), tell=fail) as got: print(*got)
-with lease_devices(2, "run", ("0", "1"), folder=Path(sys.argv[1]), tell=fail): pass
-"""
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="needs to become other users")
-@pytest.mark.parametrize("first", [0, 12345])
-def test_users_see_each_others_leases(folder_for_all: Path, first: int) -> None:
-    """The second user may neither write nor remove a file of the first."""
-    code = HOLDER.replace("\nwith", f"\nos.umask(0o077); os.setuid({first})\nwith")
-    job = subprocess.Popen([sys.executable, "-c", code, str(folder_for_all)], stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
-    rank = int(job.stdout.readline())
-    ask = [sys.executable, "-c", ASK, str(folder_for_all)]
-    try:
-        asked = subprocess.run(ask, capture_output=True, text=True, check=False)
-        assert asked.stdout == "1\n", asked.stderr
-        assert f"0 held by run xyz (pid {job.pid}" in asked.stderr
-    finally:
-        os.kill(rank, signal.SIGKILL)
-        job.kill()
-        job.communicate()
-    asked = subprocess.run(ask, capture_output=True, text=True, check=False)
-    assert (asked.returncode, asked.stdout) == (0, "0\n"), asked.stderr
-    assert tickets(folder_for_all) == ["000001.json"], "it belongs to the first user, and counts for nothing"
-
-
-def test_a_folder_that_is_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="gpus"), lease(folder, 1):
-        pass
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
-def test_a_folder_that_is_not_for_all_is_named(folder_for_all: Path) -> None:
-    folder_for_all.mkdir(mode=0o700)
-    asked = subprocess.run(
-        [sys.executable, "-c", ASK, str(folder_for_all)], capture_output=True, text=True, check=False
-    )
-    assert f"PermissionError: [Errno 13] Permission denied: '{folder_for_all}'" in asked.stderr
-
-
-def plant_text(path: Path) -> None:
-    path.write_text("nonsense")
-
-
-def plant_other_json(path: Path) -> None:
-    path.write_text(json.dumps({"held": ["0", "1"], "pid": "x"}))
-
-
-PLANTS: list[Callable[[Path], None]] = [plant_text, plant_other_json, Path.mkdir, lambda path: os.mkfifo(path)]
-
-
-@pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_no_ticket_holds_nothing(folder: Path, plant: Callable[[Path], None]) -> None:
-    folder.mkdir()
-    plant(folder / "000007.json")
-    with lease(folder, 2) as got:
-        assert got == ("0", "1")
-
-
-def test_a_link_in_the_folder_is_neither_read_nor_removed(folder: Path, tmp_path: Path) -> None:
-    folder.mkdir()
-    (tmp_path / "mine.txt").write_text("text")
-    (folder / "000007.json").symlink_to(tmp_path / "mine.txt")
-    with lease(folder, 2):
-        pass
-    assert (tmp_path / "mine.txt").read_text() == "text"
-
-
-def test_what_another_wrote_cannot_break_the_log(folder: Path) -> None:
-    device = device_lease.Ticket(1, "host", "me\x1b[2J", 5, "run\nfalse line", 1, ("0",))
-    assert str(device) == "run?false line (pid 5, me?[2J on host)"

@@ -13,7 +13,7 @@ from workflow_lib.runtime import environment
 CPU = torch.device("cpu")
 
 
-def test_the_report_is_json_and_names_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_is_json_and_names_packages_and_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     report = json.loads(json.dumps(environment.environment(CPU)))
     assert report["packages"]["torch"].startswith(torch.__version__.partition("+")[0])
@@ -24,7 +24,7 @@ def test_the_report_is_json_and_names_what_a_result_depends_on(monkeypatch: pyte
     assert report["device"] == "cpu"
 
 
-def test_the_fingerprint_is_the_same_in_the_same_circumstances_only() -> None:
+def test_the_fingerprint_changes_with_processes_and_threads() -> None:
     assert environment.fingerprint(CPU, nproc=2) == environment.fingerprint(CPU, nproc=2)
     assert environment.fingerprint(CPU, nproc=2) != environment.fingerprint(CPU, nproc=3)
     before, threads = environment.fingerprint(CPU), torch.get_num_threads()
@@ -81,14 +81,14 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Imitate:
     return fingerprint
 
 
-def test_a_slice_of_a_gpu_is_another_device(on_gpu: Imitate) -> None:
+def test_a_slice_of_a_gpu_has_another_fingerprint(on_gpu: Imitate) -> None:
     """MIG and MPS leave the name as it is; kernels are chosen by the number of multiprocessors."""
     assert on_gpu() == on_gpu()
     assert on_gpu() != on_gpu(multi_processor_count=16)
     assert on_gpu() != on_gpu(total_memory=18 << 30)
 
 
-def test_another_cudnn_has_other_kernels(on_gpu: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_cudnn_has_another_fingerprint(on_gpu: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
     before = on_gpu()
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     assert on_gpu() != before

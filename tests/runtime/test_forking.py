@@ -1,4 +1,4 @@
-"""A process that forks ranks knows whether CUDA was started in it, and by which module."""
+"""A launcher knows before it forks if CUDA was started in it, and by which module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(program: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_driver_tells_whether_it_was_started(tmp_path: Path) -> None:
+def test_the_driver_knows_if_it_was_started(tmp_path: Path) -> None:
     """Loading the driver's library, as torch does, does not start it."""
     program = """
 import ctypes, sys
@@ -47,7 +47,7 @@ with forking.importing("mine.nets"):
 with forking.importing("mine.later"):
     pass
 try:
-    forking.refuse_started_cuda()
+    forking.check_cuda_not_started()
 except ConfigError as error:
     print(error)
 """
@@ -63,17 +63,17 @@ def test_cuda_started_by_an_unknown_module_is_rejected_too(tmp_path: Path) -> No
 import ctypes, sys
 from workflow_lib.runtime import forking
 from workflow_lib.errors import ConfigError
-forking.refuse_started_cuda()
+forking.check_cuda_not_started()
 ctypes.CDLL(sys.argv[1]).cuInit(0)
 try:
-    forking.refuse_started_cuda()
+    forking.check_cuda_not_started()
 except ConfigError as error:
     print(error)
 """
     assert run(program, tmp_path)[0].startswith("something started CUDA in this process")
 
 
-def test_torch_counts_gpus_without_cuda_until_a_rank_does_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_counts_gpus_without_cuda_until_a_rank_restores_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a MIG device, which NVML does not count."""
     asked: list[str] = []
 
@@ -93,9 +93,7 @@ def test_torch_counts_gpus_without_cuda_until_a_rank_does_it_again(monkeypatch: 
     torch_internals.restore_gpu_count()
 
 
-def test_gpus_of_which_nvml_does_not_know_are_counted_by_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_unknown_to_nvml_are_counted_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The subprocess's answer is used; without a driver no subprocess is started."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/asked\necho some warning\necho 2\n")
@@ -120,7 +118,7 @@ def test_gpus_of_which_nvml_does_not_know_are_counted_by_another_process(
         "CUDA error: initialization error\nCUDA kernel errors might be asynchronously reported",
     ],
 )
-def test_a_rank_that_was_forked_too_late_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_a_rank_forked_too_late_gives_the_reason_in_one_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     def refuse(to: torch.device) -> None:
         raise RuntimeError(said)
 
@@ -131,7 +129,7 @@ def test_a_rank_that_was_forked_too_late_says_so_in_a_line(monkeypatch: pytest.M
     assert "\n" not in str(error.value)
 
 
-def test_any_other_error_of_a_gpu_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_error_of_a_gpu_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(to: torch.device) -> None:
         raise RuntimeError("CUDA error: out of memory")
 

@@ -89,9 +89,7 @@ def test_the_visible_gpus_are_those_that_cuda_would_show(
         ("MIG-1111,0", [INSTANCES[0]]),
     ],
 )
-def test_instances_of_a_divided_gpu_are_gpus_of_their_own(
-    nvidia_smi: Install, value: str | None, names: list[str]
-) -> None:
+def test_each_mig_instance_is_a_gpu(nvidia_smi: Install, value: str | None, names: list[str]) -> None:
     nvidia_smi(DIVIDED)
     assert seen(value) == names
 
@@ -102,8 +100,8 @@ def test_entries_are_kept_as_they_were_written(nvidia_smi: Install) -> None:
     assert list(gpus.visible({})) == ["0", "1"]
 
 
-def test_an_nvidia_smi_that_fails_is_as_good_as_none(nvidia_smi: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image may bring it without the library that it asks: the device files are counted."""
+def test_a_failing_nvidia_smi_is_treated_as_missing(nvidia_smi: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers may have the program without its library: the device files are counted."""
     nvidia_smi("Failed to initialize NVML: Unknown Error\n", code=18)
     monkeypatch.setattr(gpus, "device_files", list)
     assert gpus.count() == 0
@@ -111,7 +109,7 @@ def test_an_nvidia_smi_that_fails_is_as_good_as_none(nvidia_smi: Install, monkey
     assert gpus.count() == 1
 
 
-def test_a_variable_that_hides_every_gpu_needs_no_answer(nvidia_smi: Install) -> None:
+def test_nvidia_smi_is_not_called_if_every_gpu_is_hidden(nvidia_smi: Install) -> None:
     calls = nvidia_smi(TWO)
     assert seen("") == seen("NoDevFiles") == []
     assert not calls.exists()
@@ -119,7 +117,7 @@ def test_a_variable_that_hides_every_gpu_needs_no_answer(nvidia_smi: Install) ->
     assert calls.read_text() == "-L\n"
 
 
-def test_without_nvidia_smi_what_the_variable_says_is_believed_where_there_are_gpus(
+def test_without_nvidia_smi_the_variable_is_trusted_if_there_are_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gpus, "installed", lambda: [gpus.Gpu(""), gpus.Gpu("")])
@@ -140,7 +138,7 @@ def test_without_nvidia_smi_what_the_variable_says_is_believed_where_there_are_g
         ("cuda:1", True, 2),
     ],
 )
-def test_trainings_have_gpus_where_their_device_is_one(
+def test_trainings_count_gpus_if_their_device_can_be_one(
     nvidia_smi: Install, monkeypatch: pytest.MonkeyPatch, device: str, for_cuda: bool, count: int
 ) -> None:
     calls = nvidia_smi(TWO)
@@ -149,7 +147,7 @@ def test_trainings_have_gpus_where_their_device_is_one(
     assert calls.exists() == (count > 0), "a training on the CPU asked for GPUs"
 
 
-def test_what_torch_was_built_for_is_what_torch_says() -> None:
+def test_the_version_file_of_torch_agrees_with_torch() -> None:
     import torch
 
     assert gpus.torch_is_for_cuda() == (torch.version.cuda is not None)
@@ -168,7 +166,7 @@ def test_what_torch_was_built_for_is_what_torch_says() -> None:
         ("cuda:4", 1, 4, "runtime.device: cuda:4, and this machine has cuda:0"),
     ],
 )
-def test_what_can_never_run_here_is_named_with_what_there_is(
+def test_a_setting_that_can_never_run_here_is_named_with_the_gpus_here(
     device: str, nproc: int, here: int, says: str | None
 ) -> None:
     problem = gpus.problem(device, nproc, here)
@@ -185,7 +183,7 @@ def test_what_can_never_run_here_is_named_with_what_there_is(
         ("cpu", 4, 4, 1, None),
     ],
 )
-def test_fewer_gpus_than_a_training_needs_are_no_limit_but_a_mistake(
+def test_fewer_gpus_than_a_training_needs_are_an_error(
     device: str, nproc: int, here: int, given: int, says: str | None
 ) -> None:
     if device == "cpu":

@@ -1,4 +1,4 @@
-"""What is left to a process is what the tightest group around it leaves."""
+"""The free memory of a process is that of the tightest cgroup around it."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def process(tmp_path: Path, line: str) -> Path:
     return tmp_path / "cgroup"
 
 
-def test_every_group_around_the_process_counts(tmp_path: Path) -> None:
+def test_every_cgroup_around_the_process_counts(tmp_path: Path) -> None:
     v2(tmp_path / "job" / "step", "max", 1 * GB)
     v2(tmp_path / "job", 8 * GB, 3 * GB)
-    left = memory.left_in_groups(tmp_path, process(tmp_path, "0::/job/step"))
+    left = memory.free_in_cgroups(tmp_path, process(tmp_path, "0::/job/step"))
     assert left == [5 * GB]
 
 
 @pytest.mark.parametrize(("make", "line", "below"), [(v2, "0::/job", ""), (v1, "4:memory:/job", "memory")])
 def test_cached_files_count_as_free(make: object, line: str, below: str, tmp_path: Path) -> None:
     make(tmp_path / below / "job", 8 * GB, 7 * GB, 2 * GB)  # type: ignore[operator]
-    assert memory.left_in_groups(tmp_path, process(tmp_path, line)) == [3 * GB]
+    assert memory.free_in_cgroups(tmp_path, process(tmp_path, line)) == [3 * GB]
 
 
-def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
+def test_a_cgroup_over_its_limit_has_no_free_memory(tmp_path: Path) -> None:
     v2(tmp_path / "job", 2 * GB, 3 * GB)
-    assert memory.left_in_groups(tmp_path, process(tmp_path, "0::/job")) == [0]
+    assert memory.free_in_cgroups(tmp_path, process(tmp_path, "0::/job")) == [0]
 
 
-def test_without_groups_there_is_no_limit_but_the_machine(tmp_path: Path) -> None:
-    assert memory.left_in_groups(tmp_path, tmp_path / "none") == []
+def test_without_cgroups_only_the_machine_limits(tmp_path: Path) -> None:
+    assert memory.free_in_cgroups(tmp_path, tmp_path / "none") == []
     assert 0 < memory.free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total

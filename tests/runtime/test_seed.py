@@ -25,14 +25,14 @@ def seeded() -> Iterator[None]:
 
 
 def draw(count: int = 700) -> tuple[list[float], list[float], list[float]]:
-    """More numbers than one block of the twister, with an odd number of normal deviates."""
+    """Draw more numbers than one block of the twister, and an odd number of normal deviates."""
     python = [random.gauss(0, 1) for _ in range(count + 1)] + [random.random() for _ in range(count)]
     numpy = [*np.random.standard_normal(count + 1).tolist(), *np.random.random_sample(count).tolist()]
     return python, numpy, torch.randn(count + 1).tolist()
 
 
 @pytest.mark.parametrize("used", [0, 1, 2, 311, 312, 623, 624, 625])
-def test_a_restored_generator_goes_on_as_if_nothing_had_happened(used: int) -> None:
+def test_a_restored_generator_continues_exactly(used: int) -> None:
     [random.getrandbits(32) for _ in range(used)]
     np.random.randint(0, 2**32, used, dtype=np.uint32)
     torch.rand(used)
@@ -45,7 +45,7 @@ def test_a_restored_generator_goes_on_as_if_nothing_had_happened(used: int) -> N
 
 
 @pytest.mark.parametrize("deviates", [1, 2, 3])
-def test_a_kept_normal_deviate_is_part_of_the_state(deviates: int) -> None:
+def test_a_spare_normal_deviate_is_part_of_the_state(deviates: int) -> None:
     for _ in range(deviates):
         random.gauss(0, 1), np.random.standard_normal()
     before = random.getstate(), np.random.get_state()
@@ -58,14 +58,14 @@ def test_a_kept_normal_deviate_is_part_of_the_state(deviates: int) -> None:
     assert random.getstate()[2] is None or deviates % 2 == 1
 
 
-def test_a_snapshot_does_not_change_when_the_generators_go_on() -> None:
+def test_a_captured_state_does_not_change_when_numbers_are_drawn() -> None:
     state = seed.capture_rng(CPU)
     copies = {name: tensor.clone() for name, tensor in state.items()}
     draw()
     assert all(torch.equal(state[name], copies[name]) for name in copies)
 
 
-def test_leaving_one_generator_out_is_seen() -> None:
+def test_a_generator_that_is_not_restored_changes_the_numbers() -> None:
     for name in ("python", "numpy", "torch"):
         state = seed.capture_rng(CPU)
         expected = draw()
@@ -90,7 +90,7 @@ def test_a_state_restores_in_another_process() -> None:
     assert json.loads(done.stdout) == [random.gauss(0, 1), np.random.standard_normal(), torch.rand(1).item()]
 
 
-def test_a_replaced_numpy_generator_is_refused_by_name() -> None:
+def test_a_replaced_numpy_generator_is_rejected_by_name() -> None:
     kept = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(1))
     try:
@@ -106,10 +106,10 @@ def test_ranks_draw_from_different_streams_and_equal_ranks_from_equal_ones() -> 
         return random.random(), np.random.random_sample(), torch.rand(1).item()
 
     assert first(0) == first(0)
-    assert all(one != other for one, other in zip(first(0), first(1), strict=True))
+    assert all(zero != other for zero, other in zip(first(0), first(1), strict=True))
 
 
-def test_a_derived_seed_depends_on_every_name_and_on_where_one_ends() -> None:
+def test_a_derived_seed_depends_on_every_name_and_its_boundaries() -> None:
     seeds = [
         seed.derive(0, "data", 1),
         seed.derive(1, "data", 1),
@@ -123,5 +123,5 @@ def test_a_derived_seed_depends_on_every_name_and_on_where_one_ends() -> None:
     assert all(0 <= value < 2**63 for value in seeds)
 
 
-def test_derived_seeds_stay_what_they_are() -> None:
+def test_derived_seeds_never_change() -> None:
     assert seed.derive(0, "permutation", 3) == 1196228146948637743

@@ -60,7 +60,7 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
     with ExitStack() as held:
         try:
             tell = logger.debug if name == "auto" else logger.info
-            lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", tell=tell)
+            lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", report=tell)
             (leased,) = held.enter_context(lease)
         except (TryAgain, ConfigError):
             if name != "auto":

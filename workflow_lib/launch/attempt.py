@@ -68,7 +68,7 @@ def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] |
             history: list[EpochMetrics] = checkpoint.read_state(final)["progress"]["history"]
         else:
             if root.device.type == "cuda":
-                forking.refuse_started_cuda()
+                forking.check_cuda_not_started()
             attempt = Attempt(context, root)
             if context.is_owner:
                 attempt.begin(allocated_gpus)

@@ -69,7 +69,7 @@ def prove(
     _import_once()
     runtime = experiment.runtime
     if device.resolve(runtime.device, runtime.nproc - 1).type == "cuda":
-        forking.refuse_started_cuda()
+        forking.check_cuda_not_started()
     folder.mkdir(parents=True)
     with Lease.acquire(folder, "prove", timeout_s=60.0):  # `everstep clean` leaves leased folders alone
         return _prove(experiment, kills, folder, seed, show)

@@ -1,1 +1,1 @@
-"""What touches the machine: processes, devices, threads, random generators, locks, logs."""
+"""This machine: processes, devices, threads, random generators and locks. Knows no run."""

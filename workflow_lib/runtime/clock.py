@@ -1,6 +1,6 @@
-"""A clock that nobody sets: processes are known, and their time is counted, by seconds since their host started.
+"""A clock that is never set: seconds since the host started. It identifies processes and measures their time.
 
-The time of day may be set while they run, and takes with it what the system says of when they started.
+The time of day may be set while a process runs; the start time that psutil reports for the process then changes too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import psutil
 
 
 def now_s() -> float:
-    """Seconds since this host started, also those that it slept; of the time of day where the system is not Linux."""
+    """Return the seconds since this host started, including sleep; the time of day if the system is not Linux."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.time()
 
 
 def start_s(pid: int) -> float:
-    """When the process started, by the same clock. Raises psutil.NoSuchProcess."""
+    """Return the start time of the process on the same clock. Raises psutil.NoSuchProcess."""
     if sys.platform != "linux":
         return psutil.Process(pid).create_time()
     try:

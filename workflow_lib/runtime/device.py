@@ -1,6 +1,6 @@
-"""The device is the one that was asked for, or there is an error: nothing falls back except `auto`.
+"""Resolution of `runtime.device`: the requested device is used, or an error is raised. Only `auto` falls back.
 
-What the launcher asks here is answered without a CUDA context, since a process that has one cannot be forked.
+The functions that a launcher calls do not start CUDA, since a process that has started it cannot be forked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN = "[N/A]"
 
 
 def visible_cuda() -> int:
-    """Number of CUDA devices this process may use, counted without starting CUDA in it."""
+    """Return the number of CUDA devices that this process may use, without starting CUDA in it."""
     if not torch.backends.cuda.is_built():
         return 0
     counted = count_gpus_by_nvml()
@@ -35,7 +35,7 @@ def visible_cuda() -> int:
 
 
 def count_elsewhere() -> int:
-    """The same number, counted by CUDA in a subprocess: for MIG devices, and containers without NVML."""
+    """Return the same number, counted by CUDA in a subprocess: for MIG devices, and containers without NVML."""
     return _count_elsewhere(os.environ.get(VISIBLE))
 
 
@@ -79,7 +79,7 @@ def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visibl
 
 
 def bind(device: torch.device) -> None:
-    """CUDA work of this process goes to the device unless it says otherwise. Only for ranks: starts CUDA."""
+    """Make the device the default for CUDA work of this process. It starts CUDA, so only ranks may call it."""
     if device.type == "cuda":
         try:
             torch.cuda.set_device(device)
@@ -89,9 +89,10 @@ def bind(device: torch.device) -> None:
 
 
 def cuda_capability(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of the device, or of the best visible GPU if the device is not determined; None if unknown.
+    """Return the compute capability of the device, or of the best visible GPU if the device is ambiguous.
 
-    A device without an index is not determined, nor is an index where CUDA may number GPUs otherwise than nvidia-smi.
+    A device is ambiguous if it has no index, or if CUDA may number GPUs in another order than nvidia-smi. Return None
+    if the capability is unknown.
     """
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_capability(device)
@@ -103,9 +104,10 @@ def cuda_capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def query_gpus() -> list[dict[str, str]]:
-    """Index, UUID, driver, memory, compute capability and name of each visible GPU, in the order of CUDA's numbers.
+    """Return index, UUID, driver, memory, compute capability and name of each visible GPU, in CUDA's order.
 
-    Empty without `nvidia-smi`. An unknown value is "[N/A]", as in its output. Of a MIG instance only the UUID is known.
+    The list is empty without `nvidia-smi`. An unknown value is "[N/A]", as in its output. Of a MIG instance only the
+    UUID is known.
     """
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_KEYS)}", "--format=csv,noheader"]
     try:
@@ -121,7 +123,7 @@ def query_gpus() -> list[dict[str, str]]:
 
 
 def _named(gpus: Sequence[dict[str, str]], name: str) -> dict[str, str]:
-    """The GPU that an entry of CUDA_VISIBLE_DEVICES names: by index, by UUID or its prefix, or by a MIG instance."""
+    """Return the GPU that an entry of CUDA_VISIBLE_DEVICES names by index, by (a prefix of) its UUID, or as MIG."""
     whole = name.removeprefix("MIG-").partition("/")[0]  # older form of a MIG instance: MIG-GPU-<uuid>/1/0
     for gpu in gpus:
         if name == gpu["index"] or (whole.startswith("GPU-") and gpu["uuid"].startswith(whole)):
@@ -140,7 +142,7 @@ def check_precision(
     *,
     capability: Callable[[torch.device], tuple[int, int] | None] = cuda_capability,
 ) -> None:
-    """The device computes in this precision; else a ConfigError says which it has."""
+    """Raise ConfigError if the device does not support the precision."""
     if precision == "fp32":
         return
     if device.type == "cuda":
@@ -155,17 +157,17 @@ def check_precision(
     elif precision == "tf32":
         raise ConfigError(f"training.precision: tf32 exists on NVIDIA GPUs only, not on {device}. Use fp32")
     elif not _can_autocast(device, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
-        raise ConfigError(f"training.precision: torch does not do {precision} on {device}. Use fp32")
+        raise ConfigError(f"training.precision: torch does not support {precision} on {device}. Use fp32")
 
 
 def _on_this_machine(cuda: int) -> str:
     devices = ["auto", "cpu", *(f"cuda:{index}" for index in range(cuda))]
     visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
-    return f"Here are: {', '.join(devices)}{visible}"
+    return f"This machine has: {', '.join(devices)}{visible}"
 
 
 def _can_autocast(device: torch.device, dtype: torch.dtype) -> bool:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:  # torch has no other way to ask
         warnings.simplefilter("always")
         torch.autocast(device.type, dtype=dtype)
-    return not said
+    return not caught

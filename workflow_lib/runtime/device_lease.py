@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 FOLDER = Path("/tmp/everstep-gpus")  # never TMPDIR, which differs between users
 POLL_S = 0.5
 SILENT_S = 30.0  # a waiting process that has not polled for so long is skipped; it regains its place when it continues
-LEFT_OVER_S = 60.0
+UNPUBLISHED_S = 60.0  # age at which an unpublished ticket belongs to a process that was killed
 TICKET_BYTES = 1 << 16
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -70,37 +70,37 @@ def lease_devices(
     *,
     folder: Path | None = None,
     must_stop: Callable[[], object] = bool,
-    tell: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] = logger.info,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[str, ...]]:
     """Lease `count` GPUs for this process and its forks; yield their entries for CUDA_VISIBLE_DEVICES.
 
     `who` describes the work to other users. With `ids` None, the choice is what CUDA_VISIBLE_DEVICES allows. Waits
-    without a time limit, and passes the reason to `tell` whenever it changes. Raises Stopped if `must_stop` returns
+    without a time limit, and passes the reason to `report` whenever it changes. Raises Stopped if `must_stop` returns
     true, and ConfigError if there are fewer than `count` GPUs. Inside a SLURM job, its processes share its GPUs.
     """
     choice = _choice(count, ids, environ)
     wanted = "a GPU" if count == 1 else f"{count} GPUs"
     folder = folder or FOLDER
-    told = None
+    reported = None
     with ExitStack() as held:
         with naming(folder):
             place = held.enter_context(_open_folder(folder))
-            mine = _Mine(
+            own = _OwnTicket(
                 place, Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, tuple(choice.values()))
             )
-            held.callback(mine.close)
+            held.callback(own.close)
         while True:
             with naming(folder):
-                taken = _taken(_tickets(place), mine.ticket, time.time())
+                taken = _taken(_tickets(place), own.ticket, time.time())
                 free = {id: name for id, name in choice.items() if name not in taken}
                 if leased := _lock_gpus(place, count, free, held):
-                    mine.publish(replace(mine.ticket, held=tuple(choice[id] for id in leased)))
+                    own.publish(replace(own.ticket, held=tuple(choice[id] for id in leased)))
                     break
-                mine.touch()
-            if (reason := _reason(choice, taken)) != told:
-                told = reason
-                tell(f"waiting for {wanted}: {reason}")
+                own.touch()
+            if (reason := _reason(choice, taken)) != reported:
+                reported = reason
+                report(f"waiting for {wanted}: {reason}")
             if must_stop():
                 raise Stopped(
                     f"asked to stop while waiting for {wanted}; nothing was changed. Run the same command again"
@@ -123,8 +123,8 @@ def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -
     return choice
 
 
-class _Mine:
-    """The ticket of this process; the constructor gives it a number and publishes it."""
+class _OwnTicket:
+    """The published ticket of this process. Its file stays locked until the process and its forks have ended."""
 
     def __init__(self, folder: int, ticket: Ticket) -> None:
         self._folder = folder
@@ -155,7 +155,9 @@ class _Mine:
                 file = os.open(new, NEW, 0o644, dir_fd=self._folder)
             undo.callback(os.close, file)
             undo.callback(_remove, new, self._folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(
+                file, fcntl.LOCK_EX
+            )  # before it has its name: others ignore, and may remove, an unlocked ticket
             os.write(file, content)
             give_name(new, f"{ticket.number:06d}.json", src_dir_fd=self._folder, dst_dir_fd=self._folder)
             undo.pop_all()
@@ -164,12 +166,12 @@ class _Mine:
         self.ticket, self._file = ticket, file
 
 
-def _taken(tickets: Sequence[Ticket], mine: Ticket, now: float) -> dict[str, Ticket]:
-    """Return the GPUs that `mine` cannot have, each with its holder, or the earlier ticket that it is kept for."""
-    others = [ticket for ticket in tickets if ticket.number != mine.number]
+def _taken(tickets: Sequence[Ticket], own: Ticket, now: float) -> dict[str, Ticket]:
+    """Return the GPUs that `own` cannot have, each with its holder, or the earlier ticket that it is kept for."""
+    others = [ticket for ticket in tickets if ticket.number != own.number]
     taken = {name: ticket for ticket in others for name in ticket.held}
     for ticket in others:
-        if ticket.number < mine.number and not ticket.held and now - ticket.polled < SILENT_S:
+        if ticket.number < own.number and not ticket.held and now - ticket.polled < SILENT_S:
             free = [name for name in ticket.choice if name not in taken]
             taken |= dict.fromkeys(free[: ticket.count], ticket)
     return taken
@@ -210,8 +212,8 @@ def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
     for id, name in choice.items():
         if name in taken:
             found.setdefault(taken[name], []).append(id)
-    told = [f"{', '.join(ids)} {'held by' if each.held else 'kept for'} {each}" for each, ids in found.items()]
-    return "; ".join(told) or "another process is about to take them"
+    reasons = [f"{', '.join(ids)} {'held by' if each.held else 'kept for'} {each}" for each, ids in found.items()]
+    return "; ".join(reasons) or "another process is about to take them"
 
 
 @contextmanager
@@ -248,7 +250,7 @@ def _sweep(folder: int) -> None:
     A file is removed under an exclusive lock. A process that locks a removed file detects it with `_is_at`.
     """
     for name in os.listdir(folder):
-        if re.fullmatch(r"[A-Za-z0-9_-]+\.lock|\d{6,}\.json", name) or _is_left_over(name, folder):
+        if re.fullmatch(r"[A-Za-z0-9_-]+\.lock|\d{6,}\.json", name) or _is_unpublished(name, folder):
             with suppress(OSError), _open(name, folder) as file:
                 if _lock(file, fcntl.LOCK_EX) and _is_at(file, name, folder):
                     os.unlink(name, dir_fd=folder)
@@ -301,17 +303,17 @@ def _lock(file: int, kind: int) -> bool:
 
 
 def _number(name: str) -> int:
-    """The number of a ticket's file; 0 for any other name."""
+    """Return the number in the name of a ticket's file; 0 for any other name."""
     match = re.fullmatch(r"(\d{6,})\.json", name)
     return int(match[1]) if match else 0
 
 
-def _is_left_over(name: str, folder: int) -> bool:
-    """Return True for a ticket that was never published, since its process was killed, at least a minute ago."""
+def _is_unpublished(name: str, folder: int) -> bool:
+    """Return True for an unpublished ticket of a process that was killed at least a minute ago."""
     if not re.fullmatch(r"\.[0-9a-f]{32}\.json", name):
         return False
     with suppress(OSError):
-        return time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > LEFT_OVER_S
+        return time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > UNPUBLISHED_S
     return False
 
 

@@ -1,6 +1,6 @@
-"""Description of the machine: all of it for the record, and the part that can change bits for the fingerprint.
+"""Description of the machine: a full record, and a fingerprint of what can change bits.
 
-``environment`` does not start CUDA, so launchers may call it; the other functions are for processes that compute.
+``environment`` does not start CUDA, so launchers may call it. On CUDA, only ranks may call ``fingerprint``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HARMLESS = re.compile(r"NCCL_(DEBUG\w*|SOCKET_IFNAME|SOCKET_FAMILY|IB_HCA|HOSTID
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Everything about host and software that helps to explain a result. Never starts CUDA."""
+    """Return what helps to explain a result: host, software and GPUs. Does not start CUDA."""
     return {
         "host": platform.node(),
         "platform": platform.platform(),
@@ -103,7 +103,7 @@ def merge(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    """Return versions, and properties of the GPU that also tell a MIG slice or MPS share from the whole GPU."""
+    """Return versions, and properties of the GPU that differ between the whole GPU and its MIG slices or MPS shares."""
     found = torch.cuda.get_device_properties(device)
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return {
@@ -123,7 +123,6 @@ def kernel_variables() -> dict[str, str]:
 
 
 def _changes_sums(name: str) -> bool:
-    """Return True for an environment variable that can change the results of kernels or NCCL."""
     is_nccl = name.startswith("NCCL_") and HARMLESS.fullmatch(name) is None
     return is_nccl or name in KERNEL_VARIABLES or name.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 
@@ -133,7 +132,7 @@ def _cuda_switches() -> dict[str, Any]:
     return {
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        # torch's older names for these raise where a program has used the newer ones
+        # torch's older names for these raise once a program has used the newer names
         "fp32_of_products": backends.cuda.matmul.fp32_precision,
         "fp32_of_convolutions": backends.cudnn.conv.fp32_precision,
         "fp32_of_recurrences": backends.cudnn.rnn.fp32_precision,
@@ -141,7 +140,7 @@ def _cuda_switches() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Model of the processor."""
+    """Return the model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Nothing may start CUDA in the launcher: a process forked after CUDA has started cannot use a GPU.
+"""Checks that nothing has started CUDA in the launcher: a process forked after CUDA has started cannot use a GPU.
 
 Many harmless queries start CUDA: the version of cuDNN, torch's build, ``is_available`` without NVML. So in a launcher
-torch counts GPUs without CUDA, ranks make all other queries, and before the fork the driver itself is asked whether it
-was started anyway.
+torch counts GPUs without CUDA, and only ranks make the other queries. Before the fork, the launcher asks the driver
+itself whether it was started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ starters: list[str] = []  # modules of the user that started CUDA when they were
 
 @contextmanager
 def importing(name: str) -> Iterator[None]:
-    """Record the module of the user that the block imports as a starter if CUDA starts meanwhile."""
+    """Add the user's module that the block imports to ``starters`` if CUDA starts meanwhile."""
     os.environ.setdefault(NVML, "1")
     was_started = has_started_cuda()
     try:
@@ -35,8 +35,8 @@ def importing(name: str) -> Iterator[None]:
 def has_started_cuda() -> bool:
     """Return True if something in this process has started the CUDA driver.
 
-    Before the start, the driver answers nearly every call with NOT_INITIALIZED. torch's ``is_initialized`` knows only
-    of torch's own contexts. The process must ask before it forks.
+    torch's ``is_initialized`` knows only of torch's own contexts. But before its start, the driver answers nearly every
+    call with NOT_INITIALIZED. To be called before the process forks.
     """
     if not hasattr(os, "RTLD_NOLOAD"):
         return False  # only Linux has both CUDA and fork
@@ -48,10 +48,10 @@ def has_started_cuda() -> bool:
 
 
 def count_without_cuda(count: Callable[[], int]) -> None:
-    """From now on, torch in this process counts GPUs without starting CUDA.
+    """Let torch in this process count GPUs without starting CUDA.
 
-    torch asks NVML first, and CUDA if NVML cannot tell: with MIG devices, or in containers without NVML. In these
-    cases ``count`` is called instead of CUDA.
+    torch asks NVML, and then CUDA if NVML cannot tell: with MIG devices, or in containers without NVML. In these cases
+    it now calls ``count`` instead.
     """
     from workflow_lib.runtime import torch_internals  # imports torch, for which plugins need not wait
 
@@ -59,7 +59,7 @@ def count_without_cuda(count: Callable[[], int]) -> None:
     torch_internals.replace_gpu_count(count)
 
 
-def refuse_started_cuda() -> None:
+def check_cuda_not_started() -> None:
     """Raise ConfigError if CUDA was started in this process, and name the module that started it."""
     if starters:
         raise ConfigError(
@@ -75,7 +75,7 @@ def refuse_started_cuda() -> None:
 
 
 def explain(error: RuntimeError) -> None:
-    """Raise RankError if the error of CUDA means that this process was forked after CUDA had started."""
+    """Raise RankError if CUDA's error means that this process was forked after CUDA had started."""
     if "forked subprocess" in str(error) or "initialization error" in str(error):
         who = f": importing {', '.join(starters)} started it" if starters else ""
         raise RankError(

@@ -28,12 +28,12 @@ class Gpu:
 
 
 def count(environ: Mapping[str, str] = os.environ) -> int:
-    """Number of GPUs (or listed MIG instances) that processes with this environment may use."""
+    """Return the number of GPUs (or listed MIG instances) that processes with this environment may use."""
     return len(visible(environ))
 
 
 def count_for(device: str) -> int:
-    """Number of GPUs here that trainings with this `runtime.device` may use; 0 if they do not use GPUs."""
+    """Return the number of GPUs that trainings with this `runtime.device` may use here; 0 if they use none."""
     if device == "auto":
         return count() if torch_is_for_cuda() else 0
     return count() if device.startswith("cuda") else 0
@@ -44,7 +44,7 @@ def problem(
 ) -> str | None:
     """Return why work on this device can never run on a machine with `here` GPUs; None if it can.
 
-    `given` is the number of `--resources gpu=N`, which is believed where there are GPUs that nobody lists.
+    `given` is the number of `--resources gpu=N`. It has priority, since `nvidia-smi` may not list all GPUs.
     """
     if not (here or device.startswith("cuda")):
         return None
@@ -74,7 +74,7 @@ def visible(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     given = environ.get(VISIBLE)
     entries = None if given is None else [entry.strip() for entry in given.split(",")]
     if entries is not None and not _kind(entries[0]):
-        return {}  # empty, NoDevFiles, -1: GPUs are hidden on purpose
+        return {}  # empty, NoDevFiles or -1: GPUs are hidden on purpose
     gpus = installed()
     if entries is None:
         return {str(index): _name(index, gpus) for index in range(len(gpus))}
@@ -95,7 +95,7 @@ def installed() -> list[Gpu]:
         answer = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=True
         ).stdout
-    except (OSError, subprocess.SubprocessError):  # it is not here, or not with the library that it needs
+    except (OSError, subprocess.SubprocessError):  # not installed, or without the library that it needs
         return [Gpu("") for _ in device_files()]
     gpus: list[Gpu] = []
     for line in answer.splitlines():
@@ -107,7 +107,7 @@ def installed() -> list[Gpu]:
 
 
 def device_files() -> list[str]:
-    """The files by which processes reach the GPUs, one each."""
+    """Return the device files of the GPUs, one for each."""
     return sorted(str(path) for path in Path("/dev").glob("nvidia*") if re.fullmatch("nvidia[0-9]+", path.name))
 
 

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: of the machine, of its job's control groups, of its GPU."""
+"""Free memory for a process: of the machine, within its cgroups (the limits of its job), or of its GPU."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ PROCESS = Path("/proc/self/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take: the GPU's for a GPU, else the host's, as far as its job may go."""
+    """Return the bytes that this process may still allocate on the GPU, or on the host within the limits of its job."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min([psutil.virtual_memory().available, *left_in_groups()])
+    return min([psutil.virtual_memory().available, *free_in_cgroups()])
 
 
-def left_in_groups(root: Path = CGROUPS, process: Path = PROCESS) -> list[int]:
-    """What each control group above the process leaves to it (cgroup v1 and v2); empty without limits.
+def free_in_cgroups(root: Path = CGROUPS, process: Path = PROCESS) -> list[int]:
+    """Return the free bytes of each cgroup (v1 and v2) above the process that has a limit.
 
-    Cached file pages count as free: the kernel takes them back.
+    Cached pages of files count as free, since the kernel reclaims them.
     """
-    return [left for folder in _groups(root, process) if (left := _left(folder)) is not None]
+    return [free for folder in _cgroups(root, process) if (free := _free(folder)) is not None]
 
 
-def _groups(root: Path, process: Path) -> Iterator[Path]:
-    """The folders of the memory groups that the process is in, and of those around them."""
+def _cgroups(root: Path, process: Path) -> Iterator[Path]:
+    """Yield the folders of the memory cgroups that the process is in, from the innermost to the root."""
     try:
         lines = process.read_text().splitlines()
     except OSError:
@@ -40,8 +40,8 @@ def _groups(root: Path, process: Path) -> Iterator[Path]:
             yield from (top / part for part in (below, *below.parents))
 
 
-def _left(folder: Path) -> int | None:
-    """Bytes until the limit of a group; None where it has none."""
+def _free(folder: Path) -> int | None:
+    """Return the bytes up to the limit of a cgroup; None without a limit."""
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,10 +1,4 @@
-"""Random numbers are a function of the seed, and the state of every generator can be kept as tensors.
-
-A snapshot of the generators is taken at every optimizer step. Python's and numpy's own `getstate` take 25 and
-75 microseconds, nearly all of it to build one object for each of the 624 words of the Mersenne twister; a
-copy of the memory they lie in takes one. Where they lie is found once, by comparison with `getstate`; where
-that does not succeed, `getstate` itself is used. Both ways give the same bytes.
-"""
+"""Seeds that are derived from names, and the states of all random generators as tensors of bytes."""
 
 from __future__ import annotations
 
@@ -19,25 +13,25 @@ import torch
 from workflow_lib.errors import UserError
 
 WORDS = 624
-TWISTER = struct.Struct(f"<{WORDS}Ii?d")  # words, position, is a normal deviate kept, the deviate
+TWISTER = struct.Struct(f"<{WORDS}Ii?d")  # Mersenne twister: words, position, has a spare normal deviate, the deviate
 
 
 def derive(seed: int, *names: object) -> int:
-    """Seed in [0, 2**63) that depends on all that is named, and is unrelated to that of other names."""
+    """Return a seed in [0, 2**63) that depends on the seed and on every name, in their order."""
     text = json.dumps([seed, *names], ensure_ascii=False)
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"everstep.seed").digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Python, numpy, torch and every CUDA device draw from a stream of their own for this seed and rank."""
+    """Seed python, numpy, torch and every CUDA device, each with its own stream for this seed and rank."""
     random.seed(derive(seed, "python", rank))
     np.random.seed(derive(seed, "numpy", rank) % 2**32)
     torch.manual_seed(derive(seed, "torch", rank))
 
 
 def capture_rng(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of this process's generators, as bytes: python, numpy, torch on the CPU and on the device."""
+    """Return the states of this process's generators as uint8 tensors: python, numpy, torch on CPU and device."""
     state = {
         "python": torch.frombuffer(_python_state(), dtype=torch.uint8),
         "numpy": torch.frombuffer(_numpy_state(), dtype=torch.uint8),
@@ -49,7 +43,7 @@ def capture_rng(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_rng(state: dict[str, torch.Tensor]) -> None:
-    """Every generator goes on exactly where `capture_rng` saw it; CUDA's on the current device."""
+    """Restore the states that `capture_rng` returned; that of CUDA on the current device."""
     *words, position, has_gauss, gauss = TWISTER.unpack(bytes(state["python"].numpy()))
     random.setstate((random.Random.VERSION, (*words, position), gauss if has_gauss else None))
     *words, position, has_gauss, gauss = TWISTER.unpack(bytes(state["numpy"].numpy()))
@@ -68,7 +62,7 @@ def _numpy_state() -> bytearray:
     state = np.random.get_state(legacy=False)
     if state["bit_generator"] != "MT19937":
         raise UserError(
-            f"numpy's global generator was replaced by {state['bit_generator']}: its state cannot be kept. "
+            f"numpy's global generator was replaced by {state['bit_generator']}: its state cannot be saved. "
             "Leave it at MT19937, or draw from a numpy.random.Generator seeded with (seed, epoch, sample)."
         )
     words, position = state["state"]["key"].tolist(), state["state"]["pos"]

@@ -1,4 +1,4 @@
-"""How many threads one process computes with, and how it keeps its memory."""
+"""Number of compute threads of a process, and the reuse of its freed memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 
 def set_threads(count: int) -> None:
-    """Torch, and what is started from here, compute with this many threads."""
+    """Let torch, and processes that are started from here, compute with this many threads."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
     torch.set_num_threads(count)
 
 
-# parameters of glibc's mallopt (malloc.h), and what is asked for, in bytes
+# parameters of glibc's mallopt (malloc.h), and their values in bytes
 MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20), "M_MMAP_THRESHOLD": (-3, 1 << 30)}
 
 
 def keep_freed_memory() -> None:
-    """Memory that a step frees stays with the process for the next one; glibc would give it back each time.
+    """Let the process keep memory that a step has freed; do nothing if the C library is not glibc.
 
-    Without it every step of a small model pays hundreds of page faults. Elsewhere than on glibc nothing happens.
+    By default glibc returns it to the kernel, and the next step of a small model pays hundreds of page faults.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

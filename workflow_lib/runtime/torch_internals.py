@@ -1,7 +1,7 @@
 """The only place that uses private parts of torch: undocumented names, attributes and overrides.
 
-Each function says why the documented interface does not do, and what must come before it can be dropped. Checked with
-torch 2.10 to 2.13: none of them can be dropped there.
+Each says why the documented interface is not enough, and when it can be dropped. All are needed with torch 2.10 to
+2.13.
 """
 
 from __future__ import annotations
