@@ -271,20 +271,20 @@ BAD: dict[str, tuple[Any, str]] = {
     "a GIF with another name": (other_bytes("x.png", b"GIF89a" + bytes(99)), "digit 1/x.png: not a readable PNG"),
     "a bomb": (bomb, "digit 1/bomb.png: not a readable PNG or JPEG image .*pixels"),
     "another size": (other_size, r"1/07.png: is 8 x 9 \(height x width\), but .*00.png is 8 x 8; .*data.params.size"),
-    "16 bits": (deep_pixels, "digit 1/07.png: .* more than 8 bits a pixel"),
+    "16 bits": (deep_pixels, "digit 1/07.png: .* more than 8; convert"),
     "another kind of file": (other_bytes("x.webp", b""), r"digit 1/x.webp: is not a PNG or JPEG \(.png, .jpg, .jpeg\)"),
     "not an image": (other_bytes("notes.txt", b""), "digit 1/notes.txt: is not a PNG or JPEG"),
     "an empty class": (lambda f: (f / "none").mkdir(), "images/none: the folder of this class has no images"),
-    "one class": (only_one, "images: needs a folder for each class, and at least two; it has only digit 0"),
-    "an image beside": (lambda f: (f / "digit 1" / "07.png").rename(f / "x.png"), "x.png: lies beside the folders of"),
-    "a broken link": (lambda f: (f / "digit 1" / "x.png").symlink_to("nowhere"), "x.png: is a link that leads nowhere"),
-    "a circle of links": (circle, "digit 1/again: a link to a folder that it lies in"),
+    "one class": (only_one, "images: needs folders for at least two classes; it has only digit 0"),
+    "an image beside": (lambda f: (f / "digit 1" / "07.png").rename(f / "x.png"), "x.png: is beside the folders of"),
+    "a broken link": (lambda f: (f / "digit 1" / "x.png").symlink_to("nowhere"), "x.png: is a broken link"),
+    "a circle of links": (circle, "digit 1/again: a link to a folder that contains it"),
     "a pipe": (lambda f: os.mkfifo(f / "digit 1" / "x.png"), "x.png: is neither a file nor a folder"),
     "a name in no alphabet": (
         lambda f: (f / "digit 1" / "07.png").rename(os.fsdecode(os.fsencode(f) + b"/digit 1/\xff.png")),
         "its name is not UTF-8",
     ),
-    "half of a split": (lambda f: (f / "train").mkdir(), "digit 0: lies beside folders of splits"),
+    "half of a split": (lambda f: (f / "train").mkdir(), "digit 0: is not a split, but beside folders of splits"),
 }  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def test_a_split_may_lack_a_class_but_not_have_another(tmp_path: Path) -> None:
         assert source.classes == ("digit 0", "digit 1", "digit 2")
         assert source.targets["test"].tolist() == [1] * 6 + [2] * 6
     (tmp_path / "digit 0").rename(folder / "test" / "digit 9")
-    with pytest.raises(DataError, match="test/digit 9: the folder is not a class of train"), opened(folder):
+    with pytest.raises(DataError, match="test/digit 9: is not a class of train"), opened(folder):
         pass
 
 

@@ -166,14 +166,14 @@ BAD: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "negative label": (_set("train_labels", 5, -1, np.int32), "`train_labels`, row 5: label -1 is out of range"),
     "label of no class": (
         _set("val_labels", 4, 3),
-        "`val_labels`, row 4: label 3 is out of range; the classes are 0 to 2",
+        "`val_labels`, row 4: label 3 is out of range; allowed: 0 to 2",
     ),
     "gap in the classes": (_set("train_labels", 9, 200), "`train_labels`, row 9: the largest label is 200"),
     "one class": (_with("train_labels", np.zeros_like), "at least two"),
     "many labels an image": (_with("val_labels", lambda v: np.hstack([v, v])), r"`val_labels`: shape \(12, 2\)"),
-    "words as labels": (_with("val_labels", lambda v: v.astype(str)), "`val_labels`: has type <U3; numbers"),
-    "pickled labels": (_with("val_labels", lambda v: v.astype(object)), "`val_labels`: holds pickled Python objects"),
-    "pickled images": (_with("train_images", lambda v: v.astype(object)), "`train_images`: holds pickled"),
+    "words as labels": (_with("val_labels", lambda v: v.astype(str)), "`val_labels`: has type <U3; allowed: numbers"),
+    "pickled labels": (_with("val_labels", lambda v: v.astype(object)), "`val_labels`: has pickled Python objects"),
+    "pickled images": (_with("train_images", lambda v: v.astype(object)), "`train_images`: has pickled"),
     "complex images": (_with("train_images", lambda v: v * 1j), "`train_images`: has type complex128"),
     "NaN pixel": (_set("test_images", (6, 2, 1), np.nan, np.float32), "`test_images`, row 6: the image has NaN"),
     "infinite pixel": (_set("test_images", (6, 2, 1), -np.inf, np.float32), "`test_images`, row 6: the image has"),
@@ -227,7 +227,7 @@ def test_a_small_file_cannot_take_gigabytes(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": True, "shape": (300, 1024, 1024)})
         for _ in range(300):
             file.write(bytes(1 << 20))
-    with pytest.raises(DataError, match=r"bytes that hold 314,57.*more than 100 times its size"), opened(path):
+    with pytest.raises(DataError, match=r"bytes and contains 314,57.*more than 100 times its size"), opened(path):
         pass
 
 

@@ -69,7 +69,7 @@ class TableContract(ChecksumContract):
 
     @pytest.fixture(autouse=True)
     def many_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("workflow_lib.datasets._tables.PIECE", 37)
+        monkeypatch.setattr("workflow_lib.datasets._tables.PIECE_ROWS", 37)
 
     def frame(self) -> pd.DataFrame:
         return diabetes() if self.task == "regression" else in_splits(wines())
@@ -261,7 +261,7 @@ def test_csv_is_read_as_spreadsheets_write_it(tmp_path: Path, end: str, delimite
 
 @pytest.mark.parametrize("rows", [36, 37, 38, 74, 75, 1])
 def test_rows_are_found_wherever_a_piece_ends(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflow_lib.datasets._tables.PIECE", 37)
+    monkeypatch.setattr("workflow_lib.datasets._tables.PIECE_ROWS", 37)
     lines = [f"{row},{row + 0.5}" for row in range(rows)]
     path = written(tmp_path, "n,y", *lines, "999,999")
     with opened(path, target="y", task="regression") as source:
@@ -298,28 +298,28 @@ print(used() - before)
 
 BAD: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
     "empty": ((), {}, "x.csv: is empty"),
-    "no rows": (("a,y",), {}, "x.csv: has no rows to train from"),
+    "no rows": (("a,y",), {}, "x.csv: has no rows of train"),
     "no features": (("y", "1", "2"), {}, "x.csv: has no column besides the target"),
-    "two columns of a name": (("a,b,a,y", "1,2,3,p"), {}, "x.csv: 2 columns are called `a`"),
-    "a column without a name": ((",a,y", "0,1,p"), {}, "x.csv: column 1 has no name, as when row numbers"),
+    "two columns of a name": (("a,b,a,y", "1,2,3,p"), {}, "x.csv: 2 columns are named `a`"),
+    "a column without a name": ((",a,y", "0,1,p"), {}, r"x.csv: column 1 has no name \(row numbers\?\)"),
     "no such target": (("a,label", "1,p"), {"target": "lable"}, "no column `lable` .*target.*did you mean `label`"),
     "no such feature": (("a,y", "1,p"), {"features": ("b",)}, r"no column `b` \(data.params.features\).*: a, y"),
     "no such category": (("a,y", "1,p"), {"categorical": ("b",)}, r"no column `b` \(data.params.categorical\)"),
     "no such split": (("a,y", "1,p"), {"split": "part"}, r"no column `part` \(data.params.split\)"),
     "the target as a feature": (("a,y", "1,p"), {"features": ("y",)}, "`y` is the target or the split"),
-    "a value too few": (("a,b,y", "1,2,p", "1,q"), {}, "x.csv, line 3: has 2 values, the first line names 3"),
-    "a value too many": (("a,y", "1,p", "", "1,2,q"), {}, "x.csv, line 4: has 3 values, the first line names 2"),
+    "a value too few": (("a,b,y", "1,2,p", "1,q"), {}, "x.csv, line 3: has 2 values, but the first line names 3"),
+    "a value too many": (("a,y", "1,p", "", "1,2,q"), {}, "x.csv, line 4: has 3 values, but the first line names 2"),
     "a quote that stays open": (("a,y", "1,p", '"1,q'), {}, r"x.csv, line 3: not CSV"),
     "text behind a quote": (("a,y", '"1"x,q'), {}, r"x.csv, line 2: not CSV"),
     "a word among numbers": (
         ("a,y", "1,p", "2,q", "three,q"),
         {},
-        "x.csv, line 4, column `a`: `three` is no number, but `1` in line 2 is; list the .*data.params.categorical",
+        "x.csv, line 4, column `a`: `three` is not a number, but `1` in line 2 is; list the .*data.params.categorical",
     ),
     "a number among words": (("a,y", "x,p", "2,q"), {}, "line 3, column `a`: `2` is a number, but `x` in line 2 is n"),
-    "a decimal comma": (('a,y', '1.5,p', '"2,5",q'), {}, "line 3, column `a`: `2,5` is no number"),
-    "an infinite number": (("a,y", "1,p", "inf,q"), {}, "line 3, column `a`: inf is too large a number"),
-    "a number beyond float32": (("a,y", "-1e39,p", "1,q"), {}, r"line 2, column `a`: -1e\+39 is too large a number"),
+    "a decimal comma": (('a,y', '1.5,p', '"2,5",q'), {}, "line 3, column `a`: `2,5` is not a number"),
+    "an infinite number": (("a,y", "1,p", "inf,q"), {}, "line 3, column `a`: inf is too large"),
+    "a number beyond float32": (("a,y", "-1e39,p", "1,q"), {}, r"line 2, column `a`: -1e\+39 is too large"),
     "nothing but missing values": (("a,b,y", ",1,p", "NA,1,q"), {}, "column `a`: no row of train has a value"),
     "missing in all of train": (
         ("a,b,y,s", ",1,p,train", ",1,q,train", "7,1,p,val"),
@@ -328,14 +328,14 @@ BAD: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
     ),
     "a missing target": (("a,y", "1,p", "2,", "3,q"), {}, "x.csv, line 3, column `y`: the target is missing"),
     "one class": (("a,y", "1,p", "2,p"), {}, "column `y`: every target is `p`: nothing to learn"),
-    "half a class": (("a,y", "1,0", "2,0.5"), {}, "line 3, column `y`: the target 0.5 is not .*task: regression"),
+    "half a class": (("a,y", "1,0", "2,0.5"), {}, "line 3, column `y`: the target 0.5 is a fraction.*task: regression"),
     "a class that train does not have": (
         ("a,y,s", "1,p,train", "2,q,train", "1,r,val"),
         {"split": "s"},
         "line 4, column `y`: no row of train has the class `r`",
     ),
-    "an unknown split": (("a,y,s", "1,p,train", "2,q,dev"), {"split": "s"}, "line 3, column `s`: `dev` is no split"),
-    "no train": (("a,y,s", "1,p,val", "2,q,test"), {"split": "s"}, "has no rows to train from"),
+    "an unknown split": (("a,y,s", "1,p,train", "2,q,dev"), {"split": "s"}, "line 3, column `s`: no split `dev`"),
+    "no train": (("a,y,s", "1,p,val", "2,q,test"), {"split": "s"}, "has no rows of train"),
     "a number that is a word": (
         ("a,y", "1,2", "2,p"),
         {"task": "regression"},

@@ -65,7 +65,7 @@ class TestCharacters(TextContract):
     @pytest.fixture(autouse=True)
     def many_strides(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("workflow_lib.datasets._documents.STRIDE", 50)
-        monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK", 333)
+        monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK_BYTES", 333)
 
 
 class TestOneFile(TextContract):
@@ -168,7 +168,7 @@ def test_a_pattern_chooses_the_files(tmp_path: Path) -> None:
         assert [file.path.relative_to(folder) for file in source.files] == [
             Path(f"deep/{name}.md") for name in sorted(TEXTS)
         ]
-    with pytest.raises(DataError, match=r"texts: has no file like `\*.rst` \(data.params.pattern\)"):
+    with pytest.raises(DataError, match=r"texts: no file matches `\*.rst` \(data.params.pattern\)"):
         with opened(folder, pattern="*.rst"):
             pass
 
@@ -190,7 +190,7 @@ def test_many_characters_need_more_than_a_byte(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_refused_with_their_place(
     tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK", 4096)
+    monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK_BYTES", 4096)
     content = bytearray(("é" * 5000).encode())
     place -= place % 2
     content[place] = 0x20  # what follows is the second half of a character

@@ -45,12 +45,12 @@ def npz(**changed: np.ndarray | None) -> dict[str, Any]:
     [
         ({"train_images": None}, "the key `train_images` is missing"),
         ({"val_labels": None}, "the key `val_labels` is missing"),
-        ({"train_labels": np.zeros((8, 2))}, "shape (8, 2); labels are (n,) or (n, 1)"),
+        ({"train_labels": np.zeros((8, 2))}, "shape (8, 2); allowed: (n,) or (n, 1)"),
         ({"train_labels": np.zeros(7)}, "has 7 labels for 8 images"),
-        ({"train_labels": np.array(["a"] * 8)}, "has type <U1; numbers are needed"),
+        ({"train_labels": np.array(["a"] * 8)}, "has type <U1; allowed: numbers"),
         ({"train_images": np.zeros((8, 3, 8, 8), np.uint8)}, "the channels come last"),
-        ({"val_images": np.zeros((4, 9, 8), np.uint8)}, "all images of a file are alike"),
-        ({"valid_images": np.zeros((4, 8, 8), np.uint8)}, "the key `valid_images` is of no split"),
+        ({"val_images": np.zeros((4, 9, 8), np.uint8)}, "all images of a file must have one type and shape"),
+        ({"valid_images": np.zeros((4, 8, 8), np.uint8)}, "the key `valid_images` belongs to no split"),
     ],
 )
 def test_keys_shapes_and_types_of_an_npz_file_are_checked(

@@ -1,4 +1,4 @@
-"""Files as codes, which are bytes or code points, and windows of files laid end to end; none is held in memory."""
+"""Text files as codes (bytes or code points), and windows of concatenated files; no file is held in memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from workflow_lib.data import SourceFile
 from workflow_lib.errors import DataError
 
-BLOCK = 1 << 20  # bytes decoded at once
-STRIDE = 1 << 12  # a place in the file is remembered for each so many characters
-NEAR = 4  # windows no further apart are read in one piece
-END = {"bytes": 0xFF, "any bytes": 0x100, "characters": 0x110000}  # follows each file: what no text in it has
+BLOCK_BYTES = 1 << 20  # decoded at once
+STRIDE = 1 << 12  # characters between the known byte positions of a file
+NEAR = 4  # contexts; windows at most so far apart are read in one piece
+END = {"bytes": 0xFF, "any bytes": 0x100, "characters": 0x110000}  # after each file: a code that cannot be in its text
 
-Tokens = Literal["bytes", "any bytes", "characters"]  # any: also 0xFF, which no UTF-8 has
+Tokens = Literal["bytes", "any bytes", "characters"]  # `any bytes` can include 0xFF, which UTF-8 never has
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file of so many codes; `starts` are the bytes at which each STRIDE of characters begins, and the file ends."""
+    """A file of `size` codes; `starts` are the byte positions of every STRIDE-th character, and of the end."""
 
     file: SourceFile
     tokens: Tokens
@@ -32,7 +32,7 @@ class Document:
     starts: tuple[int, ...] = ()
 
     def codes(self, start: int, stop: int) -> np.ndarray:
-        """Its codes from start to stop, and one behind its own that says it is over."""
+        """Return the codes from start to stop; the code at `size` is the end code."""
         within = min(stop, self.size)
         if self.tokens != "characters":
             codes = np.frombuffer(self._bytes(start, within), np.uint8)
@@ -52,8 +52,8 @@ class Document:
         return content
 
 
-def indexed(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
-    """The document in a file, and the characters that it has; text that is not UTF-8 is refused with its place."""
+def index_document(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
+    """Return the document in a file and its set of characters. Raises DataError at the first byte that is not UTF-8."""
     file = SourceFile.of(path)
     if tokens != "characters":
         return Document(file, "any bytes" if _has_end(path) else "bytes", file.size), set()
@@ -72,9 +72,9 @@ def indexed(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
 
 
 def _has_end(path: Path) -> bool:
-    """True when the file has the byte 0xFF, as Latin-1, UTF-16 and files that are no text do."""
+    """Return True if the file has the byte 0xFF, which is possible in Latin-1, UTF-16 and binary files."""
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             if END["bytes"] in block:
                 return True
     return False
@@ -84,13 +84,13 @@ def _decoded(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         while True:
-            begin = file.tell() - len(decoder.getstate()[0])
-            block = file.read(BLOCK)
+            begin = file.tell() - len(decoder.getstate()[0])  # a character may begin in the block before
+            block = file.read(BLOCK_BYTES)
             try:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}: not UTF-8 at byte {begin + error.start}; convert the file, leave it out by "
+                    f"{path}: not UTF-8 at byte {begin + error.start}; convert the file, exclude it with "
                     "data.params.pattern, or set data.params.tokens: bytes"
                 ) from error
             if not block:
@@ -98,28 +98,28 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def code_points(text: str) -> np.ndarray:
-    """The characters as numbers."""
+    """Return the code points of the characters."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents end to end, cut in windows; the last window begins earlier, to end where the stream does."""
+    """Concatenated documents, cut into windows; the last window begins earlier, so that it ends with the stream."""
 
     documents: Sequence[Document]
     context: int
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where each document ends, with the code that says so."""
+        """Positions in the stream after each document and its end code."""
         return np.cumsum([document.size + 1 for document in self.documents])
 
     def __len__(self) -> int:
-        """The number of windows."""
+        """Return the number of windows."""
         return -(-(int(self.ends[-1]) - 1) // self.context)
 
     def windows(self, numbers: np.ndarray) -> np.ndarray:
-        """The codes of these windows, whose numbers ascend: [windows, context + 1]."""
+        """Return the codes of these windows, whose numbers are ascending: [windows, context + 1]."""
         starts = np.minimum(numbers * self.context, int(self.ends[-1]) - 1 - self.context)
         runs = np.split(starts, np.flatnonzero(np.diff(starts) > NEAR * self.context) + 1)
         within = np.arange(self.context + 1)

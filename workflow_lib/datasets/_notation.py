@@ -1,8 +1,8 @@
-"""The grammar of numbers in a table, and texts that are numbers or dates in another notation.
+"""The notation of numbers in a table, and the detection of numbers and dates in other notations.
 
-A number is written as programs write it: ASCII digits, a decimal point, an exponent. Settings give a table another
-decimal mark, and a mark between thousands; nothing else changes then. Anything else is a text, and a column of texts
-that a person would read as numbers is rejected rather than taken for categories.
+A number has the notation that programs write: ASCII digits, a decimal point, an exponent. Settings can change the
+decimal mark and add a mark between thousands. Anything else is a text. A column of texts that look like numbers to a
+reader is rejected, since as categories they would lose their order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-# `3E7` without a sign or a point is more often a code than a number, and no program writes 30,000,000 like that.
+# `3E7` without a sign or a point is rarely a number: no program writes 30,000,000 like that.
 NUMBER = re.compile(
     r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-][0-9]{1,4})?"
     r"|[+-](?:[0-9]+)[eE][0-9]{1,4}"
@@ -22,8 +22,8 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 PLAIN = re.compile(r"([+-]?)(0|[1-9][0-9]*|)(?:\.([0-9]*))?")
-NEARLY_ALL = 0.9  # of the texts of a column, to take it for what they are
-CODE = re.compile(r"0[0-9]+")  # 007: more often a code than a number
+NEARLY_ALL = 0.9  # part of the texts of a column that must look alike to classify the column
+CODE = re.compile(r"0[0-9]+")  # 007: probably a code
 CURRENCY = r"(?:[$€£¥₹₽₩¢₺₴]|US\$|USD|EUR|GBP|CHF|JPY|CNY|INR|Rs\.?|kr\.?|zł|Kč)"
 AROUND = re.compile(rf"^{CURRENCY}\s*|\s*(?:{CURRENCY}|%|‰|percent|pct\.?)$")
 CORE = re.compile(r"\d+(?:[ ,.'’]\d{3})*(?:[.,]\d+)?(?:[eEdD][+-]?\d+)?|\d+(?:,\d{2})*,\d{3}(?:\.\d+)?|[.,]\d+")
@@ -35,16 +35,16 @@ DATE = re.compile(
     re.IGNORECASE,
 )
 WITH_UNIT = re.compile(r"[+-]?\d+(?:[.,]\d+)?\s*([^\d\s.,:/_-][^\d]{0,11})")
-# As spreadsheets and languages write that there is no value; `data.params.missing` has those that are taken as such.
+# Texts for a missing value in spreadsheets and programming languages; those in `data.params.missing` are read as such.
 LIKE_MISSING = frozenset(("none", "nan", "na", "n/a", "#n/a", "#na", "null", "nil", "<na>", "nat", "?", ".", "#value!"))
 
 
 def is_number(text: str) -> bool:
-    """Return True when the text is a number as programs write it."""
+    """Return True if the text is a number in the notation that programs write."""
     return NUMBER.fullmatch(text) is not None
 
 
-# Characters that mark thousands, and the decimal mark that can follow; one kind of space is as good as another.
+# Characters that mark thousands, and the decimal marks that can follow; spaces of all widths are equal.
 MARKS = {",": (",", r"\."), ".": (".", ","), " ": (" \u00a0\u2009\u202f", "[.,]"), "'": ("'\u2019", "[.,]")}
 GROUPED = {
     mark: re.compile(rf"[+-]?[1-9][0-9]{{0,2}}(?:[{marks}][0-9]{{3}})+(?:{decimal}[0-9]*)?")
@@ -54,16 +54,16 @@ GROUPED = {
 
 @dataclass(frozen=True)
 class Notation:
-    """Settings for reading the texts of a table: which are missing, and the marks in a number."""
+    """Settings for reading the texts of a table: texts for a missing value, and the marks in a number."""
 
     missing: frozenset[str] = frozenset()
     decimal: str = "."
     thousands: str | None = None
 
     def plain(self, text: str) -> str | None:
-        """Return the number as programs write it; None if the text is no number in this notation.
+        """Return the number in the notation of programs; None if the text is not a number in this notation.
 
-        Thousands are marked in all places or in none: `1.234.567,5` and `1234567,5`, but not `1234.567,5`.
+        Thousands are marked everywhere or nowhere: `1.234.567,5` and `1234567,5`, but not `1234.567,5`.
         """
         if self.thousands is not None and not text.isdigit():
             marks, _ = MARKS[self.thousands]
@@ -83,11 +83,11 @@ class Notation:
         return text if plain is None else name_of(plain).replace(".", self.decimal)
 
     def example(self) -> str:
-        """Return numbers as they are written here."""
+        """Return examples of numbers in this notation, for a message."""
         return "1234.5 or 1e+05".replace(".", self.decimal)
 
 
-# From the plainest: of those that fit, the ones with the fewest settings are advised.
+# Notations to suggest; of those that fit, the ones with the fewest settings are chosen.
 ADVISED = tuple(
     Notation(decimal=decimal, thousands=thousands)
     for thousands, decimal in ((None, ","), (",", "."), (" ", "."), ("'", "."), (".", ","), (" ", ","), ("'", ","))
@@ -95,9 +95,9 @@ ADVISED = tuple(
 
 
 def advice(texts: Sequence[str]) -> str:
-    """Return the settings by which nearly all of the texts are numbers, for a message; empty if there are none.
+    """Return the settings that read nearly all of the texts as numbers, for a message; empty if there are none.
 
-    `1,234` is a number with a decimal comma and with marked thousands: then both are named, and the value of each.
+    `1,234` can have a decimal comma or marked thousands: then both are named, each with the value it gives.
     """
     words: dict[int, list[str]] = {}
     for notation in ADVISED:
@@ -112,7 +112,7 @@ def advice(texts: Sequence[str]) -> str:
 def name_of(text: str) -> str:
     """Return the text, or for a number the shortest decimal of its exact value: `1`, `1.0` and `+1` are `1`.
 
-    A number with leading zeros is a code, and stays as it is.
+    A number with leading zeros is a code, and is not changed.
     """
     if text[-1:] not in "0123456789." or not is_number(text):
         return text
@@ -128,13 +128,13 @@ def name_of(text: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return what names have in common that differ in case, spaces, leading zeros or Unicode form alone."""
+    """Return a form that is equal for names that differ only in case, spaces, leading zeros or Unicode form."""
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     return text.lstrip("0") or "0" if text.isascii() and text.isdigit() else text
 
 
 def other_notation(text: str, notation: Notation | None = None) -> str | None:
-    """Return what the text is to a person, a number or a date, if it is one that is not a number here."""
+    """Return `a date or a time` or `a number in another notation` if the text looks like that; else None."""
     value = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-").strip()
     if DATE.fullmatch(value):
         return "a date or a time"
@@ -142,15 +142,15 @@ def other_notation(text: str, notation: Notation | None = None) -> str | None:
         return None
     if value.startswith("(") and value.endswith(")"):
         value = value[1:-1].strip()
-    if "." in value or "," in value:  # 12.50- is accounting; 40- is 40 and more
+    if "." in value or "," in value:  # `12.50-` is negative in accounting, but `40-` means 40 and more
         value = value.rstrip("-")
-    for _ in range(2):
+    for _ in range(2):  # a currency or a per cent sign on either side
         value = AROUND.sub("", value.strip().lstrip("+-").strip())
     return "a number in another notation" if CORE.fullmatch(value) else None
 
 
 def common_unit(texts: Iterable[str]) -> str | None:
-    """Return the unit that nearly all of the texts end with, each behind a number: `0.50 kg`."""
+    """Return the unit if nearly all of the texts are numbers with the same unit, such as `0.50 kg`; else None."""
     units: dict[str, int] = {}
     total = 0
     for text in texts:
@@ -158,4 +158,4 @@ def common_unit(texts: Iterable[str]) -> str | None:
         if match := WITH_UNIT.fullmatch(text):
             units[match[1].strip()] = units.get(match[1].strip(), 0) + 1
     most = max(units, key=lambda unit: units[unit], default=None)
-    return most if most is not None and units[most] >= 0.9 * total else None
+    return most if most is not None and units[most] >= NEARLY_ALL * total else None

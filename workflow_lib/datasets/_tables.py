@@ -1,4 +1,4 @@
-"""The rows of a CSV or Parquet file in pieces of bounded memory: first all of them, then any."""
+"""CSV and Parquet files, read in pieces of bounded memory: once from start to end, then any rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 
 from workflow_lib.errors import DataError
 
-PIECE = 1024  # rows held at once
+PIECE_ROWS = 1024  # rows held at once
 
-# Of one column: numbers with NaN, or texts with None, for what is missing.
+# The values of a column: numbers, with NaN for missing ones, or texts, with None.
 Values = np.ndarray | Sequence[str | None]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows: their numbers in the file, how a person finds them there, and their values by column."""
+    """Some rows: their numbers, their places in the file for messages (`line 7`), and their values by column."""
 
     rows: np.ndarray
     places: Sequence[str]
@@ -37,26 +37,26 @@ class Table(Protocol):
 
     @property
     def unusable(self) -> Mapping[str, str]:
-        """The type of each column that has neither numbers nor texts."""
+        """The type of each column that has neither numbers nor texts, by name."""
 
     def scan(self, columns: Sequence[str]) -> Iterator[Piece]:
-        """Every row of the file; `take` needs one complete scan before it."""
+        """Yield all rows of the file. A complete scan must precede `take`."""
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
-        """These rows, which ascend. Several threads may ask at once."""
+        """Yield these rows, which must be ascending. Several threads may call it at once."""
 
     def close(self) -> None:
-        """The file is closed."""
+        """Close the file."""
 
 
 class CsvTable:
-    """A CSV file in UTF-8 whose first line has the names of the columns."""
+    """A CSV file in UTF-8 whose first line names the columns."""
 
     def __init__(self, path: Path, delimiter: str) -> None:
         self.path, self.delimiter = path, delimiter
         self.file = path.open("rb")
         self.size = path.stat().st_size
-        self.starts: list[int] = []  # byte at which each piece begins
+        self.starts: list[int] = []  # first byte of each piece, set by a complete scan
         header, self.begin, self.lines = next(self._records(0, self.size, 1), ([], 0, 0))
         self.columns = tuple(name.strip() for name in header)
         self.unusable: dict[str, str] = {}
@@ -69,25 +69,25 @@ class CsvTable:
         for record, end, line in self._records(self.begin, self.size, self.lines + 1):
             if len(record) != len(self.columns):
                 raise DataError(
-                    f"{self.path}, line {line}: has {len(record)} values, the first line names {len(self.columns)}"
+                    f"{self.path}, line {line}: has {len(record)} values, but the first line names {len(self.columns)}"
                 )
             if not block:
                 starts.append(begin)
             block.append(record)
             places.append(f"line {line}")
             begin = end
-            if len(block) == PIECE:
-                yield self._piece(np.arange(rows, rows + PIECE), block, places, columns)
-                rows, block, places = rows + PIECE, [], []
+            if len(block) == PIECE_ROWS:
+                yield self._piece(np.arange(rows, rows + PIECE_ROWS), block, places, columns)
+                rows, block, places = rows + PIECE_ROWS, [], []
         if block:
             yield self._piece(np.arange(rows, rows + len(block)), block, places, columns)
         self.starts = [*starts, self.size]
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[Piece]:
-        for number in np.unique(rows // PIECE).tolist():
+        for number in np.unique(rows // PIECE_ROWS).tolist():
             records = [record for record, *_ in self._records(self.starts[number], self.starts[number + 1], 0)]
-            wanted = rows[rows // PIECE == number]
-            yield self._piece(wanted, [records[row] for row in (wanted % PIECE).tolist()], (), columns)
+            wanted = rows[rows // PIECE_ROWS == number]
+            yield self._piece(wanted, [records[row] for row in (wanted % PIECE_ROWS).tolist()], (), columns)
 
     def close(self) -> None:
         self.file.close()
@@ -99,7 +99,7 @@ class CsvTable:
         return Piece(rows, places, {name: [record[n].strip() for record in records] for name, n in numbers.items()})
 
     def _records(self, start: int, stop: int, line: int) -> Iterator[tuple[list[str], int, int]]:
-        """Each record between two bytes, the byte behind it, and the line it ends on; empty lines are passed over."""
+        """Yield each record between two bytes, the byte after it, and the line on which it ends; skip empty lines."""
         lines = _Lines(self.file.fileno(), start, stop, self.path, line)
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         while True:
@@ -114,7 +114,7 @@ class CsvTable:
 
 
 class _Lines:
-    """The lines of a file between two bytes as text; `end` is the byte behind the last one given."""
+    """Iterator over the lines of a file between two bytes; `end` is the byte after the last line returned."""
 
     def __init__(self, descriptor: int, start: int, stop: int, path: Path, line: int) -> None:
         self.end, self.line, self.path = start, line, path
@@ -128,7 +128,7 @@ class _Lines:
         if not raw:
             raise StopIteration
         try:
-            text = raw.decode("utf-8-sig" if self.end == 0 else "utf-8")
+            text = raw.decode("utf-8-sig" if self.end == 0 else "utf-8")  # spreadsheets write a byte order mark
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.path}, line {self.line}: not UTF-8 (byte {self.end + error.start} of the file); convert it"
@@ -139,7 +139,7 @@ class _Lines:
 
 
 class _Part(io.RawIOBase):
-    """The bytes of an open file from start to stop, without moving its position."""
+    """The bytes of an open file from start to stop. It does not move the file's position, which threads share."""
 
     def __init__(self, descriptor: int, start: int, stop: int) -> None:
         self.descriptor, self.position, self.stop = descriptor, start, stop
@@ -155,7 +155,7 @@ class _Part(io.RawIOBase):
 
 
 class ParquetTable:
-    """A Parquet file with columns of numbers, strings and booleans; others can be there, but not be used."""
+    """A Parquet file; columns of numbers, strings and booleans can be used."""
 
     def __init__(self, path: Path, decimal: str) -> None:
         try:
@@ -169,7 +169,7 @@ class ParquetTable:
                 self.ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(groups)])
         except self.damage as error:
             raise DataError(f"{path}: not a readable Parquet file ({error})") from error
-        # What pandas writes of an index without a name is not a column of the person's.
+        # The name that pandas gives to an index without a name: not one of the user's columns.
         self.columns = tuple(name for name in schema.names if not name.startswith("__index_level_"))
         self.unusable = {field.name: str(field.type) for field in schema if not (_is_text(field) or _is_number(field))}
 
@@ -184,12 +184,12 @@ class ParquetTable:
             for piece in self._pieces(group, columns):
                 here = wanted[(wanted >= piece.rows[0]) & (wanted <= piece.rows[-1])]
                 if len(here):
-                    yield _some_of(piece, (here - piece.rows[0]).tolist())
+                    yield _select(piece, (here - piece.rows[0]).tolist())
                 if piece.rows[-1] >= wanted[-1]:
                     break
 
     def close(self) -> None:
-        """The file is open only while it is read."""
+        """Do nothing: the file is open only during a read."""
 
     def _pieces(self, group: int, columns: Sequence[str]) -> Iterator[Piece]:
         from pyarrow import parquet
@@ -197,7 +197,9 @@ class ParquetTable:
         first = int(self.ends[group - 1]) if group else 0
         try:
             with parquet.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(PIECE, row_groups=[group], columns=list(columns), use_threads=False):
+                for batch in file.iter_batches(
+                    PIECE_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+                ):
                     rows = np.arange(first, first + batch.num_rows)
                     values = {name: _values(batch.column(name), self.decimal) for name in columns}
                     yield Piece(rows, [f"row {row}" for row in rows.tolist()], values)
@@ -206,7 +208,7 @@ class ParquetTable:
             raise DataError(f"{self.path}: damaged after row {first} ({error})") from error
 
 
-def _some_of(piece: Piece, places: list[int]) -> Piece:
+def _select(piece: Piece, places: list[int]) -> Piece:
     values: dict[str, Values] = {
         name: column[places] if isinstance(column, np.ndarray) else [column[place] for place in places]
         for name, column in piece.values.items()
@@ -224,14 +226,14 @@ def _is_text(column: Any) -> bool:
 def _is_number(column: Any) -> bool:
     from pyarrow import types
 
-    is_one = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
-    return any(is_kind(column.type) for is_kind in is_one)
+    kinds = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+    return any(is_kind(column.type) for is_kind in kinds)
 
 
 def _values(column: Any, decimal: str) -> Values:
-    """The values of a column of pyarrow's; numbers that float64 might round, and booleans, as texts.
+    """Return the values of a pyarrow column as numbers; booleans, and numbers that float64 could round, as texts.
 
-    Such numbers get the decimal mark with which texts are read.
+    These texts have the decimal mark of the settings, with which they are read again.
     """
     from pyarrow import compute, float64, types
 

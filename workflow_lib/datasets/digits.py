@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real images of 8x8 pixels, values 0 to 16; they come inside scikit-learn."""
+"""Handwritten digits: 1,797 images of 8x8 pixels with values from 0 to 16, which are part of scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Params(Section):
 
 
 def known(params: Params) -> DatasetFacts:
-    """All there is to know."""
+    """Return all facts: they do not depend on settings."""
     return DatasetFacts("images", size=(8, 8), channels=1, classes=10, samples=1797)
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """All images in one piece; validation and test are split off by the settings of the experiment."""
+    """Return all images; the splits are drawn from them."""
     import numpy as np
     from sklearn.datasets import load_digits
 

@@ -2,7 +2,7 @@
 
 train_images    numbers (n, height, width) or (n, height, width, channels), 1 or 3 channels
 train_labels    class numbers from 0, (n,) or (n, 1)
-val_images, val_labels, test_images, test_labels    alike; a missing pair is taken from train
+val_images, val_labels, test_images, test_labels    optional; a missing pair is drawn from train
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from workflow_lib.data import Source
     from workflow_lib.datasets._archive import Archive, Member
 
-SAMPLED = 1 << 16  # values of a block that are compared as float32
+SAMPLED = 1 << 16  # fractions of a block that are compared as float32
 
 
 class Params(Checksums):
-    """The file, and what its classes are called."""
+    """Settings of the file and names of its classes."""
 
-    path: Path = Field(description="the npz file, relative to the project's root")
-    classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null numbers them")
+    path: Path = Field(description="npz file, relative to the project's root")
+    classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null: their numbers")
 
 
 def known(params: Params) -> DatasetFacts:
-    """Images, and how many classes where they have names."""
+    """Return the kind of inputs, and the number of classes if they have names."""
     return DatasetFacts("images", classes=len(params.classes) if params.classes else None)
 
 
 def look(params: Params, root: Path) -> DatasetFacts:
-    """Read the headers of the file, and no array. Raises DataError for keys, shapes and types that cannot be used."""
+    """Return facts from the headers of the file. Raises DataError for keys, shapes and types that cannot be used."""
     from workflow_lib.datasets._archive import Archive
 
     with closing(Archive(root / params.path)) as archive:
@@ -55,28 +55,28 @@ def look(params: Params, root: Path) -> DatasetFacts:
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """The images of the file, which has been read and checked from end to end, and is never written to."""
+    """Return the images of the file, after all of it was read and checked."""
     from workflow_lib.datasets._archive import Archive
 
     params.verify(root / params.path)
     with ExitStack() as resources:
         archive = resources.enter_context(closing(Archive(root / params.path)))
-        source = _checked(archive, params.classes)
+        source = _checked_source(archive, params.classes)
         return replace(source, close=resources.pop_all().close)
 
 
-def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
+def _checked_source(archive: Archive, names: tuple[str, ...] | None) -> Source:
     import numpy as np
 
     from workflow_lib.data import Source, SourceFile
 
     file = SourceFile.of(archive.path)
-    images, of_labels = _members(archive)
-    labels = {split: _labels(member) for split, member in of_labels.items()}
-    classes = names or _numbered(archive.path, labels["train"])
+    images, label_members = _members(archive)
+    labels = {split: _labels(member) for split, member in label_members.items()}
+    classes = names or _default_names(archive.path, labels["train"])
     for split in images:
-        _refuse_out_of_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
-        _refuse_bad_images(images[split])
+        _check_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
+        _check_images(images[split])
     return Source(
         targets=labels,
         read=lambda split, rows: as_stored(images[split].take(rows)),
@@ -87,59 +87,59 @@ def _checked(archive: Archive, names: tuple[str, ...] | None) -> Source:
 
 
 def _members(archive: Archive) -> tuple[dict[str, Member], dict[str, Member]]:
-    """The images and the labels of each split; their headers are read and fit, their values are not read."""
+    """Return the images and the labels of each split, with checked headers; their values are not read."""
     splits = ["train", *(s for s in ("val", "test") if f"{s}_images" in archive.keys or f"{s}_labels" in archive.keys)]
     images = {split: _images(archive, f"{split}_images") for split in splits}
     for member in images.values():
-        _refuse_unlike(member, images["train"])
+        _check_alike(member, images["train"])
     labels = {split: _label_member(archive, f"{split}_labels", images[split]) for split in splits}
-    _refuse_other_keys(archive)
+    _check_keys(archive)
     return images, labels
 
 
 def as_stored(images: np.ndarray) -> np.ndarray:
-    """Images [n, H, W] or [n, H, W, C] as [n, C, H, W]; bytes stay bytes, all else is float32."""
+    """Return images [n, H, W] or [n, H, W, C] as [n, C, H, W]: uint8 stays, booleans become uint8, the rest float32."""
     import numpy as np
 
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and that is refused
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is rejected
         values = images.astype(np.uint8 if images.dtype in (np.uint8, np.bool_) else np.float32, copy=False)
     return np.moveaxis(values, 3, 1) if values.ndim == 4 else values[:, np.newaxis]
 
 
 def _images(archive: Archive, key: str) -> Member:
-    """The images of a key, if their shape is that of images."""
+    """Return the images of a key. Raises DataError if their shape is not that of images."""
     member = archive.member(key)
     shape = member.shape
     if len(shape) not in (3, 4) or 0 in shape[1:] or (len(shape) == 4 and shape[3] not in (1, 3)):
         hint = "; the channels come last" if len(shape) == 4 and shape[1] in (1, 3) else ""
         raise DataError(
-            f"{member.where}: shape {shape}; images are (n, height, width) or (n, height, width, 1 or 3){hint}"
+            f"{member.where}: shape {shape}; allowed: (n, height, width) or (n, height, width, 1 or 3){hint}"
         )
     if not len(member):
         raise DataError(f"{member.where}: has no images; leave the key out, or fill it")
     return member
 
 
-def _refuse_unlike(member: Member, train: Member) -> None:
+def _check_alike(member: Member, train: Member) -> None:
     if (member.shape[1:], member.dtype) != (train.shape[1:], train.dtype):
         raise DataError(
             f"{member.where}: images are {member.dtype} {member.shape[1:]}, but those of train are "
-            f"{train.dtype} {train.shape[1:]}; all images of a file are alike"
+            f"{train.dtype} {train.shape[1:]}; all images of a file must have one type and shape"
         )
 
 
 def _label_member(archive: Archive, key: str, images: Member) -> Member:
-    """The labels of a key, if there is one for each image."""
+    """Return the labels of a key. Raises DataError if there is not one for each image."""
     member = archive.member(key)
     if len(member.shape) not in (1, 2) or member.shape[1:] not in ((), (1,)):
-        raise DataError(f"{member.where}: shape {member.shape}; labels are (n,) or (n, 1): one class for each image")
+        raise DataError(f"{member.where}: shape {member.shape}; allowed: (n,) or (n, 1), one class for each image")
     if len(member) != len(images):
-        raise DataError(f"{member.where}: has {len(member)} labels for {len(images)} images; one for each is needed")
+        raise DataError(f"{member.where}: has {len(member)} labels for {len(images)} images; allowed: one for each")
     return member
 
 
 def _labels(member: Member) -> np.ndarray:
-    """Labels as int64 [n]: whole and finite."""
+    """Return the labels as int64 [n]. Raises DataError for one that is not a whole number."""
     import numpy as np
 
     from workflow_lib.data import first_true
@@ -157,8 +157,8 @@ def _labels(member: Member) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _numbered(path: Path, train: np.ndarray) -> tuple[str, ...]:
-    """Names for the classes 0 to the largest label; a label beyond the number of images would leave gaps."""
+def _default_names(path: Path, train: np.ndarray) -> tuple[str, ...]:
+    """Return the numbers 0 to the largest label as names. Raises DataError for a label beyond the number of images."""
     from workflow_lib.data import numbering_hint
 
     if hint := numbering_hint(train):
@@ -166,26 +166,24 @@ def _numbered(path: Path, train: np.ndarray) -> tuple[str, ...]:
     largest, row = int(train.max()), int(train.argmax())
     if not 0 < largest < len(train):
         raise DataError(
-            f"{path}: key `train_labels`, row {row}: the largest label is {largest}; classes are numbered 0, 1, ... "
-            f"without gaps, and there are at least two (of {len(train)} images)"
+            f"{path}: key `train_labels`, row {row}: the largest label is {largest} (of {len(train)} images); allowed: "
+            f"at least two classes, numbered 0, 1, ... without gaps"
         )
     return tuple(str(number) for number in range(largest + 1))
 
 
-def _refuse_out_of_range(where: str, labels: np.ndarray, classes: int) -> None:
+def _check_range(where: str, labels: np.ndarray, classes: int) -> None:
     from workflow_lib.data import first_true, numbering_hint
 
     bad = (labels < 0) | (labels >= classes)
     if bad.any():
         row, hint = first_true(bad), numbering_hint(labels)
         advice = f" ({hint})" if hint else ""
-        raise DataError(
-            f"{where}, row {row}: label {labels[row]} is out of range; the classes are 0 to {classes - 1}{advice}"
-        )
+        raise DataError(f"{where}, row {row}: label {labels[row]} is out of range; allowed: 0 to {classes - 1}{advice}")
 
 
-def _refuse_bad_images(images: Member) -> None:
-    """Every image has been read once: damage anywhere in the file shows now."""
+def _check_images(images: Member) -> None:
+    """Read every image once, so that damage anywhere in the file is found before a shard is written."""
     import numpy as np
 
     from workflow_lib.data import first_true
@@ -195,12 +193,11 @@ def _refuse_bad_images(images: Member) -> None:
         if bad.any():
             raise DataError(f"{images.where}, row {start + first_true(bad)}: the image has NaN or infinite values")
         if images.dtype.kind in "iuf" and images.dtype.itemsize >= 4 and images.dtype != np.float32:
-            _refuse_merged(images, block)
+            _check_precision(images, block)
 
 
-def _refuse_merged(images: Member, block: np.ndarray) -> None:
-    """Values that float32 merges are refused: whole numbers always, others where it merges many of them."""
-
+def _check_precision(images: Member, block: np.ndarray) -> None:
+    """Reject values that float32 merges: whole numbers always, fractions only if many of them are merged."""
     from workflow_lib.data import merged_in_float32
 
     is_whole = images.dtype.kind in "iu"
@@ -209,14 +206,14 @@ def _refuse_merged(images: Member, block: np.ndarray) -> None:
     values = block.reshape(-1) if is_whole else block.reshape(-1)[:SAMPLED]
     if (merged := merged_in_float32(values, tolerance=0.0 if is_whole else 0.05)) is not None:
         raise DataError(
-            f"{images.where}: float32, in which models compute, does not tell {merged[0]!r} from {merged[1]!r}; "
-            "subtract what all values have in common, or scale them, and save them as float32"
+            f"{images.where}: {merged[0]!r} and {merged[1]!r} are equal in float32, in which models compute; subtract "
+            "a constant from the values or scale them, and save them as float32"
         )
 
 
-def _refuse_other_keys(archive: Archive) -> None:
-    """A split of another name would be passed over, and drawn from train instead."""
+def _check_keys(archive: Archive) -> None:
+    """Reject a split with an unknown name: it would be ignored, and a split drawn from train instead."""
     known = {f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")}
     for key in archive.keys:
         if key not in known and key.casefold().endswith(("_images", "_labels")):
-            raise DataError(f"{archive.path}: the key `{key}` is of no split; they are train, val and test: rename it")
+            raise DataError(f"{archive.path}: the key `{key}` belongs to no split (train, val or test); rename it")

@@ -1,11 +1,12 @@
-"""Rows of a CSV or Parquet file: numbers and categories, and a target, which is a class or a number.
+"""Tables: numeric and categorical columns of a CSV or Parquet file, and a target that is a class or a number.
 
-A column whose values are all numbers is numeric, one that has none is categorical; one with both is refused, so that a
-slip of the pen does not make a category of each number. In inputs [n, features], all float32:
+A column of numbers is numeric, a column without numbers is categorical, and a column with both is rejected. Inputs are
+float32 [n, features]:
 
-numeric       the number, NaN where it is missing; if any is, a feature `<name> is missing`, 0 or 1, follows it; numbers
-              that lie together far from 0, as time stamps do, less a `centre`, since float32 would merge them
-categorical   0 where it is missing, 1 for a category that no row of train has, then the others, sorted
+numeric       the number, or NaN if it is missing. If the column has missing numbers, a feature `<name> is missing`, 0
+              or 1, follows. From numbers that are close together and far from 0, such as time stamps, a `centre` is
+              subtracted, since float32 would merge them
+categorical   0 for a missing value, 1 for a category that train does not have, then the other categories, sorted
 """
 
 from __future__ import annotations
@@ -35,67 +36,67 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DESCRIBED_PIECES = 100  # of 1,024 rows, read for `everstep plan`
-TOLD = 100  # columns that the log lists
+DESCRIBED_PIECES = 100  # pieces of 1,024 rows that `everstep plan` reads
+LISTED_COLUMNS = 100  # columns that the log lists
 
 
 class Params(Checksums):
-    """The file, and what its columns mean."""
+    """Settings of the file and of its columns."""
 
-    path: Path = Field(description="the CSV or Parquet file, relative to the project's root")
-    target: str = Field(description="the column that is predicted")
+    path: Path = Field(description="CSV or Parquet file, relative to the project's root")
+    target: str = Field(description="column to predict")
     task: Literal["classification", "regression"] = Field(
-        "classification", description="whether the target is a class or a number"
+        "classification", description="classification: the target is a class; regression: it is a number"
     )
     features: tuple[str, ...] | None = Field(
-        None, min_length=1, description="the columns it is predicted from; null: all others"
+        None, min_length=1, description="columns to predict from; null: all other columns"
     )
     categorical: tuple[str, ...] = Field(
         (),
-        description="columns whose values are names as they are written, though they look like numbers or are many",
+        description="columns whose values are names, even if they look like numbers or if there are many of them",
     )
     split: str | None = Field(
-        None, description="a column that says train, val or test for each row; null: the splits are drawn"
+        None, description="column with train, val or test for each row; null: the splits are drawn"
     )
     missing: tuple[str, ...] = Field(
-        ("", "NA", "N/A", "NaN", "nan", "null"), description="texts that mean that a value is missing"
+        ("", "NA", "N/A", "NaN", "nan", "null"), description="texts that mean a missing value"
     )
-    decimal: Literal[".", ","] = Field(".", description="the decimal mark of numbers that are written as text")
+    decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers that are stored as text")
     thousands: Literal[",", ".", " ", "'"] | None = Field(
-        None, description="what stands between the thousands of such numbers; a space of any width"
+        None, description="mark between thousands in such numbers; a space stands for spaces of any width"
     )
-    delimiter: str = Field(",", min_length=1, max_length=1, description="what stands between the values of a CSV file")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="character between the values of a CSV file")
 
     @field_validator("thousands", mode="after")
     @classmethod
     def _is_not_the_decimal_mark(cls, thousands: str | None, info: ValidationInfo) -> str | None:
         if thousands is not None and thousands == info.data.get("decimal"):
-            raise ValueError(f"`{thousands}` is the decimal mark already (data.params.decimal)")
+            raise ValueError(f"`{thousands}` is already the decimal mark (data.params.decimal)")
         return thousands
 
 
 def task(params: Params) -> Task:
-    """What is learnt from the file."""
+    """Return the task, which is a setting."""
     return params.task
 
 
 def known(params: Params) -> DatasetFacts:
-    """Rows of a table."""
+    """Return the only fact that the settings give: the inputs are tables."""
     return DatasetFacts("tables")
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """The rows of the file, which has been read and checked from end to end."""
+    """Return the rows of the file, after a scan that checked all of them."""
     from workflow_lib.data import SourceFile
 
     params.verify(root / params.path)
     with ExitStack() as resources:
-        table = resources.enter_context(closing(_opened(root / params.path, params)))
+        table = resources.enter_context(closing(_open_table(root / params.path, params)))
         source = _source(table, SourceFile.of(table.path), params)
         return replace(source, close=resources.pop_all().close)
 
 
-def _opened(path: Path, params: Params) -> Table:
+def _open_table(path: Path, params: Params) -> Table:
     from workflow_lib.datasets._tables import CsvTable, ParquetTable
 
     if not path.is_file():
@@ -105,31 +106,35 @@ def _opened(path: Path, params: Params) -> Table:
         return ParquetTable(path, params.decimal)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return CsvTable(path, params.delimiter)
-    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq")
+    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq; rename or convert it")
 
 
 def describe(params: Params, root: Path) -> list[str]:
-    """A line for each column, its kind and what it holds; of a large file, in its first rows."""
-    with closing(_opened(root / params.path, params)) as table:
-        columns, target, rows = _learnt(table, params, pieces=DESCRIBED_PIECES)
+    """Return a line for each column with its kind and its range or categories, from at most the first 102,400 rows."""
+    with closing(_open_table(root / params.path, params)) as table:
+        columns, target, rows = _scan(table, params, pieces=DESCRIBED_PIECES)
         samples = sum(len(part) for parts in rows.values() for part in parts)
         if not (is_part := len(rows["train"]) == DESCRIBED_PIECES):
-            for column in (*columns, target):
-                column.encoded()  # rejects what preprocess would reject
-        lines = [column.told() for column in (target, *columns)]
+            for column in columns:
+                column.encoding()  # rejects what preprocess would reject
+            target.encoded()
+        lines = [column.summary() for column in (target, *columns)]
         return [*lines, f"(in the first {samples:,} rows)"] if is_part else lines
 
 
-def _learnt(
-    table: Table, params: Params, is_learnt_from: np.ndarray | None = None, pieces: int | None = None
+def _scan(
+    table: Table, params: Params, learned_rows: np.ndarray | None = None, pieces: int | None = None
 ) -> tuple[list[Column], Classes | Numbers, dict[str, list[np.ndarray]]]:
-    """The columns, the target and the rows of each split, after the rows of the file, or its first pieces, went by."""
+    """Read the file, or its first pieces; return the features, the target and the row numbers of each split.
+
+    `learned_rows` masks the rows from which categories and missing values are learned; None: the rows of train.
+    """
     from workflow_lib.data import SPLITS
     from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._notation import Notation
     from workflow_lib.datasets._targets import Classes, Numbers
 
-    names, is_first = _features(table, params), is_learnt_from is None
+    names, is_first = _feature_names(table, params), learned_rows is None
     notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
     columns = [Column(table.path, name, notation, name in params.categorical, is_first) for name in names]
     kind: type[Classes | Numbers] = Classes if params.task == "classification" else Numbers
@@ -138,29 +143,29 @@ def _learnt(
     wanted = [*names, params.target, *([params.split] if params.split else [])]
     for piece in itertools.islice(table.scan(wanted), pieces):
         splits = _splits(table.path, params.split, piece)
-        in_train = splits == "train" if is_learnt_from is None else is_learnt_from[piece.rows]
+        in_train = splits == "train" if learned_rows is None else learned_rows[piece.rows]
         for column in (*columns, target):
             column.add(piece, in_train)
         for split in SPLITS:
             rows[split].append(piece.rows[splits == split])
     if not any(map(len, rows["train"])):
-        raise DataError(f"{table.path}: has no rows to train from")
+        raise DataError(f"{table.path}: has no rows of train")
     return columns, target, rows
 
 
-def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.ndarray | None = None) -> Source:
-    """The rows; what the columns have is learnt from those of train, or of all rows of the file from these alone."""
+def _source(table: Table, file: SourceFile, params: Params, learned_rows: np.ndarray | None = None) -> Source:
+    """Return the source, with categories and missing values learned from rows as in `_scan`."""
     import numpy as np
 
     from workflow_lib.data import Source
 
-    columns, target, rows = _learnt(table, params, is_learnt_from)
+    columns, target, rows = _scan(table, params, learned_rows)
     names = [column.name for column in columns]
     where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
-    inputs = [column.encoded() for column in columns]
+    inputs = [column.encoding() for column in columns]
     targets = target.encoded()
-    if is_learnt_from is None:
-        _tell(columns, target)
+    if learned_rows is None:
+        _log_columns(columns, target)
 
     def read(split: str, wanted: np.ndarray) -> np.ndarray:
         pieces = table.take(where[split][wanted], names)
@@ -175,7 +180,7 @@ def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.n
         task=params.task,
         targets={split: targets[places] for split, places in where.items()},
         read=read,
-        learn_from=learn_from if any(one.depends_on_rows for one in inputs) else None,
+        learn_from=learn_from if any(encoding.depends_on_rows for encoding in inputs) else None,
         is_thread_safe=True,
         classes=target.classes,
         features=tuple(feature for encoded in inputs for feature in encoded.features),
@@ -183,29 +188,29 @@ def _source(table: Table, file: SourceFile, params: Params, is_learnt_from: np.n
     )
 
 
-def _tell(columns: list[Column], target: Classes | Numbers) -> None:
-    """The log says of each column what it is taken for; columns that all say nothing are refused."""
+def _log_columns(columns: list[Column], target: Classes | Numbers) -> None:
+    """Log the kind of each column and warn of probable mistakes. Raises DataError if every feature is constant."""
     if all(column.is_constant for column in columns):
         raise DataError(
             f"{columns[0].path}: every row has the same value in each feature ({', '.join(c.name for c in columns)}): "
             "nothing to learn from"
         )
-    for column in (target, *columns[:TOLD]):
-        log.info("table: %s", column.told())
-    if len(columns) > TOLD:
-        log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - TOLD)
+    for column in (target, *columns[:LISTED_COLUMNS]):
+        log.info("table: %s", column.summary())
+    if len(columns) > LISTED_COLUMNS:
+        log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - LISTED_COLUMNS)
     if not target.classes:
         target.warn_small()
     for column in columns:
         column.warn()
 
 
-def _features(table: Table, params: Params) -> list[str]:
-    """The columns to predict from, which the file has and can be read."""
+def _feature_names(table: Table, params: Params) -> list[str]:
+    """Return the columns to predict from. Raises DataError for settings that do not fit the columns of the file."""
     if not table.columns:
-        raise DataError(f"{table.path}: is empty; the first line names the columns")
+        raise DataError(f"{table.path}: is empty; the first line must name the columns")
     if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
-        raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are called `{twice[0]}`; rename them")
+        raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are named `{twice[0]}`; rename them")
     asked = {
         "target": [params.target],
         "split": [params.split] if params.split else [],
@@ -213,31 +218,31 @@ def _features(table: Table, params: Params) -> list[str]:
     }
     for setting, names in (asked | {"features": params.features or ()}).items():
         for name in names:
-            _refuse_unknown(table, setting, name)
+            _check_exists(table, setting, name)
     others = [name for name in table.columns if name not in (params.target, params.split)]
     for name in params.features or ():
         if name not in others:
             raise DataError(
-                f"{table.path}: column `{name}` is the target or the split, and cannot be one of the features"
+                f"{table.path}: column `{name}` is the target or the split; remove it from data.params.features"
             )
     features = [name for name in others if params.features is None or name in params.features]
     if not features:
-        raise DataError(f"{table.path}: has no column besides the target; there is nothing to predict from")
+        raise DataError(f"{table.path}: has no column besides the target and the split; add one to predict from")
     if "" in features:
         raise DataError(
-            f"{table.path}: column {table.columns.index('') + 1} has no name, as when row numbers were saved too; name "
-            "it, or say in data.params.features which columns to use"
+            f"{table.path}: column {table.columns.index('') + 1} has no name (row numbers?); name it, or list the "
+            "columns to use in data.params.features"
         )
     for name in (*features, params.target):
         if name in table.unusable:
             raise DataError(
-                f"{table.path}: column `{name}` has type {table.unusable[name]}; numbers and strings can be used: "
+                f"{table.path}: column `{name}` has type {table.unusable[name]}; allowed: numbers, strings, booleans; "
                 "convert it, or leave it out of data.params.features"
             )
     return features
 
 
-def _refuse_unknown(table: Table, setting: str, name: str) -> None:
+def _check_exists(table: Table, setting: str, name: str) -> None:
     if name not in table.columns:
         near = difflib.get_close_matches(name, table.columns, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
@@ -246,7 +251,7 @@ def _refuse_unknown(table: Table, setting: str, name: str) -> None:
 
 
 def _splits(path: Path, column: str | None, piece: Piece) -> np.ndarray:
-    """The name of each row's split."""
+    """Return the name of the split of each row."""
     import numpy as np
 
     from workflow_lib.data import SPLITS
@@ -255,5 +260,5 @@ def _splits(path: Path, column: str | None, piece: Piece) -> np.ndarray:
         return np.full(len(piece.rows), "train")
     for value, place in zip(piece.values[column], piece.places, strict=True):
         if value not in SPLITS:
-            raise DataError(f"{path}, {place}, column `{column}`: `{value}` is no split; they are {', '.join(SPLITS)}")
+            raise DataError(f"{path}, {place}, column `{column}`: no split `{value}`; allowed: {', '.join(SPLITS)}")
     return np.array(piece.values[column])

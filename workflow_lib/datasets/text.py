@@ -1,11 +1,11 @@
-"""Text files as bytes or characters, of which a model predicts the next; without a path, Python's own library is read.
+"""Texts, as bytes or characters, for predicting the next token; without a path, sources of Python's standard library.
 
-The files are laid end to end, by name, each followed by an <end> token, and cut in windows of `context` + 1 tokens: the
-last token of one is the first of the next, since it is predicted from the one and predicts in the other.
+The files are concatenated in the order of their names, each followed by an <end> token, and cut into windows of
+`context` + 1 tokens. The last token of a window is the first of the next: as a target in one, as an input in the other.
 
-Where the splits are drawn, a file lies in one split only, so that nothing is tested on text like that beside which it
-was trained; small neighbouring files stay together. One single file is cut in passages of 16 contexts instead. Folders
-train, val and test, if there are, are the splits.
+Folders train, val and test are the splits. If splits are drawn, a file is in one split only, since text from the same
+file as the training text says little about other text; small neighbouring files stay together. A single file is cut
+into passages of 16 contexts instead.
 """
 
 from __future__ import annotations
@@ -30,49 +30,48 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 16  # contexts in a passage, and at least so many in the files that stay together
+PASSAGE = 16  # contexts in a passage; files with fewer contexts stay together with their neighbours
 LIBRARY = ("asyncio", "email", "http", "importlib", "json", "logging", "re", "urllib")  # 1.8 MB
 
 
 class Params(Checksums):
-    """The files, and what their tokens are."""
+    """Settings of the files and of their tokens."""
 
     path: Path | None = Field(
         None,
-        description="a file or a folder, relative to the project's root; null: sources of Python's standard library",
+        description="file or folder, relative to the project's root; null: sources of Python's standard library",
     )
-    pattern: str = Field("*", min_length=1, description="which files of the folder, at any depth: `*.txt`")
-    tokens: Literal["bytes", "characters"] = Field("bytes", description="what is predicted; characters need UTF-8")
-    context: int = Field(128, ge=1, le=1 << 20, description="from how many tokens the next is predicted, at most")
+    pattern: str = Field("*", min_length=1, description="pattern of the files in the folder, at any depth: `*.txt`")
+    tokens: Literal["bytes", "characters"] = Field("bytes", description="unit of prediction; characters need UTF-8")
+    context: int = Field(128, ge=1, le=1 << 20, description="largest number of tokens to predict the next one from")
     split_by: Literal["file", "passage"] | None = Field(
-        None, description="what lies in one split as a whole; null: files, or passages of a single file"
+        None, description="unit that is never divided between splits; null: file, or passage if there is a single file"
     )
 
 
 def task(params: Params) -> Task:
-    """The next token is predicted."""
+    """Return language: the next token is predicted."""
     return "language"
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """Windows of the files, each of which has been read once already."""
+    """Return windows of the files, each of which was read and checked once."""
     import numpy as np
 
     from workflow_lib.data import Source, content_digest
-    from workflow_lib.datasets._documents import indexed
-    from workflow_lib.datasets._folder import each
+    from workflow_lib.datasets._documents import index_document
+    from workflow_lib.datasets._folder import map_files
 
-    found = _found(params, root)
-    read = each(lambda path: indexed(path, params.tokens), [path for paths in found.values() for path in paths])
-    documents = {document.file.path: document for document, _ in read}
+    found = _find_files(params, root)
+    paths = [path for of_split in found.values() for path in of_split]
+    indexed = map_files(lambda path: index_document(path, params.tokens), paths)
+    documents = {document.file.path: document for document, _ in indexed}
     tokens: Tokens = params.tokens
-    if odd := next((document for document in documents.values() if document.tokens == "any bytes"), None):
-        log.warning(
-            "%s: has the byte 0xFF, which no UTF-8 text has: <end> is a token of its own, of 257", odd.file.path
-        )
+    if binary := next((document for document in documents.values() if document.tokens == "any bytes"), None):
+        log.warning("%s: has the byte 0xFF, which UTF-8 text never has: <end> becomes a 257th token", binary.file.path)
         tokens = "any bytes"
         documents = {path: replace(document, tokens=tokens) for path, document in documents.items()}
-    alphabet, vocabulary = _vocabulary(tokens, set().union(*(seen for _, seen in read)))
+    alphabet, vocabulary = _vocabulary(tokens, set().union(*(seen for _, seen in indexed)))
     dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
     by_passage = params.split_by == "passage" or (params.split_by is None and len(documents) == 1)
     streams = {
@@ -94,7 +93,7 @@ def open_source(params: Params, root: Path) -> Source:
     return Source(
         task="language",
         targets={split: np.empty((of_split[-1], 0), np.int64) for split, of_split in ends.items()},
-        groups=rows // TOGETHER if by_passage else np.searchsorted(ends["train"], rows, side="right"),
+        groups=rows // PASSAGE if by_passage else np.searchsorted(ends["train"], rows, side="right"),
         read=windows,
         is_thread_safe=True,
         vocabulary=vocabulary,
@@ -103,12 +102,12 @@ def open_source(params: Params, root: Path) -> Source:
     )
 
 
-def _found(params: Params, root: Path) -> dict[str, list[Path]]:
-    """The files of each split, by name."""
-    from workflow_lib.datasets._folder import files_below, splits_of
+def _find_files(params: Params, root: Path) -> dict[str, list[Path]]:
+    """Return the files of each split, sorted by name."""
+    from workflow_lib.datasets._folder import files_below, split_folders
 
     if params.path is None and (params.sha256 or params.md5):
-        raise DataError("data.params: a checksum is that of the data at data.params.path, which is not given")
+        raise DataError("data.params: sha256 and md5 need data.params.path; set it, or remove the checksums")
     if params.path is None:
         library = Path(sysconfig.get_path("stdlib"))
         return {"train": [path for name in LIBRARY for path in sorted((library / name).rglob("*.py"))]}
@@ -117,15 +116,15 @@ def _found(params: Params, root: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     found = {}
-    for split, folder in splits_of(path).items():
+    for split, folder in split_folders(path).items():
         found[split] = [file for file in files_below(folder) if file.relative_to(folder).match(params.pattern)]
         if not found[split]:
-            raise DataError(f"{folder}: has no file like `{params.pattern}` (data.params.pattern)")
+            raise DataError(f"{folder}: no file matches `{params.pattern}` (data.params.pattern)")
     return found
 
 
 def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The codes of all tokens, ascending, and how a person writes each."""
+    """Return the codes of all tokens, ascending, and a readable name for each."""
     import numpy as np
 
     from workflow_lib.datasets._documents import END, code_points
@@ -139,20 +138,20 @@ def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...
 
 
 def _streams(documents: list[Document], context: int, *, in_one: bool) -> list[Stream]:
-    """The documents end to end: all of them, or as few as fill TOGETHER contexts."""
+    """Return streams of neighbouring documents: all in one, or as few as fill PASSAGE contexts in each."""
     from workflow_lib.datasets._documents import Stream
 
     groups: list[list[Document]] = [[]]
     for document in documents:
-        if not in_one and sum(one.size + 1 for one in groups[-1]) > TOGETHER * context:
+        if not in_one and sum(document.size + 1 for document in groups[-1]) > PASSAGE * context:
             groups.append([])
         groups[-1].append(document)
-    if len(groups) > 1 and sum(one.size + 1 for one in groups[-1]) <= TOGETHER * context:
+    if len(groups) > 1 and sum(document.size + 1 for document in groups[-1]) <= PASSAGE * context:
         groups[-2:] = [groups[-2] + groups[-1]]
     streams = [Stream(group, context) for group in groups]
     if int(streams[0].ends[-1]) <= context:
         raise DataError(
-            f"{documents[0].file.path}: has {streams[0].ends[-1]} tokens with the {len(documents) - 1} files after it; "
-            f"a context of {context} needs more (data.params.context)"
+            f"{documents[0].file.path}: has {streams[0].ends[-1]} tokens with {len(documents) - 1} more files; "
+            f"a context of {context} needs more tokens: lower data.params.context"
         )
     return streams
