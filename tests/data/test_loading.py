@@ -1,4 +1,4 @@
-"""From memory or from the shards, by any number of threads: the same bits, and a training ends in the same weights."""
+"""Loading from memory and from mapped shards gives the same bits, and the same weights after training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("make", [images, language, regression, table])
-def test_shards_give_the_bits_of_memory(
+def test_mapped_shards_give_the_same_bits_as_memory(
     make: Callable[[], data.Source], workers: int, prepared: Prepare, tmp_path: Path
 ) -> None:
     manifest = prepared(make(), shard_samples=7)
@@ -70,7 +70,7 @@ def test_shards_give_the_bits_of_memory(
     assert threads() == []
 
 
-def test_a_stream_left_early_leaves_no_thread(prepared: Prepare, tmp_path: Path) -> None:
+def test_a_stream_that_is_closed_early_leaves_no_thread(prepared: Prepare, tmp_path: Path) -> None:
     _, mapped = both(prepared(images(), shard_samples=7), "train", tmp_path, workers=3)
     many = torch.arange(len(mapped)).split(2)
     closed = mapped.stream(many)
@@ -89,14 +89,14 @@ def test_a_stream_left_early_leaves_no_thread(prepared: Prepare, tmp_path: Path)
     assert threads() == []
 
 
-def test_what_goes_wrong_in_a_thread_is_told(prepared: Prepare, tmp_path: Path) -> None:
+def test_an_error_in_a_thread_is_raised(prepared: Prepare, tmp_path: Path) -> None:
     _, mapped = both(prepared(images()), "train", tmp_path)
     with pytest.raises(IndexError):
         list(mapped.stream([torch.tensor([0]), torch.tensor([len(mapped)])]))
     assert threads() == []
 
 
-def test_threads_are_only_a_few_batches_ahead(prepared: Prepare, tmp_path: Path) -> None:
+def test_threads_prefetch_only_a_few_batches(prepared: Prepare, tmp_path: Path) -> None:
     _, mapped = both(prepared(images()), "train", tmp_path, workers=2)
     asked: list[int] = []
 
@@ -154,7 +154,7 @@ def test_the_ranks_verify_every_shard_between_them(prepared: Prepare, tmp_path: 
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_whoever_waits_is_told_of_every_shard(in_memory: bool, prepared: Prepare, tmp_path: Path) -> None:
+def test_tick_is_called_for_every_shard(in_memory: bool, prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
     ticks: list[int] = []
     data.load_split(manifest, "train", tmp_path / "work", in_memory=in_memory, tick=lambda: ticks.append(1))
@@ -164,7 +164,7 @@ def test_whoever_waits_is_told_of_every_shard(in_memory: bool, prepared: Prepare
 # The choice
 
 
-def test_the_size_decides_where_nobody_says(
+def test_by_default_the_size_decides_where_samples_are(
     prepared: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "workflow_lib.data")
@@ -188,7 +188,7 @@ def test_processes_of_a_node_share_its_memory() -> None:
 
 
 class StopsAt(SharedState):
-    """Asks the run to stop after so many steps, as a signal would."""
+    """Stops the run after a number of steps, as a signal does."""
 
     def __init__(self, step: int) -> None:
         super().__init__(1)
@@ -200,7 +200,7 @@ class StopsAt(SharedState):
             self._handle(15, None)
 
 
-def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: Prepare, tmp_path: Path) -> None:
+def test_training_from_memory_and_from_shards_gives_the_same_bits(prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
     held = trained(manifest, tmp_path, SharedState(1), workspace="memory", in_memory=True)
     assert held.state.progress.cursor.step == 2 * (59 // 16)
@@ -211,10 +211,10 @@ def test_a_training_ends_in_the_same_bits_from_memory_and_from_shards(prepared: 
 
 
 @pytest.mark.parametrize("augment", [None, {"mixup": 0.4}, {"cutmix": 1.0, "shift": 0.2}])
-def test_what_a_step_needs_is_read_ahead_by_threads(
+def test_threads_prefetch_all_rows_of_a_step(
     augment: dict[str, Any] | None, prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The partners of mixed pairs, too: they are known before."""
+    """Also the rows to mix with, which are known in advance."""
     readers: list[str] = []
     take = MappedSplit._copy_rows
 
@@ -229,9 +229,7 @@ def test_what_a_step_needs_is_read_ahead_by_threads(
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_training_from_shards_goes_on_where_one_from_memory_stopped(
-    stop: int, prepared: Prepare, tmp_path: Path
-) -> None:
+def test_a_training_from_memory_is_resumed_from_shards(stop: int, prepared: Prepare, tmp_path: Path) -> None:
     manifest = prepared(images(), shard_samples=7)
     whole = trained(manifest, tmp_path, SharedState(1), workspace="whole", in_memory=True)
     stopped = trained(manifest, tmp_path, StopsAt(stop), workspace="parts", in_memory=False, workers=2)

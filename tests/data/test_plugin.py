@@ -1,7 +1,8 @@
-"""A data set outside the package: what it gives is checked, and its code is part of the key."""
+"""A data set outside of the package: its results are checked, and its code is part of the name of the store."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -48,7 +49,7 @@ FLOATS = "return (rows[:, None] * [[0.1, 0.2]]).astype('float32')"
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """Writes a person's data set, whose `read` has this body; gives its settings."""
+    """Return a function that writes a user's data set whose `read` has a given body, and returns its settings."""
     monkeypatch.syspath_prepend(tmp_path)
     name = f"mine_{tmp_path.name}"
     (tmp_path / name).mkdir()
@@ -61,7 +62,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dic
     return write
 
 
-def test_a_persons_data_set_is_one_file(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_a_users_data_set_is_one_file(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     manifest = data.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
     assert (manifest.spec.input_shape, manifest.dtype, manifest.classes) == ((2,), "float32", ("a", "b", "c"))
     inputs = data.load_split(manifest, "train", tmp_path / "work").inputs
@@ -85,13 +86,21 @@ def test_a_persons_data_set_is_one_file(mine: Callable[[str], dict[str, Any]], t
         ("return {}['x']", r"read\(\) failed: KeyError: 'x' \(.*data.py:\d+\)"),
     ],
 )
-def test_a_data_set_that_reads_nonsense_is_refused(
+def test_invalid_inputs_are_rejected(
     reading: str, message: str, mine: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = mine(reading)
     with pytest.raises(UserError, match=f"data set `{settings['name']}`: .*{message}"):
         data.prepare(settings, tmp_path, tmp_path / "work", threads=2)
     assert list((tmp_path / "work").rglob("manifest.json")) == []
+
+
+@pytest.mark.parametrize(("old", "new"), [("shards", "data"), ("checksums", "plugins.checksums")])
+def test_names_of_version_0_1_are_importable_with_a_warning(old: str, new: str) -> None:
+    sys.modules.pop(f"workflow_lib.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"workflow_lib.{old} is now workflow_lib.{new}; version 0.3 removes"):
+        module = importlib.import_module(f"workflow_lib.{old}")
+    assert {"shards": "Source", "checksums": "Checksums"}[old] in vars(module)
 
 
 FAULTY = """
@@ -161,7 +170,7 @@ def open_source(params, root):
         ),
     ],
 )
-def test_a_data_set_that_gives_nonsense_is_refused(
+def test_an_invalid_source_is_rejected(
     opening: str, message: str, mine: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = mine(opening, FAULTY)
@@ -173,7 +182,7 @@ def test_a_data_set_that_gives_nonsense_is_refused(
         assert len(said.splitlines()) == 1
 
 
-def test_the_log_ends_with_what_a_data_set_raised_and_where(
+def test_the_log_ends_with_the_error_of_a_data_set_and_its_place(
     mine: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = mine("return {}['ward']", FAULTY)
@@ -203,9 +212,7 @@ def test_a_constant_channel_is_only_shifted(mine: Callable[[str], dict[str, Any]
     assert data.load_split(manifest, "val", tmp_path / "work").inputs[:, 0].unique().tolist() == [0]
 
 
-def test_other_code_of_a_data_set_never_gets_its_old_shards(
-    mine: Callable[[str], dict[str, Any]], tmp_path: Path
-) -> None:
+def test_changed_code_of_a_data_set_never_reuses_shards(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     one = data.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
     two = data.prepare(mine(FLOATS.replace("0.1", "0.3")), tmp_path, tmp_path / "work")
     three = data.prepare(mine(FLOATS.replace("rows[", "rows[:][")), tmp_path, tmp_path / "work")
@@ -213,7 +220,7 @@ def test_other_code_of_a_data_set_never_gets_its_old_shards(
     assert one.digest == three.digest != two.digest
 
 
-def test_other_code_of_what_a_data_set_imports_never_gets_its_old_shards(
+def test_changed_code_of_an_imported_module_never_reuses_shards(
     mine: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = mine("from .helper import values; return values(rows)")

@@ -1,4 +1,4 @@
-"""Shards hold what was given, and nothing that was damaged is ever trained on."""
+"""Shards hold the content of the source; damaged shards are never trained on, and are written again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def files(manifest: Manifest, folder: Path) -> list[Path]:
         (["a", "b", "a", "b"], r"are <U1 of shape \(4,\); allowed with 2 classes"),
     ],
 )
-def test_targets_that_are_no_numbers_of_classes_are_refused(targets: list[Any], what: str) -> None:
+def test_targets_that_are_not_class_numbers_are_rejected(targets: list[Any], what: str) -> None:
     with pytest.raises(DataError, match=what):
         data.from_arrays(np.zeros((4, 2), np.float32), np.array(targets), classes=["a", "b"])
 
@@ -62,7 +62,7 @@ def test_targets_that_are_no_numbers_of_classes_are_refused(targets: list[Any], 
 # Preparing
 
 
-def test_what_is_loaded_is_what_was_given_normalised(tmp_path: Path) -> None:
+def test_loaded_samples_are_the_normalised_source(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     manifest = prepare(tmp_path)
@@ -116,7 +116,7 @@ def unsigned(text: str) -> dict[str, Any]:
         (lambda text: json.dumps(unsigned(text) | {"mean": [0.5]}), "its digest does not match"),
     ],
 )
-def test_a_manifest_that_was_changed_is_refused(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:
+def test_a_manifest_that_was_changed_is_rejected(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:
     path = tmp_path / "copy.json"
     prepare(tmp_path).save(path)
     path.write_text(spoil(path.read_text()))
@@ -143,7 +143,7 @@ def test_a_damaged_shard_is_never_trained_on(damage: Callable[[Path], None], tmp
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_only_what_is_missing_or_damaged_is_made_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
+def test_only_missing_or_damaged_shards_are_written_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
     manifest = prepare(tmp_path)
     paths = files(manifest, tmp_path)
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in paths}
@@ -180,18 +180,18 @@ def test_the_store_is_keyed_by_all_that_can_change_the_shards(tmp_path: Path) ->
     assert len({manifest.digest for manifest in same + other}) == 3
 
 
-def test_fractions_that_leave_nothing_to_train_are_refused(tmp_path: Path) -> None:
+def test_fractions_that_leave_nothing_to_train_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="validation_fraction and data.test_fraction are 1.1 together"):
         prepare(tmp_path, validation_fraction=0.6, test_fraction=0.5)
 
 
-def test_a_fraction_that_gives_a_split_no_sample_is_refused(tmp_path: Path) -> None:
+def test_a_fraction_that_gives_a_split_no_sample_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the val split has no sample; .*fractions in `data`"):
         prepare(tmp_path, validation_fraction=0.0001)
     assert not (tmp_path / "work").exists()
 
 
-def test_progress_is_plain_lines_where_nobody_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_plain_lines_without_a_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "workflow_lib.data")
     manifest = prepare(tmp_path)
     prepare(tmp_path)
@@ -240,7 +240,7 @@ def test_preprocess_writes_the_manifest_of_a_planned_data_set(tmp_path: Path, mo
         data.preprocess(experiment, "digits-0", Path("work"), Path("none.json"))
 
 
-def test_a_closed_source_was_used_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_closed_after_its_last_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workflow_lib import plugins
 
     plugin, events = plugins.load("data", "digits"), []
@@ -261,7 +261,7 @@ def test_a_closed_source_was_used_to_the_end(tmp_path: Path, monkeypatch: pytest
 
 
 def _example(package: str) -> str:
-    """The code in the docstring of a package."""
+    """Return the code in the docstring of a package."""
     lines = (ast.get_docstring(ast.parse(Path(package).read_text())) or "").splitlines()
     return "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
 
@@ -305,7 +305,7 @@ def test_a_manifest_names_nothing_outside_the_store(old: str, new: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_a_shard_that_is_no_file_is_made_again(kind: str, tmp_path: Path) -> None:
+def test_a_shard_that_is_not_a_regular_file_is_written_again(kind: str, tmp_path: Path) -> None:
     manifest = prepare(tmp_path)
     path = files(manifest, tmp_path)[0]
     path.rename(tmp_path / "elsewhere")
@@ -324,10 +324,8 @@ def test_a_shard_that_is_no_file_is_made_again(kind: str, tmp_path: Path) -> Non
     assert not path.is_symlink()
 
 
-def test_a_lock_that_another_kind_of_lock_left_keeps_nobody_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A preparation was killed on a disk that knows no locks."""
+def test_a_stale_lock_of_another_kind_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preparation was killed on a disk without locks."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -40,7 +40,7 @@ def test_a_split_is_a_function_of_its_seed(targets: np.ndarray, fractions: list[
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_a_split_is_the_same_for_ever() -> None:
+def test_a_split_never_changes() -> None:
     left, taken = stratified_split(np.array([0, 1] * 8), [0.25], 7)
     assert taken.tolist() == [1, 3, 4, 8]
 
@@ -69,7 +69,7 @@ def test_rows_of_a_group_go_into_one_split(sizes: list[int], fractions: list[flo
     assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
 
 
-def test_groups_of_a_row_meet_the_fractions_by_another_draw_for_each_seed() -> None:
+def test_groups_of_one_row_meet_the_fractions_exactly() -> None:
     drawn = [grouped_split(np.arange(1000), [0.15, 0.2], seed) for seed in range(5)]
     assert all(list(map(len, parts)) == [650, 150, 200] for parts in drawn)
     assert len({tuple(val.tolist()) for _, val, _ in drawn}) == 5

@@ -1,4 +1,4 @@
-"""Statistics are exact sums: no order of the rows and no cut into parts changes a bit."""
+"""Statistics are exact sums: they do not depend on the order of the rows or on the size of the pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards are made by several threads at once; nobody can tell from the result."""
+"""Shards written by several threads at once are the same as those of one thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARDS = 26  # of 6 samples: 98 are train, 22 val, 30 test
 
 
 class Reader:
-    """Reads, and notes how many threads read at once."""
+    """A `read` that counts how many threads call it at once."""
 
     def __init__(self, meeting: threading.Barrier | None = None) -> None:
         self.inside = self.most = self.asked = 0
@@ -54,7 +54,7 @@ READ, IS_THREAD_SAFE = Reader(), True
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """The images, by today's reader."""
+    """Return the images with the current reader."""
     return Source(
         targets={"train": np.arange(150) % 3}, read=READ, classes=("a", "b", "c"), is_thread_safe=IS_THREAD_SAFE
     )
@@ -93,14 +93,14 @@ def test_any_number_of_threads_gives_the_same_files(threads: int, tmp_path: Path
     assert len(files(tmp_path / "one")) == 1 + SHARDS
 
 
-def test_threads_read_at_once_where_the_data_set_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_safe_source_is_read_by_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = threading.Barrier(2, timeout=300)
     read_by(monkeypatch, READ=(reader := Reader(meeting)))
     prepare(tmp_path, 2)
     assert reader.most == 2
 
 
-def test_a_data_set_that_promises_nothing_is_read_by_one_thread(
+def test_a_source_that_is_not_thread_safe_is_read_by_one_thread(
     tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_by(monkeypatch, IS_THREAD_SAFE=False)
@@ -109,7 +109,7 @@ def test_a_data_set_that_promises_nothing_is_read_by_one_thread(
     assert reader.asked == 1 + SHARDS
 
 
-def test_what_is_whole_is_not_read_again(tmp_path: Path, reader: Reader) -> None:
+def test_whole_shards_are_not_read_again(tmp_path: Path, reader: Reader) -> None:
     manifest = prepare(tmp_path, 3)
     before, reader.asked = files(tmp_path), 0
     (tmp_path / "work" / "data" / manifest.store / manifest.shards[7].name).unlink()
@@ -129,7 +129,7 @@ def test_bad_data_ends_the_preparation_and_every_thread(tmp_path: Path, monkeypa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, reader: Reader) -> None:
+def test_a_killed_preparation_is_resumed(tmp_path: Path, reader: Reader) -> None:
     code = "import sys, pathlib, tests.data.test_threads as t; t.prepare(pathlib.Path(sys.argv[1]), 3)"
     died = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

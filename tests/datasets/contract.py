@@ -1,4 +1,4 @@
-"""The laws of a data set. A new one, also one outside this repository, inherits them:
+"""The requirements for a data set, as tests. A new data set inherits them, also outside of this repository:
 
 from tests.datasets.contract import DataContract
 
@@ -9,8 +9,8 @@ class TestMine(DataContract):
     def params(self, tmp_path):
         return {"path": str(write_a_small_file(tmp_path))}
 
-One that is read from files inherits `FileContract`, and says how to give them other content; where its `Params` are
-`Checksums`, it inherits `ChecksumContract`.
+A data set that reads files inherits `FileContract` and defines `change`. If its `Params` inherit `Checksums`, it
+inherits `ChecksumContract`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from workflow_lib.plugins.checksums import checksums
 
 
 class DataContract:
-    """Every test here must hold for the data set `name` with the settings of the fixture `params`."""
+    """Tests for the data set `name` with the settings of the fixture `params`."""
 
     name: str
 
@@ -64,19 +64,21 @@ class DataContract:
     def prepared(self, settings: dict[str, Any], tmp_path: Path, store: str = "work", **changed: Any) -> Manifest:
         return data.prepare(settings | changed, tmp_path, tmp_path / store)
 
-    def test_unknown_settings_are_refused(self, params: dict[str, Any]) -> None:
+    def test_unknown_settings_are_rejected(self, params: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match="surely_unknown"):
             plugins.load("data", self.name).Params.model_validate(params | {"surely_unknown": 1})
 
-    def test_threads_read_what_one_reads(self, source: Source) -> None:
-        """At once where it says that they may, otherwise in turn."""
+    def test_threads_read_the_same_as_one_thread(self, source: Source) -> None:
+        """All at once if `is_thread_safe`, otherwise in turn."""
         shared = with_safe_read(source)
         rows = np.arange(len(source.targets["train"]))
         parts = [part for part in np.array_split(rows, 8) if len(part)] * 4
-        alone = [np.array(source.read("train", part)) for part in parts]
+        expected = [np.array(source.read("train", part)) for part in parts]
         with ThreadPoolExecutor(8) as threads:
-            for one, other in zip(alone, threads.map(lambda part: shared.read("train", part), parts), strict=True):
-                np.testing.assert_array_equal(one, other)
+            for inputs, of_part in zip(
+                threads.map(lambda part: shared.read("train", part), parts), expected, strict=True
+            ):
+                np.testing.assert_array_equal(inputs, of_part)
 
     def test_every_setting_is_described(self) -> None:
         settings: type[Section] = plugins.load("data", self.name).Params
@@ -92,7 +94,7 @@ class DataContract:
     def test_the_task_is_known_before_the_data_is_read(self, params: dict[str, Any], source: Source) -> None:
         assert plugins.task(self.name, params) == source.task
 
-    def test_what_is_known_before_the_data_is_read_is_so(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_facts_known_before_the_data_is_read_are_right(self, settings: dict[str, Any], tmp_path: Path) -> None:
         known, manifest = plugins.facts(self.name, settings["params"]), self.prepared(settings, tmp_path)
         inputs = "texts" if manifest.task == "language" else "images" if len(manifest.input_shape) == 3 else "tables"
         assert known.inputs in (None, inputs)
@@ -100,7 +102,7 @@ class DataContract:
         assert known.classes in (None, len(manifest.classes))
         assert known.samples in (None, sum(split.samples for split in manifest.splits.values()))
 
-    def test_targets_are_those_of_the_task(self, source: Source) -> None:
+    def test_targets_fit_the_task(self, source: Source) -> None:
         assert "train" in source.targets
         assert set(source.targets) <= set(SPLITS)
         for targets in source.targets.values():
@@ -117,12 +119,12 @@ class DataContract:
                 assert targets.shape == (len(targets), 0)
                 assert source.classes == ()
 
-    def test_names_are_told_once(self, source: Source) -> None:
+    def test_names_are_unique(self, source: Source) -> None:
         names = [source.classes, source.vocabulary, [feature.name for feature in source.features]]
         names += [feature.categories for feature in source.features]
-        assert all(len(set(some)) == len(some) for some in names)
+        assert all(len(set(group)) == len(group) for group in names)
 
-    def test_inputs_are_those_of_the_task(self, source: Source) -> None:
+    def test_inputs_fit_the_task(self, source: Source) -> None:
         for split, targets in source.targets.items():
             inputs = source.read(split, np.arange(len(targets)))
             assert inputs.ndim >= 2
@@ -137,17 +139,17 @@ class DataContract:
             if source.features:
                 assert inputs.shape[1:] == (len(source.features),)
 
-    def test_each_row_has_its_digest_or_none_has(self, source: Source) -> None:
+    def test_all_rows_have_a_digest_or_none(self, source: Source) -> None:
         assert all(len(digests) == len(source.targets[split]) for split, digests in source.row_digests.items())
 
-    def test_any_part_reads_as_in_the_whole(self, source: Source) -> None:
+    def test_any_rows_read_the_same_as_within_all_rows(self, source: Source) -> None:
         for split, targets in source.targets.items():
             rows = np.arange(len(targets))
             whole = np.array(source.read(split, rows))
             for part in (rows[-1:], rows[1:4], rows[::3], rows, rows[:1], rows[len(rows) // 2 :]):
                 np.testing.assert_array_equal(source.read(split, part), whole[part])
 
-    def test_opened_again_it_is_the_same(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
+    def test_every_open_gives_the_same_source(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
         with self.opened(params, tmp_path) as again:
             for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content", "row_digests"):
                 assert getattr(again, name) == getattr(source, name)
@@ -164,13 +166,13 @@ class DataContract:
             assert all(split.per_class)
             assert sum(split.per_class) == (split.samples if manifest.task == "classification" else 0)
 
-    def test_equal_data_has_equal_digests_however_it_is_cut(self, settings: dict[str, Any], tmp_path: Path) -> None:
-        one = self.prepared(settings, tmp_path, "one")
-        two = self.prepared(settings, tmp_path, "two", shard_samples=settings["shard_samples"] // 7)
-        assert one.digest == two.digest
-        assert len(one.shards) < len(two.shards)
+    def test_the_digest_does_not_depend_on_the_size_of_shards(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        large = self.prepared(settings, tmp_path, "large")
+        small = self.prepared(settings, tmp_path, "small", shard_samples=settings["shard_samples"] // 7)
+        assert large.digest == small.digest
+        assert len(large.shards) < len(small.shards)
 
-    def test_prepared_again_no_shard_is_written(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_a_second_preparation_writes_no_shard(self, settings: dict[str, Any], tmp_path: Path) -> None:
         def state() -> dict[Path, int]:
             return {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
 
@@ -180,13 +182,13 @@ class DataContract:
         assert state() == before
         assert len(before) == len(manifest.shards)
 
-    def test_the_split_seed_counts_where_a_split_is_drawn(
+    def test_the_split_seed_matters_only_if_a_split_is_drawn(
         self, settings: dict[str, Any], source: Source, tmp_path: Path
     ) -> None:
-        one, two = (self.prepared(settings, tmp_path, split_seed=seed) for seed in (1, 2))
-        assert (one.digest == two.digest) == (set(source.targets) == set(SPLITS))
+        first, second = (self.prepared(settings, tmp_path, split_seed=seed) for seed in (1, 2))
+        assert (first.digest == second.digest) == (set(source.targets) == set(SPLITS))
 
-    def test_a_model_is_given_what_the_manifest_promises(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_batches_fit_the_manifest(self, settings: dict[str, Any], tmp_path: Path) -> None:
         manifest = self.prepared(settings, tmp_path)
         split = data.load_split(manifest, "train", tmp_path / "work")
         inputs, targets = split.batch(slice(0, 3))
@@ -207,7 +209,7 @@ class DataContract:
 
     def test_the_training_split_is_normalised(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         if source.task == "language":
-            return  # tokens stay as they are
+            return  # tokens are not normalised
         stored = np.asarray(source.read("train", np.arange(len(source.targets["train"]))))
         manifest = self.prepared(settings, tmp_path)
         inputs, targets = data.load_split(manifest, "train", tmp_path / "work").batch(slice(None))
@@ -224,18 +226,18 @@ class DataContract:
 
 
 class FileContract(DataContract, ABC):
-    """Further laws of a data set that is read from a person's files."""
+    """Further tests for a data set that reads the user's files."""
 
     @abstractmethod
     def change(self, folder: Path) -> None:
-        """The files in the folder, or one of them, have other content that is valid too."""
+        """Give one or more of the files in the folder other valid content."""
 
-    def test_every_file_is_named(self, source: Source) -> None:
+    def test_every_file_is_listed(self, source: Source) -> None:
         assert source.files
         assert all(file.path.is_file() and file.is_unchanged() for file in source.files)
         assert all(file.digest == data.SourceFile.of(file.path).digest for file in source.files)
 
-    def test_the_persons_files_stay_as_they_are(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
+    def test_the_users_files_are_not_changed(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         def state() -> list[tuple[Any, ...]]:
             states = [(f.path.read_bytes(), f.path.stat().st_mtime_ns, f.path.stat().st_mode) for f in source.files]
             return [*states, *(sorted(f.path.parent.iterdir()) for f in source.files)]
@@ -245,7 +247,7 @@ class FileContract(DataContract, ABC):
         self.prepared(settings, tmp_path)
         assert state() == before
 
-    def test_changed_content_is_other_data(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_changed_content_is_new_data(self, settings: dict[str, Any], tmp_path: Path) -> None:
         before = self.prepared(settings, tmp_path)
         self.change(tmp_path)
         after = self.prepared(settings, tmp_path)
@@ -259,7 +261,7 @@ class FileContract(DataContract, ABC):
             os.utime(file.path, ns=(0, 0))
         assert self.prepared(settings, tmp_path) == before
 
-    def test_a_change_while_it_is_read_is_refused(
+    def test_a_file_that_changes_while_it_is_read_is_rejected(
         self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plugin = plugins.load("data", self.name)
@@ -275,7 +277,7 @@ class FileContract(DataContract, ABC):
             self.prepared(settings, tmp_path)
         assert list((tmp_path / "work").rglob("*.safetensors")) == []
 
-    def test_closed_it_holds_no_file(self, params: dict[str, Any], tmp_path: Path) -> None:
+    def test_close_closes_every_file(self, params: dict[str, Any], tmp_path: Path) -> None:
         def held() -> list[str]:
             links = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_open(name)]
             return sorted(link for link in links if link.startswith(str(tmp_path)))
@@ -286,9 +288,9 @@ class FileContract(DataContract, ABC):
 
 
 class ChecksumContract(FileContract, ABC):
-    """A further law of one whose `Params` are `Checksums`, of what lies at `path`."""
+    """A further test for a data set whose `Params` inherit `Checksums`, for the data at `path`."""
 
-    def test_only_data_of_the_given_checksum_is_taken(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_data_with_another_checksum_is_rejected(self, settings: dict[str, Any], tmp_path: Path) -> None:
         right = checksums(tmp_path / settings["params"]["path"], "sha256")
         self.prepared(settings | {"params": settings["params"] | right}, tmp_path)
         self.change(tmp_path)

@@ -1,4 +1,4 @@
-"""The laws of a data set hold outside of this repository too, and a data set that breaks one is told which."""
+"""The contract for data sets works outside of this repository, and names the requirement that is violated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.datasets.contract import ChecksumContract
 from tests.support.repository import ROOT
 
 RINGS = '''
-"""Points on two rings, in a text file of the person's."""
+"""Points on two rings, in a user's text file."""
 from pathlib import Path
 from pydantic import Field
 from workflow_lib.plugins.checksums import Checksums
@@ -60,14 +60,14 @@ class TestRings(ChecksumContract):
 """
 
 BREACHES = {
-    "test_any_part_reads_as_in_the_whole": ("points[rows, :2]", "points[rows, :2] * np.float32(len(rows))"),
-    "test_the_persons_files_stay_as_they_are": ("points = np", "path.chmod(0o600 ^ path.stat().st_mode); points = np"),
-    "test_opened_again_it_is_the_same": ("classes=(", "content=__import__('uuid').uuid4().hex, classes=("),
+    "test_any_rows_read_the_same_as_within_all_rows": ("points[rows, :2]", "points[rows, :2] * np.float32(len(rows))"),
+    "test_the_users_files_are_not_changed": ("points = np", "path.chmod(0o600 ^ path.stat().st_mode); points = np"),
+    "test_every_open_gives_the_same_source": ("classes=(", "content=__import__('uuid').uuid4().hex, classes=("),
 }
 
 
 def run_laws(folder: Path, rings: str, law: str = "") -> subprocess.CompletedProcess[str]:
-    """The laws, tried on the data set in a folder that has nothing to do with this repository."""
+    """Run the contract on the data set, in a folder outside of this repository."""
     (folder / "mine").mkdir()
     (folder / "mine" / "rings.py").write_text(rings)
     (folder / "test_rings.py").write_text(LAWS)
@@ -80,8 +80,8 @@ def run_laws(folder: Path, rings: str, law: str = "") -> subprocess.CompletedPro
     )
 
 
-def test_a_data_set_of_ones_own_inherits_the_laws(tmp_path: Path) -> None:
-    """Slow: all of them, in a process of their own."""
+def test_a_users_data_set_inherits_the_contract(tmp_path: Path) -> None:
+    """Slow: all tests of the contract, in a separate process."""
     shown = run_laws(tmp_path, RINGS)
     assert shown.returncode == 0, shown.stdout
     laws = [name for name in dir(ChecksumContract) if name.startswith("test_")]
@@ -90,7 +90,7 @@ def test_a_data_set_of_ones_own_inherits_the_laws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("law", BREACHES)
-def test_a_breach_of_a_law_is_told(tmp_path: Path, law: str) -> None:
+def test_the_contract_names_the_violated_requirement(tmp_path: Path, law: str) -> None:
     lawful, unlawful = BREACHES[law]
     assert lawful in RINGS
     shown = run_laws(tmp_path, RINGS.replace(lawful, unlawful), law)

@@ -1,3 +1,5 @@
+"""The data set `digits`."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Images in folders: content, splits, sizes, and files that are rejected."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +23,7 @@ PER_CLASS = {"": 30, "train": 20, "val": 5, "test": 6}
 
 
 def digits(split: str) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Class, number and pixels of real digits; other ones for each split."""
+    """Yield class, number and pixels of real digits; different ones for each split."""
     data = load_digits()
     begin = {"": 0, "train": 0, "val": 20, "test": 25}[split]
     for digit in range(3):
@@ -52,7 +54,7 @@ def opened(path: Path, **params: Any) -> Iterator[Source]:
 
 
 def one_image(folder: Path, image: Image.Image, suffix: str = ".png", **params: Any) -> np.ndarray:
-    """The pixels [channels, height, width] that a model is given of an image."""
+    """Return the input [channels, height, width] that the data set makes of an image."""
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         image.save(folder / name / f"1{suffix}", **({"exif": image.getexif()} if image.getexif() else {}))
@@ -82,7 +84,7 @@ class TestGrey(ImageContract):
     pass
 
 
-class TestSplitsOfOnesOwn(ImageContract):
+class TestSplitFolders(ImageContract):
     splits = ("train", "val", "test")
 
 
@@ -112,7 +114,7 @@ def test_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
             np.testing.assert_array_equal(pixels[:, 0], [pixels for *_, pixels in digits(split)])
 
 
-def test_hidden_files_are_passed_over_and_folders_are_searched(images: Path) -> None:
+def test_hidden_files_are_ignored_and_folders_are_searched(images: Path) -> None:
     (images / ".cache").mkdir()
     (images / "digit 0" / ".DS_Store").write_bytes(b"x")
     (images / "digit 0" / "Thumbs.db").write_bytes(b"x")
@@ -125,8 +127,8 @@ def test_hidden_files_are_passed_over_and_folders_are_searched(images: Path) -> 
         assert source.files[-1].path == deep / "x.PNG"
 
 
-def test_files_that_swap_their_names_are_other_data(images: Path, tmp_path: Path) -> None:
-    """Each shard would still verify; the samples would be in another order than that of a fresh preparation."""
+def test_files_that_swap_their_names_are_new_data(images: Path, tmp_path: Path) -> None:
+    """Otherwise shards would verify, but have another order than after a fresh preparation."""
     settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}}
     before = prepare(settings, tmp_path, tmp_path / "work")
     one, two = images / "digit 0" / "01.png", images / "digit 0" / "02.png"
@@ -137,7 +139,7 @@ def test_files_that_swap_their_names_are_other_data(images: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", ["00", "05", "09"])  # the first, one within, and the last of a shard
-def test_only_the_shard_with_a_changed_image_is_made_anew(number: str, tmp_path: Path) -> None:
+def test_only_the_shard_with_a_changed_image_is_written_again(number: str, tmp_path: Path) -> None:
     """The others are linked from the earlier data, unless they are damaged."""
     image = folder_of_digits(tmp_path / "images", "train", "val", "test") / "train" / "digit 0" / f"{number}.png"
     settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}, "shard_samples": 10}
@@ -167,8 +169,8 @@ def test_only_the_shard_with_a_changed_image_is_made_anew(number: str, tmp_path:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_stands_upright(tmp_path: Path, orientation: int) -> None:
-    """A camera stores the sensor's rows, and says how it was held."""
+def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    """A camera stores the rows of the sensor, and its orientation in EXIF."""
     upright = Image.fromarray(load_sample_image("flower.jpg")).resize((12, 8))
     held = {
         1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],
@@ -185,7 +187,7 @@ def test_a_photograph_stands_upright(tmp_path: Path, orientation: int) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA"])
 @pytest.mark.parametrize("channels", ["grey", "rgb"])
-def test_images_of_every_kind_have_the_channels_asked_for(tmp_path: Path, mode: str, channels: str) -> None:
+def test_images_of_every_mode_get_the_channels_of_the_setting(tmp_path: Path, mode: str, channels: str) -> None:
     image = Image.fromarray(load_sample_image("china.jpg")).resize((9, 7)).convert(mode.replace("PA", "P"))
     if mode == "PA":
         image.info["transparency"] = 0
@@ -200,7 +202,7 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     assert np.abs(given.transpose(1, 2, 0) - np.asarray(image.resize((8, 6))).astype(int)).mean() < 12
 
 
-def test_transparent_parts_lie_on_black(tmp_path: Path) -> None:
+def test_transparent_parts_become_black(tmp_path: Path) -> None:
     pixels = np.full((4, 4, 4), 200, np.uint8)
     pixels[:2, :, 3] = 0
     pixels[2:, :, 3] = 255
@@ -209,8 +211,8 @@ def test_transparent_parts_lie_on_black(tmp_path: Path) -> None:
     assert (given[:, 2:] == 200).all()
 
 
-def test_an_image_gets_to_its_size_as_asked(tmp_path: Path) -> None:
-    """A grey field with white ends left and right: stretched they stay, cut out they go, padded black is added."""
+def test_an_image_is_fitted_to_its_size_by_the_setting(tmp_path: Path) -> None:
+    """A grey image with white edges: stretch keeps the edges, crop removes them, pad adds black."""
     pixels = np.full((8, 32), 100, np.uint8)
     pixels[:, :8] = pixels[:, -8:] = 255
     given = {
@@ -225,7 +227,7 @@ def test_an_image_gets_to_its_size_as_asked(tmp_path: Path) -> None:
 
 
 def bomb(folder: Path) -> None:
-    """A small PNG that promises 20,000 x 20,000 pixels."""
+    """Write a small PNG with 20,000 x 20,000 pixels."""
     path = folder / "digit 1" / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
     assert path.stat().st_size < 100_000
@@ -289,7 +291,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD.keys())
-def test_what_cannot_be_used_is_refused_by_name(images: Path, tmp_path: Path, spoil: Any, message: str) -> None:
+def test_an_unusable_file_is_rejected_by_name(images: Path, tmp_path: Path, spoil: Any, message: str) -> None:
     spoil(images)
     settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}}
     with pytest.raises(DataError, match=message):
@@ -308,22 +310,22 @@ def test_a_split_may_lack_a_class_but_not_have_another(tmp_path: Path) -> None:
         pass
 
 
-def test_there_is_a_folder_train(tmp_path: Path) -> None:
+def test_a_folder_train_is_required(tmp_path: Path) -> None:
     folder = folder_of_digits(tmp_path / "images", "val", "test")
     with pytest.raises(DataError, match="images: has a folder test, but no folder train"), opened(folder):
         pass
 
 
 @pytest.mark.parametrize(("make", "message"), [(Path.touch, "is a file, not a folder"), (None, "no such folder")])
-def test_a_folder_that_is_no_folder_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+def test_a_missing_folder_and_a_file_are_rejected(tmp_path: Path, make: Any, message: str) -> None:
     if make:
         make(tmp_path / "images")
     with pytest.raises(DataError, match=message), opened(tmp_path / "images"):
         pass
 
 
-def test_damage_anywhere_is_refused_or_decoded_never_a_crash(tmp_path: Path) -> None:
-    """Five hundred damaged files: an image, or an error that names the file."""
+def test_damaged_images_are_rejected_or_decoded_but_never_crash(tmp_path: Path) -> None:
+    """Each of 500 damaged files gives an image or an error that names the file."""
     random = np.random.default_rng(0)
     photograph = Image.fromarray(load_sample_image("flower.jpg")).resize((32, 24))
     refused = 0

@@ -1,3 +1,5 @@
+"""Images in an npz file: content, types, and files that are rejected."""
+
 from __future__ import annotations
 
 import io
@@ -22,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 def medmnist(
     *shape: int, dtype: type = np.uint8, train: int = 60, val: int = 12, test: int = 15, classes: int = 3
 ) -> Arrays:
-    """Random images of a shape, labels (n, 1), each class in each split; no samples, no split."""
+    """Return random images and labels (n, 1), each class in each split; a split without samples is left out."""
     random = np.random.default_rng(0)
     arrays: Arrays = {}
     for split, samples in {"train": train, "val": val, "test": test}.items():
@@ -204,7 +206,7 @@ def _float_images(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_content_is_refused_with_its_place(
+def test_bad_content_is_rejected_with_its_place(
     spoil: Callable[[Arrays], None], message: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     arrays = medmnist(8, 8)
@@ -221,7 +223,7 @@ def test_bad_content_is_refused_with_its_place(
 
 
 def test_a_small_file_cannot_take_gigabytes(tmp_path: Path) -> None:
-    """Zeros, a thousandfold compressed; refused before they are unpacked."""
+    """Zeros, compressed to a thousandth of their size, are rejected before they are decompressed."""
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("train_images.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": True, "shape": (300, 1024, 1024)})
@@ -239,7 +241,7 @@ def test_a_bad_row_is_numbered_from_the_start_of_the_file(tmp_path: Path, monkey
         pass
 
 
-def test_a_split_without_a_class_is_told_with_the_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_split_without_a_class_is_reported_with_the_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arrays = medmnist(4, 4)
     arrays["val_labels"][:] = 1
     path = saved(tmp_path, arrays)
@@ -273,7 +275,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "exploded").exists()
 
 
-def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data.npz: there is no such file"), opened(tmp_path / "data.npz"):
         pass
     (tmp_path / "data.npz").mkdir()
@@ -282,7 +284,7 @@ def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damage_anywhere_is_refused(tmp_path: Path, save: Callable[..., None]) -> None:
+def test_damage_anywhere_is_rejected(tmp_path: Path, save: Callable[..., None]) -> None:
     path = saved(tmp_path, medmnist(8, 8), save)
     good = path.read_bytes()
     rng = np.random.default_rng(1)
@@ -299,7 +301,7 @@ def test_damage_anywhere_is_refused(tmp_path: Path, save: Callable[..., None]) -
         assert len(source.targets["train"]) == 60
 
 
-def test_a_header_that_promises_more_than_there_is_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_claims_more_than_the_file_has_is_rejected(tmp_path: Path) -> None:
     arrays = medmnist(8, 8)
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**15, 8, 8)})
@@ -314,7 +316,7 @@ def test_a_header_that_promises_more_than_there_is_is_refused(tmp_path: Path) ->
         pass
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, medmnist(8, 8), np.savez)
     settings = {"name": "npz", "params": {"path": path.name}, "shard_samples": 50}
     plugin = plugins.load("data", "npz")
@@ -337,7 +339,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
     assert isinstance(manifest, Manifest)
 
 
-def test_a_file_that_is_not_the_one_asked_for_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_rejected_before_the_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "data.npz").write_bytes(b"half a download")
     settings = {"name": "npz", "params": {"path": "data.npz", "sha256": "0" * 64}}
     with pytest.raises(DataError, match="data.npz: its sha256 is .*, but data.params.sha256 is 0000"):

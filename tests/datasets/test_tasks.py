@@ -1,4 +1,4 @@
-"""Classes, numbers and tokens are prepared and loaded alike; each has what its task needs."""
+"""Data of each task is prepared and loaded with the types and shapes of the task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows_of(manifest: Manifest, source: Source) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32])
-def test_tokens_are_loaded_as_they_are(kind: type, prepared: Prepare, tmp_path: Path) -> None:
+def test_tokens_are_loaded_unchanged(kind: type, prepared: Prepare, tmp_path: Path) -> None:
     source = language(TOKENS.astype(kind))
     manifest = prepared(source)
     assert manifest.spec == ModelSpec((7,), 5, "language")
@@ -81,7 +81,7 @@ def test_a_single_number_to_predict_is_a_column(prepared: Prepare, tmp_path: Pat
         ),
     ],
 )
-def test_arrays_of_other_shapes_and_types_are_refused(source: Source, said: str, prepared: Prepare) -> None:
+def test_arrays_of_other_shapes_and_types_are_rejected(source: Source, said: str, prepared: Prepare) -> None:
     with pytest.raises(DataError, match=said):
         prepared(source)
 
@@ -112,7 +112,7 @@ def test_a_missing_number_is_the_mean_and_a_category_its_number(prepared: Prepar
     np.testing.assert_allclose(manifest.std[0], np.nanstd(train), rtol=1e-6)
 
 
-def test_a_column_without_any_number_is_nothing_but_zeros(prepared: Prepare, tmp_path: Path) -> None:
+def test_a_column_without_any_number_becomes_zeros(prepared: Prepare, tmp_path: Path) -> None:
     empty = TABLE.copy()
     empty[:, 2] = np.nan
     manifest = prepared(table(empty))
@@ -140,12 +140,14 @@ def put(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
         (table(TABLE[:, :2]), "do not have one column for each of 3 features"),
     ],
 )
-def test_what_a_task_cannot_use_is_refused(source: Source, message: str, prepared: Prepare) -> None:
+def test_invalid_values_are_rejected_for_each_task(source: Source, message: str, prepared: Prepare) -> None:
     with pytest.raises(DataError, match=message):
         prepared(source)
 
 
-def test_a_data_set_keeps_to_the_task_that_it_told(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_must_have_the_task_that_the_data_set_declares(
+    prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared(regression())
     name = next(name for name in sys.modules if name.startswith("given.data_"))
     monkeypatch.setattr(sys.modules[name], "task", lambda params: "classification")

@@ -1,3 +1,5 @@
+"""Texts: tokens, windows, splits by file or passage, and files that are rejected."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -72,7 +74,7 @@ class TestOneFile(TextContract):
     settings_of_texts = {"path": "texts/wine.txt"}
 
 
-class TestSplitsOfOnesOwn(TextContract):
+class TestSplitFolders(TextContract):
     @pytest.fixture
     def params(self, tmp_path: Path) -> dict[str, Any]:
         for split in ("train", "val", "test"):
@@ -91,7 +93,7 @@ class TestTheStandardLibrary(DataContract):
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
         return {"name": self.name, "params": params, "shard_samples": 5000}
 
-    def test_it_is_small_enough_for_a_demonstration(self, source: Source) -> None:
+    def test_the_library_is_small_enough_for_a_demonstration(self, source: Source) -> None:
         assert 1e6 < sum(file.size for file in source.files) < 2.5e6
         assert all(file.path.suffix == ".py" for file in source.files)
 
@@ -114,8 +116,8 @@ def test_every_token_of_every_file_is_there_in_order(
     assert found == [expected[start : start + 33] for start in starts]
 
 
-def test_a_file_lies_in_one_split_only(tmp_path: Path) -> None:
-    """Each file has a letter of its own, and no letter is in two splits."""
+def test_a_file_is_in_one_split_only(tmp_path: Path) -> None:
+    """Each file has its own letter, and no letter is in two splits."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for letter in "abcdefghijklmnopqrstuvwxyz":
@@ -187,7 +189,7 @@ def test_many_characters_need_more_than_a_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1000, 4095, 4096, 4097, 9999])
-def test_bytes_that_are_not_utf8_are_refused_with_their_place(
+def test_bytes_that_are_not_utf8_are_rejected_with_their_place(
     tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK_BYTES", 4096)
@@ -202,14 +204,14 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_place(
         assert in_words(source, tokens_of(source)[0][:2]) in ("<c3><a9>", " <a9>")
 
 
-def test_a_character_cut_off_at_the_end_is_refused(tmp_path: Path) -> None:
+def test_a_character_cut_off_at_the_end_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"x" * 999 + "é".encode()[:1])
     with pytest.raises(DataError, match="x.txt: not UTF-8 at byte 999;"):
         with opened(tmp_path / "x.txt", tokens="characters"):
             pass
 
 
-def test_text_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
+def test_text_shorter_than_the_context_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x" * 31)
     with pytest.raises(DataError, match="x.txt: has 32 tokens .* a context of 32 needs more"):
         with opened(tmp_path / "x.txt"):
@@ -220,12 +222,12 @@ def test_text_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["no", "no.txt"])
-def test_what_is_not_there_is_refused(tmp_path: Path, path: str) -> None:
+def test_a_missing_path_is_rejected(tmp_path: Path, path: str) -> None:
     with pytest.raises(DataError, match=r"no such folder"), opened(tmp_path / path):
         pass
 
 
-def test_files_that_change_places_are_other_data(tmp_path: Path) -> None:
+def test_a_changed_order_of_files_is_new_data(tmp_path: Path) -> None:
     folder = folder_of_texts(tmp_path / "texts")
     settings = {"name": "text", "params": {"path": "texts", "context": 16, "split_by": "passage"}}
     before = data.prepare(settings, tmp_path, tmp_path / "work")
