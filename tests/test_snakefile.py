@@ -67,7 +67,7 @@ def test_the_lock_of_a_killed_snakemake_is_removed_by_the_next(tmp_path: Path) -
     assert not list((tmp_path / "controllers").iterdir())
 
 
-def test_the_lock_of_a_living_snakemake_is_kept(tmp_path: Path) -> None:
+def test_the_lock_of_a_running_snakemake_is_kept(tmp_path: Path) -> None:
     living = start(tmp_path, stays=True)
     try:
         assert enter(tmp_path) == "[]"
@@ -76,7 +76,7 @@ def test_the_lock_of_a_living_snakemake_is_kept(tmp_path: Path) -> None:
         kill(living)
 
 
-def test_one_living_snakemake_protects_every_lock(tmp_path: Path) -> None:
+def test_a_running_snakemake_protects_all_locks(tmp_path: Path) -> None:
     killed, living = start(tmp_path, stays=True), start(tmp_path, stays=True)
     kill(killed)
     try:
@@ -88,7 +88,7 @@ def test_one_living_snakemake_protects_every_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "locks").exists()
 
 
-def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> None:
+def test_a_lock_of_another_host_is_kept(tmp_path: Path) -> None:
     (tmp_path / "controllers").mkdir()
     (tmp_path / "controllers/0.held").write_text("another-host 1")
     (tmp_path / "locks").mkdir()
@@ -96,7 +96,7 @@ def test_what_another_host_holds_cannot_be_known_from_here(tmp_path: Path) -> No
     assert (tmp_path / "locks").exists()
 
 
-def test_the_lock_of_another_that_enters_at_the_same_time_is_kept(
+def test_the_lock_of_a_snakemake_that_starts_at_the_same_time_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This process begins to enter after a kill; before it is known, another one enters and locks."""
@@ -122,7 +122,7 @@ def test_the_lock_of_another_that_enters_at_the_same_time_is_kept(
         kill(others[0])
 
 
-def test_a_lock_without_a_living_snakemake_says_what_to_delete(tmp_path: Path) -> None:
+def test_the_message_about_a_stale_lock_says_what_to_delete(tmp_path: Path) -> None:
     (tmp_path / "controllers").mkdir()
     (tmp_path / "controllers/0.held").write_text("another-host 1")
     told = snakefile.refusal(tmp_path)
@@ -130,7 +130,7 @@ def test_a_lock_without_a_living_snakemake_says_what_to_delete(tmp_path: Path) -
     assert f"delete {tmp_path}/controllers" in told
 
 
-def test_a_disk_without_locks_keeps_every_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_are_kept_on_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -141,14 +141,14 @@ def test_a_disk_without_locks_keeps_every_lock(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["metadata", "incomplete", "locks", "log"])
-def test_a_folder_of_snakemake_that_cannot_be_used_says_what_to_do(tmp_path: Path, name: str) -> None:
+def test_the_message_about_an_unusable_snakemake_folder_says_what_to_do(tmp_path: Path, name: str) -> None:
     snakefile.check_records(tmp_path / "none")
     (tmp_path / name).touch()
     with pytest.raises(StateError, match=f"cannot write to {tmp_path}/{name}: Not a directory.*move {tmp_path} away"):
         snakefile.check_records(tmp_path)
 
 
-def test_records_with_long_names_are_looked_at(tmp_path: Path) -> None:
+def test_records_with_long_names_are_checked(tmp_path: Path) -> None:
     record = tmp_path / "metadata" / "@bG9uZ2Vy" / "cmVzdA"
     record.parent.mkdir(parents=True)
     record.write_text("{}")
@@ -159,13 +159,13 @@ def test_records_with_long_names_are_looked_at(tmp_path: Path) -> None:
     assert record.exists()
 
 
-def test_only_set_is_taken_from_the_command_line() -> None:
+def test_config_accepts_only_set() -> None:
     assert snakefile.settings_of(["set=training.epochs=3 labels={a: b}"]) == ["training.epochs=3 labels={a: b}"]
     with pytest.raises(ConfigError, match="--config epochs: the only name it takes is 'set'"):
         snakefile.settings_of(["epochs=3"])
 
 
-def test_a_failure_is_told_by_its_last_line_and_its_log(tmp_path: Path) -> None:
+def test_a_failed_job_is_listed_with_its_last_line_and_log(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("starting\nthe reason\n\n")
     told = snakefile.failures([("train a", log), ("train b", tmp_path / "none.log")], ["snakemake", "a b"])
@@ -192,7 +192,7 @@ def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> N
     assert snakefile.files_state(data) == states[-1]
 
 
-def test_a_file_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
     (tmp_path / "images" / "a" / os.fsdecode(b"f\xfcr.png")).touch()
     data = config.Data(name="image_folder", params={"path": tmp_path / "images"})

@@ -63,7 +63,7 @@ def digest(name: str = "mine.net") -> str:
 
 
 @pytest.mark.parametrize("text", SAME)
-def test_comments_docstrings_and_formatting_do_not_count(text: str) -> None:
+def test_comments_docstrings_and_formatting_do_not_change_the_digest(text: str) -> None:
     assert text != NET
     assert ast.parse(text)
     before = digest()
@@ -72,7 +72,7 @@ def test_comments_docstrings_and_formatting_do_not_count(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", OTHER)
-def test_what_the_code_does_counts(text: str) -> None:
+def test_every_change_of_behaviour_changes_the_digest(text: str) -> None:
     assert text != NET
     assert ast.parse(text)
     before = digest()
@@ -80,7 +80,7 @@ def test_what_the_code_does_counts(text: str) -> None:
     assert digest() != before
 
 
-def test_a_file_may_lie_anywhere(folder: Path) -> None:
+def test_the_place_of_a_file_does_not_change_the_digest(folder: Path) -> None:
     """Also under another name, and with the package that it belongs to."""
     before = digest()
     shutil.copy("mine/net.py", "mine/network.py")
@@ -90,7 +90,7 @@ def test_a_file_may_lie_anywhere(folder: Path) -> None:
     assert digest("elsewhere.deeper.net") == before
 
 
-def test_helpers_are_told_apart_by_what_they_do_not_by_their_names() -> None:
+def test_helpers_are_identified_by_their_code_not_their_names() -> None:
     Path("mine/net.py").write_text("from mine import blocks as a, numbers as b\n")
     before = digest()
     Path("mine/net.py").write_text("from mine import numbers as a, blocks as b\n")
@@ -114,7 +114,7 @@ def test_helpers_are_told_apart_by_what_they_do_not_by_their_names() -> None:
         "def f():\n    if True:\n        from mine import late",
     ],
 )
-def test_every_module_of_the_project_that_is_imported_counts(line: str) -> None:
+def test_every_imported_module_of_the_project_changes_the_digest(line: str) -> None:
     Path("mine/package").mkdir()
     files = [Path(name) for name in ("mine/late.py", "plain.py", "mine/package/__init__.py", "mine/package/inner.py")]
     for path in files:
@@ -126,7 +126,7 @@ def test_every_module_of_the_project_that_is_imported_counts(line: str) -> None:
     assert digest() != before
 
 
-def test_code_that_runs_around_a_module_counts() -> None:
+def test_the_code_of_packages_changes_the_digest() -> None:
     before = digest()
     Path("mine/__init__.py").write_text('"""Mine."""\n')
     assert digest() == before
@@ -134,7 +134,7 @@ def test_code_that_runs_around_a_module_counts() -> None:
     assert digest() != before
 
 
-def test_installed_packages_and_the_rest_of_this_library_do_not_count() -> None:
+def test_installed_packages_and_the_rest_of_everstep_are_left_out() -> None:
     names = source_digest.read("mine.net", Path("mine/net.py")).texts
     assert list(names) == ["mine.net", "mine.blocks", "mine.numbers"]
     Path("mine/net.py").write_text(
@@ -143,7 +143,7 @@ def test_installed_packages_and_the_rest_of_this_library_do_not_count() -> None:
     assert list(source_digest.read("mine.net", Path("mine/net.py")).texts) == ["mine.net"]
 
 
-def test_what_cannot_be_parsed_counts_by_its_bytes() -> None:
+def test_a_file_that_cannot_be_parsed_is_digested_by_its_bytes() -> None:
     Path("mine/net.py").write_text("def broken(:")
     before = digest()
     Path("mine/net.py").write_text("def broken(: # x")

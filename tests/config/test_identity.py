@@ -34,7 +34,7 @@ def fractions(low: float, high: float) -> st.SearchStrategy[float]:
     )
 
 
-# Settings that count, each with values that are all valid beside any values of the others.
+# Settings that change the result; all their values are valid with any values of the others.
 MATTER: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**32 - 1),
     "data.validation_fraction": fractions(0, 0.25),
@@ -64,8 +64,8 @@ MATTER: dict[str, st.SearchStrategy[Any]] = {
     "training.early_stopping": st.none() | st.integers(1, 9).map(lambda n: {"patience": n}),
     "training.determinism": st.sampled_from(["strict", "standard"]),
 }
-# Settings that do not.
-ASIDES: dict[str, st.SearchStrategy[Any]] = {
+# Settings that do not change the result.
+WITHOUT_EFFECT: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,20}\Z"),
     "labels": st.dictionaries(st.text("abcé", min_size=1), st.text("xyz 漢", max_size=5), max_size=2),
     "data.shard_samples": st.integers(1, 10**6),
@@ -132,7 +132,7 @@ def block(tree: dict[str, Any], choose: Callable[[list[str]], str], indent: str 
 
 @QUICK
 @given(some(MATTER), st.data())
-def test_equal_settings_in_any_spelling_are_one_run(values: dict[str, Any], data: st.DataObject) -> None:
+def test_equal_settings_in_any_spelling_are_the_same_run(values: dict[str, Any], data: st.DataObject) -> None:
     def choose(options: list[str]) -> str:
         return data.draw(st.sampled_from(options))
 
@@ -142,7 +142,7 @@ def test_equal_settings_in_any_spelling_are_one_run(values: dict[str, Any], data
 
 @QUICK
 @given(some(MATTER), st.data())
-def test_settings_are_one_run_however_they_are_spread_over_files(values: dict[str, Any], data: st.DataObject) -> None:
+def test_settings_are_the_same_run_in_one_file_or_in_two(values: dict[str, Any], data: st.DataObject) -> None:
     above = {name: value for name, value in values.items() if data.draw(st.booleans())}
     below = {name: data.draw(MATTER[name]) if name in above else value for name, value in values.items()}
     assert run_of(written(below), json.dumps(sweep.nested(above))) == run_of(written(values))
@@ -150,14 +150,16 @@ def test_settings_are_one_run_however_they_are_spread_over_files(values: dict[st
 
 @QUICK
 @given(some(MATTER))
-def test_defaults_left_out_and_written_out_are_one_run(values: dict[str, Any]) -> None:
+def test_omitted_and_explicit_defaults_are_the_same_run(values: dict[str, Any]) -> None:
     experiment = Experiment.model_validate(json.loads(written(values)))
     assert run_of(json.dumps(experiment.model_dump(mode="json"))) == run_of(written(values))
 
 
 @QUICK
-@given(some(MATTER), some(ASIDES))
-def test_what_cannot_change_the_result_does_not_change_the_run(values: dict[str, Any], aside: dict[str, Any]) -> None:
+@given(some(MATTER), some(WITHOUT_EFFECT))
+def test_settings_without_effect_on_the_result_do_not_change_the_run(
+    values: dict[str, Any], aside: dict[str, Any]
+) -> None:
     assert run_of(written({**values, **aside})) == run_of(written(values))
 
 
@@ -169,7 +171,7 @@ def test_any_other_value_is_another_run(values: dict[str, Any], name: str, data:
     assert run_of(written({**values, name: one})) != run_of(written({**values, name: two}))
 
 
-# One other value for every setting that counts: a new setting must be added here.
+# Another value of every setting that changes the result; a new setting must be added here.
 OTHER = {
     "seed": 1,
     "data.name": None,
@@ -228,7 +230,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
-def test_each_setting_counts(name: str) -> None:
+def test_each_setting_changes_the_digest(name: str) -> None:
     variants: list[dict[str, str]] = [{}, {"optimizer.name": "sgd"}, {"optimizer.name": "muon"}]
     variants += [{"schedule.name": one} for one in ("cosine", "step", "one_cycle", "plateau")]
     different = []
@@ -254,12 +256,12 @@ def test_every_setting_of_a_run_is_in_the_list_above() -> None:
     assert found == set(OTHER)
 
 
-def test_settings_of_another_variant_have_no_part() -> None:
+def test_settings_of_another_variant_are_not_in_the_identity() -> None:
     names = set(config.identity(Experiment(name="a").optimizer)) | set(config.identity(Experiment(name="a").schedule))
     assert not names & {"momentum", "nesterov", "factor", "patience", "final_fraction"}
 
 
-def test_the_marks_are_on_the_fields() -> None:
+def test_only_the_sections_of_a_run_are_in_the_identity() -> None:
     aside = {name for name in Experiment.model_fields if not in_identity(Experiment, name)}
     assert aside == set(Experiment.model_fields) - set(sweep.RUN_SECTIONS)
 
@@ -290,7 +292,7 @@ def test_canonical_json_has_one_text_for_equal_values() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, float("-inf")]])
-def test_a_value_without_a_name_in_json_is_refused(value: Any) -> None:
+def test_a_value_that_json_cannot_express_is_rejected(value: Any) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         config.digest(value, "x")
 

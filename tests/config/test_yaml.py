@@ -47,7 +47,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, expected: Any) -> None:
     assert type(read) is type(expected)
 
 
-def test_words_that_yaml_1_1_made_booleans_are_good_keys() -> None:
+def test_booleans_of_yaml_1_1_are_valid_keys() -> None:
     assert value("on: 1\nno: 2\n1: 3") == {"on": 1, "no": 2, "1": 3}
 
 
@@ -74,33 +74,33 @@ def test_words_that_yaml_1_1_made_booleans_are_good_keys() -> None:
         ("a: &a 1\nb:\n  <<: *a", ["x.yaml:3", "`<<` takes a mapping"]),
     ],
 )
-def test_ambiguous_or_broken_text_is_refused_with_its_place(text: str, parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_ambiguous_or_invalid_text_is_rejected_with_its_place(text: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as rejected:
         value(text)
     for part in parts:
-        assert part in str(refused.value)
+        assert part in str(rejected.value)
 
 
-def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
+def test_aliases_of_aliases_are_limited() -> None:
     levels = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]
     levels += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    with pytest.raises(ConfigError, match="do aliases repeat aliases"):
+    with pytest.raises(ConfigError, match="do aliases refer to aliases"):
         value("\n".join(levels))
 
 
-def test_the_own_key_wins_over_a_merged_one_and_the_first_merged_over_the_next() -> None:
+def test_own_keys_override_merged_ones_and_the_first_merged_mapping_wins() -> None:
     text = "base: &b {x: 1, y: 2}\none: {<<: *b, y: 3}\ntwo:\n  <<: [{x: 9}, *b]"
     assert value(text) == {"base": {"x": 1, "y": 2}, "one": {"x": 1, "y": 3}, "two": {"x": 9, "y": 2}}
 
 
-def test_each_value_knows_its_line() -> None:
+def test_each_value_has_its_line_as_origin() -> None:
     _, origins = parse_yaml("a:\n  b: 1\n  c: [1,\n    2]", "x.yaml")
     assert origins[("a", "b")] == "x.yaml:2"
     assert origins[("a", "c")] == "x.yaml:3"
     assert origins[("a", "c", 1)] == "x.yaml:4"
 
 
-def test_a_merged_value_knows_the_line_where_it_stands() -> None:
+def test_a_merged_value_has_the_line_of_its_definition_as_origin() -> None:
     _, origins = parse_yaml("base: &b {x: 1}\n\none:\n  <<: *b\n  y: 2", "x.yaml")
     assert origins[("one", "x")] == "x.yaml:1"
     assert origins[("one", "y")] == "x.yaml:5"

@@ -15,7 +15,7 @@ from torch import nn
 from tests.support.crash import SURVIVED, fork_ranks
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import CheckpointStore, Snapshot
-from workflow_lib.config.run import SGD, AdamW, Lion
+from workflow_lib.config.optimization import SGD, AdamW, Lion
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.fsdp import Sharded, units
 from workflow_lib.distributed.parallel import Parallel

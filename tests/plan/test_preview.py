@@ -80,7 +80,7 @@ def test_settings_are_compared_with_the_shapes_in_the_file(capsys: pytest.Captur
     assert "x.yaml: training.batch_size: 64 samples are more than the training split has" in told
     code, told = validate(capsys, data=npz(), training={"batch_size": 4}, augment={"crop": 8})
     assert code == 2
-    assert "x.yaml: augment.crop: 8 pixels can move an image of 8x8 out of sight" in told
+    assert "x.yaml: augment.crop: 8 pixels can crop an image of 8x8 to padding alone" in told
 
 
 def test_a_batch_that_leaves_batch_norm_one_value_is_told_before_the_training(
@@ -103,7 +103,7 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_told_before_the_training(
     assert "on 2 processes" in told
 
 
-def test_a_model_of_the_users_own_is_asked_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_user_model_is_checked_with_a_single_sample(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "narrow_norm.py").write_text(
         "from torch import nn\n"
         "from workflow_lib.plugins import Section\n"
@@ -126,7 +126,7 @@ def test_a_model_of_the_users_own_is_asked_too(capsys: pytest.CaptureFixture[str
     assert "leaves 1 sample a process" in done.stderr, done.stderr
 
 
-def test_what_only_the_training_can_tell_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_problem_that_only_training_can_find_is_mentioned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     data = {"name": "image_folder", "params": {"path": "images"}}
     code, told = validate(capsys, data=data, model=RESNET, training=SINGLE)
@@ -136,7 +136,7 @@ def test_what_only_the_training_can_tell_is_said(capsys: pytest.CaptureFixture[s
     assert "only the training" not in validate(capsys, data=data, model=RESNET, training={"batch_size": 8})[1]
 
 
-def test_plan_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reports_problems_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": npz(val_labels=None)}))
     assert main(["plan", "x.yaml"]) == 0
     assert f"\nrejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in capsys.readouterr().out

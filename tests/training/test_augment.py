@@ -343,7 +343,7 @@ def test_what_is_no_image_is_refused_in_one_message(one: dict[str, Any]) -> None
 
 def test_a_crop_that_moves_an_image_out_of_sight_is_refused() -> None:
     check_augmentation(Augment(crop=6), ModelSpec((3, 9, 7), 10))
-    with pytest.raises(ConfigError, match=r"^augment.crop: 7 pixels can move an image of 9x7 .*allowed: at most 6$"):
+    with pytest.raises(ConfigError, match=r"^augment.crop: 7 pixels can crop an image of 9x7 .*allowed: at most 6$"):
         check_augmentation(Augment(crop=7), ModelSpec((3, 9, 7), 10))
 
 

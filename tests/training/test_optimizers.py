@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from workflow_lib.config.run import SGD, AdamW, Constant, Cosine, Linear, Lion, Muon, OneCycle, Step
-from workflow_lib.config.run import Plateau as PlateauSection
+from workflow_lib.config.optimization import SGD, AdamW, Constant, Cosine, Linear, Lion, Muon, OneCycle, Step
+from workflow_lib.config.optimization import Plateau as PlateauSection
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from workflow_lib.config.optimization import Plateau as PlateauSection
 from workflow_lib.config.run import EarlyStopping
-from workflow_lib.config.run import Plateau as PlateauSection
 from workflow_lib.training.selection import Plateau, is_exhausted, update_best
 from workflow_lib.training.state import Progress
 

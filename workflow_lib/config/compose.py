@@ -1,4 +1,4 @@
-"""Files, the files they extend and overrides become one tree of values that knows who set what."""
+"""Merge experiment files, the files that they extend, and overrides into one tree of values with their origins."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Source:
 
 
 def find_root(start: Path) -> Path:
-    """The project's root: the folder that holds `Snakefile`, `start` or the nearest above it."""
+    """Return the project root: `start`, or the nearest folder above it, that has a `Snakefile`."""
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "Snakefile").is_file():
             return folder
-    raise ConfigError(f"{start}: not in a project; no folder from here upward holds a `Snakefile`")
+    raise ConfigError(f"{start}: not in a project: neither this folder nor one above it has a `Snakefile`")
 
 
 def project_root() -> Path | None:
-    """The root of the project one stands in; None outside of any."""
+    """Return the root of the project that the current folder is in, or None."""
     try:
         return find_root(Path.cwd())
     except ConfigError:
@@ -43,7 +43,7 @@ def project_root() -> Path | None:
 
 
 def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
-    """The values of a file over those of the file it `extends`."""
+    """Return the values of a file, merged over those of the file that it `extends`."""
     where = shown(path)
     if path.resolve() in opened:
         chain = " -> ".join(shown(p) for p in (*opened, path.resolve()))
@@ -51,7 +51,7 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     value, entries = _parse(path, where)
     if value is None:
         raise ConfigError(
-            f"{where}: empty; an experiment has at least a `name:` (`everstep init` prints every setting)"
+            f"{where}: empty; an experiment needs at least a `name:` (`everstep init` prints all settings)"
         )
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a single value"
@@ -60,7 +60,7 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     if base is None:
         return _with_current_names(value, entries)
     if not isinstance(base, str):
-        raise ConfigError(f"{entries[('extends',)]}: extends: the path of one file, relative to this one")
+        raise ConfigError(f"{entries[('extends',)]}: extends: give the path of one file, relative to this one")
     target = path.parent / base
     if not os.path.isfile(target):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(shown(target), 300)}")
@@ -87,16 +87,16 @@ def _parse(path: Path, where: str) -> tuple[Any, dict[KeyPath, str]]:
     if path.suffix != ".json":
         return parse_yaml(text, where)
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite), {(): where}
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_finite), {(): where}
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is written twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return values
 
 
@@ -105,7 +105,7 @@ def _finite(text: str) -> float:
 
 
 def merge(base: Source, over: Source) -> Source:
-    """The first with the second on top: mappings merge, anything else replaces."""
+    """Return `base` with `over` on top: mappings are merged, any other value replaces."""
     values = overlay(base.values, over.values)
     entries: dict[KeyPath, str] = {}
     for path in paths(values):
@@ -117,25 +117,26 @@ def merge(base: Source, over: Source) -> Source:
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """The settings with others on top; a section whose `name` changes keeps what both variants have."""
-    kept = {section: _kept(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
-    merged: dict[str, Any] = deep_merge({**base, **kept}, over)
+    """Return the settings with others on top; a section whose `name` changes keeps what both names have."""
+    bases = {section: _common(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
+    merged: dict[str, Any] = deep_merge({**base, **bases}, over)
     return merged
 
 
-def _kept(section: str, base: Any, over: Any) -> Any:
+def _common(section: str, base: Any, over: Any) -> Any:
+    """Return the settings of the base section that its new `name` has too."""
     default, fields = VARIANTS[section]
     if not isinstance(base, dict) or not isinstance(over, dict):
         return base
     old, new = base.get("name", default), over.get("name", base.get("name", default))
     if old == new:
         return base
-    kept = fields.get(str(new)) or fields.get("*") or frozenset(base)
-    return {key: value for key, value in base.items() if key in kept}
+    common = fields.get(str(new)) or fields.get("*") or frozenset(base)
+    return {key: value for key, value in base.items() if key in common}
 
 
 def deep_merge(base: Any, over: Any) -> Any:
-    """Mappings merged key by key, the second on top."""
+    """Return the mappings merged key by key, the second on top."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     return {
@@ -144,18 +145,18 @@ def deep_merge(base: Any, over: Any) -> Any:
     }
 
 
-# Mappings whose keys are themselves dotted names: what follows in an override is one key.
+# Mappings whose keys are dotted names: in an override, the rest of the path is one key.
 _DOTTED_KEYS = (("sweep", "grid"), ("sweep", "zip"), ("tune", "set"), ("labels",))
 _SPACE_FIELDS = {"type", "low", "high", "log", "step", "choices"}
 
 
 def overrides(texts: Sequence[str]) -> list[Source]:
-    """One tree for each `a.b=value` in the texts; values are YAML."""
+    """Return one tree for each `a.b=value` in the texts; values are YAML."""
     return [_override(word) for text in texts for word in _words(text)]
 
 
 def _words(text: str) -> list[str]:
-    """The assignments in a text: quotes hold spaces, and so do brackets, since a word without `=` goes on."""
+    """Return the assignments in a text. Values in quotes or brackets may have spaces."""
     if not re.search(r"\s", text.strip()):
         return [text.strip()] if text.strip() else []
     try:
@@ -164,6 +165,7 @@ def _words(text: str) -> list[str]:
         raise ConfigError(f"set: {shortened(repr(text))}: {error}; close the quotes") from error
     words: list[str] = []
     for part in parts:
+        # A part that is not an assignment continues a value that began with a bracket.
         if words and not re.match(r"[A-Za-z_][\w.-]*=", part) and words[-1].partition("=")[2][:1] in ("[", "{"):
             words[-1] += f" {part}"
         else:

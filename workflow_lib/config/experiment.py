@@ -1,4 +1,4 @@
-"""The whole file that a person writes: a class a section, a field a setting, with default, bounds and meaning."""
+"""The experiment file: a class for each section, a field for each setting, with default, bounds and description."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib import plugins
-from workflow_lib.config.run import (
-    MOST,
-    AdamW,
-    Augment,
-    Constant,
-    Data,
-    Metric,
-    Model,
-    Optimizer,
-    Schedule,
-    Training,
-    variant,
-)
+from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedule, variant
+from workflow_lib.config.run import MOST, Augment, Data, Metric, Model, Training
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import NOT_IDENTITY
@@ -30,119 +19,127 @@ Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 YEAR_S = 31_536_000.0
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-NAME_WORDS = {"allowed": "1 to 64 of: letters, digits, and, not first, _ . -"}
+NAME_ALLOWED = {"allowed": "1 to 64 letters, digits, `_`, `.` and `-`; the first must be a letter or a digit"}
 
 
 class Checkpoint(Section):
-    """When the state is saved, and how much is kept."""
+    """Checkpoints: how often they are saved, and how many are kept."""
 
     interval_s: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="seconds between saves; auto chooses from the measured cost and mtbf_s"
+        "auto", description="seconds between checkpoints; auto chooses by the measured cost of one and mtbf_s"
     )
-    interval_steps: int | None = Field(None, ge=1, description="optimizer steps between saves, in place of interval_s")
-    mtbf_s: float = Field(14400.0, gt=0, description="expected time between failures of the machines, in seconds")
-    keep_last: int = Field(2, ge=1, le=MOST, description="newest checkpoints kept")
+    interval_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between checkpoints, instead of interval_s"
+    )
+    mtbf_s: float = Field(14400.0, gt=0, description="expected time between failures of the machine, in seconds")
+    keep_last: int = Field(2, ge=1, le=MOST, description="number of newest checkpoints that are kept")
     keep_every_h: float | None = Field(
-        None, gt=0, description="one more is kept for each so many hours; null keeps none"
+        None, gt=0, description="also keep one checkpoint for each period of this many hours; null keeps none"
     )
-    max_stalled_attempts: int = Field(3, ge=1, description="attempts in a row without a new step before giving up")
+    max_stalled_attempts: int = Field(
+        3, ge=1, description="consecutive attempts without a new step before the run fails"
+    )
 
 
 class Runtime(Section):
-    """The machine: no part of a run's identity. Equal bits need as many processes on the same kind of device."""
+    """The machine. Not part of a run's identity; equal bits need the same number of processes and kind of device."""
 
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="where to train; auto uses an NVIDIA GPU if there is one, else the CPU",
+        description="device to train on; auto uses an NVIDIA GPU if there is one, else the CPU",
         json_schema_extra={"allowed": "auto, cpu, cuda, or cuda:N (on a Mac: auto or cpu)"},
     )
-    nproc: int = Field(1, ge=1, le=1024, description="training processes on each node")
-    nodes: int = Field(1, ge=1, le=MOST, description="nodes")
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of each process")
+    nproc: int = Field(1, ge=1, le=1024, description="training processes per node")
+    nodes: int = Field(1, ge=1, le=MOST, description="number of nodes")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads per process")
     workers: int = Field(
         2,
         ge=0,
         le=1024,
-        description="threads of each process that read data ahead, where it is not in memory; 0 reads in turn",
+        description="threads per process that prefetch data that is not in memory; 0 does not prefetch",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log shows")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level of messages in the log"
+    )
     lease_timeout_s: float = Field(
-        60.0, gt=0, le=YEAR_S, description="seconds without a heartbeat before an owner counts as dead"
+        60.0, gt=0, le=YEAR_S, description="seconds without a heartbeat before the owner of a run is considered dead"
     )
     lease_wait_s: float = Field(
         30.0, ge=0, le=YEAR_S, description="seconds to wait for a run that another process owns"
     )
     hang_timeout_s: float = Field(
-        600.0, gt=0, le=YEAR_S, description="seconds without progress before a rank counts as hung"
+        600.0, gt=0, le=YEAR_S, description="seconds without progress before a rank is considered hung"
     )
 
 
 class Sweep(Section):
-    """Many runs: grid x zip x list, less exclude. Names are dotted, as in optimizer.lr."""
+    """A sweep: grid x zip x list without exclude, one run for each point. Names are dotted, as in optimizer.lr."""
 
     grid: Axes = Field(
         {},
-        description="every combination of the values of these settings",
+        description="all combinations of the values of these settings",
         examples=[{"training.label_smoothing": [0.0, 0.1], "seed": [0, 1]}],
     )
     zip: Axes = Field(
         {},
-        description="values taken side by side: the first of each, the second of each, ...",
+        description="values in parallel: the first of each list, then the second of each, ...",
         examples=[{"training.batch_size": [32, 64], "training.epochs": [10, 20]}],
     )
     list: Points = Field(
         [],
-        description="points written out, each a mapping of settings",
+        description="explicit points, each a mapping of settings",
         examples=[[{"model.name": "mlp"}, {"model.name": "cnn", "training.clip_norm": 1.0}]],
     )
     exclude: Points = Field(
         [],
-        description="points to leave out: those with all the values of a mapping",
+        description="points to leave out: those that have all values of one of these mappings",
         examples=[[{"training.label_smoothing": 0.1, "seed": 1}]],
     )
 
     @field_validator("grid", "zip", "list", "exclude", mode="after")
     @classmethod
-    def _in_one_order(cls, value: Any) -> Any:
-        """The points and the names of runs do not depend on the order in which keys are written."""
+    def _sort_keys(cls, value: Any) -> Any:
+        """Sort the keys, so that points and names of runs do not depend on the order in the file."""
         return sorted_keys(value)
 
 
 def sorted_keys(value: Any) -> Any:
-    """The value with the keys of every mapping in it sorted, as in a frozen file."""
+    """Return the value with the keys of every mapping in it sorted, as in a frozen file."""
     if isinstance(value, dict):
         return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
     return [sorted_keys(item) for item in value] if isinstance(value, list) else value
 
 
 class _Range(Section):
-    log: bool = Field(False, description="draw on a logarithmic scale")
+    log: bool = Field(False, description="sample on a logarithmic scale")
 
 
 class FloatSpace(_Range):
-    """Numbers between two bounds."""
+    """A range of numbers."""
 
     type: Literal["float"] = Field("float", description="float, int or categorical")
-    low: float = Field(description="smallest value")
-    high: float = Field(description="largest value")
-    step: float | None = Field(None, gt=0, description="distance between values")
+    low: float = Field(description="lower bound, included")
+    high: float = Field(description="upper bound, included")
+    step: float | None = Field(None, gt=0, description="distance between possible values")
 
 
 class IntSpace(_Range):
-    """Whole numbers between two bounds."""
+    """A range of whole numbers."""
 
     type: Literal["int"] = Field(description="float, int or categorical")
-    low: int = Field(description="smallest value")
-    high: int = Field(description="largest value")
-    step: int = Field(1, ge=1, description="distance between values")
+    low: int = Field(description="lower bound, included")
+    high: int = Field(description="upper bound, included")
+    step: int = Field(1, ge=1, description="distance between possible values")
 
 
 class CategoricalSpace(Section):
-    """One of some values."""
+    """One of several values."""
 
     type: Literal["categorical"] = Field(description="float, int or categorical")
-    choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(description="the values")
+    choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(
+        description="possible values"
+    )
 
 
 Space = Annotated[
@@ -154,28 +151,35 @@ Space = Annotated[
 
 
 class Tune(Section):
-    """A study: trials suggested one after the other from the results of earlier ones."""
+    """A study: hyperparameter tuning by trials, each suggested from the results of earlier ones."""
 
     name: str = Field(
-        "study", pattern=NAME, description="name of the study, for people", json_schema_extra=NOT_IDENTITY | NAME_WORDS
+        "study",
+        pattern=NAME,
+        description="name of the study; only for display",
+        json_schema_extra=NOT_IDENTITY | NAME_ALLOWED,
     )
     trials: int = Field(
-        20, ge=1, le=100_000, description="trials in all; more can be added later", json_schema_extra=NOT_IDENTITY
+        20, ge=1, le=100_000, description="total number of trials; can be raised later", json_schema_extra=NOT_IDENTITY
     )
-    window: int = Field(2, ge=1, description="trials that may run at once")
+    window: int = Field(2, ge=1, description="maximum number of trials that run at the same time")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
     metric: Metric | None = Field(
         None,
-        description="what the study improves (accuracy: higher, all else: lower); null takes val_accuracy, or val_loss"
-        " where the task has none",
+        description="metric that the study optimizes (accuracy: higher is better; others: lower); null takes"
+        " val_accuracy, or val_loss if the task has no accuracy",
     )
-    sampler: Literal["tpe", "random"] = Field("tpe", description="how values are suggested")
-    pruner: Literal["none", "median"] = Field("none", description="median ends trials worse than half of the others")
+    sampler: Literal["tpe", "random"] = Field("tpe", description="algorithm that suggests values")
+    pruner: Literal["none", "median"] = Field(
+        "none", description="median stops trials that are worse than half of the others"
+    )
     warmup_epochs: int = Field(1, ge=0, description="epochs before a trial can be pruned")
-    min_trials: int = Field(5, ge=1, description="finished trials before tpe leaves random search and median prunes")
+    min_trials: int = Field(
+        5, ge=1, description="finished trials before tpe replaces random search and before median prunes"
+    )
     space: dict[str, Space] = Field(
         min_length=1,
-        description="what is tuned: dotted names, each with a type and its low and high or its choices",
+        description="tuned settings: dotted names, each with a type and either low and high, or choices",
         examples=[
             {
                 "optimizer.lr": {"type": "float", "low": 0.0001, "high": 0.01, "log": True},
@@ -185,46 +189,48 @@ class Tune(Section):
     )
     set: dict[str, Any] = Field(
         {},
-        description="settings of the trials that the best run does not keep, such as fewer epochs",
+        description="settings that apply to trials but not to the final run, such as fewer epochs",
         examples=[{"training.epochs": 5}],
     )
 
 
 class Evaluate(Section):
-    """The final test."""
+    """The evaluation on the test split."""
 
-    bootstrap: int = Field(1000, ge=0, le=MOST, description="resamples for the intervals; 0 makes none")
-    confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
-    batch_size: int = Field(256, ge=1, le=MOST, description="samples in one forward pass")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the resamples")
+    bootstrap: int = Field(
+        1000, ge=0, le=MOST, description="bootstrap resamples for confidence intervals; 0 computes none"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
+    batch_size: int = Field(256, ge=1, le=MOST, description="samples per forward pass")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bootstrap")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="where to evaluate; auto uses a GPU only if one is free, else the CPU",
+        description="device to evaluate on; auto uses a GPU if one is free, else the CPU",
         json_schema_extra=NOT_IDENTITY | {"allowed": "auto, cpu, cuda, or cuda:N"},
     )
 
 
 class Export(Section):
-    """The ONNX model and its check against torch."""
+    """The export to ONNX, and its comparison with torch."""
 
-    # What onnxscript's version converter reaches; below it, the exporter would write 18 and say nothing.
-    opset: int | None = Field(18, ge=18, le=25, description="ONNX opset; null takes the exporter's newest")
+    # The range of onnxscript's version converter: for a lower opset, the exporter silently writes 18.
+    opset: int | None = Field(18, ge=18, le=25, description="ONNX opset; null takes the newest of the exporter")
     batch_sizes: list[Annotated[int, Field(ge=1, le=MOST)]] = Field(
-        [1, 2, 7], min_length=1, description="batch sizes checked"
+        [1, 2, 7], min_length=1, description="batch sizes that are compared"
     )
     max_batch: int = Field(
-        256, ge=1, le=MOST, description="the largest batch checked, as far as the test split has samples"
+        256, ge=1, le=MOST, description="largest batch that is compared, if the test split has so many samples"
     )
-    atol: float = Field(1e-4, ge=0, description="absolute tolerance of the check")
-    rtol: float = Field(1e-3, ge=0, description="relative tolerance of the check")
+    atol: float = Field(1e-4, ge=0, description="absolute tolerance of the comparison")
+    rtol: float = Field(1e-3, ge=0, description="relative tolerance of the comparison")
 
 
 class Report(Section):
-    """The report."""
+    """The report on all runs."""
 
-    title: str | None = Field(None, description="title; null takes the experiment's name")
-    theme: Literal["light", "dark", "auto"] = Field("auto", description="colours; auto follows the reader's browser")
+    title: str | None = Field(None, description="title; null takes the name of the experiment")
+    theme: Literal["light", "dark", "auto"] = Field("auto", description="colour theme; auto follows the browser")
 
 
 if TYPE_CHECKING:
@@ -234,35 +240,35 @@ else:  # the names are those of the files in workflow_lib/trackers
 
 
 class Tracking(Section):
-    """Copies of the curves for other tools, made by a process of its own."""
+    """Copies of the training curves for other tools, written by a separate process."""
 
-    to: list[Tracker] = Field([], description="the tools, each an extra of the package; none: no copies")
-    folder: Path = Field(Path("tracking"), description="where the copies lie, those of all experiments together")
+    to: list[Tracker] = Field([], description="tools to copy to; each is an extra of the package")
+    folder: Path = Field(Path("tracking"), description="folder of the copies, shared by all experiments")
     every_s: float = Field(
         10.0,
         gt=0,
         le=YEAR_S,
-        description="seconds between two looks at the store, with --follow",
+        description="seconds between updates with --follow",
         json_schema_extra=NOT_IDENTITY,
     )
 
 
 class Experiment(Section):
-    """The whole file: one training, or a sweep and a study around it."""
+    """The experiment: one training, or a sweep and a study of it."""
 
     name: str = Field(
         pattern=NAME,
-        description="name of the experiment and its folder in results/",
-        json_schema_extra=NOT_IDENTITY | NAME_WORDS,
+        description="name of the experiment, and of its folder in results/",
+        json_schema_extra=NOT_IDENTITY | NAME_ALLOWED,
     )
     labels: dict[str, str] = Field(
         {},
-        description="notes for people: any name, any text",
+        description="notes: any name, any text",
         examples=[{"project": "digits"}],
         json_schema_extra=NOT_IDENTITY,
     )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="seed of weights, order and everything else random in the training"
+        0, ge=0, lt=2**32, description="seed of everything random in the training, such as initial weights and order"
     )
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)

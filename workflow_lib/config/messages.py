@@ -1,4 +1,4 @@
-"""One line for each thing that is wrong: where it was written, which setting, what, and what is allowed."""
+"""Error messages, one line for each problem: its place, the setting, the problem, and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workflow_lib.plugins import Section
 def messages(
     errors: Sequence[Any], section: type[Section], values: Any, origins: Origins, at: KeyPath = ()
 ) -> list[str]:
-    """A message for each error of a validation of `section`, whose settings stand at the key path `at`."""
+    """Return a message for each validation error of `section`, whose settings are at the key path `at`."""
     lines: dict[str, None] = {}
     for error in errors:
         path, field, owner = _walk(section, error["loc"])
@@ -42,7 +42,7 @@ def _place(origins: Origins, path: KeyPath, kind: str) -> str:
 
 
 def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any]:
-    """The key path of an error, the annotation or field there, and the class that should have had it."""
+    """Return the key path of an error, the annotation or field there, and the section that it belongs to."""
     path: list[Any] = []
     here: Any = section
     owner: Any = section
@@ -65,7 +65,7 @@ def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any
 
 
 def _item(annotation: Any, part: Any) -> Any:
-    """The annotation of one item of a dict, list or tuple."""
+    """Return the annotation of one item of a dict, list or tuple."""
     members = get_args(annotation)
     if get_origin(annotation) is dict:
         return members[1]
@@ -73,7 +73,7 @@ def _item(annotation: Any, part: Any) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    """The annotation without Annotated, FieldInfo and `| None`."""
+    """Return the annotation without Annotated, FieldInfo and `| None`."""
     if isinstance(annotation, FieldInfo):
         return _plain(annotation.annotation)
     if get_origin(annotation) is Annotated:
@@ -85,7 +85,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def variants(annotation: Any) -> dict[str, type[Section]]:
-    """The sections that a field may hold, by the name that chooses each; empty for any other field."""
+    """Return the sections that a field with variants may hold, by the name of each; empty for any other field."""
     annotation = _plain(annotation)
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
     found: dict[str, type[Section]] = {}
@@ -97,7 +97,7 @@ def variants(annotation: Any) -> dict[str, type[Section]]:
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:
-    """The sections that a field may hold: none for a plain setting, several for one with variants."""
+    """Return the sections that a field may hold: none for a plain setting, several for one with variants."""
     plain = _plain(annotation)
     if isinstance(plain, type) and issubclass(plain, Section):
         return [plain]
@@ -135,20 +135,20 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
 
 
 def nearest(given: Any, names: Iterable[Any]) -> str:
-    """`; did you mean ...?` with the name that the given one resembles, or nothing."""
+    """Return `; did you mean ...?` with the name closest to the given one, or an empty string."""
     close = difflib.get_close_matches(str(given), [str(name) for name in names], 1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
-    """The message for a name that does not exist, with the nearest and all that do."""
+    """Return the message for an unknown setting, with the closest name and all names."""
     names = list(names)
     valid = f"the settings here are: {', '.join(names)}" if names else "there are no settings here"
     return f"no such setting{elsewhere or nearest(name, names)}; {valid}"
 
 
 def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
-    """Which variant of a section has the setting that the chosen one lacks."""
+    """Return the names of the section whose settings include this one, which the chosen name lacks."""
     if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
         return ""
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
@@ -157,14 +157,14 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value as a person would recognise it, shortened."""
+    """Return the value as YAML users write it, shortened."""
     if isinstance(value, bool | type(None)):
         return {True: "true", False: "false", None: "null"}[value]
     return shortened(repr(value))
 
 
 def allowed(field: Any) -> str:
-    """What a setting takes, in words: `a whole number, at least 1`."""
+    """Return the allowed values of a setting in words: `a whole number, at least 1`."""
     if not isinstance(field, FieldInfo):
         return _allowed(field, [])
     extra = field.json_schema_extra

@@ -1,18 +1,32 @@
-"""The sections that decide the result of a run: data, model, optimizer, schedule, training, augmentation."""
+"""The sections that determine the result of a run: data, model, optimizer, schedule, training, augmentation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
+from workflow_lib.config.optimization import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    Lion,
+    Muon,
+    OneCycle,
+    Optimizer,
+    Plateau,
+    Schedule,
+    Step,
+)
 from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import NOT_IDENTITY, renamed_from
 
-MOST = 1_000_000  # epochs, samples of a batch, trials and so on: beyond it, a number was mistyped
+MOST = 1_000_000  # upper bound of counts such as epochs and trials: a larger number is a typo
 
 if TYPE_CHECKING:
     Metric: TypeAlias = str
@@ -20,12 +34,12 @@ else:  # the metrics of every task, so that messages and the schema list them
     Metric = Literal[tuple(dict.fromkeys(name for facts in plugins.all_facts().values() for name in facts.curves))]
 
 
-class _Plugged(Section):
-    """A section whose `params` are those of the plugin it names."""
+class _PluginSection(Section):
+    """A section that names a plugin, whose `Params` validates `params` and fills in defaults."""
 
     @field_validator("params", mode="after", check_fields=False)
     @classmethod
-    def _params_of_the_plugin(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def _validate_params(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "name" not in info.data:
             return value
         kind = "data" if cls is Data else "models"
@@ -42,232 +56,122 @@ class _Plugged(Section):
         return dumped
 
 
-class Data(_Plugged):
+class Data(_PluginSection):
     """The data set and how it is split."""
 
-    name: str = Field("digits", description="the data set: a file of workflow_lib/data, or an import path")
-    params: dict[str, Any] = Field({}, description="settings of this data set")
+    name: str = Field("digits", description="data set: a file in workflow_lib/datasets, or an import path")
+    params: dict[str, Any] = Field({}, description="settings of the data set")
     validation_fraction: float = Field(
         0.15,
         gt=0,
         lt=1,
-        description="part of the data held out for validation, where the data set brings no such split",
+        description="fraction of the data for the validation split, unless the data set has one",
     )
     test_fraction: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="part of the data held out for the final test, where the data set brings no such split",
+        description="fraction of the data for the test split, unless the data set has one",
     )
-    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified splits")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified split")
     min_class_count: int = Field(
-        1, ge=1, le=MOST, description="classes with fewer samples to train from are dropped or merged"
+        1, ge=1, le=MOST, description="classes with fewer training samples than this are rare: see rare_classes"
     )
     rare_classes: Literal["drop", "merge"] = Field(
-        "drop", description="whether samples of such classes are left out or make one class, `other`"
+        "drop", description="drop removes the samples of rare classes; merge puts them into one class, `other`"
     )
     shard_samples: int = Field(
-        4096, ge=1, le=MOST, description="at most so many samples in one shard file", json_schema_extra=NOT_IDENTITY
+        4096, ge=1, le=MOST, description="maximum number of samples in a shard file", json_schema_extra=NOT_IDENTITY
     )
     in_memory: bool | Literal["auto"] = Field(
         "auto",
-        description="whether training holds the data in memory or reads it from the shards; auto goes by its size",
+        description="true keeps the data in memory, false reads it from the shards; auto decides by its size",
         json_schema_extra=NOT_IDENTITY,
     )
 
 
-class Model(_Plugged):
-    """The model; its input shape and classes come from the data."""
+class Model(_PluginSection):
+    """The model; its input shape and number of outputs come from the data."""
 
-    name: str = Field("mlp", description="the model: a file of workflow_lib/models, or an import path")
-    params: dict[str, Any] = Field({}, description="settings of this model")
-
-
-class _Optimizer(Section):
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay (L2 in sgd, decoupled in all others)")
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AdamW(_Optimizer):
-    """Adam with decoupled weight decay."""
-
-    name: Literal["adamw"] = Field("adamw", description="the optimizer")
-    betas: tuple[Decay, Decay] = Field(
-        (0.9, 0.999), description="decay of the averages of the gradient and of its square"
-    )
-    eps: float = Field(1e-8, gt=0, description="added to the denominator")
-
-
-class SGD(_Optimizer):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"] = Field("sgd", description="the optimizer")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; 0 is none")
-    nesterov: bool = Field(False, description="Nesterov's form of momentum")
-
-
-class Lion(_Optimizer):
-    """The sign of an averaged gradient: one state a weight, and a learning rate 3 to 10 times below adamw's."""
-
-    name: Literal["lion"] = Field("lion", description="the optimizer")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    betas: tuple[Decay, Decay] = Field(
-        (0.9, 0.99), description="part of the average in the step, and decay of the average"
-    )
-
-
-class Muon(_Optimizer):
-    """Orthogonal steps for the matrices of hidden layers; adamw for all else, by the same learning rate."""
-
-    name: Literal["muon"] = Field("muon", description="the optimizer")
-    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of the matrices, in Nesterov's form")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="as in adamw, for what is no hidden matrix")
-    eps: float = Field(1e-8, gt=0, description="as in adamw, for what is no hidden matrix")
-
-
-class _Schedule(Section):
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear growth to the peak; fractions are fine")
-
-
-class Constant(_Schedule):
-    """The peak learning rate throughout."""
-
-    name: Literal["constant"] = Field("constant", description="the learning-rate schedule")
-
-
-class Cosine(_Schedule):
-    """Half a cosine from the peak down to the end of the training."""
-
-    name: Literal["cosine"] = Field("cosine", description="the learning-rate schedule")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak")
-
-
-class Linear(_Schedule):
-    """A straight line from the peak down to the end of the training."""
-
-    name: Literal["linear"] = Field("linear", description="the learning-rate schedule")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate, as a fraction of the peak")
-
-
-class Step(_Schedule):
-    """A lower learning rate every so many epochs."""
-
-    name: Literal["step"] = Field("step", description="the learning-rate schedule")
-    every_epochs: int = Field(10, ge=1, description="epochs between two drops, from the start of the training")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by")
-
-
-class OneCycle(_Schedule):
-    """Half a cosine up to the peak and half a cosine down; a warm-up comes before, up to where the cycle starts."""
-
-    name: Literal["one_cycle"] = Field("one_cycle", description="the learning-rate schedule")
-    rise_fraction: float = Field(0.3, gt=0, lt=1, description="part of the cycle that rises")
-    start_fraction: float = Field(0.04, gt=0, le=1, description="first learning rate, as a fraction of the peak")
-    final_fraction: float = Field(1e-4, ge=0, le=1, description="last learning rate, as a fraction of the peak")
-
-
-class Plateau(_Schedule):
-    """A lower learning rate each time training.select_metric stops improving."""
-
-    name: Literal["plateau"] = Field("plateau", description="the learning-rate schedule")
-    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by")
-    patience: int = Field(5, ge=0, description="epochs without improvement before that")
-
-
-def variant(key: str, default: str) -> Discriminator:
-    """Chooses the class of a section by one of its settings, or the default one where it is not given."""
-
-    def name_of(value: Any) -> str:
-        return str(value.get(key, default) if isinstance(value, dict) else getattr(value, key, default))
-
-    return Discriminator(name_of)
-
-
-Optimizer = Annotated[
-    Annotated[AdamW, Tag("adamw")]
-    | Annotated[SGD, Tag("sgd")]
-    | Annotated[Lion, Tag("lion")]
-    | Annotated[Muon, Tag("muon")],
-    variant("name", "adamw"),
-]
-Schedule = Annotated[
-    Annotated[Constant, Tag("constant")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[Linear, Tag("linear")]
-    | Annotated[Step, Tag("step")]
-    | Annotated[OneCycle, Tag("one_cycle")]
-    | Annotated[Plateau, Tag("plateau")],
-    variant("name", "constant"),
-]
+    name: str = Field("mlp", description="model: a file in workflow_lib/models, or an import path")
+    params: dict[str, Any] = Field({}, description="settings of the model")
 
 
 class EarlyStopping(Section):
-    """End the training when a metric stops improving."""
+    """Early stopping: ends the training when a metric stops improving."""
 
-    metric: Metric = Field("val_loss", description="what must improve (accuracy: higher, all else: lower)")
-    patience: int = Field(10, ge=1, description="epochs without improvement before the end")
+    metric: Metric = Field(
+        "val_loss", description="metric that must improve (accuracy: higher is better; others: lower)"
+    )
+    patience: int = Field(10, ge=1, description="epochs without improvement before the training ends")
     min_delta: float = Field(0.0, ge=0, description="smallest change that counts as improvement")
 
 
 class Training(Section):
-    """The training itself."""
+    """The training loop."""
 
     epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
     batch_size: int = Field(
-        64, ge=1, le=MOST, description="samples of one optimizer step, over all ranks and accumulated parts"
+        64, ge=1, le=MOST, description="samples per optimizer step, over all ranks and micro-batches"
     )
     accumulation_steps: int = Field(
         1,
         ge=1,
-        description="micro-batches per optimizer step (gradient accumulation): less memory, the same batch_size",
+        description="micro-batches per optimizer step (gradient accumulation); more need less memory",
         json_schema_extra=renamed_from("accumulation"),
     )
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null does not clip")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over the other classes")
+    clip_norm: float | None = Field(None, gt=0, description="maximum norm of the gradient; null does not clip")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="label smoothing: probability that is spread over the other classes"
+    )
     focal_gamma: float = Field(
-        0.0, ge=0, description="focal loss: how much less the samples count that are told already; 0 is cross-entropy"
+        0.0,
+        ge=0,
+        description="focal loss: focusing parameter, which down-weights samples that are already classified well; 0 is"
+        " cross-entropy",
     )
     class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="weight of each class in the loss; balanced weighs rare classes more; null weighs all alike"
+        None, description="weight of each class in the loss; balanced gives rare classes more; null weights all equally"
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled",
-        description="shuffled takes each sample once an epoch; balanced draws as many, with replacement, all classes"
-        " equally often",
+        description="shuffled: each sample once per epoch; balanced: as many samples, drawn with replacement, with all"
+        " classes equally likely",
     )
-    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="arithmetic of forward and backward")
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
+        "fp32", description="precision of the forward and backward pass"
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay of a running mean of the weights, which is then what is evaluated, after a warm-up of"
-        " (1 + step) / (10 + step); null has none",
+        description="decay of an exponential moving average of the weights, which is evaluated in their place; it warms"
+        " up as (1 + step) / (10 + step); null disables it",
     )
-    select_metric: Metric = Field("val_loss", description="the epoch that is best by it gives the final model")
-    early_stopping: EarlyStopping | None = Field(None, description="null trains all epochs")
+    select_metric: Metric = Field("val_loss", description="metric that selects the epoch of the final model")
+    early_stopping: EarlyStopping | None = Field(None, description="null trains for all epochs")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="ddp: every rank holds the whole model; fsdp: a part of each tensor, for what does not fit one"
+        description="ddp: every rank holds the whole model; fsdp: a shard of each tensor, for models too large for one"
         " device",
     )
     determinism: Literal["strict", "standard"] = Field(
         "strict",
-        description="strict uses deterministic algorithms only; standard is seeded, with the fastest kernels",
+        description="strict: only deterministic algorithms; standard: seeded, with the fastest kernels",
     )
-    compile: bool = Field(False, description="compile the model by torch.compile: a minute once, faster steps")
+    compile: bool = Field(
+        False, description="compile the model with torch.compile: about a minute once, then faster steps"
+    )
     activation_checkpointing: bool = Field(
-        False, description="compute activations again instead of keeping them: less memory, a third more time"
+        False, description="recompute activations instead of storing them: less memory, a third more time"
     )
     hooks: str | None = Field(
-        None, description="import path of a module with functions to call, such as on_epoch_end(state); null calls none"
+        None, description="import path of a module with hooks, such as on_epoch_end(state); null has none"
     )
 
     @field_validator("hooks")
     @classmethod
-    def _functions_that_are_called(cls, value: str | None) -> str | None:
+    def _load_hooks(cls, value: str | None) -> str | None:
         try:
             if value is not None:
                 plugins.load_hooks(value)
@@ -277,31 +181,33 @@ class Training(Section):
 
 
 class Augment(Section):
-    """Images changed at random in training, anew in each epoch; all off."""
+    """Random augmentation of training images, drawn again in each epoch; off by default."""
 
-    flip_horizontal: float = Field(0.0, ge=0, le=1, description="probability to mirror left and right")
-    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability to mirror top and bottom")
-    shift: float = Field(0.0, ge=0, le=1, description="largest shift, as a part of height and of width")
-    rotation: float = Field(0.0, ge=0, le=180, description="largest turn to either side, in degrees")
-    crop: int = Field(0, ge=0, le=8192, description="pixels put around an image before one of its own size is cut out")
-    brightness: float = Field(0.0, ge=0, description="largest change of all values, in their standard deviations")
-    contrast: float = Field(
-        0.0, ge=0, le=1, description="largest change of the distance from the mean, as a part of it"
+    flip_horizontal: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, left to right")
+    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, top to bottom")
+    shift: float = Field(0.0, ge=0, le=1, description="maximum shift, as a fraction of height and width")
+    rotation: float = Field(0.0, ge=0, le=180, description="maximum rotation in either direction, in degrees")
+    crop: int = Field(
+        0, ge=0, le=8192, description="pixels of padding around an image before a random crop of its original size"
     )
-    saturation: float = Field(0.0, ge=0, le=1, description="largest change of the distance from grey, as a part of it")
-    noise: float = Field(0.0, ge=0, description="standard deviation of normal noise, in those of the data")
+    brightness: float = Field(0.0, ge=0, description="maximum change of all values, in standard deviations of the data")
+    contrast: float = Field(0.0, ge=0, le=1, description="maximum relative change of the distance from the mean")
+    saturation: float = Field(0.0, ge=0, le=1, description="maximum relative change of the distance from grey")
+    noise: float = Field(
+        0.0, ge=0, description="standard deviation of Gaussian noise, in standard deviations of the data"
+    )
     mixup: float = Field(
-        0.0, ge=0, description="alpha of the Beta distribution by which two samples are blended; 0 blends none"
+        0.0, ge=0, description="alpha of the Beta distribution of the weight that blends two samples; 0 disables it"
     )
     cutmix: float = Field(
         0.0,
         ge=0,
-        description="alpha of the Beta distribution of the part that stays when a box is replaced; 0 has none",
+        description="alpha of the Beta distribution of the area that is kept when a box is replaced; 0 disables it",
     )
 
 
-# Sections that change shape with their `name`: the default name, and the settings each name has. The params
-# of a plugin are nobody else's, so a change of plugin keeps all but them.
+# Sections whose settings depend on their `name`: the default name, and the settings of each. `params` belong to one
+# plugin, so a change of the plugin drops them and keeps the rest.
 _OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon": Muon}
 _SCHEDULES: dict[str, type[Section]] = {
     "constant": Constant,
@@ -326,7 +232,7 @@ VARIANTS: dict[str, tuple[str, dict[str, frozenset[str]]]] = {
 
 
 class RunConfig(Section):
-    """Everything that decides the result of a training."""
+    """All settings that determine the result of a training."""
 
     seed: int
     data: Data

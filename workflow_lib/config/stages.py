@@ -1,11 +1,11 @@
-"""The number of each stage of the pipeline: raised by hand when its results change."""
+"""Version numbers of the pipeline's stages. Raise one by hand when the results of the stage change."""
 
 from __future__ import annotations
 
-# Bumped by hand when the results of a stage change; the first two are part of a run's digest.
+# Snakemake reruns the jobs of a stage whose number changes. `preprocess` and `train` are part of a run's digest.
 STAGES = {"plan": 1, "preprocess": 2, "train": 2, "evaluate": 3, "suggest": 1, "export": 1, "report": 2, "track": 1}
 
 
 def stages() -> dict[str, int]:
-    """The numbers of the stages that a run's digest covers."""
+    """Return the numbers of the stages that are part of a run's digest."""
     return {name: STAGES[name] for name in ("preprocess", "train")}

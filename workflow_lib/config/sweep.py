@@ -1,4 +1,4 @@
-"""Points of a sweep or a study: dotted settings laid over an experiment, validated as if written in the file."""
+"""Points of a sweep or study: dotted settings, merged over an experiment and validated as if written in its file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 
 Point = dict[str, Any]
-LARGEST = 100_000  # points of one sweep: beyond it, a range was mistyped
+LARGEST = 100_000  # points of one sweep: more are a typo in a range
 
-# The parts of an experiment that decide the result of a run.
+# The sections of an experiment that determine the result of a run.
 RUN_SECTIONS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a point: {"optimizer.lr": 1} as {"optimizer": {"lr": 1}}; longer names win over shorter."""
+    """Return a point as a tree: {"optimizer": {"lr": 1}} for {"optimizer.lr": 1}. Longer names win."""
     tree: dict[str, Any] = {}
     for name in sorted(point, key=lambda name: name.count(".")):
         *parents, last = name.split(".")
@@ -41,7 +41,10 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def points(sweep: Sweep) -> Iterator[Point]:
-    """The points of a sweep, its axes sorted by name, the last one fastest; one empty point without a sweep."""
+    """Yield the points of a sweep, or one empty point without a sweep; the last axis by name varies fastest.
+
+    Raises ConfigError for an exclusion that matches no point, and if no point is left.
+    """
     used = [False] * len(sweep.exclude)
     left = 0
     for point in _product(sweep):
@@ -53,10 +56,10 @@ def points(sweep: Sweep) -> Iterator[Point]:
     for number, pattern in enumerate(sweep.exclude):
         if not used[number]:
             raise ConfigError(
-                f"sweep.exclude[{number}]: {shown(pattern)} is no point of the sweep; is a value mistyped?"
+                f"sweep.exclude[{number}]: {shown(pattern)} matches no point of the sweep; is there a typo in a value?"
             )
     if not left:
-        raise ConfigError("sweep.exclude: nothing is left of the sweep")
+        raise ConfigError("sweep.exclude: no point of the sweep is left")
 
 
 def _product(sweep: Sweep) -> Iterator[Point]:
@@ -71,20 +74,20 @@ def _product(sweep: Sweep) -> Iterator[Point]:
 
 
 def matches(point: Point, pattern: Point) -> bool:
-    """True when the point has every value of the pattern."""
+    """Return True if the point has every value of the pattern."""
     return all(name in point and point[name] == value for name, value in pattern.items())
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run, and the canonical JSON of what counts in it."""
+    """A section of a run, and the canonical JSON of its identity."""
 
     value: Any
     text: str
 
 
 class Layers:
-    """An experiment with points laid over it; a section that many points share is validated once."""
+    """Merges points over an experiment. A section that many points share is validated only once."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._values = {name: getattr(experiment, name) for name in Experiment.model_fields}
@@ -94,7 +97,7 @@ class Layers:
         self._seen: dict[tuple[str, str], Part | list[str]] = {}
 
     def parts(self, point: Mapping[str, Any], where: str) -> dict[str, Part]:
-        """The parts of the run at a point; ConfigError names `where` the point is from."""
+        """Return the sections of the run at a point; errors name `where` the point is from."""
         found, problems = dict(self._base), []
         for name, value in nested(point).items():
             key = (name, canonical(value))
@@ -110,11 +113,11 @@ class Layers:
         return found
 
     def _validated(self, name: str, value: Any, where: str) -> Part | list[str]:
-        laid = overlay({name: self._dumped.get(name)}, {name: value})
+        merged = overlay({name: self._dumped.get(name)}, {name: value})
         try:
-            experiment = Experiment.model_validate({**self._values, **laid}, context={"root": self._root})
+            experiment = Experiment.model_validate({**self._values, **merged}, context={"root": self._root})
         except ValidationError as error:
-            return messages(error.errors(), Experiment, laid, Origins({(): where}))
+            return messages(error.errors(), Experiment, merged, Origins({(): where}))
         return _part(getattr(experiment, name))
 
 

@@ -1,4 +1,4 @@
-"""The commented template and the JSON schema, both written from the sections themselves."""
+"""The commented template and the JSON schema of experiment files, both generated from the sections."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from workflow_lib.plugins import Section
 SAMPLE_NAME = "my-experiment"
 HEAD = """\
 # yaml-language-server: $schema=schema.json
-# An experiment: every setting at its default. Keep what you change, delete the rest; only `name` is needed.
-# `extends: other.yaml` starts from another file; `everstep validate` checks; `everstep plan` shows the runs.
+# Every setting of an experiment, at its default. Keep those you change, delete the rest; only `name` is required.
+# `extends: other.yaml` starts from another file. `everstep validate` checks this file, `everstep plan` lists its runs.
 """
 
 
 def template() -> str:
-    """An experiment file with every setting at its default, each with unit, bounds and meaning."""
+    """Return an experiment file with every setting at its default, each with its description, unit and bounds."""
     lines = [HEAD]
     for name, field in Experiment.model_fields.items():
         lines += _setting(name, field, SAMPLE_NAME if name == "name" else _default(field))
@@ -54,10 +54,10 @@ def _setting(name: str, field: FieldInfo, value: Any) -> Iterator[str]:
 
 
 def _section(section: Section, others: dict[str, type[Section]]) -> Iterator[str]:
-    """The settings of a section, and as comments those of the variants it may be instead."""
+    """Yield the settings of a section, and as comments those of its other variants."""
     fields = type(section).model_fields
     if isinstance(section, Data | Model):
-        yield from _plugged(section)
+        yield from _plugin_section(section)
         fields = {name: field for name, field in fields.items() if name not in ("name", "params")}
     if others:
         yield from _remark(f"{fields['name'].description}: one of {', '.join(others)}")
@@ -68,15 +68,15 @@ def _section(section: Section, others: dict[str, type[Section]]) -> Iterator[str
     for tag, other in others.items():
         own = {n: f for n, f in other.model_fields.items() if n not in type(section).model_fields}
         if not isinstance(section, other) and own:
-            yield f"# name: {tag} has, of its own:"
+            yield f"# settings of `name: {tag}` only:"
             for name, field in own.items():
                 yield from _commented(_setting(name, field, _default(field)))
 
 
-def _plugged(section: Data | Model) -> Iterator[str]:
+def _plugin_section(section: Data | Model) -> Iterator[str]:
     kind, fields = ("data" if isinstance(section, Data) else "models"), type(section).model_fields
     names = plugins.available(kind)
-    yield from _remark(f"{fields['name'].description}; there are: {', '.join(names)}")
+    yield from _remark(f"{fields['name'].description}; in the package: {', '.join(names)}")
     yield f"name: {section.name}"
     own = plugins.load(kind, section.name).Params
     yield from _remark(f"{fields['params'].description}")
@@ -86,12 +86,12 @@ def _plugged(section: Data | Model) -> Iterator[str]:
     for name in names:
         other = plugins.load(kind, name).Params
         if name != section.name and other.model_fields:
-            yield f"# name: {name} has the params:"
+            yield f"# settings of `name: {name}`:"
             yield from _commented(["params:", *_indented(_bare(other))])
 
 
 def _bare(section: type[Section]) -> Iterator[str]:
-    """The settings of a section that is not there by default."""
+    """Yield the settings of a section that is null by default."""
     for name, field in section.model_fields.items():
         example = field.examples[0] if field.examples else None
         value = _default(field)
@@ -109,7 +109,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _meaning(field: FieldInfo) -> Iterator[str]:
-    """The meaning of a setting and what it takes."""
+    """Yield the description of a setting and its allowed values."""
     plain = (
         sections_of(field.annotation) or get_origin(field.annotation) is Literal and not get_args(field.annotation)[1:]
     )
@@ -129,7 +129,7 @@ def _commented(lines: Any) -> Iterator[str]:
 
 
 def _yaml(value: dict[str, Any] | list[Any]) -> Iterator[str]:
-    """A mapping or list, one item a line."""
+    """Yield a mapping or list as YAML, one item a line."""
     for item in value.items() if isinstance(value, dict) else value:
         yield f"{item[0]}: {_inline(item[1])}" if isinstance(value, dict) else f"- {_inline(item)}"
 
@@ -145,33 +145,33 @@ def _inline(value: Any) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of an experiment file, for editors; the params of every plugin in the package included."""
+    """Return the JSON schema of an experiment file, for editors, with the `params` of every plugin in the package."""
     made = Experiment.model_json_schema()
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    made["properties"]["extends"] = {"type": "string", "description": "the file to start from, relative to this one"}
+    made["properties"]["extends"] = {"type": "string", "description": "file to start from, relative to this one"}
     for field in Experiment.model_fields.values():
         for tag, section in variants(field.annotation).items():
             if tag != getattr(_default(field), "name", None):
                 made["$defs"][section.__name__]["required"] = ["name"]
     for kind, plugged in (("data", Data), ("models", Model)):
         made["$defs"][plugged.__name__]["allOf"] = [_choice(made, kind, name) for name in plugins.available(kind)]
-    for one in (made, *made["$defs"].values()):
-        one["properties"] = {name: _or_left_empty(setting) for name, setting in one.get("properties", {}).items()}
+    for part in (made, *made["$defs"].values()):
+        part["properties"] = {name: _or_null(setting) for name, setting in part.get("properties", {}).items()}
     return made
 
 
-def _or_left_empty(setting: dict[str, Any]) -> dict[str, Any]:
-    """The setting; where settings are expected, a name with nothing after it is none of them."""
+def _or_null(setting: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the setting; a section, mapping or list may also be left empty, which YAML reads as null."""
     takes_settings = setting.keys() & {"$ref", "oneOf"} or setting.get("type") in ("object", "array")
     return {"anyOf": [setting, {"type": "null"}]} if takes_settings else setting
 
 
 def _choice(made: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """`if` the plugin is named, `then` its params; the default plugin's also where none is named."""
+    """Return the rule `if` this plugin is named `then` these params; for the default plugin also if none is named."""
     params = plugins.load(kind, name).Params.model_json_schema()
     made["$defs"].update(params.pop("$defs", {}))
     made["$defs"][f"{kind}.{name}"] = params
     default = (Data if kind == "data" else Model).model_fields["name"].default
     named: dict[str, Any] = {"properties": {"name": {"const": name}}}
     condition = named if name == default else {**named, "required": ["name"]}
-    return {"if": condition, "then": {"properties": {"params": _or_left_empty({"$ref": f"#/$defs/{kind}.{name}"})}}}
+    return {"if": condition, "then": {"properties": {"params": _or_null({"$ref": f"#/$defs/{kind}.{name}"})}}}

@@ -1,4 +1,4 @@
-"""YAML 1.2 values, and for each of them the file and line, or the override, that set it."""
+"""Parse YAML 1.2; each value has an origin, the file and line or the override that set it. Ambiguity is an error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from workflow_lib.errors import ConfigError, shortened
 
 KeyPath = tuple[str | int, ...]
-LARGEST = 500_000  # values in one file: beyond it, aliases of aliases would fill the memory
-MOST_DIGITS = 1000  # of a whole number; Python refuses to print one of many more
+LARGEST = 500_000  # values in one file: aliases of aliases could fill the memory
+MOST_DIGITS = 1000  # of a whole number; Python does not print much longer ones
 
 
 def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -26,7 +26,7 @@ def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
 
 
 def dotted(path: KeyPath) -> str:
-    """The path as people write it: `training.epochs`, `sweep.list[2]`; a name that is none of a setting may be long."""
+    """Return the path as users write it: `training.epochs`, `sweep.list[2]`. Long unknown names are shortened."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
@@ -35,24 +35,24 @@ def dotted(path: KeyPath) -> str:
 
 @dataclass(frozen=True)
 class Origins:
-    """Who set which value; two of them are equal, so that settings compare by value alone."""
+    """The origin of each value. All instances are equal, so that experiments compare by value alone."""
 
     entries: dict[KeyPath, str] = field(default_factory=dict, compare=False)
 
     def of(self, path: KeyPath) -> str | None:
-        """The file and line, or the override, that set the value or the nearest thing around it."""
+        """Return the origin of the value, or of the nearest section around it; None if it has none."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.entries:
                 return self.entries[path[:length]]
         return None
 
     def exactly(self, path: KeyPath) -> str | None:
-        """The same, for the value itself only: None where a default applies."""
+        """Return the origin of the value itself; None if it is a default."""
         return self.entries.get(path)
 
 
 class _Yaml12(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML 1.2: `1e-3` is a number; `no` and `on` are words, fine for a true-or-false setting."""
+    """A loader of YAML 1.2: `1e-3` is a number, `no` and `on` are strings, which a boolean setting accepts."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -74,7 +74,7 @@ _Yaml12.add_implicit_resolver(_TAG + "merge", re.compile(r"^<<$"), ["<"])
 
 
 class _Tree:
-    """Turns YAML nodes into values, and refuses what is ambiguous."""
+    """Converts YAML nodes to values and origins; raises ConfigError for ambiguous ones."""
 
     def __init__(self, where: str, numbered: bool) -> None:
         self.where = where
@@ -95,7 +95,7 @@ class _Tree:
         if any(node is outer for outer in self.open):
             raise self.error(node, path, "this alias contains itself")
         if self.count > LARGEST:
-            raise self.error(node, path, f"more than {LARGEST:,} values: do aliases repeat aliases?")
+            raise self.error(node, path, f"more than {LARGEST:,} values: do aliases refer to aliases?")
         self.origins[path] = origin or self.origin(node)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
@@ -152,13 +152,13 @@ class _Tree:
             key, line = self.key(key_node, path), key_node.start_mark.line + 1
             if key in lines:
                 both = f"on lines {lines[key]} and {line}" if line != lines[key] else f"twice on line {line}"
-                raise self.error(key_node, (*path, key), f"the key is written {both}; keep one")
+                raise self.error(key_node, (*path, key), f"the key occurs {both}; keep one")
             lines[key] = line
             values[key] = self.value(value_node, (*path, key), self.origin(key_node))
         return values
 
     def merged(self, key: yaml.Node, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
-        """What `<<` brings; of several mappings the first that has a key wins."""
+        """Return the keys that `<<` merges; of several mappings, the first that has a key wins."""
         values: dict[str, Any] = {}
         for source in reversed(node.value if isinstance(node, yaml.SequenceNode) else [node]):
             if not isinstance(source, yaml.MappingNode):
@@ -168,12 +168,12 @@ class _Tree:
 
     def key(self, node: yaml.Node, path: KeyPath) -> str:
         if node.tag not in (_TAG + "str", _TAG + "int", _TAG + "bool"):
-            raise self.error(node, path, "a key is a plain name; put it in quotes if it is meant so")
+            raise self.error(node, path, "a key must be a plain name; put it in quotes if it is meant as text")
         return str(node.value)
 
 
 def parse_yaml(text: str, where: str, *, numbered: bool = True) -> tuple[Any, dict[KeyPath, str]]:
-    """The value of a YAML document and the origin of each part; `where` names the text in errors."""
+    """Return the value of a YAML document and the origin of each value in it; `where` names the text in errors."""
     try:
         text.encode()
         node = yaml.compose(text, Loader=_Yaml12)

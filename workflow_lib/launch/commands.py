@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import checkpoint, plan
 from workflow_lib.checkpoint import Checkpoint
-from workflow_lib.config.consistency import batch_problem
+from workflow_lib.config.run_checks import batch_problem
 from workflow_lib.errors import ConfigError, DivergedError, UserError
 from workflow_lib.launch.attempt import check_certain_failure, run_attempt
 from workflow_lib.launch.context import AttemptContext, create_context

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from workflow_lib.config import sweep
 from workflow_lib.config.compose import overlay, project_root
-from workflow_lib.config.consistency import run_problems
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.messages import messages, shown
 from workflow_lib.config.run import RunConfig
+from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.stages import stages
 from workflow_lib.config.yaml import Origins, dotted
 from workflow_lib.errors import ConfigError

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import config, plugins
-from workflow_lib.config.consistency import data_problems
 from workflow_lib.config.experiment import Runtime
+from workflow_lib.config.run_checks import data_problems
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
 from workflow_lib.plan import Run, RunConfig, data_settings

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workflow_lib.config.consistency import crop_problem
 from workflow_lib.config.run import Augment
+from workflow_lib.config.run_checks import crop_problem
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 

@@ -25,8 +25,8 @@ from workflow_lib.runtime.torch_internals import (
 from workflow_lib.training.selection import Plateau
 
 if TYPE_CHECKING:
-    from workflow_lib.config.run import Muon as MuonSection
-    from workflow_lib.config.run import Optimizer, Schedule
+    from workflow_lib.config.optimization import Muon as MuonSection
+    from workflow_lib.config.optimization import Optimizer, Schedule
 
 
 def build_optimizer(

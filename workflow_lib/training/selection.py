@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from workflow_lib.config.metrics import gain, is_better
 
 if TYPE_CHECKING:
+    from workflow_lib.config.optimization import Plateau as PlateauSection
     from workflow_lib.config.run import EarlyStopping
-    from workflow_lib.config.run import Plateau as PlateauSection
     from workflow_lib.training.state import EpochMetrics, Progress
 
 

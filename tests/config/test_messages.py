@@ -1,0 +1,171 @@
+"""Every problem of an experiment is reported at once, each with its place and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.config.conftest import load, problems
+from tests.support.repository import shipped_experiments
+from workflow_lib import plan
+from workflow_lib.cli import main
+from workflow_lib.errors import ConfigError
+
+SHIPPED = shipped_experiments()
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
+    lines = problems(
+        "name: a\n"
+        "training:\n"
+        "  epochs: 0\n"
+        "  batchsize: 3\n"
+        "optimizer: {lr: fast}\n"
+        "model: {params: {dropout: 2, hiden: [1]}}\n"
+        "checkpoint: {interval_s: never}\n",
+        "runtime.nproc=many",
+    )
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["x.yaml:6", "model.params.dropout"],
+        ["x.yaml:6", "model.params.hiden"],
+        ["x.yaml:5", "optimizer.lr"],
+        ["x.yaml:3", "training.epochs"],
+        ["x.yaml:4", "training.batchsize"],
+        ["x.yaml:7", "checkpoint.interval_s"],
+        ["set runtime.nproc=many", "runtime.nproc"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainng: {}", "trainng: no such setting; did you mean `training`?; the settings here are: name, labels"),
+        ("training: {epochs: 1.5}", "training.epochs: 1.5 is not allowed; allowed: a whole number, at least 1"),
+        ("training: {epochs: true}", "training.epochs: true is not a value"),
+        ("optimizer: {lr: yes}", "optimizer.lr: 'yes' is not allowed; allowed: a number, above 0"),
+        ("optimizer: {lr: -1}", "optimizer.lr: -1 is not allowed; allowed: a number, above 0"),
+        ("optimizer: {lr: .inf}", "numbers are finite"),
+        ("optimizer: {lr: 'nan'}", "optimizer.lr: 'nan' is not allowed"),
+        ("optimizer: {name: adam}", "optimizer: no optimizer 'adam'; did you mean `adamw`?; allowed: adamw, sgd"),
+        ("optimizer: {nesterov: true}", "optimizer.nesterov: no such setting for adamw: it belongs to optimizer `sgd`"),
+        ("optimizer: {betas: [0.9]}", "optimizer.betas"),
+        (
+            "optimizer: {betas: [0.9, 2]}",
+            "optimizer.betas[1]: 2 is not allowed; allowed: a number, at least 0, below 1",
+        ),
+        ("optimizer: [1]", "optimizer: [1] is not allowed; allowed: a mapping of settings (lr,"),
+        (
+            "schedule: {name: cosine, patience: 3}",
+            "schedule.patience: no such setting for cosine: it belongs to schedule `plateau`;",
+        ),
+        (
+            "schedule: {name: cosine, factor: 2}",
+            "schedule.factor: no such setting for cosine: it belongs to schedule `step` and `plateau`;",
+        ),
+        ("training: {early_stopping: {metric: val_f1}}", "training.early_stopping.metric: 'val_f1' is not allowed"),
+        ("training: {precision: fp8}", "one of fp32, bf16, fp16, tf32"),
+        ("model: {name: mpl}", "model.name: no model `mpl`; did you mean `mlp`?"),
+        ("training: {hooks: mine.none}", "training.hooks: no module `mine.none` to import for hooks"),
+        ("data: {name: digit}", "data.name: no data set `digit`; did you mean `digits`?"),
+        ("model: {params: {hidden: [64, 0]}}", "model.params.hidden[1]: 0 is not allowed"),
+        ("labels: {year: 2024}", "labels.year: 2024 is not allowed; allowed: text; in quotes it is text"),
+        ("runtime: {device: mps}", "runtime.device: 'mps' is not allowed; allowed: auto, cpu, cuda, or cuda:N ("),
+        ("runtime: {device: gpu}", "runtime.device: 'gpu' is not allowed; allowed: auto, cpu, cuda, or cuda:N ("),
+        ("sweep: {grid: {seed: []}}", "sweep.grid.seed: [] is not allowed; allowed: a list, not empty"),
+        ("tune: {}", "tune.space: is missing"),
+        ("tune: {space: {optimizer.lr: {type: flaot}}}", "tune.space.optimizer.lr: no type 'flaot'"),
+        ("tune: {space: {optimizer.lr: {low: 1}}}", "tune.space.optimizer.lr.high: is missing: upper bound, included"),
+    ],
+)
+def test_a_message_names_the_problem_and_the_allowed_values(text: str, said: str) -> None:
+    (line,) = problems(f"name: a\n{text}")
+    assert line.startswith("x.yaml:2: ")
+    assert said in line
+
+
+LONG, DIGITS = "x" * 5000, "7" * 900
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"seed: {LONG}", "seed: 'xxx"),
+        (f"seed: {DIGITS}", "seed: 777"),
+        (f"seed: 0x{DIGITS * 5}", "has more than 1,000 digits"),
+        (f"optimizer: {{lr: {DIGITS}.5}}", "numbers are finite"),
+        (f"optimizer: {{name: {LONG}}}", "no optimizer 'xxx"),
+        (f"? {LONG}\n: 1", "no such setting"),
+        (f"seed: !{LONG} 1", "the tag !xxx"),
+        (f"data: {{name: {LONG}}}", "no data set `xxx"),
+        (f"model: {{name: a.{LONG}}}", "no module `a.xxx"),
+        (f"training: {{hooks: {LONG}}}", "no module `xxx"),
+        (f"extends: {LONG}", "extends: no file xxx"),
+        (f"sweep: {{grid: {{seed: [{LONG}]}}}}", "sweep point 0 (seed='xxx"),
+        (f"sweep: {{exclude: [{{? {LONG} : 1}}], grid: {{seed: [1]}}}}", "is not swept"),
+        (f"tune: {{space: {{? {LONG} : {{low: 0, high: 1}}}}}}", "no such setting"),
+    ],
+)
+def test_long_values_are_shortened_in_messages(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as rejected:
+        plan.expand(load(f"name: a\n{text}"))
+    (line,) = str(rejected.value).splitlines()
+    assert said in line
+    assert "..." in line
+    assert len(line) < 600
+
+
+def test_long_overrides_are_shortened_in_messages() -> None:
+    assert all(len(line) < 400 for line in problems("name: a", f"seed={LONG}") + problems("name: a", LONG))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("training.epochs", 1_000_000),
+        ("training.batch_size", 1_000_000),
+        ("runtime.nproc", 1024),
+        ("runtime.hang_timeout_s", 31_536_000.0),
+        ("evaluate.bootstrap", 1_000_000),
+        ("model.params.hidden", 1_000_000),
+        ("export.opset", 25),
+    ],
+)
+def test_a_number_that_must_be_a_typo_is_rejected(name: str, most: float) -> None:
+    value = "[{}]" if name == "model.params.hidden" else "{}"
+    data = "data: {name: npz, params: {path: x}}"  # of unknown size
+    ranks = "training.batch_size=1024" if name == "runtime.nproc" else ""
+    load(f"name: a\n{data}", ranks, f"{name}={value.format(most)}")
+    (line,) = problems(f"name: a\n{data}", f"{name}={value.format(int(most) + 1)}")
+    assert name in line and line.endswith(f"at most {most}") or line.endswith(f"at most {most}, or null")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", ".a", "a" * 65, "é"])
+def test_the_name_is_safe_as_a_folder(name: str) -> None:
+    (line,) = problems(json.dumps({"name": name}))
+    assert "letters, digits" in line
+
+
+def test_a_missing_name_is_reported_with_the_file() -> None:
+    assert problems("seed: 1")[0].startswith("x.yaml:1: name: is missing")
+
+
+def test_a_problem_in_a_base_file_names_that_file() -> None:
+    Path("base.yaml").write_text("name: a\n\ntraining: {epochs: -1}")
+    assert problems("extends: base.yaml\nseed: 1")[0].startswith("base.yaml:3: training.epochs: -1")
+
+
+def test_several_files_are_validated_separately(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"good": "name: a", "bad": "name: b\nseed: -1", "empty": "name: c\ndata: {name: npz, params: {path: no}}"}
+    for name, text in texts.items():
+        Path(f"{name}.yaml").write_text(text)
+    assert main(["validate", "bad.yaml", "empty.yaml", "good.yaml"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "good.yaml: valid; 1 run\n"
+    one, other = told.err.splitlines()
+    assert "bad.yaml:2: seed: -1 is not allowed" in one
+    assert other.startswith("empty.yaml: data.params.path: no such file: no")
+    assert main(["validate", "good.yaml"]) == 0

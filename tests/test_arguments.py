@@ -1,0 +1,36 @@
+"""A wrong argument of the command line is reported in one line, with the usage of its verb."""
+
+from __future__ import annotations
+
+import pytest
+
+from workflow_lib.cli import main
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["status", "a.yaml"], "everstep status: unknown argument a.yaml. Usage: everstep status [-h] [--json] ("),
+        (
+            ["status", "--jsn"],
+            "everstep status: unknown argument --jsn; did you mean `--json`? Usage: everstep status [",
+        ),
+        (["validate"], "everstep validate: the following arguments are required: CONFIG. Usage: everstep validate ["),
+        (
+            ["prove-resume", "a.yaml", "--kills", "x"],
+            "everstep prove-resume: argument --kills: invalid int value: 'x'.",
+        ),
+        (["statu"], "everstep: there is no verb 'statu'; did you mean `status`? Usage: everstep VERB ... ("),
+        ([], "everstep: the following arguments are required: VERB. Usage: everstep VERB ... ("),
+    ],
+)
+def test_a_wrong_argument_is_reported_in_one_line_with_the_usage(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    told = capsys.readouterr()
+    assert left.value.code == 2
+    assert told.out == ""
+    assert told.err.startswith(message)
+    assert told.err.count("\n") == 1

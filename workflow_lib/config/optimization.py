@@ -1,0 +1,134 @@
+"""The optimizer and the learning-rate schedule: a class for each `name`, with the settings of that name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from workflow_lib.plugins import Section
+
+
+class _Optimizer(Section):
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay: L2 for sgd, decoupled for the others")
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = Field("adamw", description="optimizer")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="decay rates of the running averages of the gradient and of its square"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the denominator for numerical stability")
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = Field("sgd", description="optimizer")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; 0 disables it")
+    nesterov: bool = Field(False, description="use Nesterov momentum")
+
+
+class Lion(_Optimizer):
+    """Lion: sign of an averaged gradient. One state per weight; needs a learning rate 3 to 10 times below adamw's."""
+
+    name: Literal["lion"] = Field("lion", description="optimizer")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.99), description="weight of the running average in the step, and its decay rate"
+    )
+
+
+class Muon(_Optimizer):
+    """Muon: orthogonalised steps for hidden weight matrices; adamw with the same learning rate for all others."""
+
+    name: Literal["muon"] = Field("muon", description="optimizer")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Nesterov momentum of the hidden matrices")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="as in adamw, for all weights but hidden matrices")
+    eps: float = Field(1e-8, gt=0, description="as in adamw, for all weights but hidden matrices")
+
+
+class _Schedule(Section):
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear increase to the peak; may be a fraction")
+
+
+class Constant(_Schedule):
+    """The peak learning rate throughout the training."""
+
+    name: Literal["constant"] = Field("constant", description="learning-rate schedule")
+
+
+class Cosine(_Schedule):
+    """Half a cosine from the peak down to the last step."""
+
+    name: Literal["cosine"] = Field("cosine", description="learning-rate schedule")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="final learning rate as a fraction of the peak")
+
+
+class Linear(_Schedule):
+    """A straight line from the peak down to the last step."""
+
+    name: Literal["linear"] = Field("linear", description="learning-rate schedule")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="final learning rate as a fraction of the peak")
+
+
+class Step(_Schedule):
+    """A lower learning rate every `every_epochs` epochs."""
+
+    name: Literal["step"] = Field("step", description="learning-rate schedule")
+    every_epochs: int = Field(
+        10, ge=1, description="epochs between two reductions, counted from the start of the training"
+    )
+    factor: float = Field(0.1, gt=0, lt=1, description="factor that each reduction multiplies the learning rate by")
+
+
+class OneCycle(_Schedule):
+    """Half a cosine up to the peak and half a cosine down; a warm-up before it ends at the initial rate."""
+
+    name: Literal["one_cycle"] = Field("one_cycle", description="learning-rate schedule")
+    rise_fraction: float = Field(0.3, gt=0, lt=1, description="fraction of the cycle that rises")
+    start_fraction: float = Field(0.04, gt=0, le=1, description="initial learning rate as a fraction of the peak")
+    final_fraction: float = Field(1e-4, ge=0, le=1, description="final learning rate as a fraction of the peak")
+
+
+class Plateau(_Schedule):
+    """A lower learning rate each time training.select_metric stops improving."""
+
+    name: Literal["plateau"] = Field("plateau", description="learning-rate schedule")
+    factor: float = Field(0.5, gt=0, lt=1, description="factor that each reduction multiplies the learning rate by")
+    patience: int = Field(5, ge=0, description="epochs without improvement before a reduction")
+
+
+def variant(key: str, default: str) -> Discriminator:
+    """Return a discriminator that chooses a section's class by its setting `key`, or `default` if that is not given."""
+
+    def name_of(value: Any) -> str:
+        return str(value.get(key, default) if isinstance(value, dict) else getattr(value, key, default))
+
+    return Discriminator(name_of)
+
+
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")]
+    | Annotated[SGD, Tag("sgd")]
+    | Annotated[Lion, Tag("lion")]
+    | Annotated[Muon, Tag("muon")],
+    variant("name", "adamw"),
+]
+
+
+Schedule = Annotated[
+    Annotated[Constant, Tag("constant")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[Step, Tag("step")]
+    | Annotated[OneCycle, Tag("one_cycle")]
+    | Annotated[Plateau, Tag("plateau")],
+    variant("name", "constant"),
+]

@@ -1,0 +1,143 @@
+"""Checks within one run: each setting is valid by itself, but together they contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from workflow_lib import plugins
+from workflow_lib.config.experiment import Runtime
+from workflow_lib.config.messages import shown
+from workflow_lib.config.run import Training
+from workflow_lib.config.yaml import KeyPath
+
+# Precisions of each kind of device; that of `auto` is known only where the training runs.
+PRECISIONS = {
+    "cpu": ("fp32", "bf16"),
+    "cuda": ("fp32", "bf16", "fp16", "tf32"),
+}
+
+
+def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the key path and the message of each contradiction in a run, given by its sections, on this machine."""
+    training, schedule, data = run["training"], run["schedule"], run["data"]
+    if data.validation_fraction + data.test_fraction >= 1:
+        yield (
+            ("data", "validation_fraction"),
+            f"{data.validation_fraction:g} and data.test_fraction={data.test_fraction:g} leave no training split;"
+            " allowed: a sum below 1",
+        )
+    if schedule.warmup_epochs > training.epochs:
+        yield (
+            ("schedule", "warmup_epochs"),
+            f"the warm-up ({schedule.warmup_epochs:g} epochs) is longer than the training"
+            f" (training.epochs={training.epochs}); allowed: at most training.epochs",
+        )
+    ranks = runtime.nproc * runtime.nodes
+    least = ranks * training.accumulation_steps
+    if training.batch_size < least:
+        yield (
+            ("training", "batch_size"),
+            f"{training.batch_size} samples are too few for {ranks} ranks (runtime.nproc x runtime.nodes) x"
+            f" {training.accumulation_steps} micro-batches (training.accumulation_steps); allowed: at least {least}",
+        )
+    yield from _task_problems(run)
+    yield from data_problems(run, plugins.facts(data.name, data.params))
+    yield from _exclusive_problems(training)
+    device = runtime.device.partition(":")[0]
+    if training.precision not in PRECISIONS.get(device, (training.precision,)):
+        yield (
+            ("training", "precision"),
+            f"{training.precision} cannot be computed on runtime.device={runtime.device};"
+            f" allowed there: {', '.join(PRECISIONS[device])}",
+        )
+    if training.parallel == "fsdp" and run["optimizer"].name == "muon":
+        yield (
+            ("training", "parallel"),
+            "fsdp shards the matrices that optimizer.name=muon needs whole; allowed with muon: ddp",
+        )
+
+
+def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of settings that do not apply to the task of the data."""
+    training, task = run["training"], plugins.task(run["data"].name, run["data"].params)
+    metrics: dict[KeyPath, str] = {("training", "select_metric"): training.select_metric}
+    if training.early_stopping is not None:
+        metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
+    for path, metric in metrics.items():
+        if metric not in plugins.task_facts(task).curves:
+            yield path, no_metric(metric, task)
+    facts = plugins.all_facts()
+    for name in dict.fromkeys(setting for known in facts.values() for setting in known.settings):
+        tasks = [other for other, known in facts.items() if name in known.settings]
+        value, default = getattr(training, name), type(training).model_fields[name].default
+        if value != default and task not in tasks:
+            yield (
+                ("training", name),
+                f"{shown(value)} does not apply to {task}, only to {', '.join(tasks)}; allowed: {shown(default)}",
+            )
+
+
+def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of settings that do not fit the facts known about the data before it is read."""
+    data, training, augment = run["data"], run["training"], run["augment"]
+    model = run["model"].name
+    accepted = plugins.accepted_inputs(model)
+    if known.inputs is not None and known.inputs not in accepted:
+        fitting = [name for name in plugins.available("models") if known.inputs in plugins.accepted_inputs(name)]
+        yield (
+            ("model", "name"),
+            f"{model} is for {' or '.join(accepted)}, and data.name={data.name} has {known.inputs};"
+            f" allowed: {', '.join(fitting)}",
+        )
+    if known.inputs not in (None, "images"):
+        for name, value in augment:
+            if value:
+                yield ("augment", name), f"{shown(value)} is for images, and the data has {known.inputs}; allowed: 0"
+    if known.size is not None and (what := crop_problem(augment.crop, known.size)):
+        yield ("augment", "crop"), what
+    weights = training.class_weights
+    if known.classes is not None and isinstance(weights, list) and len(weights) != known.classes:
+        yield (
+            ("training", "class_weights"),
+            f"{len(weights)} weights; the data has {known.classes} classes, and each needs one",
+        )
+    if known.samples is not None and data.validation_fraction + data.test_fraction < 1:
+        held_out = [round(known.samples * part) for part in (data.validation_fraction, data.test_fraction)]
+        if what := batch_problem(training.batch_size, known.samples - sum(held_out)):
+            yield ("training", "batch_size"), what
+
+
+def batch_problem(batch_size: int, samples: int) -> str | None:
+    """Return the problem of `training.batch_size` with a training split of so many samples, or None."""
+    if batch_size <= samples:
+        return None
+    return f"{batch_size} samples are more than the training split has; allowed: at most {samples}"
+
+
+def crop_problem(crop: int, size: tuple[int, int]) -> str | None:
+    """Return the problem of `augment.crop` with images of this height and width, or None."""
+    height, width = size
+    if crop < min(size):
+        return None
+    return f"{crop} pixels can crop an image of {height}x{width} to padding alone; allowed: at most {min(size) - 1}"
+
+
+def _exclusive_problems(training: Training) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of training settings that exclude each other."""
+    if training.compile and training.activation_checkpointing:
+        yield (
+            ("training", "activation_checkpointing"),
+            "true cannot be combined with training.compile=true, which does not support it; keep one of them",
+        )
+    if training.compile and training.parallel == "fsdp":
+        yield ("training", "compile"), "true cannot be combined with training.parallel=fsdp; allowed: false, or ddp"
+    if training.sampling == "balanced" and training.class_weights == "balanced":
+        yield (
+            ("training", "class_weights"),
+            "balanced cannot be combined with training.sampling=balanced; keep one of them",
+        )
+
+
+def no_metric(metric: str, task: plugins.Task) -> str:
+    return f"{metric} is not measured in {task}; allowed: {', '.join(plugins.task_facts(task).curves)}"
