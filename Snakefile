@@ -4,9 +4,9 @@
                               ▲
              tune: suggest[n] ──► trial[n] ──► best
 
-    track, where tracking.to asks for it, copies the curves to other tools when the trainings are over.
+    track copies the curves to other tools after the trainings, if tracking.to names any.
 
-Each phase is one file in rules/. `experiment` and the few functions they share stand in rules/common.smk.
+Each phase is one file in rules/. The experiment and the functions that they share are in rules/common.smk.
 """
 
 from snakemake.utils import min_version
@@ -43,13 +43,14 @@ rule all:
         targets,
 
 
-# Not an input of the jobs, not even an ancient one: when a job must run, Snakemake asks nothing of those below it, and then
-# lets them off where all that connects them is ancient. A new run would wait for the next `snakemake`.
+# Runs are frozen here, because the plan cannot be an input of the jobs, not even an ancient one. When a job must run,
+# Snakemake does not check the jobs below it, and skips them if they are connected by ancient inputs only: a new run would
+# wait for the next `snakemake`.
 onstart:
     check_requests()
     take_results()
     print(
-        "everstep: to look on from another terminal: everstep status; the jobs' logs are in logs/",
+        "everstep: to see the progress from another terminal, run: everstep status. The logs of the jobs are in logs/",
         file=sys.stderr,
     )
     for run in runs().values():
@@ -59,8 +60,8 @@ onstart:
 
 
 onsuccess:
-    tell_the_result()
+    print_summary()
 
 
 onerror:
-    tell_what_failed()
+    print_failures()

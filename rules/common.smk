@@ -1,8 +1,7 @@
-"""What the rules have in common: the experiment, its runs, and the inputs that follow from a run.
+"""The experiment, its runs, and the functions that the rules share.
 
-The experiment comes from `--configfile` (default: config/config.yaml) and `--config set="a.b=1 c=2"`. It is validated
-here, once, and frozen in work/experiments/: every job, also one that waits in a queue for days, reads the frozen file, so
-that nobody can break it by editing the YAML.
+The experiment is read from `--configfile` (default: config/config.yaml) and `--config set="a.b=1 c=2"`, validated once, and
+frozen in work/experiments/. Every job reads the frozen file, so that an edit of the YAML cannot break a queued job.
 """
 
 import gc
@@ -14,10 +13,10 @@ from pathlib import Path
 
 WORK = Path("work")
 
-# The plan of a large sweep is millions of objects that stay: looking for garbage among them took a fifth of its time.
+# The plan of a large sweep is millions of permanent objects; garbage collection took a fifth of the time.
 gc.set_threshold(100_000, 50, 50)
 
-# The package beside this Snakefile, also where the environment holds another clone of it.
+# Import the package beside this Snakefile, even if another clone is installed in the environment.
 sys.path.insert(0, workflow.basedir)
 
 import snakemake.exceptions
@@ -36,19 +35,19 @@ from workflow_lib.store import results_folders
 code_state = user_code.memo(user_code.state)
 
 
-# Snakemake raises this if another one works on the same files; its own text advises --unlock.
-snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.refusal(Path(".snakemake")))
+# Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
+snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_message(Path(".snakemake")))
 
 
 @cache
 def runs():
-    """The runs of the plan by id. A cluster job's own Snakemake does without: its run is frozen."""
+    """Return the runs of the plan by id. Unused by the Snakemake inside a cluster job, whose run is frozen."""
     return {run.id: run for run in plans.expand(experiment)}
 
 
 @cache
 def data_sets():
-    """The settings of every data set by id."""
+    """Return the settings of every data set by id."""
     of_runs = {run.data_id: run.config.data for run in runs().values()}
     return {plans.data_id(experiment): experiment.data} | of_runs
 
@@ -75,16 +74,16 @@ except (EverstepError, OSError) as error:
     raise SystemExit(getattr(error, "exit_code", 1))
 
 os.environ.update(
-    # What the commands of the rules read.
+    # The commands of the rules read the experiment from here.
     EVERSTEP_EXPERIMENT=str(frozen),
     # Jobs run with the interpreter that runs Snakemake, whether or not its environment is activated.
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 )
-# What Snakemake hands to the Snakemake inside each cluster job.
+# Snakemake passes these to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
 workflow.config_settings.config_args = ""
 
-# Trainings run on this machine, not on a cluster's nodes (this may also be the Snakemake inside a cluster's job).
+# True if trainings run on this machine and not on the nodes of a cluster; False inside a cluster job.
 IS_LOCAL = workflow.is_main_process and workflow.nodes is None
 # GPUs that trainings may use here. Counted once, since each call of nvidia-smi takes 0.1 s or much longer.
 GPUS = gpus.count_for(experiment.runtime.device) if IS_LOCAL else 0
@@ -94,12 +93,12 @@ if GPUS and not GPUS_ARE_GIVEN:
     workflow.register_resource("gpu", GPUS)
 
 RESULTS = f"results/{experiment.name}"
-# What the pipeline makes, and makes again when it is lost; a rule file adds its own. {experiment} and {run} stand for
-# today's.
+# Outputs of the pipeline, to which each rule file adds its own; lost ones are made again. {experiment} and {run} are those
+# of the current plan.
 TARGETS = []
 
 
-# Patterns, not today's list: a run of yesterday's plan stays a valid target.
+# Patterns instead of the current runs: a run of an earlier plan stays a valid target.
 wildcard_constraints:
     experiment=re.escape(experiment.name),
     run=r"[A-Za-z0-9._-]+-[0-9a-f]{12}|tuned",
@@ -107,17 +106,17 @@ wildcard_constraints:
 
 
 def reported_runs():
-    """Every run of the plan, and the tuned one."""
+    """Return the names of the runs in the plan, and `tuned` if there is a study."""
     return [*runs(), *(["tuned"] if experiment.tune else [])]
 
 
 def targets(wildcards):
-    """Every file that `rule all` wants."""
+    """Return all outputs of the pipeline: the inputs of `rule all`."""
     return expand(TARGETS, experiment=experiment.name, run=reported_runs())
 
 
 def data_of(run):
-    """The data id of a run: of the plan, or, when it is no longer in it, by its settings as they were frozen."""
+    """Return the data id of a run, from the plan or, for a run of an earlier plan, from its frozen settings."""
     if run == "tuned":
         return plans.data_id(experiment)
     if workflow.is_main_process and run in runs():
@@ -126,29 +125,29 @@ def data_of(run):
 
 
 def source_files(wildcards):
-    """The person's files of a data set: when they change, so does the data. None for one of an earlier plan."""
+    """Return the user's files that a data set is read from; none for a data set of an earlier plan."""
     data = data_sets().get(wildcards.data_id)
     return list(snakefile.data_files(data).values()) if data else []
 
 
 def source_state(wildcards):
-    """A text that changes with the files of a data set, and with those in its folders."""
+    """Return a text that changes with the files of a data set and those in its folders."""
     data = data_sets().get(wildcards.data_id)
     try:
         return snakefile.files_state(data) if data else ""
-    except EverstepError as error:  # of the class Exception Snakemake would show a traceback
+    except EverstepError as error:  # Snakemake would show a traceback for an Exception
         print(f"everstep: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code)
 
 
 def source_code(wildcards):
-    """A text that changes with the code of a data set."""
+    """Return a text that changes with the code of a data set."""
     data = data_sets().get(wildcards.data_id)
     return plugins.code(plugins.load("data", data.name)).digest if data else ""
 
 
 def run_code(wildcards):
-    """A text that changes with the code of a run's model and hooks, and with the files that they are given."""
+    """Return a text that changes with the code of a run's model and hooks, and with the files in the model's settings."""
     run = wildcards.run
     if run == "tuned":
         return study_code(wildcards)
@@ -157,56 +156,56 @@ def run_code(wildcards):
 
 
 def study_code(wildcards):
-    """The same, for all models and hooks that the study may take."""
+    """Return a text that changes with the code of all models and hooks that the study may use."""
     return experiments.digest([code_state(run) for run in plans.studied(experiment)], "code")
 
 
 def tuned_pointer():
-    """The file that says which run the best of the study is."""
+    """Return the path of the file that points to the best run of the study."""
     return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"
 
 
 def run_inputs(wildcards):
-    """The data manifest of a run; for the tuned run also the file that says which run it is."""
+    """Return the data manifest of a run; for the run `tuned` also the file that points to it."""
     data = f"{RESULTS}/data/{data_of(wildcards.run)}.json"
     return {"data": data, "best": tuned_pointer()} if wildcards.run == "tuned" else {"data": data}
 
 
 def run_reference(wildcards):
-    """How a command names the run: by its id, or by the file that points to it."""
+    """Return the reference to a run in commands: its id, or the file that points to it."""
     return tuned_pointer() if wildcards.run == "tuned" else wildcards.run
 
 
 def training_threads(wildcards):
-    """The threads of every rank of a node together."""
+    """Return the number of threads of all ranks on a node."""
     return experiment.runtime.nproc * experiment.runtime.threads
 
 
 def training_gpus(wildcards):
-    """Number of GPUs of a training on this machine; None on a cluster, where the profile sets the number."""
+    """Return the number of GPUs of a training on this machine; None on a cluster, where the profile sets it."""
     if not IS_LOCAL:
         return None
     return experiment.runtime.nproc if GPUS or experiment.runtime.device.startswith("cuda") else 0
 
 
 def nodes():
-    """Resources of a training: one task on each of its nodes, which the training itself starts with srun."""
+    """Return the resources of a training on several nodes: one task per node, which the training starts with srun."""
     count = experiment.runtime.nodes
     return {"nodes": count, **({"tasks": count, "tasks_per_gpu": 0, "mpi": "srun"} if count > 1 else {})}
 
 
 def study_results(wildcards):
-    """What the study leaves behind, when the experiment has one."""
+    """Return the result of the study, or nothing if the experiment has none."""
     return tuned_pointer() if experiment.tune else []
 
 
 def of_each_run(name):
-    """The statement of that name of every reported run."""
+    """Return an input function for the file of this name of every reported run."""
     return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
 
 
 def earlier_trials(wildcards):
-    """The suggestion before this one, and the newest result that it may know."""
+    """Return the previous suggestion and the newest result that this suggestion may use."""
     number, window = int(wildcards.number), experiment.tune.window
     inputs = (
         {"previous": f"{RESULTS}/tune/{wildcards.study}/suggest-{number - 1:04d}.json"} if number > 0 else {}
@@ -219,7 +218,7 @@ def earlier_trials(wildcards):
 
 
 def take_results():
-    """The results belong to the experiment file; exit if another file took them a moment ago."""
+    """Record that the results belong to the experiment file; exit if another file has just taken them."""
     try:
         if line := claims.take(Path("results"), experiment.name, claim):
             print(f"everstep: {line}", file=sys.stderr)
@@ -229,7 +228,7 @@ def take_results():
 
 
 def check_requests():
-    """Exit before any job is started if the cluster, or this machine, can never give the jobs what they ask for."""
+    """Exit before any job starts if the cluster, or this machine, can never provide what the jobs request."""
     if IS_LOCAL:
         check_gpus()
     if workflow.executor_plugin.name != "slurm":
@@ -264,14 +263,14 @@ def check_gpus():
         raise SystemExit(2)
 
 
-def tell_the_result():
-    """The summary of the report, where there is one, is on the terminal."""
+def print_summary():
+    """Print the summary of the report, if there is one."""
     if Path(f"{RESULTS}/report.html").exists():
         shell(f"exec python -m workflow_lib summary --results {RESULTS} || true")
 
 
-def tell_what_failed():
-    """Each failed job's last line and log, and the command that goes on, are on stderr."""
+def print_failures():
+    """Print the last line and the log of each failed job and the command that resumes; write the incomplete report."""
     jobs = sorted(
         (" ".join([job.name, *dict(job.wildcards).values()]), next(map(Path, job.log), None))
         for job in workflow.scheduler.failed
@@ -282,4 +281,4 @@ def tell_what_failed():
             f"exec python -m workflow_lib report --incomplete --results {RESULTS} --plan {RESULTS}/plan.json"
             f" --output {RESULTS}/report.html || true"
         )
-        print(f"everstep: what there is, is reported in {RESULTS}/report.html", file=sys.stderr)
+        print(f"everstep: the results so far are in {RESULTS}/report.html", file=sys.stderr)

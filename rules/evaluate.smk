@@ -1,4 +1,4 @@
-"""Measure a trained model on the test split.
+"""Evaluate a trained model on the test split.
 
 REQUIRED INPUTS: the trained model, the data manifest
 OUTPUTS: results/{experiment}/runs/{run}/evaluation.json, predictions.csv

@@ -1,4 +1,4 @@
-"""Export a trained model to ONNX, and check the export on real samples.
+"""Export a trained model to ONNX, and compare it with torch on test samples.
 
 REQUIRED INPUTS: the trained model, its evaluation, the data manifest
 OUTPUTS: results/{experiment}/runs/{run}/model.onnx, export.json

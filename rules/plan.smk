@@ -1,7 +1,7 @@
-"""Say what the experiment stands for: its runs, what differs between them, its study.
+"""Write the plan: the runs of the experiment, what differs between them, and its study.
 
-Each run is frozen in work/runs/*/config.json, so that queued jobs outlive an edit of the YAML; so is it before the first
-job of any target (see `onstart` in the Snakefile).
+Each run is frozen in work/runs/*/config.json, so that an edit of the YAML does not change queued jobs; `onstart` in the
+Snakefile freezes them before the first job of any other target.
 
 REQUIRED INPUTS: none
 OUTPUTS: results/{experiment}/plan.json
@@ -15,7 +15,7 @@ rule plan:
         "logs/plan/{experiment}.log",
     benchmark:
         "benchmarks/plan/{experiment}.tsv"
-    priority: 20  # before trainings take every core: `everstep status` has the names of the runs from it
+    priority: 20  # before trainings take every core, because `everstep status` reads the names of the runs from it
     threads: 1
     resources:
         mem_mb=500,

@@ -1,6 +1,6 @@
-"""Cut a data set into checksummed shards.
+"""Convert a data set to shards with checksums.
 
-REQUIRED INPUTS: the files that the data set is made from
+REQUIRED INPUTS: the files that the data set is read from
 OUTPUTS: results/{experiment}/data/{data_id}.json (the manifest), work/data/*/
 """
 

@@ -1,6 +1,6 @@
-"""Write the one page that shows every run.
+"""Write the report: one page on all runs, and a table of them.
 
-REQUIRED INPUTS: the plan, the statements of every run of the plan, and of the study
+REQUIRED INPUTS: the plan, and the results of every run of the plan and of the study
 OUTPUTS: results/{experiment}/report.html, runs.csv
 """
 

@@ -1,6 +1,6 @@
-"""Train a run, or go on with it. Its checkpoints lie in work/, where Snakemake deletes nothing.
+"""Train a run, or resume its training. Checkpoints are in work/, where Snakemake deletes nothing.
 
-REQUIRED INPUTS: the data manifest; for the run `tuned` the result of the study
+REQUIRED INPUTS: the data manifest; for the run `tuned` also the result of the study
 OUTPUTS: results/{experiment}/runs/{run}/train.json, model.safetensors, history.csv
 """
 

@@ -117,7 +117,7 @@ def test_the_lock_of_a_snakemake_that_starts_at_the_same_time_is_kept(
     try:
         assert snakefile.enter(tmp_path) == []
         assert (tmp_path / "locks").exists()
-        assert f"pid {others[0].pid}, since" in snakefile.refusal(tmp_path)
+        assert f"pid {others[0].pid}, since" in snakefile.lock_message(tmp_path)
     finally:
         kill(others[0])
 
@@ -125,8 +125,8 @@ def test_the_lock_of_a_snakemake_that_starts_at_the_same_time_is_kept(
 def test_the_message_about_a_stale_lock_says_what_to_delete(tmp_path: Path) -> None:
     (tmp_path / "controllers").mkdir()
     (tmp_path / "controllers/0.held").write_text("another-host 1")
-    told = snakefile.refusal(tmp_path)
-    assert "another-host (pid 1), which cannot be looked up from here" in told
+    told = snakefile.lock_message(tmp_path)
+    assert "another-host (pid 1), whose process cannot be checked from this host" in told
     assert f"delete {tmp_path}/controllers" in told
 
 
@@ -170,8 +170,8 @@ def test_a_failed_job_is_listed_with_its_last_line_and_log(tmp_path: Path) -> No
     log.write_text("starting\nthe reason\n\n")
     told = snakefile.failures([("train a", log), ("train b", tmp_path / "none.log")], ["snakemake", "a b"])
     assert f"train a failed: the reason\n    log: {log}" in told
-    assert "train b failed: it left no message" in told
-    assert told.endswith("To go on: snakemake 'a b'")
+    assert "train b failed: its log is empty" in told
+    assert told.endswith("Fix the cause, then resume with: snakemake 'a b'")
 
 
 def test_the_state_of_folders_changes_with_any_file_in_them(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""What surrounds the DAG in the Snakemake process: its experiment, its lock, and what it says at the end.
+"""Functions that rules/common.smk calls in the Snakemake process: checks before the DAG, locks, and the last messages.
 
-A directory that a killed Snakemake left locked is unlocked by the next one; the lock of a living one is never
-touched.
+The lock of a killed Snakemake is removed by the next one; that of a running Snakemake is never touched.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _held: list[TextIO] = []
 def settings_of(given: Sequence[str]) -> list[str]:
     """Return the settings that follow --config, as they were typed.
 
-    What Snakemake itself makes of `set="labels={a: b}"` is YAML with its quotes lost.
+    Snakemake parses `set="labels={a: b}"` as YAML and loses the quotes.
     """
     entries = [entry.partition("=") for entry in given]
     if unknown := [name for name, *_ in entries if name != "set"]:
@@ -46,15 +45,14 @@ def settings_of(given: Sequence[str]) -> list[str]:
 
 
 def data_files(data: config.Data) -> dict[str, str]:
-    """The person's files that a data set is made from, by setting: those of its settings that are paths."""
+    """Return the user's files that a data set is read from, by setting: the settings that are paths."""
     return {name: str(path) for name, path in plugins.named_files("data", data.name, data.params).items()}
 
 
 def files_state(data: config.Data) -> str:
-    """Another text when a file of a data set is another one, also an older one, or one in its folders comes or goes.
+    """Return a text that changes when a file of a data set changes, also to an older one, or is added or removed.
 
-    Snakemake itself sees of a file only whether it is newer, and of a folder whether an entry directly in it came or
-    went.
+    Snakemake itself only notices newer files, and entries directly in a folder that are added or removed.
     """
     states = {name: files.file_state(Path(path)) for name, path in data_files(data).items()}
     for path in (entry[0] for entries in states.values() for entry in entries if isinstance(entry, list)):
@@ -72,13 +70,14 @@ def _is_utf8(name: str) -> bool:
 
 
 def check_named_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:
-    """Every file that the data sets and models are given is there; else a ConfigError names the first that is not."""
-    for one in {config.canonical([one.name, one.params]): one for one in sections}.values():
-        kind, key = ("data", "data") if isinstance(one, config.Data) else ("models", "model")
-        for name, path in plugins.named_files(kind, one.name, one.params).items():
+    """Raise ConfigError if a file that the settings of a data set or model name does not exist."""
+    unique = {config.canonical([section.name, section.params]): section for section in sections}
+    for section in unique.values():
+        kind, key = ("data", "data") if isinstance(section, config.Data) else ("models", "model")
+        for name, path in plugins.named_files(kind, section.name, section.params).items():
             if kind == "data" and {"{", "}"} & {*str(path)}:
                 raise ConfigError(
-                    f"{where}data.params.{name}: {path}: Snakemake takes braces for wildcards; rename the file"
+                    f"{where}data.params.{name}: {path}: Snakemake would read the braces as wildcards; rename the file"
                 )
             if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
                 shown = shortened(str(path), 300)
@@ -86,30 +85,30 @@ def check_named_files(sections: Iterable[config.Data | config.Model], where: str
 
 
 def move_damaged(folder: Path) -> list[str]:
-    """Names the damaged files of the study and of the data in an experiment's results; they are moved aside.
+    """Rename damaged files of the study and of the data in an experiment's results; return a line for each.
 
-    So the pipeline makes them again.
+    The pipeline then writes them again.
     """
-    told = []
+    lines = []
     for path in sorted([*folder.glob("tune/*/*.json"), *folder.glob("data/*.json")]):
         try:
             files.read_json(path)
         except StateError:
-            aside = path.rename(path.with_name(f".{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
-            told.append(f"{path} is damaged: it is made again (the damaged file is now {aside})")
-    return told
+            renamed = path.rename(path.with_name(f".{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+            lines.append(f"{path} is damaged, and is made again (the damaged file is now {renamed})")
+    return lines
 
 
 def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[config.Model]:
-    """The models of the experiment, of its runs, and of its study."""
+    """Return the models of the experiment, of its runs and of its study."""
     return [experiment.model, *(run.config.model for run in runs), *(run.model for run in plan.studied(experiment))]
 
 
 def check_records(folder: Path) -> None:
-    """Raise StateError where Snakemake could not use its own folder: it would show a traceback."""
+    """Raise StateError if Snakemake cannot use its own folder, where it would show a traceback."""
     cure = (
-        f"Nothing was changed. If no Snakemake works here, move {folder} away and run the same command again: no "
-        f"result, no checkpoint and no data lies in it"
+        f"Nothing was changed. If no Snakemake runs here, move {folder} away and run the same command again: it "
+        f"contains no result, no checkpoint and no data"
     )
     for place in (folder, *(folder / name for name in RECORDS)):
         try:
@@ -121,24 +120,24 @@ def check_records(folder: Path) -> None:
             raise StateError(f"Snakemake cannot write to {place}: {error.strerror}. {cure}") from error
     for path in folder.glob("metadata/**/*"):
         try:
-            if not (path.name.startswith("@") and path.is_dir()):  # the beginnings of long names are folders
+            if not (path.name.startswith("@") and path.is_dir()):  # Snakemake splits long names into folders
                 path.read_bytes().decode()
         except FileNotFoundError:
-            continue  # another Snakemake works here
+            continue  # another Snakemake runs here
         except (OSError, UnicodeDecodeError) as error:
             raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {cure}") from error
 
 
 def enter(folder: Path) -> list[str]:
-    """The killed Snakemakes (host and pid) whose lock on the directory is removed now.
+    """Register this Snakemake and remove the lock of killed ones; return host and pid of each.
 
-    Each one holds a file in `controllers/` under an exclusive flock for as long as it lives, which the kernel
-    lets go however it dies. A file of another host, or one still held, keeps every lock where it is.
+    Each Snakemake holds a file in `controllers/` under an exclusive flock, which the kernel releases however the
+    process ends. A file of another host, or one that is still held, protects every lock.
     """
     controllers = folder / "controllers"
     controllers.mkdir(parents=True, exist_ok=True)
     own = controllers / f"{uuid.uuid4().hex}.held"
-    _hold(own)  # first: of two that begin together, at least one sees the other
+    _hold(own)  # before the check: of two that start together, at least one sees the other
     others = [path for path in controllers.glob("*.held") if path != own]
     if not others or not all(_is_dead(path) for path in others):
         return []
@@ -149,22 +148,26 @@ def enter(folder: Path) -> list[str]:
     return killed
 
 
-def refusal(folder: Path) -> str:
-    """Return who works on the files that this Snakemake found locked, and what to do."""
+def lock_message(folder: Path) -> str:
+    """Return the message for locked files: which Snakemake holds the lock, and what to do."""
     own = {Path(file.name).with_suffix(".held").name for file in _held}
     others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
-    living = [path.read_text() for path in others if not _is_dead(path)]
+    running = [path.read_text() for path in others if not _is_dead(path)]
     here = f"{socket.gethostname()} "
-    processes = [_described(int(text.split()[1])) for text in living if text.startswith(here)]
-    elsewhere = [" (pid ".join(text.split()) + ")" for text in living if not text.startswith(here)]
+    processes = [_described(int(text.split()[1])) for text in running if text.startswith(here)]
+    elsewhere = [" (pid ".join(text.split()) + ")" for text in running if not text.startswith(here)]
     if processes:
         return (
-            f"another Snakemake works on the same files in {folder.absolute().parent}: {', '.join(processes)}. Nothing "
+            f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(processes)}. Nothing "
             f"was changed. Let it finish, or stop it with SIGTERM (trainings save), and run the same command again"
         )
-    hosts = f" by a Snakemake on {', '.join(elsewhere)}, which cannot be looked up from here" if elsewhere else ""
+    hosts = (
+        f" by a Snakemake on {', '.join(elsewhere)}, whose process cannot be checked from this host"
+        if elsewhere
+        else ""
+    )
     return (
-        f"the files are locked in {folder.absolute()}/locks{hosts}. Nothing was changed. If no Snakemake works here "
+        f"the files are locked in {folder.absolute()}/locks{hosts}. Nothing was changed. If no Snakemake runs here "
         f"any more, delete {folder}/controllers and {folder}/locks, and run the same command again"
     )
 
@@ -174,26 +177,27 @@ def _described(pid: int) -> str:
         process = psutil.Process(pid)
         since = datetime.fromtimestamp(process.create_time()).strftime("%Y-%m-%d %H:%M")
         return f"pid {pid}, since {since}: {shortened(shlex.join(process.cmdline()), 200)}"
-    except psutil.Error:  # it ended in this moment, or is in a container
+    except psutil.Error:  # it has just ended, or is in another container
         return f"pid {pid}"
 
 
 def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) -> str:
-    """For each failed job (its name, its log) the last line it wrote, then the command that goes on."""
-    told = []
+    """Return the last log line of each failed job, given by name and log, and the command that resumes the pipeline."""
+    lines = []
     for name, log in jobs:
         text = log.read_text(errors="replace") if log and log.exists() else ""
-        last = next((line for line in reversed(text.splitlines()) if line.strip()), "it left no message")
-        told.append(f"everstep: {name} failed: {last}\n    log: {log}")
-    mend = "Mend the cause. " if told else ""  # a Snakemake that was told to stop has no failed job
-    return "\n".join([*told, f"everstep: nothing that was done is lost. {mend}To go on: {shlex.join(command)}"])
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "its log is empty")
+        lines.append(f"everstep: {name} failed: {last}\n    log: {log}")
+    # A Snakemake that was stopped by a signal has no failed job.
+    advice = "Fix the cause, then resume with" if lines else "Resume with"
+    return "\n".join([*lines, f"everstep: no finished work is lost. {advice}: {shlex.join(command)}"])
 
 
 def _hold(path: Path) -> None:
-    """The file exists, and is under this process's lock from the moment it has its name."""
+    """Create a file that this process holds locked from the moment it has its name."""
     new = path.with_suffix(".new")
     file = new.open("w")
-    with suppress(OSError):  # a disk without such locks: nobody's lock is removed there
+    with suppress(OSError):  # a file system without flock: no lock is removed there
         fcntl.flock(file, fcntl.LOCK_EX)
     file.write(f"{socket.gethostname()} {os.getpid()}")
     file.flush()
@@ -203,13 +207,17 @@ def _hold(path: Path) -> None:
 
 
 def _is_dead(path: Path) -> bool:
+    """Return True if the process that holds the file is certain to have ended."""
     try:
         with path.open() as file:
-            if file.read().partition(" ")[0] not in (socket.gethostname(), ""):  # empty: power failed as it was written
+            if file.read().partition(" ")[0] not in (
+                socket.gethostname(),
+                "",
+            ):  # empty: a power loss interrupted the write
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        pass  # it ended in this moment, in peace
-    except OSError:  # it is held, or the disk knows no such locks
+        pass  # it has just ended normally
+    except OSError:  # it is held, or the file system has no flock
         return False
     return True

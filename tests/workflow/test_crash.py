@@ -164,7 +164,7 @@ def test_a_second_snakemake_is_told_which_one_works_here(project: Project) -> No
         assert second.code == 1
         assert "--unlock" not in second.output
         assert (
-            f"another Snakemake works on the same files in {project.folder}: pid {first.process.pid}, since"
+            f"another Snakemake uses the same files in {project.folder}: pid {first.process.pid}, since"
             in second.output
         )
         assert list((project.folder / ".snakemake/locks").glob("*.lock"))

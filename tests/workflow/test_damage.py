@@ -71,7 +71,7 @@ def test_damaged_files_of_the_study_and_of_the_data_are_named_and_made_again(fin
         flip(path, path.read_bytes().index(b'"digest": "') + 12)
     outcome = finished.make()
     for path, content in zip(paths, made, strict=True):
-        assert f"{path.relative_to(finished.folder)} is damaged: it is made again" in outcome.output
+        assert f"{path.relative_to(finished.folder)} is damaged, and is made again" in outcome.output
         assert json.loads(path.read_text()) == content
     assert attempts(finished) == before
 

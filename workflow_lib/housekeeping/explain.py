@@ -15,7 +15,7 @@ from workflow_lib.config.consistency import name_problem
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plan import expand, load_run, stages, study_id, user_code
-from workflow_lib.plan.user_code import Kept
+from workflow_lib.plan.user_code import CodeRecord
 from workflow_lib.store import layout
 from workflow_lib.store.code_record import kept
 from workflow_lib.text import aligned, count, flatten
@@ -32,7 +32,7 @@ class _Side:
     origins: Origins
     runs: frozenset[str]
     study: str | None = None
-    code: Kept = field(default_factory=dict)  # as user_code.kept returns it; empty if unknown
+    code: CodeRecord = field(default_factory=dict)  # as user_code.kept returns it; empty if unknown
 
 
 def explain(a: str, b: str | None, work: Path) -> str:
@@ -60,7 +60,7 @@ def explain(a: str, b: str | None, work: Path) -> str:
     return "\n".join(lines)
 
 
-def _code_lines(one: Kept, two: Kept) -> Iterator[str]:
+def _code_lines(one: CodeRecord, two: CodeRecord) -> Iterator[str]:
     """Yield the lines of code that differ, and the settings whose files differ."""
     if not one or not two:
         missing = "A" if not one else "B"
@@ -92,21 +92,21 @@ def _side(ref: str, work: Path) -> _Side:
     runs = frozenset(run.digest for run in planned)
     settings = flatten({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": stages()})
     study = study_id(experiment) if experiment.tune is not None else None
-    code = user_code.as_kept(planned[0].config)
+    code = user_code.record(planned[0].config)
     return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study, code)
 
 
 def _now(ref: str, work: Path) -> _Side:
     run, name = load_run(ref, work)
     settings = flatten(run.model_dump(mode="json"))
-    return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.as_kept(run))
+    return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.record(run))
 
 
-def _trained_with(name: str, work: Path) -> Kept:
+def _trained_with(name: str, work: Path) -> CodeRecord:
     """Return the code of the run's newest training, or the current code if it was not trained yet."""
     found = layout.workspaces(work, name)
     if not found:
-        return user_code.as_kept(load_run(name, work)[0])
+        return user_code.record(load_run(name, work)[0])
     return kept(max(found, key=lambda path: path.stat().st_mtime)) or {}
 
 

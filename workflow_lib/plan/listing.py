@@ -1,4 +1,4 @@
-"""The plan as text."""
+"""The plan as text, for `everstep plan`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflow_lib.text import aligned, count
 
 
 def table(experiment: Experiment) -> str:
-    """The runs as text: a line a run with its id and the values that the sweep gives it, then the study."""
+    """Return the runs as a table, with the id and the swept values of each, and the study."""
     runs = expand(experiment)
     data = {run.data_id for run in runs}
     names = list(dict.fromkeys(name for run in runs for name in run.swept))
@@ -34,7 +34,7 @@ def table(experiment: Experiment) -> str:
 
 
 def columns(experiment: Experiment) -> list[str]:
-    """Lines that say what each data set of tables takes its columns for, or why it would be rejected."""
+    """Return lines that describe the columns of each table, or say why a data set would be rejected."""
     data = {run.data_id: run.config.data for run in expand(experiment)}
     lines = []
     for name, of_run in data.items():
@@ -42,7 +42,7 @@ def columns(experiment: Experiment) -> list[str]:
             described = plugins.column_descriptions(of_run.name, of_run.params, Path.cwd())
         except (EverstepError, OSError) as error:
             described = [f"rejected: {error}"]
-        lines += [line for line in ("", f"columns of {name}:", *(f"  {one}" for one in described)) if described]
+        lines += [text for text in ("", f"columns of {name}:", *(f"  {line}" for line in described)) if described]
     return lines
 
 
@@ -58,5 +58,5 @@ def _study_lines(experiment: Experiment, tune: Tune) -> list[str]:
         f" for {study_metric(experiment)}; the best is trained as `tuned`"
     )
     rows = [[f"  {name}", canonical(config.identity(space))] for name, space in tune.space.items()]
-    rows += [[f"  {name}", f"{canonical(value)} in the trials only"] for name, value in tune.set.items()]
+    rows += [[f"  {name}", f"{canonical(value)} for trials only"] for name, value in tune.set.items()]
     return [head, *aligned(rows)]

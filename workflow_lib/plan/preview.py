@@ -1,7 +1,6 @@
-"""Problems of runs that a look at the headers of their data, or at their model with a single sample, shows.
+"""Checks of runs before anything is trained: against the headers of their data files, and of batch norm.
 
-Nothing is trained and no data is read. torch is imported only for runs that compute a single sample at a time, which
-batch norm may not be able to normalise.
+torch is imported only for runs that compute one sample at a time, which batch norm may not be able to normalise.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from workflow_lib.plan import Run, RunConfig, data_settings
 if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
 
-ANY_FEATURES = 8  # of a table that is not read: batch norm needs two rows of any width
-ANY_SIZE = 64  # of images that are not read
+ANY_FEATURES = 8  # width of a table that is not read; batch norm needs two rows of any width
+ANY_SIZE = 64  # height and width of images that are not read
 ONLY_THE_TRAINING = (
     "each process computes one sample at a time (training.batch_size, training.accumulation_steps, runtime.nproc): "
     "only the training can tell whether the model's batch norm gets more than one value of each channel"
@@ -29,7 +28,7 @@ ONLY_THE_TRAINING = (
 
 
 def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], list[str]]:
-    """Return the problems of the runs, and what only their trainings can tell; each is said once."""
+    """Return the problems of the runs, and notes on what only the training can find; without duplicates."""
     problems: dict[str, None] = {}
     notes: dict[str, None] = {}
     facts: dict[str, plugins.DatasetFacts | None] = {}
@@ -60,10 +59,10 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
 
 
 def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -> list[str]:
-    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is not known."""
+    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if it is unknown."""
     plugin = plugins.load("models", run.model.name)
     if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
-        return []  # a model of this library without a normalisation: torch need not be imported
+        return []  # a model of this package without normalisation: no need to import torch
     spec, is_known = _spec(run, known)
     if spec is None:
         return [] if known.inputs else [ONLY_THE_TRAINING]
@@ -73,20 +72,20 @@ def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -
     from workflow_lib.training.model import explain_single_value
 
     try:
-        with torch.device("meta"):  # shapes are computed, and no numbers
+        with torch.device("meta"):  # computes shapes only
             model = plugin.build(plugin.Params.model_validate(run.model.params), spec).train()
             if not is_known:
                 return [ONLY_THE_TRAINING] if any(map(is_batch_norm, model.modules())) else []
             model(torch.zeros((1, *spec.input_shape)))
     except ValueError as error:
         explain_single_value(error, run.training, processes)
-    except Exception:  # a model that needs numbers cannot be asked like this
+    except Exception:  # a model that needs real numbers fails on the meta device
         return [ONLY_THE_TRAINING]
     return []
 
 
 def _spec(run: RunConfig, known: plugins.DatasetFacts) -> tuple[ModelSpec | None, bool]:
-    """Return the shapes that the model must fit, and whether batch norm will see the same shapes in the training."""
+    """Return the shapes of the data, and True if batch norm sees the same shapes in the training."""
     from workflow_lib.data import ModelSpec
 
     task = plugins.task(run.data.name, run.data.params)

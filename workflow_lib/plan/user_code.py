@@ -1,4 +1,4 @@
-"""The user's code and files that a run is trained with: its model, its hooks, and the files that their settings name.
+"""The user's code and files that a run is trained with: model, hooks, and the files that the model's settings name.
 
 Their digest is part of the name of a run's workspace, beside that of the data: other code is another training. The
 workspace keeps the text of the code, so that `everstep explain` can show the lines that differ. The user can accept a
@@ -15,7 +15,7 @@ from workflow_lib import config, files, plugins
 from workflow_lib.plan import RunConfig
 from workflow_lib.plugins import source_digest
 
-Kept = dict[str, Any]
+CodeRecord = dict[str, Any]  # of code.json in a workspace: digest, code, files
 
 
 def of(run: RunConfig) -> dict[str, source_digest.Code]:
@@ -37,24 +37,25 @@ def digest(run: RunConfig) -> str:
 
 
 def digest_of(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
-    return config.digest({"code": {kind: one.digest for kind, one in code.items()}, "files": named}, "code")
+    """Return the digest of code and of the digests of named files."""
+    return config.digest({"code": {kind: part.digest for kind, part in code.items()}, "files": named}, "code")
 
 
 def state(run: RunConfig) -> str:
     """Return a text that changes whenever the digest does, without reading large files."""
     named = {name: files.file_state(path) for name, path in files_of(run).items()}
-    return config.digest([{kind: one.digest for kind, one in of(run).items()}, named], "code")
+    return config.digest([{kind: part.digest for kind, part in of(run).items()}, named], "code")
 
 
 def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], str]:
-    """Return the function with a memory: for many runs, each model with its hooks is read once."""
-    known: dict[str, str] = {}
+    """Return the function with a cache: for many runs, the code of each model with its hooks is read once."""
+    cache: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
         key = config.canonical([run.model.name, run.model.params, run.training.hooks])
-        if key not in known:
-            known[key] = digest(run)
-        return known[key]
+        if key not in cache:
+            cache[key] = digest(run)
+        return cache[key]
 
     return of_run
 
@@ -72,8 +73,8 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def as_kept(run: RunConfig) -> Kept:
-    """Return the current code of the run, in the form that `keep` writes."""
+def record(run: RunConfig) -> CodeRecord:
+    """Return the record of the run's current code, which its workspace keeps."""
     code, named = of(run), {name: content_digest(path) for name, path in files_of(run).items()}
-    texts = {kind: {"digest": one.digest, "texts": one.texts} for kind, one in code.items()}
+    texts = {kind: {"digest": part.digest, "texts": part.texts} for kind, part in code.items()}
     return {"digest": digest_of(code, named), "code": texts, "files": named}

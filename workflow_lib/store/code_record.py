@@ -7,8 +7,8 @@ from typing import Any
 
 from workflow_lib import files
 from workflow_lib.errors import ConfigError
-from workflow_lib.plan import RunConfig
-from workflow_lib.plan.user_code import Kept, as_kept
+from workflow_lib.plan import RunConfig, user_code
+from workflow_lib.plan.user_code import CodeRecord
 from workflow_lib.store import layout
 
 
@@ -17,14 +17,14 @@ def keep(workspace: Path, run: RunConfig, expected: str) -> None:
 
     Raises ConfigError if the code no longer has the expected digest.
     """
-    now = as_kept(run)
+    now = user_code.record(run)
     if now["digest"] != expected:
         raise ConfigError("the code of the run changed while its training started: run the same command again")
     if not (path := layout.code_file(workspace)).exists():
         files.write_json(path, now)
 
 
-def kept(workspace: Path) -> Kept | None:
+def kept(workspace: Path) -> CodeRecord | None:
     """Return what `keep` wrote; None if there is nothing, as in workspaces of version 0.1."""
     path = layout.code_file(workspace)
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
