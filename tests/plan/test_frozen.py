@@ -93,7 +93,7 @@ def test_an_edited_frozen_run_is_rejected(folder: Path, change: dict[str, Any]) 
 def test_a_frozen_run_with_other_content_is_rejected_with_advice(folder: Path, content: str) -> None:
     path = plan.freeze(plan.base(experiment()), folder)
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f"^{path}: not .*Remove the file and run the pipeline again") as rejected:
+    with pytest.raises(ConfigError, match=f"^{path}: not .*Delete the file and run the pipeline again") as rejected:
         plan.load_run(path.parent.name, folder)
     assert str(rejected.value).count(str(path)) == 1
 
