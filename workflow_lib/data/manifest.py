@@ -25,9 +25,10 @@ PREPARE_AGAIN = (
 class ModelSpec:
     """Shapes that a model must accept and return.
 
-    input_shape   of one input; language: (context,), the largest number of tokens in an input
-    outputs       number of classes, of numbers to predict, or of tokens in the vocabulary
-    categories    table: the number of categories of each feature, 0 for a numeric one; otherwise empty
+    Attributes:
+        input_shape: of one input; language: (context,), the largest number of tokens in an input
+        outputs: number of classes, of numbers to predict, or of tokens in the vocabulary
+        categories: table: the number of categories of each feature, 0 for a numeric one; otherwise empty
     """
 
     input_shape: tuple[int, ...]

@@ -46,8 +46,9 @@ class SourceFile:
 class Feature:
     """A column of a table: numeric, or categorical, stored as the numbers 0, 1, ... of its categories.
 
-    centre   subtracted in float64 before the numbers are stored as float32; not 0 only if the numbers are close
-             together and far from 0, such as time stamps
+    Attributes:
+        centre: subtracted in float64 before the numbers are stored as float32; not 0 only if the numbers are
+            close together and far from 0, such as time stamps
     """
 
     name: str
@@ -59,28 +60,31 @@ class Feature:
 class Source:
     """The targets of a data set, and a function that reads its inputs: `open_source` of a data set returns it.
 
-    task        classification, regression or language; `task(params)` of the data set returns the same
-    targets     one array for each split of the data set; `train` is required. A missing `val` or `test` is drawn from
-                `train` by `data.split_seed` and the fractions, stratified by class.
-                classification: class numbers, int64 [n]; regression: finite float32 [n] or [n, outputs];
-                language: [n, 0], since the next token is the target
-    read        `read(split, rows)` returns the inputs of these rows, which are ascending: uint8 or float32
-                [rows, channels, ...]; language: uint8 or int32 tokens [rows, context + 1]
-    learn_from  `learn_from(rows)` returns the source as learned from these rows of train only; it is called with the
-                rows that remain after splits were drawn. None: the source does not depend on the rows
-    classes     names of the classes, in the order of their numbers
-    features    the columns of a table; inputs are [rows, features]. Only tables may have NaN: a missing number
-    vocabulary  the tokens of a language, in the order of their numbers
-    groups      a number for each row of train, int64 [n]: the rows of a group are drawn into the same split, and
-                the draw is not stratified
-    scale       divisor of stored inputs: 255 maps bytes to 0..1
-    files       the source files; a changed file is new data
-    content     digest of inputs that come from no file
-    row_digests  for each split and row the digest of the one file that the row is read from, if there is one: shards
-                whose rows did not change are linked from earlier data with the same settings
-    row_name    `row_name(split, row)` returns the name of a row in messages: its number or its file
-    close       closes what `read` keeps open
-    is_thread_safe  several threads may call `read` at once; otherwise they take turns, which is slower for large data
+    Attributes:
+        task: classification, regression or language; `task(params)` of the data set returns the same
+        targets: one array for each split of the data set; `train` is required. A missing `val` or `test` is
+            drawn from `train` by `data.split_seed` and the fractions, stratified by class. classification:
+            class numbers, int64 [n]; regression: finite float32 [n] or [n, outputs]; language: [n, 0], since
+            the next token is the target
+        read: `read(split, rows)` returns the inputs of these rows, which are ascending: uint8 or float32 [rows,
+            channels, ...]; language: uint8 or int32 tokens [rows, context + 1]
+        learn_from: `learn_from(rows)` returns the source as learned from these rows of train only; it is called
+            with the rows that remain after splits were drawn. None: the source does not depend on the rows
+        classes: names of the classes, in the order of their numbers
+        features: the columns of a table; inputs are [rows, features]. Only tables may have NaN: a missing
+            number
+        vocabulary: the tokens of a language, in the order of their numbers
+        groups: a number for each row of train, int64 [n]: the rows of a group are drawn into the same split,
+            and the draw is not stratified
+        scale: divisor of stored inputs: 255 maps bytes to 0..1
+        files: the source files; a changed file is new data
+        content: digest of inputs that come from no file
+        row_digests: for each split and row the digest of the one file that the row is read from, if there is
+            one: shards whose rows did not change are linked from earlier data with the same settings
+        row_name: `row_name(split, row)` returns the name of a row in messages: its number or its file
+        close: closes what `read` keeps open
+        is_thread_safe: several threads may call `read` at once; otherwise they take turns, which is slower for
+            large data
     """
 
     task: Task = "classification"

@@ -24,10 +24,11 @@ from workflow_lib.tasks.facts import Task, names, task_facts
 class DatasetFacts:
     """Facts about a data set that its settings or file headers give; None is known only once the data is read.
 
-    size      height and width of the images
-    channels  channels of the images
-    classes   number of classes
-    samples   total number of samples, if Everstep draws every split from them
+    Attributes:
+        size: height and width of the images
+        channels: channels of the images
+        classes: number of classes
+        samples: total number of samples, if Everstep draws every split from them
     """
 
     inputs: Inputs | None = None

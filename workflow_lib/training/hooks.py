@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """What a hook sees; it is to be read, and the model's weights are to be left as they are.
+    """The state that a hook may read. A hook must not change the model's weights.
 
-    step, epoch     done so far
-    learning_rate   of the next step
-    loss            of the step that has just been done, by rank 0's samples; None but in on_step_end
-    history         a row of metrics for each epoch
-    model           the module that is trained
+    Attributes:
+        step: finished optimizer steps
+        epoch: finished epochs
+        learning_rate: of the next step
+        loss: of the last step, on the samples of rank 0; None except in on_step_end
+        history: the metrics of each epoch
+        model: the module that is trained
     """
 
     step: int
