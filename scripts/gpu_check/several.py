@@ -174,7 +174,7 @@ def _no_network(machine: Machine, folder: Path) -> str:
     if code == 0 and not several:
         raise Skipped("one rank needs no connection")
     last = tail(said, 3)
-    if code != 1 or "NCCL" not in last and "nccl" not in last or "without a word" in last:
+    if code != 1 or "NCCL" not in last and "nccl" not in last or "left no report" in last:
         raise Failed(f"ended with {code}, and does not say what NCCL said: {last}")
     return "NCCL's error is the message"
 

@@ -1,4 +1,4 @@
-"""A launcher or a rank that cannot join the others ends in time, obeys SIGTERM, and says why."""
+"""A launcher or a rank that cannot join the others ends in time, obeys SIGTERM, and reports the reason."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_training_needs_no_name_resolution(fresh: Fresh, tmp_path: Path, ranks
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_training_with_too_few_descriptors_ends_and_says_so(fresh: Fresh, ranks: int) -> None:
-    """Each number ends another way: in the launcher, as it starts a rank, or in a rank as it connects."""
+def test_a_training_with_too_few_descriptors_fails_with_the_reason(fresh: Fresh, ranks: int) -> None:
+    """Each number fails at another place: in the launcher when it starts a rank, or in a rank when it connects."""
     codes = []
     for spare in range(2, 20, 1 if ranks > 1 else 3):
         run = fresh({"runtime": {"nproc": ranks, "hang_timeout_s": 5}})
@@ -59,12 +59,12 @@ def test_a_training_with_too_few_descriptors_ends_and_says_so(fresh: Fresh, rank
         codes.append(run.warm.wait(pid, timeout_s=120))
         assert codes[-1] in (FINISHED, FAILED), f"{spare} descriptors:\n{run.log}"
         assert codes[-1] == FINISHED or "Raise the limit of open files" in run.log.splitlines()[-1], run.log
-        assert members(pid) == []
+        until(lambda group=pid: not members(group), "all ranks to end")
     assert codes[0] == FAILED
     assert ranks > 1 or codes[-1] == FINISHED
 
 
-def test_ranks_that_wait_for_each_other_are_ended_by_sigterm(fresh: Fresh) -> None:
+def test_sigterm_ends_ranks_that_wait_for_each_other(fresh: Fresh) -> None:
     run = fresh(with_ranks(2))
     pid = run.warm.start(run.order(plant="tests.plugins.plants:rank_one_never_joins"))
     until(lambda: len(members(pid)) == 3, "both ranks to be there")
@@ -76,7 +76,7 @@ def test_ranks_that_wait_for_each_other_are_ended_by_sigterm(fresh: Fresh) -> No
     until(lambda: not members(pid), "the ranks to end")
 
 
-def test_ranks_that_wait_for_each_other_are_ended_after_hang_timeout(fresh: Fresh) -> None:
+def test_the_hang_timeout_ends_ranks_that_wait_for_each_other(fresh: Fresh) -> None:
     run = fresh({"runtime": {"nproc": 2, "hang_timeout_s": 3}})
     assert run.attempt(plant="tests.plugins.plants:rank_one_never_joins") == FAILED
     assert "no rank has made a step for 3 s (runtime.hang_timeout_s)" in run.log
@@ -87,8 +87,8 @@ def place() -> dict[str, str]:
     return {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.7", nodes.PORT: str(nodes._free_port())}
 
 
-def test_the_wait_for_other_nodes_is_no_hang_of_the_ranks(fresh: Fresh) -> None:
-    """A node that comes later than hang_timeout_s joins, and the training ends well."""
+def test_waiting_for_other_nodes_is_not_a_hang(fresh: Fresh) -> None:
+    """A node joins that connects later than hang_timeout_s, and the training finishes."""
     hang_s = 5
     changes = {"runtime": {"nproc": 1, "nodes": 2, "device": "cpu", "hang_timeout_s": hang_s}}
     run, where = fresh(changes), place()
@@ -107,8 +107,8 @@ def test_the_wait_for_other_nodes_is_no_hang_of_the_ranks(fresh: Fresh) -> None:
         (1, "node 1: the launcher of node 0 does not answer at 127.0.0.7:{port} after 6 s"),
     ],
 )
-def test_a_launcher_names_the_node_that_does_not_come(fresh: Fresh, node: int, told: str) -> None:
-    """The first launcher comes once it owns the workspace, which can take lease_timeout_s (5 s here)."""
+def test_a_launcher_names_the_node_that_does_not_connect(fresh: Fresh, node: int, told: str) -> None:
+    """The first launcher connects once it owns the workspace, which can take lease_timeout_s (5 s here)."""
     changes = {"runtime": {"nproc": 1, "nodes": 2, "device": "cpu", "hang_timeout_s": 1}}
     run, where = fresh(changes), place()
     pid = of_two_nodes(run, node, plant="tests.plugins.plants:nodes_come_at_once", **where)

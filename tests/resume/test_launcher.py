@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {"training": {"epochs": 1}}
 
 
 def of_user(tmp_path: Path, warm: Warm, more: str = "", changes: dict[str, Any] | None = None) -> Project:
-    """A project whose model asks for GPUs when it is imported."""
+    """Prepare a project whose model asks for GPUs when it is imported."""
     model = {"model": {"name": "mine.nets"}}
     settings = merged(merged(merged(SETTINGS, SHORT), model), changes or {})
     files = {"mine/__init__.py": "", "mine/nets.py": ASKING.format(more=more)}
@@ -66,7 +66,7 @@ def test_a_trial_starts_no_cuda_in_its_launcher(tmp_path: Path, warm: Warm) -> N
     assert not (run.folder / TOUCHED).exists()
 
 
-def test_a_proof_of_exact_resume_starts_no_cuda_in_any_launcher(tmp_path: Path, warm: Warm) -> None:
+def test_prove_resume_starts_no_cuda_in_any_launcher(tmp_path: Path, warm: Warm) -> None:
     run = of_user(tmp_path, warm)
     command, plant = ["prove-resume", "experiment.yaml", "--kills", "1"], "tests.support.forbidden:with_nvml"
     assert warm.run(Order(command, str(run.folder), str(run.folder / "log.txt"), plant=plant)) == 0, run.log
@@ -84,7 +84,7 @@ def test_a_model_that_starts_cuda_when_it_is_imported_is_named_before_ranks_are_
     assert not list(run.workspace.glob("attempts/*.json"))
 
 
-def test_a_proof_names_such_a_model_before_it_trains(tmp_path: Path, warm: Warm) -> None:
+def test_prove_resume_names_such_a_model_before_it_trains(tmp_path: Path, warm: Warm) -> None:
     library = driver.build(tmp_path)
     run = of_user(tmp_path, warm, more=f"import ctypes; ctypes.CDLL({str(library)!r}).cuInit(0)")
     command, log = ["prove-resume", "experiment.yaml", "--kills", "1"], run.folder / "proof.txt"

@@ -1,4 +1,4 @@
-"""One attempt at a time owns a run; one that wakes too late changes nothing, and is told who holds it."""
+"""One attempt at a time owns a run; a former owner that wakes changes nothing, and others learn who holds it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ LONG = {"training": {"epochs": 4000}, "checkpoint": {"interval_steps": 50}}
 
 
 def contents(run: Project) -> dict[str, bytes]:
-    """All files of the run that say what was trained."""
+    """Return all files of the run that depend on the training."""
     kept = [run.workspace / "metrics.jsonl", *run.checkpoints.rglob("*"), *run.output.parent.iterdir()]
     return {str(path): path.read_bytes() for path in kept if path.is_file()}
 
 
-def test_a_second_launcher_leaves_the_first_alone_and_says_who_it_is(fresh: Fresh) -> None:
+def test_a_second_launcher_is_rejected_and_names_the_first(fresh: Fresh) -> None:
     run = fresh(LONG)
     first = run.start()
     until(run.newest_step, "a checkpoint")
     assert run.warm.wait(run.start()) == STOPPED
     assert re.search(rf"everstep train: .* is being trained by attempt \w{{8}} \(host .*pid {first}\)", run.log)
     saved = run.newest_step()
-    until(lambda: run.newest_step() > saved, "the first to go on")
+    until(lambda: run.newest_step() > saved, "the first attempt to continue")
     os.kill(first, signal.SIGTERM)
     assert run.warm.wait(first) == STOPPED
 
 
-def test_one_that_waits_for_the_owner_stops_at_once_when_asked(fresh: Fresh) -> None:
+def test_a_launcher_that_waits_for_the_owner_stops_at_once_when_asked(fresh: Fresh) -> None:
     run = fresh({**LONG, "runtime": {"lease_wait_s": 600.0}})
     first = run.start()
     until(run.newest_step, "a checkpoint")
@@ -55,7 +55,7 @@ def test_one_that_waits_for_the_owner_stops_at_once_when_asked(fresh: Fresh) -> 
 def test_an_owner_that_wakes_after_its_successor_finished_changes_nothing(
     fresh: Fresh, reference: Fresh, place: str
 ) -> None:
-    """It is stopped, as a whole, where it would next write; a second attempt takes over and seals the run."""
+    """All its processes are stopped before its next write; a second attempt takes over and finishes the run."""
     run = fresh(QUICK)
     zombie = run.start({"point": place, "count": 7 if place == "fetch" else 1, "signal": "SIGSTOP", "target": "group"})
     until(lambda: all_stopped(zombie), "the first to be stopped")
@@ -74,9 +74,7 @@ def all_stopped(group: int) -> bool:
     return len(processes) > 1 and set(processes.values()) == {"T"}
 
 
-def test_the_lease_of_another_host_is_honoured_while_it_beats_and_taken_over_when_it_rests(
-    fresh: Fresh, reference: Fresh
-) -> None:
+def test_the_lease_of_another_host_is_taken_over_only_after_its_heartbeat_stops(fresh: Fresh, reference: Fresh) -> None:
     run = fresh()
     assert run.attempt({"point": "fetch", "count": 7, "target": "launcher"}) < 0
     lease = sorted((run.workspace / "leases").glob("*.json"))[-1]

@@ -1,4 +1,4 @@
-"""Several ranks are as exact as one; whatever happens to one of them, the job ends, says why and leaves nobody."""
+"""Several ranks are as exact as one. If a rank fails, the job ends, names the cause and leaves no process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workflow_lib.store import attempts as ws
 
 
 def running(run: Project, fault: dict[str, Any] | None = None) -> tuple[int, dict[int, int]]:
-    """A started attempt that is in its loop: its launcher, and the process of each rank."""
+    """Start an attempt; return its launcher and the process of each rank once it trains."""
     begun = len(run.began_at())
     pid = run.start(*([fault] if fault else []))
     until(lambda: len(run.began_at()) > begun, "the training to begin")
@@ -53,7 +53,7 @@ def long_with_ranks(ranks: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
-    """Three or more ranks are what tells: two sums are equal in either order."""
+    """Three ranks or more: with two, sums are equal in either order."""
     changes = with_ranks(ranks)
     run, last = fresh(changes), ranks - 1
     for fault, code in (
@@ -69,7 +69,7 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
 
 
 def test_a_later_node_may_come_before_the_first(fresh: Fresh, reference: Fresh) -> None:
-    """Two launchers as ``srun`` starts them; the first node's has not even made the workspace yet."""
+    """Two launchers, as ``srun`` starts them; that of the first node has not created the workspace yet."""
     run, port = fresh(with_ranks(1, nodes=2)), str(nodes._free_port())
     slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", nodes.PORT: port, nodes.TOKEN: "a" * 32}
     later = run.warm.start(run.order(**slurm, SLURM_NODEID="1"))
@@ -91,8 +91,8 @@ def build(params, spec):
 """
 
 
-def test_nodes_that_have_read_different_code_train_nothing_and_say_so(warm: Warm, tmp_path: Path) -> None:
-    """Two nodes with folders of their own, of which one has an older file; ``work`` and ``results`` are shared."""
+def test_nodes_that_have_read_different_code_are_rejected(warm: Warm, tmp_path: Path) -> None:
+    """Two nodes with separate folders, one of which has an older file; ``work`` and ``results`` are shared."""
     settings = merged(SETTINGS, with_ranks(1, nodes=2)) | {"model": {"name": "halfway.net"}}
     files = {"halfway/__init__.py": "", "halfway/net.py": MODEL.replace("WIDTH", "8")}
     run = prepare(tmp_path / "first", warm, settings, files)
@@ -144,7 +144,7 @@ def test_a_signal_to_stop_saves_and_ends_all(fresh: Fresh, who: str) -> None:
     assert f"at step {run.newest_step()}; saved" in run.log.splitlines()[-1]
 
 
-def test_a_stop_that_is_followed_by_a_kill_loses_nothing_that_was_saved(fresh: Fresh) -> None:
+def test_a_kill_after_a_stop_loses_no_saved_step(fresh: Fresh) -> None:
     run = fresh(long_with_ranks(2))
     launcher, _ = running(run)
     until(run.newest_step, "a checkpoint")
@@ -159,7 +159,7 @@ def test_a_stop_that_is_followed_by_a_kill_loses_nothing_that_was_saved(fresh: F
 
 
 def test_a_rank_that_dies_while_the_others_wait_for_it_ends_the_job_too(fresh: Fresh) -> None:
-    """Half a minute: torch gives the others that long to end by themselves, which they cannot."""
+    """Takes half a minute: torch waits that long for the other ranks to end by themselves, which they cannot."""
     run = fresh(with_ranks(2))
     assert run.attempt({"point": "join", "rank": 1}) == FAILED
     assert "rank 1 was killed by SIGKILL" in run.log.splitlines()[-1]
@@ -175,7 +175,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(fresh: Fresh) -> None:
     assert members(launcher) == []
 
 
-def test_a_launcher_that_dies_takes_its_ranks_along(fresh: Fresh) -> None:
+def test_ranks_end_with_their_launcher(fresh: Fresh) -> None:
     run = fresh(long_with_ranks(2))
     launcher, ranks = running(run)
     os.kill(launcher, signal.SIGKILL)
@@ -183,7 +183,7 @@ def test_a_launcher_that_dies_takes_its_ranks_along(fresh: Fresh) -> None:
     until(lambda: members(launcher) == [], "the ranks to end")
 
 
-def test_a_rank_that_something_stopped_ends_the_job_and_is_named(fresh: Fresh) -> None:
+def test_a_rank_that_is_stopped_from_outside_ends_the_job_and_is_named(fresh: Fresh) -> None:
     run = fresh(long_with_ranks(2, hang_timeout_s=10))
     launcher, ranks = running(run)
     os.kill(ranks[1], signal.SIGSTOP)
@@ -200,7 +200,7 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(fresh: Fresh) -> None:
     assert run.findings == []
 
 
-def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
+def test_a_rank_that_exits_without_a_result_ends_the_job(fresh: Fresh) -> None:
     run = fresh()
     assert run.attempt(plant="tests.plugins.plants:the_rank_leaves") == FAILED
     assert "the ranks ended without a result and without an error" in run.log.splitlines()[-1]
@@ -208,7 +208,7 @@ def test_a_rank_that_leaves_without_a_word_ends_the_job(fresh: Fresh) -> None:
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
-def test_what_a_persons_code_left_running_holds_no_rank_that_is_done(fresh: Fresh, kind: str) -> None:
+def test_threads_and_processes_of_the_users_code_do_not_delay_a_finished_rank(fresh: Fresh, kind: str) -> None:
     run = fresh({"model": {"name": "tests.plugins.lasting", "params": {"kind": kind}}, "runtime": {"nproc": 2}})
     assert run.attempt() == FINISHED
     for rank in (0, 1):

@@ -36,9 +36,7 @@ def _addresses(process: psutil.Process) -> set[str]:
 
 
 @pytest.mark.parametrize(("ranks", "addresses"), [(1, set()), (3, {"127.0.0.1"})])
-def test_a_training_on_one_machine_listens_on_nothing_but_loopback(
-    fresh: Fresh, ranks: int, addresses: set[str]
-) -> None:
+def test_a_training_on_one_machine_listens_on_loopback_only(fresh: Fresh, ranks: int, addresses: set[str]) -> None:
     run = fresh(long_with_ranks(ranks))
     launcher, processes = running(run)
     try:
@@ -55,9 +53,7 @@ def of_two_nodes(run: Project, node: int, plant: str | None = None, **changes: s
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_launcher_that_waits_for_another_node_stops_when_it_is_asked_to(
-    fresh: Fresh, reference: Fresh, node: int
-) -> None:
+def test_a_launcher_that_waits_for_another_node_stops_when_asked(fresh: Fresh, reference: Fresh, node: int) -> None:
     """The first launcher listens on the job's address only; a later launcher finds no listener there."""
     run, place = fresh(with_two_nodes()), {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.7", nodes.PORT: str(nodes._free_port())}
     pid = of_two_nodes(run, node, **place)
@@ -65,7 +61,7 @@ def test_a_launcher_that_waits_for_another_node_stops_when_it_is_asked_to(
         until(lambda: listening(pid), "the launcher to listen")
         assert listening(pid) == {"127.0.0.7"}
     else:
-        until(lambda: psutil.Process(pid).net_connections("inet") or is_in_rendezvous(run), "the launcher to look")
+        until(lambda: psutil.Process(pid).net_connections("inet") or is_in_rendezvous(run), "the launcher to connect")
     os.kill(pid, signal.SIGTERM)
     assert run.warm.wait(pid) == STOPPED
     assert "stopped while waiting for the launchers of the other nodes" in run.log
