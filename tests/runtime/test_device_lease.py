@@ -110,7 +110,7 @@ def test_no_job_overtakes_one_that_waits_for_more_devices(folder: Path) -> None:
         large = Waiting(folder, 2)
         try:
             until(lambda: large.reasons, "the large job waits")
-            with pytest.raises(Waits, match="1 kept for run abc"), lease(folder, 1):
+            with pytest.raises(Waits, match="1 reserved for run abc"), lease(folder, 1):
                 pass
             small = Waiting(folder, 1)
             until(lambda: small.reasons, "the small job waits")
@@ -147,7 +147,7 @@ def test_a_waiting_job_that_is_suspended_delays_no_other(folder: Path) -> None:
         waits.send_signal(signal.SIGSTOP)
         until(lambda: Path(f"/proc/{waits.pid}/stat").read_text().split()[2] == "T", "it is suspended")
         ticket = folder / tickets(folder)[1]
-        with pytest.raises(Waits, match="1 kept for run xyz"), lease(folder, 1):
+        with pytest.raises(Waits, match="1 reserved for run xyz"), lease(folder, 1):
             pass
         long_ago = time.time() - 2 * device_lease.SILENT_S
         os.utime(ticket, (long_ago, long_ago))

@@ -131,7 +131,7 @@ def _lock(path: Path) -> int | None:
 def interface(address: str) -> str | None:
     """Return the name of the network interface with the IPv4 address; None if there is none."""
     for name, found in psutil.net_if_addrs().items():
-        if any(one.family == socket.AF_INET and one.address == address for one in found):
+        if any((entry.family, entry.address) == (socket.AF_INET, address) for entry in found):
             return name
     return None
 

@@ -6,7 +6,7 @@
 The locks alone guarantee that a GPU has at most one holder. The kernel releases a lock when the process that took it
 and all processes forked from it have ended, for any reason. The tickets provide the order and the names of the holders.
 Each ticket is locked by its process, and is ignored once it is unlocked. GPUs are given in the order of the tickets:
-free GPUs are kept for earlier tickets, so trainings that need one GPU cannot starve a training that needs four.
+free GPUs are reserved for earlier tickets, so trainings that need one GPU cannot starve a training that needs four.
 
 There is no global lock, since a suspended process could hold it. The folder is for all users (mode 1777, like /tmp),
 and no user writes to a file of another. Processes in containers take part if they share the host's folder.
@@ -167,7 +167,7 @@ class _OwnTicket:
 
 
 def _taken(tickets: Sequence[Ticket], own: Ticket, now: float) -> dict[str, Ticket]:
-    """Return the GPUs that `own` cannot have, each with its holder, or the earlier ticket that it is kept for."""
+    """Return the GPUs that `own` cannot have, each with its holder, or the earlier ticket that it is reserved for."""
     others = [ticket for ticket in tickets if ticket.number != own.number]
     taken = {name: ticket for ticket in others for name in ticket.held}
     for ticket in others:
@@ -207,12 +207,12 @@ def _lock_gpu(folder: int, name: str) -> int | None:
 
 
 def _reason(choice: Mapping[str, str], taken: Mapping[str, Ticket]) -> str:
-    """Return a text that names the holders of the GPUs, and the earlier tickets that they are kept for."""
+    """Return a text that names the holders of the GPUs, and the earlier tickets that they are reserved for."""
     found: dict[Ticket, list[str]] = {}
     for id, name in choice.items():
         if name in taken:
             found.setdefault(taken[name], []).append(id)
-    reasons = [f"{', '.join(ids)} {'held by' if each.held else 'kept for'} {each}" for each, ids in found.items()]
+    reasons = [f"{', '.join(ids)} {'held by' if each.held else 'reserved for'} {each}" for each, ids in found.items()]
     return "; ".join(reasons) or "another process is about to take them"
 
 
