@@ -53,12 +53,12 @@ def test_copies_in_drawn_splits_are_reported(tmp_path: Path, write: Writer, capl
     pictures = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
     name, params = write(tmp_path, np.repeat(pictures[:10], 6, axis=0), np.repeat(np.arange(10) % 2, 6))
     prepare({"name": name, "params": params}, tmp_path, tmp_path / "work")
-    told = [message for message in caplog.messages if "copies of samples of train" in message]
-    assert [message.split(" copies")[0] for message in told] == [
+    logged = [message for message in caplog.messages if "copies of samples of train" in message]
+    assert [message.split(" copies")[0] for message in logged] == [
         "9 of 9 samples of val are",
         "12 of 12 samples of test are",
     ]
-    first, other = told[0].split("the first: ")[1].split("): ")[0].split(" = ")
+    first, other = logged[0].split("the first: ")[1].split("): ")[0].split(" = ")
     assert first != other
     if write is files:
         assert Path(first).read_bytes() == Path(other).read_bytes()
@@ -77,8 +77,8 @@ def test_equal_inputs_with_two_labels_are_reported(
     pictures[41] = pictures[10]
     name, params = write(tmp_path, pictures, np.arange(60) % 2)
     prepare({"name": name, "params": params}, tmp_path, tmp_path / "work")
-    (told,) = [message for message in caplog.messages if "different targets" in message]
-    assert told.startswith(
+    (logged,) = [message for message in caplog.messages if "different targets" in message]
+    assert logged.startswith(
         "2 of 60 samples have inputs that occur with different targets (1 different input; the first: "
     )
 

@@ -141,15 +141,15 @@ def test_the_ranks_verify_every_shard_between_them(prepared: Prepare, tmp_path: 
         path = tmp_path / "work" / "data" / manifest.store / shard.name
         whole = path.read_bytes()
         flip(path)
-        refused = 0
+        rejected = 0
         for rank in range(3):
             try:
                 data.load_split(
                     manifest, "train", tmp_path / "work", in_memory=False, ranks=Ranks(rank=rank, world_size=3)
                 )
             except DataError:
-                refused += 1
-        assert refused == 1
+                rejected += 1
+        assert rejected == 1
         path.write_bytes(whole)
 
 
@@ -242,9 +242,9 @@ def test_a_training_from_memory_is_resumed_from_shards(stop: int, prepared: Prep
 
 def _bits(trainer: Trainer) -> dict[str, Any]:
     tensors = {
-        f"{group}.{name}": one.detach().numpy().tobytes()
+        f"{group}.{name}": tensor.detach().numpy().tobytes()
         for group, named in snapshot.tensors(trainer.state).items()
-        for name, one in named.items()
+        for name, tensor in named.items()
     }
     return {**tensors, "history": trainer.state.progress.history}
 
@@ -253,9 +253,9 @@ def test_data_larger_than_the_memory_is_prepared_and_trained_on(tmp_path: Path) 
     command = [sys.executable, "-m", "tests.support.bounded", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     stored = sum(path.stat().st_size for path in (tmp_path / "work").rglob("*.safetensors"))
-    assert stored > 2 * told["room"]
-    assert told["steps"] == 26_000 // 64
-    assert told["refused in one shard"]
-    assert told["refused in memory"]
+    assert stored > 2 * result["room"]
+    assert result["steps"] == 26_000 // 64
+    assert result["refused in one shard"]
+    assert result["refused in memory"]

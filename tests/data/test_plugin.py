@@ -174,10 +174,10 @@ def test_an_invalid_source_is_rejected(
     opening: str, message: str, mine: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = mine(opening, FAULTY)
-    with pytest.raises(UserError) if message else nullcontext() as refused:
+    with pytest.raises(UserError) if message else nullcontext() as rejected:
         data.prepare(settings, tmp_path, tmp_path / "work")
     if message:
-        said = str(refused.value)
+        said = str(rejected.value)
         assert f"data set `{settings['name']}`: {message}" in said
         assert len(said.splitlines()) == 1
 
@@ -213,11 +213,11 @@ def test_a_constant_channel_is_only_shifted(mine: Callable[[str], dict[str, Any]
 
 
 def test_changed_code_of_a_data_set_never_reuses_shards(mine: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    one = data.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
-    two = data.prepare(mine(FLOATS.replace("0.1", "0.3")), tmp_path, tmp_path / "work")
-    three = data.prepare(mine(FLOATS.replace("rows[", "rows[:][")), tmp_path, tmp_path / "work")
-    assert len({one.store, two.store, three.store}) == 3
-    assert one.digest == three.digest != two.digest
+    first = data.prepare(mine(FLOATS), tmp_path, tmp_path / "work")
+    second = data.prepare(mine(FLOATS.replace("0.1", "0.3")), tmp_path, tmp_path / "work")
+    third = data.prepare(mine(FLOATS.replace("rows[", "rows[:][")), tmp_path, tmp_path / "work")
+    assert len({first.store, second.store, third.store}) == 3
+    assert first.digest == third.digest != second.digest
 
 
 def test_changed_code_of_an_imported_module_never_reuses_shards(

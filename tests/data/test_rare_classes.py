@@ -31,11 +31,11 @@ def test_train_has_every_class_and_a_split_without_one_is_reported(
     manifest = prepare(few(tmp_path) | {"split_seed": seed}, tmp_path, tmp_path / "work")
     assert all(manifest.splits["train"].per_class)
     assert sum(split.samples for split in manifest.splits.values()) == 103
-    told = [message for message in caplog.messages if "has no sample of class" in message]
-    assert len(told) == 2
-    assert "`d`" in told[0]
-    assert "the val split" in told[0]
-    assert "the test split" in told[1]
+    logged = [message for message in caplog.messages if "has no sample of class" in message]
+    assert len(logged) == 2
+    assert "`d`" in logged[0]
+    assert "the val split" in logged[0]
+    assert "the test split" in logged[1]
 
 
 def test_rare_classes_are_dropped_or_merged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,10 +216,10 @@ def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        told = [worker.communicate(timeout=300) for worker in workers]
+        outputs = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    (manifest,) = (Manifest.model_validate_json(text) for text in {output for output, _ in told})
-    assert sum(log.count("samples") for _, log in told) == len(manifest.shards)
+    (manifest,) = (Manifest.model_validate_json(text) for text in {output for output, _ in outputs})
+    assert sum(log.count("samples") for _, log in outputs) == len(manifest.shards)
     assert sorted(files(manifest, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
     assert [path for path in (tmp_path / "work").rglob("*") if path.name.endswith(".tmp")] == []
 
@@ -327,10 +327,10 @@ def test_a_shard_that_is_not_a_regular_file_is_written_again(kind: str, tmp_path
 def test_a_stale_lock_of_another_kind_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preparation was killed on a disk without locks."""
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     manifest = prepare(tmp_path)
     (files(manifest, tmp_path)[0].parent / ".lock").write_text("1\nelsewhere\n")
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", fail)
     assert wait(fork(lambda: prepare(tmp_path)), timeout_s=60) == SURVIVED

@@ -36,8 +36,8 @@ def test_classes_are_in_proportion_in_every_split(targets: np.ndarray, fractions
 @unhurried
 @given(TARGETS, FRACTIONS, st.integers(0, 2**32 - 1))
 def test_a_split_is_a_function_of_its_seed(targets: np.ndarray, fractions: list[float], seed: int) -> None:
-    one, two = (stratified_split(targets, fractions, seed) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    first, second = (stratified_split(targets, fractions, seed) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_split_never_changes() -> None:
@@ -66,7 +66,7 @@ def test_rows_of_a_group_go_into_one_split(sizes: list[int], fractions: list[flo
     for part, fraction in zip(parts[1:], fractions, strict=True):
         assert len(part) <= fraction * len(groups) + max(sizes) / 2
     again = grouped_split(groups, fractions, seed)
-    assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
+    assert all(np.array_equal(part, same) for part, same in zip(parts, again, strict=True))
 
 
 def test_groups_of_one_row_meet_the_fractions_exactly() -> None:

@@ -45,18 +45,12 @@ def prepared(folder: Path, name: str, path: str, **settings: Any) -> Manifest:
 
 
 def inputs_of(manifest: Manifest, folder: Path, split: str = "train") -> np.ndarray:
-    found = [folder / "work" / "data" / manifest.store / one.name for one in manifest.shards if one.split == split]
+    store = folder / "work" / "data" / manifest.store
+    found = [store / shard.name for shard in manifest.shards if shard.split == split]
     return np.concatenate([stored.inputs for path in found if (stored := read_shard(path))])
 
 
 IDS = [2**60 + row % 4 for row in range(40)]
-
-
-@contextmanager
-def opened_table(path: Path, **params: Any) -> Iterator[Source]:
-    plugin = plugins.load("data", "table")
-    with closing(plugin.open_source(plugin.Params(path=path, **params), path.parent)) as source:
-        yield source
 
 
 def diabetes() -> pd.DataFrame:

@@ -131,10 +131,10 @@ def test_files_that_swap_their_names_are_new_data(images: Path, tmp_path: Path) 
     """Otherwise shards would verify, but have another order than after a fresh preparation."""
     settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}}
     before = prepare(settings, tmp_path, tmp_path / "work")
-    one, two = images / "digit 0" / "01.png", images / "digit 0" / "02.png"
-    one.rename(images / "x.tmp")
-    two.rename(one)
-    (images / "x.tmp").rename(two)
+    first, second = images / "digit 0" / "01.png", images / "digit 0" / "02.png"
+    first.rename(images / "x.tmp")
+    second.rename(first)
+    (images / "x.tmp").rename(second)
     assert prepare(settings, tmp_path, tmp_path / "work").digest != before.digest
 
 
@@ -328,7 +328,7 @@ def test_damaged_images_are_rejected_or_decoded_but_never_crash(tmp_path: Path) 
     """Each of 500 damaged files gives an image or an error that names the file."""
     random = np.random.default_rng(0)
     photograph = Image.fromarray(load_sample_image("flower.jpg")).resize((32, 24))
-    refused = 0
+    rejected = 0
     for suffix in (".png", ".jpg"):
         folder = tmp_path / suffix
         good = one_image(folder, photograph, suffix, channels="rgb")
@@ -343,5 +343,5 @@ def test_damaged_images_are_rejected_or_decoded_but_never_crash(tmp_path: Path) 
                     assert source.read("train", np.array([1]))[0].shape == good.shape
             except DataError as error:
                 assert str(path) in str(error)  # noqa: PT017 (not every byte makes it raise)
-                refused += 1
-    assert refused > 200
+                rejected += 1
+    assert rejected > 200

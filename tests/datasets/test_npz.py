@@ -247,8 +247,8 @@ def test_a_split_without_a_class_is_reported_with_the_counts(tmp_path: Path, cap
     path = saved(tmp_path, arrays)
     manifest = data.prepare({"name": "npz", "params": {"path": path.name}}, tmp_path, tmp_path / "work")
     assert manifest.splits["val"].per_class == (0, 12, 0)
-    (told,) = [one for one in caplog.messages if "has no sample" in one]
-    assert "the val split has no sample of class `0`, `2` (0: 0, 1: 12, 2: 0)" in told
+    (logged,) = [message for message in caplog.messages if "has no sample" in message]
+    assert "the val split has no sample of class `0`, `2` (0: 0, 1: 12, 2: 0)" in logged
 
 
 class Bomb:

@@ -17,7 +17,7 @@ from tests.datasets.made import (
     diabetes,
     everything,
     in_splits,
-    opened_table,
+    opened,
     wines,
     written,
 )
@@ -29,9 +29,10 @@ from workflow_lib.errors import DataError
 
 def values(manifest: data.Manifest, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and targets of a split as stored in the shards."""
-    paths = [folder / "work" / "data" / manifest.store / one.name for one in manifest.shards if one.split == split]
-    stored = [shard for path in paths if (shard := read_shard(path))]
-    return np.concatenate([one.inputs for one in stored]), np.concatenate([one.targets for one in stored])[:, 0]
+    store = folder / "work" / "data" / manifest.store
+    paths = [store / shard.name for shard in manifest.shards if shard.split == split]
+    stored = [content for path in paths if (content := read_shard(path))]
+    return np.concatenate([content.inputs for content in stored]), np.concatenate([c.targets for c in stored])[:, 0]
 
 
 class TableContract(ChecksumContract):
@@ -85,7 +86,7 @@ class TestParquetClassificationWithSplits(TableContract):
 def test_the_values_are_those_of_the_file(tmp_path: Path) -> None:
     frame = diabetes()
     frame.to_csv(tmp_path / "x.csv", index=False)
-    with opened_table(tmp_path / "x.csv", target="target", task="regression") as source:
+    with opened("table", tmp_path / "x.csv", target="target", task="regression") as source:
         inputs = everything(source)
         names = [feature.name for feature in source.features]
         np.testing.assert_array_equal(source.targets["train"], frame["target"].astype(np.float32))
@@ -111,7 +112,7 @@ def test_csv_and_parquet_are_the_same_data(tmp_path: Path) -> None:
 def test_a_split_column_gives_the_split_of_each_row(tmp_path: Path) -> None:
     frame = in_splits(wines())
     frame.to_csv(tmp_path / "x.csv", index=False)
-    with opened_table(tmp_path / "x.csv", target="grower", split="part") as source:
+    with opened("table", tmp_path / "x.csv", target="grower", split="part") as source:
         assert "part" not in [feature.name for feature in source.features]
         for split in ("train", "val", "test"):
             rows = frame[frame["part"] == split]
@@ -121,7 +122,7 @@ def test_a_split_column_gives_the_split_of_each_row(tmp_path: Path) -> None:
 
 def test_a_category_that_train_does_not_have_is_unknown(tmp_path: Path) -> None:
     path = written(tmp_path, "c,y,s", "b,1,train", "a,2,train", "new,1,val", ",2,val", "other,1,test", "a,2,test")
-    with opened_table(path, target="y", split="s") as source:
+    with opened("table", path, target="y", split="s") as source:
         assert source.features == (Feature("c", ("missing", "not in train", "a", "b")),)
         assert everything(source)[:, 0].tolist() == [3, 2]
         assert everything(source, "val")[:, 0].tolist() == [1, 0]
@@ -175,20 +176,20 @@ def test_categories_are_learned_from_train_only_if_test_is_drawn(tmp_path: Path)
 def test_a_column_that_only_held_out_rows_have_is_rejected(tmp_path: Path) -> None:
     path = written(tmp_path, "a,b,y", *(f"{row},{row if row == 3 else ''},{row}" for row in range(40)))
     settings = {"name": "table", "params": {"path": path.name, "target": "y", "task": "regression"}}
-    refused = 0
+    rejected = 0
     for seed in range(12):
         try:
             data.prepare(settings | {"split_seed": seed}, tmp_path, tmp_path / f"work-{seed}")
         except DataError as error:
             assert "x.csv, column `b`: no row of train has a value" in str(error)  # noqa: PT017 (some seeds)
             assert not (tmp_path / f"work-{seed}").exists()
-            refused += 1
-    assert 0 < refused < 12
+            rejected += 1
+    assert 0 < rejected < 12
 
 
 def test_numbers_can_be_names(tmp_path: Path) -> None:
     path = written(tmp_path, "code,n,y", "10,1,a", "9,2,b", "10,3,a", ",4,b")
-    with opened_table(path, target="y", categorical=("code",)) as source:
+    with opened("table", path, target="y", categorical=("code",)) as source:
         assert source.features == (Feature("code", ("missing", "not in train", "9", "10")), Feature("n"))
         assert everything(source).tolist() == [[3, 1], [2, 2], [3, 3], [0, 4]]
 
@@ -198,7 +199,7 @@ def test_numbers_can_be_names_in_parquet(tmp_path: Path) -> None:
         {"code": [10, 9, None, 10], "half": [0.5, 2, 2, 0.5], "yes": [True, False] * 2, "y": [1, 0] * 2}
     )
     frame.to_parquet(tmp_path / "x.parquet")
-    with opened_table(tmp_path / "x.parquet", target="y", categorical=("code", "half")) as source:
+    with opened("table", tmp_path / "x.parquet", target="y", categorical=("code", "half")) as source:
         assert [f.categories[2:] for f in source.features] == [("9", "10"), ("0.5", "2"), ("False", "True")]
         assert everything(source).tolist() == [[3, 2, 3], [2, 3, 2], [0, 3, 3], [3, 2, 2]]
         assert source.classes == ("0", "1")
@@ -206,7 +207,7 @@ def test_numbers_can_be_names_in_parquet(tmp_path: Path) -> None:
 
 def test_only_the_features_of_the_setting_are_read(tmp_path: Path) -> None:
     path = written(tmp_path, "id,a,b,y", "x1,1,2,p", "7,3,4,q")
-    with opened_table(path, target="y", features=("b", "a")) as source:
+    with opened("table", path, target="y", features=("b", "a")) as source:
         assert [feature.name for feature in source.features] == ["a", "b"]  # in the order of the file
         assert everything(source).tolist() == [[1, 2], [3, 4]]
 
@@ -222,7 +223,7 @@ def test_csv_is_read_as_spreadsheets_write_it(tmp_path: Path, end: str, delimite
         file.write(end + end)
         writer.writerow([" é ", " 2.5 ", "q"])
         file.write(delimiter.join(["é", "-3e2", "p"]))
-    with opened_table(tmp_path / "x.csv", target="y", delimiter=delimiter) as source:
+    with opened("table", tmp_path / "x.csv", target="y", delimiter=delimiter) as source:
         assert source.features == (
             Feature("näme", ("missing", "not in train", f'a "b"{delimiter}{end}c', "é")),
             Feature("n"),
@@ -236,7 +237,7 @@ def test_rows_are_found_wherever_a_piece_ends(tmp_path: Path, rows: int, monkeyp
     monkeypatch.setattr("workflow_lib.datasets._tables.PIECE_ROWS", 37)
     lines = [f"{row},{row + 0.5}" for row in range(rows)]
     path = written(tmp_path, "n,y", *lines, "999,999")
-    with opened_table(path, target="y", task="regression") as source:
+    with opened("table", path, target="y", task="regression") as source:
         for row in range(rows):
             assert source.read("train", np.array([row])).tolist() == [[row]]
         assert source.targets["train"].tolist() == [*(row + 0.5 for row in range(rows)), 999]

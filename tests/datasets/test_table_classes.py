@@ -36,12 +36,12 @@ def test_labels_are_equal_by_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("name", "other"),
     [("Yes", "yes"), ("Yes", "YES"), ("01", "1"), ("a  b", "a b"), ("caf\u00e9", "cafe\u0301"), ("A", "\uff21")],
 )
-def test_labels_that_differ_only_in_spelling_are_rejected(tmp_path: Path, one: str, other: str) -> None:
-    labels = [one, "x"] * 10 + [other, "x"] * 10
-    with pytest.raises(DataError, match=f"line 22, column `y`: the target `{other}` is `{one}` in line 2: use one sp"):
+def test_labels_that_differ_only_in_spelling_are_rejected(tmp_path: Path, name: str, other: str) -> None:
+    labels = [name, "x"] * 10 + [other, "x"] * 10
+    with pytest.raises(DataError, match=f"line 22, column `y`: the target `{other}` is `{name}` in line 2: use one sp"):
         table(tmp_path, {"y": labels})
     assert len(table(tmp_path, {"y": labels}, categorical=("y",)).classes) == 3
 

@@ -47,16 +47,16 @@ def test_the_kind_of_each_column_is_logged(tmp_path: Path, caplog: pytest.LogCap
     columns: dict[str, list[Any]] = {"n": [1, 2.5, "", 4] * 10, "c": ["red", "blue"] * 20}
     with caplog.at_level(logging.INFO):
         table(tmp_path, columns)
-    told = [
+    logged = [
         "`y`: target, 2 classes (no, yes)",
         "`n`: number, 1 to 4, some missing",
         "`c`: category, 2 different (blue, red)",
     ]
-    assert all(any(line in message for message in caplog.messages) for line in told)
+    assert all(any(line in message for message in caplog.messages) for line in logged)
     plugin = plugins.load("data", "table")
     lines = plugin.describe(plugin.Params(path=tmp_path / "x.csv", target="y"), Path("/"))
-    assert lines[:1] == told[:1]
-    assert {*told} <= {*lines}
+    assert lines[:1] == logged[:1]
+    assert {*logged} <= {*lines}
 
 
 DOUBTFUL: dict[str, tuple[list[Any], str]] = {
@@ -77,9 +77,9 @@ def test_a_doubtful_column_is_reported(
     tmp_path: Path, values: list[Any], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     table(tmp_path, {"c": values})
-    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert re.search(message, told)
-    assert "column `c`" in told
+    (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(message, logged)
+    assert "column `c`" in logged
 
 
 def test_a_table_that_never_varies_is_rejected(tmp_path: Path) -> None:

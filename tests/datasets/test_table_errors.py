@@ -13,7 +13,7 @@ import pytest
 
 from tests.datasets.made import (
     everything,
-    opened_table,
+    opened,
     wines,
     written,
 )
@@ -87,14 +87,14 @@ def test_bad_content_is_rejected_with_its_place(
 def test_too_many_classes_are_rejected_with_the_advice_to_set_regression(tmp_path: Path) -> None:
     path = written(tmp_path, "a,y", *(f"1,{number}" for number in range(1001)))
     with pytest.raises(DataError, match="line 1002, column `y`: more than 1,000 different targets.*regression"):
-        with opened_table(path, target="y"):
+        with opened("table", path, target="y"):
             pass
 
 
 def test_too_many_categories_are_rejected(tmp_path: Path) -> None:
     path = written(tmp_path, "a,y", *(f"person {number},{number % 2}" for number in range(10_001)))
     with pytest.raises(DataError, match="column `a`: more than 10,000 categories; leave it out"):
-        with opened_table(path, target="y"):
+        with opened("table", path, target="y"):
             pass
 
 
@@ -103,7 +103,7 @@ def test_bytes_that_are_not_utf8_are_rejected_with_their_place(tmp_path: Path) -
     path.write_bytes(path.read_bytes() + "é,q\n".encode("latin-1"))
     with (
         pytest.raises(DataError, match=r"x.csv, line 3: not UTF-8 \(byte 8 of the file\)"),
-        opened_table(path, target="y"),
+        opened("table", path, target="y"),
     ):
         pass
 
@@ -111,7 +111,7 @@ def test_bytes_that_are_not_utf8_are_rejected_with_their_place(tmp_path: Path) -
 @pytest.mark.parametrize(("name", "message"), [("no.csv", "no such file"), (".", "is a folder"), ("x.xlsx", "neither")])
 def test_a_file_that_is_no_table_is_rejected(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "x.xlsx").touch()
-    with pytest.raises(DataError, match=message), opened_table(tmp_path / name, target="y"):
+    with pytest.raises(DataError, match=message), opened("table", tmp_path / name, target="y"):
         pass
 
 
@@ -121,7 +121,7 @@ def test_damaged_parquet_is_rejected(tmp_path: Path) -> None:
     good = path.read_bytes()
     for content in (b"", good[:100], good[:-100], bytes(100) + good[100:], good[:8] + bytes(400) + good[408:]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="x.parquet: "), opened_table(path, target="grower"):
+        with pytest.raises(DataError, match="x.parquet: "), opened("table", path, target="grower"):
             pass
 
 
@@ -129,15 +129,15 @@ def test_columns_of_other_types_are_rejected_unless_left_out(tmp_path: Path) -> 
     frame = wines().assign(bottled=pd.Timestamp("2001-02-03"), grapes=[["a", "b"]] * 178)
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="column `bottled` has type timestamp.*data.params.features"):
-        with opened_table(tmp_path / "x.parquet", target="grower"):
+        with opened("table", tmp_path / "x.parquet", target="grower"):
             pass
-    with opened_table(tmp_path / "x.parquet", target="grower", features=("alcohol", "ash")) as source:
+    with opened("table", tmp_path / "x.parquet", target="grower", features=("alcohol", "ash")) as source:
         np.testing.assert_array_equal(everything(source), frame[["alcohol", "ash"]].astype(np.float32))
 
 
 def test_an_index_that_pandas_saved_is_not_a_feature(tmp_path: Path) -> None:
     wines()[::-1].to_parquet(tmp_path / "x.parquet")  # an index that is not 0, 1, ... is written as a column
-    with opened_table(tmp_path / "x.parquet", target="grower") as source:
+    with opened("table", tmp_path / "x.parquet", target="grower") as source:
         assert len(source.features) == 5
 
 
@@ -147,5 +147,5 @@ def test_without_pyarrow_parquet_is_rejected_with_the_package_to_install(
     wines().to_parquet(tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"Parquet needs pyarrow: pip install 'everstep\[parquet\]'"):
-        with opened_table(tmp_path / "x.parquet", target="grower"):
+        with opened("table", tmp_path / "x.parquet", target="grower"):
             pass

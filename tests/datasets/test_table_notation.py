@@ -113,10 +113,10 @@ def test_numbers_in_the_notation_of_the_settings_are_read_exactly(
 ) -> None:
     numbers = [round(row * 123.456 - 4e4, 3) for row in range(1, 400)]
     columns = {"x": [write(number) for number in numbers], "m": [write(float(row % 7)) for row in range(1, 400)]}
-    with pytest.raises(DataError, match="`x`: .*(a number in another notation|numbers are written like)") as told:
+    with pytest.raises(DataError, match="`x`: .*(a number in another notation|numbers are written like)") as error:
         table(tmp_path, columns, name)
     for setting, mark in settings.items():
-        assert f'data.params.{setting}: "{mark}"' in str(told.value)
+        assert f'data.params.{setting}: "{mark}"' in str(error.value)
     with opened("table", tmp_path / name, target="y", **settings) as source:
         assert [feature.categories for feature in source.features] == [(), ()]
         rows = source.read("train", np.arange(399))
@@ -140,9 +140,9 @@ def test_a_number_in_yet_another_notation_is_rejected_beside_numbers(
 
 
 def test_advice_names_every_notation_that_reads_a_number(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         table(tmp_path, {"n": [f"{row % 9 + 1},{row % 900 + 100}" for row in range(60)]})
-    assert 'decimal: "," reads 1,100 as 1.100; data.params.thousands: "," reads 1,100 as 1100' in str(told.value)
+    assert 'decimal: "," reads 1,100 as 1.100; data.params.thousands: "," reads 1,100 as 1100' in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])

@@ -211,12 +211,12 @@ def _feature_names(table: Table, params: Params) -> list[str]:
         raise DataError(f"{table.path}: is empty; the first line must name the columns")
     if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
         raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are named `{twice[0]}`; rename them")
-    asked = {
+    settings = {
         "target": [params.target],
         "split": [params.split] if params.split else [],
         "categorical": params.categorical,
     }
-    for setting, names in (asked | {"features": params.features or ()}).items():
+    for setting, names in (settings | {"features": params.features or ()}).items():
         for name in names:
             _check_exists(table, setting, name)
     others = [name for name in table.columns if name not in (params.target, params.split)]
