@@ -37,7 +37,7 @@ def open_source(params, root):
     )
 '''
 
-LAWS = """
+CONTRACT = """
 import numpy as np
 import pytest
 from tests.datasets.contract import ChecksumContract
@@ -59,20 +59,20 @@ class TestRings(ChecksumContract):
         np.savetxt(folder / "points.txt", points)
 """
 
-BREACHES = {
+VIOLATIONS = {
     "test_any_rows_read_the_same_as_within_all_rows": ("points[rows, :2]", "points[rows, :2] * np.float32(len(rows))"),
     "test_the_users_files_are_not_changed": ("points = np", "path.chmod(0o600 ^ path.stat().st_mode); points = np"),
     "test_every_open_gives_the_same_source": ("classes=(", "content=__import__('uuid').uuid4().hex, classes=("),
 }
 
 
-def run_laws(folder: Path, rings: str, law: str = "") -> subprocess.CompletedProcess[str]:
+def run_contract(folder: Path, rings: str, test: str = "") -> subprocess.CompletedProcess[str]:
     """Run the contract on the data set, in a folder outside of this repository."""
     (folder / "mine").mkdir()
     (folder / "mine" / "rings.py").write_text(rings)
-    (folder / "test_rings.py").write_text(LAWS)
+    (folder / "test_rings.py").write_text(CONTRACT)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-k", law, "test_rings.py"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-k", test, "test_rings.py"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
         capture_output=True,
@@ -82,17 +82,17 @@ def run_laws(folder: Path, rings: str, law: str = "") -> subprocess.CompletedPro
 
 def test_a_users_data_set_inherits_the_contract(tmp_path: Path) -> None:
     """Slow: all tests of the contract, in a separate process."""
-    shown = run_laws(tmp_path, RINGS)
+    shown = run_contract(tmp_path, RINGS)
     assert shown.returncode == 0, shown.stdout
-    laws = [name for name in dir(ChecksumContract) if name.startswith("test_")]
-    assert f"\n{len(laws)} passed in" in shown.stdout
-    assert len(laws) > 20
+    tests = [name for name in dir(ChecksumContract) if name.startswith("test_")]
+    assert f"\n{len(tests)} passed in" in shown.stdout
+    assert len(tests) > 20
 
 
-@pytest.mark.parametrize("law", BREACHES)
-def test_the_contract_names_the_violated_requirement(tmp_path: Path, law: str) -> None:
-    lawful, unlawful = BREACHES[law]
-    assert lawful in RINGS
-    shown = run_laws(tmp_path, RINGS.replace(lawful, unlawful), law)
+@pytest.mark.parametrize("test", VIOLATIONS)
+def test_the_contract_names_the_violated_requirement(tmp_path: Path, test: str) -> None:
+    valid, invalid = VIOLATIONS[test]
+    assert valid in RINGS
+    shown = run_contract(tmp_path, RINGS.replace(valid, invalid), test)
     assert shown.returncode == 1, shown.stdout
-    assert f"::{law}" in shown.stdout, shown.stdout
+    assert f"::{test}" in shown.stdout, shown.stdout

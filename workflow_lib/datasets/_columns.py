@@ -17,14 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from workflow_lib.data import Feature, merged_in_float32
-from workflow_lib.datasets._notation import (
-    CODE,
-    NEARLY_ALL,
-    Notation,
-    common_unit,
-    folded,
-    other_notation,
-)
+from workflow_lib.datasets._notation import CODE, NEARLY_ALL, Notation, common_unit, folded, other_notation
 from workflow_lib.datasets._tables import Piece
 from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, names_of, parse_numbers, sort_names
 from workflow_lib.errors import DataError

@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workflow_lib.data import merged_in_float32
-from workflow_lib.datasets._notation import (
-    LIKE_MISSING,
-    NEARLY_ALL,
-    folded,
-    other_notation,
-)
+from workflow_lib.datasets._notation import LIKE_MISSING, NEARLY_ALL, folded, other_notation
 from workflow_lib.datasets._tables import Piece
 from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, names_of, sort_names
 from workflow_lib.errors import DataError

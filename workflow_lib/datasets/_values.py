@@ -13,17 +13,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from workflow_lib.datasets._notation import (
-    Notation,
-    advice,
-    is_number,
-    name_of,
-)
+from workflow_lib.datasets._notation import Notation, advice, is_number, name_of
 from workflow_lib.datasets._tables import Piece, Values
 from workflow_lib.errors import DataError
 
 log = logging.getLogger(__name__)
-
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers have fewer digits in float32, or become 0
