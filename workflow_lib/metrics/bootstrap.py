@@ -1,7 +1,7 @@
-"""An interval says what other test samples of the same kind would have given.
+"""Bootstrap intervals: the range of a metric over other test splits of the same kind.
 
 Samples are drawn with replacement from the whole test split; a metric is a function of how often every sample counts,
-which makes a thousand resamples a few products of matrices.
+so a thousand resamples are a few matrix products.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Resampling(NamedTuple):
-    """How the intervals are made."""
+    """Settings of the bootstrap."""
 
     resamples: int
     confidence: float
@@ -34,12 +34,12 @@ class Resampling(NamedTuple):
         return cls(settings.bootstrap, settings.confidence, settings.seed)
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """Return the settings, as in evaluation.json."""
         return {"method": "percentile", **self._asdict()}
 
 
 def drawn(scores: Scores, samples: int, how: Resampling) -> dict[str, np.ndarray]:
-    """Each metric on each resample; ``scores`` takes weights, integers [samples, columns], one column a resample."""
+    """Return each metric on each resample; ``scores`` takes weights, int32 [samples, resamples]."""
     generator = np.random.default_rng(how.seed)
     at_once = max(1, WEIGHTS_AT_ONCE // samples)
     parts = [scores(np.empty((samples, 0), dtype=np.int32))] if not how.resamples else []
@@ -59,7 +59,9 @@ def intervals(
     reasons: dict[str, str] | None = None,
     lacking: str = "lack a class",
 ) -> dict[str, dict[str, Any]]:
-    """Each metric with its percentile interval; `reasons` say which have no value, `lacking` why a resample may not.
+    """Return each metric with its percentile interval.
+
+    `reasons` say why a metric has no value, by name; `lacking` says why most resamples may have none.
 
     A proportion of 0 or 1 is the same in every resample: its interval is the exact one.
     """
@@ -76,14 +78,14 @@ def intervals(
 
 
 def exact(proportion: float, samples: int, confidence: float) -> dict[str, Any]:
-    """Low and high of a proportion of 0 or 1 by Clopper and Pearson (1934), where drawing again gives no interval."""
+    """Return the interval of a proportion of 0 or 1 by Clopper and Pearson (1934): all its resamples are equal."""
     least = ((1 - confidence) / 2) ** (1 / samples)
     low, high = (least, 1.0) if proportion else (0.0, 1.0 - least)
     return {"low": low, "high": high, "method": "exact (Clopper-Pearson)"}
 
 
 def _interval(value: float, values: np.ndarray, confidence: float, reason: str | None, lacking: str) -> dict[str, Any]:
-    """Value, low and high; null with the reason where there is none."""
+    """Return value, low and high; None with the reason if there is none."""
     if reason:
         return {"value": None, "low": None, "high": None, "reason": reason}
     defined = values[~np.isnan(values)]

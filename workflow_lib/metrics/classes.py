@@ -1,4 +1,4 @@
-"""Classes told apart: probabilities are softmax in float64 of the model's float32 logits."""
+"""Metrics of predicted classes. Probabilities are the float64 softmax of the model's float32 logits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workflow_lib.metrics.bootstrap import Resampling, intervals
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities, float64."""
+    """Return the logarithms of the probabilities, float64 [n, classes]."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str], how: Resampling) -> dict[str, Any]:
-    """Metrics with percentile bootstrap intervals, the per-class table and the confusion matrix.
+    """Return metrics with percentile bootstrap intervals, the per-class table and the confusion matrix.
 
     Samples are drawn with replacement from the whole test split, not class by class: the class counts of a
     test split are as random as its samples. In a resample without a class its ROC AUC has no value; such
@@ -35,7 +35,7 @@ def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str],
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     for name, counted in (("macro_f1", support + predicted > 0), ("roc_auc", support > 0)):
         if not counted.all() and metrics[name]["value"] is not None:
-            metrics[name]["classes"] = [one for one, is_in in zip(class_names, counted, strict=True) if is_in]
+            metrics[name]["classes"] = [label for label, is_in in zip(class_names, counted, strict=True) if is_in]
     return {
         "metrics": metrics,
         "bootstrap": how.describe(),
@@ -47,10 +47,10 @@ def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str],
 
 
 class Sample:
-    """What the metrics need of a test split; each metric is a function of how often every sample counts.
+    """A test split, prepared so that each metric is a function of the weights of the samples.
 
     Weights are integers [samples, columns], one column a resample: reordering samples then moves whole rows,
-    which makes a thousand resamples of 10,000 samples and 10 classes a matter of a second.
+    and a thousand resamples of 10,000 samples and 10 classes take a second.
     """
 
     def __init__(self, logits: np.ndarray, targets: np.ndarray) -> None:
@@ -61,13 +61,13 @@ class Sample:
         cells = targets * self.classes + logits.argmax(axis=1)
         self.by_cell = np.argsort(cells, kind="stable")
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
-        # Two classes: both columns order the samples alike, so the second one says all there is to say.
+        # with two classes, both columns order the samples in the same way
         self.scored = (1,) if self.classes == 2 else tuple(range(self.classes))
         self.rankings = [_Ranking(log_probabilities[:, label], targets == label) for label in self.scored]
         self.present = np.array([bool(len(ranking.positives)) for ranking in self.rankings])
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Each metric for each column of weights; NaN where it has no value."""
+        """Return each metric for each column of weights; NaN if it has no value."""
         confusion = self.confusion(weights)
         total = len(self.targets)
         return {
@@ -78,23 +78,23 @@ class Sample:
         }
 
     def confusion(self, weights: np.ndarray) -> np.ndarray:
-        """Counts [target, predicted, columns]."""
+        """Return counts [target, predicted, columns]."""
         matrix = np.zeros((self.classes * self.classes, weights.shape[1]), dtype=np.int64)
         matrix[self.cells] = np.add.reduceat(weights[self.by_cell], self.cell_starts)
         return matrix.reshape(self.classes, self.classes, -1)
 
     def class_auc(self, weights: np.ndarray) -> np.ndarray:
-        """One-vs-rest areas [classes, columns], one row for two classes."""
+        """Return one-vs-rest areas [classes, columns], one row for two classes."""
         return np.stack([ranking.auc(weights) for ranking in self.rankings])
 
     def _mean_auc(self, weights: np.ndarray) -> np.ndarray:
-        """The mean over the classes that the split has; NaN in a column without one of them."""
+        """Return the mean over the classes that the split has; NaN in a column that lacks a class."""
         if not self.present.any():
             return np.full(weights.shape[1], np.nan)
         return self.class_auc(weights)[self.present].mean(axis=0)
 
     def undefined(self, class_names: Sequence[str]) -> dict[str, str]:
-        """Why a metric has no value on this split, for those that have none."""
+        """Return the reason for each metric that has no value on this split."""
         present = np.bincount(self.targets, minlength=self.classes)
         if (present > 0).sum() > 1:
             return {}
@@ -103,7 +103,7 @@ class Sample:
 
 
 class _Ranking:
-    """Samples ordered by the score of a class, cut into runs of negatives and ties that hold a positive."""
+    """Samples ordered by the score of a class, divided into runs of negatives and ties with a positive."""
 
     def __init__(self, scores: np.ndarray, positive: np.ndarray) -> None:
         order = np.argsort(scores, kind="stable")
@@ -119,7 +119,7 @@ class _Ranking:
         )
 
     def auc(self, weights: np.ndarray) -> np.ndarray:
-        """How often a positive outranks a negative, ties counted half (Mann-Whitney), for each column."""
+        """Return the share of pairs in which the positive outranks the negative, ties count half (Mann-Whitney)."""
         if not len(self.positives):
             return np.full(weights.shape[1], np.nan)
         negatives = np.add.reduceat(weights[self.order], self.starts).astype(np.float64)
@@ -132,7 +132,7 @@ class _Ranking:
 
 
 def _macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes that occur as target or as prediction, as scikit-learn does it."""
+    """Return the mean F1 over classes that occur as target or as prediction, as scikit-learn does."""
     hits = np.diagonal(confusion).T
     occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
     f1 = np.divide(2 * hits, occurrences, out=np.zeros(hits.shape), where=occurrences > 0)
@@ -140,7 +140,7 @@ def _macro_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def _per_class(confusion: np.ndarray, auc: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1, support and ROC AUC of each class; a ratio without cases is null."""
+    """Return precision, recall, F1, support and ROC AUC of each class; None for a ratio without cases."""
     areas = auc if len(auc) == len(class_names) else np.repeat(auc, len(class_names))
     rows = []
     for label, name in enumerate(class_names):
@@ -163,7 +163,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def predictions_csv(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> str:
-    """One line a sample; every probability reads back as the same float64."""
+    """Return one line a sample; every probability reads back as the same float64."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", "target", "predicted", *(f"p({name})" for name in class_names)])

@@ -1,6 +1,6 @@
 """Errors of predicted numbers, in the units of the data.
 
-Arrays are float64 [samples, targets]. Of several targets a metric is the mean over them, as in scikit-learn.
+Arrays are float64 [samples, targets]. With several targets, a metric is the mean over them, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workflow_lib.metrics.bootstrap import Resampling, intervals
 
 
 def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling) -> dict[str, Any]:
-    """Metrics with percentile bootstrap intervals, and each target's by itself where there are several."""
+    """Return metrics with percentile bootstrap intervals, the metrics of each target, and quantiles of the errors."""
     sample = Sample(predicted, targets)
     constant = "r2 compares with the mean, but a target of the test split never varies"
     reasons = {"r2": constant} if np.isnan(sample.each(sample.once)["r2"]).any() else {}
@@ -34,18 +34,18 @@ def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling) -> dict
 
 
 class Sample:
-    """What the metrics need of a test split; each metric is a function of how often every sample counts."""
+    """A test split, prepared so that each metric is a function of the weights of the samples."""
 
     def __init__(self, predicted: np.ndarray, targets: np.ndarray) -> None:
         error = predicted - targets
-        # Sums of squares about the mean stay exact for targets far from zero.
+        # sums of squares about the mean keep their precision for targets far from zero
         self.centred = targets - targets.mean(axis=0)
         self.sums = np.concatenate([np.abs(error), error**2, self.centred, self.centred**2], axis=1).T
         self.once = np.ones((len(targets), 1), dtype=np.int32)
         self.targets = targets.shape[1]
 
     def each(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Each metric [targets, columns] for each column of weights; NaN where it has no value."""
+        """Return each metric [targets, columns] for each column of weights; NaN if it has no value."""
         total = weights.sum(axis=0)
         absolute, squared, centred, about_zero = np.split(self.sums @ weights.astype(np.float64), 4)
         spread = about_zero - centred**2 / total
@@ -55,19 +55,19 @@ class Sample:
         return {"mae": absolute / total, "rmse": np.sqrt(squared / total), "r2": 1 - r2}
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Each metric, the mean over the targets, for each column of weights."""
+        """Return each metric, the mean over the targets, for each column of weights."""
         return {name: values.mean(axis=0) for name, values in self.each(weights).items()}
 
 
 def _residuals(residuals: np.ndarray) -> dict[str, list[float]]:
-    """Mean and quantiles of predicted - true, of each target."""
+    """Return mean and quantiles of predicted - true for each target."""
     levels = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
     found = {name: np.quantile(residuals, level, axis=0).tolist() for name, level in levels.items()}
     return {"mean": residuals.mean(axis=0).tolist(), **found}
 
 
 def predictions_csv(predicted: np.ndarray, targets: np.ndarray) -> str:
-    """One line a sample; every number reads back as the same float64."""
+    """Return one line a sample; every number reads back as the same float64."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = [""] if targets.shape[1] == 1 else [f"_{number}" for number in range(targets.shape[1])]

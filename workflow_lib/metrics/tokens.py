@@ -1,7 +1,7 @@
-"""How well the next token is foreseen. A sample, a window of consecutive tokens, is what the bootstrap draws.
+"""Metrics of predicted tokens. The bootstrap draws samples: windows of consecutive tokens.
 
-Logits [batch, sequence, vocabulary] are reduced to sums of each sample before the next batch is looked at: they would
-be many times larger than the data.
+Logits [batch, sequence, vocabulary] are reduced to sums of each sample batch by batch, since all of them would be many
+times larger than the data.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LARGEST_EXPONENT = 709.0  # of e, in float64
 
 @dataclass(frozen=True)
 class Sums:
-    """Of each sample: the loss of its tokens together (natural logarithm), how many were foreseen, and how many are."""
+    """For each sample, the summed loss of its tokens (natural logarithm) and the number of correct predictions."""
 
     loss: np.ndarray
     correct: np.ndarray
     tokens: int  # of every sample
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Each metric for each column of weights."""
+        """Return each metric for each column of weights."""
         tokens = weights.sum(axis=0) * float(self.tokens)
         loss = self.loss @ weights / tokens
         perplexity = np.exp(loss, out=np.full(loss.shape, np.nan), where=loss < LARGEST_EXPONENT)
@@ -35,7 +35,7 @@ class Sums:
 
 
 def measure(sums: Sums, how: Resampling) -> dict[str, Any]:
-    """Metrics with percentile bootstrap intervals."""
+    """Return metrics with percentile bootstrap intervals."""
     is_lost = sums.loss.sum() / sums.tokens / len(sums.loss) >= LARGEST_EXPONENT
     reasons = {"perplexity": "it is too large for a number"} if is_lost else {}
     return {
@@ -48,7 +48,7 @@ def measure(sums: Sums, how: Resampling) -> dict[str, Any]:
 
 
 def predictions_csv(sums: Sums) -> str:
-    """One line a sample: mean loss of its tokens, and the share of them that was foreseen."""
+    """Return one line a sample: mean loss of its tokens, and the share that was predicted."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", "tokens", "loss", "accuracy"])

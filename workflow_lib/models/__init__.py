@@ -1,4 +1,4 @@
-"""Models, one file each: `model.name: mine` is `mine.py` here, `model.name: mypackage.mine` is a module of one's own.
+"""Models, one file each: `model.name: mine` is `mine.py` here, `model.name: mypackage.mine` is a module of the user.
 
     from pydantic import Field
     from workflow_lib.plugins import Section

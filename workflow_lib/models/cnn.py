@@ -1,4 +1,4 @@
-"""Convolutions for small images: one block a number of channels, each halves the image."""
+"""A convolutional network for small images: one block for each number of channels, each halves the image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, C, H, W] to [B, outputs]; weights are drawn from torch's global generator."""
+    """Return the model: float32 [B, C, H, W] to [B, outputs]. Weights are drawn from torch's global generator."""
     from torch import nn
 
     channels, height, width = _image(params, spec)
@@ -46,7 +46,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
 
 
 def _image(params: Params, spec: ModelSpec) -> tuple[int, int, int]:
-    """Channels, height and width of an image that is large enough for every block."""
+    """Return channels, height and width. Raises ConfigError if the image is too small for the blocks."""
     if len(spec.input_shape) != 3:
         raise ConfigError(
             f"model.name: cnn needs images (channels, height, width); the data has inputs {spec.input_shape}"

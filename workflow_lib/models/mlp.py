@@ -19,7 +19,7 @@ TAKES: tuple[Inputs, ...] = ("images", "tables")
 
 
 class Params(Section):
-    """Sizes of the hidden layers, and what lies between them."""
+    """Sizes of the hidden layers, activation and dropout."""
 
     hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (128, 64), description="units of each hidden layer"
@@ -29,7 +29,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, *input_shape] to [B, outputs]; weights are drawn from torch's global generator."""
+    """Return the model: float32 [B, *input_shape] to [B, outputs]. Weights are drawn from torch's global generator."""
     from torch import nn
 
     if spec.task == "language":

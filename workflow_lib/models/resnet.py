@@ -4,8 +4,8 @@
     small   2, 2, 2                32                      0.7 million
     18      2, 2, 2, 2             64                      11.2 million
 
-A stage after the first halves the image and doubles the channels. Before them stands one convolution: of 3x3 pixels
-for small images, of 7x7 that halves and a pooling that halves again for large ones.
+Each stage after the first halves the image and doubles the channels. The stem before them is one convolution of 3x3
+pixels for small images; for large ones, a convolution of 7x7 and a pooling, which each halve the image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TAKES: tuple[Inputs, ...] = ("images",)
 
 
 class Params(Section):
-    """Depth, width and what normalises."""
+    """Depth, width and normalisation."""
 
     size: Literal["small", "18"] = Field("small", description="number of layers: small has 14")
     width: int | None = Field(
@@ -48,7 +48,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, C, H, W] to [B, outputs]; weights are drawn from torch's global generator."""
+    """Return the model: float32 [B, C, H, W] to [B, outputs]. Weights are drawn from torch's global generator."""
     from torch import Tensor, nn
 
     if len(spec.input_shape) != 3:
@@ -60,7 +60,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
         return nn.BatchNorm2d(channels) if params.norm == "batch" else nn.GroupNorm(math.gcd(32, channels), channels)
 
     class Block(nn.Module):
-        """Two convolutions, and the input added."""
+        """Two convolutions, and a shortcut that adds the input."""
 
         def __init__(self, inner: int, outer: int, stride: int) -> None:
             super().__init__()
@@ -79,7 +79,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
             return nn.functional.relu(self.body(inputs) + self.skip(inputs))
 
     class Net(nn.Module):
-        """Stem, blocks, the mean over the image, one linear layer."""
+        """Stem, blocks, mean over the image, one linear layer."""
 
         def __init__(self) -> None:
             super().__init__()

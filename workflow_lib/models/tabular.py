@@ -1,4 +1,4 @@
-"""Rows of a table: each category is a few numbers that are learnt, and fully connected layers take them all."""
+"""Fully connected layers for rows of a table, with a learned embedding for each category."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAKES: tuple[Inputs, ...] = ("tables",)
 
 
 class Params(Section):
-    """Sizes of the layers, and what lies between them."""
+    """Sizes of the layers, activation and dropout."""
 
     embedding: int = Field(8, ge=1, le=1_000_000, description="numbers that stand for a category")
     hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
@@ -29,9 +29,10 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """float32 [B, features], categories as their codes, to [B, outputs]; weights by torch's global generator.
+    """Return the model: float32 [B, features], categories as codes, to [B, outputs].
 
-    A code that is none of the feature's categories, and a missing one, stand for `unknown`, which has an embedding too.
+    A code that is no category of the feature, or is missing, counts as `unknown`, which has an embedding, too. Weights
+    are drawn from torch's global generator.
     """
     import torch
     from torch import Tensor, nn
@@ -47,7 +48,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
     activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}[params.activation]
 
     class Net(nn.Module):
-        """All categories lie in one table of embeddings, those of a feature behind its `unknown`."""
+        """All categories share one embedding table; the rows of a feature follow the row of its `unknown`."""
 
         coded: Tensor
         numeric: Tensor

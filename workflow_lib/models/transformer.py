@@ -1,10 +1,10 @@
-"""A decoder-only transformer, as GPT-2 is made (Radford et al., 2019): it gives each token's successor.
+"""A decoder-only transformer like GPT-2 (Radford et al., 2019), which predicts the next token.
 
-The length of its context comes from the data. Sizes that have proved themselves; parameters without the tokens' own,
-which are `width` a token of the vocabulary and a place of the context:
+The length of the context comes from the data. Usual sizes; the parameters do not include the embeddings, which have
+`width` parameters for each token of the vocabulary and each position of the context:
 
     layers  heads  width   parameters
-    2       2      64      0.1 million   learns the look of a text on one core in a minute
+    2       2      64      0.1 million   learns the form of a text in a minute on one core
     4       4      128     0.8 million
     6       6      384     10.6 million
     12      12     768     85 million    GPT-2 small
@@ -31,7 +31,7 @@ TAKES: tuple[Inputs, ...] = ("texts",)
 
 
 class Params(Section):
-    """Sizes."""
+    """Sizes, dropout and weight tying."""
 
     layers: int = Field(4, ge=1, le=10_000, description="blocks, one after the other")
     width: int = Field(128, ge=1, le=1_000_000, description="numbers that stand for a token")
@@ -52,7 +52,7 @@ class Params(Section):
 
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
-    """Tokens int64 [B, T], T up to the context, to logits [B, T, outputs]; weights by torch's global generator."""
+    """Return the model: int64 tokens [B, T] to logits [B, T, outputs]; weights by torch's global generator."""
     import torch
     from torch import Tensor, nn
     from torch.nn import functional
@@ -63,7 +63,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
     (context,) = spec.input_shape
 
     class Attention(nn.Module):
-        """Each place looks at those before it and at itself."""
+        """Causal self-attention: each position attends to itself and to those before it."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -77,7 +77,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
             return self.outward(seen.transpose(1, 2).flatten(2))
 
     class Block(nn.Module):
-        """Attention and two layers of each place by itself; what comes in is normalised, what goes on is a sum."""
+        """Attention, then two layers for each position; both are residual, and normalise their inputs."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -91,7 +91,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
             return inputs + self.drop(self.layers(self.before_layers(inputs)))
 
     class Net(nn.Module):
-        """Tokens and places become numbers, which pass the blocks, and become logits."""
+        """Embeddings of tokens and positions, blocks, normalisation, logits."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -112,7 +112,7 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
     network = Net()
     for name, parameter in network.named_parameters():
         if parameter.dim() > 1:
-            # what is added to the sum of all blocks is scaled by their number, so that the sum is not
+            # as in GPT-2: what blocks add starts smaller for more blocks, so that their sum has the same scale
             is_added = name.endswith(("outward.weight", "layers.2.weight"))
             nn.init.normal_(parameter, std=STD / math.sqrt(2 * params.layers) if is_added else STD)
         elif name.endswith("bias"):
