@@ -11,8 +11,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-WORK = Path("work")
-
 # The plan of a large sweep is millions of permanent objects; garbage collection took a fifth of the time.
 gc.set_threshold(100_000, 50, 50)
 
@@ -28,9 +26,11 @@ from workflow_lib import plugins, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_advice
 from workflow_lib.plan import user_code
 from workflow_lib.results import claims
+from workflow_lib.results import layout as results_layout
 from workflow_lib.runtime import gpus
 from workflow_lib.slurm import budget
 from workflow_lib.store import results_folders
+from workflow_lib.store.layout import WORK
 
 code_state = user_code.memo(user_code.state)
 
@@ -58,10 +58,10 @@ try:
     experiment = experiments.load(paths, settings)
     claim = claims.of(paths, settings)
     if workflow.is_main_process:
-        claims.check(Path("results"), experiment.name, claim)
+        claims.check(results_layout.RESULTS, experiment.name, claim)
     frozen = plans.freeze_experiment(experiment, WORK)
     if workflow.is_main_process:
-        results_folders.note(WORK, Path("results"))
+        results_folders.note(WORK, results_layout.RESULTS)
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
         tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
@@ -220,7 +220,7 @@ def earlier_trials(wildcards):
 def take_results():
     """Record that the results belong to the experiment file; exit if another file has just taken them."""
     try:
-        if line := claims.take(Path("results"), experiment.name, claim):
+        if line := claims.take(results_layout.RESULTS, experiment.name, claim):
             print(f"everstep: {line}", file=sys.stderr)
     except EverstepError as error:
         print(f"everstep: {error}", file=sys.stderr)

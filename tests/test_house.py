@@ -26,7 +26,7 @@ LAYERS = (
     ("",),
     ("errors", "processes", "text"),
     ("files", "tasks.facts"),
-    ("runtime", "store.layout"),
+    ("runtime", "store.layout", "results.layout"),
     ("plugins",),
     ("config",),
     ("plan",),

@@ -28,10 +28,15 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 REMAKE = "Delete the file and run the pipeline again to regenerate it"
 
 
+def blake2b(content: bytes | memoryview = b"", *, size: int = 16, kind: str = "") -> hashlib.blake2b:
+    """Return the hash of the content so far, of `size` bytes; hashes of different kinds (up to 16 bytes) differ."""
+    return hashlib.blake2b(content, digest_size=size, person=kind.encode())
+
+
 def file_digest(path: Path, size: int = 16) -> str:
-    """Return the BLAKE2b digest of `size` bytes of the file's content, in hexadecimal."""
+    """Return the BLAKE2b digest of a file's bytes: two hex digits for each of `size` bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
+        return hashlib.file_digest(file, lambda: blake2b(size=size)).hexdigest()
 
 
 def file_state(path: Path) -> list[Any]:
@@ -136,7 +141,7 @@ def write_signed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _checksum(value: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(compact_json(value), digest_size=16).hexdigest()
+    return blake2b(compact_json(value)).hexdigest()
 
 
 def json_text(value: Any) -> str:

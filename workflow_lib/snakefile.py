@@ -24,6 +24,7 @@ import psutil
 
 from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, StateError, shortened
+from workflow_lib.results import layout as results_layout
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
@@ -90,7 +91,7 @@ def move_damaged(folder: Path) -> list[str]:
     The pipeline then writes them again.
     """
     lines = []
-    for path in sorted([*folder.glob("tune/*/*.json"), *folder.glob("data/*.json")]):
+    for path in results_layout.inputs(folder):
         try:
             files.read_json(path)
         except StateError:

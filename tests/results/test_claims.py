@@ -11,6 +11,7 @@ import pytest
 from workflow_lib.cli import main
 from workflow_lib.errors import ConfigError
 from workflow_lib.results import claims
+from workflow_lib.results import layout as results_layout
 
 RESULTS = Path("results")
 
@@ -41,14 +42,14 @@ def check(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", resul
 
 def test_a_copied_and_edited_file_is_told_whose_results_they_are() -> None:
     write("config/b.yaml", "name: tiny\nseed: 3\n")
-    before = (RESULTS / "tiny" / claims.RECORD).read_bytes()
+    before = (RESULTS / "tiny" / results_layout.OWNER).read_bytes()
     for ask in (check, take):
         with pytest.raises(ConfigError) as told:
             ask("config/b.yaml")
         for words in ("config/b.yaml", "results/tiny belongs to config/a.yaml", "delete results/tiny/experiment.json"):
             assert words in str(told.value)
-    assert (RESULTS / "tiny" / claims.RECORD).read_bytes() == before
-    (RESULTS / "tiny" / claims.RECORD).unlink()
+    assert (RESULTS / "tiny" / results_layout.OWNER).read_bytes() == before
+    (RESULTS / "tiny" / results_layout.OWNER).unlink()
     assert take("config/b.yaml") is None
     write("config/a.yaml", "name: tiny\nseed: 4\n")
     with pytest.raises(ConfigError, match="belongs to config/b.yaml"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from workflow_lib.runtime import environment
+from workflow_lib.runtime import environment, git
 
 CPU = torch.device("cpu")
 
@@ -53,12 +53,12 @@ def test_no_clock_host_or_job_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_commit_is_that_of_the_folder(tmp_path: Path) -> None:
-    assert environment.git_commit(tmp_path) is None
+    assert git.commit(tmp_path) is None
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     commit = ["git", "-C", str(tmp_path), *author, "commit", "-q", "--allow-empty", "-m", "First"]
     subprocess.run(commit, check=True)
-    found = environment.git_commit(tmp_path)
+    found = git.commit(tmp_path)
     assert found is not None
     assert len(found) == 40
     assert set(found) <= set("0123456789abcdef")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
 from workflow_lib.errors import NOT_DAMAGE, CheckpointError, UnreadableError
-from workflow_lib.files import compact_json, names_in, open_regular
+from workflow_lib.files import blake2b, compact_json, names_in, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +178,7 @@ class _Hashed:
     """A file that computes the digest of the bytes read from it."""
 
     def __init__(self, file: io.FileIO) -> None:
-        self._file, self._hasher = file, hashlib.blake2b(digest_size=32)
+        self._file, self._hasher = file, blake2b(size=32)
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the buffer, or as much of it as the file still has; return the number of bytes."""
@@ -206,7 +205,7 @@ def _check_size(path: Path, file: io.FileIO, entry: Mapping[str, Any]) -> None:
 
 def check_file(path: Path, entry: Mapping[str, Any]) -> None:
     """Returns when the file has the size and the digest; it is never in memory as a whole."""
-    hasher = hashlib.blake2b(digest_size=32)
+    hasher = blake2b(size=32)
     try:
         with open_regular(path) as file:
             _check_size(path, file, entry)
@@ -220,7 +219,7 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
 
 def digest(data: bytes) -> str:
     """BLAKE2b of the bytes, as manifests have it."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
+    return blake2b(data, size=32).hexdigest()
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
 from workflow_lib.checkpoint.manifest import CHUNK, STATE, Checkpoint, files_of, read_state, read_tensors
+from workflow_lib.files import blake2b
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
 
 def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write the chunks to a new file and sync it; return its size and digest."""
-    hasher, size = hashlib.blake2b(digest_size=32), 0
+    hasher, size = blake2b(size=32), 0
     with path.open("xb", buffering=0) as file:
         for chunk in chunks:
             for start in range(0, len(chunk), CHUNK):

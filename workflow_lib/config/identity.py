@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cache
 from typing import Any
 
 from workflow_lib import plugins
 from workflow_lib.config.run import Data, Model
+from workflow_lib.files import blake2b
 from workflow_lib.plugins import Section, in_identity
 from workflow_lib.plugins.section import stored_name
 
@@ -72,4 +72,4 @@ def digest(value: Any, person: str) -> str:
 
 def digest_text(text: str, person: str) -> str:
     """Return `digest` of a value that is given as its canonical text."""
-    return hashlib.blake2b(text.encode(), digest_size=16, person=person.encode()).hexdigest()
+    return blake2b(text.encode(), kind=person).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -11,6 +10,7 @@ import numpy as np
 from workflow_lib.data.source import Source, bytes_of
 from workflow_lib.data.splits import Part
 from workflow_lib.errors import DataError
+from workflow_lib.files import blake2b
 from workflow_lib.text import count
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def row_digests(inputs: np.ndarray) -> np.ndarray:
         return np.empty(0, np.uint64)
     rows = bytes_of(np.ascontiguousarray(inputs)).cast("B")
     size = len(rows) // len(inputs)
-    digests = (hashlib.blake2b(rows[at : at + size], digest_size=8).digest() for at in range(0, len(rows), size))
+    digests = (blake2b(memoryview(rows[at : at + size]), size=8).digest() for at in range(0, len(rows), size))
     return np.frombuffer(b"".join(digests), np.uint64)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from workflow_lib.errors import DataError
+from workflow_lib.files import blake2b
 from workflow_lib.plugins import Targets, Task, task_facts
 
 
@@ -234,11 +235,6 @@ def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[An
 def first_true(where: np.ndarray) -> int:
     """Return the number of the first row that contains a true value."""
     return int(where.reshape(len(where), -1).any(axis=1).argmax())
-
-
-def blake2b(data: bytes = b"") -> hashlib.blake2b:
-    """Return a hasher of the kind that all digests of data use."""
-    return hashlib.blake2b(data, digest_size=16)
 
 
 def content_digest(*arrays: np.ndarray) -> str:

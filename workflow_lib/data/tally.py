@@ -12,8 +12,9 @@ import numpy as np
 from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS, Manifest, Shard, SplitSummary
 from workflow_lib.data.shard_writer import PreparedShard, new_moments
-from workflow_lib.data.source import Source, blake2b, bytes_of
+from workflow_lib.data.source import Source, bytes_of
 from workflow_lib.data.splits import Part
+from workflow_lib.files import blake2b
 
 log = logging.getLogger(__name__)
 

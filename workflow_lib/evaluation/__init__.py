@@ -18,6 +18,7 @@ from workflow_lib.errors import UserError
 from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic, write_json
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results import write_run as outputs
 from workflow_lib.tasks import AnySplit
@@ -35,7 +36,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
 
     If the run diverged, `output` says so, and predictions.csv is empty.
     """
-    if outputs.hand_on_divergence(model, output, "predictions.csv"):
+    if outputs.hand_on_divergence(model, output, results_layout.PREDICTIONS):
         return
     trained = load_trained(run, data, work, model)
     network, manifest = trained.network, trained.manifest
@@ -57,7 +58,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     }
     if caution := provenance.caution(len(split)):
         logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
-    write_atomic(output.with_name("predictions.csv"), predictions)
+    write_atomic(output.with_name(results_layout.PREDICTIONS), predictions)
     write_json(output, result)
     if absent := result.get("absent_classes"):
         logger.warning("the test split has no sample of: %s; nothing is measured of them", ", ".join(absent))

@@ -24,6 +24,7 @@ from workflow_lib.export.comparison import check
 from workflow_lib.export.graph import convert
 from workflow_lib.export.metadata import describe
 from workflow_lib.files import read_json, write_atomic, write_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results import write_run as outputs
 
@@ -57,7 +58,7 @@ def export(
     import torch
 
     settings = experiment.export
-    published = output.with_name("model.onnx")
+    published = output.with_name(results_layout.ONNX)
     for stale in (output, published):
         stale.unlink(missing_ok=True)
     if outputs.hand_on_divergence(model, output, published.name):

@@ -11,6 +11,7 @@ from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout as results_layout
 from workflow_lib.store import layout
 from workflow_lib.store.attempts import utc_now
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
@@ -68,9 +69,9 @@ def retrain(ref: str, work: Path, results: Path) -> str:
 
 def _results_of(digest: str, results: Path) -> Iterator[Path]:
     """Yield the result files that name a training of the run; the pipeline makes them again if they are missing."""
-    for path in sorted(results.glob("*/runs/*/train.json")):
+    for path in results_layout.all_trainings(results):
         if read_json(path, "digest")["digest"] == digest:
             yield path
-    for path in sorted(results.glob("*/tune/*/trial-*.json")):
+    for path in results_layout.all_trials(results):
         if read_json(path, "run")["run"]["digest"] == digest:
             yield path

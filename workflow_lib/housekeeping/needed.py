@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from workflow_lib.errors import UserError
 from workflow_lib.files import UNREADABLE, read_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.store import results_folders
 
-PATTERNS = ("plan.json", "runs/*/train.json", "tune/*/suggest-*.json", "tune/*/best.json", "data/*.json")
 SHARE = 10  # reading results again takes at most a tenth of the time, however many there are
 
 
@@ -49,25 +49,28 @@ class Needed:
         self._read_at = time.monotonic()
         self._folders = results_folders.results_of_all(self.work, self._results)
         runs: dict[str, set[str]] = {}
-        stores = set()
+        stores: set[str] = set()
         for results in self._folders:
-            for pattern in PATTERNS:
-                for path in results.glob(f"*/{pattern}"):
-                    try:
-                        content = read_json(path)
-                        if pattern == "data/*.json":
-                            stores.add(content["store"])
-                        else:
-                            for digest in _digests(content):
-                                runs.setdefault(digest, set()).add(path.relative_to(results).parts[0])
-                    except FileNotFoundError:
-                        continue  # Snakemake is making it again, or it was deleted
-                    except UNREADABLE as error:
-                        raise UserError(
-                            f"{path} cannot be read ({error}), so what it needs is unknown, and nothing was removed. "
-                            f"Delete the file, or make it again"
-                        ) from error
+            trainings = results_layout.all_trainings(results)
+            for path in (*results_layout.all_plans(results), *trainings, *results_layout.all_pointers(results)):
+                for digest in _names_in_file(path, _digests):
+                    runs.setdefault(digest, set()).add(path.relative_to(results).parts[0])
+            for path in results_layout.all_manifests(results):
+                stores.update(_names_in_file(path, lambda manifest: [manifest["store"]]))
         self.runs, self.stores, self._took_s = runs, stores, time.monotonic() - self._read_at
+
+
+def _names_in_file(path: Path, names: Callable[[Any], list[str]]) -> list[str]:
+    """Return what the file names; nothing if Snakemake has just removed it, to make it again."""
+    try:
+        return names(read_json(path))
+    except FileNotFoundError:
+        return []
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path} cannot be read ({error}), so what it needs is unknown, and nothing was removed. "
+            f"Delete the file, or make it again"
+        ) from error
 
 
 def _digests(content: Mapping[str, Any]) -> list[str]:

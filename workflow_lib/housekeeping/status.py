@@ -18,6 +18,7 @@ from typing import Any
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.files import UNREADABLE, names_in, read_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.store import accounting, failure_record, layout
 from workflow_lib.store import attempts as ws
 from workflow_lib.store.accounting import Account
@@ -59,11 +60,10 @@ def _is_believed(holder: Holder, silent_s: float) -> bool:
 def _names(results: Path) -> dict[str, str]:
     """Names that plans and studies give to the runs: the first one found."""
     names: dict[str, str] = {}
-    kinds = ("*/plan.json", "*/tune/*/suggest-*.json", "*/tune/*/best.json")
-    for path in (path for kind in kinds for path in sorted(results.glob(kind))):
+    for path in (*results_layout.all_plans(results), *results_layout.all_pointers(results)):
         try:
             content = read_json(path)
-            for run in content["runs"] if path.name == "plan.json" else [content["run"]]:
+            for run in content["runs"] if path.name == results_layout.PLAN else [content["run"]]:
                 names.setdefault(str(run["digest"]), str(run["id"]))
         except UNREADABLE:
             continue
@@ -73,11 +73,11 @@ def _names(results: Path) -> dict[str, str]:
 def _made(results: Path, planned: Set[str]) -> dict[str, str]:
     """Names of the runs that have results and are not ``planned``: a plan that they left no longer says them."""
     names: dict[str, str] = {}
-    for runs in (results / experiment / "runs" for experiment in names_in(results)):
+    for runs in (results_layout.runs_dir(results / experiment) for experiment in names_in(results)):
         for name in names_in(runs):
             if name not in planned:  # else its name is known, and there may be thousands
                 with suppress(*UNREADABLE):
-                    names.setdefault(str(read_json(runs / name / "train.json")["digest"]), name)
+                    names.setdefault(str(read_json(runs / name / results_layout.TRAIN)["digest"]), name)
     return names
 
 

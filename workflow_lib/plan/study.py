@@ -15,6 +15,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import apply, base
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.naming import slug
+from workflow_lib.results import layout as results_layout
 from workflow_lib.store import layout
 
 
@@ -41,10 +42,10 @@ def studied(experiment: Experiment) -> list[RunConfig]:
 
 def freeze_study(experiment: Experiment, folder: Path, work: Path) -> None:
     """Freeze the runs that the study's files name, in case work/ was lost since they were written."""
-    for path in [*sorted(folder.glob("suggest-*.json")), *folder.glob("best.json")]:
+    for path in results_layout.pointers(folder):
         content = files.read_json(path, "run", "params")
         if not layout.run_config(work, content["run"]["digest"]).exists():
-            start = base(experiment) if path.name == "best.json" else tuned_base(experiment)
+            start = base(experiment) if path.name == results_layout.BEST else tuned_base(experiment)
             freeze(apply(start, with_current_names(content["params"]), str(path)), work)
 
 

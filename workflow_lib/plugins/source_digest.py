@@ -10,13 +10,14 @@ numbers of the stages stand for the rest. An import whose name is computed at ru
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
+
+from workflow_lib.files import blake2b
 
 SHIPPED = ("workflow_lib.datasets.", "workflow_lib.models.")
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that do not change the behaviour
@@ -37,7 +38,7 @@ class Code:
 def read(name: Name, path: Path) -> Code:
     """Return the code of the module with this name in this file, and of the modules that it imports."""
     modules = _Modules(name, path)
-    hasher = hashlib.blake2b(digest_size=16)
+    hasher = blake2b()
     for dumped in modules.dumps():
         hasher.update(f"{len(dumped)} ".encode() + dumped)
     return Code(hasher.hexdigest(), {name: text.decode(errors="replace") for name, text in modules.texts.items()})
@@ -47,7 +48,7 @@ def of_text(text: bytes) -> str:
     """Return the digest of one module's code, without the modules that it imports: 32 hex digits."""
     tree = _parsed(text)
     dumped = text if tree is None else _Modules("alone", Path("/alone.py"), ()).dump(tree, "").encode()
-    return hashlib.blake2b(dumped, digest_size=16).hexdigest()
+    return blake2b(dumped).hexdigest()
 
 
 class _Modules:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
+from workflow_lib.files import blake2b
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Tracer:
             "rank": rank,
             "samples": self._samples.hexdigest(),
             "inputs": self._inputs.hexdigest(),
-            "state": hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest(),
+            "state": blake2b(json.dumps(record, sort_keys=True).encode(), size=8).hexdigest(),
             **{name: _digest(tensors) for name, tensors in groups.items()},
         }
         with (self._folder / f"trace-{rank}.jsonl").open("a") as file:
@@ -59,13 +59,13 @@ class Tracer:
 
 
 def _chain(hasher: Any, tensor: torch.Tensor) -> Any:
-    hasher = hasher or hashlib.blake2b(digest_size=8)
+    hasher = hasher or blake2b(size=8)
     hasher.update(safetensors.bytes_of(tensor.cpu()))
     return hasher
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    hasher = hashlib.blake2b(digest_size=8)
+    hasher = blake2b(size=8)
     for name in sorted(tensors):
         hasher.update(name.encode())
         hasher.update(safetensors.bytes_of(tensors[name].detach().cpu()))

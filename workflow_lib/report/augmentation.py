@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib.errors import DataError
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
 
     from workflow_lib.training.augment import augmented, mixing_partners
 
-    manifest = Manifest.load(results / "data" / f"{plan.data_id(config)}.json")
+    manifest = Manifest.load(results_layout.data_manifest(results, plan.data_id(config)))
     try:
         split = map_split(manifest, "train", work)
     except DataError as error:  # the data may have been deleted since; the rest of the report does not need it

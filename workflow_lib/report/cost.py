@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib.files import read_json
 from workflow_lib.report.runs_table import PAGE
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import RunResults, Unfinished
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
@@ -37,11 +38,13 @@ def _trials(experiment: Experiment, results: Path, known: dict[str, Line], work:
     from workflow_lib import plan
     from workflow_lib.store import layout
 
-    data = results / "data" / f"{plan.data_id(plan.tuned_base(experiment) if experiment.tune else experiment)}.json"
+    data = results_layout.data_manifest(
+        results, plan.data_id(plan.tuned_base(experiment) if experiment.tune else experiment)
+    )
     if experiment.tune is None or not data.exists():
         return []
-    folder = results / "tune" / plan.study_id(experiment)
-    digests = {read_json(path)["run"]["digest"] for path in folder.glob("suggest-*.json")} - known.keys()
+    folder = results_layout.study_dir(results, plan.study_id(experiment))
+    digests = {read_json(path)["run"]["digest"] for path in results_layout.suggestion_files(folder)} - known.keys()
     manifest = read_json(data)["digest"]
     workspaces = [path for digest in digests for path in layout.workspaces(work, digest, manifest)]
     return [(f"{len(digests)} trials", accounting.total(map(accounting.account, workspaces)))]

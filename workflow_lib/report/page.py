@@ -19,6 +19,7 @@ from workflow_lib.report.cost import cost
 from workflow_lib.report.curves import curve, describe_drawn, drawn_runs
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
 from workflow_lib.text import decimal, duration, flatten
 
@@ -66,7 +67,7 @@ def write(
         cost=cost(experiment, results, found, diverged, work),
         reproduce=_reproduction(experiment, work, output),
     )
-    write_atomic(output.with_name("runs.csv"), csv_text(table))
+    write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text(table))
     write_atomic(output, page)
     logger.info("reported %d runs in %s", len(found), output)
 
@@ -90,7 +91,7 @@ def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str],
     page = template.render(
         title=title, experiment=experiment, missing=found, total=len(runs), style=_asset("report.css"), page=PAGE
     )
-    write_atomic(output.with_name("runs.csv"), csv_text([run.row() for run in found]))
+    write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text([run.row() for run in found]))
     write_atomic(output, page)
 
 
@@ -135,7 +136,8 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
 def _chapter_content(run: RunResults, results: Path) -> Row:
     """Return what the template of the task's chapter is given."""
     chapter = tasks.load(run.task).chapter
-    return chapter.values(run.evaluation, results / "runs" / run.name / "predictions.csv") if chapter else {}
+    predictions = results_layout.run_dir(results, run.name) / results_layout.PREDICTIONS
+    return chapter.values(run.evaluation, predictions) if chapter else {}
 
 
 def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:

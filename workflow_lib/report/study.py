@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib.files import read_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row
 
 if TYPE_CHECKING:
@@ -20,16 +21,18 @@ def study_chapter(experiment: Experiment, results: Path) -> Row | None:
     """Return trials, figures and best point of the study; None without a study or before it has a best point."""
     from workflow_lib import plan
 
-    if experiment.tune is None or not (results / "tune" / plan.study_id(experiment) / "best.json").exists():
+    if experiment.tune is None:
+        return None
+    folder = results_layout.study_dir(results, plan.study_id(experiment))
+    if not results_layout.best_file(folder).exists():
         return None
     from workflow_lib import tuning
 
-    folder = results / "tune" / plan.study_id(experiment)
     study, metric = tuning.load_study(experiment, folder), plan.study_metric(experiment)
     return {
         "name": experiment.tune.name,
         "metric": metric,
-        "best": read_json(folder / "best.json"),
+        "best": read_json(results_layout.best_file(folder)),
         "trials": [_trial(trial) for trial in study.trials],
         "names": sorted({name for trial in study.trials for name in trial.params}),
         "figures": _figures(study, tuning.importances(study), metric),

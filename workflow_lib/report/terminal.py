@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from workflow_lib.errors import UserError
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.tasks.facts import all_facts
 from workflow_lib.text import decimal
@@ -13,7 +14,7 @@ from workflow_lib.text import decimal
 
 def summary(results: Path) -> str:
     """Return the best run, its metrics, the path of the report and what to type next."""
-    table = results / "runs.csv"
+    table = results / results_layout.RUNS_TABLE
     if not table.exists():
         raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
     with table.open(encoding="utf-8", newline="") as file:
@@ -23,15 +24,15 @@ def summary(results: Path) -> str:
     if not rows:
         raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
     best = rows[0]
-    folder = results / "runs" / best["name"]
+    folder = results_layout.run_dir(results, best["name"])
     lines = {
         "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
         "test": _test_metrics(best),
-        "model": f"{folder / 'model.safetensors'}, {folder / 'model.onnx'}",
+        "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
-        "report": results / "report.html",
-        "next": f"python -m webbrowser {results / 'report.html'}",
+        "report": results / results_layout.REPORT,
+        "next": f"python -m webbrowser {results / results_layout.REPORT}",
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
     return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())

@@ -17,8 +17,7 @@ from typing import Any
 from workflow_lib import files
 from workflow_lib.config import compose, is_frozen
 from workflow_lib.errors import ConfigError
-
-RECORD = "experiment.json"
+from workflow_lib.results import layout as results_layout
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def check(results: Path, name: str, claim: Claim) -> str | None:
     raise ConfigError(
         f"{claim.shown()}: name: {name}: {compose.shown(folder)} belongs to {owner.shown()}, another file with this "
         f"name; its results would be overwritten. Nothing was changed. Write another `name:` in one of the two files. "
-        f"If {claim.shown()} is to go on with these results, delete {compose.shown(folder / RECORD)}"
+        f"If {claim.shown()} is to go on with these results, delete {compose.shown(results_layout.owner_file(folder))}"
     )
 
 
@@ -93,7 +92,9 @@ def take(results: Path, name: str, claim: Claim) -> str | None:
             path.relative_to(claim.project) if path.is_relative_to(claim.project) else path for path in claim.files
         ]
         record = {"project": str(claim.project), "files": [*map(str, inside)], "set": list(claim.settings)}
-        files.write_json(results / name / RECORD, {"results": str((results / name).resolve()), **record})
+        files.write_json(
+            results_layout.owner_file(results / name), {"results": str((results / name).resolve()), **record}
+        )
     return line
 
 
@@ -102,9 +103,9 @@ def _owner(folder: Path, claim: Claim) -> Claim | None:
 
     Results that were copied or moved, or that this machine has elsewhere, belong to the project of the claim.
     """
-    if not (folder / RECORD).exists():
+    if not (results_layout.owner_file(folder)).exists():
         return None
-    record = files.read_json(folder / RECORD, "results", "project", "files", "set")
+    record = files.read_json(results_layout.owner_file(folder), "results", "project", "files", "set")
     project = Path(record["project"]) if record["results"] == str(folder.resolve()) else claim.project
     return Claim(project, tuple(project / path for path in record["files"]), tuple(record["set"]))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from workflow_lib import __version__
 from workflow_lib.errors import UserError
 from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
+from workflow_lib.results import layout as results_layout
+from workflow_lib.runtime import git
 from workflow_lib.store import layout
 
 if TYPE_CHECKING:
@@ -33,26 +34,16 @@ def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
 
 def made_by(inputs: Sequence[Path]) -> dict[str, Any]:
     """The command, the code and the digests of the input files of the result that is being made."""
-    modified = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
     return {
         "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
         "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
         "code": {
             "version": __version__,
-            "commit": _git("rev-parse", "HEAD"),
-            "modified": None if modified is None else bool(modified),
+            "commit": git.commit(Path.cwd()),
+            "modified": git.is_modified(Path.cwd()),
         },
         "inputs": {str(path): file_digest(path) for path in inputs},
     }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of the current folder; None outside of a repository or without git."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def trace(path: Path, work: Path) -> str:
@@ -61,11 +52,11 @@ def trace(path: Path, work: Path) -> str:
     result = read_json(statement)
     if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
         raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
-    trained = read_json(statement.with_name("train.json"), "steps", "epochs", "attempts")
+    trained = read_json(statement.with_name(results_layout.TRAIN), "steps", "epochs", "attempts")
     if trained.get("state") == DIVERGED:
         ended = {DIVERGED: trained["reason"]}
     else:
-        ended = {"sealed in": read_json(statement.with_name("train.json"), "sealed")["sealed"]}
+        ended = {"sealed in": read_json(statement.with_name(results_layout.TRAIN), "sealed")["sealed"]}
     made = result.get("provenance", {})
     code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
     rows = {
@@ -111,7 +102,7 @@ def _statement(path: Path) -> Path:
         raise UserError(f"{path}: no such file")
     if path.suffix == ".json":
         return path
-    speaker = {"model.onnx": "export.json", "predictions.csv": "evaluation.json"}.get(path.name, "train.json")
+    speaker = results_layout.STATEMENT_OF.get(path.name, results_layout.TRAIN)
     if not path.with_name(speaker).exists():
         raise UserError(
             f"{path}: no {speaker} beside it to say where it comes from. Give a file of one run: "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_lib.config.metrics import best_row, gain
 from workflow_lib.files import read_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import accounting
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 TUNED = "tuned"
 
 STEPS = {
-    "train": ("train.json", "not trained"),
-    "evaluate": ("evaluation.json", "not evaluated"),
-    "export": ("export.json", "not exported"),
+    "train": (results_layout.TRAIN, "not trained"),
+    "evaluate": (results_layout.EVALUATION, "not evaluated"),
+    "export": (results_layout.EXPORT, "not exported"),
 }
 
 Row = dict[str, Any]
@@ -101,17 +102,17 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
         varied |= experiment.tune.space.keys()
     found = []
     for name in runs:
-        folder = results / "runs" / name
-        train = read_json(folder / "train.json")
+        folder = results_layout.run_dir(results, name)
+        train = read_json(folder / results_layout.TRAIN)
         config = plan.load_run(train["digest"], work)[0].model_dump(mode="json")
         found.append(
             RunResults(
                 name=name,
                 settings={setting: _setting_of(config, setting) for setting in sorted(varied)},
                 train=train,
-                evaluation=read_json(folder / "evaluation.json"),
-                export=read_json(folder / "export.json"),
-                history=_history(folder / "history.csv"),
+                evaluation=read_json(folder / results_layout.EVALUATION),
+                export=read_json(folder / results_layout.EXPORT),
+                history=_history(folder / results_layout.HISTORY),
                 select_metric=experiment.training.select_metric,
                 account=account_of(train, work),
             )
@@ -144,8 +145,8 @@ def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinishe
     """The runs that diverged or lack a result, with the reason."""
     found = []
     for name in runs:
-        folder = results / "runs" / name
-        train = read_json(folder / "train.json") if (folder / "train.json").exists() else {}
+        folder = results_layout.run_dir(results, name)
+        train = read_json(folder / results_layout.TRAIN) if (folder / results_layout.TRAIN).exists() else {}
         if train.get("state") == DIVERGED:
             found.append(Unfinished(name, DIVERGED, train["reason"], account_of(train, work)))
             continue

@@ -12,6 +12,7 @@ from workflow_lib import checkpoint, plugins
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.store import attempts as ws
@@ -41,8 +42,8 @@ def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None
     sys.audit("everstep", "outputs")
     state = checkpoint.read_state(sealed)["progress"]
     model = _weights(sealed)
-    write_atomic(output.with_name("model.safetensors"), model)
-    write_atomic(output.with_name("history.csv"), _csv(state["history"], run.task))
+    write_atomic(output.with_name(results_layout.MODEL), model)
+    write_atomic(output.with_name(results_layout.HISTORY), _csv(state["history"], run.task))
     accepted = {} if sealed.manifest["fingerprint"].get("code") == run.code else code_record.accepted(run.workspace)
     sys.audit("everstep", "statement")
     write_json(
@@ -71,8 +72,8 @@ def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None
 def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: Path) -> None:
     """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
     history = read_events(layout.metrics_file(run.workspace))
-    write_atomic(output.with_name("model.safetensors"), b"")
-    write_atomic(output.with_name("history.csv"), _csv(history, run.task))
+    write_atomic(output.with_name(results_layout.MODEL), b"")
+    write_atomic(output.with_name(results_layout.HISTORY), _csv(history, run.task))
     write_json(
         output,
         {
@@ -102,7 +103,7 @@ def _common(run: TrainedRun, workspace: Path, data: Path) -> dict[str, Any]:
 
 def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
     """Where the run diverged, ``output`` says so, and the file ``empty`` beside it is empty; else nothing is done."""
-    statement = model.with_name("train.json")
+    statement = model.with_name(results_layout.TRAIN)
     trained = read_json(statement, "digest", "data", "code")
     if trained.get("state") != DIVERGED:
         return False
@@ -119,7 +120,7 @@ def trained(model: Path, work: Path) -> dict[str, Any]:
     Damaged weights are written again from the final state of their run, where it is still whole; else a StateError
     names the file.
     """
-    statement = model.with_name("train.json")
+    statement = model.with_name(results_layout.TRAIN)
     told: dict[str, Any] = read_json(statement, "digest", "data", "code")
     if told.get("state") == DIVERGED:
         raise UserError(f"{model}: there are no weights: {told['reason']}")

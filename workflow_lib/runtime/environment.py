@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workflow_lib.runtime import git
 from workflow_lib.runtime.device import query_gpus
 
 PACKAGES = [
@@ -64,7 +64,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpus": query_gpus() if device.type == "cuda" else [],
         "cuda": torch.version.cuda,
         "scheduler": {name: os.environ[name] for name in SCHEDULER if name in os.environ},
-        "git": git_commit(Path.cwd()),
+        "git": git.commit(Path.cwd()),
     }
 
 
@@ -147,15 +147,6 @@ def cpu_name() -> str:
         return platform.processor()
     models = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return next(models, platform.processor())
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out around a folder; None outside of a repository or without git."""
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _versions() -> dict[str, str]:

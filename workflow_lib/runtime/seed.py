@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import struct
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from workflow_lib.errors import UserError
+from workflow_lib.files import blake2b
 
 WORDS = 624
 TWISTER = struct.Struct(f"<{WORDS}Ii?d")  # Mersenne twister: words, position, has a spare normal deviate, the deviate
@@ -19,7 +19,7 @@ TWISTER = struct.Struct(f"<{WORDS}Ii?d")  # Mersenne twister: words, position, h
 def derive(seed: int, *names: object) -> int:
     """Return a seed in [0, 2**63) that depends on the seed and on every name, in their order."""
     text = json.dumps([seed, *names], ensure_ascii=False)
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"everstep.seed").digest()
+    digest = blake2b(text.encode(), size=8, kind="everstep.seed").digest()
     return int.from_bytes(digest, "big") >> 1
 
 

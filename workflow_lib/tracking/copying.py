@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from workflow_lib import plan, plugins
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_json
+from workflow_lib.results import layout as results_layout
 from workflow_lib.results.provenance import DIVERGED
 from workflow_lib.tracking.curves import Curve, curves
 from workflow_lib.tracking.tracker import Tracker, load, open_tracker
@@ -135,10 +136,10 @@ def _are_all_finished(experiment: Experiment, found: Sequence[Curve], results: P
     """Return whether no more rows can come. Trials may have ended early; the tuned run has not."""
     wanted = {run.digest for run in plan.expand(experiment)}
     if experiment.tune is not None:
-        best = results / experiment.name / "tune" / plan.study_id(experiment) / "best.json"
+        best = results_layout.best_file(results_layout.study_dir(results / experiment.name, plan.study_id(experiment)))
         if not best.exists():
             return False
         wanted.add(read_json(best, "run")["run"]["digest"])
-    statements = (results / experiment.name / "runs").glob("*/train.json")
+    statements = results_layout.trainings(results / experiment.name)
     diverged = {train["digest"] for train in map(read_json, statements) if train.get("state") == DIVERGED}
     return wanted <= {curve.digest for curve in found if curve.is_finished} | diverged

@@ -13,6 +13,7 @@ from workflow_lib import checkpoint, plan
 from workflow_lib.errors import EverstepError
 from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout as results_layout
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
@@ -89,11 +90,11 @@ def _runs(experiment: Experiment, results: Path) -> dict[str, tuple[str, str]]:
     """Return id and data digest of each run whose data is prepared, by the run's digest."""
     found = {run.digest: (run.id, run.data_id) for run in plan.expand(experiment)}
     if experiment.tune is not None:
-        folder = results / "tune" / plan.study_id(experiment)
-        for path in (*sorted(folder.glob("suggest-*.json")), *folder.glob("best.json")):
+        folder = results_layout.study_dir(results, plan.study_id(experiment))
+        for path in results_layout.pointers(folder):
             run = read_json(path, "run")["run"]
             found.setdefault(run["digest"], (run["id"], plan.data_id(experiment)))
-    prepared = {data: results / "data" / f"{data}.json" for _, data in found.values()}
+    prepared = {data: results_layout.data_manifest(results, data) for _, data in found.values()}
     digests = {data: read_json(path, "digest")["digest"] for data, path in prepared.items() if path.exists()}
     return {digest: (name, digests[data]) for digest, (name, data) in found.items() if data in digests}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from workflow_lib import files, plan
 from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.results import layout as results_layout
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -59,11 +60,11 @@ class Result(TypedDict):
 
 
 def suggestion_path(tune_dir: Path, number: int) -> Path:
-    return tune_dir / f"suggest-{number:04d}.json"
+    return results_layout.suggestion_file(tune_dir, number)
 
 
 def result_path(tune_dir: Path, number: int) -> Path:
-    return tune_dir / f"trial-{number:04d}.json"
+    return results_layout.trial_file(tune_dir, number)
 
 
 def load_suggestion(path: Path) -> Suggestion:
