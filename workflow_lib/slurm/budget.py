@@ -1,4 +1,4 @@
-"""What the jobs of an experiment ask of a cluster, held against what the cluster has, before anything is queued."""
+"""The requests of an experiment's jobs, compared with the cluster before anything is queued."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLUMNS = ("rule", "jobs", "partition", "nodes", "GPUs", "CPUs", "memory MB", "m
 
 
 def table(asked: Sequence[Request]) -> str:
-    """The requests, a rule a line, and their sums."""
-    hours = [one.gpu_hours for one in asked]
+    """Return the requests as text, a line a rule, and their sums."""
+    hours = [request.gpu_hours for request in asked]
     known = sum(hour for hour in hours if hour is not None)
-    last = ["all", str(sum(one.jobs for one in asked)), *[""] * (len(COLUMNS) - 3), f"{known:.1f}"]
-    rows = [list(COLUMNS), *(_row(one) for one in asked), last]
+    last = ["all", str(sum(request.jobs for request in asked)), *[""] * (len(COLUMNS) - 3), f"{known:.1f}"]
+    rows = [list(COLUMNS), *(_row(request) for request in asked), last]
     right = [place for place, column in enumerate(COLUMNS) if column not in ("rule", "partition")]
     return "\n".join(
         [
@@ -36,15 +36,16 @@ def table(asked: Sequence[Request]) -> str:
     )
 
 
-def _row(one: Request) -> list[str]:
-    hours = "?" if one.gpu_hours is None else f"{one.gpu_hours:.1f}"
-    gpus = f"{one.gpus} {one.gpu_model or ''}".strip()
-    cells = (one.jobs, one.partition or "(default)", one.nodes, gpus, one.cpus, one.mem_mb, one.minutes)
-    return [one.rule, *("-" if cell is None else str(cell) for cell in cells), hours]
+def _row(request: Request) -> list[str]:
+    hours = "?" if request.gpu_hours is None else f"{request.gpu_hours:.1f}"
+    gpus = f"{request.gpus} {request.gpu_model or ''}".strip()
+    of_a_node = (gpus, request.cpus, request.mem_mb)
+    cells = (request.jobs, request.partition or "(default)", request.nodes, *of_a_node, request.minutes)
+    return [request.rule, *("-" if cell is None else str(cell) for cell in cells), hours]
 
 
 def check(asked: Sequence[Request], ask: Ask = scontrol) -> str:
-    """A line that says what came of the check; ConfigError has every request that the cluster can never grant."""
+    """Return the outcome of the check in one line. Raises ConfigError with every request that is never granted."""
     try:
         cluster = read_cluster(*(ask(["--all", "--oneliner", "show", what]) for what in ("partition", "node")))
     except LookupError as reason:

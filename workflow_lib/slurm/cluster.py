@@ -1,4 +1,4 @@
-"""What a cluster has, as its controller tells."""
+"""The partitions and nodes of a cluster, as its controller reports them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Node:
 
     cpus: int
     mem_mb: int
-    gpus: Mapping[str, int]  # by type, the type "" where SLURM was not told any
+    gpus: Mapping[str, int]  # by type; "" if SLURM knows no type
 
     def gpus_of(self, model: str | None) -> int:
-        """Its GPUs of the type, or all."""
+        """Return the number of GPUs of the type, or of all GPUs."""
         return sum(self.gpus.values()) if model is None else self.gpus.get(model, 0)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition; None is no limit."""
+    """A partition; a limit of None is no limit."""
 
     name: str
     state: str
@@ -41,7 +41,7 @@ Cluster = Mapping[str, Partition]
 
 
 def scontrol(arguments: Sequence[str]) -> str:
-    """What the command prints. Raises LookupError, which says why, where it does not answer."""
+    """Return the output of the command. Raises LookupError, with the reason, if it does not answer."""
     if shutil.which("scontrol") is None:
         raise LookupError("there is no SLURM on this machine (no command `scontrol`)")
     try:
@@ -54,7 +54,7 @@ def scontrol(arguments: Sequence[str]) -> str:
 
 
 def read_cluster(partitions: str, nodes: str) -> Cluster:
-    """The cluster in what `scontrol --oneliner show partition` and `... show node` print."""
+    """Parse the output of `scontrol --oneliner show partition` and `... show node`."""
     machines = [_facts(line) for line in nodes.splitlines() if line.startswith("NodeName=")]
     found = [_facts(line) for line in partitions.splitlines() if line.startswith("PartitionName=")]
     return {facts["PartitionName"]: _partition(facts, machines) for facts in found}
@@ -66,7 +66,7 @@ def _facts(line: str) -> dict[str, str]:
 
 def _partition(facts: Mapping[str, str], machines: Iterable[Mapping[str, str]]) -> Partition:
     name = facts["PartitionName"]
-    own = [one for one in machines if name in one.get("Partitions", "").split(",")]
+    own = [machine for machine in machines if name in machine.get("Partitions", "").split(",")]
     cpus, mem_mb = _limit(facts.get("MaxCPUsPerNode")), _limit(facts.get("MaxMemPerNode"))
     return Partition(
         name=name,
@@ -76,22 +76,22 @@ def _partition(facts: Mapping[str, str], machines: Iterable[Mapping[str, str]]) 
         max_nodes=_limit(facts.get("MaxNodes")),
         nodes=tuple(
             Node(
-                cpus=min(int(one.get("CPUEfctv", one["CPUTot"])), cpus or sys.maxsize),
-                mem_mb=min(int(one["RealMemory"]), mem_mb or sys.maxsize),
-                gpus=_gpus_of(one.get("Gres", "")),
+                cpus=min(int(machine.get("CPUEfctv", machine["CPUTot"])), cpus or sys.maxsize),
+                mem_mb=min(int(machine["RealMemory"]), mem_mb or sys.maxsize),
+                gpus=_gpus_of(machine.get("Gres", "")),
             )
-            for one in own
+            for machine in own
         ),
     )
 
 
 def _limit(text: str | None) -> int | None:
-    """A number; None for UNLIMITED, and for 0, which means the same."""
+    """Return the number; None for UNLIMITED and for 0, which means the same."""
     return int(text) or None if text and text.isdecimal() else None
 
 
 def _slurm_minutes(text: str) -> float | None:
-    """Minutes in days-hours:minutes:seconds; None for UNLIMITED."""
+    """Return the minutes of a time `days-hours:minutes:seconds`; None for UNLIMITED."""
     if not (match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)):
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -99,7 +99,7 @@ def _slurm_minutes(text: str) -> float | None:
 
 
 def _gpus_of(gres: str) -> dict[str, int]:
-    """GPUs by type in a text such as `gpu:a100:4(S:0-1),nvme:1`."""
+    """Return the number of GPUs by type, from a text such as `gpu:a100:4(S:0-1),nvme:1`."""
     found: dict[str, int] = {}
     for word in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = word.split(":")

@@ -1,7 +1,7 @@
-"""What a job asks the scheduler that runs it, and what it says to it.
+"""The SLURM job of this process: its time limit, its GPUs, and its requeue.
 
-A training that stopped before it was done has not failed. Its job goes back to the queue under the same number, so that
-whoever waits for the job goes on waiting, and the tries that are meant for failures stay for failures.
+A training that stopped before its end has not failed. Its job returns to the queue under the same number, so that
+Snakemake keeps waiting for it and does not count a retry.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 
-PATIENCE_S = 60  # with a controller that does not answer
+TIMEOUT_S = 60  # for a controller that does not answer
 
 
 def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether SLURM will start the job of this process again; the job is to end now.
+    """Requeue the job of this process, and return True if SLURM will start it again; the caller must then exit.
 
-    Not when somebody cancelled it, when it is over its time limit (SLURM ends it in both cases), or when it was
-    submitted as one that must not start twice.
+    Return False if the job was cancelled, is over its time limit (SLURM ends it in both cases), or was submitted with
+    --no-requeue.
     """
     job = environ.get("SLURM_JOB_ID")
     if job is None:
@@ -31,9 +31,9 @@ def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Until SLURM ends the job of this process; None outside of a job, and where SLURM does not say.
+    """Return the seconds until SLURM ends the job of this process; None outside of a job or if SLURM does not answer.
 
-    A job may have begun long before this process did: its own clock tells nothing.
+    SLURM is asked, since a job may have begun long before this process.
     """
     try:
         return datetime.fromisoformat(_facts(environ["SLURM_JOB_ID"])["EndTime"]).timestamp() - time.time()
@@ -42,7 +42,7 @@ def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
-    """GPUs that the job of this process holds on its nodes, used or not; 0 outside of a job."""
+    """Return the number of GPUs that the job of this process holds on its nodes, used or not; 0 outside of a job."""
     given = environ.get("CUDA_VISIBLE_DEVICES", "")
     if "SLURM_JOB_ID" not in environ or given in ("", "NoDevFiles"):
         return 0
@@ -55,9 +55,9 @@ def _facts(job: str) -> dict[str, str]:
 
 
 def _scontrol(*arguments: str) -> str | None:
-    """What it prints; None where it fails, does not answer, or is not here."""
+    """Return the output of ``scontrol``; None if it fails, does not answer, or is not installed."""
     command = ["scontrol", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S).stdout
     except (OSError, subprocess.SubprocessError):
         return None

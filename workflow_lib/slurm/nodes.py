@@ -1,7 +1,7 @@
-"""One launcher on each node: the first one, in the job's allocation, starts them all with ``srun``.
+"""One launcher on each node of a job: the process of the first node starts them all with ``srun``.
 
-SLURM tells each launcher its number. They meet at the first node, at a port that was free there when the job began, so
-that two jobs on one node do not share it.
+SLURM gives each launcher its number. They connect to the first node, at a port that was free there when the job began,
+so that two jobs on one node do not share a port.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ TOKEN = "EVERSTEP_RENDEZVOUS_TOKEN"
 
 
 def is_one_of_many(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started by ``start``."""
+    """Return True if this process was started by ``start``."""
     return PORT in environ
 
 
 def number(environ: Mapping[str, str] = os.environ) -> int:
-    """Which of the nodes this is; 0 is the first."""
+    """Return the number of this node; 0 is the first."""
     return int(environ.get("SLURM_NODEID", 0))
 
 
 def start(count: int, cpus: int) -> NoReturn:
-    """This process becomes an ``srun`` of the same command, once on each node of the job, with so many CPUs there."""
+    """Replace this process by an ``srun`` of the same command, once on each node of the job, with `cpus` CPUs each.
+
+    Raises ConfigError outside of a SLURM job.
+    """
     if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
         raise ConfigError(
             f"runtime.nodes: {count} nodes need a SLURM job with as many. Use profiles/slurm, or set runtime.nodes: 1"
         )
     os.environ[PORT], os.environ[TOKEN] = str(_free_port()), secrets.token_hex(16)
     command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
-    # one launcher that leaves, having saved, must not have the others killed while they save
+    # a launcher that has saved and exits must not cause SLURM to kill the others while they save
     command.append("--kill-on-bad-exit=0")
     os.execvp("srun", [*command, sys.executable, "-m", "workflow_lib", *sys.argv[1:]])
 
@@ -50,7 +53,7 @@ def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
 
 
 def described(numbers: Sequence[int], environ: Mapping[str, str] = os.environ) -> str:
-    """Return the nodes for a message, with their names as far as SLURM tells them: `node 1 (n2)`."""
+    """Return the nodes for a message, with their names if SLURM knows them: `node 1 (n2)`."""
     names: list[str] = []
     if (listed := environ.get("SLURM_STEP_NODELIST")) and shutil.which("scontrol"):
         command = ["scontrol", "show", "hostnames", listed]
@@ -64,7 +67,7 @@ def token(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""What a profile of Snakemake asks for, and where in its file each resource stands."""
+"""The resources that a Snakemake profile sets, and the line that sets each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Profile:
     origins: Origins
 
     def asked(self, rule: str) -> dict[str, Any]:
-        """The resources of a rule on its first try, as Snakemake names them, and `threads`."""
+        """Return the resources of a rule on its first try, named as Snakemake names them, and `threads`."""
         found = self._section("default-resources") | self._section("set-resources", rule)
         if rule in (threads := self._section("set-threads")):
             found["threads"] = threads[rule]
         return {key: evaluated(value, {"attempt": 1}) for key, value in found.items()}
 
     def places(self, rule: str) -> dict[str, str]:
-        """File, line and key of each of them."""
+        """Return file, line and key of each resource of a rule."""
         sections = (("default-resources",), ("set-resources", rule))
         paths = {key: (*section, key) for section in sections for key in self._section(*section)}
         if rule in self._section("set-threads"):
@@ -46,7 +46,7 @@ class Profile:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """The mapping, also when it is written as a list of `name=value` or `rule:name=value`."""
+    """Return the mapping; a profile may also write it as a list of `name=value` or `rule:name=value`."""
     if not isinstance(value, list):
         return dict(value or {})
     found: dict[str, Any] = {}
@@ -58,12 +58,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a folder or file."""
+    """Return the profile in a folder or file. Raises ConfigError if there is none."""
     files = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         there = ", ".join(sorted(str(found.parent) for found in Path("profiles").glob("*/*.yaml")))
-        raise ConfigError(f"--profile {path}: no profile is there; here are: {there or 'none'}")
+        raise ConfigError(f"--profile {path}: no such profile; available: {there or 'none'}")
     values, origins = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a profile is a mapping of Snakemake's options (name: value)")
@@ -82,7 +82,7 @@ FUNCTIONS: Mapping[str, Callable[..., float]] = {"min": min, "max": max, "int": 
 
 
 def evaluated(text: Any, names: Mapping[str, int]) -> Any:
-    """The value of a profile's expression such as `4000 * attempt`; the text itself when it is not arithmetic."""
+    """Evaluate an expression of a profile, such as `4000 * attempt`; return the text itself if it is not arithmetic."""
     if not isinstance(text, str):
         return text
     try:

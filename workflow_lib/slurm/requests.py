@@ -1,4 +1,4 @@
-"""What the jobs of each rule ask for."""
+"""The resources that the jobs of each rule request."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TRAININGS = ("train", "trial")
 MINUTES = {"s": 1 / 60, "m": 1, "h": 60, "d": 1440, "w": 10080}
 MEGABYTES = {"k": 1e-3, "m": 1, "g": 1e3, "t": 1e6}
 
-Number = int | str | None  # as text where it could not be read
+Number = int | str | None  # text if it could not be parsed
 Job = tuple[str, int, Mapping[str, Any], int]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What each job of a rule asks for. GPUs, CPUs and memory are those of one node."""
+    """The request of each job of a rule. GPUs, CPUs and memory are those of one node."""
 
     rule: str
     jobs: int
@@ -35,14 +35,14 @@ class Request:
     cpus: Number
     mem_mb: Number
     minutes: Number
-    ranks: int = 0  # of a node, each of which wants a GPU if there are any
+    ranks: int = 0  # processes on a node, each of which needs a GPU if the node has any
     has_qos: bool = False  # a quality of service, which may lift the limits of partitions
-    is_elsewhere: bool = False  # on another cluster, of which nothing is known here
-    places: Mapping[str, str] = field(default_factory=dict)  # where each resource was written
+    is_elsewhere: bool = False  # on another cluster, whose limits are not known here
+    places: Mapping[str, str] = field(default_factory=dict)  # file and key that set each resource
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all jobs, if each takes its whole time; None when a number is unreadable."""
+        """GPU-hours of all jobs, if each uses its whole time; None if a number could not be parsed."""
         if self.gpus == 0:
             return 0.0
         if isinstance(self.gpus, int) and isinstance(self.nodes, int) and isinstance(self.minutes, int):
@@ -51,7 +51,7 @@ class Request:
 
 
 def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> Request:
-    """What a job with these resources, as Snakemake names them, asks of SLURM.
+    """Return the SLURM request of a job with these resources, named as Snakemake names them.
 
     `gpu` counts the GPUs of a job, `gres` those of a node; each task has all the threads.
     """
@@ -82,7 +82,7 @@ def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> 
 
 
 def _quantity(value: Any, units: Mapping[str, float]) -> Number:
-    """A whole number; Snakemake also takes one with a unit, such as `12h` or `16GB`."""
+    """Return a whole number; Snakemake also accepts a unit, such as `12h` or `16GB`."""
     if isinstance(value, float):
         return math.ceil(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z])[a-z]*", str(value).lower())
@@ -92,7 +92,7 @@ def _quantity(value: Any, units: Mapping[str, float]) -> Number:
 
 
 def job_counts(experiment: config.Experiment) -> dict[str, int]:
-    """How many jobs of each rule go to the cluster, were nothing made yet."""
+    """Return the number of cluster jobs of each rule, if no result existed yet."""
     runs = plan.expand(experiment)
     data = {run.data_id for run in runs}
     if experiment.tune is None:
@@ -106,7 +106,7 @@ def job_counts(experiment: config.Experiment) -> dict[str, int]:
 
 
 def requests(experiment: config.Experiment, profile: Profile) -> list[Request]:
-    """What the experiment's jobs ask for on their first try."""
+    """Return the requests of the experiment's jobs on their first try."""
     found = []
     for rule, jobs in job_counts(experiment).items():
         asked, threads = profile.asked(rule), 1
@@ -117,27 +117,27 @@ def requests(experiment: config.Experiment, profile: Profile) -> list[Request]:
     return found
 
 
-def placed(one: Request, experiment: config.Experiment, profile: Profile | None) -> Request:
-    """The request, and what the two files say of it: where it was written, and how many ranks share a node."""
-    places = profile.places(one.rule) if profile else {}
-    one = replace(one, has_qos=one.has_qos or bool(profile and profile.values.get("slurm-qos")))
-    if one.rule not in TRAININGS:
-        return replace(one, places=places)
+def placed(requested: Request, experiment: config.Experiment, profile: Profile | None) -> Request:
+    """Return the request with what sets it in the two files, and with the number of ranks on a node."""
+    places = profile.places(requested.rule) if profile else {}
+    requested = replace(requested, has_qos=requested.has_qos or bool(profile and profile.values.get("slurm-qos")))
+    if requested.rule not in TRAININGS:
+        return replace(requested, places=places)
     runtime = experiment.runtime
     for key, setting in (("threads", "nproc"), ("nodes", "nodes")):
         origin = experiment._origins.of(("runtime", setting))
         places.setdefault(key, f"{origin + ' ' if origin else ''}runtime.{setting}")
-    return replace(one, places=places, ranks=0 if runtime.device == "cpu" else runtime.nproc)
+    return replace(requested, places=places, ranks=0 if runtime.device == "cpu" else runtime.nproc)
 
 
 def asked_by(jobs: Iterable[Job], experiment: config.Experiment, command: Sequence[str]) -> list[Request]:
-    """What the jobs ask for that this Snakemake is about to submit: rule, number, resources and threads of each."""
+    """Return the requests of the jobs that this Snakemake is about to submit."""
     profile = _profile_of(command)
     return [placed(request(rule, count, its, threads), experiment, profile) for rule, count, its, threads in jobs]
 
 
 def _profile_of(command: Sequence[str]) -> Profile | None:
-    """The last profile of a Snakemake's command line, where that is a path."""
+    """Return the last profile on a Snakemake command line; None if it is not a path."""
     names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names.add_argument("--profile", action="append", default=[os.environ.get("SNAKEMAKE_PROFILE", "none")])
     path = Path(names.parse_known_args(command)[0].profile[-1])
