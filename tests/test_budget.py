@@ -300,9 +300,7 @@ def test_what_is_wrong_is_told_all_at_once() -> None:
 
 def test_a_profile_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(
-        ConfigError, match=r"profiles/slum: no such profile; available: profiles/local, profiles/slurm"
-    ):
+    with pytest.raises(ConfigError, match=r"profiles/slum: no such profile; available: profiles/local, profiles/slurm"):
         budget.read_profile(Path("profiles/slum"))
 
 

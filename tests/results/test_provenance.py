@@ -19,9 +19,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EVERSTEP_EXPERIMENT", "work/experiments/abc.json")
     monkeypatch.setattr(sys, "argv", ["everstep", "evaluate", "--run", "a b"])
     folder = tmp_path / "results" / "demo" / "runs" / "demo-0123456789ab"
-    identity = {"run": folder.name, "digest": "0123456789ab" + "0" * 20, "data": "d" * 32}
-    training = {"steps": 120, "epochs": 4, "attempts": 3, "sealed": "work/runs/x/checkpoints/step-120"}
-    write_json(folder / "train.json", {**identity, **training})
+    identity = {"run": folder.name, "digest": "0123456789ab" + "0" * 20, "data": "d" * 32, "code": "c" * 32}
+    training = {
+        "model": "m" * 64,
+        "steps": 120,
+        "epochs": 4,
+        "attempts": 3,
+        "sealed": "work/runs/x/checkpoints/step-120",
+    }
+    write_json(folder / "train.json", {**identity, **training, "model": "m" * 64})
     (folder / "model.safetensors").write_bytes(b"weights")
     record = provenance.record([folder / "model.safetensors"], torch.device("cpu"))
     write_json(folder / "evaluation.json", {**identity, "provenance": record})

@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workflow_lib import plan, plugins, tasks
 from workflow_lib.data import Manifest, ensure, load_split
 from workflow_lib.errors import UserError
 from workflow_lib.evaluation.computing import device_of, judged
-from workflow_lib.files import read_json, write_atomic, write_json
+from workflow_lib.files import read_json, write_atomic
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results import write_run as outputs
+from workflow_lib.results.statements import Evaluation, ModelIdentity, write_evaluation
 from workflow_lib.tasks import AnySplit
 
 if TYPE_CHECKING:
@@ -45,24 +46,23 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
         split = load_test(experiment, manifest, work, str(device))
         (measured, predictions), how = judged(lambda: measure(network, manifest, split, experiment.evaluate, device))
         made = provenance.record([data, model], device)
-    result = {
+    statement: Evaluation = {
         **trained.identity,
         "task": manifest.task,
         "split": "test",
         "samples": len(split),
         "device": str(device),
-        **how,
         "trained_in": trained.trained_in,
-        **measured,
+        "metrics": measured["metrics"],
         "provenance": made,
     }
     if caution := provenance.caution(len(split)):
         logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
     write_atomic(output.with_name(results_layout.PREDICTIONS), predictions)
-    write_json(output, result)
-    if absent := result.get("absent_classes"):
+    write_evaluation(output, statement, {**how, **measured})
+    if absent := measured.get("absent_classes"):
         logger.warning("the test split has no sample of: %s; nothing is measured of them", ", ".join(absent))
-    name, metric = next(iter(result["metrics"].items()))
+    name, metric = next(iter(statement["metrics"].items()))
     logger.info("%s %s on %d test samples: %s", name, metric["value"], len(split), output)
 
 
@@ -82,7 +82,7 @@ class TrainedModel:
 
     network: nn.Module
     manifest: Manifest
-    identity: dict[str, Any]
+    identity: ModelIdentity
     trained_in: str
 
 
@@ -109,7 +109,7 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
     plugin = plugins.load("models", config.model.name)
     network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
     network.load_state_dict(load_file(model))
-    identity = {
+    identity: ModelIdentity = {
         "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
         "digest": digest,
         "data": manifest.digest,

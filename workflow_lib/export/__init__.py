@@ -23,10 +23,11 @@ from workflow_lib.evaluation.computing import judged
 from workflow_lib.export.comparison import check
 from workflow_lib.export.graph import convert
 from workflow_lib.export.metadata import describe
-from workflow_lib.files import read_json, write_atomic, write_json
+from workflow_lib.files import write_atomic
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results import write_run as outputs
+from workflow_lib.results.statements import Export, read_evaluation, write_export
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,7 @@ def export(
     if outputs.hand_on_divergence(model, output, published.name):
         return
     trained = load_trained(run, data, work, model)
-    measured = read_json(evaluation, "model", "metrics")
+    measured = read_evaluation(evaluation)
     if measured["model"] != trained.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
     manifest, split = trained.manifest, load_test(experiment, trained.manifest, work)
@@ -76,22 +77,20 @@ def export(
     content = proto.SerializeToString(deterministic=True)
     checked, how = judged(lambda: check(content, network, split, manifest, settings))
     write_atomic(published, content)
-    write_json(
-        output,
-        {
-            **trained.identity,
-            "onnx": {
-                "file": published.name,
-                "digest": provenance.file_digest(published),
-                "bytes": len(content),
-                "opset": proto.opset_import[0].version,
-                "input": _shape(proto.graph.input[0]),
-                "output": _shape(proto.graph.output[0]),
-            },
-            "check": {**how, **checked},
-            "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),
+    statement: Export = {
+        **trained.identity,
+        "onnx": {
+            "file": published.name,
+            "digest": provenance.file_digest(published),
+            "bytes": len(content),
+            "opset": proto.opset_import[0].version,
+            "input": _shape(proto.graph.input[0]),
+            "output": _shape(proto.graph.output[0]),
         },
-    )
+        "check": {**how, **checked},
+        "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),
+    }
+    write_export(output, statement)
     logger.info("%s: the same numbers as torch at every batch size tried, %d bytes", published, len(content))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from workflow_lib.data import Manifest
 
 
-def describe(proto: onnx.ModelProto, identity: dict[str, Any], manifest: Manifest, metrics: dict[str, Any]) -> None:
+def describe(proto: onnx.ModelProto, identity: Mapping[str, Any], manifest: Manifest, metrics: dict[str, Any]) -> None:
     """Write the metadata into the graph: run, data, weights, names, normalisation, units and test metrics."""
     import onnx
 

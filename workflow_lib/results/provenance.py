@@ -1,4 +1,4 @@
-"""A result says what made it, so that anyone can make it again."""
+"""What made a result: command, code, inputs and environment, so that anyone can make it again."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workflow_lib import __version__
 from workflow_lib.errors import UserError
 from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results.statements import DIVERGED, Provenance, read_training
 from workflow_lib.runtime import git
 from workflow_lib.store import layout
 
 if TYPE_CHECKING:
     import torch
 
-DIVERGED = "diverged"  # state in the statement of a run that has no other result
+    from workflow_lib.store.code_record import Acceptance
+
 FEW_SAMPLES = 50  # below, a single one moves a proportion by more than 2 %
 
 
-def record(inputs: Sequence[Path], device: torch.device) -> dict[str, Any]:
-    """What is making a result now: the command, the code, the digests of its input files, the environment."""
+def record(inputs: Sequence[Path], device: torch.device) -> Provenance:
+    """Return the record of `made_by`, with the environment."""
     from workflow_lib.runtime import environment as telemetry
 
     environment = telemetry.environment(device) | telemetry.accelerator(device)
     return {**made_by(inputs), "environment": environment}
 
 
-def made_by(inputs: Sequence[Path]) -> dict[str, Any]:
-    """The command, the code and the digests of the input files of the result that is being made."""
+def made_by(inputs: Sequence[Path]) -> Provenance:
+    """Return the current command, the code, and the digests of the input files."""
     return {
         "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
         "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
@@ -47,19 +49,19 @@ def made_by(inputs: Sequence[Path]) -> dict[str, Any]:
 
 
 def trace(path: Path, work: Path) -> str:
-    """Where a result in the folder of a run comes from and how to make it again, for a terminal."""
+    """Return as text what made a result in the folder of a run, and the command that makes it again.
+
+    Raises UserError for another file.
+    """
     statement = _statement(path)
     result = read_json(statement)
     if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
         raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
-    trained = read_json(statement.with_name(results_layout.TRAIN), "steps", "epochs", "attempts")
-    if trained.get("state") == DIVERGED:
-        ended = {DIVERGED: trained["reason"]}
-    else:
-        ended = {"sealed in": read_json(statement.with_name(results_layout.TRAIN), "sealed")["sealed"]}
+    trained = read_training(statement.with_name(results_layout.TRAIN))
+    ended: dict[str, str] = {DIVERGED: trained["reason"]} if "state" in trained else {"sealed in": trained["sealed"]}
     made = result.get("provenance", {})
     code = made.get("code", {"version": "unknown", "commit": None, "modified": None})
-    rows = {
+    rows: dict[str, object] = {
         "file": path,
         "run": result["run"],
         "config": layout.run_config(work, result["digest"]),
@@ -78,8 +80,8 @@ def trace(path: Path, work: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def accepted_words(record: dict[str, Any]) -> str:
-    """Return the text about a result that stands for changed code."""
+def accepted_words(record: Acceptance) -> str:
+    """Return the text about a result that was accepted for changed code."""
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 
@@ -89,7 +91,7 @@ def caution(samples: int) -> str:
 
 
 def rebuild_command(path: Path, experiment: str | None) -> str:
-    """The command that makes the file again, also when it is there and up to date."""
+    """Return the command that makes the file again, even if it exists and is up to date."""
     command = ["snakemake", "--profile", "profiles/local"]
     if experiment:
         command += ["--configfile", experiment]
@@ -97,22 +99,22 @@ def rebuild_command(path: Path, experiment: str | None) -> str:
 
 
 def _statement(path: Path) -> Path:
-    """The JSON file that speaks for a result."""
+    """Return the statement that describes a result. Raises UserError if there is none."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".json":
         return path
-    speaker = results_layout.STATEMENT_OF.get(path.name, results_layout.TRAIN)
-    if not path.with_name(speaker).exists():
+    statement = results_layout.STATEMENT_OF.get(path.name, results_layout.TRAIN)
+    if not path.with_name(statement).exists():
         raise UserError(
-            f"{path}: no {speaker} beside it to say where it comes from. Give a file of one run: "
+            f"{path}: no {statement} beside it to say where it comes from. Give a file of one run: "
             f"results/EXPERIMENT/runs/RUN/*"
         )
-    return path.with_name(speaker)
+    return path.with_name(statement)
 
 
 def _now(path: Path, digest: str) -> str:
-    """How an input differs today from what was read then; empty when it does not."""
+    """Return how an input differs from what was read then; an empty text if it does not."""
     if not path.exists():
         return " (gone)"
     return "" if file_digest(path) == digest else " (changed since)"

@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib.config.metrics import best_row, gain
-from workflow_lib.files import read_json
+from workflow_lib.errors import StateError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
-from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.results.statements import (
+    DIVERGED,
+    DivergedTraining,
+    Evaluation,
+    Export,
+    Training,
+    read_evaluation,
+    read_export,
+    read_training,
+)
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
 from workflow_lib.tasks.facts import task_facts
@@ -38,9 +46,9 @@ class RunResults:
 
     name: str
     settings: Row  # of every setting that any run varies, what this run has
-    train: Row
-    evaluation: Row
-    export: Row
+    train: Training
+    evaluation: Evaluation
+    export: Export
     history: list[Row]
     select_metric: str
     account: Account
@@ -63,11 +71,15 @@ class RunResults:
         chosen = self.train["best"]
         if chosen["metric"] == self.select_metric:
             return chosen["value"], chosen["epoch"]
+        from workflow_lib.config.metrics import best_row
+
         row = best_row(self.history, self.select_metric) or {}
         return row[self.select_metric], row["epoch"]
 
     def rank(self) -> tuple[float, float]:
         """Sorts the best run first; equal ones by their lowest validation loss."""
+        from workflow_lib.config.metrics import gain
+
         losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
         return -gain(self.select_metric, self.best()[0]), min(losses, default=math.inf)
 
@@ -84,7 +96,8 @@ class RunResults:
         for name in task_facts(self.task).metrics:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
-        row |= {name: self.train[name] for name in ("epochs", "steps", "seconds", "attempts", "parameters")}
+        row |= {"epochs": self.train["epochs"], "steps": self.train["steps"], "seconds": self.train["seconds"]}
+        row |= {"attempts": self.train["attempts"], "parameters": self.train["parameters"]}
         account = self.account
         row |= {"test_samples": self.evaluation["samples"]}
         row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
@@ -103,15 +116,17 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
     found = []
     for name in runs:
         folder = results_layout.run_dir(results, name)
-        train = read_json(folder / results_layout.TRAIN)
+        train = read_training(folder / results_layout.TRAIN)
+        if "state" in train:
+            raise StateError(f"{folder / results_layout.TRAIN}: the training diverged, so there are no results")
         config = plan.load_run(train["digest"], work)[0].model_dump(mode="json")
         found.append(
             RunResults(
                 name=name,
                 settings={setting: _setting_of(config, setting) for setting in sorted(varied)},
                 train=train,
-                evaluation=read_json(folder / results_layout.EVALUATION),
-                export=read_json(folder / results_layout.EXPORT),
+                evaluation=read_evaluation(folder / results_layout.EVALUATION),
+                export=read_export(folder / results_layout.EXPORT),
                 history=_history(folder / results_layout.HISTORY),
                 select_metric=experiment.training.select_metric,
                 account=account_of(train, work),
@@ -146,8 +161,8 @@ def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinishe
     found = []
     for name in runs:
         folder = results_layout.run_dir(results, name)
-        train = read_json(folder / results_layout.TRAIN) if (folder / results_layout.TRAIN).exists() else {}
-        if train.get("state") == DIVERGED:
+        train = read_training(folder / results_layout.TRAIN) if (folder / results_layout.TRAIN).exists() else None
+        if train is not None and "state" in train:
             found.append(Unfinished(name, DIVERGED, train["reason"], account_of(train, work)))
             continue
         for step, (file, state) in STEPS.items():
@@ -163,11 +178,11 @@ def _last_line(log: Path) -> str | None:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
 
 
-def account_of(train: Row, work: Path) -> Account:
+def account_of(train: Training | DivergedTraining, work: Path) -> Account:
     """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
     from workflow_lib.store import layout
 
-    if train.get("state") == DIVERGED:
+    if "state" in train:
         workspace = layout.workspace_path(work, train["digest"], train["data"], train["code"])
     else:
         workspace = layout.parent_workspace(layout.checkpoint_path(work, train["digest"], train["sealed"]))

@@ -1,4 +1,4 @@
-"""What a finished run hands out: weights, history and, last, the statement that the rules wait for."""
+"""The results of a training: weights, learning curve and, last, the statement that the rules wait for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import checkpoint, plugins
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError, StateError, UserError
-from workflow_lib.files import REMAKE, file_digest, read_json, write_atomic, write_json
+from workflow_lib.files import REMAKE, file_digest, write_atomic
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
-from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.results.statements import (
+    DIVERGED,
+    Diverged,
+    DivergedTraining,
+    Provenance,
+    Training,
+    read_training,
+    write_diverged_step,
+    write_training,
+)
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
@@ -37,118 +46,129 @@ class TrainedRun:
     workspace: Path
 
 
-def write(sealed: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
-    """Weights, history and, last, the statement of a finished run."""
+def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
+    """Write the weights, the learning curve and, last, the statement of a finished run."""
     sys.audit("everstep", "outputs")
-    state = checkpoint.read_state(sealed)["progress"]
-    model = _weights(sealed)
+    state = checkpoint.read_state(final)["progress"]
+    model = _weights(final)
     write_atomic(output.with_name(results_layout.MODEL), model)
     write_atomic(output.with_name(results_layout.HISTORY), _csv(state["history"], run.task))
-    accepted = {} if sealed.manifest["fingerprint"].get("code") == run.code else code_record.accepted(run.workspace)
-    sys.audit("everstep", "statement")
-    write_json(
-        output,
-        {
-            **_common(run, layout.parent_workspace(sealed.path), data),
-            **({"accepted": accepted} if accepted else {}),
-            "sealed": str(sealed.path),
-            "exact": sealed.about["exact"],
-            "steps": sealed.step,
-            "epochs": len(state["history"]),
-            "best": {
-                "metric": run.select_metric,
-                "value": state["best"][run.select_metric],
-                "epoch": state["best"]["epoch"],
-                "step": state["best"]["step"],
-            },
-            "final": state["history"][-1],
-            "model": checkpoint.digest(model),
-            "parameters": sealed.about["parameters"],
-            "environment": sealed.about["environment"],
-        },
-    )
-
-
-def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: Path) -> None:
-    """The statement of a run that diverged, and its curve so far; the file of the weights is empty."""
-    history = read_events(layout.metrics_file(run.workspace))
-    write_atomic(output.with_name(results_layout.MODEL), b"")
-    write_atomic(output.with_name(results_layout.HISTORY), _csv(history, run.task))
-    write_json(
-        output,
-        {
-            **_common(run, run.workspace, data),
-            "state": DIVERGED,
-            "reason": reason,
-            "steps": step,
-            "epochs": len(history),
-        },
-    )
-    logger.warning("%s; as a point of a sweep, this is its result", reason)
-
-
-def _common(run: TrainedRun, workspace: Path, data: Path) -> dict[str, Any]:
-    """The part of a statement that every run has: its names, its cost in that workspace, and its inputs."""
-    attempts = ws.list_attempts(workspace)
-    return {
+    best, metric = state["best"], run.select_metric
+    seconds, attempts = _cost(layout.parent_workspace(final.path))
+    statement: Training = {
         "run": run.digest[:12],
         "digest": run.digest,
         "data": run.data,
         "code": run.code,
-        "seconds": round(sum(attempt.seconds or 0.0 for attempt in attempts), 3),
-        "attempts": len(attempts),
-        "provenance": provenance.made_by([layout.config_of(run.workspace), data]),
+        "seconds": seconds,
+        "attempts": attempts,
+        "sealed": str(final.path),
+        "exact": final.about["exact"],
+        "steps": final.step,
+        "epochs": len(state["history"]),
+        "best": {"metric": metric, "value": best[metric], "epoch": best["epoch"], "step": best["step"]},
+        "final": state["history"][-1],
+        "model": checkpoint.digest(model),
+        "parameters": final.about["parameters"],
+        "environment": final.about["environment"],
+        "provenance": _provenance(run, data),
     }
+    is_of_other_code = final.manifest["fingerprint"].get("code") != run.code
+    if is_of_other_code and (acceptance := code_record.accepted(run.workspace)) is not None:
+        statement["accepted"] = acceptance
+    sys.audit("everstep", "statement")
+    write_training(output, statement)
+
+
+def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: Path) -> None:
+    """Write the statement of a run that diverged, and its learning curve so far; the file of the weights is empty."""
+    history = read_events(layout.metrics_file(run.workspace))
+    write_atomic(output.with_name(results_layout.MODEL), b"")
+    write_atomic(output.with_name(results_layout.HISTORY), _csv(history, run.task))
+    seconds, attempts = _cost(run.workspace)
+    statement: DivergedTraining = {
+        "run": run.digest[:12],
+        "digest": run.digest,
+        "data": run.data,
+        "code": run.code,
+        "seconds": seconds,
+        "attempts": attempts,
+        "state": DIVERGED,
+        "reason": reason,
+        "steps": step,
+        "epochs": len(history),
+        "provenance": _provenance(run, data),
+    }
+    write_training(output, statement)
+    logger.warning("%s; as a point of a sweep, this is its result", reason)
+
+
+def _cost(workspace: Path) -> tuple[float, int]:
+    """Return the wall seconds and the number of all attempts."""
+    attempts = ws.list_attempts(workspace)
+    return round(sum(attempt.seconds or 0.0 for attempt in attempts), 3), len(attempts)
+
+
+def _provenance(run: TrainedRun, data: Path) -> Provenance:
+    return provenance.made_by([layout.config_of(run.workspace), data])
 
 
 def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
-    """Where the run diverged, ``output`` says so, and the file ``empty`` beside it is empty; else nothing is done."""
-    statement = model.with_name(results_layout.TRAIN)
-    trained = read_json(statement, "digest", "data", "code")
-    if trained.get("state") != DIVERGED:
+    """Return False, unless the run diverged: then write that to `output`, and an empty file of that name beside it."""
+    source = model.with_name(results_layout.TRAIN)
+    training = read_training(source)
+    if "state" not in training:
         return False
-    said = {name: trained[name] for name in ("run", "digest", "data", "code", "state", "reason")}
     write_atomic(output.with_name(empty), b"")
-    write_json(output, {**said, "provenance": provenance.made_by([statement])})
-    logger.info("the training diverged, so there is nothing to do: %s", trained["reason"])
+    statement: Diverged = {
+        "run": training["run"],
+        "digest": training["digest"],
+        "data": training["data"],
+        "code": training["code"],
+        "state": training["state"],
+        "reason": training["reason"],
+        "provenance": provenance.made_by([source]),
+    }
+    write_diverged_step(output, statement)
+    logger.info("the training diverged, so there is nothing to do: %s", training["reason"])
     return True
 
 
-def trained(model: Path, work: Path) -> dict[str, Any]:
-    """The statement of the trained weights, which are those that it tells of.
+def trained(model: Path, work: Path) -> Training:
+    """Return the statement of the trained weights, after comparing their digest.
 
-    Damaged weights are written again from the final state of their run, where it is still whole; else a StateError
-    names the file.
+    Damaged weights are written again from the final checkpoint of the run. Raises StateError, which names the file, if
+    that is damaged too, and UserError if the run diverged.
     """
-    statement = model.with_name(results_layout.TRAIN)
-    told: dict[str, Any] = read_json(statement, "digest", "data", "code")
-    if told.get("state") == DIVERGED:
-        raise UserError(f"{model}: there are no weights: {told['reason']}")
-    told = read_json(statement, "digest", "data", "code", "model", "sealed")
-    if file_digest(model, size=32) != told["model"]:
-        content = _regenerated(layout.checkpoint_path(work, told["digest"], told["sealed"]), told["model"])
+    source = model.with_name(results_layout.TRAIN)
+    statement = read_training(source)
+    if "state" in statement:
+        raise UserError(f"{model}: there are no weights: {statement['reason']}")
+    if file_digest(model, size=32) != statement["model"]:
+        path = layout.checkpoint_path(work, statement["digest"], statement["sealed"])
+        content = _regenerated(path, statement["model"])
         if content is None:
-            raise StateError(f"{model}: damaged: these are not the weights that {statement} tells of. {REMAKE}")
-        logger.warning("%s was damaged: its weights are written again from the final state of the run", model)
+            raise StateError(f"{model}: damaged: these are not the weights that {source} describes. {REMAKE}")
+        logger.warning("%s was damaged: its weights are written again from the final checkpoint of the run", model)
         write_atomic(model, content)
-    return told
+    return statement
 
 
-def _regenerated(sealed: Path, digest: str) -> bytes | None:
-    """The weights of that digest in a final state; None where they are not there, or damaged too."""
+def _regenerated(final: Path, digest: str) -> bytes | None:
+    """Return the weights of that digest from a final checkpoint; None if they are missing or damaged."""
     try:
-        content = _weights(checkpoint.read_manifest(sealed))
+        content = _weights(checkpoint.read_manifest(final))
     except (CheckpointError, OSError):
         return None
     return content if checkpoint.digest(content) == digest else None
 
 
-def _weights(sealed: Checkpoint) -> bytes:
-    return checkpoint.whole(sealed, "best") or checkpoint.whole(sealed, "model") or b""
+def _weights(final: Checkpoint) -> bytes:
+    return checkpoint.whole(final, "best") or checkpoint.whole(final, "model") or b""
 
 
 def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
-    """The curve as a table; numbers read back exactly."""
+    """Return the learning curve as CSV text; numbers read back exactly."""
     columns = ("epoch", "step", "lr", *plugins.task_facts(task).curves)
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from workflow_lib import files
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import RunConfig, user_code
 from workflow_lib.plan.user_code import CodeRecord
 from workflow_lib.store import layout
+
+
+class Acceptance(TypedDict):
+    """A user's decision that the result of other code is valid; `workspace` names the folder with the result."""
+
+    workspace: str
+    code: str
+    trained_with: str | None
+    by: str
+    time: str
 
 
 def keep(workspace: Path, run: RunConfig, expected: str) -> None:
@@ -30,10 +40,10 @@ def kept(workspace: Path) -> CodeRecord | None:
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
 
 
-def accepted(workspace: Path) -> dict[str, Any] | None:
+def accepted(workspace: Path) -> Acceptance | None:
     """Return the record of `everstep accept` for this workspace, or None; its `workspace` names the accepted one."""
     path = layout.acceptance_file(workspace)
     if not path.exists():
         return None
-    record: dict[str, Any] = files.read_json(path, "workspace", "code", "trained_with", "by", "time")
+    record: Acceptance = files.read_json(path, "workspace", "code", "trained_with", "by", "time")
     return record

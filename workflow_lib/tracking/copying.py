@@ -14,7 +14,7 @@ from workflow_lib import plan, plugins
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results.provenance import DIVERGED
+from workflow_lib.results.statements import read_training
 from workflow_lib.tracking.curves import Curve, curves
 from workflow_lib.tracking.tracker import Tracker, load, open_tracker
 
@@ -141,5 +141,5 @@ def _are_all_finished(experiment: Experiment, found: Sequence[Curve], results: P
             return False
         wanted.add(read_json(best, "run")["run"]["digest"])
     statements = results_layout.trainings(results / experiment.name)
-    diverged = {train["digest"] for train in map(read_json, statements) if train.get("state") == DIVERGED}
+    diverged = {training["digest"] for training in map(read_training, statements) if "state" in training}
     return wanted <= {curve.digest for curve in found if curve.is_finished} | diverged
