@@ -137,7 +137,7 @@ def _chapter_content(run: RunResults, results: Path) -> Row:
     """Return what the template of the task's chapter is given."""
     chapter = tasks.load(run.task).chapter
     predictions = results_layout.run_dir(results, run.name) / results_layout.PREDICTIONS
-    return chapter.values(run.evaluation, predictions) if chapter else {}
+    return chapter.values(dict(run.evaluation), predictions) if chapter else {}
 
 
 def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
