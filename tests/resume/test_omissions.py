@@ -55,7 +55,7 @@ def test_a_state_that_a_resume_leaves_out_is_seen_and_named(fresh: Fresh, refere
     changes, fault, name, untouched = CASES[state]
     run = fresh(changes)
     assert run.attempt(fault) in (STOPPED, FAILED)
-    assert run.attempt(plant=f"tests.plugins.plants:without_{state}") == FINISHED
+    assert run.attempt(plant=f"tests.plugins.omissions:without_{state}") == FINISHED
     found = differences(reference(changes), run)
     assert any(one == name or one.startswith(f"{name}.") for one in found), found
     assert not [one for one in found if any(one == part or one.startswith(f"{part}.") for part in untouched)], found
@@ -80,7 +80,7 @@ def test_with_nothing_left_out_nothing_differs(fresh: Fresh, reference: Fresh, c
 
 
 @pytest.mark.parametrize(
-    ("plant", "expected"), [(None, []), ("tests.plugins.plants:without_sealed_metrics", ["file metrics.jsonl"])]
+    ("plant", "expected"), [(None, []), ("tests.plugins.omissions:without_sealed_metrics", ["file metrics.jsonl"])]
 )
 def test_a_power_cut_just_after_the_run_is_sealed_loses_the_curve_only_if_it_was_not_synced(
     fresh: Fresh, reference: Fresh, plant: str | None, expected: list[str]

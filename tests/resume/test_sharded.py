@@ -128,7 +128,7 @@ def test_a_state_that_is_left_out_is_seen_and_named(fresh: Fresh, reference: Fre
     changes, name = CASES[state]
     run = fresh(changes)
     assert run.attempt({"point": "optimizer", "count": 10, "signal": "SIGTERM"}) == STOPPED
-    assert run.attempt(plant=f"tests.plugins.plants:without_{state}") == FINISHED
+    assert run.attempt(plant=f"tests.plugins.omissions:without_{state}") == FINISHED
     found = differences(reference(changes), run)
     assert any(one == name or one.startswith(f"{name}.") for one in found), found
 
