@@ -1,4 +1,4 @@
-"""The one way to print a count, a number, a duration, a table and nested settings."""
+"""The one way to print a count, a number, a duration, a size, a table and nested settings."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
     return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+
+
+def byte_size(number: float) -> str:
+    """Return the number of bytes in decimal units: `0.3 MB`, `12.5 GB`."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

@@ -150,7 +150,7 @@ sys.exit(main(["track", "experiment.yaml", "--to", "tensorboard"]))
         line = next(line for line in tracked.stderr if "delete that file" in line)
         assert str(lock.relative_to(store.root)) in line
         lock.unlink()
-        assert "1 rows, 1 of them new" in tracked.stderr.read()
+        assert "1 row, 1 new" in tracked.stderr.read()
     assert tracked.returncode == 0
 
 

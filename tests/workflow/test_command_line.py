@@ -1,4 +1,4 @@
-"""What a person types after `snakemake`, and what they read when it cannot be run."""
+"""Arguments of `snakemake` for a pipeline, and the messages when it cannot start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
 
 @pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "profiles").iterdir()))
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_an_experiment_file_runs_nothing(project: Project, profile: str, suffix: str) -> None:
+def test_an_experiment_file_executes_no_code(project: Project, profile: str, suffix: str) -> None:
     """Snakemake itself would run the definitions of a YAML file, also in a dry run."""
     run = "open('ran', 'w')"
     settings = {"__use_yte__": True, "__definitions__": [run], "name": "tiny", "?'x'": f"?{run}"}
@@ -67,11 +67,11 @@ def test_another_file_of_the_same_name_overwrites_nothing(finished: Project) -> 
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
     assert finished.run().is_nothing
     (finished.folder / "config/tiny.yaml").unlink()
-    told = finished.make("results/tiny/plan.json", "--configfile", "config/copy.yaml").output
-    assert "which is gone; it now belongs to config/copy.yaml" in told
+    output = finished.make("results/tiny/plan.json", "--configfile", "config/copy.yaml").output
+    assert "which is gone; it now belongs to config/copy.yaml" in output
 
 
-def test_a_disk_that_refuses_is_one_message(project: Project) -> None:
+def test_a_disk_error_is_one_message(project: Project) -> None:
     (project.folder / ".snakemake").mkdir()
     (project.folder / ".snakemake/controllers").touch()
     outcome = project.run("--dry-run")
@@ -86,15 +86,15 @@ def test_a_damaged_record_of_snakemake_is_one_message(finished: Project) -> None
     damaged.write_bytes(b"\xff\xfe")
     outcome = finished.run("--dry-run")
     assert outcome.code == 1
-    told = f"everstep: .snakemake/metadata/{damaged.name}, a record of Snakemake, cannot be read"
-    assert told in outcome.output
+    message = f"everstep: .snakemake/metadata/{damaged.name}, a record of Snakemake, cannot be read"
+    assert message in outcome.output
     assert "move .snakemake away" in outcome.output
     assert "Traceback" not in outcome.output
     (finished.folder / ".snakemake").rename(finished.folder / "away")
-    assert finished.plan() == set()  # nothing is made again
+    assert finished.plan() == set()  # nothing is computed again
 
 
-def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: Project) -> None:
+def test_a_duplicate_key_is_rejected_although_snakemake_reads_the_file_too(project: Project) -> None:
     project.write("name: tiny\nseed: 1\nseed: 2\n")
     outcome = project.run("--dry-run")
     assert outcome.code == 2
@@ -102,7 +102,7 @@ def test_a_duplicate_key_is_seen_although_snakemake_reads_the_file_too(project: 
     assert "config/tiny.yaml" in outcome.output
 
 
-def test_a_file_of_ones_own_inherits_nothing_from_the_default(project: Project) -> None:
+def test_a_users_file_inherits_nothing_from_the_default(project: Project) -> None:
     assert (project.folder / "config/config.yaml").exists()
     project.write("name: bare\n")
     trained = [run for rule, run in project.plan() if rule in ("train", "trial")]
@@ -111,14 +111,14 @@ def test_a_file_of_ones_own_inherits_nothing_from_the_default(project: Project) 
 
 
 def test_the_default_experiment_is_the_one_in_config(project: Project) -> None:
-    command = [c for c in project.command("--dry-run") if c not in ("--configfile", project.config)]
+    command = [word for word in project.command("--dry-run") if word not in ("--configfile", project.config)]
     outcome = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
     assert "rule report:" in outcome.stdout + outcome.stderr
 
 
 def test_the_linter_finds_only_that_no_container_is_named(project: Project) -> None:
-    """Everstep runs in the environment that `scripts/setup` makes, and names no image that does not exist."""
+    """Everstep runs in the environment that `scripts/setup` makes, and names no image, because there is none."""
     outcome = project.run("--lint")
     titles = set(re.findall(r"^    \* (.*):$", outcome.output, re.MULTILINE))
     assert titles == {"Specify a conda environment or container for each rule."}, outcome.output

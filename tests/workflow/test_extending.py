@@ -21,7 +21,7 @@ BLOCK = re.compile(
 
 
 def follow(document: str, project: Project) -> list[str]:
-    """The commands of the document, in order, each run after the files above it were written."""
+    """Write the files of the document and run its commands, in order; return the commands."""
     ran = []
     for block in BLOCK.finditer(document):
         text = block["text"]
@@ -30,7 +30,7 @@ def follow(document: str, project: Project) -> list[str]:
         elif block["edited"]:
             project.edit(block["edited"], f"{block['after']}\n", f"{block['after']}\n{text}")
         else:
-            assert block["language"] == "sh", f"a block that says not where it belongs:\n{text}"
+            assert block["language"] == "sh", f"a block without a file to write it to:\n{text}"
             for command in text.splitlines():
                 run(command, project.folder)
                 ran.append(command)
@@ -38,7 +38,7 @@ def follow(document: str, project: Project) -> list[str]:
 
 
 def run(command: str, folder: Path) -> None:
-    """The command succeeded, typed in the project's folder."""
+    """Run the command in the project's folder; it must succeed."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shown = subprocess.run(
         ["bash", "-c", command],

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 import torch
 
+from workflow_lib.text import byte_size
+
 logger = logging.getLogger(__name__)
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
@@ -68,8 +70,8 @@ class Slab:
             code, reason = 1, str(error).partition("\n")[0]
         self.is_pinned = code == 0
         if not self.is_pinned:
-            size = self._memory.nbytes / 1e9
-            logger.warning("%.2f GB of host memory cannot be pinned (%s): saves will block longer", size, reason)
+            size = byte_size(self._memory.nbytes)
+            logger.warning("%s of host memory cannot be pinned (%s): saves will block longer", size, reason)
 
     def _unpin(self) -> None:
         if self.is_pinned:

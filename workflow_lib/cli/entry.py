@@ -14,6 +14,7 @@ from workflow_lib import __version__
 from workflow_lib.cli import jobs, user
 from workflow_lib.cli.options import Arguments
 from workflow_lib.errors import EverstepError, TryAgain, with_advice
+from workflow_lib.text import aligned
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,8 +115,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _listing() -> str:
     """Return the verbs by their kind, a line each."""
-    width = max(len(verb.name) for verb in (*user.VERBS, *jobs.VERBS)) + 2
-    kinds = (("verbs for users:", user.VERBS), ("verbs that the rules call:", jobs.VERBS))
-    return "\n\n".join(
-        "\n".join([title, *(f"  {verb.name:<{width}}{verb.help}" for verb in verbs)]) for title, verbs in kinds
-    )
+    lines = aligned([(f"  {verb.name}", verb.help) for verb in (*user.VERBS, *jobs.VERBS)])
+    of_users, of_rules = lines[: len(user.VERBS)], lines[len(user.VERBS) :]
+    return "\n".join(["verbs for users:", *of_users, "", "verbs that the rules call:", *of_rules])

@@ -18,7 +18,7 @@ from workflow_lib.cli.options import (
     option,
 )
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.text import count
+from workflow_lib.text import byte_size, count
 
 VERBS = Verbs()
 
@@ -136,11 +136,11 @@ def _clean(arguments: Arguments) -> None:
 
     items = cleaning.removable(WORK, RESULTS_FOLDER)
     for item in items:
-        print(f"{item.bytes / 1e6:10.1f} MB  {item.path}  ({item.why})")
+        print(f"{byte_size(item.bytes):>13}  {item.path}  ({item.why})")
     if not items:
         print("nothing to remove")
         return
-    print(f"{sum(item.bytes for item in items) / 1e6:10.1f} MB in {count(len(items), 'place')}")
+    print(f"{byte_size(sum(item.bytes for item in items)):>13} in {count(len(items), 'place')}")
     if not arguments.yes:
         print("nothing was removed; --yes removes what is listed")
         return

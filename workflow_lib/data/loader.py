@@ -24,6 +24,7 @@ from workflow_lib.data.shard import ShardContent, is_whole, map_shard, read_shar
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import DataError
 from workflow_lib.store import layout
+from workflow_lib.text import byte_size
 
 if TYPE_CHECKING:
     import torch
@@ -161,9 +162,9 @@ def load_split(
     if in_memory == "auto":
         in_memory = size <= available_bytes(target, processes)
     if in_memory:
-        log.info("%s: %s in memory, on %s", split, _size_text(size), target)
+        log.info("%s: %s in memory, on %s", split, byte_size(size), target)
         return _load_into_memory(manifest, folder, shards, target, workers, tick)
-    log.info("%s: %s are read from %d shards by %d threads", split, _size_text(size), len(shards), workers)
+    log.info("%s: %s are read from %d shards by %d threads", split, byte_size(size), len(shards), workers)
     mapped = _map_shards(folder, shards)
     ranks = ranks or Ranks()
     _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers, tick)
@@ -192,10 +193,6 @@ def _bytes_in_memory(manifest: Manifest, split: str) -> int:
     """Return the size of the inputs of a split in memory: float32; language: tokens as stored."""
     value_bytes = np.dtype(manifest.dtype).itemsize if manifest.kind == "tokens" else 4
     return manifest.splits[split].samples * math.prod(manifest.input_shape) * value_bytes
-
-
-def _size_text(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _load_into_memory(

@@ -1,4 +1,4 @@
-"""The plan as text, for `everstep plan`."""
+"""The text that `everstep plan` prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflow_lib.text import aligned, count
 
 
 def table(experiment: Experiment) -> str:
-    """Return the runs as a table, with the id and the swept values of each, and the study."""
+    """Return a line for each run, with its id and the values that the sweep gives it, then the study."""
     runs = expand(experiment)
     data = {run.data_id for run in runs}
     names = list(dict.fromkeys(name for run in runs for name in run.swept))
@@ -26,7 +26,7 @@ def table(experiment: Experiment) -> str:
     total = sum(1 for _ in sweep.points(experiment.sweep))
     lines = [f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"]
     if total > len(runs):
-        lines[0] += f" ({total} points of the sweep; those with equal settings are one run)"
+        lines[0] += f" ({count(total, 'point')} of the sweep; those with equal settings are one run)"
     lines += ["", *aligned([["run", *columns], *rows])]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
@@ -34,15 +34,16 @@ def table(experiment: Experiment) -> str:
 
 
 def columns(experiment: Experiment) -> list[str]:
-    """Return lines that describe the columns of each table, or say why a data set would be rejected."""
+    """Return a line for each column of the tables that the experiment reads, or why a table is rejected."""
     data = {run.data_id: run.config.data for run in expand(experiment)}
     lines = []
-    for name, of_run in data.items():
+    for name, section in data.items():
         try:
-            described = plugins.column_descriptions(of_run.name, of_run.params, Path.cwd())
+            descriptions = plugins.column_descriptions(section.name, section.params, Path.cwd())
         except (EverstepError, OSError) as error:
-            described = [f"rejected: {error}"]
-        lines += [text for text in ("", f"columns of {name}:", *(f"  {line}" for line in described)) if described]
+            descriptions = [f"rejected: {error}"]
+        if descriptions:
+            lines += ["", f"columns of {name}:", *(f"  {description}" for description in descriptions)]
     return lines
 
 

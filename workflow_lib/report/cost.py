@@ -12,6 +12,7 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import RunResults, Unfinished
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
+from workflow_lib.text import count
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -47,7 +48,7 @@ def _trials(experiment: Experiment, results: Path, known: dict[str, Line], work:
     digests = {read_json(path)["run"]["digest"] for path in results_layout.suggestion_files(folder)} - known.keys()
     manifest = read_json(data)["digest"]
     workspaces = [path for digest in digests for path in layout.workspaces(work, digest, manifest)]
-    return [(f"{len(digests)} trials", accounting.total(map(accounting.account, workspaces)))]
+    return [(count(len(digests), "trial"), accounting.total(map(accounting.account, workspaces)))]
 
 
 def _shortened(lines: Sequence[Line]) -> list[Line]:
@@ -55,4 +56,4 @@ def _shortened(lines: Sequence[Line]) -> list[Line]:
         return list(lines)
     most = sorted(lines, key=lambda line: line[1].used_s, reverse=True)
     others = accounting.total(account for _, account in most[PAGE:])
-    return [*most[:PAGE], (f"{len(lines) - PAGE:,} other runs", others)]
+    return [*most[:PAGE], (count(len(lines) - PAGE, "other run"), others)]

@@ -21,7 +21,7 @@ from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, pa
 from workflow_lib.report.study import study_chapter
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
-from workflow_lib.text import decimal, duration, flatten
+from workflow_lib.text import count, decimal, duration, flatten
 
 if TYPE_CHECKING:
     import jinja2
@@ -69,7 +69,7 @@ def write(
     )
     write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text(table))
     write_atomic(output, page)
-    logger.info("reported %d runs in %s", len(found), output)
+    logger.info("%s: reported %s", output, count(len(found), "run"))
 
 
 def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:

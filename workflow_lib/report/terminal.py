@@ -9,7 +9,7 @@ from workflow_lib.errors import UserError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.tasks.facts import all_facts
-from workflow_lib.text import decimal
+from workflow_lib.text import aligned, decimal
 
 
 def summary(results: Path) -> str:
@@ -35,7 +35,7 @@ def summary(results: Path) -> str:
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
-    return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+    return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
 
 
 def _test_metrics(row: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results.statements import DIVERGED, Provenance, read_training
 from workflow_lib.runtime import git
 from workflow_lib.store import layout
+from workflow_lib.text import aligned
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,7 @@ def trace(path: Path, work: Path) -> str:
     for name, digest in made.get("inputs", {}).items():
         rows[f"from {name}"] = digest + _now(Path(name), digest)
     rows["again"] = rebuild_command(path, made.get("experiment"))
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return "\n".join(aligned([(name, str(value)) for name, value in rows.items()]))
 
 
 def accepted_words(record: Acceptance) -> str:

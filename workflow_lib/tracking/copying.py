@@ -15,6 +15,7 @@ from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.statements import read_training
+from workflow_lib.text import count
 from workflow_lib.tracking.curves import Curve, curves
 from workflow_lib.tracking.tracker import Tracker, load, open_tracker
 
@@ -129,7 +130,7 @@ def _copy(curve: Curve, trackers: dict[str, Tracker]) -> None:
                 f"{name} cannot write the rows of {curve.id}: {type(error).__name__}: {_first_line(error)}. "
                 f"{UNAFFECTED}"
             ) from error
-        logger.info("%s: %s: %d rows, %d of them new", name, curve.id, len(curve.rows), new)
+        logger.info("%s: %s: %s, %d new", name, curve.id, count(len(curve.rows), "row"), new)
 
 
 def _are_all_finished(experiment: Experiment, found: Sequence[Curve], results: Path) -> bool:
