@@ -24,7 +24,7 @@ FINGERPRINT = {"run": "a" * 32}
 
 
 class Gate:
-    """Says that this attempt may publish, when the test lets it."""
+    """Lets the attempt publish once the test opens it."""
 
     def __init__(self) -> None:
         self.is_open = threading.Event()
@@ -58,7 +58,7 @@ def loaded(directory: Path) -> tuple[int, float, dict[str, Any]]:
     return found[0].step, float(found[1].tensors["model"]["w"][0]), dict(found[1].state)
 
 
-def test_what_changes_after_the_start_is_not_in_the_save(tmp_path: Path) -> None:
+def test_changes_after_the_start_are_not_in_the_save(tmp_path: Path) -> None:
     gate = Gate()
     mine, weights, state = saver(store(tmp_path, gate)), groups(1.0), {"step": 1}
     mine.start(Snapshot(1, weights, state))
@@ -70,7 +70,7 @@ def test_what_changes_after_the_start_is_not_in_the_save(tmp_path: Path) -> None
     assert loaded(tmp_path) == (1, 1.0, {"step": 1})
 
 
-def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: Path) -> None:
+def test_the_training_continues_while_a_save_is_written_and_no_other_is_due(tmp_path: Path) -> None:
     gate = Gate()
     mine = saver(store(tmp_path, gate), interval_steps=1)
     mine.begin_at(0, None)
@@ -83,7 +83,7 @@ def test_the_training_goes_on_while_a_save_is_written_and_none_is_due(tmp_path: 
     assert mine.is_due(9)
 
 
-def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
+def test_the_memory_of_the_copies_is_reused(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     for step in (1, 2):
         mine.start(Snapshot(step, groups(float(step)), {}))
@@ -95,7 +95,7 @@ def test_the_memory_of_the_copies_is_kept(tmp_path: Path) -> None:
     assert loaded(tmp_path)[:2] == (2, 2.0)
 
 
-def test_a_save_that_was_begun_in_inference_mode_spoils_no_later_one(tmp_path: Path) -> None:
+def test_a_save_that_started_in_inference_mode_spoils_no_later_save(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     with torch.inference_mode(), torch.inference_mode(False):
         mine.start(Snapshot(1, groups(1.0), {}))
@@ -114,7 +114,7 @@ def test_tensors_that_take_another_shape_are_copied_too(tmp_path: Path) -> None:
     assert found[1].tensors["model"]["w"].shape == (7, 2)
 
 
-def test_a_save_is_due_after_the_steps_or_the_seconds_that_were_asked_for(tmp_path: Path) -> None:
+def test_a_save_is_due_after_the_configured_steps_or_seconds(tmp_path: Path) -> None:
     now = 100.0
     by_steps = saver(store(tmp_path), lambda: now, interval_steps=5)
     by_time = saver(store(tmp_path), lambda: now, interval_s=30.0)
@@ -129,7 +129,7 @@ def test_a_save_is_due_after_the_steps_or_the_seconds_that_were_asked_for(tmp_pa
     assert not by_time.is_due(12)
 
 
-def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_made(
+def test_a_failing_disk_does_not_stop_the_training_and_the_next_save_is_tried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work() -> None:
@@ -146,14 +146,14 @@ def test_a_disk_that_refuses_does_not_stop_the_training_and_the_next_save_is_mad
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == 1
         assert "No space left on device" in lines[0]
-        assert "Training goes on" in lines[0]
+        assert "Training continues" in lines[0]
 
     with caplog.at_level(logging.WARNING):
         assert run_forked(work, [FileFault("ENOSPC", f"{tmp_path}/*/.tmp-step-000000000003*", rank=-1)]) == SURVIVED
     assert loaded(tmp_path)[0] == 5
 
 
-def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failure_of_the_last_save_is_an_error_and_leaves_the_save_before(tmp_path: Path) -> None:
     def work() -> None:
         mine = saver(store(tmp_path))
         mine.start(Snapshot(1, groups(1.0), {}))
@@ -165,7 +165,7 @@ def test_the_last_save_fails_loudly_and_leaves_the_one_before(tmp_path: Path) ->
     assert loaded(tmp_path)[:2] == (1, 1.0)
 
 
-def test_the_last_save_waits_for_the_one_under_way(tmp_path: Path) -> None:
+def test_the_last_save_waits_for_a_running_save(tmp_path: Path) -> None:
     mine = saver(store(tmp_path))
     mine.start(Snapshot(1, groups(1.0), {}))
     last = mine.finish(Snapshot(2, groups(2.0), {}))
@@ -205,7 +205,7 @@ def test_the_automatic_interval_is_youngs_between_its_bounds() -> None:
 
 
 def test_youngs_interval_loses_least(tmp_path: Path) -> None:
-    """Time lost per second: a save every t, and half of t redone at each failure."""
+    """Return the time lost per second: a save every t, and half of t repeated at each failure."""
     blocked_s, mtbf_s = 0.5, 7200.0
     best = auto_interval_s(blocked_s, 0.5, mtbf_s)
 
@@ -280,7 +280,7 @@ def test_a_save_is_written_by_a_thread_on_the_gpu_of_its_rank(
     assert bound == [("saver", GPU)]
 
 
-def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> None:
+def test_tensors_that_a_gpu_still_copies_are_not_freed(tmp_path: Path, gpu: None) -> None:
     """Freed memory would be reused by the next step, which writes into it before it is copied."""
     mine, weights = saver(store(tmp_path), device=GPU), groups(1.0)
     kept = weakref.ref(weights["model"]["w"])
@@ -291,8 +291,8 @@ def test_tensors_that_a_gpu_still_copies_are_kept(tmp_path: Path, gpu: None) -> 
     assert kept() is None
 
 
-def test_memory_that_was_pinned_is_given_back_as_it_was(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA would take whatever memory comes to that address for pinned."""
+def test_pinned_memory_is_unpinned_before_it_is_freed(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA would otherwise believe that the next memory at this address is pinned."""
     unpinned: list[int] = []
     monkeypatch.setattr(Runtime, "cudaHostUnregister", lambda self, pointer: unpinned.append(pointer))
     memory = slab.Slab(GPU)

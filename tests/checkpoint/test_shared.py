@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.checkpoint.test_store import DAMAGES, FINGERPRINT, FIRST, MEMORY, SECOND
+from tests.checkpoint.examples import DAMAGES, FINGERPRINT, FIRST, MEMORY, SECOND
 from tests.support.crash import SURVIVED, fork_ranks
 from tests.support.faults import FileFault, Mode
 from workflow_lib import checkpoint
@@ -36,7 +36,7 @@ def whole(step: int) -> torch.Tensor:
 
 
 def snapshot(step: int, peers: Peers) -> Snapshot:
-    """Three rows for rank 0, two for rank 1, and what rank 0 alone has."""
+    """Return three rows for rank 0, two for rank 1, and the groups that only rank 0 has."""
     first, last = (0, 3) if peers.is_main else (3, 5)
     name = f"moving-{peers.rank:05d}-of-{peers.world_size:05d}"
     mine = {"model.weight": whole(step)[first:last]}
@@ -55,20 +55,20 @@ def save(folder: Path, peers: Peers, steps: tuple[int, ...] = (1, 2)) -> None:
 
 
 def find(folder: Path, peers: Peers) -> None:
-    """Each rank writes which step it would go on from."""
+    """Write, on each rank, the step that it would resume from."""
     found = store(folder, peers, SECOND).find_shared()
     (folder / f"found-{peers.rank}").write_text(str(found and found.step))
 
 
 def found_by(folder: Path, ranks: int = RANKS) -> list[str]:
-    """The step that each of so many ranks would go on from; they do not have to be as many as have saved."""
+    """Return the step that each of the ranks would resume from; another number of ranks may have saved."""
     assert fork_ranks(ranks, partial(find, folder), folder / "meeting") == [SURVIVED] * ranks
     return [(folder / f"found-{rank}").read_text() for rank in range(ranks)]
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """Two checkpoints, of steps 1 and 2."""
+    """Create two checkpoints, of steps 1 and 2."""
     assert fork_ranks(RANKS, partial(save, tmp_path), tmp_path / "meeting") == [SURVIVED] * RANKS
     return tmp_path
 
@@ -85,8 +85,8 @@ def test_the_manifest_names_the_files_of_all_ranks(saved: Path) -> None:
     checkpoint.verify(found)
 
 
-def test_the_parts_make_the_file_of_the_whole(saved: Path, tmp_path: Path) -> None:
-    assembled = checkpoint.whole(newest(saved), "model")
+def test_the_joined_parts_are_the_file_of_the_whole(saved: Path, tmp_path: Path) -> None:
+    assembled = checkpoint.read_group_file(newest(saved), "model")
     assert assembled is not None
     alone = CheckpointStore(tmp_path / "alone", fingerprint={}, attempt=FIRST, may_publish=lambda: True)
     plain = alone.publish(Snapshot(2, {"model": {"weight": whole(2), "steps": torch.tensor(2)}}, {}))
@@ -98,7 +98,9 @@ def test_the_parts_make_the_file_of_the_whole(saved: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("file", ["moving-00000-of-00002", "moving-00001-of-00002", "ranks", "state", "manifest"])
 @pytest.mark.parametrize("damage", ["a flipped bit", "a lost last byte", "no file"])
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_what_one_rank_finds_damaged_none_uses(saved: Path, file: str, damage: str, ranks: int) -> None:
+def test_a_checkpoint_that_one_rank_finds_damaged_is_used_by_none(
+    saved: Path, file: str, damage: str, ranks: int
+) -> None:
     path = next(newest(saved).path.glob(f"{file}.*"))
     DAMAGES[damage](path)
     assert found_by(saved, ranks) == ["1"] * ranks
@@ -113,7 +115,7 @@ def test_when_none_can_be_used_no_rank_starts_again(saved: Path) -> None:
     assert not (saved / "found-0").exists()
 
 
-def test_a_store_in_which_nothing_was_saved_has_nothing(tmp_path: Path) -> None:
+def test_an_empty_store_has_no_checkpoint(tmp_path: Path) -> None:
     assert found_by(tmp_path) == ["None"] * RANKS
 
 
@@ -123,7 +125,7 @@ MODES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
 
 
 def copies(original: Path) -> Iterator[Path]:
-    """Fresh copies, one after the other, each removed when the next is asked for."""
+    """Yield fresh copies, and remove each before the next."""
     for number in count(1):
         place = original.with_name(f"copy-{number}")
         shutil.copytree(original, place)
@@ -133,7 +135,7 @@ def copies(original: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def prepared() -> Iterator[Path]:
-    """A store with two checkpoints that ranks have saved; in memory if possible, where a sync costs nothing."""
+    """Create a store with two checkpoints of several ranks; in memory if possible, where a sync costs nothing."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         original = Path(folder) / "original"
         original.mkdir()
@@ -143,7 +145,7 @@ def prepared() -> Iterator[Path]:
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_a_rank_that_dies_at_any_operation_of_a_save_leaves_the_old_or_the_new_state(prepared: Path, rank: int) -> None:
-    """Load, save and retention: the rank dies at each operation on a file, in one of four ways."""
+    """A rank dies at each operation on a file of load, save and retention, in one of four ways."""
     struck = 0
     for number, place in enumerate(copies(prepared), start=1):
         files = f"{place}/checkpoints/*"
@@ -162,7 +164,7 @@ def test_a_rank_that_dies_at_any_operation_of_a_save_leaves_the_old_or_the_new_s
 
 
 def refused(folder: Path, peers: Peers) -> None:
-    """The save of step 3 is refused, and the one of step 4 is not."""
+    """Let the save of step 3 fail, and the save of step 4 succeed."""
     mine = store(folder, peers)
     mine.find_shared()
     if peers.is_main:
@@ -176,7 +178,7 @@ def refused(folder: Path, peers: Peers) -> None:
 
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize("operation", ["open", "write", "fsync"])
-def test_a_disk_that_refuses_one_rank_costs_that_save_only(prepared: Path, rank: int, operation: str) -> None:
+def test_a_disk_that_fails_on_one_rank_fails_that_save_only(prepared: Path, rank: int, operation: str) -> None:
     fault = FileFault("ENOSPC", f"{prepared}/checkpoints/*", operation=operation, count=1, rank=rank)
     codes = fork_ranks(RANKS, partial(refused, prepared), prepared / "meeting", [fault])
     assert codes == [SURVIVED] * RANKS
@@ -184,7 +186,7 @@ def test_a_disk_that_refuses_one_rank_costs_that_save_only(prepared: Path, rank:
 
 
 def save_apart(folder: Path, peers: Peers) -> None:
-    """Rank 1 writes to a disk of its own."""
+    """Let rank 1 write to another disk."""
     mine = store(folder if peers.is_main else folder / "elsewhere", peers)
     if peers.is_main:
         with pytest.raises(SaveError, match="No such file"):
@@ -195,7 +197,7 @@ def save_apart(folder: Path, peers: Peers) -> None:
 
 
 def find_apart(folder: Path, peers: Peers) -> None:
-    """Rank 1 reads from a disk of its own; what rank 0 then says is kept."""
+    """Let rank 1 read from another disk, and record the error of rank 0."""
     try:
         store(folder if peers.is_main else folder / "elsewhere", peers).find_shared()
     except RankError as error:
@@ -208,14 +210,14 @@ def test_ranks_that_save_on_different_disks_publish_nothing(prepared: Path) -> N
     assert [checkpoint.read_manifest(path).step for path in published(prepared / "checkpoints")] == [1, 2]
 
 
-def test_what_only_another_rank_cannot_read_is_not_set_aside(prepared: Path) -> None:
+def test_a_checkpoint_that_only_another_rank_cannot_read_is_not_renamed(prepared: Path) -> None:
     assert SURVIVED not in fork_ranks(RANKS, partial(find_apart, prepared), prepared / "meeting")
     assert "rank 1 says of" in (prepared / "said-0").read_text()
     assert [checkpoint.read_manifest(path).step for path in published(prepared / "checkpoints")] == [1, 2]
 
 
 def taken_over(folder: Path, peers: Peers) -> None:
-    """Another attempt owns the workspace from the moment in which the files of all are written."""
+    """Let another attempt take over the workspace when the files of all ranks are written."""
     answers = iter([True, False])
     mine = CheckpointStore(
         folder / "checkpoints",

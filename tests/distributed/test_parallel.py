@@ -93,7 +93,7 @@ def save(folder: Path, shared: Parallel, optimizer: torch.optim.Optimizer, peers
 
 def saved(folder: Path, group: str = "model") -> dict[str, torch.Tensor]:
     """Return the whole tensors of the group from the only checkpoint."""
-    content = checkpoint.whole(checkpoint.read_manifest(*checkpoint.published(folder)), group)
+    content = checkpoint.read_group_file(checkpoint.read_manifest(*checkpoint.published(folder)), group)
     assert content is not None
     return load(content)
 

@@ -112,7 +112,7 @@ def without_metrics() -> None:
         with self._path.open("ab") as file:
             file.write(metrics_file.lines(history[-1:]))
 
-    Curve.keep = append  # type: ignore[method-assign]
+    Curve.write = append  # type: ignore[method-assign]
     Curve.seal = lambda self, history: None  # type: ignore[method-assign]
 
 

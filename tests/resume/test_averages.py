@@ -1,4 +1,4 @@
-"""The average of the weights begins with a short memory, and goes on from a checkpoint as if never left."""
+"""The average of the weights starts with a small decay, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 17  # of an epoch: the decay reaches 0.9 at the step 80
 
 
 def test_the_average_follows_the_weights_from_the_first_steps_on(fresh: Fresh) -> None:
-    """Its decay is min(ema_decay, (1 + t) / (10 + t)) at the step t; stopped in the warm-up it goes on exactly."""
+    """The decay at step t is min(ema_decay, (1 + t) / (10 + t)), also after a stop in the warm-up."""
     run = fresh(SETTINGS)
     assert run.attempt({"point": "optimizer", "count": 8, "signal": "SIGTERM"}) == STOPPED
     run.finish()

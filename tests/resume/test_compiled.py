@@ -1,4 +1,4 @@
-"""A compiled training is exact, too. It compiles for a while the first time on a machine."""
+"""A compiled training is exact, too. The first compilation on a machine takes a while."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ONE_OF_TWO: dict[str, Any] = merged(COMPILED, {"training": {"accumulation_steps"
 LONG_S = 600.0
 
 
-def test_a_compiled_training_goes_on_with_the_same_bits(fresh: Fresh) -> None:
-    """Micro-batches of 16 and of 17 samples: each shape has code of its own, whichever came first."""
+def test_a_compiled_training_resumes_with_the_same_bits(fresh: Fresh) -> None:
+    """Micro-batches of 16 and 17 samples: each shape is compiled separately, whichever came first."""
     straight, run = fresh(COMPILED), fresh(COMPILED)
     assert straight.attempt(timeout_s=LONG_S) == FINISHED
     assert run.attempt({"point": "forward", "count": 38, "signal": "SIGTERM"}, timeout_s=LONG_S) == STOPPED
@@ -29,7 +29,7 @@ def test_a_compiled_training_goes_on_with_the_same_bits(fresh: Fresh) -> None:
     assert differences(straight, plain) != []  # compiled code draws and adds in another order
 
 
-def test_compiled_ranks_go_on_with_the_same_bits(fresh: Fresh) -> None:
+def test_compiled_ranks_resume_with_the_same_bits(fresh: Fresh) -> None:
     straight, run = fresh(ONE_OF_TWO), fresh(ONE_OF_TWO)
     assert straight.attempt(timeout_s=LONG_S) == FINISHED
     stop = {"point": "optimizer", "count": 21, "rank": 1, "signal": "SIGTERM"}

@@ -1,4 +1,4 @@
-"""A training that cannot go on says what, where and from which state; what a person's functions see is in step."""
+"""A training that cannot continue names the cause, the place and the last state; hooks see consistent states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER_ERROR = 2
 
 
 def diverged(run: Project) -> dict[str, Any]:
-    """The event of a training that diverged."""
+    """Return the event of a training that diverged."""
     (event,) = [one for one in read_events(run.workspace / "events.jsonl") if one["kind"] == "diverged"]
     return event
 
@@ -64,9 +64,7 @@ def test_a_gradient_that_only_overflows_the_loss_scale_ends_nothing(fresh: Fresh
     assert run.attempt(plant="tests.plugins.plants:a_gradient_is_not_a_number") == FINISHED
 
 
-def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_what_is_redone(
-    fresh: Fresh, reference: Fresh
-) -> None:
+def test_hooks_are_called_once_for_each_step_and_again_for_a_repeated_step(fresh: Fresh, reference: Fresh) -> None:
     straight, run = reference(HOOKED), fresh(HOOKED)
     steps = [f"step {step} {(step - 1) // 17}" for step in range(1, 52)]
     expected = ["start 0 0"]
@@ -84,8 +82,8 @@ def test_functions_of_a_person_are_called_once_for_what_is_done_and_again_for_wh
 
 
 @pytest.mark.parametrize("part", ["hooks", "model"])
-def test_only_other_code_of_a_persons_file_is_another_training(tmp_path: Path, warm: Warm, part: str) -> None:
-    """A comment is not; what was trained with the code before is named, and stays."""
+def test_only_other_code_of_a_users_file_is_another_training(tmp_path: Path, warm: Warm, part: str) -> None:
+    """A comment does not count; what the earlier code trained is named, and stays."""
     source = {"hooks": "watching", "model": "noisy"}[part]
     files = {"mine/own.py": (ROOT / "tests" / "plugins" / f"{source}.py").read_text()}
     changes = {"training": {"hooks": "mine.own"}} if part == "hooks" else {"model": {"name": "mine.own"}}
@@ -94,7 +92,7 @@ def test_only_other_code_of_a_persons_file_is_another_training(tmp_path: Path, w
     text = run.folder / "mine" / "own.py"
     text.write_text(text.read_text() + "\n# changed\n")
     assert run.attempt({"point": "commit", "count": 5, "signal": "SIGTERM"}) == STOPPED
-    assert "goes on at step 20" in run.log
+    assert "resumes at step 20" in run.log
     assert "not exact" not in run.log
     (before,) = (run.folder / "work" / "runs").glob("*/*/checkpoints")
     text.write_text(text.read_text() + "\nCHANGED = True\n")
@@ -105,7 +103,7 @@ def test_only_other_code_of_a_persons_file_is_another_training(tmp_path: Path, w
     assert len(found) == 2
 
 
-def test_another_number_of_threads_is_said_at_the_resume(fresh: Fresh) -> None:
+def test_a_resume_names_another_number_of_threads(fresh: Fresh) -> None:
     run = fresh({"runtime": {"threads": 1}})
     assert run.attempt({"point": "commit", "count": 20, "signal": "SIGTERM"}) == STOPPED
     experiment = run.folder / "experiment.yaml"
@@ -115,7 +113,7 @@ def test_another_number_of_threads_is_said_at_the_resume(fresh: Fresh) -> None:
     assert run.sealed().about["exact"] is False
 
 
-def test_the_functions_in_the_documentation_can_be_used(tmp_path: Path, warm: Warm) -> None:
+def test_the_hooks_in_the_documentation_work(tmp_path: Path, warm: Warm) -> None:
     text = (ROOT / "docs" / "training.md").read_text()
     files = {"mypackage/watch.py": text.partition("```python\n")[2].partition("```")[0]}
     changes = {"training": {"hooks": "mypackage.watch", "epochs": 1}}
@@ -124,21 +122,21 @@ def test_the_functions_in_the_documentation_can_be_used(tmp_path: Path, warm: Wa
     assert "largest loss of a step" in run.log
 
 
-def test_a_kernel_that_strict_determinism_refuses_is_named(fresh: Fresh) -> None:
+def test_a_kernel_that_strict_determinism_rejects_is_named(fresh: Fresh) -> None:
     run = fresh({"model": {"name": "tests.plugins.scattering"}})
     assert run.attempt() == USER_ERROR
-    assert "training.determinism: strict refuses `put_`, which has no deterministic" in run.log.splitlines()[-1]
+    assert "training.determinism: strict does not allow `put_`: it has no deterministic" in run.log.splitlines()[-1]
     run = fresh({"model": {"name": "tests.plugins.scattering"}, "training": {"determinism": "standard"}})
     assert run.attempt() == FINISHED
 
 
-def test_a_machine_without_a_compiler_is_said_to_have_none(fresh: Fresh) -> None:
+def test_a_missing_compiler_is_reported(fresh: Fresh) -> None:
     run = fresh({"training": {"compile": True}})
     assert run.warm.run(run.order(CXX="no-compiler-of-this-name")) == USER_ERROR
     assert "training.compile: needs a C++ compiler, and there is no `no-compiler-of-this-name`" in run.log
 
 
-def test_a_batch_larger_than_the_split_is_refused_before_a_rank_is_started(tmp_path: Path, warm: Warm) -> None:
+def test_a_batch_larger_than_the_split_is_rejected_before_a_rank_is_started(tmp_path: Path, warm: Warm) -> None:
     table = "\n".join(["x,y", *(f"{number},{number % 2}" for number in range(100))])
     data = {"name": "table", "params": {"path": "data.csv", "target": "y"}}
     changes = {"data": data, "model": {"name": "tabular"}, "training": {"batch_size": 66}}
@@ -154,17 +152,17 @@ def test_a_batch_larger_than_the_split_is_refused_before_a_rank_is_started(tmp_p
     [
         ("wide", "gives torch.float32 (2, 11) for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
         ("pair", "gives tuple for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
-        ("frozen", "what build() of tests.plugins.unfit returned has no weights to train"),
-        ("none", "what build() of tests.plugins.unfit returned is no torch.nn.Module"),
+        ("frozen", "the result of build() of tests.plugins.unfit has no weights to train"),
+        ("none", "the result of build() of tests.plugins.unfit is not a torch.nn.Module"),
     ],
 )
-def test_a_model_that_does_not_fit_the_data_is_refused(fresh: Fresh, kind: str, what: str) -> None:
+def test_a_model_that_does_not_fit_the_data_is_rejected(fresh: Fresh, kind: str, what: str) -> None:
     run = fresh({"model": {"name": "tests.plugins.unfit", "params": {"kind": kind}}})
     assert run.attempt() == USER_ERROR
     assert what in run.log.splitlines()[-1]
 
 
-def test_a_normalisation_of_a_single_value_is_a_mistake_of_the_settings(fresh: Fresh) -> None:
+def test_a_normalisation_of_a_single_value_is_an_error_of_the_settings(fresh: Fresh) -> None:
     run = fresh({"training": {"batch_size": 4, "accumulation_steps": 4}})
     assert run.attempt() == UserError.exit_code
     said = run.log.splitlines()[-1]

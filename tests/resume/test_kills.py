@@ -1,4 +1,4 @@
-"""Killed or stopped anywhere, any number of times, a run ends with the bits of the run that was left alone.
+"""Killed or stopped anywhere, any number of times, a run ends with the bits of an uninterrupted run.
 
 One attempt takes about a second; the whole matrix, each case by itself, is run by ``scripts/chaos``.
 """
@@ -42,7 +42,7 @@ def test_one_run_that_is_struck_once_at_every_point_of_the_loop(
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("place", AT_THE_END)
 def test_a_run_that_is_struck_when_all_steps_are_done(fresh: Fresh, reference: Fresh, place: str, signal: str) -> None:
-    """Sealed or not, what is left to do is done by the next attempt; a signal to stop is too late to matter."""
+    """The next attempt completes what is missing, before or after the final checkpoint; a stop comes too late."""
     run, rank = fresh(), AT_THE_END[place]
     code = run.attempt({"point": place, "signal": signal, "rank": rank})
     killed = KILLED if rank < 0 else FAILED
@@ -64,7 +64,7 @@ def test_a_chain_of_random_kills_in_one_run(fresh: Fresh, reference: Fresh) -> N
 def test_one_run_that_loses_power_at_one_operation_on_a_file_after_another(
     fresh: Fresh, reference: Fresh, rank: int, done: int
 ) -> None:
-    """Loads, saves, retention, records and outputs: every attempt ends at a later operation than the one before."""
+    """Loads, saves, retention, records and outputs: each attempt ends at a later operation than the one before."""
     run = fresh()
     if done:
         assert run.attempt({"point": "optimizer", "count": done, "signal": "SIGTERM"}) == STOPPED
@@ -93,7 +93,7 @@ def test_a_finished_run_whose_final_state_is_damaged_is_finished_again(fresh: Fr
     assert earlier > 0
 
 
-def test_the_final_state_of_another_run_is_not_taken_for_this_one(fresh: Fresh, reference: Fresh) -> None:
+def test_the_final_state_of_another_run_is_not_used(fresh: Fresh, reference: Fresh) -> None:
     other = reference({"training": {"epochs": 1}})
     run = fresh()
     assert run.attempt({"point": "fetch", "count": 12, "signal": "SIGTERM"}) == STOPPED
@@ -105,17 +105,19 @@ def test_the_final_state_of_another_run_is_not_taken_for_this_one(fresh: Fresh, 
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
-def test_a_disk_that_refuses_for_a_while_costs_a_warning_and_no_bit(fresh: Fresh, reference: Fresh, error: str) -> None:
+def test_a_disk_that_fails_for_a_while_causes_a_warning_and_changes_no_bit(
+    fresh: Fresh, reference: Fresh, error: str
+) -> None:
     longer = {"training": {"epochs": 6}}  # so that the refusals are over before the last save, however slow the disk is
     run = fresh(longer)
     everything = {"mode": error, "path": f"{run.folder / 'work' / 'runs'}/*", "rank": 0, "count": 40, "times": 15}
     assert run.attempt(everything) == FINISHED
-    assert "Training goes on" in run.log
+    assert "Training continues" in run.log
     assert run.verdict(reference(longer)) == PASS
 
 
 @pytest.mark.parametrize("name", ["leases/000001.json", "attempts/*.json"])
-def test_a_disk_that_is_full_at_the_start_is_said_with_the_file(fresh: Fresh, reference: Fresh, name: str) -> None:
+def test_a_disk_that_is_full_at_the_start_is_reported_with_the_file(fresh: Fresh, reference: Fresh, name: str) -> None:
     run = fresh()
     folder = f"{run.folder / 'work' / 'runs'}/*/{name.partition('/')[0]}/*"
     assert run.attempt({"mode": "ENOSPC", "operation": "fsync", "path": folder, "rank": -1}) == FAILED
@@ -128,7 +130,7 @@ def test_a_disk_that_is_full_at_the_start_is_said_with_the_file(fresh: Fresh, re
     assert run.verdict(reference()) == PASS
 
 
-def test_a_disk_that_refuses_to_the_end_fails_the_run_loudly_and_leaves_the_last_good_state(
+def test_a_disk_that_fails_to_the_end_fails_the_run_and_leaves_the_last_good_state(
     fresh: Fresh, reference: Fresh
 ) -> None:
     run = fresh()

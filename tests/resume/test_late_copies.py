@@ -1,4 +1,4 @@
-"""A save holds the state of one step, however late a device copies it. Kills by SIGKILL: a stop waits for the copy."""
+"""A save holds the state of one step, however late a device copies it. Kills by SIGKILL, since a stop waits."""
 
 from __future__ import annotations
 

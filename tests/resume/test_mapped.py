@@ -1,4 +1,4 @@
-"""A run that reads its shards, ahead of the training, is as exact as one that holds its data in memory."""
+"""A run that prefetches from its shards is as exact as a run that holds its data in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mapped(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("changes", [{}, ACCUMULATED, with_ranks(2)], ids=["one rank", "accumulated", "two ranks"])
-def test_a_run_that_reads_ahead_ends_as_one_from_memory(
+def test_a_run_that_prefetches_ends_as_a_run_from_memory(
     fresh: Fresh, reference: Fresh, changes: dict[str, Any]
 ) -> None:
     run = fresh(mapped(changes))
@@ -35,8 +35,8 @@ def test_a_run_that_reads_ahead_ends_as_one_from_memory(
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_data_that_takes_longer_to_verify_than_a_step_may_is_no_hang(fresh: Fresh, in_memory: bool) -> None:
-    """Three quarters of a second a shard, 16 shards, and 10 seconds in which a rank must move."""
+def test_a_long_verification_of_data_is_not_a_hang(fresh: Fresh, in_memory: bool) -> None:
+    """16 shards take three quarters of a second each; a rank must make progress within 10 seconds."""
     changes = {"data": {"in_memory": in_memory, "shard_samples": 100}, "runtime": {"hang_timeout_s": 10, "workers": 0}}
     run = fresh({**changes, "training": {"epochs": 1}})
     assert run.attempt(plant="tests.plugins.plants:shards_are_slow") == FINISHED, run.log

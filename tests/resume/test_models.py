@@ -1,4 +1,4 @@
-"""Each shipped model goes on exactly: killed, stopped, on one rank or on two."""
+"""Each shipped model resumes exactly: killed or stopped, on one rank or two."""
 
 from __future__ import annotations
 

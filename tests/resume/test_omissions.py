@@ -1,4 +1,4 @@
-"""The comparison can fail: each kind of state is left out of a resume once, and its absence is seen and named."""
+"""The comparison can fail: each kind of state is left out of a resume once, and the difference is named."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = 
 
 
 @pytest.mark.parametrize("state", CASES)
-def test_a_state_that_a_resume_leaves_out_is_seen_and_named(fresh: Fresh, reference: Fresh, state: str) -> None:
+def test_a_state_that_a_resume_leaves_out_is_named(fresh: Fresh, reference: Fresh, state: str) -> None:
     changes, fault, name, untouched = CASES[state]
     run = fresh(changes)
     assert run.attempt(fault) in (STOPPED, FAILED)

@@ -65,7 +65,7 @@ def test_an_owner_that_wakes_after_its_successor_finished_changes_nothing(
     before = contents(run)
     os.killpg(zombie, signal.SIGCONT)
     assert run.warm.wait(zombie) == STOPPED
-    assert "another attempt took over" in run.log.splitlines()[-1]
+    assert "another attempt has taken over" in run.log.splitlines()[-1]
     assert contents(run) == before
 
 

@@ -1,4 +1,4 @@
-"""A training that is certain to fail in the same way fails at once, with the same message; others are tried again."""
+"""A training that is certain to fail again fails at once, with the same message; others are tried again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_AGAIN = "is not tried again: it would fail in the same way"
 
 
 def ends(run: Project) -> list[str]:
-    """In a word, how each attempt ended."""
+    """Return one word for the end of each attempt."""
     return [str(attempt.reason).partition(":")[0] for attempt in list_attempts(run.workspace)]
 
 
@@ -41,8 +41,8 @@ def row(run: Project) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_divergence_is_told_again_at_once_until_its_record_is_deleted(fresh: Fresh, ranks: int) -> None:
-    """The later attempts have no fault: one that was tried would finish."""
+def test_a_divergence_is_reported_again_at_once_until_its_record_is_deleted(fresh: Fresh, ranks: int) -> None:
+    """The later attempts have no fault: if one was started, it would finish."""
     run = fresh(merged(with_ranks(ranks), {"training": {"epochs": 3}}))
     assert run.attempt(plant=DIVERGES) == FAILED
     first = last_line(run)
@@ -62,7 +62,7 @@ def test_a_divergence_is_told_again_at_once_until_its_record_is_deleted(fresh: F
     assert not record.exists()
 
 
-def test_an_exception_that_came_twice_at_a_step_is_not_met_a_third_time(fresh: Fresh) -> None:
+def test_an_exception_raised_twice_at_a_step_is_not_tried_a_third_time(fresh: Fresh) -> None:
     run = fresh()
     assert [run.attempt(plant=RAISES) for _ in range(2)] == [FAILED, FAILED]
     assert NOT_AGAIN not in last_line(run)
@@ -99,7 +99,7 @@ def test_an_exception_at_another_step_is_tried_again(fresh: Fresh) -> None:
     assert ends(run) == ["raised", "raised", "finished"]
 
 
-def test_settings_that_the_training_rejects_are_told_again_at_once(fresh: Fresh) -> None:
+def test_settings_that_the_training_rejects_are_reported_again_at_once(fresh: Fresh) -> None:
     run = fresh(UNFIT)
     assert [run.attempt() for _ in range(3)] == [USER_ERROR] * 3
     assert ends(run) == ["rejected"]
@@ -110,7 +110,7 @@ def test_settings_that_the_training_rejects_are_told_again_at_once(fresh: Fresh)
 
 
 @pytest.mark.parametrize("interruption", ["SIGKILL", "SIGTERM", "memory"])
-def test_what_interrupts_a_training_is_tried_again_however_often_it_comes(fresh: Fresh, interruption: str) -> None:
+def test_an_interrupted_training_is_tried_again_any_number_of_times(fresh: Fresh, interruption: str) -> None:
     run = fresh()
     for _ in range(3):
         if interruption == "memory":
@@ -124,7 +124,7 @@ def test_what_interrupts_a_training_is_tried_again_however_often_it_comes(fresh:
     assert found.lost_s > 0
 
 
-def test_a_failure_is_tried_again_once_a_setting_changed_that_it_may_depend_on(fresh: Fresh) -> None:
+def test_a_failure_is_tried_again_after_a_change_of_a_setting_that_it_may_depend_on(fresh: Fresh) -> None:
     run = fresh()
     assert run.attempt(plant=DIVERGES) == FAILED
     experiment = run.folder / "experiment.yaml"
@@ -152,7 +152,7 @@ def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
     assert "the record of an earlier failure cannot be read, and is passed over" in run.log
 
 
-def test_who_waited_for_an_owner_that_failed_is_told_the_same(fresh: Fresh) -> None:
+def test_an_attempt_that_waited_for_an_owner_that_failed_gets_its_error(fresh: Fresh) -> None:
     """It looked for a record before there was one."""
     run = fresh({"runtime": {"lease_wait_s": 600}})
     owner = run.start(plant="tests.plugins.plants:the_loss_is_infinite_once_somebody_waits")
@@ -165,8 +165,8 @@ def test_who_waited_for_an_owner_that_failed_is_told_the_same(fresh: Fresh) -> N
     assert NOT_AGAIN in last_line(run)
 
 
-def test_what_is_rejected_before_the_first_attempt_is_shown_as_failed(fresh: Fresh) -> None:
-    """It costs nothing, so it is tried again each time."""
+def test_a_run_rejected_before_its_first_attempt_is_shown_as_failed(fresh: Fresh) -> None:
+    """A check costs nothing, so it is repeated each time."""
     run = fresh({"runtime": {"device": "cuda:7"}})
     assert run.attempt() == USER_ERROR
     told = row(run)

@@ -1,4 +1,4 @@
-"""A model that the ranks share (fsdp) goes on exactly, too; what one of them cannot save, none of them has saved."""
+"""A model that the ranks share (fsdp) resumes exactly, too; a save that fails on one rank fails on all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ranks_that_share_a_model_are_exact(fresh: Fresh, reference: Fresh, rank
     [{"accumulation_steps": 2}, {"precision": "bf16"}, {"activation_checkpointing": True}],
     ids=["accumulated", "bf16", "recomputed"],
 )
-def test_ranks_that_share_a_model_are_exact_inside_a_window_and_in_other_arithmetic(
+def test_ranks_that_share_a_model_are_exact_inside_a_step_and_in_other_precisions(
     fresh: Fresh, reference: Fresh, changes: dict[str, Any]
 ) -> None:
     run = fresh(shared(2, **changes))
@@ -56,7 +56,7 @@ def test_ranks_that_share_a_model_are_exact_inside_a_window_and_in_other_arithme
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_loses_power_in_a_save_costs_no_bit(fresh: Fresh, reference: Fresh, rank: int) -> None:
+def test_a_rank_that_loses_power_in_a_save_changes_no_bit(fresh: Fresh, reference: Fresh, rank: int) -> None:
     run = fresh(shared(2))
     for count, mode in ((2, "torn"), (3, "unsynced"), (5, "unnamed")):
         fault = {"mode": mode, "path": f"{run.folder}/*/.tmp-*", "count": count, "rank": rank, "target": "group"}
@@ -65,19 +65,19 @@ def test_a_rank_that_loses_power_in_a_save_costs_no_bit(fresh: Fresh, reference:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_disk_that_refuses_one_rank_for_a_while_costs_a_warning_and_no_bit(
+def test_a_disk_that_fails_on_one_rank_for_a_while_causes_a_warning_and_changes_no_bit(
     fresh: Fresh, reference: Fresh, rank: int
 ) -> None:
     run = fresh(shared(2))
     full = {"mode": "ENOSPC", "operation": "write", "path": f"{run.folder}/*/.tmp-*", "count": 2, "rank": rank}
     assert run.attempt(full) == FINISHED
     assert "No space left on device" in run.log
-    assert "Training goes on" in run.log
+    assert "Training continues" in run.log
     assert run.verdict(reference(shared(2))) == PASS
 
 
-def test_the_outputs_are_those_of_a_model_that_is_whole(fresh: Fresh, reference: Fresh) -> None:
-    """The same names and shapes, and nearly the same numbers: sums over ranks are taken in another order."""
+def test_the_outputs_are_those_of_a_whole_model(fresh: Fresh, reference: Fresh) -> None:
+    """Names and shapes are the same; numbers differ slightly, since sums over ranks are in another order."""
     one, other = reference(shared(2)), fresh(shared(2, parallel="ddp"))
     other.finish()
     mine, theirs = (load_file(run.output.with_name("model.safetensors")) for run in (one, other))
@@ -90,9 +90,7 @@ def test_the_outputs_are_those_of_a_model_that_is_whole(fresh: Fresh, reference:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_another_number_of_ranks_goes_on_from_a_shared_model_and_is_not_called_exact(
-    fresh: Fresh, before: int, after: int
-) -> None:
+def test_another_number_of_ranks_resumes_a_shared_model_and_is_not_exact(fresh: Fresh, before: int, after: int) -> None:
     run = fresh(shared(before))
     assert run.attempt({"point": "optimizer", "count": 5, "signal": "SIGTERM"}) == STOPPED
     saved = run.newest_step()
@@ -124,7 +122,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("state", CASES)
-def test_a_state_that_is_left_out_is_seen_and_named(fresh: Fresh, reference: Fresh, state: str) -> None:
+def test_a_shared_state_that_is_left_out_is_named(fresh: Fresh, reference: Fresh, state: str) -> None:
     changes, name = CASES[state]
     run = fresh(changes)
     assert run.attempt({"point": "optimizer", "count": 10, "signal": "SIGTERM"}) == STOPPED
@@ -133,14 +131,14 @@ def test_a_state_that_is_left_out_is_seen_and_named(fresh: Fresh, reference: Fre
     assert any(one == name or one.startswith(f"{name}.") for one in found), found
 
 
-def test_nothing_that_is_best_is_lost(fresh: Fresh, reference: Fresh) -> None:
+def test_the_best_weights_are_not_lost(fresh: Fresh, reference: Fresh) -> None:
     run = fresh(RESTING)
     assert run.attempt({"point": "optimizer", "count": 10, "signal": "SIGTERM"}) == STOPPED
     assert run.verdict(reference(RESTING)) == PASS
 
 
 def test_a_transformer_whose_blocks_are_gathered_one_by_one_is_exact(tmp_path: Path, warm: Warm) -> None:
-    """Its embedding and its last layer share a weight, and its activations are computed again."""
+    """Its embedding and its last layer share a weight, and its activations are recomputed."""
     changes = {
         "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
         "model": {"name": "transformer", "params": {"width": 18, "layers": 2, "heads": 2, "dropout": 0.1}},

@@ -55,7 +55,7 @@ OFF: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_exact(fresh: Fresh, reference: Fresh, name: str) -> None:
-    """And it is another training than the plain one, or, where only memory is saved, the same."""
+    """The variant has other bits than the plain training or, if it only saves memory, the same."""
     run = fresh(VARIANTS[name])
     count = 12 if "ranks" in name else 21
     assert run.attempt({**IN_AN_EPOCH, "count": count}) == STOPPED

@@ -140,7 +140,7 @@ class Project:
         if not list(self.folder.glob("work/runs/*/*/events.jsonl")):
             return []
         messages = [event.get("message", "") for event in read_events(self.workspace / "events.jsonl")]
-        return [int(text.split()[-3].strip(",")) for text in messages if text.startswith(("goes on at", "starts at"))]
+        return [int(text.split()[-3].strip(",")) for text in messages if text.startswith(("resumes at", "starts at"))]
 
     def sealed(self) -> Checkpoint:
         """Return the final checkpoint, verified."""

@@ -38,7 +38,7 @@ def built(name: str) -> nn.Module:
 
 
 def trained(model: nn.Module, spec: ModelSpec, precision: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Weights, buffers, gradients and generators after three steps."""
+    """Return weights, buffers, gradients and generators after three steps."""
     seed_everything(2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(3):
@@ -77,6 +77,6 @@ def test_blocks_are_computed_twice_in_training_and_once_without_gradients(name: 
     assert len(calls) == 2 * 3 + 1
 
 
-def test_a_model_without_blocks_is_refused() -> None:
+def test_a_model_without_blocks_is_rejected() -> None:
     with pytest.raises(ConfigError, match="training.activation_checkpointing: the model has no blocks"):
         recompute_blocks(nn.Linear(2, 2), CPU)

@@ -96,7 +96,7 @@ def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: flo
 
 
 @pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
-def test_an_augmentation_is_another_in_another_epoch_seed_or_sample(one: dict[str, Any]) -> None:
+def test_augmentation_differs_between_epochs_seeds_and_samples(one: dict[str, Any]) -> None:
     section = Augment(**one)
     same = images(1).expand(16, -1, -1, -1).contiguous()
     first = augment(section, same, torch.arange(16), seed=0, epoch=0)
@@ -105,7 +105,7 @@ def test_an_augmentation_is_another_in_another_epoch_seed_or_sample(one: dict[st
     assert len({tuple(image.flatten().tolist()) for image in first}) > 1
 
 
-def test_what_is_drawn_from_the_global_generator_is_not_changed() -> None:
+def test_augmentation_draws_nothing_from_the_global_generator() -> None:
     torch.manual_seed(0)
     expected = torch.rand(4)
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def test_what_is_drawn_from_the_global_generator_is_not_changed() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_off_gives_the_very_same_images() -> None:
+def test_without_augmentation_the_images_are_returned_as_they_are() -> None:
     inputs = images(4)
     assert augment(Augment(), inputs, torch.arange(4), seed=0, epoch=0) is inputs
     assert not is_augmenting(Augment())
@@ -124,7 +124,7 @@ def test_off_gives_the_very_same_images() -> None:
 
 
 @pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
-def test_the_weaker_the_closer_to_the_image(one: dict[str, Any]) -> None:
+def test_a_weaker_augmentation_is_closer_to_the_image(one: dict[str, Any]) -> None:
     inputs = images(64, (3, 16, 16)).cumsum(2).cumsum(3)  # smooth, so that a small move is a small change
     (name, value), rows = next(iter(one.items())), torch.arange(64)
     weaker = Augment(**{name: value // 2 if isinstance(value, int) else value / 8})
@@ -135,12 +135,12 @@ def test_the_weaker_the_closer_to_the_image(one: dict[str, Any]) -> None:
 
 
 @hypothesis.given(order=st.lists(st.integers(0, 6), min_size=1, max_size=40))
-def test_a_sample_that_comes_again_in_an_epoch_is_another_then(order: list[int]) -> None:
+def test_each_occurrence_of_a_sample_in_an_epoch_has_an_id_of_its_own(order: list[int]) -> None:
     expected = [sample + 7 * order[:place].count(sample) for place, sample in enumerate(order)]
     assert room.occurrence_ids(torch.tensor(order), 7).tolist() == expected
 
 
-def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
+def test_an_image_that_is_drawn_again_in_an_epoch_has_other_noise(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, targets = np.arange(240, dtype=np.float32).reshape(60, 1, 2, 2), np.arange(60) % 10 == 0
@@ -166,21 +166,21 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_trained_with_other_noise(
 # Images
 
 
-def test_flips_mirror_and_nothing_else() -> None:
+def test_flips_only_mirror() -> None:
     inputs, rows = images(5), torch.arange(5)
     turned = augment(Augment(flip_horizontal=1), inputs, rows, seed=0, epoch=0)
     assert torch.equal(turned, inputs.flip(3))
     assert torch.equal(augment(Augment(flip_vertical=1), inputs, rows, seed=0, epoch=0), inputs.flip(2))
 
 
-def test_a_flip_is_as_frequent_as_asked() -> None:
+def test_a_flip_has_the_configured_frequency() -> None:
     inputs = torch.arange(2.0).expand(20_000, 1, 1, 2)
     share = augment(Augment(flip_horizontal=0.3), inputs, torch.arange(20_000), seed=0, epoch=0)[:, 0, 0, 0].mean()
     assert abs(share - 0.3) < 0.01
 
 
 @pytest.mark.parametrize(("one", "down", "across"), [({"shift": 0.25}, 2, 3), ({"crop": 2}, 2, 2)])
-def test_moves_are_by_whole_pixels_as_far_as_asked_and_the_edge_is_repeated(
+def test_shifts_are_whole_pixels_within_their_bounds_and_repeat_the_edge(
     one: dict[str, Any], down: int, across: int
 ) -> None:
     height, width = 8, 12
@@ -196,7 +196,7 @@ def test_moves_are_by_whole_pixels_as_far_as_asked_and_the_edge_is_repeated(
     assert torch.equal(moved[:, 1], expected_x[:, None, :].expand(-1, height, -1))
 
 
-def test_a_turn_is_that_of_an_affine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rotation_equals_that_of_an_affine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = images(1, (3, 9, 9))
     angle = torch.tensor(0.4)
     turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(1, 2, 2)
@@ -207,13 +207,13 @@ def test_a_turn_is_that_of_an_affine_grid(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(augment(Augment(rotation=10), inputs, torch.arange(1), seed=0, epoch=0), expected)
 
 
-def test_a_constant_image_stays_what_it_is_wherever_it_is_moved() -> None:
+def test_a_constant_image_is_not_changed_by_any_move() -> None:
     inputs = torch.full((64, 3, 8, 8), 0.75)
     section = Augment(**{k: v for k, v in EVERYTHING.items() if k in room.GEOMETRY})
     torch.testing.assert_close(augment(section, inputs, torch.arange(64), seed=0, epoch=0), inputs)
 
 
-def test_colours_change_as_far_as_asked() -> None:
+def test_colours_change_within_their_bounds() -> None:
     inputs, rows = torch.ones(4000, 3, 2, 2), torch.arange(4000)
     lighter = augment(Augment(brightness=0.4), inputs, rows, seed=0, epoch=0)[:, 0, 0, 0] - 1
     assert stats.kstest(lighter.numpy(), stats.uniform(-0.4, 0.8).cdf).pvalue > 0.01
@@ -227,7 +227,7 @@ def test_colours_change_as_far_as_asked() -> None:
     )
 
 
-def test_noise_is_normal_and_each_value_has_its_own() -> None:
+def test_noise_is_normal_and_independent_for_each_value() -> None:
     noise = augment(Augment(noise=0.5), torch.zeros(400, 3, 5, 5), torch.arange(400), seed=0, epoch=0)
     assert stats.kstest(noise.flatten().numpy(), stats.norm(0, 0.5).cdf).pvalue > 0.01
     correlations = torch.corrcoef(noise.flatten(1).T) - torch.eye(75)
@@ -237,7 +237,7 @@ def test_noise_is_normal_and_each_value_has_its_own() -> None:
 # Random numbers
 
 
-def test_each_draw_is_uniform_over_samples_and_over_epochs() -> None:
+def test_each_draw_is_uniform_over_samples_and_epochs() -> None:
     over_samples = room._Drawn(torch.arange(20_000), 0, 0)
     over_epochs = [room._Drawn(torch.tensor([7]), 0, epoch) for epoch in range(1000)]
     for name in room.DRAWS:
@@ -248,14 +248,14 @@ def test_each_draw_is_uniform_over_samples_and_over_epochs() -> None:
             assert stats.kstest(values.numpy(), stats.uniform.cdf).pvalue > 0.001
 
 
-def test_every_bit_is_fair_and_independent_of_every_other() -> None:
+def test_bits_are_fair_and_independent() -> None:
     words = bits(20_000, "noise")
     each = torch.stack([(words >> place) & 1 for place in range(64)]).to(torch.float64)
     assert (each.mean(1) - 0.5).abs().max() < 0.02
     assert (torch.corrcoef(each) - torch.eye(64, dtype=torch.float64)).abs().max() < 0.04
 
 
-def test_draws_neighbours_epochs_and_seeds_are_independent() -> None:
+def test_draws_of_neighbours_epochs_and_seeds_are_independent() -> None:
     draws = [room._uniform(bits(20_001, name)) for name in room.DRAWS]
     others = [
         room._uniform(bits(20_001, "partner", **other)) for other in ({"epoch": 1}, {"seed": 1}, {"epoch": 2**20})
@@ -264,7 +264,7 @@ def test_draws_neighbours_epochs_and_seeds_are_independent() -> None:
     assert (torch.corrcoef(streams) - torch.eye(len(streams))).abs().max() < 0.03
 
 
-def test_one_bit_of_the_sample_changes_half_of_the_bits() -> None:
+def test_one_bit_of_the_id_changes_half_of_the_bits() -> None:
     rows = torch.arange(2000)
     for place in (0, 5, 31, 40):
         one, other = (room._Drawn(r, 0, 0)["noise"] for r in (rows, rows ^ (1 << place)))
@@ -273,11 +273,11 @@ def test_one_bit_of_the_sample_changes_half_of_the_bits() -> None:
 
 
 @hypothesis.given(count=st.integers(1, 2**32), word=st.integers(-(2**63), 2**63 - 1))
-def test_whole_numbers_stay_in_their_range(count: int, word: int) -> None:
+def test_integers_stay_in_their_range(count: int, word: int) -> None:
     assert 0 <= room._below(torch.tensor([word]), count).item() < count
 
 
-def test_numbers_are_the_same_in_every_version() -> None:
+def test_random_numbers_are_the_same_in_every_version() -> None:
     assert bits(2, "flip_horizontal").tolist() == [5865245106255451061, 7643801266420209409]
 
 
@@ -285,7 +285,7 @@ def test_numbers_are_the_same_in_every_version() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 2.5])
-def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
+def test_weights_of_mixup_follow_the_beta_distribution(alpha: float) -> None:
     pairs = mixing(Augment(mixup=alpha), torch.arange(20_000), seed=0, epoch=0, size=(8, 8))
     assert pairs.weights.min() >= 0
     assert pairs.weights.max() <= 1
@@ -296,7 +296,7 @@ def test_weights_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
 
 @hypothesis.given(alpha=st.floats(0.05, 20), height=st.integers(1, 40), width=st.integers(1, 40))
 @settings(deadline=None, max_examples=30)
-def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, width: int) -> None:
+def test_the_weight_of_cutmix_is_the_area_that_remains(alpha: float, height: int, width: int) -> None:
     pairs = mixing(Augment(cutmix=alpha), torch.arange(64), seed=0, epoch=0, size=(height, width))
     own, other = torch.ones(64, 2, height, width), torch.zeros(64, 2, height, width)
     mixed = mix(own, other, pairs)
@@ -304,14 +304,14 @@ def test_the_label_of_cutmix_is_the_area_that_stays(alpha: float, height: int, w
     torch.testing.assert_close(mixed.mean((1, 2, 3)), pairs.weights)
 
 
-def test_the_area_of_cutmix_is_near_that_of_its_distribution_anywhere_in_the_image() -> None:
+def test_boxes_of_cutmix_have_the_area_of_the_distribution_anywhere_in_the_image() -> None:
     pairs = mixing(Augment(cutmix=1.0), torch.arange(20_000), seed=0, epoch=0, size=(64, 64))
     assert stats.kstest(pairs.weights.numpy(), stats.uniform.cdf).statistic < 0.02
     middle = (pairs.boxes[:, 0] + pairs.boxes[:, 2]) / 2
     assert abs(middle.mean() - 32) < 0.3
 
 
-def test_a_blend_keeps_what_both_images_share_and_is_linear() -> None:
+def test_a_blend_is_linear_and_keeps_pixels_that_both_images_share() -> None:
     one, other = images(9), images(9, seed=1)
     pairs = mixing(Augment(mixup=1.0), torch.arange(9), seed=0, epoch=0, size=(7, 10))
     weights = pairs.weights.view(-1, 1, 1, 1)
@@ -319,12 +319,12 @@ def test_a_blend_keeps_what_both_images_share_and_is_linear() -> None:
     torch.testing.assert_close(mix(one, one, pairs), one)
 
 
-def test_both_kinds_of_pairs_take_turns() -> None:
+def test_mixup_and_cutmix_are_used_for_half_of_the_pairs_each() -> None:
     pairs = mixing(Augment(mixup=1.0, cutmix=1.0), torch.arange(4000), seed=0, epoch=0, size=(32, 32))
     assert 0.45 < (pairs.boxes[:, 2] > 0).float().mean() < 0.55
 
 
-def test_every_sample_is_a_partner_as_often_as_any() -> None:
+def test_every_sample_is_equally_often_a_partner() -> None:
     others = mixing_partners(Augment(mixup=1.0), torch.arange(20_000), seed=0, epoch=0, samples=10)
     assert others is not None
     assert stats.chisquare(torch.bincount(others, minlength=10).numpy()).pvalue > 0.01
@@ -334,20 +334,20 @@ def test_every_sample_is_a_partner_as_often_as_any() -> None:
 
 
 @pytest.mark.parametrize("one", [*EACH, {"mixup": 0.2}, {"cutmix": 1.0}], ids=lambda one: next(iter(one)))
-def test_what_is_no_image_is_refused_in_one_message(one: dict[str, Any]) -> None:
+def test_data_that_is_not_images_is_rejected_in_one_message(one: dict[str, Any]) -> None:
     check_augmentation(Augment(**one), ModelSpec((3, 8, 8), 10))
     check_augmentation(Augment(), ModelSpec((13,), 10))
     with pytest.raises(ConfigError, match=rf"^augment: {next(iter(one))}: needs images .*\(13,\)\. Leave"):
         check_augmentation(Augment(**one), ModelSpec((13,), 10))
 
 
-def test_a_crop_that_moves_an_image_out_of_sight_is_refused() -> None:
+def test_a_crop_as_large_as_the_image_is_rejected() -> None:
     check_augmentation(Augment(crop=6), ModelSpec((3, 9, 7), 10))
     with pytest.raises(ConfigError, match=r"^augment.crop: 7 pixels can crop an image of 9x7 .*allowed: at most 6$"):
         check_augmentation(Augment(crop=7), ModelSpec((3, 9, 7), 10))
 
 
-def test_augmentation_is_part_of_what_a_run_is() -> None:
+def test_augmentation_is_part_of_the_identity_of_a_run() -> None:
     plain, noisy = (
         plan.run_digest(plan.base(config.Experiment(name="t", augment=augment)))
         for augment in (Augment(), Augment(noise=0.1))

@@ -51,7 +51,7 @@ def test_the_occurrences_of_a_sample_that_is_drawn_again_have_ids_of_their_own()
     assert torch.equal(epoch.occurrence_ids % 100, epoch.samples)
 
 
-def test_a_batch_that_is_too_small_is_refused() -> None:
+def test_a_batch_that_is_too_small_is_rejected() -> None:
     assert batches(100, batch_size=33).steps_per_epoch == 3
     with pytest.raises(ConfigError, match="= 5 is less than one sample for each of 3 ranks x 2 micro-batches"):
         batches(100, world_size=3, batch_size=5, accumulation_steps=2)

@@ -22,7 +22,7 @@ KEEPS = "def state_dict(): return {}\ndef load_state_dict(state): pass\n"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of a module `watch`, which is found from here and gone afterwards."""
+    """Create a file of a module `watch` that can be imported, and remove the module afterwards."""
     import sys
 
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("import a_module_that_nobody_has", "needs the module `a_module_that_nobody_has`"),
     ],
 )
-def test_a_module_that_cannot_be_used_is_refused_by_the_settings(folder: Path, text: str, said: str) -> None:
+def test_a_module_that_cannot_be_used_is_rejected_by_the_settings(folder: Path, text: str, said: str) -> None:
     folder.write_text(text)
     with pytest.raises(PluginError, match=said):
         plugins.load_hooks("mine.watch")
@@ -53,7 +53,7 @@ def test_a_module_that_cannot_be_used_is_refused_by_the_settings(folder: Path, t
         Training(hooks="mine.watch")
 
 
-def test_a_module_that_is_not_there_is_refused_with_what_is_expected() -> None:
+def test_a_missing_module_is_rejected_with_the_expected_file() -> None:
     with pytest.raises(PluginError, match="no module `mine.nothing` to import for hooks; give an import path"):
         plugins.load_hooks("mine.nothing")
 
@@ -74,7 +74,7 @@ def test_a_message_names_the_setting() -> None:
         config.validate(Source({"name": "x", "training": {"hooks": "mine.nothing"}}, Origins()), None)
 
 
-def test_what_is_kept_is_a_copy_that_comes_back() -> None:
+def test_the_state_is_a_copy_that_a_resume_restores() -> None:
     kept = {"seen": [1, 2.5, None, "é"]}
     hooks = Hooks(made := module(kept))
     state = hooks.state()
@@ -85,12 +85,12 @@ def test_what_is_kept_is_a_copy_that_comes_back() -> None:
 
 
 @pytest.mark.parametrize("kept", [{1, 2}, float("nan"), [object()], {(1, 2): 3}, {1: 2}, (1, 2)])
-def test_what_json_cannot_hold_is_refused(kept: Any) -> None:
-    with pytest.raises(ConfigError, match=r"training.hooks: made.state_dict\(\) gave what JSON cannot hold"):
+def test_a_state_that_json_cannot_hold_is_rejected(kept: Any) -> None:
+    with pytest.raises(ConfigError, match=r"training.hooks: made.state_dict\(\) returned what JSON cannot hold"):
         Hooks(module(kept)).state()
 
 
-def test_a_module_that_keeps_nothing_has_no_state() -> None:
+def test_a_module_without_state_dict_has_no_state() -> None:
     hooks = Hooks(ModuleType("made"))
     assert hooks.state() is None
     hooks.restore(None)

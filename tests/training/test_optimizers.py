@@ -36,7 +36,7 @@ def small() -> nn.Module:
 
 
 def weights_after(section: Any, *, bare: bool, reload_after: int | None = None) -> torch.Tensor:
-    """The weights after five steps; the optimizer may be put into a file and made anew after some of them."""
+    """Return the weights after five steps; the optimizer may be saved to a file and restored after some of them."""
     model = small()
     optimizer = build_optimizer(section, model)
     for number in range(STEPS):
@@ -56,7 +56,7 @@ def test_an_unwrapped_step_is_the_optimizers_step(section: Any) -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
-def test_an_optimizer_goes_on_from_its_state_as_if_never_left(section: Any) -> None:
+def test_an_optimizer_resumes_exactly_from_its_state(section: Any) -> None:
     straight = weights_after(section, bare=True)
     assert all(torch.equal(weights_after(section, bare=True, reload_after=n), straight) for n in range(1, STEPS))
 
@@ -94,7 +94,7 @@ def test_muon_takes_the_last_matrix_of_a_model_that_its_embedding_ends() -> None
     assert [names[id(one)] for one in hidden_matrices(model)] == expected
 
 
-def test_muon_without_a_hidden_matrix_is_refused() -> None:
+def test_muon_without_a_hidden_matrix_is_rejected() -> None:
     with pytest.raises(ConfigError, match="optimizer.name: muon is for the matrices of hidden layers"):
         build_optimizer(Muon(), nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)))
 

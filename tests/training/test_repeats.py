@@ -10,5 +10,5 @@ from workflow_lib.training.state import repeats_bits
     ("device", "determinism", "repeats"),
     [("cpu", "strict", True), ("cpu", "standard", True), ("cuda", "strict", True), ("cuda", "standard", False)],
 )
-def test_a_gpu_repeats_its_bits_only_when_it_is_asked_to(device: str, determinism: str, repeats: bool) -> None:
+def test_a_gpu_repeats_its_bits_only_with_strict_determinism(device: str, determinism: str, repeats: bool) -> None:
     assert repeats_bits(torch.device(device), determinism) is repeats

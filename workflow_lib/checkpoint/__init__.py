@@ -1,4 +1,4 @@
-"""Checkpoints: published whole, loaded verified."""
+"""Checkpoints: published whole, loaded verified. Knows no trainer."""
 
 from workflow_lib.checkpoint.manifest import (
     MANIFEST,
@@ -7,12 +7,12 @@ from workflow_lib.checkpoint.manifest import (
     Checkpoint,
     digest,
     published,
+    read_group_file,
     read_manifest,
     read_newest,
     read_state,
     read_tensors,
     verify,
-    whole,
 )
 from workflow_lib.checkpoint.snapshot import Snapshot
 from workflow_lib.checkpoint.store import CheckpointStore
@@ -26,10 +26,10 @@ __all__ = [
     "Snapshot",
     "digest",
     "published",
+    "read_group_file",
     "read_manifest",
     "read_newest",
     "read_state",
     "read_tensors",
     "verify",
-    "whole",
 ]

@@ -1,4 +1,4 @@
-"""A published checkpoint: its manifest, and how it is read and verified."""
+"""Published checkpoints: their manifests, and verified reads of their files."""
 
 from __future__ import annotations
 
@@ -19,29 +19,18 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-
+MANIFEST = "manifest.json"
+STATE = "state.json"
+CHUNK = 8 << 20  # bytes that are hashed or written at a time
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-MANIFEST = "manifest.json"
-
-
-STATE = "state.json"
-
-
-CHUNK = 8 << 20
-
-
 SHARD = re.compile(r"(?P<group>\w+)-(?P<rank>\d{5})-of-(?P<world>\d{5})")
-
-
 NAME = re.compile(r"step-(?P<step>\d{12})\.(?P<serial>\d{5,})\.(?P<attempt>[0-9a-f]{8})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint, by its manifest."""
+    """A published checkpoint and its manifest."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -53,30 +42,30 @@ class Checkpoint:
 
     @property
     def serial(self) -> int:
-        """Its place in the sequence of the run's saves, over all attempts."""
+        """Number of the save in the run, from 0, over all attempts."""
         return int(self.manifest["serial"])
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What the trainer says of it: cursor, world size, environment."""
+        """What the trainer adds: cursor, exactness, number of parameters, environment."""
         about: Mapping[str, Any] = self.manifest["about"]
         return about
 
 
 def published(directory: Path) -> list[Path]:
-    """The checkpoints of a workspace, oldest first, verified or not."""
+    """Return the paths of all checkpoints of a workspace, oldest first. Nothing is verified."""
     found = [match for name in names_in(directory) if (match := NAME.fullmatch(name))]
     found.sort(key=lambda match: (int(match["step"]), int(match["serial"]), match["attempt"]))
     return [directory / match[0] for match in found]
 
 
 def read_manifest(path: Path) -> Checkpoint:
-    """The checkpoint at the path, if its manifest is intact; its files are not read. Raises CheckpointError."""
+    """Return the checkpoint at the path; only its manifest is read. Raises CheckpointError if that is damaged."""
     try:
         with open_regular(path / MANIFEST) as file:
             manifest = json.loads(file.read())
-        said = manifest.pop("digest")
-        if digest(compact_json(manifest)) != said:
+        expected = manifest.pop("digest")
+        if digest(compact_json(manifest)) != expected:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest differs")
         if manifest["version"] != VERSION:
             raise CheckpointError(f"{MANIFEST} has format {manifest['version']}; this version reads {VERSION}")
@@ -85,6 +74,7 @@ def read_manifest(path: Path) -> Checkpoint:
             manifest["step"],
             manifest["serial"],
         ):
+            # the manifest belongs to another folder
             raise CheckpointError(f"{MANIFEST} says step {manifest['step']}, serial {manifest['serial']}")
         _check_names(manifest["files"])
     except OSError as error:
@@ -95,7 +85,7 @@ def read_manifest(path: Path) -> Checkpoint:
 
 
 def _check_names(files: Mapping[str, Any]) -> None:
-    """Every file lies in the checkpoint's own folder, and has a size and a digest. Raises CheckpointError."""
+    """Raise CheckpointError unless every file is in the checkpoint's own folder and has a size and a digest."""
     for name, entry in files.items():
         if not FILE_NAME.fullmatch(name):
             raise CheckpointError(f"{MANIFEST} names {name!r}; allowed: files in its own folder")
@@ -104,7 +94,7 @@ def _check_names(files: Mapping[str, Any]) -> None:
 
 
 def read_newest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose manifest is intact, without a look at its files; None if there is none."""
+    """Return the newest checkpoint whose manifest is intact, or None. Its other files are not read."""
     for path in reversed(published(directory)):
         try:
             return read_manifest(path)
@@ -114,25 +104,25 @@ def read_newest(directory: Path) -> Checkpoint | None:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Returns when every file has the size and the digest of the manifest; raises CheckpointError."""
+    """Raise CheckpointError unless every file has the size and the digest of the manifest."""
     for name, entry in files_of(checkpoint):
         check_file(checkpoint.path / name, entry)
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state beside the tensors, verified."""
+    """Return the state besides tensors, verified."""
     state: dict[str, Any] = json.loads(_read_verified(checkpoint.path / STATE, checkpoint.manifest["files"][STATE]))
     return state
 
 
 def read_tensors(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
-    """The tensors of a group that one file holds, verified."""
+    """Return the tensors of a group that is in one file, verified."""
     name = f"{group}.safetensors"
     return _read_tensors(checkpoint.path / name, checkpoint.manifest["files"][name])
 
 
-def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
-    """The safetensors file of a group, put together where the ranks shared it; None where there is none."""
+def read_group_file(checkpoint: Checkpoint, group: str) -> bytes | None:
+    """Return the safetensors file of a group, joined if several ranks wrote it; None if there is no such group."""
     name = f"{group}.safetensors"
     files = checkpoint.manifest["files"]
     if name in files:
@@ -142,6 +132,7 @@ def whole(checkpoint: Checkpoint, group: str) -> bytes | None:
 
 
 def files_of(checkpoint: Checkpoint) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Return the name of each file with its size and digest, in the order of names."""
     return sorted(checkpoint.manifest["files"].items())
 
 
@@ -158,7 +149,7 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 
 def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file, verified by the digest of the entry, without a second copy in memory."""
+    """Return the tensors of a file, verified by the digest in the entry. Reads it once, without a second copy."""
     try:
         with open_regular(path) as file:
             _check_size(path, file, entry)
@@ -167,7 +158,7 @@ def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tenso
     except OSError as error:
         raise unreadable(path, error) from error
     except ValueError as error:
-        check_file(path, entry)  # a damaged header is reported as damage, too
+        check_file(path, entry)  # if the header is damaged, report the damage and not its effect
         raise CheckpointError(f"{path.name} is not a tensor file: {error}") from error
     if hashed.digest() != entry["blake2b"]:
         raise CheckpointError(f"{path.name} is damaged: its digest differs")
@@ -193,7 +184,7 @@ class _Hashed:
         return size
 
     def digest(self) -> str:
-        """BLAKE2b of all bytes that were read."""
+        """Return the BLAKE2b digest of all bytes read so far."""
         return self._hasher.hexdigest()
 
 
@@ -204,7 +195,7 @@ def _check_size(path: Path, file: io.FileIO, entry: Mapping[str, Any]) -> None:
 
 
 def check_file(path: Path, entry: Mapping[str, Any]) -> None:
-    """Returns when the file has the size and the digest; it is never in memory as a whole."""
+    """Raise CheckpointError unless the file has the size and the digest of the entry. Reads it in chunks."""
     hasher = blake2b(size=32)
     try:
         with open_regular(path) as file:
@@ -218,12 +209,12 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def digest(data: bytes) -> str:
-    """BLAKE2b of the bytes, as manifests have it."""
+    """Return the BLAKE2b digest of the bytes, as in manifests: 64 hexadecimal digits."""
     return blake2b(data, size=32).hexdigest()
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """The error for a file that the system does not read."""
+    """Return the error for a file that the system cannot read: UnreadableError if the file may be intact."""
     if error.errno in NOT_DAMAGE:
-        return UnreadableError(f"{path} cannot be read now ({error.strerror}); it may be whole, and stays where it is")
+        return UnreadableError(f"{path} cannot be read now ({error.strerror}); it may be intact, and stays where it is")
     return CheckpointError(f"cannot read {path.name}: {error.strerror}")

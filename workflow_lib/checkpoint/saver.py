@@ -1,8 +1,9 @@
-"""Saves without stopping the training: copy what changes into kept memory, write in the background, one at a time.
+"""Saves in the background, one at a time: the training waits only while mutable tensors are copied in memory.
 
-How often: fixed by the person (seconds or steps), or ``auto``: Young's interval sqrt(2 d M), where d is the measured
-time that a save blocks the training and M the expected time between failures, kept between ``MIN_INTERVAL_S`` (and
-twice the time a write takes) and ``MAX_INTERVAL_S``. Source: Young, CACM 17(9), 1974; Daly, FGCS 22(3), 2006.
+The interval is fixed by the settings, in seconds or steps, or it is ``auto``: Young's interval sqrt(2 d M), where d is
+the measured time that a save blocks the training and M the expected time between failures. It is at least
+``MIN_INTERVAL_S`` and twice the time of a write, and at most ``MAX_INTERVAL_S``. Source: Young, CACM 17(9), 1974; Daly,
+FGCS 22(3), 2006.
 """
 
 from __future__ import annotations
@@ -30,16 +31,20 @@ CPU = torch.device("cpu")
 
 
 def auto_interval_s(blocked_s: float, write_s: float, mtbf_s: float) -> float:
-    """Seconds between saves that lose the least time to saving and to redoing, from measured costs."""
+    """Return the seconds between saves that lose the least time to saving and to repeated steps."""
     best = math.sqrt(2 * blocked_s * mtbf_s)
     return min(max(best, MIN_INTERVAL_S, 2 * write_s), MAX_INTERVAL_S)
 
 
 class Saver:
-    """The saves of one training process; it decides when one is due, and reports what failed.
+    """The saves of one training process.
 
     A GPU copies on a separate stream while the main stream continues: nothing may change the tensors of a snapshot
     until ``wait_copied`` returns.
+
+    blocked_s         seconds that the training has waited for its saves
+    longest_write_s   seconds of the longest write so far
+    latest            the newest checkpoint that was published or loaded
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Saver:
     ) -> None:
         self.device = device
         self.saves = 0
-        self.blocked_s = 0.0  # how long the training stood still for its saves
+        self.blocked_s = 0.0
         self.longest_write_s = 0.0
         self.latest: Checkpoint | None = None
         self._store = store
@@ -67,12 +72,12 @@ class Saver:
         self._copied: torch.cuda.Event | None = None
         self._sources: Groups = {}  # tensors the stream still reads; freed memory would be reused by the next step
         self.thread: threading.Thread | None = None
-        self._refused: WorkspaceBusy | RankError | None = None
+        self._fatal: WorkspaceBusy | RankError | None = None
         self._started_at = clock()
         self._saved_step = -1
 
     def begin_at(self, step: int, latest: Checkpoint | None) -> None:
-        """The interval counts from here."""
+        """Count the interval from here."""
         self._started_at, self._saved_step, self.latest = self._clock(), step, latest
 
     def reserve(self, tensors: Groups) -> None:
@@ -81,9 +86,9 @@ class Saver:
             self._memory.reserve(tensors)
 
     def is_due(self, step: int) -> bool:
-        """Whether a save should start now: the interval has passed, and no save is under way."""
-        if self._refused is not None:
-            return True  # and the save will say so
+        """Return True if the interval has passed and no save is running, or if the last save cannot be followed."""
+        if self._fatal is not None:
+            return True  # the next save raises it
         if self.thread is not None and self.thread.is_alive():
             return False
         if self._interval_steps is not None:
@@ -109,7 +114,7 @@ class Saver:
         self.blocked_s += self._clock() - begun
 
     def wait_copied(self) -> None:
-        """The copy from the device is done: the next optimizer step may change the parameters."""
+        """Wait for the copy from the device; after that, the next optimizer step may change the parameters."""
         if self._copied is not None:
             begun = self._clock()
             self._copied.synchronize()
@@ -117,13 +122,13 @@ class Saver:
             self.blocked_s += self._clock() - begun
 
     def wait(self) -> None:
-        """Wait for the running save. Raise its error if another attempt took over, or a rank is gone."""
+        """Wait for the running save. Raise its error if another attempt has taken over, or a rank is lost."""
         self.wait_copied()
         if self.thread is not None:
             self.thread.join()
             self.thread = None
-        if self._refused is not None:
-            raise self._refused
+        if self._fatal is not None:
+            raise self._fatal
 
     def finish(self, snapshot: Snapshot) -> Checkpoint | None:
         """Save, and return when the checkpoint is durable. Raises SaveError if the disk fails."""
@@ -161,14 +166,14 @@ class Saver:
         begun = self._clock()
         try:
             if copied is not None:
-                torch.cuda.set_device(self.device)  # a new thread would create a context on GPU 0
+                torch.cuda.set_device(self.device)  # otherwise a new thread creates a context on GPU 0
                 copied.synchronize()
             sys.audit("everstep", "writing")
             self.latest = self._store.publish(snapshot)
         except (WorkspaceBusy, RankError) as error:
-            self._refused = error
+            self._fatal = error
         except Exception as error:
-            logger.warning("%s. Training goes on; the next save is tried after the usual interval", error)
+            logger.warning("%s. Training continues; the next save is tried after the usual interval", error)
         self.longest_write_s = max(self.longest_write_s, self._clock() - begun)
 
 

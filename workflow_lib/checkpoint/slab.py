@@ -1,7 +1,7 @@
 """Host memory for copies of a state: one block, reused by every save, and pinned if a GPU copies into it.
 
-The page faults of fresh memory cost ten times as much as the copy. Into pinned memory a GPU copies asynchronously;
-pinning 1.5 GB takes about a second, so it is done before the first step.
+The page faults of fresh memory cost ten times as much as the copy. A GPU copies asynchronously only into pinned memory.
+Pinning 1.5 GB takes about a second, so it is done before the first step.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Slab:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def __del__(self) -> None:
-        with suppress(Exception):  # at the end of the process CUDA may be gone already
-            self._unpin()  # else CUDA takes whatever memory comes to that address for pinned
+        with suppress(Exception):  # at the end of the process CUDA may be shut down already
+            self._unpin()  # otherwise CUDA believes that the next memory at this address is pinned
 
     def reserve(self, tensors: Groups) -> None:
-        """Allocate room for tensors of these shapes and types, whatever their device."""
+        """Allocate memory for tensors of these shapes and dtypes, on any device."""
         needed = sum(_room(tensor) for named in tensors.values() for tensor in named.values())
         if needed > self._memory.nbytes:
             self._unpin()
@@ -43,7 +43,7 @@ class Slab:
                 self._pin()
 
     def like(self, tensors: Groups) -> dict[str, dict[str, torch.Tensor]]:
-        """Return a host tensor of the shape and type of each, in the same memory at every call."""
+        """Return a host tensor of the shape and dtype of each, in the same memory at every call."""
         self.reserve(tensors)
         views: dict[str, dict[str, torch.Tensor]] = {}
         begin = 0
@@ -56,7 +56,7 @@ class Slab:
         return views
 
     def _pin(self) -> None:
-        """Pin the block if the system allows it; copies into pageable memory are correct too, only slower.
+        """Pin the block if the system allows it; copies into pageable memory are correct, but slower.
 
         Uses cudaHostRegister, since torch's allocator of pinned memory rounds up to a power of two.
         """
@@ -80,7 +80,7 @@ class Slab:
 
 
 def _room(tensor: torch.Tensor) -> int:
-    """Return the bytes from the start of a tensor to the start of the next."""
+    """Return the bytes from the start of a tensor to the start of the next one."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 

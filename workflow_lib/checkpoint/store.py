@@ -1,19 +1,19 @@
-"""The store of checkpoints: what is published is whole, what is loaded is verified. It knows no trainer.
+"""The checkpoints of a workspace: they are published atomically, and verified when they are loaded.
 
     checkpoints/step-000000012345.00017.1b2c3d4e/   step, serial number in the run, attempt
-        model.safetensors ...                       one file a group of tensors
-        moving-00001-of-00004.safetensors ...       where the ranks share the tensors: one file a rank
+        model.safetensors ...                       one file for each group of tensors
+        moving-00001-of-00004.safetensors ...       one file for each rank, if the ranks share the tensors
         state.json                                  everything that is not a tensor
         manifest.json                               written last: size and BLAKE2b of each file, and of itself
-    checkpoints/.tmp-*                              a save that was cut off; its attempt's successor removes it
-    checkpoints/corrupt-*                           did not verify; set aside, never used, never removed here
+    checkpoints/.tmp-*                              an interrupted save; the next attempt removes it
+    checkpoints/corrupt-*                           failed verification: never used, and never removed here
 
-Publishing: every file is synced, then the manifest, then the folder; then one ``rename`` makes it visible, and the
-parent is synced. Nothing is overwritten and there is no pointer to the newest: the newest is the highest step, then
-the highest serial, whose digests verify. Nothing is pickled.
+Publishing: every file is synced, then the manifest, then the folder. Then one ``rename`` makes the folder visible, and
+the parent is synced. Nothing is overwritten, and no file points to the newest checkpoint: it is the verified one with
+the highest step, then the highest serial number. Nothing is pickled.
 
-Where each rank holds a part of the tensors, all write into one folder, and rank 0 publishes when it has the digests of
-all. The files are in the sharded format of torch.distributed.checkpoint's safetensors reader.
+If the ranks share the tensors, all of them write into one folder, and rank 0 publishes it when it has the digests of
+all files, which are in the sharded format of torch.distributed.checkpoint's safetensors reader.
 """
 
 from __future__ import annotations
@@ -48,7 +48,14 @@ T = TypeVar("T")
 
 
 class CheckpointStore:
-    """The checkpoints of one workspace, as one attempt may add to them."""
+    """The checkpoints of one workspace, for one attempt.
+
+    fingerprint    digests of run, data and code, which a checkpoint must match to be loaded
+    may_publish    returns False once another attempt owns the workspace
+    keep_last      number of newest checkpoints to keep
+    keep_every_h   keep also the first checkpoint of every period of so many hours
+    peers          the ranks that share the tensors; without them this process writes alone
+    """
 
     def __init__(
         self,
@@ -72,10 +79,10 @@ class CheckpointStore:
         directory.mkdir(parents=True, exist_ok=True)
 
     def publish(self, snapshot: Snapshot) -> Checkpoint | None:
-        """The snapshot is durable under a new name; None on a rank that only wrote its part.
+        """Write the snapshot durably under a new name. Return the checkpoint on rank 0, and None on the other ranks.
 
-        Raises SaveError when the disk refuses (what was published before is untouched) and WorkspaceBusy when
-        another attempt owns the workspace by now.
+        Raises SaveError if the disk fails, and WorkspaceBusy if another attempt has taken over the workspace. Either
+        way the checkpoints published before are untouched.
         """
         if not self._peers.is_main:
             self._contribute(snapshot)
@@ -87,7 +94,7 @@ class CheckpointStore:
             self._open(temporary)
             manifest = self._write(temporary, snapshot, serial)
             fsync_dir(temporary)
-            self.refuse_if_taken_over()
+            self.check_ownership()
             final = self.directory / name
             publish_folder(temporary, final)
             self._parent = Checkpoint(final, manifest)
@@ -105,14 +112,17 @@ class CheckpointStore:
         """Return the newest verified checkpoint and its contents; None if there has never been a checkpoint.
 
         Each file is read once, each tensor directly into its own memory, and the digest is computed on the bytes that
-        are returned, so the host holds one copy of the state. A checkpoint that does not verify is renamed to
-        ``corrupt-*`` with a warning. Raises CheckpointError when checkpoints exist but none can be used (a run never
-        silently starts again), and UnreadableError when one cannot be read now, but may be whole.
+        are returned, so the host holds one copy of the state. A checkpoint that fails verification is renamed to
+        ``corrupt-*`` with a warning. Raises CheckpointError if checkpoints exist but none can be used, since a run
+        never silently starts again, and UnreadableError if one cannot be read now but may be intact.
         """
         return self._find_latest(read_snapshot)
 
     def find_shared(self) -> Checkpoint | None:
-        """The same, on all ranks alike: each reads a part of the files, and what one finds damaged none uses."""
+        """Return the newest verified checkpoint, the same on all ranks, or None. A collective: all ranks call it.
+
+        Each rank verifies some of the files; a checkpoint that one rank finds damaged is used by none.
+        """
         if not self._peers.is_main:
             newest = None
             while (found := self._peers.broadcast(None)) is not None:
@@ -127,18 +137,21 @@ class CheckpointStore:
         return latest and latest[0]
 
     def is_alone(self) -> bool:
-        """Whether the newest checkpoint is the only one, though more are to be kept."""
+        """Return True if there is only one checkpoint although ``keep_last`` is more."""
         return self._keep_last > 1 and len(published(self.directory)) == 1
 
     def remove_leftovers(self) -> None:
-        """Cut-off saves and removals of earlier attempts are gone. Raises WorkspaceBusy for all but the owner."""
-        self.refuse_if_taken_over()
+        """Remove interrupted saves and removals of earlier attempts. Raises WorkspaceBusy unless this is the owner."""
+        self.check_ownership()
         for pattern in (".tmp-*", ".trash-*"):
             for path in self.directory.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _find_latest(self, check: Callable[[Checkpoint], T]) -> tuple[Checkpoint, T] | None:
-        """The newest checkpoint that passes, and what the check gave; the check raises CheckpointError."""
+        """Return the newest checkpoint that passes the check, with the check's result, or None if there are none.
+
+        ``check`` raises CheckpointError for a checkpoint that cannot be used.
+        """
         unusable = {path.name for path in self.directory.glob("corrupt-*")}
         for path in reversed(published(self.directory)):
             try:
@@ -148,7 +161,7 @@ class CheckpointStore:
             except UnreadableError:
                 raise
             except CheckpointError as error:
-                unusable.add(self._set_aside(path, error).name)
+                unusable.add(self._quarantine(path, error).name)
                 continue
             self._parent = checkpoint
             return checkpoint, found
@@ -164,11 +177,11 @@ class CheckpointStore:
         self._peers.broadcast({"name": checkpoint.path.name, "manifest": dict(checkpoint.manifest)})
         for rank, damage in enumerate(self._peers.gather(self._damage(checkpoint))):
             if damage is not None:
-                verify(checkpoint)  # what only another rank cannot read is no reason to set it aside
+                verify(checkpoint)  # if rank 0 can read it, it is not quarantined
                 raise RankError(f"rank {rank} says of {checkpoint.path}: {damage}; rank 0 can: is this disk shared?")
 
     def _damage(self, checkpoint: Checkpoint) -> str | None:
-        """What is wrong with the files that fall to this rank."""
+        """Verify this rank's share of the files; return the error text, or None."""
         try:
             for number, (name, entry) in enumerate(files_of(checkpoint)):
                 if number % self._peers.world_size == self._peers.rank:
@@ -178,30 +191,30 @@ class CheckpointStore:
         return None
 
     def _open(self, temporary: Path) -> None:
-        """The folder is there, and the other ranks know it, or that there is none."""
+        """Create the folder and broadcast its name, or None if that failed, so that the other ranks do not wait."""
         announced = None
         try:
-            self.refuse_if_taken_over()  # spares the work; what counts is that it is asked again before the rename
+            self.check_ownership()  # only saves the work of writing: the check that counts precedes the rename
             temporary.mkdir()
             announced = temporary.name
         finally:
             self._peers.broadcast(announced)
 
     def _contribute(self, snapshot: Snapshot) -> None:
-        """This rank's files are durable in the folder of rank 0, which knows their digests, or why not."""
+        """Write this rank's files into the folder of rank 0, and send it their digests, or the error."""
         name = self._peers.broadcast(None)
         if name is not None:
             self._peers.gather(write_groups(self.directory / name, snapshot))
 
     def _write_all(self, directory: Path, snapshot: Snapshot) -> dict[str, Any]:
-        """Sizes and digests of the files of all ranks, which are durable."""
+        """Write the files of this rank and wait for those of the others; return sizes and digests of all."""
         files: dict[str, Any] = {}
         for rank, written in enumerate(self._peers.gather(write_groups(directory, snapshot))):
             if isinstance(written, str):
                 raise OSError(written)
             for name, entry in written.items():
                 if rank and (directory / name).stat().st_size != entry["bytes"]:
-                    raise OSError(f"{name}, which rank {rank} wrote, is not the same here: is this disk shared?")
+                    raise OSError(f"rank {rank} wrote {name}, but rank 0 sees another file: is this disk shared?")
             files.update(written)
         files[STATE] = write_synced(directory / STATE, [compact_json(snapshot.state)])
         return files
@@ -222,12 +235,12 @@ class CheckpointStore:
         write_synced(directory / MANIFEST, [compact_json(manifest)])
         return manifest
 
-    def refuse_if_taken_over(self) -> None:
-        """Raises WorkspaceBusy when another attempt owns the workspace by now."""
+    def check_ownership(self) -> None:
+        """Raise WorkspaceBusy if another attempt has taken over the workspace."""
         if not self._may_publish():
             raise WorkspaceBusy(
-                f"attempt {self._attempt[:8]} no longer owns {self.directory.parent}: another attempt took over. "
-                f"Its work goes on there; nothing was published here"
+                f"attempt {self._attempt[:8]} no longer owns {self.directory.parent}: another attempt has taken over "
+                f"and continues the run; this one published nothing more"
             )
 
     def _check_fingerprint(self, checkpoint: Checkpoint) -> None:
@@ -237,23 +250,24 @@ class CheckpointStore:
                 mine = self.fingerprint.get(key)
                 raise CheckpointError(f"belongs to another run: its {key} is {theirs.get(key)!r}, not {mine!r}")
 
-    def _set_aside(self, path: Path, error: CheckpointError) -> Path:
-        """Where the checkpoint lies now; it stays where it is if the disk refuses."""
-        logger.warning("checkpoint %s is not used: %s; set aside as corrupt-%s", path.name, error, path.name)
+    def _quarantine(self, path: Path, error: CheckpointError) -> Path:
+        """Rename the checkpoint to ``corrupt-*``; return its path, which is the old one if that fails."""
+        logger.warning("checkpoint %s is not used: %s; renamed to corrupt-%s", path.name, error, path.name)
         try:
             return path.rename(path.with_name(f"corrupt-{path.name}"))
-        except OSError as refused:
-            logger.warning("cannot rename %s: %s", path, refused)
+        except OSError as failure:
+            logger.warning("cannot rename %s: %s", path, failure)
             return path
 
     def _retain(self) -> None:
-        """The last ``keep_last`` remain, and one for every ``keep_every_h`` hours; the others are removed."""
+        """Remove all checkpoints but the last ``keep_last`` and the first of every ``keep_every_h`` hours."""
         paths = published(self.directory)
         kept = set(paths[-self._keep_last :])
         if self._keep_every_h is not None:
             kept |= first_of_each_period([path for path in paths if path not in kept], self._keep_every_h * 3600)
         for path in paths:
             if path not in kept:
+                # renamed first: a checkpoint must never be visible with some of its files removed
                 trash = path.with_name(f".trash-{path.name}")
                 try:
                     path.rename(trash)
@@ -263,16 +277,20 @@ class CheckpointStore:
 
 
 def publish_folder(source: Path, target: Path) -> None:
-    """The target, which did not exist, is what the source was."""
+    """Rename the source to the target, which must not exist."""
     try:
         source.rename(target)
     except OSError:
-        if source.exists() or not target.exists():  # else a network file system has asked twice
+        # a network file system may repeat a request whose answer was lost: then the rename is done already
+        if source.exists() or not target.exists():
             raise
 
 
 def first_of_each_period(paths: list[Path], period_s: float) -> set[Path]:
-    """The first checkpoint of each period of the clock; one whose manifest cannot be read is kept for the loader."""
+    """Return the first checkpoint of each period of the clock, and all whose manifest cannot be read.
+
+    The latter are left for the next load, which warns of them and renames them.
+    """
     kept: dict[int, Path] = {}
     unreadable = set()
     for path in paths:

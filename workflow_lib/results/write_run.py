@@ -164,7 +164,7 @@ def _regenerated(final: Path, digest: str) -> bytes | None:
 
 
 def _weights(final: Checkpoint) -> bytes:
-    return checkpoint.whole(final, "best") or checkpoint.whole(final, "model") or b""
+    return checkpoint.read_group_file(final, "best") or checkpoint.read_group_file(final, "model") or b""
 
 
 def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:

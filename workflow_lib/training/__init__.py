@@ -1,1 +1,1 @@
-"""The training of one run: `loop` is the main path, `state` what a checkpoint keeps; the others are its parts."""
+"""The training of one run: `trainer` is the loop, `passes` a step, `state` what changes, `snapshot` what is saved."""

@@ -1,8 +1,8 @@
-"""Activation checkpointing: what lies inside a block is computed again in the backward pass, and not kept till then.
+"""Activation checkpointing: the activations inside a block are not stored, but computed again in the backward pass.
 
-It costs about a third more time and saves most of the memory of the forward pass. The second computation is the first
-one, bit by bit: it draws the same random numbers, of torch, numpy and python, and leaves the buffers (the running means
-of a normalisation, say) as the first one left them. So the training is the same with it and without.
+It costs about a third more time and saves most of the memory of the forward pass. The second computation gives the
+same bits: it draws the same random numbers from torch, NumPy and Python, and leaves the buffers, such as the running
+means of a normalisation, as they were after the first. So the training is the same with and without it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ Forward = Callable[..., Any]
 
 
 def recompute_blocks(model: nn.Module, device: torch.device) -> None:
-    """The blocks of the model keep no activations: the items of its module lists, else parts of its sequences.
+    """Make the blocks of the model recompute their activations. Raises ConfigError if the model has no blocks.
 
-    Raises ConfigError for a model that has neither.
+    Blocks are the members of its outermost ModuleLists or, if there are none, segments of its outermost Sequentials.
     """
-    blocks = [block for one in _outermost(model, nn.ModuleList) for block in one.children() if _has_weights(block)]
+    lists = _outermost(model, nn.ModuleList)
+    blocks = [block for module_list in lists for block in module_list.children() if _has_weights(block)]
     for block in blocks:
         block.forward = _recomputed(block.forward, block, device)
-    sequences = [] if blocks else [one for one in _outermost(model, nn.Sequential) if len(list(one.children())) > 1]
+    found = [] if blocks else _outermost(model, nn.Sequential)
+    sequences = [sequence for sequence in found if len(list(sequence.children())) > 1]
     for sequence in sequences:
-        sequence.forward = _in_parts(sequence, device)
+        sequence.forward = _in_segments(sequence, device)
     if not blocks and not sequences:
         raise ConfigError(
             "training.activation_checkpointing: the model has no blocks: no torch.nn.ModuleList or torch.nn.Sequential "
@@ -52,41 +54,41 @@ def _has_weights(block: nn.Module) -> bool:
     return next(block.parameters(), None) is not None
 
 
-def _in_parts(sequence: nn.Module, device: torch.device) -> Forward:
-    """The forward pass of a sequence in about as many parts as each has layers, which keeps the least."""
+def _in_segments(sequence: nn.Module, device: torch.device) -> Forward:
+    """Return the forward pass in about sqrt(n) segments of sqrt(n) layers, which needs the least memory."""
     layers = list(sequence.children())
     length = math.ceil(math.sqrt(len(layers)))
-    parts = [nn.Sequential(*layers[start : start + length]) for start in range(0, len(layers), length)]
-    forwards = [_recomputed(part.forward, part, device) for part in parts]
+    segments = [nn.Sequential(*layers[start : start + length]) for start in range(0, len(layers), length)]
+    forwards = [_recomputed(segment.forward, segment, device) for segment in segments]
 
     def forward(inputs: Any) -> Any:
-        for one in forwards:
-            inputs = one(inputs)
+        for segment in forwards:
+            inputs = segment(inputs)
         return inputs
 
     return forward
 
 
 def _recomputed(forward: Forward, block: nn.Module, device: torch.device) -> Forward:
-    def again_in_backward(*arguments: Any, **named: Any) -> Any:
+    def recomputed(*arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*arguments, **named)
         return checkpoint(
             forward,
             *arguments,
             use_reentrant=False,
-            preserve_rng_state=False,  # only torch's; ours are all
+            preserve_rng_state=False,  # that would be only torch's; the contexts below preserve all generators
             context_fn=lambda: _contexts(block, device),
             **named,
         )
 
-    return again_in_backward
+    return recomputed
 
 
 def _contexts(
     block: nn.Module, device: torch.device
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the first computation, and around the second."""
+    """Return the contexts of the first computation and of the second."""
     drawn: dict[str, torch.Tensor] = {}
 
     @contextmanager
@@ -96,7 +98,7 @@ def _contexts(
 
     @contextmanager
     def second() -> Iterator[None]:
-        now, buffers = capture_rng(device), [(one, one.detach().clone()) for one in block.buffers()]
+        now, buffers = capture_rng(device), [(buffer, buffer.detach().clone()) for buffer in block.buffers()]
         restore_rng(drawn)
         try:
             yield

@@ -1,18 +1,20 @@
-"""Augmentation is a function of (seed, epoch, sample): no generator, no worker and no batch has a say in it.
+"""Augmentation as a function of seed, epoch and sample: no generator, worker or batch can change it.
 
-A sample's random numbers are hashes of the seed, the epoch and the sample's number in its split. So the bits of an
-augmented sample do not depend on how a batch is cut into micro-batches or over ranks, and a resume has nothing to
-restore. To keep that law on every device, no arithmetic here rounds in a way that depends on where in a batch a
-sample lies: integers, single additions and products, and tables that are made once; no sums over pixels, no sines.
+A sample's random numbers are hashes of the seed, the epoch and the sample's index in its split. So the bits of an
+augmented sample do not depend on the division of a batch into micro-batches or over ranks, and a resume has nothing to
+restore. This must hold on every device, so no arithmetic here rounds in a way that depends on a sample's place in the
+batch: only integers, single additions and products, and tables that are computed once; no sums over pixels, no sines.
 
-Images are [B, channels, height, width], normalised. They are turned, flipped and moved, then coloured, then made
-noisy; what comes from beyond the edge of an image repeats the edge. A pair is mixed after that. With whom, is known
-before, so that the inputs of both are read together:
+Images are [B, channels, height, width], normalised. They are moved (flipped, shifted, turned), then coloured, then made
+noisy; pixels beyond the edge of an image repeat the edge. Pairs are mixed after that. Partners are known beforehand, so
+that the inputs of both are read together:
 
-    partners = mixing_partners(section, rows, seed=seed, epoch=epoch, samples=len(split))
-    inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
-    inputs, targets, mixed = augmented(section, inputs, targets, rows, others, seed=seed, epoch=epoch)
+    partners = mixing_partners(section, ids, seed=seed, epoch=epoch, samples=len(split))
+    inputs, targets = split.batch(rows if partners is None else torch.cat((rows, partners)))
+    inputs, targets, mixed = augmented(section, inputs, targets, ids, partners, seed=seed, epoch=epoch)
     loss = objective.loss(outputs, targets) if mixed is None else objective.mixed_loss(outputs, targets, *mixed)
+
+``ids`` are the indices of the samples or, if a sample comes more than once in an epoch, its `occurrence_ids`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from workflow_lib.runtime.seed import derive
 if TYPE_CHECKING:
     from workflow_lib.data import Batch, ModelSpec
 
-# What a sample draws, each by its place in this tuple: a new one is added at the end.
+# The random numbers of a sample. Each is a hash of its place in this tuple, so new names are added at the end.
 DRAWS = (
     "flip_horizontal",
     "flip_vertical",
@@ -57,63 +59,63 @@ GEOMETRY = ("flip_horizontal", "flip_vertical", "shift", "crop", "rotation")
 COLOUR = ("brightness", "contrast", "saturation")
 MIXES = ("mixup", "cutmix")
 
-GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as signed
-ANGLES = 1 << 12
-QUANTILES = 1 << 16
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as int64
+ANGLES = 1 << 12  # entries of the table of sines and cosines
+QUANTILES = 1 << 16  # entries of the tables of normal and beta deviates: 16 bits choose one
 
 
 def is_augmenting(section: Augment) -> bool:
-    """Whether single samples are changed."""
+    """Return True if single samples are changed."""
     return any(getattr(section, name) for name in (*GEOMETRY, *COLOUR, "noise"))
 
 
 def is_mixing(section: Augment) -> bool:
-    """Whether pairs of samples are mixed."""
+    """Return True if pairs of samples are mixed."""
     return any(getattr(section, name) for name in MIXES)
 
 
 def check_augmentation(section: Augment, spec: ModelSpec) -> None:
-    """Raises ConfigError where something is to be augmented that is no image, or too small a one."""
+    """Raise ConfigError if the data is not images, or the images are too small for the crop."""
     if (is_augmenting(section) or is_mixing(section)) and len(spec.input_shape) != 3:
-        asked = ", ".join(name for name in type(section).model_fields if getattr(section, name))
+        names = ", ".join(name for name in type(section).model_fields if getattr(section, name))
         raise ConfigError(
-            f"augment: {asked}: needs images (channels, height, width); the data has inputs {spec.input_shape}. "
+            f"augment: {names}: needs images (channels, height, width); the data has inputs {spec.input_shape}. "
             f"Leave `augment` out"
         )
-    if section.crop and (what := crop_problem(section.crop, (spec.input_shape[1], spec.input_shape[2]))):
-        raise ConfigError(f"augment.crop: {what}")
+    if section.crop and (problem := crop_problem(section.crop, (spec.input_shape[1], spec.input_shape[2]))):
+        raise ConfigError(f"augment.crop: {problem}")
 
 
-def mixing_partners(section: Augment, rows: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
-    """With whom of `samples` samples each row is mixed, by number in the split; None where pairs are not mixed."""
+def mixing_partners(section: Augment, ids: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
+    """Return, for each id, the index of the sample that is mixed in, below ``samples``; None if nothing is mixed."""
     if not is_mixing(section):
         return None
     place = DRAWS.index("partner")
-    return _below(_hashes(rows, seed, epoch, range(place, place + 1))[0], samples)
+    return _below(_hashes(ids, seed, epoch, range(place, place + 1))[0], samples)
 
 
 def augmented(
-    section: Augment, inputs: Tensor, targets: Tensor, rows: Tensor, others: Tensor | None, *, seed: int, epoch: int
+    section: Augment, inputs: Tensor, targets: Tensor, ids: Tensor, partners: Tensor | None, *, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor, Batch | None]:
-    """Inputs and targets of these rows as an epoch has them; of pairs also their partners' targets and own weights.
+    """Return augmented inputs and targets; for mixed pairs also the partners' targets and the samples' own weights.
 
-    Where there are others, their inputs and targets come behind those of the rows.
+    With partners, ``inputs`` and ``targets`` hold those of the samples, then those of the partners: [2 B, ...].
     """
-    rows = rows.to(inputs.device)
-    if others is None:
-        return augment(section, inputs, rows, seed=seed, epoch=epoch), targets, None
-    both = torch.cat((rows, others.to(inputs.device)))
+    ids = ids.to(inputs.device)
+    if partners is None:
+        return augment(section, inputs, ids, seed=seed, epoch=epoch), targets, None
+    both = torch.cat((ids, partners.to(inputs.device)))
     own, other = augment(section, inputs, both, seed=seed, epoch=epoch).chunk(2)
-    pairs = mixing(section, rows, seed=seed, epoch=epoch, size=(inputs.shape[2], inputs.shape[3]))
-    targets, of_others = targets.chunk(2)
-    return mix(own, other, pairs), targets, (of_others, pairs.weights)
+    pairs = mixing(section, ids, seed=seed, epoch=epoch, size=(inputs.shape[2], inputs.shape[3]))
+    targets, of_partners = targets.chunk(2)
+    return mix(own, other, pairs), targets, (of_partners, pairs.weights)
 
 
-def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """The images, each changed as its number in the split (`rows`, int64 [B]) says; themselves where all is off."""
+def augment(section: Augment, inputs: Tensor, ids: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Return the images, each changed by the random numbers of its id (int64 [B]); unchanged if all is off."""
     if not is_augmenting(section):
         return inputs
-    drawn = _Drawn(rows, seed, epoch)
+    drawn = _Drawn(ids, seed, epoch)
     if any(getattr(section, name) for name in GEOMETRY):
         inputs = _moved(section, inputs, drawn)
     if any(getattr(section, name) for name in COLOUR):
@@ -122,9 +124,9 @@ def augment(section: Augment, inputs: Tensor, rows: Tensor, *, seed: int, epoch:
 
 
 def occurrence_ids(order: Tensor, samples: int) -> Tensor:
-    """What to take for `rows` where an epoch's order has samples more than once: no two of its places are alike.
+    """Return a different id for each place in an epoch's order, in which samples may come more than once.
 
-    The first time it is the sample's own number, and `samples` more each time that it comes again.
+    The id of the first occurrence is the sample's index; each further occurrence adds ``samples``.
     """
     in_order, places = order.sort(stable=True)
     times = torch.arange(len(order), device=order.device) - torch.searchsorted(in_order, in_order)
@@ -133,34 +135,35 @@ def occurrence_ids(order: Tensor, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How each sample is mixed; all tensors are on the device of the rows.
+    """How each sample is mixed; all tensors are on the device of the ids.
 
-    weights   float32 [B], the sample's own part of its image and of its label; the partner has the rest
-    boxes     int64 [B, 4]: top, left, bottom, right of what the partner covers; an empty box is mixup
+    weights   float32 [B]: the sample's share of its image and of its label; the partner has the rest
+    boxes     int64 [B, 4]: top, left, bottom, right of the partner's pixels; an empty box means mixup
     """
 
     weights: Tensor
     boxes: Tensor
 
 
-def mixing(section: Augment, rows: Tensor, *, seed: int, epoch: int, size: tuple[int, int]) -> Mixing:
-    """How images of `size` (height, width) are mixed; with mixup and cutmix on, half each."""
-    drawn = _Drawn(rows, seed, epoch)
+def mixing(section: Augment, ids: Tensor, *, seed: int, epoch: int, size: tuple[int, int]) -> Mixing:
+    """Return how images of ``size`` (height, width) are mixed; with both mixup and cutmix, half of them each."""
+    drawn = _Drawn(ids, seed, epoch)
     share = (drawn["weight"] >> 48) & (QUANTILES - 1)
-    blended = _beta_quantiles(section.mixup, rows.device)[share] if section.mixup else None
+    blended = _beta_quantiles(section.mixup, ids.device)[share] if section.mixup else None
     if not section.cutmix and blended is not None:
-        return Mixing(blended, torch.zeros((len(rows), 4), dtype=torch.int64, device=rows.device))
-    boxes = _boxes(size, _beta_quantiles(section.cutmix, rows.device)[share], drawn)
+        return Mixing(blended, torch.zeros((len(ids), 4), dtype=torch.int64, device=ids.device))
+    boxes = _boxes(size, _beta_quantiles(section.cutmix, ids.device)[share], drawn)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    # from the area after rounding to pixels, so that labels are mixed in the same proportion as pixels
     weights = (size[0] * size[1] - area).to(torch.float32) / (size[0] * size[1])
     if blended is not None:
-        is_cutmix = drawn["is_cutmix"] < 0
+        is_cutmix = drawn["is_cutmix"] < 0  # the sign bit
         weights, boxes = torch.where(is_cutmix, weights, blended), boxes * is_cutmix[:, None]
     return Mixing(weights, boxes)
 
 
 def mix(inputs: Tensor, others: Tensor, pairs: Mixing) -> Tensor:
-    """The images with their partners' blended in, or put into the box."""
+    """Return the images with their partners blended in, or pasted into the box."""
     y = torch.arange(inputs.shape[2], device=inputs.device)[:, None]
     x = torch.arange(inputs.shape[3], device=inputs.device)
     top, left, bottom, right = pairs.boxes[:, :, None, None].unbind(1)
@@ -172,7 +175,7 @@ def mix(inputs: Tensor, others: Tensor, pairs: Mixing) -> Tensor:
 
 
 def _boxes(size: tuple[int, int], weights: Tensor, drawn: _Drawn) -> Tensor:
-    """Boxes that cover about 1 - weight of the image, in its proportions, anywhere inside it."""
+    """Return boxes that cover about 1 - weight of the image, in its proportions, anywhere inside it."""
     side = (1 - weights).sqrt()
     height, width = ((side * length).round().to(torch.int64) for length in size)
     top = _below(drawn["box_y"], size[0] - height + 1)
@@ -185,7 +188,7 @@ def _boxes(size: tuple[int, int], weights: Tensor, drawn: _Drawn) -> Tensor:
 
 
 def _moved(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
-    """Flipped, moved by whole pixels, and turned about the centre; all in one reading of the images."""
+    """Return the images flipped, shifted by whole pixels, and turned about the centre, read in a single pass."""
     height, width = inputs.shape[2:]
     y = _axis(height, section.flip_vertical, drawn["flip_vertical"])
     x = _axis(width, section.flip_horizontal, drawn["flip_horizontal"])
@@ -200,7 +203,7 @@ def _moved(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
 
 
 def _axis(length: int, probability: float, bits: Tensor) -> Tensor:
-    """Where each row (or column) of each image comes from, [B, length]: mirrored in some of them."""
+    """Return the source of each row (or column) of each image, [B, length]: mirrored in some of them."""
     places = torch.arange(length, device=bits.device)
     if not probability:
         return places.expand(len(bits), length)
@@ -208,7 +211,7 @@ def _axis(length: int, probability: float, bits: Tensor) -> Tensor:
 
 
 def _turned(inputs: Tensor, y: Tensor, x: Tensor, degrees: float, bits: Tensor) -> Tensor:
-    """The images between whole pixels, by their four neighbours."""
+    """Return the images at coordinates turned about the centre, interpolated from the four nearest pixels."""
     cosine, sine = _angles(degrees, bits.device)[:, (bits >> 40) & (ANGLES - 1), None, None]
     middle_y, middle_x = (inputs.shape[2] - 1) / 2, (inputs.shape[3] - 1) / 2
     across, down = x.to(torch.float32) - middle_x, y.to(torch.float32) - middle_y
@@ -222,27 +225,28 @@ def _turned(inputs: Tensor, y: Tensor, x: Tensor, degrees: float, bits: Tensor) 
 
 
 def _read(inputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The pixels at these places of each image; the edge goes on for ever."""
+    """Return the pixels at these coordinates of each image; outside of it, the nearest pixel of the edge."""
     batch, channels, height, width = inputs.shape
     places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).view(batch, 1, -1)
     return inputs.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(inputs)
 
 
 def _coloured(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
-    """Lighter or darker, of more or less contrast about the mean of the data, of more or less colour."""
+    """Return the images with another brightness, contrast (about the mean of the data) and saturation."""
     if section.brightness:
         inputs = inputs + _symmetric(drawn["brightness"], section.brightness)
     if section.contrast:
         inputs = inputs * (1 + _symmetric(drawn["contrast"], section.contrast))
     if section.saturation and inputs.shape[1] > 1:
         first, *rest = inputs.unbind(1)
+        # added one by one: a sum over a dimension may be rounded differently in another batch
         grey = (sum(rest, first) / inputs.shape[1])[:, None]
         inputs = grey + (inputs - grey) * (1 + _symmetric(drawn["saturation"], section.saturation))
     return inputs
 
 
 def _noise(inputs: Tensor, drawn: _Drawn) -> Tensor:
-    """Normal deviates of the shape of the images: each 64 bits give four."""
+    """Return normal deviates of the shape of the images: every 64 bits give four."""
     values = inputs[0].numel()
     words = _mixed(drawn["noise"][:, None] + torch.arange(1, 1 + math.ceil(values / 4), device=inputs.device) * GOLDEN)
     lanes = torch.stack([(words >> shift) & (QUANTILES - 1) for shift in (0, 16, 32, 48)], 2)
@@ -253,19 +257,19 @@ def _noise(inputs: Tensor, drawn: _Drawn) -> Tensor:
 
 
 class _Drawn:
-    """64 random bits of each sample by name."""
+    """The random numbers of each sample, by name: 64 bits each."""
 
-    def __init__(self, rows: Tensor, seed: int, epoch: int) -> None:
-        self._bits = _hashes(rows, seed, epoch, range(len(DRAWS)))
+    def __init__(self, ids: Tensor, seed: int, epoch: int) -> None:
+        self._bits = _hashes(ids, seed, epoch, range(len(DRAWS)))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._bits[DRAWS.index(name)]
 
 
-def _hashes(rows: Tensor, seed: int, epoch: int, draws: range) -> Tensor:
-    """64 bits for each of these draws, by their places, and each sample: key and number, twice mixed (splitmix64)."""
-    words = _mixed(rows * GOLDEN + _key(seed, epoch))
-    return _mixed(words + torch.arange(1 + draws.start, 1 + draws.stop, device=rows.device)[:, None] * GOLDEN)
+def _hashes(ids: Tensor, seed: int, epoch: int, draws: range) -> Tensor:
+    """Return 64 bits for each draw, by its place in DRAWS, and each id, hashed by splitmix64: int64 [draws, B]."""
+    words = _mixed(ids * GOLDEN + _key(seed, epoch))
+    return _mixed(words + torch.arange(1 + draws.start, 1 + draws.stop, device=ids.device)[:, None] * GOLDEN)
 
 
 @lru_cache(maxsize=4)
@@ -274,49 +278,49 @@ def _key(seed: int, epoch: int) -> int:
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    """Every bit depends on every bit; products wrap around, as int64 does."""
+    """Return the finaliser of splitmix64, in which every bit depends on every bit; int64 products wrap around."""
     bits = (bits ^ _shifted(bits, 30)) * FIRST
     bits = (bits ^ _shifted(bits, 27)) * SECOND
     return bits ^ _shifted(bits, 31)
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, zeros coming in."""
+    """Shift to the right and fill with zeros: int64's own shift copies the sign bit."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """float32 in [0, 1), exactly: 24 bits."""
+    """Return float32 in [0, 1): 24 bits, which float32 holds exactly."""
     return _shifted(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _symmetric(bits: Tensor, reach: float) -> Tensor:
-    """float32 [B, 1, 1, 1] between -reach and reach."""
+    """Return float32 [B, 1, 1, 1] between -reach and reach."""
     return ((_uniform(bits) * 2 - 1) * reach).view(-1, 1, 1, 1)
 
 
 def _below(bits: Tensor, count: int | Tensor) -> Tensor:
-    """Whole numbers from 0 to count - 1; counts up to 2^32."""
+    """Return integers from 0 to count - 1; ``count`` is at most 2^32."""
     return (_shifted(bits, 33) * count) >> 31
 
 
 @lru_cache(maxsize=4)
 def _angles(degrees: float, device: torch.device) -> Tensor:
-    """Cosine and sine, [2, ANGLES], of evenly spaced angles between -degrees and degrees."""
+    """Return cosines and sines, [2, ANGLES], of evenly spaced angles between -degrees and degrees."""
     radians = [math.radians(degrees) * (2 * i / (ANGLES - 1) - 1) for i in range(ANGLES)]
-    return _table([[math.cos(one) for one in radians], [math.sin(one) for one in radians]], device)
+    return _table([[math.cos(angle) for angle in radians], [math.sin(angle) for angle in radians]], device)
 
 
 @cache
 def _normal_quantiles(device: torch.device) -> Tensor:
-    """QUANTILES normal deviates, each as likely as the others."""
+    """Return QUANTILES equally likely normal deviates."""
     middles = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     return torch.special.ndtri(middles).to(torch.float32).to(device)
 
 
 @lru_cache(maxsize=4)
 def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
-    """QUANTILES numbers of the Beta(alpha, alpha) distribution, each as likely as the others.
+    """Return QUANTILES equally likely numbers of the Beta(alpha, alpha) distribution.
 
     With u = x^alpha the density up to 1/2 is (1 - x)^(alpha - 1) du: smooth, also where alpha is below 1.
     """

@@ -1,16 +1,16 @@
-"""A person's own functions, called between the steps of a training: a module, named by `training.hooks`.
+"""The user's own functions, called between the steps of a training: a module, named by `training.hooks`.
 
     def on_epoch_end(state):
         print(state.epoch, state.row["val_loss"])
 
-    on_train_start   the state is that of the start or of the checkpoint; in every attempt
-    on_step_end      an optimizer step is done
-    on_epoch_end     an epoch is validated and its row is in the history
-    on_train_end     the last epoch is done
+    on_train_start   in every attempt, after the state is restored
+    on_step_end      after each optimizer step
+    on_epoch_end     after each validation; the epoch is in the history
+    on_train_end     after the last epoch
 
-They run on rank 0, between steps, so that what they keep is part of the commit: a module that has `state_dict()` and
-`load_state_dict(state)`, of JSON values, goes on from where it was. A step that a kill makes the run repeat calls them
-again: what they write outside of their state may be written twice, and is best named by the step.
+They run on rank 0, between steps, so their state is part of the commit: a checkpoint holds what `state_dict()` of the
+module returns, as JSON values, and a resume passes it to `load_state_dict(state)`. A step that is repeated after a kill
+calls them again: they may write the same thing twice outside their state, so name that by the step.
 """
 
 from __future__ import annotations
@@ -55,39 +55,39 @@ class View:
 
 
 class Hooks:
-    """The functions of a module, and what they keep."""
+    """The functions of a module, and their state."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
 
     def has(self, name: str) -> bool:
-        """Whether the module has a function of that name."""
+        """Return True if the module has a function of that name."""
         return hasattr(self._module, name)
 
     def call(self, name: str, view: View) -> None:
-        """The function is called, if the module has it."""
+        """Call the function if the module has it."""
         function = getattr(self._module, name, None)
         if function is not None:
             function(view)
 
     def state(self) -> Any:
-        """What the module keeps, as JSON values that nobody changes any more; None where it keeps nothing."""
-        give = getattr(self._module, "state_dict", None)
-        if give is None:
+        """Return a copy of the module's state in JSON values, or None if it has no `state_dict`. Raises ConfigError."""
+        state_dict = getattr(self._module, "state_dict", None)
+        if state_dict is None:
             return None
-        kept = give()
+        given = state_dict()
         try:
-            state = json.loads(json.dumps(kept, allow_nan=False))
-            if state != kept:
-                raise ValueError("a resume would get it back as other values (tuples, keys that are no text)")
+            state = json.loads(json.dumps(given, allow_nan=False))
+            if state != given:
+                raise ValueError("a resume would restore other values (for tuples, or for keys that are not strings)")
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"training.hooks: {self._module.__name__}.state_dict() gave what JSON cannot hold: {error}; allowed: "
-                f"finite numbers, texts, true, false, null, lists, and mappings of them by text"
+                f"training.hooks: {self._module.__name__}.state_dict() returned what JSON cannot hold: {error}; "
+                f"allowed: finite numbers, strings, True, False, None, and lists and dicts of these with string keys"
             ) from error
         return state
 
     def restore(self, state: Any) -> None:
-        """The module goes on from what it kept."""
+        """Pass the saved state to the module."""
         if state is not None:
             self._module.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The curve of a run on disk, a row of metrics for each epoch: it holds exactly the rows of the state."""
+"""The training curve on disk: one line of metrics for each epoch in the state, and no other."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Rows = Sequence[Mapping[str, float]]
 
 
 class Curve:
-    """The metrics file of a workspace, which is written by the attempt that owns it."""
+    """The metrics file of a workspace. Only the attempt that owns the workspace writes it."""
 
     def __init__(self, path: Path, store: CheckpointStore) -> None:
         self._path, self._store = path, store
 
-    def keep(self, history: Rows) -> None:
-        """The file has these rows: what a lost attempt wrote after its last save is cut off.
+    def write(self, history: Rows) -> None:
+        """Make the file hold these rows: remove rows that an earlier attempt wrote after its last save.
 
-        Where the disk refuses, a warning says so, and the next epoch makes it good.
+        If the disk fails, warn; the next epoch writes the missing rows.
         """
         rows = lines(history)
         try:
-            self._store.refuse_if_taken_over()
+            self._store.check_ownership()
             present = self._path.read_bytes() if self._path.exists() else b""
             if not rows.startswith(present):
                 write_atomic(self._path, rows)
@@ -37,17 +37,17 @@ class Curve:
                 with self._path.open("ab") as file:
                     file.write(rows[len(present) :])
         except OSError as error:
-            logger.warning("cannot write the metrics: %s. Training goes on", error)
+            logger.warning("cannot write the metrics: %s. Training continues", error)
 
     def seal(self, history: Rows) -> None:
-        """The file is whole and durable: once the run is sealed, nobody would mend it."""
+        """Write all rows durably, before the final checkpoint: nobody would repair the file after that."""
         try:
-            self._store.refuse_if_taken_over()
+            self._store.check_ownership()
             write_atomic(self._path, lines(history))
         except OSError as error:
             raise SaveError(f"cannot write {self._path}: {error}") from error
 
 
 def lines(history: Rows) -> bytes:
-    """The rows, a line of JSON each."""
+    """Return the rows as lines of JSON."""
     return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in history).encode()

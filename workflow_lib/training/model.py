@@ -1,4 +1,4 @@
-"""The model of a run, built and asked whether it can be trained; and what torch refuses, in the words of a setting."""
+"""The model of a run: built, checked against the data, and compiled; errors of torch become errors of a setting."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 
 def build_model(section: Model, spec: ModelSpec) -> nn.Module:
-    """The model of these settings, which fits the data; its weights are drawn from torch's global generator."""
+    """Return the model of these settings. Its weights are drawn from torch's global generator.
+
+    Raises ConfigError if it does not fit the data.
+    """
     plugin = plugins.load("models", section.name)
     model: nn.Module = plugin.build(plugin.Params.model_validate(section.params), spec)
-    _refuse_unfit(section.name, model, spec)
+    _check_fits(section.name, model, spec)
     return model
 
 
-def _refuse_unfit(name: str, model: Any, spec: ModelSpec) -> None:
-    """The model is one that can be trained, and gives what the data is compared with; asked with two small inputs."""
-    if not isinstance(model, nn.Module) or not any(one.requires_grad for one in model.parameters()):
-        what = "has no weights to train" if isinstance(model, nn.Module) else "is no torch.nn.Module"
-        raise ConfigError(f"model.name: what build() of {name} returned {what}")
+def _check_fits(name: str, model: Any, spec: ModelSpec) -> None:
+    """Raise ConfigError unless the model has weights to train and gives outputs of the shape that the data needs."""
+    if not isinstance(model, nn.Module) or not any(weight.requires_grad for weight in model.parameters()):
+        what = "has no weights to train" if isinstance(model, nn.Module) else "is not a torch.nn.Module"
+        raise ConfigError(f"model.name: the result of build() of {name} {what}")
     inputs, expected = tasks.load(spec.task).probe(spec)
     try:
         with torch.no_grad():
@@ -47,22 +50,23 @@ def _refuse_unfit(name: str, model: Any, spec: ModelSpec) -> None:
 
 
 def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
-    """The model for the training steps; the first call with a shape compiles, always to the same code."""
+    """Return the compiled model. Its first call with each shape compiles, always to the same code."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ConfigError(
-            f"training.compile: needs a C++ compiler, and there is no `{compiler}` here; install g++, or let CXX "
-            f"name one, or leave training.compile false"
+            f"training.compile: needs a C++ compiler, and there is no `{compiler}` here; install g++, set CXX to the "
+            f"name of a compiler, or leave training.compile false"
         )
     configure_compiler(is_strict=is_strict)
-    # a graph for each shape: one for all would be used or not by what came before, which a resume has not seen
+    # One graph for each shape: whether a graph for all shapes is used depends on the shapes seen before, and a resume
+    # has not seen the same ones.
     compiled: Any = torch.compile(model, dynamic=False)
     wrapped: nn.Module = compiled
     return wrapped
 
 
 def explain_single_value(error: Exception, training: Training, processes: int) -> None:
-    """Raises ConfigError where a normalisation was given one value, which has no deviation."""
+    """Raise ConfigError if the error says that a normalisation got a single value, which has no deviation."""
     if str(error).startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
         samples = training.batch_size // (training.accumulation_steps * processes)
         raise ConfigError(
@@ -75,16 +79,16 @@ def explain_single_value(error: Exception, training: Training, processes: int) -
 
 
 def explain(error: Exception) -> None:
-    """Raises ConfigError where it was the strict determinism that refused a kernel."""
+    """Raise ConfigError if strict determinism rejected a kernel."""
     if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
         raise ConfigError(
-            f"training.determinism: strict refuses `{found[1]}`, which has no deterministic implementation here. Take "
-            f"standard, with which runs are alike only up to rounding, or a model without it"
+            f"training.determinism: strict does not allow `{found[1]}`: it has no deterministic implementation here; "
+            f"use standard, with which runs are equal only up to rounding, or a model without it"
         ) from error
 
 
 def explain_compiler(error: RuntimeError) -> None:
-    """Raises ConfigError where it was torch's compiler that failed."""
+    """Raise ConfigError if torch's compiler failed."""
     if is_compiler_error(error):
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"training.compile: this model cannot be compiled here: {reason}") from error

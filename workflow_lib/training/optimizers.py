@@ -1,6 +1,6 @@
 """Optimizers, and learning rates as functions of the step.
 
-A learning rate has no state of its own, except reduce-on-plateau, whose two counters are part of a checkpoint.
+A schedule has no state, except reduce-on-plateau, whose counters are part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 def build_optimizer(
     section: Optimizer, model: nn.Module, parameters: list[nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of the section for the weights that are trained, with torch's fused kernel where it has one.
+    """Return the optimizer of the section, with torch's fused kernel if it has one.
 
-    The parameters are those of the model if none are given.
+    It trains the parameters, or else all parameters of the model that require gradients.
     """
     unwrap_optimizer_methods()
-    parameters = parameters or [one for one in model.parameters() if one.requires_grad]
+    parameters = parameters or [weight for weight in model.parameters() if weight.requires_grad]
     if section.name == "lion":
         return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
     if section.name == "muon":
@@ -62,7 +62,7 @@ def build_optimizer(
 
 
 class Lion(torch.optim.Optimizer):
-    """The sign of a mean of gradient and average. Chen et al., NeurIPS 2023 (arXiv 2302.06675), Program 1."""
+    """Steps by the sign of a mean of gradient and average. Chen et al., NeurIPS 2023 (arXiv 2302.06675), Program 1."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
@@ -71,13 +71,14 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every weight that has a gradient."""
+        """Take one step of every weight that has a gradient."""
         for group in self.param_groups:
-            weights = [one for one in group["params"] if one.grad is not None]
-            for one in weights:
-                if not self.state[one]:
-                    self.state[one]["exp_avg"] = torch.zeros_like(one)
-            averages, gradients = [self.state[one]["exp_avg"] for one in weights], [one.grad for one in weights]
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["exp_avg"] = torch.zeros_like(weight)
+            averages = [self.state[weight]["exp_avg"] for weight in weights]
+            gradients = [weight.grad for weight in weights]
             near, far = group["betas"]
             updates = foreach_lerp(averages, gradients, 1 - near)
             foreach_sign_(updates)
@@ -89,12 +90,12 @@ class Lion(torch.optim.Optimizer):
 class Muon(torch.optim.Optimizer):
     """torch's Muon for the hidden matrices and its AdamW for the rest, as one optimizer of two groups.
 
-    The steps of the matrices are scaled to the size of AdamW's, so that one learning rate and decay serve both.
+    The steps of the matrices are scaled to the size of AdamW's, so that both use one learning rate and weight decay.
     Source: Liu et al., Muon is Scalable for LLM Training (arXiv 2502.16982), section 2.2.
     """
 
     def __init__(self, section: MuonSection, matrices: list[nn.Parameter], parameters: list[nn.Parameter]) -> None:
-        mine = {id(one) for one in matrices}
+        hidden = {id(matrix) for matrix in matrices}
         shared: dict[str, Any] = {"lr": section.lr, "weight_decay": section.weight_decay}
         self._parts: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(
@@ -104,7 +105,7 @@ class Muon(torch.optim.Optimizer):
                 **shared,
             ),
             torch.optim.AdamW(
-                [one for one in parameters if id(one) not in mine],
+                [weight for weight in parameters if id(weight) not in hidden],
                 betas=section.betas,
                 eps=section.eps,
                 fused=True,
@@ -116,23 +117,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every weight that has a gradient."""
+        """Take one step of every weight that has a gradient."""
         for part, group, step in zip(self._parts, self.param_groups, self._steps, strict=True):
             part.param_groups, part.state = [group], self.state  # both are new objects after a load
             step()
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trained matrices but those of embeddings and of a linear layer that ends the model: what Muon is made for."""
+    """Return the trained matrices except those of embeddings and of a linear layer at the end of the model."""
     end = [module for module in model.modules() if list(module.parameters(recurse=False))][-1:]
     last = [module.weight for module in end if isinstance(module, nn.Linear)]
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    others = {id(one) for one in (*last, *tables)}
-    found = [one for one in model.parameters() if one.requires_grad and one.ndim == 2 and id(one) not in others]
+    others = {id(weight) for weight in (*last, *tables)}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    found = [weight for weight in trained if weight.ndim == 2 and id(weight) not in others]
     if not found:
         raise ConfigError(
             "optimizer.name: muon is for the matrices of hidden layers, and this model has none (convolutions, "
-            "embeddings and the last layer do not count); take adamw"
+            "embeddings and the last layer do not count); use adamw"
         )
     return found
 
@@ -140,7 +142,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 def learning_rate(
     section: Schedule, base: float, step: int, *, steps_per_epoch: int, epochs: int, plateau: Plateau
 ) -> float:
-    """The learning rate of the step (from 0): linear warm-up, then the schedule over what is left."""
+    """Return the learning rate of a step, counted from 0: a linear warm-up, then the schedule over the other steps."""
     warmup = round(section.warmup_epochs * steps_per_epoch)
     first = section.start_fraction if section.name == "one_cycle" else 1.0
     if step < warmup:

@@ -1,4 +1,4 @@
-"""How far the training is: a bar on a terminal, plain lines in a log file, events for `everstep status`."""
+"""Display of the progress: a bar on a terminal, plain lines in a log file, events for `everstep status`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 EVERY_S = {"bar": 0.25, "line": 10.0}
 
 
-class Progress:
-    """Says where the training is, at most a few times a second; a step costs it one look at the clock."""
+class ProgressDisplay:
+    """Shows the progress at most a few times a second; in between, a step costs one read of the clock."""
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, batch_size: int, step: int, events: EventLog) -> None:
         self._epochs = epochs
@@ -29,12 +29,12 @@ class Progress:
         self._batch_size = batch_size
         self._events = events
         self._first = self._last = (step, time.monotonic())
-        self._said_at = time.monotonic()
+        self._logged_at = time.monotonic()
         self._bar = self._new_bar(step) if sys.stderr.isatty() else None
         self._next = time.monotonic()
 
     def update(self, step: int, loss_sum: torch.Tensor, samples: int) -> None:
-        """``step`` optimizer steps are done; the epoch's summed loss is over ``samples``."""
+        """Show that ``step`` optimizer steps are done; ``loss_sum`` is the epoch's, over ``samples`` samples."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -47,8 +47,8 @@ class Progress:
         if self._bar:
             text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  {speed:,.0f} samples/s  ETA {eta}"
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
-        if now - self._said_at >= EVERY_S["line"]:
-            self._said_at = now
+        if now - self._logged_at >= EVERY_S["line"]:
+            self._logged_at = now
             self._events.append(
                 "progress", step=step, steps=self._total, epoch=epoch, loss=loss, samples_per_s=round(speed, 1)
             )
@@ -59,7 +59,7 @@ class Progress:
                 )  # fmt: skip
 
     def epoch(self, row: dict[str, float], *, is_best: bool) -> None:
-        """An epoch was validated, with these metrics."""
+        """Show the metrics of an epoch."""
         metrics = "  ".join(
             f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy", "mae"))
         )
@@ -72,12 +72,12 @@ class Progress:
         self._events.append("epoch", **row, steps=self._total, samples_per_s=round(speed, 1))
 
     def close(self) -> None:
-        """The bar is gone from the terminal."""
+        """Remove the bar from the terminal."""
         if self._bar:
             self._bar.stop()
 
     def _speed(self, step: int, now: float) -> float:
-        """Samples a second since the last look that is at least a second old."""
+        """Return the samples per second, measured over at least a second once the training is that old."""
         last_step, last_time = self._last
         speed = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
         if now - last_time > 1.0:

@@ -42,7 +42,7 @@ from workflow_lib.training.hooks import View
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.model import explain, explain_single_value
 from workflow_lib.training.passes import Passes
-from workflow_lib.training.progress import Progress
+from workflow_lib.training.progress import ProgressDisplay
 from workflow_lib.training.state import Cursor, EpochMetrics, State
 from workflow_lib.training.validation import Validation
 
@@ -100,7 +100,7 @@ class Trainer:
         self._agreement = Agreement(ranks)
         self._curve = Curve(metrics_file, store)
         self._pruned = False
-        self._progress: Progress | None = None
+        self._display: ProgressDisplay | None = None
         self._resumed_step: int | None = None
         check_augmentation(run.augment, spec)
         self.state = State(run, spec, ranks=ranks, peers=self._agreement.peers, device=device, environment=environment)
@@ -130,8 +130,8 @@ class Trainer:
             if self.state.progress.cursor.step == 0:
                 return self._outcome(ended)
         finally:
-            if self._progress is not None:
-                self._progress.close()
+            if self._display is not None:
+                self._display.close()
         self._read_pending()
         self._checkpoints.save_last()
         return self._outcome(ended)
@@ -147,11 +147,11 @@ class Trainer:
         step, epoch = progress.cursor.step, progress.cursor.epoch
         self._resumed_step = step if loaded else None
         if self.ranks.is_main:
-            logger.info("%s at step %d, epoch %d", "goes on" if loaded else "starts", step, epoch + 1)
-            self._curve.keep(progress.history)
+            logger.info("%s at step %d, epoch %d", "resumes" if loaded else "starts", step, epoch + 1)
+            self._curve.write(progress.history)
             self._saver.begin_at(step, self._saver.latest)
             self._shared_state.start_at(step)
-            self._progress = Progress(
+            self._display = ProgressDisplay(
                 epochs=self.run.training.epochs,
                 steps_per_epoch=self._batches.steps_per_epoch,
                 batch_size=self._batches.size,
@@ -233,8 +233,8 @@ class Trainer:
             self._call("on_step_end", _mean(losses))
         _at("commit", state)
         self._shared_state.tick(self.ranks.local_rank, cursor.step)
-        if self._progress is not None:
-            self._progress.update(cursor.step, state.loss_sum, cursor.sample // self.ranks.world_size)
+        if self._display is not None:
+            self._display.update(cursor.step, state.loss_sum, cursor.sample // self.ranks.world_size)
 
     @torch.inference_mode()
     def _validate(self) -> None:
@@ -272,9 +272,9 @@ class Trainer:
             _at("best")
         if self.ranks.is_main:
             _at("metrics")
-            self._curve.keep(progress.history)
-        if self._progress is not None:
-            self._progress.epoch(row, is_best=is_best)
+            self._curve.write(progress.history)
+        if self._display is not None:
+            self._display.epoch(row, is_best=is_best)
         if self.run.schedule.name == "plateau":
             progress.plateau.observe(metric, row[metric], self.run.schedule)
         is_last = cursor.epoch + 1 == training.epochs or selection.is_exhausted(progress, row, training.early_stopping)
