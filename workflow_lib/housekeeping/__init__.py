@@ -1,0 +1,1 @@
+"""Commands that inspect and tidy work/ by what results/ needs; no training depends on them."""

@@ -153,7 +153,7 @@ def _with_periodic_checkpoints(work: Path) -> set[str]:
 
 
 def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
-    """Data that no result names and no run that stays was trained on."""
+    """Yield the data that no result names and that no remaining run was trained on."""
     for path in layout.stores(needed.work):
         if path.name in needed.stores or not layout.STORE.fullmatch(path.name) or not path.is_dir():
             continue
@@ -163,7 +163,7 @@ def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
 
 
 def _why_data_goes(path: Path, used: Set[str]) -> str | None:
-    """Why this data, which no result names, is not needed; None when it is, or when that cannot be known."""
+    """Return why this data, which no result names, is not needed; None if it is needed, or if that is not known."""
     if not _holds_only(path, layout.STORE_CONTENT) or _is_locked(layout.old_store_lock(path)):
         return None
     try:
@@ -256,12 +256,12 @@ def _raise_if_gone(error: OSError) -> None:
 
 
 def _is_in(path: Path, folder: Path) -> bool:
-    """Whether the path is really in the folder: no symbolic link is on the way to it, and it is none."""
+    """Return True if the path is in the folder, and neither it nor a folder on the way is a symbolic link."""
     return path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
 def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
-    """Whether everything in the folder is of a kind that Everstep makes; else a person keeps something there."""
+    """Return True if everything in the folder is of a kind that Everstep writes, so that no user keeps files there."""
     return all(known.fullmatch(path.name) and not path.is_symlink() for path in folder.iterdir())
 
 

@@ -48,7 +48,7 @@ def runs(work: Path, results: Path) -> list[Row]:
 
 
 def is_held(workspace: Path) -> bool:
-    """Whether somebody owns the workspace, as far as can be told from here."""
+    """Return True if a process owns the workspace, as far as this host can know."""
     seen = last_seen(workspace)
     return seen is not None and _is_believed(*seen)
 
@@ -114,7 +114,7 @@ def _row(workspace: Path, names: dict[str, str]) -> Row:
 
 
 def _known(workspace: Path) -> Row:
-    """What the files of a workspace say."""
+    """Return the values of a row that the files of a workspace contain."""
     newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
     saved = newest.step if newest else 0
     attempts = accounting.settled(ws.list_attempts(workspace), saved)

@@ -1,0 +1,1 @@
+"""Everything in results/: each file is a statement, or is described by one."""

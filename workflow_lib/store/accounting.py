@@ -51,12 +51,12 @@ class Account:
 
 
 def total(accounts: Iterable[Account]) -> Account:
-    """The sum of the accounts."""
+    """Return the sum of the accounts."""
     return sum(accounts, Account())
 
 
 def account(workspace: Path) -> Account:
-    """The account of the run in the workspace, as of now."""
+    """Return the current account of the run in the workspace."""
     newest = checkpoint.read_newest(checkpoints_dir(workspace))
     attempts = settled(list_attempts(workspace), newest.step if newest else 0)
     return account_of(attempts, len(read_events(delivered_file(workspace))))
@@ -106,7 +106,7 @@ def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
 
 
 def steps_of(attempt: Attempt) -> int:
-    """Optimizer steps that the attempt computed."""
+    """Return the optimizer steps that the attempt computed."""
     return 0 if attempt.reached is None else attempt.reached - (attempt.resumed_step or 0)
 
 

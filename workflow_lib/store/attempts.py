@@ -1,4 +1,4 @@
-"""A run's workspace: what lies where, and who worked in it.
+"""The attempts of a run, each with a record in the run's workspace.
 
     attempts/<attempt>.json     one record an attempt: who, where, when, how it ended
     attempts/<attempt>.pulse    how far it is and how long it has run, until it ends
@@ -39,13 +39,13 @@ HEARTBEAT_BYTES = 120
 
 
 def create(workspace: Path) -> None:
-    """The folders of the workspace exist; what was there is untouched."""
+    """Create the folders of the workspace; existing content is unchanged."""
     for folder in (layout.attempts_dir(workspace), layout.checkpoints_dir(workspace), layout.leases_dir(workspace)):
         make_dirs(folder)
 
 
 def new_attempt() -> str:
-    """A name that no other attempt has."""
+    """Return a unique name of an attempt."""
     return uuid.uuid4().hex
 
 

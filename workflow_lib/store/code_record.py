@@ -1,4 +1,4 @@
-"""The code that a run was trained with, kept in its workspace; and the acceptance of its result for other code."""
+"""The record of the code that a run is trained with, and the acceptance of its result for changed code."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_result(workspace: Path) -> Checkpoint | None:
-    """The final state in the workspace, or in the one that a person accepted in its place; None without either."""
+    """Return the final checkpoint of the workspace, or of the one that a user accepted for it; None without either."""
     sealed = find_final_checkpoint(workspace)
     record = None if sealed else accepted(workspace)
     if record is None:
@@ -25,7 +25,7 @@ def find_result(workspace: Path) -> Checkpoint | None:
 
 
 def find_final_checkpoint(workspace: Path) -> Checkpoint | None:
-    """The final state of a finished run, verified; None when it is not finished, or damaged."""
+    """Return the verified final checkpoint of a run; None if the run is not finished or the checkpoint is damaged."""
     for path in reversed(checkpoint.published(layout.checkpoints_dir(workspace))):
         try:
             found = checkpoint.read_manifest(path)
@@ -43,5 +43,5 @@ def find_final_checkpoint(workspace: Path) -> Checkpoint | None:
 
 
 def is_finished(newest: Checkpoint | None) -> bool:
-    """Whether this, the newest checkpoint of a run, is its final state."""
+    """Return True if the newest checkpoint of a run is its final one."""
     return newest is not None and newest.about["cursor"]["phase"] == "finish"

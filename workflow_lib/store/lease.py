@@ -2,7 +2,7 @@
 
     leases/000007.json        who: attempt, host, pid, start time, job
     leases/000007.beat        its modification time moves while the owner lives
-    leases/000007.released    the owner has gone, in peace
+    leases/000007.released    the owner released it
 
 To own the workspace is to have created the highest number. A successor does not remove its predecessor's file: it
 creates the next one, with ``link``, which only one contender can win. An owner that was taken over sees the higher
@@ -54,7 +54,7 @@ ASK_SCHEDULER_S = 5.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds, or held, a workspace."""
+    """The process that holds, or held, a workspace."""
 
     attempt: str
     host: str
@@ -84,7 +84,7 @@ class Holder:
         return (self.host, self.machine) == (socket.gethostname(), machine())
 
     def is_gone(self) -> bool:
-        """Whether the holder certainly lives no more, as far as can be told from this host."""
+        """Return True if the holder has certainly ended, as far as this host can know."""
         if self.is_of_this_host():
             return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
         if self.job is None or self.job == os.environ.get("SLURM_JOB_ID"):
@@ -92,7 +92,7 @@ class Holder:
         return _job_is_gone(self.job, int(time.monotonic() // ASK_SCHEDULER_S))
 
     def is_running_here(self) -> bool:
-        """Whether the holder is a process of this host that can make progress (not a stopped one)."""
+        """Return True if the holder is a process of this host that is not stopped."""
         if not self.is_of_this_host() or self.is_gone():
             return False
         try:
@@ -183,7 +183,7 @@ class Lease:
             time.sleep(POLL_S)
 
     def holds(self) -> bool:
-        """Whether nobody has taken over: to be asked before anything is published."""
+        """Return True if nobody has taken over; check it before anything is published."""
         return current(self._directory)[0] == self.number
 
     def release(self) -> None:
@@ -212,7 +212,7 @@ class Lease:
 
 
 def current(directory: Path) -> tuple[int, Holder | None]:
-    """The highest lease number (0: never held) and who created it."""
+    """Return the highest lease number (0: never held) and its holder."""
     number = _highest(names_in(directory))
     return number, _holder(directory, number) if number else None
 
@@ -232,7 +232,7 @@ def _holder(directory: Path, number: int) -> Holder:
 
 
 def holder_of(workspace: Path) -> Holder | None:
-    """Who holds the workspace now, as far as files and this host's process table tell."""
+    """Return the current holder of the workspace, by files and the processes of this host; None if it is free."""
     directory = leases_dir(workspace)
     number, holder = current(directory)
     if holder is None or _is_released(directory, number) or holder.is_gone():
@@ -258,7 +258,7 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
 
 
 def is_alive(pid: int, start_time: float) -> bool:
-    """Whether that very process, not another that got its number, still exists (a zombie does not)."""
+    """Return True if the process exists, with this start time and not as a zombie."""
     try:
         return start_s(pid) == start_time and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -266,7 +266,7 @@ def is_alive(pid: int, start_time: float) -> bool:
 
 
 def _create(directory: Path, number: int, holder: Holder, on_full_disk: bool = False) -> bool:
-    """Whether this contender, and so no other, created the numbered file, whole."""
+    """Create the numbered file atomically; return True if this contender, and so no other, created it."""
     lease = directory / f"{number:06d}.json"
     temporary = temporary_name(lease)
     try:
