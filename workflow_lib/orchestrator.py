@@ -37,7 +37,7 @@ from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.runtime.environment import environment
 from workflow_lib.runtime.seed import seed_everything
 from workflow_lib.runtime.threads import set_threads
-from workflow_lib.store import attempts as layout
+from workflow_lib.store import attempts
 from workflow_lib.store.events import NAME, EventLog, open_log
 from workflow_lib.store.layout import events_file
 from workflow_lib.store.lease import Lease
@@ -55,7 +55,7 @@ class Services:
     resolve_device: Callable[[str, int], torch.device] = device.resolve
     check_precision: Callable[[torch.device, str], None] = device.check_precision
     bind_device: Callable[[torch.device], None] = device.bind
-    create_workspace: Callable[[Path], None] = layout.create
+    create_workspace: Callable[[Path], None] = attempts.create
     open_log: Callable[[str, Ranks, EventLog], AbstractContextManager[logging.Logger]] = open_log
     record_config: Callable[[RunConfig, Path], Path] = freeze
     end_orphans: Callable[[Path], Any] = end_orphans
@@ -98,14 +98,14 @@ class RootOrchestrator:
         self.devices: tuple[str, ...] = ()
         self.waited_s = 0.0
         self._held: ExitStack | None = None
-        self._is_spent = False
+        self._is_used = False
 
     def __enter__(self) -> RootOrchestrator:
         if self._held is not None:
             return self
-        if self._is_spent:
+        if self._is_used:
             raise RuntimeError("a RootOrchestrator is for one attempt: create another one")
-        self._is_spent = True
+        self._is_used = True
         with ExitStack() as held:
             held.callback(self.services.empty_caches)
             for name, phase, every_rank in PHASES:
@@ -142,9 +142,8 @@ class RootOrchestrator:
         self.services.set_threads(1 if self.ranks.is_launcher else runtime.threads)
         self.services.set_precision(precision)
         if self.ranks.is_launcher:
-            self.services.resolve_device(
-                runtime.device, runtime.nproc - 1
-            )  # fail now if there is none for the last rank
+            # fails before the fork if there is no device for the last rank
+            self.services.resolve_device(runtime.device, runtime.nproc - 1)
         self.device = self.services.resolve_device(runtime.device, self.ranks.local_rank)
         if not self.ranks.is_launcher:
             self.services.bind_device(self.device)

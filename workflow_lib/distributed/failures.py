@@ -33,16 +33,16 @@ LOST_CONNECTION = re.compile(
     r"|DistNetworkError|recvValue failed|failed to recv, got 0 bytes",
     re.DOTALL,
 )
-# exceptions that the machine causes, in whatever code: too little memory, a broken device, a connection
-OF_THE_MACHINE = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
-OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# errors of the system that may not come again; a lack of permission will
-PASSING = sorted((errors.NOT_DAMAGE | OF_DISKS) - {errno.EACCES, errno.EPERM})
-SAYS_THE_MACHINE = re.compile(
+# exceptions with a cause in the machine, in whatever code they are raised: memory, a broken device, a connection
+MACHINE_ERRORS = re.compile(r"MemoryError|OutOfMemoryError|AcceleratorError|KeyboardInterrupt|Dist\w*Error")
+DISK_ERRNOS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# system errors that a repetition may not meet again; a missing permission is permanent
+TRANSIENT_ERRNOS = sorted((errors.NOT_DAMAGE | DISK_ERRNOS) - {errno.EACCES, errno.EPERM})
+MACHINE_MESSAGES = re.compile(
     r"out of memory|can't allocate memory|not enough memory|CUDA error|NCCL error|CU(BLAS|DNN|SPARSE|FFT)_STATUS"
-    rf"|\[Errno ({'|'.join(map(str, PASSING))})\]"
+    rf"|\[Errno ({'|'.join(map(str, TRANSIENT_ERRNOS))})\]"
 )
-ABORTED = "SIGABRT"  # from NCCL's watchdog, to a rank that has waited too long for another
+ABORTED = "SIGABRT"  # NCCL's watchdog aborts a rank that has waited too long for another
 CONTINUE = "Run the same command again to continue from the last checkpoint"
 
 Kind = Literal["rejected", "diverged", "raised", "failed"]
@@ -53,8 +53,8 @@ class Cause:
     """Why an attempt failed.
 
     rejected    a setting, the code or the data cannot be used
-    diverged    a number of the training is not finite
-    raised      the user's code, or what it calls, raised an exception; with its step and its stack of calls
+    diverged    a loss, gradient or metric is not finite
+    raised      the user's code, or code that it calls, raised an exception; with the step and the call stack
     failed      something interrupted the attempt: a killed or lost process, memory, a disk
     """
 
@@ -65,7 +65,8 @@ class Cause:
 
 
 def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoReturn:
-    """Write the failure report of this rank and exit, so that the other ranks notice that it is gone."""
+    """Write the failure report of this rank and exit at once, so that the other ranks notice that it is gone."""
+    # the nearest class of `workflow_lib.errors`, since the launcher raises the error again by its name
     ours = (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
     calls = traceback.extract_tb(error.__traceback__)
     failure: Mapping[str, Any] = {
@@ -79,9 +80,10 @@ def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoRetur
     }
     try:
         write_json(folder / f"failure-{ranks.rank}.json", failure)
-    except OSError as refusal:  # such as a full disk: an empty file and the log say it instead
+    except OSError as write_error:
+        # a full disk may still take an empty file, whose name tells the launcher why there is no report
         with suppress(OSError):
-            (folder / f"refused-{refusal.errno}").touch()
+            (folder / f"refused-{write_error.errno}").touch()
         print(f"rank {ranks.rank} failed: {failure['kind']}: {failure['message']}", file=sys.stderr, flush=True)
     os._exit(FAILED)
 
@@ -103,7 +105,7 @@ def note_killed(folder: Path, rank: int, name: str) -> None:
         write_json(folder / "failure-killed.json", failure)
         return
     message = f"rank {rank} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}. {CONTINUE}"
-    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": message}  # before all reports of the others
+    failure = {"rank": rank, "time": 0.0, "kind": "RankError", "message": message}  # sorts before the other reports
     write_json(folder / "failure-killed.json", failure)
 
 
@@ -113,12 +115,12 @@ def paths(folder: Path) -> list[Path]:
 
 
 def has_failed_by_itself(folder: Path) -> bool:
-    """Return True if a rank failed for another reason than a lost connection."""
+    """Return True if a rank failed for a reason other than a lost connection."""
     return any(not _has_lost_connection(json.loads(path.read_text())) for path in paths(folder))
 
 
 def first(folder: Path, ranks: range, world_size: int) -> Cause:
-    """Return why the first rank failed that did not just lose its connection. ``ranks`` are those of this node."""
+    """Return the first failure that is not a lost connection, a mere consequence. ``ranks`` are those of this node."""
     failures = [json.loads(path.read_text()) for path in paths(folder)]
     failures.sort(key=lambda failure: (_has_lost_connection(failure), failure["time"]))
     if not failures or _has_lost_connection(failures[0]):
@@ -132,16 +134,16 @@ def first(folder: Path, ranks: range, world_size: int) -> Cause:
         word: Kind = "diverged" if kind is DivergedError else "rejected" if issubclass(kind, UserError) else "failed"
         return Cause(word, kind(failure["message"]), failure.get("step"), failure.get("place"))
     logger.error("rank %d failed:\n%s", failure["rank"], failure["traceback"])
-    word = "failed" if _is_of_the_machine(failure) else "raised"
+    word = "failed" if _is_machine_failure(failure) else "raised"
     error = RankError(f"rank {failure['rank']} failed: {failure['kind']}: {failure['message']}")
     return Cause(word, error, failure.get("step"), failure.get("place"))
 
 
-def _is_of_the_machine(failure: Mapping[str, Any]) -> bool:
-    """Return True for an exception whose cause is outside the code that raised it, so that it may not come again."""
+def _is_machine_failure(failure: Mapping[str, Any]) -> bool:
+    """Return True if the cause is outside the code that raised the exception, so that a repetition may succeed."""
     return (
-        OF_THE_MACHINE.fullmatch(failure["kind"]) is not None
-        or SAYS_THE_MACHINE.search(failure["message"]) is not None
+        MACHINE_ERRORS.fullmatch(failure["kind"]) is not None
+        or MACHINE_MESSAGES.search(failure["message"]) is not None
         or _has_lost_connection(failure)
     )
 

@@ -70,7 +70,7 @@ class Sharded:
         return outputs
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Reduce gradients all the same: unreduced gradients would need the memory of the whole model."""
+        """Do nothing: gradients are reduced anyway, since unreduced ones need the memory of the whole model."""
         return contextlib.nullcontext()
 
     def zero_grad(self) -> None:
@@ -102,8 +102,8 @@ class Sharded:
             value.copy_(state[name])
 
     def files(self, label: str, groups: Groups) -> tuple[dict[str, Named], Offsets]:
-        """Return one file with the shards of this rank. Rank 0 also saves the tensors that all ranks have alike."""
-        mine: dict[str, torch.Tensor] = {}
+        """Return one file with the shards of this rank. Rank 0 also saves the tensors that are equal on all ranks."""
+        mine: dict[str, torch.Tensor] = {}  # the tensors that this rank saves
         offsets: dict[str, list[int]] = {}
         for group in (group for group in SHARDED if group in groups):
             for name, value in groups[group].items():
@@ -113,6 +113,7 @@ class Sharded:
                 if value.numel() if is_shard else self._rank == 0:
                     mine[f"{group}.{name}"] = value
                     first = self._rows(whole)[0] if is_shard and whole is not None else 0
+                    # an offset for each dimension; none for a scalar
                     offsets[f"{group}.{name}"] = [first, *[0] * value.dim()][: value.dim()]
         others = {group: named for group, named in groups.items() if group not in SHARDED and self._rank == 0}
         if not any(group in SHARDED for group in groups):
@@ -152,7 +153,7 @@ class Sharded:
 
     @contextlib.contextmanager
     def _exchanged(self, averages: Named) -> Iterator[None]:
-        """Exchange weights and averages in the block, in place, so that no second copy of the weights is needed."""
+        """Swap weights and averages in the block, in place, since a second copy of the weights may not fit."""
         self._exchange(averages)
         try:
             yield
@@ -161,7 +162,8 @@ class Sharded:
 
     @torch.no_grad()
     def _exchange(self, averages: Named) -> None:
-        for shard, average in zip(self.parameters, averages.values(), strict=False):  # no averages: nothing to do
+        # not strict: without averages there is nothing to swap
+        for shard, average in zip(self.parameters, averages.values(), strict=False):
             weight = shard.clone()
             shard.copy_(average)
             average.copy_(weight)
@@ -179,6 +181,7 @@ def units(model: nn.Module) -> list[nn.Module]:
         for child in module.children():
             if not isinstance(module, CONTAINERS) or isinstance(child, CONTAINERS):
                 visit(child)
+            # equal counts: none of its weights is also used outside of it
             elif (inside := _uses(child)) and inside.items() <= everywhere.items():
                 found.append(child)
 

@@ -55,7 +55,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Peers:
-    """A group of ranks that exchange values; by default one rank alone. All make the same calls in the same order."""
+    """A group of ranks that exchange values; by default a single rank. All make the same calls in the same order."""
 
     rank: int = 0
     world_size: int = 1

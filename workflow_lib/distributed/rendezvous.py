@@ -3,7 +3,7 @@
 On one machine the launcher keeps its store in memory, and its ranks meet through a file in a private folder. The only
 ports are those that gloo and NCCL open for tensors, on the loopback interface. Between nodes, the first launcher
 listens on the job's own address, and the keys of its store have a prefix that only processes of the job know. Data from
-a store or from the network is never unpickled, as torch's own elastic rendezvous would do.
+a store or from the network is never unpickled, unlike in torch's own elastic rendezvous.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from workflow_lib.slurm import nodes
 BACKEND = "everstep"
 LOOPBACK = "127.0.0.1"
 LEAST_S = 300.0  # least wait for the other nodes of a job: prologs, imports from a slow disk
-COMPARED_S = 30.0  # wait until all launchers have compared their digests, if these differ
+COMPARED_S = 30.0  # if digests differ, longest wait of the first launcher until the others have read them
 POLL_S = 0.1
 PREFIX = "everstep-meeting-"
 CHECK = (
@@ -59,8 +59,8 @@ class Rendezvous:
     def settings(self, poll: Callable[[], None], *, wait_s: float) -> dict[str, Any]:
         """Return the fields of torch's LaunchConfig for the rendezvous of the launchers.
 
-        While this launcher waits for the others, at most ``wait_s`` seconds, it calls ``poll``, which may raise to end
-        the wait.
+        This launcher waits for the others for at most ``wait_s`` seconds. Meanwhile it calls ``poll``, which may raise
+        to end the wait.
         """
         rendezvous_handler_registry.register(BACKEND, _handler)
         return {
@@ -109,7 +109,7 @@ def open_rendezvous(nodes: int, node: int, digests: Mapping[str, str] | None = N
 
 
 def _sweep() -> None:
-    """Remove the folders of this user that no process holds any more."""
+    """Remove the folders of this user that no process has locked."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if path.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(path)) is not None:
@@ -118,7 +118,7 @@ def _sweep() -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """Lock the folder; None where another process holds it. Raises OSError for anything but a folder."""
+    """Return the locked folder; None if another process has locked it. Raises OSError if it is not a folder."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """A few integers in memory that the launcher and its ranks on one node share.
 
-A signal handler only sets one of them. The ranks read it between two steps, so no signal has to be forwarded. Counters
-of progress tell a rank that hangs from one that works.
+A signal handler only sets one of them. The ranks read it when they poll, so no signal has to be forwarded. Counters of
+progress show which ranks hang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 from workflow_lib.runtime.clock import now_s
 
 MARGIN_S = 30.0  # for start, end and jitter; a quarter of the limit if that is less
-CPU_CHECK_S = 1.0  # between two checks of the CPU time of a rank
+CPU_CHECK_S = 1.0  # seconds between two checks of the CPU time of a rank
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -50,9 +50,10 @@ class SharedState:
             signal.signal(number, self._handle)
 
     def is_past_deadline(self, save_s: float) -> bool:
-        """Return True if the time left is just enough for a save, which takes ``save_s`` seconds."""
+        """Return True if no more time is left than a save may need; the longest so far took ``save_s`` seconds."""
         if self._limit_s is None:
             return False
+        # the last save may take longer than the earlier ones: other jobs that end at the same time use the disk, too
         margin_s = min(MARGIN_S, self._limit_s / 4) + 3 * save_s
         return time.monotonic() - self._began >= self._limit_s - margin_s
 
@@ -61,11 +62,11 @@ class SharedState:
         self._pids[local_rank] = os.getpid()
 
     def leave(self, local_rank: int) -> None:
-        """Record that the rank is done, so that its end is not a failure."""
+        """Record that the rank has finished, so that its exit is not taken for a failure."""
         self._left[local_rank] = 1
 
     def start_at(self, step: int) -> None:
-        """Record that the training continues from this step now."""
+        """Record that this attempt starts to train now, from this step."""
         self._first[0] = self._steps[0] = step
         self._ready[0] = now_s()
 
@@ -80,14 +81,14 @@ class SharedState:
 
     @contextmanager
     def working(self, local_rank: int) -> Iterator[None]:
-        """Count progress of the rank while it or its children use the CPU, as in a compilation longer than a step."""
+        """Count progress of the rank while it or its children use the CPU: a long compilation is not a hang."""
         ended = threading.Event()
 
         def tick() -> None:
             seen = _cpu_s()
             while not ended.wait(CPU_CHECK_S):
                 now = _cpu_s()
-                if now - seen > CPU_CHECK_S / 10:  # the threads that only wait use less
+                if now - seen > CPU_CHECK_S / 10:  # a process that only waits uses less
                     seen = now
                     self._progress[local_rank] += 1
 
@@ -111,7 +112,7 @@ class SharedState:
 
     @property
     def progress(self) -> list[int]:
-        """Counter of progress of each local rank. Only a change has a meaning."""
+        """Progress counter of each local rank; only changes are meaningful."""
         return list(self._progress)
 
     @property
@@ -124,7 +125,7 @@ class SharedState:
 
 
 def _cpu_s() -> float:
-    """CPU seconds that this process and its living descendants have used."""
+    """Return the CPU seconds that this process and its living descendants have used."""
     total, me = 0.0, psutil.Process()
     for process in (me, *me.children(recursive=True)):
         with suppress(psutil.Error):

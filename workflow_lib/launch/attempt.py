@@ -1,4 +1,4 @@
-"""One attempt to finish a run, as its launcher sees it: begin, supervise the ranks, record the reason of the end.
+"""One attempt to finish a run, in its launcher: begin the record, supervise the ranks, record why they ended.
 
 The launcher of the first node owns the workspace and writes the record. Launchers of other nodes supervise their ranks
 only.
@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from workflow_lib.training.state import EpochMetrics
 
 logger = logging.getLogger(__name__)
-NOT_INTERRUPTED = "stalled|failed|raised|diverged|rejected|finished|pruned"  # beginnings of the reasons of an end
+# prefixes of the recorded end reasons of attempts that nothing from outside interrupted
+NOT_INTERRUPTED = "stalled|failed|raised|diverged|rejected|finished|pruned"
 
 
 def run_attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[EpochMetrics]:
-    """Return the training curve, completed by this attempt, or by the previous owner while this one waited.
+    """Return the training curve after this attempt, or of the previous owner if it finished while this one waited.
 
     Call ``deliver`` with the final checkpoint before another process can own the workspace.
     """
@@ -91,7 +92,7 @@ class Attempt:
     def begin(self, allocated_gpus: int) -> None:
         """Write the record of the attempt. It accounts for all GPUs of the SLURM job, even if it uses fewer."""
         context, root = self._context, self._root
-        if context.experiment.runtime.nodes == 1:  # again, since the previous owner may have failed meanwhile
+        if context.experiment.runtime.nodes == 1:  # a second check, since the previous owner may have failed meanwhile
             check_certain_failure(context)
         newest = _newest(context.workspace)
         self._check_stalled(newest)
@@ -177,7 +178,7 @@ class Attempt:
         return Cause("failed", RankError(watchdog.verdict))
 
     def _end(self, reason: str, step: int | None = None) -> None:
-        """Write into the record why the attempt ended; ``step`` is by default that of the newest checkpoint."""
+        """Record why the attempt ended, and at which step: by default that of the newest checkpoint."""
         context = self._context
         if not context.is_owner:
             return

@@ -110,7 +110,7 @@ def trial(
 
 @contextmanager
 def _finished(context: AttemptContext) -> Iterator[Checkpoint | None]:
-    """Yield the final checkpoint of a run that is finished already, or None; nobody removes it inside the block."""
+    """Yield the final checkpoint of a run that is already finished, or None. A lease protects it inside the block."""
     workspace = context.workspace
     if not _is_finished(workspace) and (record := accepted(workspace)) is not None:
         workspace = workspace.with_name(record["workspace"])
@@ -130,7 +130,7 @@ def _is_finished(workspace: Path) -> bool:
 
 
 def _note_delivered(context: AttemptContext, final: Checkpoint, to: str) -> None:
-    """Record that the finished run was needed: each record after the first is a training that was saved."""
+    """Record that the result was requested. Each record after the first stands for a training that was avoided."""
     if context.is_owner:
         EventLog(layout.delivered_file(layout.parent_workspace(final.path)), attempt=context.attempt).append(
             "delivered", to=to
@@ -138,7 +138,7 @@ def _note_delivered(context: AttemptContext, final: Checkpoint, to: str) -> None
 
 
 def _warn_of_other_code(context: AttemptContext) -> None:
-    """Name the earlier states that this training does not continue, since the user's code or files have changed."""
+    """Warn of earlier states that this training does not continue, since the user's code or files have changed."""
     earlier = layout.workspaces(context.work, context.digest, context.manifest.digest)
     if context.workspace in earlier or not context.is_owner:
         return
@@ -154,9 +154,9 @@ def _warn_of_other_code(context: AttemptContext) -> None:
 
 @contextmanager
 def _checked(context: AttemptContext) -> Iterator[None]:
-    """Make an attempt in the block, unless it would fail as the last one did; then raise that error at once.
+    """Raise the error of the last attempt if this one would fail in the same way; else run the block.
 
-    Of several nodes, the process that starts the launchers checks before it starts them: so they all decide alike.
+    On several nodes, the process that starts the launchers makes this check, so that all launchers act alike.
     """
     if not nodes.is_one_of_many():
         check_certain_failure(context)

@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchdog: Watchdog) -> dict[str, Any] | None:
-    """Run the ranks of this node; return the outcome of the first one, or None if a rank failed."""
+    """Run the ranks of this node; return the outcome of the lowest rank, or None if a rank failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -59,7 +59,7 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchd
             **rendezvous.settings(poll, wait_s=wait_s),
             max_restarts=0,
             start_method="fork",
-            signals_to_handle="SIGQUIT",  # the others set a flag that the ranks check
+            signals_to_handle="SIGQUIT",  # sent by the watchdog; all others set a flag that the ranks poll
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         if root.device.type != "cuda":
@@ -70,7 +70,7 @@ def launch(context: AttemptContext, root: RootOrchestrator, folder: Path, watchd
 
 
 def _first_outcome(start: Callable[[], dict[int, Any]], folder: Path, watchdog: Watchdog) -> dict[str, Any] | None:
-    """Start the ranks, wait for them, and return the outcome of the first rank; None if a rank failed."""
+    """Start the ranks, wait for them, and return the outcome of the lowest rank; None if a rank failed."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

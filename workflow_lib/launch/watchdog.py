@@ -1,4 +1,4 @@
-"""A thread of the launcher that ends ranks which make no progress, and writes the heartbeat of the attempt.
+"""A thread of the launcher that kills ranks without progress, and writes the heartbeat of the attempt.
 
 It reads the integers that launcher and ranks share (``SharedState``) and the process table. Each limit is counted from
 the watchdog's own observations, so it starts again if this process was suspended meanwhile.
@@ -19,13 +19,13 @@ from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.store import attempts as ws
 
 CHECK_S = 0.5
-LOST_S = 5.0  # until ranks that are all gone are given up, if torch's engine does not notice their end
-START_S = 5.0  # until ranks are ended that were asked to stop before their first step, and do not reach it
-STOPPED_S = 30.0  # until a rank is given up that something else has stopped (SIGSTOP)
+LOST_S = 5.0  # wait after the end of the last rank; then torch's engine has not noticed that all ranks are gone
+START_S = 5.0  # time to reach the first step after a request to stop; then the ranks are killed: nothing to save
+STOPPED_S = 30.0  # time that a rank may be stopped by SIGSTOP before all ranks are killed
 
 
 class Watchdog:
-    """Ends all ranks if one is stopped from outside or hangs; ``verdict`` then names it."""
+    """Kills all ranks if a rank is stopped from outside or hangs; ``verdict`` then names that rank."""
 
     def __init__(self, shared_state: SharedState, workspace: Path, attempt: str, *, node: int, hang_s: float) -> None:
         self.verdict: str | None = None
@@ -85,7 +85,7 @@ class Watchdog:
                 return
 
     def _are_lost(self, now: float) -> bool:
-        """Return True if all ranks have been gone for ``LOST_S``, and none of them was done."""
+        """Return True if all ranks have been gone for ``LOST_S`` and none of them has finished."""
         pids = self._shared_state.pids
         if self._shared_state.has_left or not all(pid and _is_gone(pid) for pid in pids):
             self._lost_since = None
@@ -115,7 +115,7 @@ class Watchdog:
                 self._stopped_since.pop(rank, None)
         is_hung = now - max(self._moved_at, self._touched_at) > self._hang_s
         for rank, since in self._stopped_since.items():
-            if is_hung or now - since > STOPPED_S:  # the others hang because they wait for it
+            if is_hung or now - since > STOPPED_S:  # if all hang, the stopped rank is the cause: the others wait for it
                 return f"{self._name(rank)} was stopped from outside (SIGSTOP)"
         if not is_hung:
             return None

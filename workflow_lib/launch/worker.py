@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # by default NCCL chooses its algorithm, and so the order of sums, by measurement; on a ring the order is fixed
 STRICT_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
 LEAST_WAIT_S = 1800.0  # torch's own timeout of collectives
-LINGER_S = 5.0  # time that a finished rank gives to threads and processes of the user's code
+LINGER_S = 5.0  # time that a finished rank waits for threads and processes of the user's code
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
         context.shared_state.leave(ranks.local_rank)
     except BaseException as error:  # also SystemExit of a plugin, whose exit code 0 would look like success
         failures.fail(folder, ranks, error, step=context.shared_state.step_of(ranks.local_rank))
-    # called after the launcher has read the outcome, and before multiprocessing joins what is left
+    # runs after the launcher has read the outcome, and before multiprocessing joins the remaining children
     Finalize(None, _limit_exit_time, args=(ranks.rank,), exitpriority=100)
     return outcome
 
@@ -191,7 +191,7 @@ def _fingerprint(root: RootOrchestrator, ranks: Ranks) -> dict[str, Any]:
 
 
 def _limit_exit_time(rank: int) -> None:
-    """End this process after ``LINGER_S``: it would wait forever for threads and processes of the user's code."""
+    """Exit after ``LINGER_S``, since Python would wait forever for threads and processes of the user's code."""
     timer = threading.Timer(LINGER_S, _exit, args=(rank,))
     timer.daemon = True
     timer.start()

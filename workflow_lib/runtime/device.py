@@ -35,7 +35,7 @@ def visible_cuda() -> int:
 
 
 def count_elsewhere() -> int:
-    """Return the same number, counted by CUDA in a subprocess: for MIG devices, and containers without NVML."""
+    """Return the number of visible GPUs, counted by CUDA in a subprocess: for MIG, and containers without NVML."""
     return _count_elsewhere(os.environ.get(VISIBLE))
 
 
@@ -167,7 +167,7 @@ def _on_this_machine(cuda: int) -> str:
 
 
 def _can_autocast(device: torch.device, dtype: torch.dtype) -> bool:
-    with warnings.catch_warnings(record=True) as caught:  # torch has no other way to ask
+    with warnings.catch_warnings(record=True) as caught:  # torch has no function that answers this
         warnings.simplefilter("always")
         torch.autocast(device.type, dtype=dtype)
     return not caught

@@ -155,9 +155,8 @@ class _OwnTicket:
                 file = os.open(new, NEW, 0o644, dir_fd=self._folder)
             undo.callback(os.close, file)
             undo.callback(_remove, new, self._folder)
-            fcntl.flock(
-                file, fcntl.LOCK_EX
-            )  # before it has its name: others ignore, and may remove, an unlocked ticket
+            # locked before it gets its name: other processes ignore, and may remove, an unlocked ticket
+            fcntl.flock(file, fcntl.LOCK_EX)
             os.write(file, content)
             give_name(new, f"{ticket.number:06d}.json", src_dir_fd=self._folder, dst_dir_fd=self._folder)
             undo.pop_all()

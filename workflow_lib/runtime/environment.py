@@ -44,7 +44,7 @@ SCHEDULER = [
     "SLURMD_NODENAME",
     "CUDA_VISIBLE_DEVICES",
 ]
-# Environment variables that choose kernels. Those of NCCL count too, unless they are known to be harmless.
+# Environment variables that choose kernels. Those of NCCL are added, unless they cannot change results.
 KERNEL_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 HARMLESS = re.compile(r"NCCL_(DEBUG\w*|SOCKET_IFNAME|SOCKET_FAMILY|IB_HCA|HOSTID|\w*TIMEOUT\w*|ASYNC_ERROR_HANDLING)")
 
@@ -76,8 +76,7 @@ def accelerator(device: torch.device) -> dict[str, Any]:
 def fingerprint(device: torch.device, *, nodes: int = 1, nproc: int = 1) -> dict[str, Any]:
     """Return the properties that two attempts must share for bit-identical steps. On CUDA, only ranks may call this.
 
-    On GPUs the order of sums over ranks depends on their layout on nodes; on CPUs (gloo) only on their number. The
-    version of cuDNN is not included; it normally follows from the build of torch.
+    On GPUs the order of sums over ranks depends on their layout on nodes; on CPUs (gloo) only on their number.
     """
     return {
         "torch": str(torch.__version__),

@@ -35,8 +35,8 @@ def importing(name: str) -> Iterator[None]:
 def has_started_cuda() -> bool:
     """Return True if something in this process has started the CUDA driver.
 
-    torch's ``is_initialized`` knows only of torch's own contexts. But before its start, the driver answers nearly every
-    call with NOT_INITIALIZED. To be called before the process forks.
+    torch's ``is_initialized`` knows only torch's own contexts. The driver itself answers nearly every call with
+    NOT_INITIALIZED until it is started. To be called before the process forks.
     """
     if not hasattr(os, "RTLD_NOLOAD"):
         return False  # only Linux has both CUDA and fork
@@ -53,7 +53,7 @@ def count_without_cuda(count: Callable[[], int]) -> None:
     torch asks NVML, and then CUDA if NVML cannot tell: with MIG devices, or in containers without NVML. In these cases
     it now calls ``count`` instead.
     """
-    from workflow_lib.runtime import torch_internals  # imports torch, for which plugins need not wait
+    from workflow_lib.runtime import torch_internals  # here, since plugins need this module but not torch
 
     os.environ.setdefault(NVML, "1")
     torch_internals.replace_gpu_count(count)
