@@ -21,31 +21,21 @@ from workflow_lib.cli import jobs
 
 PACKAGE = ROOT / "workflow_lib"
 
-# from the bottom up: a package, or a module that is listed itself, may import earlier lines and its own package
+# From the ground up. A package, or a module named here, may use the layers above its own, and in its own layer those
+# that stand before it. The public names in workflow_lib/__init__.py may stand for any.
 LAYERS = (
-    ("",),
-    ("errors", "processes", "text"),
-    ("files", "tasks.facts"),
-    ("runtime", "store.layout", "results.layout"),
-    ("plugins",),
-    ("config",),
-    ("plan",),
-    ("slurm",),
-    ("distributed",),
-    ("checkpoint",),
-    ("store",),
-    ("results", "data"),
-    ("metrics",),
-    ("datasets", "models", "checksums", "shards", "tasks"),
-    ("training", "orchestrator"),
-    ("plan.preview",),
-    ("launch", "evaluation", "tracking", "housekeeping"),
-    ("export", "trackers", "tuning"),
-    ("report", "prove", "snakefile"),
-    ("cli",),
-    ("__main__",),
+    ("", "errors", "processes", "text", "files"),
+    ("tasks.facts", "runtime", "store.layout", "results.layout"),
+    ("plugins", "config", "plan"),
+    ("slurm", "distributed", "checkpoint"),
+    ("store", "results"),
+    ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
+    ("training", "orchestrator", "plan.preview", "evaluation"),
+    ("launch", "export", "tracking", "trackers", "housekeeping"),
+    ("tuning", "prove", "report", "snakefile"),
+    ("cli", "__main__"),
 )
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {room: level for level, room in enumerate(room for layer in LAYERS for room in layer)}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # imported by every command and every job, so they must import fast
