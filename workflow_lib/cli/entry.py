@@ -1,4 +1,4 @@
-"""The one place that turns an error into a message and an exit code."""
+"""Entry point of the command line, which turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from workflow_lib.text import aligned
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code of a verb: 0 finished, 75 saved and to be run again, 1 failed, 2 the user's mistake."""
+    """Run a verb and return its exit code.
+
+    0 success; 1 failure; 2 mistake of the user; 75 state saved, run the command again; 130 interrupted by Ctrl-C.
+    """
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.has_log:
         _log_to_stderr()
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_error(text: str) -> None:
-    """Write the line to standard error; if that fails, as on a full disk, the exit code must still be right."""
+    """Write the line to standard error, ignoring OSError: on a full disk the exit code must still be right."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -59,7 +62,10 @@ def _log_to_stderr() -> None:
 
 
 def _requeue() -> None:
-    """Have SLURM requeue the job of this process, if it has one that allows it; one process of the job does so."""
+    """Ask SLURM to requeue the job of this process, if it has one that allows it.
+
+    Only the owner rank asks: SLURM must get one request per job, not one per process.
+    """
     from workflow_lib.distributed.ranks import Ranks
     from workflow_lib.slurm import job
 
@@ -84,8 +90,8 @@ def _parsed(argv: Sequence[str]) -> Arguments:
         parser.error(f"there is no verb {argv[0]!r}{_nearest(argv[0], names)}")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        of_verb: _Parser = arguments.parser
-        of_verb.error(f"unknown argument {' '.join(unknown)}{_nearest(unknown[0], of_verb._option_string_actions)}")
+        parser = arguments.parser  # of the verb, so that the message shows its usage
+        parser.error(f"unknown argument {' '.join(unknown)}{_nearest(unknown[0], parser._option_string_actions)}")
     return arguments
 
 
@@ -106,15 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(prog="everstep", dest="verb", required=True, metavar="VERB", help=argparse.SUPPRESS)
     for verb in (*user.VERBS, *jobs.VERBS):
         description = f"{verb.help[0].upper()}{verb.help[1:]}."
-        of_verb = verbs.add_parser(verb.name, description=description, allow_abbrev=False)
-        of_verb.set_defaults(call=verb.call, has_log=verb.has_log, parser=of_verb)
+        verb_parser = verbs.add_parser(verb.name, description=description, allow_abbrev=False)
+        verb_parser.set_defaults(call=verb.call, has_log=verb.has_log, parser=verb_parser)
         for option in verb.options:
-            of_verb.add_argument(*option.names, **option.settings)
+            verb_parser.add_argument(*option.names, **option.settings)
     return parser
 
 
 def _listing() -> str:
-    """Return the verbs by their kind, a line each."""
+    """Return the list of verbs for `--help`, one per line: those for users, then those that the rules call."""
     lines = aligned([(f"  {verb.name}", verb.help) for verb in (*user.VERBS, *jobs.VERBS)])
-    of_users, of_rules = lines[: len(user.VERBS)], lines[len(user.VERBS) :]
-    return "\n".join(["verbs for users:", *of_users, "", "verbs that the rules call:", *of_rules])
+    user_lines, job_lines = lines[: len(user.VERBS)], lines[len(user.VERBS) :]
+    return "\n".join(["verbs for users:", *user_lines, "", "verbs that the rules call:", *job_lines])

@@ -154,7 +154,7 @@ def _export(arguments: Arguments) -> None:
     RESULTS,
     path("--plan", text="plan of the experiment"),
     OUTPUT,
-    option("--incomplete", action="store_true", help="report the results there are, if a run lacks one"),
+    option("--incomplete", action="store_true", help="if some runs have no result, report the others"),
 )
 def _report(arguments: Arguments) -> None:
     from workflow_lib import plan, report

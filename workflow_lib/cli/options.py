@@ -57,7 +57,7 @@ class Verbs(list[Verb]):
         self._has_log = has_log
 
     def add(self, name: str, text: str, *options: Option, has_log: bool | None = None) -> Callable[[Call], Call]:
-        """Return a decorator that declares the function a verb."""
+        """Return a decorator that registers a function as a verb; ``has_log`` overrides that of the module."""
         logs = self._has_log if has_log is None else has_log
 
         def declare(call: Call) -> Call:

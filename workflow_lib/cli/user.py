@@ -152,11 +152,11 @@ def _clean(arguments: Arguments) -> None:
 
 @VERBS.add(
     "prove-resume",
-    "train a run without interruption and again under kills, and compare the results bit by bit",
+    "train a run without interruption and again with kills, and compare the results bit by bit",
     CONFIG,
     SET,
     option("--kills", type=int, default=20, metavar="N", help="number of kills (default: 20)"),
-    option("--seed", type=int, default=0, metavar="S", help="seed of the places and kinds of the kills (default: 0)"),
+    option("--seed", type=int, default=0, metavar="S", help="seed that decides where and how to kill (default: 0)"),
 )
 def _prove_resume(arguments: Arguments) -> None:
     import uuid

@@ -1,8 +1,8 @@
 """Evaluation of a trained model on the test split, which neither training nor selection has used.
 
-Evaluations compute in strict fp32 with deterministic kernels, whatever the precision of the training (see
-``computing``). Results are bit-identical for the same batch size, device and thread count; another batch size may
-change the last bits of a number, because matrix kernels sum in another order.
+Evaluations compute in strict fp32 with deterministic kernels, whatever the precision of the training (the reason is in
+``computing``). Results are bit-identical for the same batch size, device and thread count. A different batch size may
+change the last bits of a number, because matrix kernels then sum in another order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model: Path, output: Path) -> None:
-    """Write predictions.csv beside `output`, and the metrics to `output`, last.
+    """Write predictions.csv beside `output`, then the metrics to `output`.
 
     If the run diverged, `output` says so, and predictions.csv is empty.
     """
@@ -67,7 +67,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
 
 
 def load_test(experiment: Experiment, manifest: Manifest, work: Path, device: str = "cpu") -> AnySplit:
-    """Return the test split, in memory or read from the shards, as `data.in_memory` says."""
+    """Return the test split, in memory or read from the shards, according to `data.in_memory`."""
     in_memory, workers = experiment.data.in_memory, experiment.runtime.workers
     return load_split(manifest, "test", work, device, in_memory=in_memory, workers=workers)
 

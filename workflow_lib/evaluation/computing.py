@@ -1,7 +1,7 @@
 """Device and arithmetic of an evaluation: strict fp32 with deterministic kernels.
 
-A test in the precision of the training would measure the hardware too: bfloat16, or TF32, which cuDNN uses by default.
-In strict fp32 the results of two runs can be compared, wherever each was trained and evaluated.
+In the precision of the training, a test would also measure the hardware: bfloat16, or TF32, which cuDNN uses by
+default. In strict fp32 the results of two runs can be compared, wherever each was trained and evaluated.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
         return
     with ExitStack() as held:
         try:
-            tell = logger.debug if name == "auto" else logger.info
-            lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", report=tell)
+            # `auto` does not wait: it must stop at once if no GPU is free, and then uses the CPU
+            report = logger.debug if name == "auto" else logger.info
+            lease = lease_devices(1, "an evaluation", must_stop=lambda: name == "auto", report=report)
             (leased,) = held.enter_context(lease)
         except (TryAgain, ConfigError):
             if name != "auto":
@@ -75,10 +76,10 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
 
 @contextmanager
 def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
-    """Inside the block torch computes in IEEE fp32 with deterministic kernels; after it, the old switches are restored.
+    """Switch torch to IEEE fp32 with deterministic kernels inside the block; restore the old switches after it.
 
-    An operation without a deterministic kernel raises RuntimeError. With ``is_deterministic`` False it uses the kernel
-    that there is; all other operations stay deterministic.
+    An operation without a deterministic kernel raises RuntimeError; if ``is_deterministic`` is False, it uses its
+    nondeterministic kernel, and all other operations stay deterministic.
     """
     import torch
 

@@ -1,12 +1,12 @@
-"""Export of a trained model to ONNX. It is published only if it gives the trained model's outputs for the test split.
+"""Export of a trained model to ONNX, published only if its outputs agree with the trained model's on the test split.
 
     classification   normalised inputs, float32 [batch, ...]   to logits [batch, classes]
     regression       normalised inputs, float32 [batch, ...]   to predictions [batch, targets], in units of the data
     language         tokens, int64 [batch, sequence]           to logits [batch, sequence, vocabulary]
 
 graph        conversion to a graph
-metadata     where the model comes from, how inputs are normalised, what outputs mean
-comparison   of the graph with the trained model
+metadata     origin of the model, normalisation of inputs, meaning of outputs
+comparison   comparison of the graph with the trained model
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def export(
     output: Path,
     convert: Callable[[nn.Module, Tensor, int | None, str], onnx.ModelProto] = convert,
 ) -> None:
-    """Write model.onnx beside `output`, and the comparison with the trained model to `output`, last.
+    """Write model.onnx beside `output`, then the comparison with the trained model to `output`.
 
-    Neither file exists if they differ. If the run diverged, `output` says so, and model.onnx is empty.
+    If the two models differ, neither file is left. If the run diverged, `output` says so, and model.onnx is empty.
     """
     import onnx
     import torch
@@ -91,7 +91,7 @@ def export(
         "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),
     }
     write_export(output, statement)
-    logger.info("%s: the same numbers as torch at every batch size tried, %d bytes", published, len(content))
+    logger.info("%s: agrees with torch at every batch size tried, %d bytes", published, len(content))
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[str | int]:

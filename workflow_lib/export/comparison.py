@@ -41,9 +41,9 @@ class Compared:
 def check(content: bytes, network: nn.Module, split: AnySplit, manifest: Manifest, settings: Export) -> dict[str, Any]:
     """Return the differences between both models for each batch size, and for the whole split.
 
-    A number passes if |onnx - torch| <= atol + rtol * |torch|; of a regression, atol is in standard deviations of the
-    target. Predictions must be equal, unless the two largest outputs of torch are closer than the tolerance. Of texts,
-    whose logits are large, at most `max_batch` samples are compared, and also some shorter sequences.
+    A number passes if |onnx - torch| <= atol + rtol * |torch|; for regression, atol is in standard deviations of the
+    target. Predictions must be equal, unless the two largest outputs of torch are closer than the tolerance. Language
+    models, whose logits are large, are compared on at most `max_batch` samples, and also on shorter sequences.
 
     Raises EverstepError if a difference is too large.
     """
@@ -122,7 +122,7 @@ def compared(
     has_labels: bool = True,
     first: int = 0,
 ) -> Compared:
-    """Return the differences of torch's outputs and ONNX's for a batch that begins with sample `first`.
+    """Return the differences between torch's and ONNX's outputs for a batch that begins with sample `first`.
 
     Raises EverstepError if one is larger than the tolerance.
     """

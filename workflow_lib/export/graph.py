@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def convert(network: nn.Module, inputs: Tensor, opset: int | None = None, output: str = "logits") -> onnx.ModelProto:
-    """Return the model as a graph, traced with the inputs. The batch size is free, and the length of tokens, too."""
+    """Return the model as a graph, traced with the inputs. The batch size is dynamic, and so is a sequence's length."""
     import torch
 
     free = {0: torch.export.Dim("batch")}
@@ -41,7 +41,7 @@ def convert(network: nn.Module, inputs: Tensor, opset: int | None = None, output
 
 
 def _remove_origin(proto: onnx.ModelProto) -> None:
-    """Remove what depends on the machine: the exporter writes paths of sources into every node."""
+    """Remove metadata that depends on the machine: the exporter writes source paths into every node."""
     graph = proto.graph
     nodes = (*graph.node, *(node for function in proto.functions for node in function.node))
     values = (*graph.input, *graph.output, *graph.initializer, *graph.value_info)
@@ -52,7 +52,7 @@ def _remove_origin(proto: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Suppress the exporter's warnings: of a missing torchvision, and of deprecated calls inside torch."""
+    """Suppress the exporter's warnings about a missing torchvision and deprecated calls inside torch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Metadata of an exported model: where it comes from, how its inputs are normalised, what its outputs mean."""
+"""Metadata of an exported model: its origin, the normalisation of its inputs, the meaning of its outputs."""
 
 from __future__ import annotations
 

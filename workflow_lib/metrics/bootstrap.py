@@ -1,7 +1,7 @@
 """Bootstrap intervals: the range of a metric over other test splits of the same kind.
 
-Samples are drawn with replacement from the whole test split; a metric is a function of how often every sample counts,
-so a thousand resamples are a few matrix products.
+Samples are drawn with replacement from the whole test split. A metric is a function of the number of times that each
+sample was drawn, so a thousand resamples are a few matrix products.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Resampling(NamedTuple):
 
     @classmethod
     def of(cls, settings: Evaluate) -> Resampling:
-        """Return the resampling that `evaluate` asks for."""
+        """Return the resampling of the `evaluate` section."""
         return cls(settings.bootstrap, settings.confidence, settings.seed)
 
     def describe(self) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def drawn(scores: Scores, samples: int, how: Resampling) -> dict[str, np.ndarray
     parts = [scores(np.empty((samples, 0), dtype=np.int32))] if not how.resamples else []
     for first in range(0, how.resamples, at_once):
         columns = min(at_once, how.resamples - first)
+        # each resample counts in a range of its own, so that one bincount counts all of them
         rows = generator.integers(0, samples, (columns, samples)) + np.arange(columns)[:, None] * samples
         counts = np.bincount(rows.ravel(), minlength=columns * samples).astype(np.int32)
         parts.append(scores(np.ascontiguousarray(counts.reshape(columns, samples).T)))
@@ -63,7 +64,7 @@ def intervals(
 
     `reasons` say why a metric has no value, by name; `lacking` says why most resamples may have none.
 
-    A proportion of 0 or 1 is the same in every resample: its interval is the exact one.
+    A proportion of 0 or 1 is the same in every resample, so `exact` computes its interval.
     """
     point = scores(np.ones((samples, 1), dtype=np.int32))
     resampled = drawn(scores, samples, how)
@@ -78,14 +79,14 @@ def intervals(
 
 
 def exact(proportion: float, samples: int, confidence: float) -> dict[str, Any]:
-    """Return the interval of a proportion of 0 or 1 by Clopper and Pearson (1934): all its resamples are equal."""
+    """Return the interval of a proportion of 0 or 1 by Clopper and Pearson (1934)."""
     least = ((1 - confidence) / 2) ** (1 / samples)
     low, high = (least, 1.0) if proportion else (0.0, 1.0 - least)
     return {"low": low, "high": high, "method": "exact (Clopper-Pearson)"}
 
 
 def _interval(value: float, values: np.ndarray, confidence: float, reason: str | None, lacking: str) -> dict[str, Any]:
-    """Return value, low and high; None with the reason if there is none."""
+    """Return value, low and high; None, with the reason, for each that is undefined."""
     if reason:
         return {"value": None, "low": None, "high": None, "reason": reason}
     defined = values[~np.isnan(values)]

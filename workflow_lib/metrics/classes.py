@@ -22,11 +22,11 @@ def measure(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str],
     """Return metrics with percentile bootstrap intervals, the per-class table and the confusion matrix.
 
     Samples are drawn with replacement from the whole test split, not class by class: the class counts of a
-    test split are as random as its samples. In a resample without a class its ROC AUC has no value; such
-    resamples are left out of that interval and counted.
+    test split are as random as its samples. A resample that lacks a class has no ROC AUC: it is left out of that
+    interval and counted in `undefined_resamples`.
 
-    A class without a sample in the split is in `absent_classes`; the ROC AUC is then the mean over the others, and a
-    metric that is a mean over some of the classes only names them in its `classes`.
+    `absent_classes` lists classes without a sample in the split; the ROC AUC is the mean over the others. A metric
+    that is a mean over some of the classes only lists them in its `classes`.
     """
     sample = Sample(logits, targets)
     ones = np.ones((len(targets), 1), dtype=np.int32)
@@ -58,6 +58,7 @@ class Sample:
         self.targets = targets
         self.loss = -np.take_along_axis(log_probabilities, targets[:, None], axis=1)[:, 0]
         self.classes = logits.shape[1]
+        # sorted by cell of the confusion matrix, the counts of a cell are the sum of adjacent rows
         cells = targets * self.classes + logits.argmax(axis=1)
         self.by_cell = np.argsort(cells, kind="stable")
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
@@ -103,9 +104,11 @@ class Sample:
 
 
 class _Ranking:
-    """Samples ordered by the score of a class, divided into runs of negatives and ties with a positive."""
+    """Samples ordered by the score of a class, divided into sequences of negatives and ties with a positive."""
 
     def __init__(self, scores: np.ndarray, positive: np.ndarray) -> None:
+        # Samples of equal score form a piece if one of them is positive; negatives between two such pieces form one
+        # piece, because only their number matters. So resampling sums few pieces, not all samples.
         order = np.argsort(scores, kind="stable")
         ranks = np.unique(scores, return_inverse=True)[1][order]
         positive = positive[order]

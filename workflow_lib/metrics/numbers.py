@@ -49,6 +49,7 @@ class Sample:
         total = weights.sum(axis=0)
         absolute, squared, centred, about_zero = np.split(self.sums @ weights.astype(np.float64), 4)
         spread = about_zero - centred**2 / total
+        # a spread below the rounding error of the sums counts as zero: the target never varies
         tiny = np.finfo(np.float64).eps * np.maximum(about_zero, np.finfo(np.float64).tiny)
         r2 = np.full(spread.shape, np.nan)
         np.divide(squared, spread, out=r2, where=spread > tiny)

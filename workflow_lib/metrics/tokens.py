@@ -1,7 +1,7 @@
 """Metrics of predicted tokens. The bootstrap draws samples: windows of consecutive tokens.
 
-Logits [batch, sequence, vocabulary] are reduced to sums of each sample batch by batch, since all of them would be many
-times larger than the data.
+Logits [batch, sequence, vocabulary] are reduced to sums per sample after each batch, since the logits of a split are
+many times larger than its data.
 """
 
 from __future__ import annotations

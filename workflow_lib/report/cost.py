@@ -23,11 +23,13 @@ Line = tuple[str, Account]
 def cost(
     experiment: Experiment, results: Path, runs: Sequence[RunResults], diverged: Sequence[Unfinished], work: Path
 ) -> list[Line]:
-    """Return the cost of each run, of the study's other trials together, and the sum; runs with one digest are one.
+    """Return the cost of each run, of the study's other trials together, and the sum.
 
-    If there are very many runs, only the most expensive are listed, then the others together.
+    Runs with the same digest are counted once. If there are more than PAGE runs, the most expensive are listed, then
+    the others together.
     """
-    by_digest = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}  # named by the best of equals
+    # `runs` are sorted best first: reversed, a digest gets the name of its best run
+    by_digest = {run.train["digest"]: (run.name, run.account) for run in reversed(runs)}
     lines = [*list(by_digest.values())[::-1], *((run.name, run.account) for run in diverged)]
     trials = _trials(experiment, results, by_digest, work)
     everything = ("all", accounting.total(account for _, account in [*lines, *trials]))
@@ -35,7 +37,7 @@ def cost(
 
 
 def _trials(experiment: Experiment, results: Path, known: dict[str, Line], work: Path) -> list[Line]:
-    """Return one line for the trials of the study that no known run shares; empty without a study."""
+    """Return one line for the trials of the study that are not among the known runs; empty without a study."""
     from workflow_lib import plan
     from workflow_lib.store import layout
 

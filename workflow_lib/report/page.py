@@ -43,7 +43,7 @@ def write(
 ) -> None:
     """Write the page to `output` and the table of runs to runs.csv beside it, best run first, the `missing` ones last.
 
-    Runs that diverged, as points of a sweep, are rows with their reason. Raises DivergedError if every run did.
+    A diverged run of a sweep is a row with its reason. Raises DivergedError if every run diverged.
     """
     diverged = [run for run in unfinished(results, runs, work) if run.has_diverged]
     names = {run.name for run in diverged}
@@ -73,9 +73,9 @@ def write(
 
 
 def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str], work: Path, output: Path) -> None:
-    """Write page and table of the results there are, marked incomplete, with a reason for each run without one.
+    """Write the page and the table from the available results, marked incomplete, with a reason for each missing one.
 
-    If no run lacks a result, a page that was written before is left as it is.
+    If no result is missing, an existing page is left as it is.
     """
     found = unfinished(results, runs, work)
     missing = [run for run in found if not run.has_diverged]
@@ -134,14 +134,14 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
 
 
 def _chapter_content(run: RunResults, results: Path) -> Row:
-    """Return what the template of the task's chapter is given."""
+    """Return the values for the template of the task's chapter."""
     chapter = tasks.load(run.task).chapter
     predictions = results_layout.run_dir(results, run.name) / results_layout.PREDICTIONS
     return chapter.values(dict(run.evaluation), predictions) if chapter else {}
 
 
 def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
-    """Return the command that makes the page again, and the whole experiment."""
+    """Return the command that regenerates the page, and the whole experiment."""
     import yaml
 
     from workflow_lib import plan

@@ -1,4 +1,4 @@
-"""The table of runs: as CSV, and as columns for rows that the browser makes because the page has too many."""
+"""The table of runs: as CSV, and as columns, from which the browser makes rows if the page has too many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workflow_lib.results.read_runs import Row, RunResults
 from workflow_lib.text import decimal
 
 Column = dict[str, Any]
-PAGE = 50  # rows of a table that are shown at once
+PAGE = 50  # table rows that are shown at once
 
 
 def csv_text(table: Sequence[Row]) -> str:
@@ -50,11 +50,11 @@ def columns(runs: Sequence[RunResults], settings: Iterable[str], metrics: Iterab
 
 def packed(text: str) -> str:
     """Return the text compressed, in base64 for a script element; equal for equal texts."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()  # gzip would store the time of day
 
 
 def shown_setting(value: Any) -> str:
-    """Return a swept value as an experiment file writes it."""
+    """Return a setting as it is written in an experiment file; a dash for None."""
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
@@ -66,7 +66,7 @@ def shown_interval(measured: Mapping[str, Any]) -> str | None:
 
 
 def _notes(runs: Sequence[RunResults]) -> Iterable[tuple[int, list[tuple[str, str]]]]:
-    """Yield the place of each run with notes, and its notes: the elements below its name, and their texts."""
+    """Yield the index of each run that has notes, and its notes: pairs of HTML element and text, below its name."""
     for place, run in enumerate(runs):
         notes = [("code", run.train["digest"][:12])] if run.name != run.id else []
         if "accepted" in run.train:

@@ -1,4 +1,4 @@
-"""The chapter on tuning: trials, figures and best point of the study."""
+"""The chapter on tuning: trials, figures and best trial of the study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def study_chapter(experiment: Experiment, results: Path) -> Row | None:
-    """Return trials, figures and best point of the study; None without a study or before it has a best point."""
+    """Return trials, figures and best trial of the study; None without a study or before it has a best trial."""
     from workflow_lib import plan
 
     if experiment.tune is None:

@@ -41,7 +41,7 @@ def summary(results: Path) -> str:
 def _test_metrics(row: dict[str, str]) -> str:
     """Return the test metrics of a run, the first with its interval."""
     metrics = [facts.metrics for facts in all_facts().values()]
-    # tasks have metrics in common, such as accuracy: the task of the run is the one whose metrics are all there
+    # tasks share metrics, such as accuracy: the run's task is the one with the largest share of its metrics in the row
     labels = max(metrics, key=lambda names: sum(bool(row.get(name)) for name in names) / len(names))
     low, high = (row[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""

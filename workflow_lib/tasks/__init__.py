@@ -34,7 +34,7 @@ class Objective(ABC):
     the validation do not depend on settings that change the loss, so that runs can be compared by them.
     """
 
-    sums: tuple[str, ...]  # names of what `measure` sums up
+    sums: tuple[str, ...]  # names of the sums that `measure` returns
 
     def parts(self, inputs: Tensor, targets: Tensor) -> Pairs:
         """Return the model's inputs and what its outputs are compared with, from the batch as it was loaded."""
@@ -49,13 +49,13 @@ class Objective(ABC):
         """Return the mean loss of the samples, which training minimises."""
 
     def mixed_loss(self, outputs: Tensor, targets: Tensor, others: Tensor, weights: Tensor) -> Tensor:
-        """Return the mean loss of samples that were mixed with others: `weights` [n] are the shares of their own."""
-        mine, theirs = self.losses(outputs, targets), self.losses(outputs, others)
-        return (weights * mine + (1 - weights) * theirs).mean()
+        """Return the mean loss of mixed samples; `weights` [n] are the shares of `targets`, the rest is of `others`."""
+        own, other = self.losses(outputs, targets), self.losses(outputs, others)
+        return (weights * own + (1 - weights) * other).mean()
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the sums over these samples, float64, on the device of the outputs; do not wait for the device."""
+        """Return the sums over these samples, float64, on the device of the outputs, without synchronising with it."""
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -71,16 +71,17 @@ def summed(loss: Tensor, other: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Onnx:
-    """How an exported model is compared with the trained one.
+    """Comparison of an exported model with the trained one.
 
-    output       what the report calls one number of the output; the graph's output has this name in the plural
+    output       name of a single output number in the report; the graph's output has this name in the plural
     score        name of the score of both models in export.json, and its label in the report
     score_of     returns the sum of the score over samples, from outputs, targets and the manifest
     has_labels   True if the largest output is a prediction, which both models must agree on
     wrap         returns the network to export
     pairs        returns inputs of the model and targets from a batch
-    at_most      returns how many samples are compared, by the model's shapes and export.max_batch; None: the split
-    lengths      returns shorter sequences to compare
+    at_most      returns the largest number of samples to compare, from the model's shapes and export.max_batch; None
+                 compares the whole split
+    lengths      returns the lengths of shorter sequences to compare
     """
 
     output: str
@@ -99,8 +100,8 @@ class Chapter:
 
     name     name of the template in report/templates, without .html, and of its section
     title    title in the list of chapters
-    values   returns what the template is given as `content`, from evaluation.json and the path of predictions.csv;
-             its `figures` are drawn by plotly
+    values   returns the `content` of the template, from evaluation.json and the path of predictions.csv; plotly draws
+             its `figures`
     """
 
     name: str
@@ -123,8 +124,8 @@ class Task(TaskFacts):
                 each class, and the standard deviation of each target
     evaluate    returns the metrics and the predictions of a model on a split that it was not trained on
     onnx        comparison of the exported model
-    chapter     chapter of the report; None has none
-    probe       returns inputs for which a model is called before it is trained, and the shape its outputs must have
+    chapter     chapter of the report, or None
+    probe       returns inputs to check a model with before training, and the shape that its outputs must have
     """
 
     objective: Callable[[Training, device, Sequence[int], Sequence[float]], Objective]

@@ -1,4 +1,4 @@
-"""Classification: one class a sample. The model gives logits [B, classes]; the loss is cross-entropy."""
+"""Classification: one class per sample. The model returns logits [B, classes]; the loss is cross-entropy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_CONFUSED_PAIRS = 15
 
 @final
 class CrossEntropy(Objective):
-    """Cross-entropy, with label smoothing, a focal loss or weights of classes if they are set."""
+    """Cross-entropy, with label smoothing, focal loss or class weights if they are set."""
 
     sums = ("loss", "correct", "samples")
 
@@ -59,7 +59,7 @@ class CrossEntropy(Objective):
 
 
 def objective(training: Training, where: device, counts: Sequence[int], target_std: Sequence[float]) -> CrossEntropy:
-    """Return the loss with the smoothing, the focal gamma and the weights of classes that are set."""
+    """Return the loss with the label smoothing, focal gamma and class weights of the settings."""
     import torch
 
     weights = class_weights(training.class_weights, counts)
@@ -73,7 +73,7 @@ def objective(training: Training, where: device, counts: Sequence[int], target_s
 def class_weights(setting: Literal["balanced"] | Sequence[float] | None, counts: Sequence[int]) -> list[float] | None:
     """Return the weight of each class, or None. Balanced weights are inverse to `counts`; their mean over samples is 1.
 
-    Raises ConfigError if the setting lists another number of weights.
+    Raises ConfigError if the number of listed weights is not the number of classes.
     """
     if setting is None:
         return None

@@ -1,4 +1,4 @@
-"""The facts of each task: what validation, plans and the summary must know of it, without torch, numpy or pydantic.
+"""The facts of each task, for validation, plans and the summary; they need no torch, numpy or pydantic.
 
 A task is one file, a module of workflow_lib.tasks; its `TASK` has these facts and, beside them, the code of the task.
 """
@@ -22,15 +22,15 @@ Targets = Literal["classes", "numbers", "tokens"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What is known of a task before anything is read.
+    """Facts of a task that are known before any data is read.
 
     targets       how data stores the targets: `classes`, int64 numbers of classes [n]; `numbers`, float32 [n, outputs],
                   which training standardises; `tokens`, none, because each token of the inputs has the next as target
     metrics       metrics of the test split with their labels in the report, the most important first
     curve         name and label of the validation metric beside the loss; its column is `val_<name>`
     larger_is_better  True if a larger value of `curve` is better
-    study_metric  what a study improves if it does not say so
-    settings      settings of `training` that only some tasks have a use for, this one among them
+    study_metric  default metric of a study
+    settings      settings of `training` that this task uses and some other task does not
     """
 
     targets: Targets
@@ -48,7 +48,7 @@ class TaskFacts:
 
 @cache
 def names() -> list[Task]:
-    """Return the names of the tasks, sorted: those of the modules beside this one."""
+    """Return the names of the tasks, sorted: the modules beside this one."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return sorted(name for name in found if name != Path(__file__).stem)
 

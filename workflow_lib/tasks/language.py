@@ -1,4 +1,4 @@
-"""Language: the next token at each position. Tokens [B, T] become logits [B, T, tokens]; the loss is cross-entropy.
+"""Language: the next token at each position. Tokens [B, T] give logits [B, T, tokens]; the loss is cross-entropy.
 
 A sample is a window of T + 1 consecutive tokens; each but the last is an input, each but the first is a target.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from workflow_lib.metrics.tokens import Sums
 
 PROBED_TOKENS = 8
-LOGITS_AT_ONCE = 1 << 25  # 128 MiB
+LOGITS_AT_ONCE = 1 << 25  # 128 MiB of float32
 PROMPT_TOKENS = 64
 GENERATED_TOKENS = 256
 TEMPERATURE = 0.8
 
 
 def next_tokens(windows: Tensor, targets: Tensor) -> Pairs:
-    """Return all tokens of each window but the last, and all but the first."""
+    """Return inputs and targets: all tokens of each window but the last, and all but the first."""
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -70,7 +70,7 @@ class TokenCrossEntropy(Objective):
 def objective(
     training: Training, where: device, counts: Sequence[int], target_std: Sequence[float]
 ) -> TokenCrossEntropy:
-    """Return the loss with the smoothing that is set."""
+    """Return the loss with the label smoothing of the settings."""
     return TokenCrossEntropy(smoothing=training.label_smoothing)
 
 
@@ -145,13 +145,13 @@ def generate(network: nn.Module, prompt: Tensor, context: int, seed: int, where:
 
 
 def correct_share(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
-    """Return the sum over samples of the share of their tokens that were predicted."""
+    """Return the sum over samples of the share of their tokens that were predicted correctly."""
     right = outputs.argmax(axis=-1) == targets
     return float(right.sum()) / right.shape[1]
 
 
 def shorter_lengths(spec: ModelSpec) -> list[int]:
-    """Return one token and half the context."""
+    """Return the lengths 1 and half the context."""
     return sorted({1, (spec.input_shape[0] + 1) // 2})
 
 

@@ -1,4 +1,4 @@
-"""Regression: numbers for each sample. The model gives standardised targets [B, targets]; the loss is squared error."""
+"""Regression: numbers for each sample. The model returns standardised targets [B, targets]; loss: squared error."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def predicted_and_true(
     mean, std = np.array(manifest.target_mean), np.array(manifest.target_std)
     predicted = predict(network, split, settings.batch_size, where).astype(np.float64) * std + mean
     targets = split.targets.cpu().numpy().astype(np.float64) * std + mean
-    return predicted, targets.astype(np.float32).astype(np.float64)  # no more digits than are stored
+    return predicted, targets.astype(np.float32).astype(np.float64)  # no more digits than the shards store
 
 
 def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: Evaluate, where: device) -> Measured:

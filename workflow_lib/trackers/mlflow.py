@@ -70,8 +70,8 @@ class MLflow(Tracker):
         experiment = self._client.get_experiment_by_name(curve.experiment)
         if experiment is None:
             return self._create(curve)
-        is_named = f"tags.`everstep.name` = '{curve.name}'"
-        found = self._client.search_runs([experiment.experiment_id], is_named, max_results=1)
+        filter_string = f"tags.`everstep.name` = '{curve.name}'"
+        found = self._client.search_runs([experiment.experiment_id], filter_string, max_results=1)
         return found[0] if found else self._create(curve)
 
     def _create(self, curve: Curve) -> Any:
@@ -91,7 +91,7 @@ class MLflow(Tracker):
         return run
 
     def _written(self, run: str) -> dict[tuple[str, int], float]:
-        """Return the value of each metric and step that the run has."""
+        """Return the run's values by metric and step."""
         names = self._client.get_run(run).data.metrics
         return {
             (name, point.step): point.value for name in names for point in self._client.get_metric_history(run, name)

@@ -22,7 +22,7 @@ def open_tracker(folder: Path) -> Tracker:
 
 @final
 class TensorBoard(Tracker):
-    """The bytes of an events file are a function of the rows, so missing rows are appended as a missing suffix."""
+    """The bytes of an events file depend only on the rows, so missing rows are the missing end of the file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tensorboard"
@@ -40,8 +40,8 @@ class TensorBoard(Tracker):
             with newest.open("ab") as file:
                 file.write(content[len(present) :])
         else:
-            # A running TensorBoard switches to a file with a later name and drops the points of the one before, unless
-            # that one is deleted: then it waits for it. So the stale file is emptied instead.
+            # A running TensorBoard switches to a file with a later name and drops the points of the previous file. If
+            # that file were deleted, TensorBoard would wait for it, so it is truncated instead.
             number = int(files[-1].name.split(".")[3]) + 1 if files else 1
             newest, present = folder / f"events.out.tfevents.{number:010d}.everstep", b""
             write_atomic(newest, content)

@@ -21,7 +21,7 @@ def open_tracker(folder: Path) -> Tracker:
 
 @final
 class WandB(Tracker):
-    """An offline run cannot be appended to, so it is written whole; written.json beside it says with which rows."""
+    """Offline runs cannot be appended to, so each is written as a whole; written.json beside it lists its rows."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = (folder / "wandb").absolute()
@@ -31,7 +31,7 @@ class WandB(Tracker):
         os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_ERROR_REPORTING="false", **private)
 
     def write(self, curve: Curve) -> int:
-        """Replace the offline run if it has other rows, or none that were written to the end."""
+        """Replace the offline run, unless it was written completely and has the same rows."""
         import wandb
 
         folder = self._folder / curve.experiment / curve.id
@@ -40,7 +40,7 @@ class WandB(Tracker):
         before = read_json(folder / "written.json", *note) if (folder / "written.json").exists() else {"rows": []}
         if before == note:
             return 0
-        (folder / "written.json").unlink(missing_ok=True)
+        (folder / "written.json").unlink(missing_ok=True)  # first: if this write is killed, the next one replaces it
         shutil.rmtree(folder / "wandb", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         quiet = {"x_disable_stats": True, "x_disable_meta": True, "disable_git": True, "save_code": False}
@@ -59,7 +59,7 @@ class WandB(Tracker):
         return sum(row not in before["rows"] for row in rows)
 
     def close(self) -> None:
-        """Stop W&B's own process."""
+        """Stop W&B's background process."""
         import wandb
 
         wandb.teardown()

@@ -1,8 +1,8 @@
-"""Copies of learning curves for other tools, made by a process of its own; a training knows nothing of it.
+"""Copies learning curves to other tools, in a process of its own; training does not depend on it.
 
-Only committed rows are copied: those of a run's newest checkpoint, which a crash cannot take back. A tracker reads from
-its own copy what that copy holds already, so no point is written twice, whichever process is killed when. If a run
-resumes from an older checkpoint, its copy loses the later rows; if the new rows differ, the copy is replaced.
+Only committed rows are copied: those in a run's newest checkpoint, which a crash cannot undo. A tracker first reads
+which rows its copy already has, so no point is written twice, whenever a process is killed. If the run no longer has
+some of these rows, because it resumed from an older checkpoint, the copy is replaced.
 """
 
 from workflow_lib.tracking.copying import check_installed, track

@@ -134,7 +134,7 @@ def _copy(curve: Curve, trackers: dict[str, Tracker]) -> None:
 
 
 def _are_all_finished(experiment: Experiment, found: Sequence[Curve], results: Path) -> bool:
-    """Return whether no more rows can come. Trials may have ended early; the tuned run has not."""
+    """Return whether no run can get more rows. A pruned trial never finishes, so only the tuned run is waited for."""
     wanted = {run.digest for run in plan.expand(experiment)}
     if experiment.tune is not None:
         best = results_layout.best_file(results_layout.study_dir(results / experiment.name, plan.study_id(experiment)))

@@ -55,7 +55,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """A name that no other run, and the same run on other data, has."""
+        """Name that is unique to the run with this data and code."""
         return f"{self.digest[:12]}-{self.workspace}"
 
     @property
@@ -76,6 +76,7 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
             continue
         try:
             folder = workspace_path(work, digest, data, code_of(plan.load_run(digest, work)[0]))
+            # `everstep accept` kept a result of older code, which is in another workspace
             if (record := code_record.accepted(folder)) is not None:
                 folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)
@@ -107,7 +108,7 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
     began = min((_seconds(attempt.began) for attempt in ws.list_attempts(workspace)), default=0.0)
     times: dict[tuple[int, int], float] = {}
     for event in read_events(layout.events_file(workspace)):
-        if event.get("kind") == "epoch":  # of an epoch that was trained twice, the first time counts: it never changes
+        if event.get("kind") == "epoch":  # if an epoch was trained twice, its first time counts, which never changes
             times.setdefault((event["epoch"], event["step"]), _seconds(event["time"]))
     return Curve(
         experiment=experiment,

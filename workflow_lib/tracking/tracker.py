@@ -1,7 +1,7 @@
-"""What a tracker is, and how one is found by its name.
+"""Interface of a tracker, and lookup by its name.
 
 A tracker is a module of `workflow_lib/trackers` with two names: `REQUIRES`, the packages that must be installed, and
-`open_tracker(folder)`, which returns a `Tracker`. Only then does it import its packages.
+`open_tracker(folder)`, which imports them and returns a `Tracker`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tracker(ABC):
         """
 
     def close(self) -> None:  # noqa: B027
-        """Release what the tool holds open; nothing by default."""
+        """Release the tool's resources; does nothing by default."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
 """A study is a chain of small files, and each suggestion is a function of the files before it.
 
-Suggestion n depends on the results of trials 0 .. n - window and the parameters of the trials after those, never on
-whatever else has finished by then. So a study gives the same suggestions whatever the timing, and a lost file can be
-written again with the same bytes. Optuna is used as a library of samplers, not as a shared database.
+Suggestion n depends on the results of trials 0 .. n - window and the parameters of the trials after those, not on
+results that happen to be finished by then. So the suggestions do not depend on timing, and a lost file can be written
+again with the same bytes. Optuna is used as a library of samplers, not as a shared database.
 """
 
 from workflow_lib.tuning.pruning import pruner, thresholds

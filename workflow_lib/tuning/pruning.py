@@ -20,7 +20,7 @@ StopEarly = Callable[[Sequence[Row]], bool]
 def thresholds(tune: Tune, results: Sequence[Result], epochs: int) -> list[float | None]:
     """Return the median of the complete trials' metric after each validation but the last; empty without a pruner.
 
-    A median is None, and the trial is not pruned there, in the warm-up or if too few trials got so far.
+    During the warm-up, or if too few trials reached an epoch, the median is None and nothing is pruned there.
     """
     if tune.pruner == "none":
         return []
@@ -34,7 +34,7 @@ def thresholds(tune: Tune, results: Sequence[Result], epochs: int) -> list[float
 
 
 def pruner(suggestion: Suggestion) -> StopEarly:
-    """Return a function of the history that is true from the validation on at which the trial is pruned."""
+    """Return a function that takes the history and returns whether the trial is pruned by then."""
     return functools.partial(_is_pruned, suggestion)
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> dict[str, Any]:
     """Write the best complete trial of the study to the output, the first of equal ones, and freeze its full run.
 
-    The full run has the best parameters without `tune.set`, which is for trials only. If that section is empty, it is
-    the trial's own run, and nothing is trained again. Raises EverstepError if no trial is complete.
+    The full run has the best parameters without `tune.set`, which is for trials only. If that section is empty, the
+    full run is the trial's own, and nothing is trained again. Raises EverstepError if no trial is complete.
     """
     tune, study = tune_of(experiment), plan.study_digest(experiment)
     results = [load_result(result_path(tune_dir, i)) for i in range(tune.trials)]

@@ -1,4 +1,4 @@
-"""The study as Optuna sees it: rebuilt in memory from the files whenever it is needed."""
+"""The Optuna study, rebuilt in memory from the files of the study whenever it is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a study: a suggestion and a result for each trial, of one study only."""
+"""The files of a study: a suggestion and a result for each trial."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunReference(TypedDict):
 
 
 class Suggestion(TypedDict):
-    """A trial before it is trained: everything that its result depends on, except the training itself."""
+    """A trial before training: everything that its result depends on, except the training itself."""
 
     number: int
     study: str
@@ -46,7 +46,7 @@ class Point(TypedDict):
 
 
 class Result(TypedDict):
-    """A trial after training; `value` is the study's metric at `epoch`, whose state the run keeps."""
+    """A trial after training; `value` is the study's metric at `epoch`, the best epoch by `select_metric`."""
 
     number: int
     study: str

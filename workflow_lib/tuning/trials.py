@@ -1,4 +1,4 @@
-"""A suggested run is trained, and its history becomes the result of the trial."""
+"""Training of a suggested run, whose history becomes the result of the trial."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, f
 def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None = None) -> Result:
     """Return the trial's result from the metrics of each epoch and, if the training failed, the reason.
 
-    Epochs after the pruning do not count: a run with the same settings, of a sweep, may have trained them.
+    Epochs after the pruning do not count: a run of a sweep with the same settings may have trained them.
     """
     values = metric_values(suggestion["metric"], history)
     length = pruned_after(suggestion, values)
     state: State = "complete" if length is None else "pruned"
     rows = history[:length]
-    kept = best_row(rows, suggestion["select_metric"])
-    value = finite(kept[suggestion["metric"]]) if kept else None
+    best = best_row(rows, suggestion["select_metric"])
+    value = finite(best[suggestion["metric"]]) if best else None
     if state == "complete" and failure is None and value is None:
         failure = f"{suggestion['metric']} is not a number where {suggestion['select_metric']} is best"
-    if state == "complete" and failure is not None:
-        state, kept, value = "failed", None, None
+    if state == "complete" and failure is not None:  # after the pruning, a failure no longer matters
+        state, best, value = "failed", None, None
     return Result(
         number=suggestion["number"],
         study=suggestion["study"],
         state=state,
         value=value,
-        epoch=int(kept["epoch"]) if kept else None,
+        epoch=int(best["epoch"]) if best else None,
         reason=failure if state == "failed" else None,
         params=suggestion["params"],
         run=suggestion["run"],

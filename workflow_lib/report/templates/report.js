@@ -1,4 +1,4 @@
-// The figures. The page holds Plotly compressed, in a quarter of its size.
+// The figures. The page contains Plotly compressed to a quarter of its size.
 unpacked("plotly").then((library) => {
   document.head.append(Object.assign(document.createElement("script"), { textContent: library }));
   const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
@@ -66,7 +66,7 @@ unpacked("plotly").then((library) => {
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
   });
-  // A logarithmic axis is of no use for values close together; ticks between two epochs have no meaning.
+  // A logarithmic axis shows nothing if the values are close together; ticks between two epochs have no meaning.
   const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
   const scale = losses.length && Math.max(...losses) > 10 * Math.min(...losses) ? "log" : "linear";
   const ticks = Math.max(0, ...curves.flatMap((run) => run.epoch)) <= 10 ? { dtick: 1 } : {};

@@ -5,9 +5,9 @@ const unpacked = async (id) => {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 };
 
-// Tables: a click on a heading sorts by it, another one reverses the order; cells without a value stay last. A long table
-// has pages and a filter. The document holds its first rows as HTML; the others are made here, from columns of values,
-// when they are first shown, and look the same.
+// Tables: a click on a heading sorts by it, a second click reverses the order; cells without a value stay last. A long
+// table has pages and a filter. Its first rows are HTML; the others are made here, from columns of values, when they are
+// first shown, and look the same.
 (() => {
   const count = new Intl.NumberFormat("en-US");
   const fixed = (digits) => new Intl.NumberFormat("en-US",
@@ -28,7 +28,7 @@ const unpacked = async (id) => {
     return element;
   };
 
-  // A column by its kind: how a cell shows a value, and the text that the filter searches.
+  // For each kind of column: `fill` shows a value in a cell, `text` returns what the filter searches.
   const KINDS = {
     name: {
       fill: (cell, { values, notes }, row) => {
