@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# The plan of a large sweep is millions of permanent objects; garbage collection took a fifth of the time.
+# The plan of a large sweep has millions of permanent objects; garbage collection took a fifth of the planning time.
 gc.set_threshold(100_000, 50, 50)
 
 # Import the package beside this Snakefile, even if another clone is installed in the environment.
@@ -41,7 +41,7 @@ snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_messag
 
 @cache
 def runs():
-    """Return the runs of the plan by id. Unused by the Snakemake inside a cluster job, whose run is frozen."""
+    """Return the runs of the plan by id. The Snakemake inside a cluster job does not use it: its run is frozen."""
     return {run.id: run for run in plans.expand(experiment)}
 
 
@@ -93,8 +93,8 @@ if GPUS and not GPUS_ARE_GIVEN:
     workflow.register_resource("gpu", GPUS)
 
 RESULTS = f"results/{experiment.name}"
-# Outputs of the pipeline, to which each rule file adds its own; lost ones are made again. {experiment} and {run} are those
-# of the current plan.
+# Outputs of the pipeline, to which each rule file adds its own; Snakemake makes missing ones again. {experiment} and {run}
+# are those of the current plan.
 TARGETS = []
 
 
@@ -218,7 +218,7 @@ def earlier_trials(wildcards):
 
 
 def take_results():
-    """Record that the results belong to the experiment file; exit if another file has just taken them."""
+    """Record that the results belong to the experiment file; exit if another file claimed them in the meantime."""
     try:
         if line := claims.take(results_layout.RESULTS, experiment.name, claim):
             print(f"everstep: {line}", file=sys.stderr)

@@ -15,7 +15,7 @@ rule plan:
         "logs/plan/{experiment}.log",
     benchmark:
         "benchmarks/plan/{experiment}.tsv"
-    priority: 20  # before trainings take every core, because `everstep status` reads the names of the runs from it
+    priority: 20  # before trainings take all cores: `everstep status` reads the names of the runs from the plan
     threads: 1
     resources:
         mem_mb=500,

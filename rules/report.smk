@@ -1,4 +1,4 @@
-"""Write the report: one page on all runs, and a table of them.
+"""Write the report, a page on all runs, and a table of the runs.
 
 REQUIRED INPUTS: the plan, and the results of every run of the plan and of the study
 OUTPUTS: results/{experiment}/report.html, runs.csv

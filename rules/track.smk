@@ -1,7 +1,7 @@
 """Copy the curves to MLflow, TensorBoard or W&B. No other job depends on it, and its failure affects no training.
 
 REQUIRED INPUTS: the curves of every run of the plan, and of the study
-OUTPUTS: results/{experiment}/tracking.json; the copies are in tracking/, see docs/tracking.md
+OUTPUTS: results/{experiment}/tracking.json; the copies are in tracking/ (docs/tracking.md)
 """
 
 

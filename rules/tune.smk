@@ -1,7 +1,7 @@
 """Suggest trials, train each, and select the best.
 
-Suggestion n depends on suggestion n - 1 and on the result of trial n - tune.window, so that up to tune.window trials run at
-the same time, and the order in which they end does not matter: see docs/tuning.md.
+Suggestion n depends on suggestion n - 1 and on the result of trial n - tune.window, so that up to tune.window trials run
+at the same time, and the order in which they end does not matter (docs/tuning.md).
 
 REQUIRED INPUTS: the data manifest
 OUTPUTS: results/{experiment}/tune/{study}/suggest-*.json, trial-*.json, best.json

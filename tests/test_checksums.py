@@ -1,4 +1,4 @@
-"""A file with another checksum than the one asked for is not taken."""
+"""A file with another checksum than the setting is rejected."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_the_checksums_are_those_of_the_standard_library(file: Path) -> None:
     [{}, {"sha256": SHA256}, {"md5": MD5}, {"sha256": SHA256.upper(), "md5": MD5}],
     ids=lambda asked: list(asked),
 )
-def test_the_right_file_is_taken(asked: dict[str, str], file: Path) -> None:
+def test_the_right_file_is_accepted(asked: dict[str, str], file: Path) -> None:
     Checksums.model_validate(asked).verify(file)
 
 
 @pytest.mark.parametrize(("asked", "name"), [({"sha256": SHA256}, "sha256"), ({"md5": MD5, "sha256": None}, "md5")])
-def test_a_file_cut_short_is_refused_with_what_it_has(asked: dict[str, Any], name: str, file: Path) -> None:
+def test_a_truncated_file_is_rejected_with_its_checksum(asked: dict[str, Any], name: str, file: Path) -> None:
     file.write_bytes(CONTENT[:-1])
     found = hashlib.new(name, CONTENT[:-1]).hexdigest()
     with pytest.raises(DataError, match=f"some.data: its {name} is {found}, but data.params.{name} is {asked[name]}"):
@@ -47,7 +47,7 @@ def test_a_file_cut_short_is_refused_with_what_it_has(asked: dict[str, Any], nam
 
 
 @pytest.mark.parametrize("name", ["sha256", "md5"])
-def test_a_folder_has_the_checksum_that_the_shell_gives_it(name: str, tmp_path: Path) -> None:
+def test_the_checksum_of_a_folder_is_that_of_the_shell_command(name: str, tmp_path: Path) -> None:
     for number, path in enumerate(("b.png", "a/ü b.png", "a/c/d.png", "B.png", "a.png", ".hidden", "a/.git/x")):
         (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / path).write_bytes(bytes([number]))
@@ -63,15 +63,15 @@ def test_a_folder_has_the_checksum_that_the_shell_gives_it(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", SHA256[:-1] + "g", MD5, SHA256 + "0"])
-def test_what_is_no_checksum_is_refused(wrong: str) -> None:
+def test_an_invalid_checksum_is_rejected(wrong: str) -> None:
     with pytest.raises(ValidationError):
         Checksums(sha256=wrong)
 
 
-def test_a_checksum_does_not_change_what_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checksum_is_not_part_of_a_runs_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one, two = (
+    plain, checked = (
         config.Data.model_validate({"name": "npz", "params": {"path": "data.npz"} | more})
         for more in ({}, {"sha256": SHA256})
     )
-    assert config.identity(one) == config.identity(two)
+    assert config.identity(plain) == config.identity(checked)

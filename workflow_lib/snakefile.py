@@ -1,6 +1,6 @@
-"""Functions that rules/common.smk calls in the Snakemake process: checks before the DAG, locks, and the last messages.
+"""Functions that rules/common.smk calls in the Snakemake process: checks before the DAG, locks, final messages.
 
-The lock of a killed Snakemake is removed by the next one; that of a running Snakemake is never touched.
+The next Snakemake removes the lock of a killed one; the lock of a running Snakemake is never touched.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def data_files(data: config.Data) -> dict[str, str]:
 
 
 def files_state(data: config.Data) -> str:
-    """Return a text that changes when a file of a data set changes, also to an older one, or is added or removed.
+    """Return a text that changes when a file of a data set is changed, even to an older one, added or removed.
 
     Snakemake itself only notices newer files, and entries directly in a folder that are added or removed.
     """
@@ -106,8 +106,8 @@ def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[conf
 
 
 def check_records(folder: Path) -> None:
-    """Raise StateError if Snakemake cannot use its own folder, where it would show a traceback."""
-    cure = (
+    """Raise StateError if Snakemake cannot write its own folder or read its records; it would show a traceback."""
+    advice = (
         f"Nothing was changed. If no Snakemake runs here, move {folder} away and run the same command again: it "
         f"contains no result, no checkpoint and no data"
     )
@@ -118,7 +118,7 @@ def check_records(folder: Path) -> None:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
                 raise
-            raise StateError(f"Snakemake cannot write to {place}: {error.strerror}. {cure}") from error
+            raise StateError(f"Snakemake cannot write to {place}: {error.strerror}. {advice}") from error
     for path in folder.glob("metadata/**/*"):
         try:
             if not (path.name.startswith("@") and path.is_dir()):  # Snakemake splits long names into folders
@@ -126,7 +126,7 @@ def check_records(folder: Path) -> None:
         except FileNotFoundError:
             continue  # another Snakemake runs here
         except (OSError, UnicodeDecodeError) as error:
-            raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {cure}") from error
+            raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {advice}") from error
 
 
 def enter(folder: Path) -> list[str]:
@@ -195,7 +195,7 @@ def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) ->
 
 
 def _hold(path: Path) -> None:
-    """Create a file that this process holds locked from the moment it has its name."""
+    """Create a file that this process has locked before it appears under its name."""
     new = path.with_suffix(".new")
     file = new.open("w")
     with suppress(OSError):  # a file system without flock: no lock is removed there
@@ -208,13 +208,11 @@ def _hold(path: Path) -> None:
 
 
 def _is_dead(path: Path) -> bool:
-    """Return True if the process that holds the file is certain to have ended."""
+    """Return True if the process that held the file has certainly ended."""
     try:
         with path.open() as file:
-            if file.read().partition(" ")[0] not in (
-                socket.gethostname(),
-                "",
-            ):  # empty: a power loss interrupted the write
+            # A power loss can leave the file empty.
+            if file.read().partition(" ")[0] not in (socket.gethostname(), ""):
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The experiment file: the one source of settings, read, merged, validated, and identified by a digest."""
+"""The experiment file, the only source of settings: it is read, merged, validated and identified by a digest."""
 
 from workflow_lib.config.compose import find_root
 from workflow_lib.config.experiment import Experiment

@@ -72,7 +72,7 @@ def _with_current_names(values: dict[str, Any], entries: dict[KeyPath, str]) -> 
 
 
 def shown(path: Path) -> str:
-    """Return the path, relative to the current folder if it is below it."""
+    """Return the path, relative to the current folder if it is inside of it."""
     absolute = path.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
@@ -117,7 +117,7 @@ def merge(base: Source, over: Source) -> Source:
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with others on top; a section whose `name` changes keeps what both names have."""
+    """Return the settings with others on top; a section with a new `name` keeps the settings that both names have."""
     bases = {section: _common(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
     merged: dict[str, Any] = deep_merge({**base, **bases}, over)
     return merged
@@ -131,6 +131,7 @@ def _common(section: str, base: Any, over: Any) -> Any:
     old, new = base.get("name", default), over.get("name", base.get("name", default))
     if old == new:
         return base
+    # An unknown name keeps all settings; validation then reports the name.
     common = fields.get(str(new)) or fields.get("*") or frozenset(base)
     return {key: value for key, value in base.items() if key in common}
 

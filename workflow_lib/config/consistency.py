@@ -40,7 +40,7 @@ def _place(origins: Origins, path: KeyPath) -> str:
 
 
 def is_swept(sweep: Sweep) -> bool:
-    """Return True if the experiment has a sweep, so that its settings without a point are not a run."""
+    """Return True if the experiment has a sweep: then its settings are a run only with a point on top."""
     return bool(sweep.grid or sweep.zip or sweep.list)
 
 
@@ -205,4 +205,5 @@ def _ends(space: FloatSpace | IntSpace | CategoricalSpace) -> list[Any]:
         return list(space.choices)
     if isinstance(space, IntSpace):
         return [space.low, space.high]
+    # Also a value within: for a whole-number setting, both ends can be valid although a fraction is not.
     return [space.low, space.low + (space.step or (space.high - space.low) * 0.382), space.high]

@@ -105,7 +105,7 @@ class Sweep(Section):
 
 
 def sorted_keys(value: Any) -> Any:
-    """Return the value with the keys of every mapping in it sorted, as in a frozen file."""
+    """Return the value with sorted keys in every mapping, as in a frozen file."""
     if isinstance(value, dict):
         return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
     return [sorted_keys(item) for item in value] if isinstance(value, list) else value
@@ -134,7 +134,7 @@ class IntSpace(_Range):
 
 
 class CategoricalSpace(Section):
-    """One of several values."""
+    """A choice among several values."""
 
     type: Literal["categorical"] = Field(description="float, int or categorical")
     choices: Annotated[list[str | int | float | bool | None], Field(min_length=1)] = Field(

@@ -16,7 +16,7 @@ from workflow_lib.plugins.section import stored_name
 def identity(section: Section) -> dict[str, Any]:
     """Return the settings that can change a result, as JSON values, without those marked NOT_IDENTITY.
 
-    A renamed setting has its old name, so that a rename changes no digest.
+    A renamed setting keeps its old name here, so that a rename changes no digest.
     """
     excluded = _excluded(type(section))
     values = section.model_dump(mode="json", exclude=set(excluded))
@@ -44,8 +44,9 @@ def _renamed(section: type[Section]) -> dict[str, str]:
 
 
 def canonical(value: Any) -> str:
-    """Return the same text for equal JSON values: sorted keys, shortest numbers, no -0.0. ValueError for NaN."""
+    """Return the same text for equal JSON values: sorted keys, shortest numbers, no -0.0. Raises ValueError for NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # The search in the text is fast, but also finds strings and numbers such as -0.01.
     return canonical(_without_negative_zero(value)) if "-0.0" in text and _has_negative_zero(value) else text
 
 

@@ -56,7 +56,7 @@ def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any
                 break
         elif (chosen := _variant(here, part)) is not None:
             here = owner = chosen
-        elif get_origin(here) in (dict, list, tuple) and part != "[key]":
+        elif get_origin(here) in (dict, list, tuple) and part != "[key]":  # pydantic's mark of an error in a key
             path.append(part)
             here = _item(here, part)
         else:
@@ -148,7 +148,7 @@ def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
 
 
 def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
-    """Return the names of the section whose settings include this one, which the chosen name lacks."""
+    """Return the names of the section that have this setting, if the chosen name lacks it, as part of a message."""
     if len(path) != 2 or path[0] not in VARIANTS or "name" not in owner.model_fields:
         return ""
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]

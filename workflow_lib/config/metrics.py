@@ -1,4 +1,4 @@
-"""Comparison of metric values: the facts of the tasks say which metrics are maximised."""
+"""Comparison of metric values; the tasks define which metrics are maximised."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import NOT_IDENTITY, renamed_from
 
-MOST = 1_000_000  # upper bound of counts such as epochs and trials: a larger number is a typo
+MOST = 1_000_000  # upper bound of counts such as epochs and trials; a larger number is probably a typo
 
 if TYPE_CHECKING:
     Metric: TypeAlias = str
@@ -232,7 +232,7 @@ VARIANTS: dict[str, tuple[str, dict[str, frozenset[str]]]] = {
 
 
 class RunConfig(Section):
-    """All settings that determine the result of a training."""
+    """All settings that determine the result of a run."""
 
     seed: int
     data: Data

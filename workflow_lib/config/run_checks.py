@@ -1,4 +1,4 @@
-"""Checks within one run: each setting is valid by itself, but together they contradict each other."""
+"""Checks of settings that are valid by themselves, but contradict each other within a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workflow_lib.config.messages import shown
 from workflow_lib.config.run import Training
 from workflow_lib.config.yaml import KeyPath
 
-# Precisions of each kind of device; that of `auto` is known only where the training runs.
+# Precisions of each kind of device. The device that `auto` selects is known only when training starts.
 PRECISIONS = {
     "cpu": ("fp32", "bf16"),
     "cuda": ("fp32", "bf16", "fp16", "tf32"),

@@ -1,4 +1,4 @@
-"""Version numbers of the pipeline's stages. Raise one by hand when the results of the stage change."""
+"""Version numbers of the pipeline's stages. Raise the number of a stage by hand when its results change."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 
 Point = dict[str, Any]
-LARGEST = 100_000  # points of one sweep: more are a typo in a range
+LARGEST = 100_000  # points of a sweep; a larger number is probably a typo
 
 # The sections of an experiment that determine the result of a run.
 RUN_SECTIONS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
@@ -41,7 +41,7 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def points(sweep: Sweep) -> Iterator[Point]:
-    """Yield the points of a sweep, or one empty point without a sweep; the last axis by name varies fastest.
+    """Yield the points of a sweep, or a single empty point without a sweep; the last axis by name varies fastest.
 
     Raises ConfigError for an exclusion that matches no point, and if no point is left.
     """
@@ -97,7 +97,7 @@ class Layers:
         self._seen: dict[tuple[str, str], Part | list[str]] = {}
 
     def parts(self, point: Mapping[str, Any], where: str) -> dict[str, Part]:
-        """Return the sections of the run at a point; errors name `where` the point is from."""
+        """Return the sections of the run at a point; errors name `where` as its origin."""
         found, problems = dict(self._base), []
         for name, value in nested(point).items():
             key = (name, canonical(value))

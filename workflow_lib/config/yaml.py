@@ -14,7 +14,7 @@ from workflow_lib.errors import ConfigError, shortened
 
 KeyPath = tuple[str | int, ...]
 LARGEST = 500_000  # values in one file: aliases of aliases could fill the memory
-MOST_DIGITS = 1000  # of a whole number; Python does not print much longer ones
+MOST_DIGITS = 1000  # of a whole number; by default, Python cannot print more than 4,300
 
 
 def paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -142,6 +142,7 @@ class _Tree:
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        # Merged keys first, wherever `<<` is: the mapping's own keys override them.
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
                 values = {**self.merged(key_node, value_node, path), **values}

@@ -4,19 +4,19 @@
         train-000000000000-000000004096.safetensors   inputs and targets as stored, with the digest of both
         manifest.json                                 written last; the rule's output is a copy of it
 
-source         what `open_source` of a data set returns
+source         the `Source` that `open_source` of a data set returns
 rare_classes   data.min_class_count
 splits         the rows of train, val and test
 preparation    writes the shards and the manifest
-shard_writer   writes one shard, or keeps the one that verifies
+shard_writer   writes a shard, or keeps an existing one that verifies
 tally          totals over the shards: counts, digests, mean and standard deviation
-statistics     exact sums
-copies         equal inputs
+statistics     mean and standard deviation from exact sums
+copies         samples that are copies of others, and equal inputs with different targets
 shard          the file format of a shard
 manifest       the description of prepared data
-normalisation  stored values as a model takes them
+normalisation  stored values to model inputs
 loader         batches for a model, from memory or from mapped shards
-prefetch       threads that work ahead
+prefetch       results computed in advance by threads
 """
 
 from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split

@@ -1,4 +1,4 @@
-"""Equal inputs, found by a digest of each sample: copies across splits, and copies with different targets."""
+"""Equal inputs, found by a digest of each sample: copies across splits, and equal inputs with different targets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def row_digests(inputs: np.ndarray) -> np.ndarray:
 
 
 def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str, np.ndarray]) -> None:
-    """Warn of copies of train samples in val and test, and of equal inputs with different targets.
+    """Log a warning for copies of train samples in val and test, and for equal inputs with different targets.
 
     Raises DataError if all inputs of train are the same.
     """
@@ -39,6 +39,7 @@ def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str
         )
     known, first = np.unique(train, return_index=True)
     for split in ("val", "test"):
+        # A digest above all others is compared with the last, which differs.
         places = np.minimum(np.searchsorted(known, digests[split]), len(known) - 1)
         copies = np.flatnonzero(known[places] == digests[split])
         if len(copies):

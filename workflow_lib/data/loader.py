@@ -1,7 +1,7 @@
-"""Batches for a model, from memory or from mapped shards: the same bits either way, with any number of threads.
+"""Batches for a model, from memory or from memory-mapped shards: the same bits either way, with any number of threads.
 
-Small data is in memory, normalised, on the device. Large data stays in the shards, which are mapped: threads gather the
-rows of the next batches during the computation, and each batch is normalised on the device.
+Small data is in memory, normalised, on the device. Large data stays in the shards, which are memory-mapped: threads
+gather the rows of the next batches during the computation, and each batch is normalised on the device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Batch: TypeAlias = "tuple[Tensor, Tensor]"  # inputs and targets
 Rows: TypeAlias = "Tensor | slice"
 T = TypeVar("T")
 
-# Largest part of the free memory for a split. The rest is for the model, which takes most of the memory of a GPU.
+# Largest fraction of the free memory that a split may take. The rest is for the model, which needs most of a GPU.
 SHARE_OF_HOST, SHARE_OF_GPU = 0.5, 0.25
 LOG_INTERVAL_S = 20.0
 
@@ -151,9 +151,9 @@ def load_split(
 ) -> Split | MappedSplit:
     """Return a split whose shards were verified once. Raises DataError for a damaged or missing shard.
 
-    With `auto` the split is in memory if it takes at most a part of the free memory, which the `processes` of a node
-    share. If the shards are mapped, each rank verifies its part of them, and the caller must wait for all ranks before
-    the first step. `tick` is called after each shard.
+    With `auto` the split is loaded into memory if it fits `available_bytes`; `processes` is the number of processes on
+    the node. If the shards are mapped, each rank verifies its share of them, and the caller must wait for all ranks
+    before the first step. `tick` is called after each shard.
     """
     import torch
 
@@ -244,7 +244,7 @@ def _damaged(folder: Path, shard: Shard) -> DataError:
 
 
 def _with_ticks(results: Iterable[T], total: int, tick: Callable[[], object]) -> Iterator[T]:
-    """Yield the results, with a tick after each, and log the progress now and then."""
+    """Yield the results; after each, call `tick`, and log the progress every LOG_INTERVAL_S seconds."""
     logged = time.monotonic()
     for number, result in enumerate(results, 1):
         yield result

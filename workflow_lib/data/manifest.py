@@ -1,4 +1,4 @@
-"""The description of prepared data; its digest covers everything that a training can see."""
+"""The description of prepared data; its digest covers everything that training can see."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shard(Section):
     start: int = Field(ge=0)
     stop: int = Field(ge=0)
     digest: str
-    # Digest of the source files of its rows, if the data set gives `Source.row_digests`.
+    # Digest of the settings, the code and the source files of its rows, if the data set gives `Source.row_digests`.
     made_from: str = Field("", pattern="^([0-9a-f]{32})?$")
 
     @property
@@ -69,7 +69,7 @@ class Manifest(Section):
     are not changed. The targets of a regression are `(stored - target_mean) / target_std` by output.
     """
 
-    digest: str  # of everything that a training can see
+    digest: str  # of everything that training can see
     store: str = Field(pattern="^[0-9a-f]{32}$")  # folder in work/data
     data: dict[str, Any]  # the settings
     task: Task = "classification"
@@ -89,7 +89,7 @@ class Manifest(Section):
 
     @property
     def kind(self) -> Targets:
-        """How the targets are stored, which the task decides."""
+        """Storage of the targets, determined by the task: class numbers, numbers to predict, or tokens."""
         return task_facts(self.task).targets
 
     @property
@@ -121,7 +121,7 @@ class Manifest(Section):
         write_signed(path, self.model_dump(mode="json"))
 
     def content_digest(self) -> str:
-        """Return the digest of everything that a training can see; paths, shards and names do not count."""
+        """Return the digest of everything that training can see, without paths, shards and names."""
         names = {"task", "input_shape", "dtype", "scale", "mean", "std", "target_mean", "target_std"}
         seen = self.model_dump(mode="json", include=names)
         splits = {name: [split.samples, split.digest] for name, split in self.splits.items()}

@@ -1,4 +1,4 @@
-"""Stored values as a model takes them: the same bits for any part of the data, on the host and on a GPU."""
+"""Convert stored values to model inputs: the same bits for any part of the data, on the host and on a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Normalisation:
         return stored.long() if self._has_tokens else self.compact(stored)
 
     def compact(self, stored: Tensor) -> Tensor:
-        """Return the same, but tokens in their stored type, which takes less memory than int64."""
+        """Return normalised float32; language: tokens in their stored type, which takes less memory than int64."""
         import torch
 
         if self._has_tokens:
@@ -37,12 +37,12 @@ class Normalisation:
 
 
 def normalise(manifest: Manifest, inputs: Tensor) -> Tensor:
-    """Return stored inputs [n, *input_shape] as a model takes them, on their device."""
+    """Return the model inputs for stored inputs [n, *input_shape], on the same device."""
     return Normalisation(manifest, inputs.device)(inputs)
 
 
 def standardise(manifest: Manifest, targets: Tensor) -> Tensor:
-    """Return stored targets as a model predicts them; `predicted * target_std + target_mean` undoes it."""
+    """Return the targets in the units that a model predicts; `predicted * target_std + target_mean` is the inverse."""
     import torch
 
     if manifest.kind != "numbers":

@@ -1,4 +1,4 @@
-"""Results computed ahead by threads and given out in order."""
+"""Compute results in threads before they are requested, and yield them in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Out = TypeVar("Out")
 def prefetch(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Generator[Out]:
     """Yield `function(item)` for each item, in order; with 0 workers each is computed when it is requested.
 
-    Each worker is at most two results ahead. When the generator is closed or raises, its threads end.
+    Each worker computes at most two results in advance. When the generator is closed or raises, its threads end.
     """
     if not workers:
         yield from map(function, items)

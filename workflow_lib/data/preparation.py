@@ -52,8 +52,8 @@ def prepare(
     """Return the manifest of the data, with all its shards verified in the store.
 
     Each thread has one shard in memory. If several processes prepare the same data, one works, and the others wait
-    and verify. Data that cannot be used is rejected before the first shard is written. The manifest is also written
-    to ``output`` while the lease is held: from then on a result names the data, and `everstep clean` keeps it.
+    and verify. Targets and splits are checked before the first shard is written, inputs when they are read. The
+    manifest is also written to `output` while the lease is held, so that `everstep clean` finds the data in use.
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
@@ -65,7 +65,7 @@ def prepare(
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
-    """Return the manifest, after its data was prepared again if its folder in the store is missing.
+    """Return the manifest; prepare its data again if the folder in the store is missing.
 
     Raises DataError if the source files, or the code of the data set, now give other data.
     """
@@ -95,14 +95,14 @@ def _open_source(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[
 
 
 def _checked(given: Source, name: str) -> Source:
-    """Return the source, checked; errors raised by its functions name the data set."""
+    """Return the source after checking it; errors raised by its functions name the data set."""
     check_source(given)
     names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
     return replace(given, **{f: plugins.user_code_errors(f"{name}: {f}()")(getattr(given, f)) for f in names})
 
 
 def _draw_splits(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
-    """Return the splits, and the source as learned from the rows that are left in train."""
+    """Return the source, with its categories learned from the rows that remain in train, and the splits."""
     parts = assign(source, data)
     train = parts["train"].rows
     if source.learn_from is not None and len(train) < len(source.targets["train"]):
@@ -164,7 +164,7 @@ def _store_name(made_by: Mapping[str, Any], source: Source) -> str:
 
 
 def _lock(folder: Path) -> Lease:
-    """Acquire the folder; wait, and say so, as long as another process that owns it lives."""
+    """Return the lease of the folder; while another live process holds it, log that and wait without a limit."""
     return Lease.acquire(folder, uuid.uuid4().hex, timeout_s=LEASE_TIMEOUT_S, wait_s=math.inf)
 
 

@@ -52,6 +52,7 @@ def apply_min_class_count(source: Source, data: config.Data) -> Source:
             f"(rare classes: {listing})"
         )
     kept = {split: np.flatnonzero(number_of[of_split] < len(names)) for split, of_split in targets.items()}
+    # A split without any row is left out, and then drawn from train.
     kept = {split: rows for split, rows in kept.items() if len(rows) or split == "train"}
     return _changed(source, kept, {split: number_of[targets[split][rows]] for split, rows in kept.items()}, names)
 

@@ -69,8 +69,9 @@ class Source:
             the next token is the target
         read: `read(split, rows)` returns the inputs of these rows, which are ascending: uint8 or float32 [rows,
             channels, ...]; language: uint8 or int32 tokens [rows, context + 1]
-        learn_from: `learn_from(rows)` returns the source as learned from these rows of train only; it is called
-            with the rows that remain after splits were drawn. None: the source does not depend on the rows
+        learn_from: `learn_from(rows)` returns the source with what it learns, such as categories, learned from
+            these rows of train only; it is called with the rows that remain after splits were drawn. None: the
+            source learns nothing from the rows
         classes: names of the classes, in the order of their numbers
         features: the columns of a table; inputs are [rows, features]. Only tables may have NaN: a missing
             number
@@ -106,7 +107,7 @@ class Source:
 
     @property
     def kind(self) -> Targets:
-        """How the targets are stored, which the task decides."""
+        """Storage of the targets, determined by the task: class numbers, numbers to predict, or tokens."""
         return task_facts(self.task).targets
 
 
@@ -135,7 +136,7 @@ def from_arrays(
 
 
 def class_numbers(split: str, targets: np.ndarray, classes: int) -> np.ndarray:
-    """Return the class numbers as int64. Raises DataError for anything else than whole numbers of classes."""
+    """Return the class numbers as int64. Raises DataError for any other value."""
     given = np.asarray(targets)
     allowed = f"allowed with {classes} classes: whole numbers from 0 to {classes - 1}"
     if given.ndim != 1 or given.dtype.kind not in "biuf":

@@ -34,7 +34,7 @@ class Moments:
                 self.counts[channel] += len(values)
 
     def merge(self, other: Moments) -> None:
-        """Add the sums of the other."""
+        """Add the sums of other values."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
@@ -46,7 +46,7 @@ class Moments:
         return [number for number, (n, total, squares) in enumerate(sums) if n > 1 and squares * n == total**2]
 
     def mean_and_std(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return both by channel, for values divided by the scale; the deviation of a constant channel is 1."""
+        """Return means and standard deviations of values divided by the scale, by channel; 1 for a constant channel."""
         unit, counts = Fraction(scale), [max(1, count) for count in self.counts]
         means = [total / count for total, count in zip(self.sums, counts, strict=True)]
         variances = [s / n - mean**2 for s, n, mean in zip(self.squares, counts, means, strict=True)]

@@ -1,4 +1,4 @@
-"""Totals over the shards: counts, digests, mean and standard deviation; the manifest is made from them."""
+"""Totals over the shards, for the manifest: counts, digests, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tally:
         mean, std = self.moments.mean_and_std(source.scale)
         has_categories = [bool(feature.categories) for feature in source.features] or [False] * len(mean)
         target_mean, target_std = self.target_moments.mean_and_std(1.0)
-        # A table has warned of its constant columns by name.
+        # For a table, the data set has already warned about constant columns by name.
         if constant := [] if source.features else self.moments.constant_channels():
             log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
         manifest = Manifest(
@@ -75,6 +75,7 @@ class Tally:
         return manifest.model_copy(update={"digest": manifest.content_digest()})
 
     def _summary(self, split: str) -> SplitSummary:
+        # Inputs and targets have separate hashers: so the digest does not depend on the size of the shards.
         whole = blake2b(b"".join(hasher.digest() for hasher in self.hashers[split]))
         per_class = tuple(self.counts[split].tolist())
         return SplitSummary(samples=self.samples[split], per_class=per_class, digest=whole.hexdigest())

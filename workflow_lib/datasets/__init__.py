@@ -16,7 +16,7 @@
         return from_arrays(inputs.astype("float32"), targets, classes=["a", "b", "c"])
 
 For data with splits of its own, from files, or larger than the memory, return a `workflow_lib.data.Source`: its `read`
-is called for a few rows at a time. Splits, shards, statistics, digests and checks are made by `workflow_lib.data`. Put
-heavy imports inside the function, so that `everstep validate` stays fast. `tests/datasets/contract.py` tests the
+is called for a few rows at a time. `workflow_lib.data` makes splits, shards, statistics, digests and checks. Put heavy
+imports inside the function, so that `everstep validate` stays fast. `tests/datasets/contract.py` tests the
 requirements.
 """

@@ -17,7 +17,7 @@ from workflow_lib.errors import DataError
 
 BLOCK_BYTES = 1 << 24  # read at once
 SMALL_BYTES = 1 << 28  # allowed content of any file, however small
-MAX_RATIO = 100  # allowed content of larger files, by file size; images of handwriting are compressed to a tenth
+MAX_RATIO = 100  # allowed content of larger files, by file size; images of handwriting compress to about a tenth
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, MemoryError)
 
@@ -58,7 +58,7 @@ def _check_size(path: Path, size: int) -> None:
 
 
 class Member:
-    """An array in the file: its header is read at once, its rows on request."""
+    """An array in the file: the header is read by the constructor, rows on request."""
 
     def __init__(self, archive: Archive, key: str) -> None:
         self.where = f"{archive.path}: key `{key}`"

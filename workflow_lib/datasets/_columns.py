@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 ALWAYS = ("missing", "not in train")  # categories of every categorical column
 MOST_CATEGORIES = 10_000  # in a column; with more, the values are free text or identify rows
-UNITS = 20  # more different texts than this, with the same unit, are numbers and not categories
+UNITS = 20  # more different texts than this with the same unit are taken for numbers, not for categories
 SAMPLED = 4096  # different numbers of a column that are compared as float32
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
 
@@ -98,7 +98,7 @@ class Column(ColumnReader):
             )
 
     def _add_numbers(self, piece: Piece, numbers: np.ndarray, is_value: np.ndarray) -> None:
-        """Add to the range and the sample of numbers, from rows of all splits: so checks do not depend on the draw."""
+        """Add to the range and the sample of numbers; rows of all splits count, so checks do not depend on the draw."""
         values, written = numbers[is_value], piece.values[self.name]
         if not len(values):
             return
@@ -115,7 +115,7 @@ class Column(ColumnReader):
             self.code = "" if at is None else f"`{written[at]}` in {piece.places[at]}"
 
     def encoding(self) -> ColumnEncoding:
-        """Return how the values become inputs. Raises DataError for a column that cannot be used."""
+        """Return the encoding of the values as inputs. Raises DataError for a column that cannot be used."""
         where = f"{self.path}, column `{self.name}`"
         if not self.is_in_train:
             raise DataError(f"{where}: no row of train has a value; leave it out of data.params.features")
@@ -140,6 +140,7 @@ class Column(ColumnReader):
         if not self.is_rounded or max(abs(self.low), abs(self.high)) <= 4 * spread:
             return 0.0
         middle = self.low + spread / 2
+        # Rounded, so that whole numbers stay whole.
         return float(round(middle)) if spread >= 1 else middle
 
     def _check_categories(self, where: str) -> None:

@@ -15,8 +15,8 @@ from workflow_lib.data import SourceFile
 from workflow_lib.errors import DataError
 
 BLOCK_BYTES = 1 << 20  # decoded at once
-STRIDE = 1 << 12  # characters between the known byte positions of a file
-NEAR = 4  # contexts; windows at most so far apart are read in one piece
+STRIDE = 1 << 12  # characters between two recorded byte positions of a file
+NEAR = 4  # contexts; windows that are no further apart are read in one piece
 END = {"bytes": 0xFF, "any bytes": 0x100, "characters": 0x110000}  # after each file: a code that cannot be in its text
 
 Tokens = Literal["bytes", "any bytes", "characters"]  # `any bytes` can include 0xFF, which UTF-8 never has

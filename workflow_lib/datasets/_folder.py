@@ -35,7 +35,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield every file in the folder, at any depth. Raises DataError for a broken link and for a link to a parent."""
+    """Yield every file in the folder, at any depth. Raises DataError for a broken link or a link to a parent folder."""
     real = folder.resolve()
     if real in inside:
         raise DataError(f"{folder}: a link to a folder that contains it; remove it")

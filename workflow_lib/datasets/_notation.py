@@ -22,7 +22,7 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 PLAIN = re.compile(r"([+-]?)(0|[1-9][0-9]*|)(?:\.([0-9]*))?")
-NEARLY_ALL = 0.9  # part of the texts of a column that must look alike to classify the column
+NEARLY_ALL = 0.9  # fraction of a column's texts that must look alike to classify the column
 CODE = re.compile(r"0[0-9]+")  # 007: probably a code
 CURRENCY = r"(?:[$€£¥₹₽₩¢₺₴]|US\$|USD|EUR|GBP|CHF|JPY|CNY|INR|Rs\.?|kr\.?|zł|Kč)"
 AROUND = re.compile(rf"^{CURRENCY}\s*|\s*(?:{CURRENCY}|%|‰|percent|pct\.?)$")

@@ -41,7 +41,7 @@ class Classes(ColumnReader):
         self.seen.append(np.array([self.codes[str(name)] for name in names], np.int64))
 
     def _check_name(self, piece: Piece, row: int, name: str) -> None:
-        """Reject a fraction and a class too many: the target is probably a number to predict."""
+        """Reject a fraction, and more than MOST_CLASSES classes: the target is probably a number to predict."""
         hint = "set data.params.task: regression to predict a number"
         if (plain := self.notation.plain(name)) is not None and float(plain) % 1 > 0:
             self.reject(piece, row, f"the target {name} is a fraction, which is not allowed for a class; {hint}")

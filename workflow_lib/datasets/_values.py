@@ -1,4 +1,4 @@
-"""The values of a table's columns as numbers and as names, and errors that name the place of a value."""
+"""Conversion of a table's values to numbers and names, with errors that give the place of a value."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ColumnReader:
     name: str
     notation: Notation
     is_listed: bool = False  # in data.params.categorical: values are names, even if they look like numbers
-    is_first: bool = True  # the first scan of the whole file: it makes the checks and logs; later ones only learn
+    is_first: bool = True  # the first scan of the whole file checks and logs; later scans only learn
     small: str = field(default="", kw_only=True)  # the first number below SMALLEST, with its place
 
     def reject(self, piece: Piece, row: int, what: str) -> NoReturn:

@@ -36,7 +36,7 @@ LIKE_ANNOTATIONS = frozenset(
     ("annotation", "annotations", "label", "labels", "mask", "masks", "segmentation", "segmentations", "groundtruth",
      "gt", "target", "targets", "bbox", "bboxes", "boxes", "trimaps", "xmls", "metadata")
 )  # fmt: skip
-MAX_PIXELS = 90_000_000  # the header of a small file can claim so many that decoding takes all memory
+MAX_PIXELS = 90_000_000  # the header of a small file can claim more, and decoding would take all memory
 Side = Annotated[int, Field(ge=1, le=8192)]
 Size = tuple[int, int]  # height, width
 
@@ -154,7 +154,7 @@ def _check_annotations(folder: Path, names: Iterable[str]) -> None:
 
 
 def _warn_of_equal_folders(folder: Path, classes: dict[str, list[Path]]) -> None:
-    """Warn if all classes have the same sub-folders and no image directly in them: those may be the classes."""
+    """Warn if all classes have the same sub-folders and no image directly in them: these may be the classes."""
     below = [{path.relative_to(folder / name).parts[:-1][:1] for path in paths} for name, paths in classes.items()]
     if len(below[0]) > 1 and () not in below[0] and all(folders == below[0] for folders in below):
         inner = ", ".join(sorted(name for (name,) in below[0])[:5])
@@ -206,7 +206,7 @@ def _pixels(path: Path, params: Params, shape: Size) -> np.ndarray:
 
 
 def _decode(path: Path, params: Params) -> Any:
-    """Return the image, upright, with 8 bits a value in grey or RGB. Raises DataError for damage of any kind."""
+    """Return the upright image in grey or RGB, 8 bits per value. Raises DataError for damage of any kind."""
     from PIL import Image, ImageOps
 
     try:

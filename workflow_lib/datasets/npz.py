@@ -107,7 +107,7 @@ def as_stored(images: np.ndarray) -> np.ndarray:
 
 
 def _images(archive: Archive, key: str) -> Member:
-    """Return the images of a key. Raises DataError if their shape is not that of images."""
+    """Return the images of a key. Raises DataError for a shape that images cannot have."""
     member = archive.member(key)
     shape = member.shape
     if len(shape) not in (3, 4) or 0 in shape[1:] or (len(shape) == 4 and shape[3] not in (1, 3)):
@@ -129,7 +129,7 @@ def _check_alike(member: Member, train: Member) -> None:
 
 
 def _label_member(archive: Archive, key: str, images: Member) -> Member:
-    """Return the labels of a key. Raises DataError if there is not one for each image."""
+    """Return the labels of a key. Raises DataError if their number differs from that of the images."""
     member = archive.member(key)
     if len(member.shape) not in (1, 2) or member.shape[1:] not in ((), (1,)):
         raise DataError(f"{member.where}: shape {member.shape}; allowed: (n,) or (n, 1), one class for each image")
@@ -139,7 +139,7 @@ def _label_member(archive: Archive, key: str, images: Member) -> Member:
 
 
 def _labels(member: Member) -> np.ndarray:
-    """Return the labels as int64 [n]. Raises DataError for one that is not a whole number."""
+    """Return the labels as int64 [n]. Raises DataError for a label that is not a whole number."""
     import numpy as np
 
     from workflow_lib.data import first_true

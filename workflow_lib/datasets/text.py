@@ -50,7 +50,7 @@ class Params(Checksums):
 
 
 def task(params: Params) -> Task:
-    """Return language: the next token is predicted."""
+    """Return `language`: the model predicts the next token."""
     return "language"
 
 
@@ -138,7 +138,7 @@ def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...
 
 
 def _streams(documents: list[Document], context: int, *, in_one: bool) -> list[Stream]:
-    """Return streams of neighbouring documents: all in one, or as few as fill PASSAGE contexts in each."""
+    """Return streams of neighbouring documents: a single stream, or as few in each as fill PASSAGE contexts."""
     from workflow_lib.datasets._documents import Stream
 
     groups: list[list[Document]] = [[]]

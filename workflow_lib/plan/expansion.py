@@ -1,4 +1,4 @@
-"""From an experiment to its runs: each point of the sweep is one fully resolved training, named by its digest."""
+"""From an experiment to its runs: each point of the sweep becomes a run with all its settings, named by a digest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def base(experiment: Experiment) -> RunConfig:
 
 
 def apply(run: RunConfig | Experiment, point: Mapping[str, Any], source: str = "the point") -> RunConfig:
-    """Return the run with a point's dotted settings on top; errors name `source` as the place of the settings."""
+    """Return the run with the dotted settings of a point on top; errors name `source` as their origin."""
     values = {part: _dump(getattr(run, part)) for part in sweep.RUN_SECTIONS}
     merged = overlay(values, sweep.nested(point))
     try:
@@ -53,7 +53,7 @@ def _dump(value: Any) -> Any:
 
 
 def expand(experiment: Experiment) -> tuple[Run, ...]:
-    """Return the runs of the experiment in the order of the sweep; points with equal settings are one run.
+    """Return the runs of the experiment in the order of the sweep; points with equal settings become the same run.
 
     Raises ConfigError with the problems of all points, one a line.
     """
@@ -69,7 +69,7 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
             problems.update(dict.fromkeys(str(error).splitlines()))
             continue
         values = {name: part.value for name, part in parts.items()}
-        if point:
+        if point:  # without a sweep, `consistency.check` has already checked the only run
             found = run_problems(values, experiment.runtime)
             problems.update((f"{where}: {dotted(path)}: {what}", None) for path, what in found)
         name = digest_text(_identity_text(parts, numbers), "run")

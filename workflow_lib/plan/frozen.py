@@ -1,6 +1,6 @@
 """Frozen experiments and runs in `work/`: files named by a digest, whose content never changes.
 
-Queued jobs read them, so that an edit of the experiment file cannot reach a job that was planned before.
+Queued jobs read them, so that an edit of the experiment file does not affect jobs that were planned before.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def freeze_experiment(experiment: Experiment, work: Path) -> Path:
 def freeze(run: RunConfig, work: Path, digest: str | None = None) -> Path:
     """Write work/runs/<digest>/config.json with the run, and return its path; an existing file is only checked.
 
-    The file is not synced to disk: of ten thousand runs, each would wait for the disk twice. The next plan freezes a
-    run again whose file a power loss removed or truncated.
+    The file is not synced to disk, because a sweep of ten thousand runs would wait for the disk twice for each. If a
+    power loss removes or truncates the file, the next plan writes it again.
     """
     digest = digest or run_digest(run)
     path = layout.run_config(work, digest)
@@ -79,7 +79,7 @@ def _frozen(ref: str, work: Path) -> Path:
     if not match:
         raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")
     exact = layout.run_config(work, match[1])
-    if exact.exists():  # a whole digest: spares a scan of all runs
+    if exact.exists():  # a whole digest needs no scan of all runs
         return exact
     found = layout.run_configs(work, match[1])
     if len(found) > 1:
@@ -102,7 +102,7 @@ def _pointed(ref: str) -> str:
 
 
 def read_run(path: Path, digest: str) -> RunConfig:
-    """Return the run in the file; raise ConfigError if its digest is another one."""
+    """Return the run in the file; raise ConfigError if it has another digest."""
     try:
         run = RunConfig.model_validate(with_current_names(files.read_json(path)))
     except StateError as error:

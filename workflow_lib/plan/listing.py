@@ -34,7 +34,7 @@ def table(experiment: Experiment) -> str:
 
 
 def columns(experiment: Experiment) -> list[str]:
-    """Return a line for each column of the tables that the experiment reads, or why a table is rejected."""
+    """Return a line for each column of the tables that the experiment reads, or the reason why a table is rejected."""
     data = {run.data_id: run.config.data for run in expand(experiment)}
     lines = []
     for name, section in data.items():

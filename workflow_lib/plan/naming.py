@@ -1,6 +1,6 @@
-"""Digests, and the readable names with them: of runs, of data sets, and of sections of an experiment.
+"""Digests, and readable names that contain them, for runs, data sets and sections of an experiment.
 
-They are in the names of folders in `work/` and `results/`, so a change here would train every run again.
+Folders in `work/` and `results/` are named by them, so a change here would train every run again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def run_digest(run: RunConfig) -> str:
 
 
 def data_settings(run: RunConfig | Experiment) -> dict[str, Any]:
-    """Return all settings of the run's data as JSON values, also those that are not part of the identity."""
+    """Return all settings of the run's data as JSON values, including those that are not part of its identity."""
     return run.data.model_dump(mode="json")
 
 
@@ -34,9 +34,9 @@ def data_id(run: RunConfig | Experiment | Data) -> str:
 
 
 def run_id(experiment_name: str, swept: Mapping[str, Any], digest: str) -> str:
-    """Return `<slug>-<12 hex>`: the slug has the experiment's name and the swept values, for people.
+    """Return `<slug>-<12 hex>`: the slug is a readable text of the experiment's name and the swept values.
 
-    A renamed setting has its old name in it: the folder of the run in `results/` stays where it is.
+    A renamed setting keeps its old name in it, so that the run keeps its folder in `results/`.
     """
     words = [experiment_name, *(_word(key, value) for key, value in with_stored_names(swept).items())]
     return f"{slug('-'.join(words))}-{digest[:12]}"
@@ -56,6 +56,6 @@ def slug(text: str) -> str:
 
 
 def section_digest(experiment: Experiment, section: str) -> str:
-    """Return a digest that changes with each setting of the section that can change its results."""
+    """Return a digest of the settings of the section that can change its results."""
     value = getattr(experiment, section)
     return config.digest(config.identity(value) if isinstance(value, Section) else value, "section")

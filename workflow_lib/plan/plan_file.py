@@ -49,7 +49,7 @@ def _study(experiment: Experiment) -> dict[str, Any] | None:
 
 
 def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """Return a digest of the runs and the study; labels and other settings that change no run do not change it."""
+    """Return a digest of the runs and the study; settings that change no run, such as labels, do not change it."""
     return config.digest(plan(experiment, runs), "plan")
 
 

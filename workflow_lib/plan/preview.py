@@ -1,6 +1,6 @@
-"""Checks of runs before anything is trained: against the headers of their data files, and of batch norm.
+"""Checks of runs before training: of settings against the headers of data files, and of batch norm.
 
-torch is imported only for runs that compute one sample at a time, which batch norm may not be able to normalise.
+torch is imported only for runs that compute one sample at a time, from which batch norm may have no variance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ONLY_THE_TRAINING = (
 
 
 def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], list[str]]:
-    """Return the problems of the runs, and notes on what only the training can find; without duplicates."""
+    """Return the problems of the runs, and notes on checks that only training can make; without duplicates."""
     problems: dict[str, None] = {}
     notes: dict[str, None] = {}
     facts: dict[str, plugins.DatasetFacts | None] = {}
@@ -59,7 +59,7 @@ def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], 
 
 
 def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -> list[str]:
-    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if it is unknown."""
+    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is unknown."""
     plugin = plugins.load("models", run.model.name)
     if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
         return []  # a model of this package without normalisation: no need to import torch
@@ -85,7 +85,7 @@ def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -
 
 
 def _spec(run: RunConfig, known: plugins.DatasetFacts) -> tuple[ModelSpec | None, bool]:
-    """Return the shapes of the data, and True if batch norm sees the same shapes in the training."""
+    """Return the shapes of the data, and True if batch norm gets as many values per channel as in training."""
     from workflow_lib.data import ModelSpec
 
     task = plugins.task(run.data.name, run.data.params)

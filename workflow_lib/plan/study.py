@@ -1,4 +1,4 @@
-"""The study of an experiment: the run that it varies, its metric, its digest and its name."""
+"""The study of an experiment: its base run, metric, digest and name."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from workflow_lib.store import layout
 
 
 def tuned_base(experiment: Experiment) -> RunConfig:
-    """Return the run that the trials of the study vary: the experiment with `tune.set`."""
+    """Return the base run of the study, which its trials vary: the experiment with `tune.set`."""
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
     return apply(base(experiment), experiment.tune.set, "tune.set")
 
 
 def studied(experiment: Experiment) -> list[RunConfig]:
-    """Return runs that together have all models, hooks and files that a trial or the best run may use."""
+    """Return runs that together use every model, hook and file that a trial or the best run may use."""
     if (tune := experiment.tune) is None:
         return []
     found = [tuned_base(experiment), base(experiment)]
@@ -41,7 +41,7 @@ def studied(experiment: Experiment) -> list[RunConfig]:
 
 
 def freeze_study(experiment: Experiment, folder: Path, work: Path) -> None:
-    """Freeze the runs that the study's files name, in case work/ was lost since they were written."""
+    """Freeze the runs that the study's files refer to, if work/ was deleted after they were written."""
     for path in results_layout.pointers(folder):
         content = files.read_json(path, "run", "params")
         if not layout.run_config(work, content["run"]["digest"]).exists():
@@ -50,7 +50,7 @@ def freeze_study(experiment: Experiment, folder: Path, work: Path) -> None:
 
 
 def study_definition(experiment: Experiment) -> dict[str, Any]:
-    """Return everything that the suggestions of the study depend on: its settings and the run that it varies."""
+    """Return everything that the suggestions of the study depend on: its settings and its base run."""
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
     tune = with_stored_names({"tune": config.identity(experiment.tune)})["tune"]

@@ -1,7 +1,7 @@
-"""The user's code and files that a run is trained with: model, hooks, and the files that the model's settings name.
+"""User code and files of a run: its model, its hooks, and the files that the model's settings name.
 
-Their digest is part of the name of a run's workspace, beside that of the data: other code is another training. The
-workspace keeps the text of the code, so that `everstep explain` can show the lines that differ. The user can accept a
+Their digest, like that of the data, is part of the name of a run's workspace: changed code trains in a new one. The
+workspace records the text of the code, so that `everstep explain` can show the lines that differ. The user can accept a
 finished result for changed code.
 """
 
@@ -15,7 +15,7 @@ from workflow_lib import config, files, plugins
 from workflow_lib.plan import RunConfig
 from workflow_lib.plugins import source_digest
 
-CodeRecord = dict[str, Any]  # of code.json in a workspace: digest, code, files
+CodeRecord = dict[str, Any]  # content of code.json in a workspace: digest, code, files
 
 
 def of(run: RunConfig) -> dict[str, source_digest.Code]:
@@ -48,7 +48,7 @@ def state(run: RunConfig) -> str:
 
 
 def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], str]:
-    """Return the function with a cache: for many runs, the code of each model with its hooks is read once."""
+    """Return the function with a cache, which reads the code of each model and its hooks once for many runs."""
     cache: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
@@ -61,7 +61,7 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
 
 
 def content_digest(path: Path) -> str:
-    """Return the digest of a file's content, or of the names and contents of a folder's files, hidden ones left out."""
+    """Return the digest of a file's content, or of the names and contents of a folder's files that are not hidden."""
     if path.is_dir():
         inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_hidden(file.relative_to(path))]
         return config.digest([[str(file.relative_to(path)), files.file_digest(file)] for file in inside], "folder")
@@ -69,12 +69,12 @@ def content_digest(path: Path) -> str:
 
 
 def is_hidden(path: Path) -> bool:
-    """Return True if the file, or a folder on the way to it, has a name that starts with a dot."""
+    """Return True if a part of the path starts with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def record(run: RunConfig) -> CodeRecord:
-    """Return the record of the run's current code, which its workspace keeps."""
+    """Return the record of the run's current code for its workspace."""
     code, named = of(run), {name: content_digest(path) for name, path in files_of(run).items()}
     texts = {kind: {"digest": part.digest, "texts": part.texts} for kind, part in code.items()}
     return {"digest": digest_of(code, named), "code": texts, "files": named}

@@ -1,6 +1,6 @@
-"""A file of data is the one that the settings name by its checksum, or it is refused before anything is made of it.
+"""Checksums of data files: a file that does not have the checksum in the settings is rejected before it is used.
 
-A folder has a checksum, too: that of the list that `sha256sum` (or `md5sum`) prints of its files, hidden ones apart:
+The checksum of a folder is that of the list that `sha256sum` (or `md5sum`) prints for its files without hidden ones:
 
     find . -xtype f -not -path '*/.*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 """
@@ -28,13 +28,13 @@ def _digits(count: int) -> dict[str, Any]:
 
 
 class Checksums(Section):
-    """For the `Params` of a data set of files to inherit; `open_source` calls `verify` first of all."""
+    """Base class for the `Params` of a data set that reads files; its `open_source` must call `verify` first."""
 
     sha256: str | None = Field(None, description="SHA-256 that the data must have; null takes any", **_digits(64))
     md5: str | None = Field(None, description="MD5 that the data must have; null takes any", **_digits(32))
 
     def verify(self, path: Path) -> None:
-        """The file or folder has these checksums, else DataError; whether there is one is the data set's question."""
+        """Raise DataError if the file or folder has other checksums; do nothing if it does not exist."""
         wanted = {name: value.lower() for name in ("sha256", "md5") if (value := getattr(self, name))}
         if not wanted or not path.exists():
             return
@@ -43,12 +43,12 @@ class Checksums(Section):
             if found[name] != value:
                 raise DataError(
                     f"{path}: its {name} is {found[name]}, but data.params.{name} is {value}: another version, "
-                    f"damaged or not complete. Get it again, or correct the setting"
+                    f"damaged or incomplete. Download it again, or correct the setting"
                 )
 
 
 def checksums(path: Path, *names: str) -> dict[str, str]:
-    """Hex digests of a file or a folder by the name of their algorithm, in one reading."""
+    """Return the hex digests of a file or folder by name of the algorithm; each file is read once."""
     if path.is_dir():
         return _of_folder(path, *names)
     hashers = {name: hashlib.new(name, usedforsecurity=False) for name in names}
@@ -62,9 +62,16 @@ def checksums(path: Path, *names: str) -> dict[str, str]:
 def _of_folder(folder: Path, *names: str) -> dict[str, str]:
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = sorted(
-        (f"./{path}" for path in files if not any(part.startswith(".") for part in path.parts)), key=os.fsencode
+        (f"./{path}" for path in files if not any(part.startswith(".") for part in path.parts)),
+        key=os.fsencode,  # the order of `LC_ALL=C sort`: by bytes
     )
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda name: checksums(folder / name, *names), shown))
-    lists = {one: "".join(f"{of[one]}  {name}\n" for name, of in zip(shown, found, strict=True)) for one in names}
-    return {one: hashlib.new(one, os.fsencode(text), usedforsecurity=False).hexdigest() for one, text in lists.items()}
+    lists = {
+        algorithm: "".join(f"{digests[algorithm]}  {path}\n" for path, digests in zip(shown, found, strict=True))
+        for algorithm in names
+    }
+    return {
+        algorithm: hashlib.new(algorithm, os.fsencode(text), usedforsecurity=False).hexdigest()
+        for algorithm, text in lists.items()
+    }

@@ -1,4 +1,4 @@
-"""The optional attributes of a plugin's module, each with its default, and the files that its settings name.
+"""Optional functions and constants of a plugin module, with their defaults, and the files that its settings name.
 
 A data set may define `task(params)`, `known(params)`, `look(params, root)` and `describe(params, root)`; a model may
 define `TAKES`. `Params`, `open_source` and `build` are required: see `loader`.
@@ -104,7 +104,7 @@ def named_files(kind: str, name: str, params: Mapping[str, Any]) -> dict[str, Pa
 
 
 def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
-    """Yield every path in a value, however deep, with its dotted name."""
+    """Yield every path in a value, at any depth, with its dotted name."""
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Path):
         yield name, value

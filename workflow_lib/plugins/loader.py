@@ -88,7 +88,7 @@ def load_hooks(target: str) -> ModuleType:
 def user_code_errors(who: str) -> Iterator[None]:
     """Raise a PluginError of one line, with file and line number, for whatever user code raises in the block.
 
-    The traceback goes to the log. `who` names the function that is called.
+    The traceback is logged. `who` names the function that is called.
     """
     try:
         yield
@@ -102,7 +102,7 @@ def user_code_errors(who: str) -> Iterator[None]:
 
 
 def is_import_path(name: str) -> bool:
-    """Return True if the name has a dot, and can be a module's."""
+    """Return True if the name is a dotted path of identifiers."""
     return "." in name and all(part.isidentifier() for part in name.split("."))
 
 

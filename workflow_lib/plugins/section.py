@@ -59,12 +59,12 @@ def project_path(path: Path, root: Path | None) -> Path:
     return lexical
 
 
-# json_schema_extra of a setting that cannot change the result of a run: it is not part of the run's digest.
+# json_schema_extra for a setting that cannot change the result of a run: it is not part of the run's digest.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
 
 def renamed_from(old: str) -> dict[str, Any]:
-    """Return the mark of a setting that was renamed: digests and stored files keep its old name."""
+    """Return json_schema_extra for a renamed setting: digests and stored files keep its old name."""
     return {"identity": old}
 
 

@@ -1,10 +1,10 @@
 """The digest of a plugin's code: its module, and the modules of the user's project that it imports.
 
-The digest is computed from the syntax trees. Comments, docstrings, formatting, the version of Python and the place of
-a file do not change it: a module is identified by its position in the order of imports, not by its name. Modules are
+The digest is computed from the syntax trees. Comments, docstrings, formatting, the version of Python and the path of a
+file do not change it: a module is identified by its position in the order of imports, not by its name. Modules are
 read, never imported. Modules of the project are the files below the folder in which the plugin's import path begins,
-and below the current folder. Installed packages do not count. Of this library only data sets and models count; the
-numbers of the stages stand for the rest. An import whose name is computed at run time is not found.
+and below the current folder. Installed packages are not included. Of this library only data sets and models are; the
+stage numbers represent the rest. An import whose name is computed at run time is not found.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Modules:
         self.texts: dict[Name, bytes] = {}
 
     def dumps(self) -> Iterator[bytes]:
-        """Yield the syntax of each module that is imported, directly or not, as text: equal for equal syntax trees."""
+        """Yield the syntax tree of each module that is imported, directly or not, as text: equal for equal trees."""
         self._number_packages(self._pending[0])
         for name in self._pending:  # grows during the loop
             path = self._paths[name]
@@ -79,12 +79,12 @@ class _Modules:
                 yield text
 
     def _number_packages(self, name: Name) -> list[str]:
-        """Return the numbers of the packages that contain a module, whose code runs first; empty ones do not count."""
+        """Return the numbers of the packages that contain a module and run before it; empty packages have none."""
         parts = name.split(".")
         return [number for depth in range(1, len(parts)) if (number := self._number(".".join(parts[:depth])))]
 
     def _number(self, name: Name) -> str | None:
-        """Return the number of a module, `#3`; None if it is not part of the project, or is an empty package."""
+        """Return the number of a module, such as `#3`; None if it is outside of the project, or an empty package."""
         if name not in self._numbers:
             path = self._find(name)
             if path is None or (path.name == "__init__.py" and _is_empty(path)):
