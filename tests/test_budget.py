@@ -208,10 +208,13 @@ def test_the_shipped_profile_fits_the_sandbox() -> None:
     [
         (
             {"slurm_partition": "gpus"},
-            "asks for the partition `gpus`, which is not there; did you mean `gpu`?; there are",
+            "asks for the partition `gpus`, which does not exist; did you mean `gpu`?; the partitions are",
         ),
         ({"slurm_partition": None}, "asks for no partition, and the cluster has no default one"),
-        ({"slurm_partition": "preempt"}, "`preempt`, which is in state DRAIN: it takes no jobs; up are: gpu, cpu"),
+        (
+            {"slurm_partition": "preempt"},
+            "`preempt`, which is in state DRAIN: it takes no jobs; partitions that are up: gpu, cpu",
+        ),
         ({"runtime": 481}, "asks for 481 minutes of `gpu`, which allows 480; set `runtime` of evaluate"),
         ({"gpu": 3}, "asks for 3 GPUs on a node of `gpu`, whose nodes have at most 2"),
         ({"gpu": 2, "gpu_model": "v100"}, "asks for 2 GPUs of the type `v100` on a node of `gpu`, whose .* at most 1"),
@@ -292,7 +295,7 @@ def test_what_is_wrong_is_told_all_at_once() -> None:
     def ask(arguments: Sequence[str]) -> str:
         return recorded("mixed", f"{arguments[-1]}s")
 
-    assert budget.check([job()], ask) == "checked: the cluster (gpu, preempt, cpu) has all that these jobs ask for"
+    assert budget.check([job()], ask) == "checked: the cluster (gpu, preempt, cpu) can grant all requests"
     with pytest.raises(ConfigError) as refused:
         budget.check([job(runtime=9999, gpu=7), job("export", slurm_partition="x")], ask)
     assert [line.split()[0] for line in str(refused.value).splitlines()] == ["evaluate:", "evaluate:", "export:"]

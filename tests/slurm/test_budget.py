@@ -31,7 +31,7 @@ def test_what_the_cluster_has_passes(project: Any) -> None:
     said = plan(project)
     assert said.returncode == 0, said.stderr
     assert re.search(r"^train +1  preempt +1 +1 +1 +500 +240 +4.0$", said.stdout, re.MULTILINE)
-    assert re.search(r"^checked: the cluster \(gpu, preempt, cpu.*\) has all", said.stdout, re.MULTILINE)
+    assert re.search(r"^checked: the cluster \(gpu, preempt, cpu.*\) can grant", said.stdout, re.MULTILINE)
 
 
 def test_what_it_lacks_is_named_and_nothing_is_submitted(project: Any) -> None:
@@ -56,4 +56,7 @@ def test_a_partition_that_is_down_is_named(project: Any) -> None:
     finally:
         project.cluster.ask("scontrol", "delete", "PartitionName=broken")
     assert said.returncode == 2
-    assert "train: asks for the partition `broken`, which is down: it starts no jobs; up are: gpu," in said.stderr
+    assert (
+        "train: asks for the partition `broken`, which is down: it starts no jobs; partitions that are up: gpu,"
+        in said.stderr
+    )

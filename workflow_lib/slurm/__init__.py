@@ -1,1 +1,1 @@
-"""SLURM: its commands and variables are known here, and otherwise only to the test whether an owner lives."""
+"""SLURM: the job of a process, its nodes, the cluster, and requests. Elsewhere, only `store.lease` calls it."""

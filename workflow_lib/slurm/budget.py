@@ -17,21 +17,21 @@ COLUMNS = ("rule", "jobs", "partition", "nodes", "GPUs", "CPUs", "memory MB", "m
 
 
 def table(asked: Sequence[Request]) -> str:
-    """Return the requests as text, a line a rule, and their sums."""
+    """Return the requests as a table: one line for each rule, and the totals."""
     hours = [request.gpu_hours for request in asked]
-    known = sum(hour for hour in hours if hour is not None)
+    known = sum(value for value in hours if value is not None)
     last = ["all", str(sum(request.jobs for request in asked)), *[""] * (len(COLUMNS) - 3), f"{known:.1f}"]
     rows = [list(COLUMNS), *(_row(request) for request in asked), last]
     right = [place for place, column in enumerate(COLUMNS) if column not in ("rule", "partition")]
     return "\n".join(
         [
-            "what jobs ask for on their first try, were nothing made yet (GPUs, CPUs and memory: of a node)",
+            "requests of the jobs on their first try, if no results exist yet (GPUs, CPUs and memory per node)",
             "",
             *aligned(rows, right),
             "",
-            "GPU-hours: jobs x GPUs x minutes, the most that these jobs can take; most end earlier"
-            + (" (where `?` stands, a number could not be read)" if None in hours else ""),
-            "a training that is preempted, or longer than its minutes, goes on in a further job of as many minutes",
+            "GPU-hours: jobs x nodes x GPUs x minutes, the upper limit; most jobs end earlier"
+            + (" (`?`: a number could not be parsed)" if None in hours else ""),
+            "a training that is preempted, or takes longer than its minutes, continues in another job of equal length",
         ]
     )
 
@@ -45,11 +45,11 @@ def _row(request: Request) -> list[str]:
 
 
 def check(asked: Sequence[Request], ask: Ask = scontrol) -> str:
-    """Return the outcome of the check in one line. Raises ConfigError with every request that is never granted."""
+    """Return the result of the check in one line. Raises ConfigError with all requests that are never granted."""
     try:
         cluster = read_cluster(*(ask(["--all", "--oneliner", "show", what]) for what in ("partition", "node")))
     except LookupError as reason:
         return f"NOT CHECKED against the cluster: {reason}"
     if found := problems(asked, cluster):
         raise ConfigError("\n".join(found))
-    return f"checked: the cluster ({', '.join(cluster)}) has all that these jobs ask for"
+    return f"checked: the cluster ({', '.join(cluster)}) can grant all requests"

@@ -14,11 +14,11 @@ Ask = Callable[[Sequence[str]], str]
 
 @dataclass(frozen=True)
 class Node:
-    """A node, within the limits of one of its partitions."""
+    """The resources of a node that a job in one of its partitions can get."""
 
     cpus: int
     mem_mb: int
-    gpus: Mapping[str, int]  # by type; "" if SLURM knows no type
+    gpus: Mapping[str, int]  # number by type; the type is "" if the cluster names none
 
     def gpus_of(self, model: str | None) -> int:
         """Return the number of GPUs of the type, or of all GPUs."""
@@ -76,6 +76,7 @@ def _partition(facts: Mapping[str, str], machines: Iterable[Mapping[str, str]]) 
         max_nodes=_limit(facts.get("MaxNodes")),
         nodes=tuple(
             Node(
+                # CPUEfctv leaves out the CPUs that are reserved for the system; old versions of SLURM do not print it
                 cpus=min(int(machine.get("CPUEfctv", machine["CPUTot"])), cpus or sys.maxsize),
                 mem_mb=min(int(machine["RealMemory"]), mem_mb or sys.maxsize),
                 gpus=_gpus_of(machine.get("Gres", "")),
@@ -101,6 +102,7 @@ def _slurm_minutes(text: str) -> float | None:
 def _gpus_of(gres: str) -> dict[str, int]:
     """Return the number of GPUs by type, from a text such as `gpu:a100:4(S:0-1),nvme:1`."""
     found: dict[str, int] = {}
+    # the sockets in parentheses may contain commas, as in gpu:2(S:0,1)
     for word in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = word.split(":")
         if name == "gpu" and rest:

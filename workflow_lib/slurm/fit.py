@@ -14,9 +14,9 @@ def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
     """Return a message for each request that is never granted: the rule, its request, the limit, and what to change."""
     here = [request for request in asked if not request.is_elsewhere]
     return [
-        f"{request.rule}: {what}"
+        f"{request.rule}: {problem}"
         for request in here
-        for what in (*_lacking_ranks(request), *_problems(request, cluster))
+        for problem in (*_lacking_ranks(request), *_problems(request, cluster))
     ]
 
 
@@ -30,19 +30,19 @@ def _lacking_ranks(request: Request) -> Iterator[str]:
 
 def _problems(request: Request, cluster: Cluster) -> list[str]:
     """Return the problems of the first partition; none if any partition that the request names fits."""
-    there = f"there are: {', '.join(cluster)}; {_change(request, 'slurm_partition')}"
+    there = f"the partitions are: {', '.join(cluster)}; {_change(request, 'slurm_partition')}"
     default = [partition.name for partition in cluster.values() if partition.is_default]
     names = request.partition.split(",") if request.partition else default
     if not names:
         return [f"asks for no partition, and the cluster has no default one; {there}"]
     if unknown := [name for name in names if name not in cluster]:
-        return [f"asks for the partition `{unknown[0]}`, which is not there{nearest(unknown[0], cluster)}; {there}"]
+        return [f"asks for the partition `{unknown[0]}`, which does not exist{nearest(unknown[0], cluster)}; {there}"]
     found = [list(_misfits(request, cluster[name], cluster)) for name in names]
     return found[0] if all(found) else []
 
 
 def _change(request: Request, *keys: str) -> str:
-    """Return what to change: the first resource that a file sets, or how to set the first one."""
+    """Return the advice of a message: the place of the first of these resources that is set, or where to set one."""
     place = next((request.places[key] for key in keys if key in request.places), None)
     rule = request.rule
     return f"change {place}" if place else f"set `{keys[0]}` of {rule} in the profile (set-resources.{rule})"
@@ -56,12 +56,12 @@ def _misfits(request: Request, partition: Partition, cluster: Cluster) -> Iterat
             partition.state, f"is in state {partition.state}: it takes no jobs"
         )
         yield (
-            f"asks for the partition `{partition.name}`, which {state}; up are: {up or 'none'};"
+            f"asks for the partition `{partition.name}`, which {state}; partitions that are up: {up or 'none'};"
             f" {_change(request, 'slurm_partition')}, or wait"
         )
     longest = None if request.has_qos else partition.max_minutes
     if isinstance(request.minutes, int) and longest is not None and request.minutes > longest:
-        goes_on = " (a longer training goes on in further jobs)" if request.rule in TRAININGS else ""
+        goes_on = " (a longer training continues in another job)" if request.rule in TRAININGS else ""
         yield (
             f"asks for {request.minutes} minutes {of_it}, which allows {longest:g};"
             f" {_change(request, 'runtime')}{goes_on}"
@@ -77,6 +77,7 @@ def _misfits(request: Request, partition: Partition, cluster: Cluster) -> Iterat
             f" {_change(request, 'slurm_partition')}, or ask for less"
         )
         return
+    # a quality of service may allow more nodes than the partition
     most = min(fitting, fitting if request.has_qos else partition.max_nodes or fitting)
     if fitting and isinstance(request.nodes, int) and request.nodes > most:
         limit = f" and a job gets at most {most}" if most < fitting else ""

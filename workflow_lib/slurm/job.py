@@ -44,6 +44,7 @@ def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
 def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
     """Return the number of GPUs that the job of this process holds on its nodes, used or not; 0 outside of a job."""
     given = environ.get("CUDA_VISIBLE_DEVICES", "")
+    # SLURM sets NoDevFiles in a job without GPUs
     if "SLURM_JOB_ID" not in environ or given in ("", "NoDevFiles"):
         return 0
     return nodes * len(given.split(","))

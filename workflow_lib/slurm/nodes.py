@@ -22,7 +22,7 @@ TOKEN = "EVERSTEP_RENDEZVOUS_TOKEN"
 
 
 def is_one_of_many(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return True if this process was started by ``start``."""
+    """Return True if this process is one of the launchers that ``start`` runs."""
     return PORT in environ
 
 
@@ -32,7 +32,7 @@ def number(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def start(count: int, cpus: int) -> NoReturn:
-    """Replace this process by an ``srun`` of the same command, once on each node of the job, with `cpus` CPUs each.
+    """Replace this process by ``srun``, which runs this command once on each node of the job, with `cpus` CPUs each.
 
     Raises ConfigError outside of a SLURM job.
     """
@@ -53,7 +53,7 @@ def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
 
 
 def described(numbers: Sequence[int], environ: Mapping[str, str] = os.environ) -> str:
-    """Return the nodes for a message, with their names if SLURM knows them: `node 1 (n2)`."""
+    """Return the nodes as text for a message, with their names if SLURM knows them: `node 1 (n2)`."""
     names: list[str] = []
     if (listed := environ.get("SLURM_STEP_NODELIST")) and shutil.which("scontrol"):
         command = ["scontrol", "show", "hostnames", listed]

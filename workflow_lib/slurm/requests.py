@@ -1,4 +1,4 @@
-"""The resources that the jobs of each rule request."""
+"""Resources that the jobs of each rule request from SLURM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINUTES = {"s": 1 / 60, "m": 1, "h": 60, "d": 1440, "w": 10080}
 MEGABYTES = {"k": 1e-3, "m": 1, "g": 1e3, "t": 1e6}
 
 Number = int | str | None  # text if it could not be parsed
-Job = tuple[str, int, Mapping[str, Any], int]
+Job = tuple[str, int, Mapping[str, Any], int]  # of Snakemake: rule, number of jobs, resources, threads
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,20 @@ class Request:
 def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> Request:
     """Return the SLURM request of a job with these resources, named as Snakemake names them.
 
-    `gpu` counts the GPUs of a job, `gres` those of a node; each task has all the threads.
+    `gpu` counts the GPUs of a job, `gres` those of a node. A node runs one task, which gets all threads.
     """
     nodes, gpus, model = asked.get("nodes", 1), asked.get("gpu", 0), asked.get("gpu_model")
+    # gpu, gpu:4, gpu:a100, gpu:a100:4; a type that begins with a digit, such as 1g.5gb, needs a number after it
     if gres := re.fullmatch(r"gpu(?::([A-Za-z][\w.]*|\w[\w.]*(?=:)))?(?::(\d+))?", str(asked.get("gres", ""))):
         gpus, model = int(gres[2] or 1), gres[1]
     elif isinstance(gpus, int) and isinstance(nodes, int):
         gpus = math.ceil(gpus / nodes)
     cpus = asked.get("cpus_per_task", threads)
-    if isinstance(of_gpu := asked.get("cpus_per_gpu"), int) and isinstance(gpus, int) and gpus:
-        cpus = of_gpu * gpus
+    if isinstance(per_gpu := asked.get("cpus_per_gpu"), int) and isinstance(gpus, int) and gpus:
+        cpus = per_gpu * gpus
     mem_mb = _quantity(asked.get("mem_mb", asked.get("mem")), MEGABYTES)
-    if isinstance(of_cpu := asked.get("mem_mb_per_cpu"), int) and isinstance(cpus, int):
-        mem_mb = of_cpu * cpus
+    if isinstance(per_cpu := asked.get("mem_mb_per_cpu"), int) and isinstance(cpus, int):
+        mem_mb = per_cpu * cpus
     return Request(
         rule=rule,
         jobs=jobs,
@@ -82,7 +83,7 @@ def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> 
 
 
 def _quantity(value: Any, units: Mapping[str, float]) -> Number:
-    """Return a whole number; Snakemake also accepts a unit, such as `12h` or `16GB`."""
+    """Return megabytes or minutes, rounded up. Snakemake also accepts units: `12h`, `16GB`, `1.5 days`."""
     if isinstance(value, float):
         return math.ceil(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z])[a-z]*", str(value).lower())
@@ -92,11 +93,12 @@ def _quantity(value: Any, units: Mapping[str, float]) -> Number:
 
 
 def job_counts(experiment: config.Experiment) -> dict[str, int]:
-    """Return the number of cluster jobs of each rule, if no result existed yet."""
+    """Return the number of cluster jobs of each rule if no results exist yet."""
     runs = plan.expand(experiment)
     data = {run.data_id for run in runs}
     if experiment.tune is None:
         return dict.fromkeys(("train", "evaluate", "export"), len(runs)) | {"preprocess": len(data)}
+    # the best trial is trained again, as the run `tuned`
     with_tuned = dict.fromkeys(("train", "evaluate", "export"), len(runs) + 1)
     return {
         "preprocess": len(data | {plan.data_id(experiment)}),
@@ -118,7 +120,7 @@ def requests(experiment: config.Experiment, profile: Profile) -> list[Request]:
 
 
 def placed(requested: Request, experiment: config.Experiment, profile: Profile | None) -> Request:
-    """Return the request with what sets it in the two files, and with the number of ranks on a node."""
+    """Return the request with the lines of both files that set it, and the number of ranks on a node."""
     places = profile.places(requested.rule) if profile else {}
     requested = replace(requested, has_qos=requested.has_qos or bool(profile and profile.values.get("slurm-qos")))
     if requested.rule not in TRAININGS:
