@@ -26,7 +26,7 @@ from workflow_lib.checkpoint import store as stores
 from workflow_lib.errors import SaveError
 
 CRASHES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
-PARTS = (0.0, 0.5, 1.0)  # torn to one byte, in half, before the last byte
+PARTS = (0.0, 0.5, 1.0)  # partial files: one byte, half, all but the last byte
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_disk_that_fails_at_any_operation_of_a_save_damages_nothing(prepared: 
         with pytest.raises(SaveError, match=r"cannot save a checkpoint of step 4 in .*checkpoints"):
             mine.publish(snapshot(4))
         assert not list(place.glob("checkpoints/.tmp-step*"))
-        mine.publish(snapshot(5))  # the disk is well again
+        mine.publish(snapshot(5))  # the disk works again
 
     places = copies(prepared)
     place = next(places)

@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_that_cannot_be_renamed_is_still_an_error(tmp_path:
 @pytest.mark.parametrize("file", ["manifest.json", "state.json", "model.safetensors"])
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE])
 def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(tmp_path: Path, file: str, number: int) -> None:
-    """Too few descriptors, permissions of another user, a file server that does not answer."""
+    """Causes: too few descriptors, permissions of another user, a file server that does not answer."""
     mine = store(tmp_path)
     paths = [mine.publish(snapshot(step)).path for step in (1, 2)]
 

@@ -12,7 +12,7 @@ from workflow_lib.checkpoint import safetensors
 
 
 def test_a_header_that_does_not_describe_its_file_is_an_error_and_takes_no_memory() -> None:
-    """True for any damaged byte, since a file is parsed before its digest is known."""
+    """This holds for any damaged byte, since a file is parsed before its digest is known."""
     content = b"".join(map(bytes, safetensors.encode("g", {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})))
     header = 8 + int.from_bytes(content[:8], "little")
     read = 0

@@ -1,4 +1,4 @@
-"""A save costs the training only the copy; a disk that refuses costs it nothing; a takeover ends it."""
+"""A save blocks the training only for the copy; a failing disk does not end the training, a takeover does."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_the_automatic_interval_is_youngs_between_its_bounds() -> None:
 
 
 def test_youngs_interval_loses_least(tmp_path: Path) -> None:
-    """Return the time lost per second: a save every t, and half of t repeated at each failure."""
+    """The loss of time per second: one save in every interval, and half an interval repeated at each failure."""
     blocked_s, mtbf_s = 0.5, 7200.0
     best = auto_interval_s(blocked_s, 0.5, mtbf_s)
 

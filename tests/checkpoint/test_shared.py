@@ -1,4 +1,4 @@
-"""What several ranks save together is published whole or not at all, and is used by all of them or by none."""
+"""A checkpoint of several ranks is published whole or not at all, and is used by all of them or by none."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_empty_store_has_no_checkpoint(tmp_path: Path) -> None:
     assert found_by(tmp_path) == ["None"] * RANKS
 
 
-# -- crashes and refusals of one rank ---------------------------------------------------------------------------------
+# -- crashes and failing disks of one rank ----------------------------------------------------------------------------
 
 MODES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
 
@@ -212,7 +212,7 @@ def test_ranks_that_save_on_different_disks_publish_nothing(prepared: Path) -> N
 
 def test_a_checkpoint_that_only_another_rank_cannot_read_is_not_renamed(prepared: Path) -> None:
     assert SURVIVED not in fork_ranks(RANKS, partial(find_apart, prepared), prepared / "meeting")
-    assert "rank 1 says of" in (prepared / "said-0").read_text()
+    assert "rank 1 cannot use" in (prepared / "said-0").read_text()
     assert [checkpoint.read_manifest(path).step for path in published(prepared / "checkpoints")] == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""The average of the weights starts with a small decay, and resumes exactly."""
+"""Averaged weights start with a small decay, and resume exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = {
     "optimizer": {"lr": 0.05},
     "training": {"epochs": 1, "ema_decay": 0.9, "hooks": "tests.plugins.weighing", "clip_norm": None},
 }
-STEPS = 17  # of an epoch: the decay reaches 0.9 at the step 80
+STEPS = 17  # per epoch; the decay reaches 0.9 at step 80
 
 
 def test_the_average_follows_the_weights_from_the_first_steps_on(fresh: Fresh) -> None:

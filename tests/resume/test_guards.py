@@ -59,7 +59,7 @@ def test_a_loss_that_diverges_on_one_rank_is_named_with_the_samples_of_that_rank
     assert all(event["samples"] == batch for event in events[1:])
 
 
-def test_a_gradient_that_only_overflows_the_loss_scale_ends_nothing(fresh: Fresh) -> None:
+def test_a_gradient_that_only_overflows_the_loss_scale_does_not_end_the_training(fresh: Fresh) -> None:
     run = fresh({"training": {"precision": "fp16", "clip_norm": None}})
     assert run.attempt(plant="tests.plugins.plants:a_gradient_is_not_a_number") == FINISHED
 
@@ -75,15 +75,19 @@ def test_hooks_are_called_once_for_each_step_and_again_for_a_repeated_step(fresh
     assert run.attempt({"point": "validate", "count": 2, "signal": "SIGTERM"}) == STOPPED
     assert run.verdict(reference(HOOKED)) == PASS
     called = (run.folder / "called.txt").read_text().splitlines()
-    epochs = dict.fromkeys(line for line in called if line.startswith("epoch"))  # a slow save has the first redone
+    epochs = dict.fromkeys(
+        line for line in called if line.startswith("epoch")
+    )  # repeated if the save of the first epoch was slow
     assert list(epochs) == [f"epoch {17 * n} {n}" for n in (1, 2, 3)]
     assert set(called) >= {*expected, "end 51 3"}
     assert called.count("step 23 1") == 2
 
 
 @pytest.mark.parametrize("part", ["hooks", "model"])
-def test_only_other_code_of_a_users_file_is_another_training(tmp_path: Path, warm: Warm, part: str) -> None:
-    """A comment does not count; what the earlier code trained is named, and stays."""
+def test_changed_code_of_the_user_starts_the_training_again_a_changed_comment_does_not(
+    tmp_path: Path, warm: Warm, part: str
+) -> None:
+    """The log names the state that the earlier code trained, which is not removed."""
     source = {"hooks": "watching", "model": "noisy"}[part]
     files = {"mine/own.py": (ROOT / "tests" / "plugins" / f"{source}.py").read_text()}
     changes = {"training": {"hooks": "mine.own"}} if part == "hooks" else {"model": {"name": "mine.own"}}

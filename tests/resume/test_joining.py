@@ -101,18 +101,18 @@ def test_waiting_for_other_nodes_is_not_a_hang(fresh: Fresh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "told"),
+    ("node", "message"),
     [
         (0, "no launcher of node 1 of the job has connected to 127.0.0.7:{port} within 1 s"),
         (1, "node 1: the launcher of node 0 does not answer at 127.0.0.7:{port} after 6 s"),
     ],
 )
-def test_a_launcher_names_the_node_that_does_not_connect(fresh: Fresh, node: int, told: str) -> None:
+def test_a_launcher_names_the_node_that_does_not_connect(fresh: Fresh, node: int, message: str) -> None:
     """The first launcher connects once it owns the workspace, which can take lease_timeout_s (5 s here)."""
     changes = {"runtime": {"nproc": 1, "nodes": 2, "device": "cpu", "hang_timeout_s": 1}}
     run, where = fresh(changes), place()
     pid = of_two_nodes(run, node, plant="tests.plugins.plants:nodes_come_at_once", **where)
     assert run.warm.wait(pid) == FAILED
     last = run.log.splitlines()[-1]
-    assert told.format(port=where[nodes.PORT]) in last
+    assert message.format(port=where[nodes.PORT]) in last
     assert "Check the log of the job for that node" in last

@@ -1,6 +1,6 @@
 """Killed or stopped anywhere, any number of times, a run ends with the bits of an uninterrupted run.
 
-One attempt takes about a second; the whole matrix, each case by itself, is run by ``scripts/chaos``.
+One attempt takes about a second. ``scripts/chaos`` runs the whole matrix, one fault per run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_two_runs_without_a_fault_are_equal(fresh: Fresh, reference: Fresh) -> N
 @pytest.mark.parametrize(
     ("signal", "changes"), [("SIGKILL", None), ("SIGTERM", ACCUMULATED)], ids=["killed", "stopped"]
 )
-def test_one_run_that_is_struck_once_at_every_point_of_the_loop(
+def test_a_run_interrupted_once_at_every_point_of_the_loop_is_exact(
     fresh: Fresh, reference: Fresh, signal: str, changes: Any
 ) -> None:
     run = fresh(changes)
@@ -41,8 +41,10 @@ def test_one_run_that_is_struck_once_at_every_point_of_the_loop(
 
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("place", AT_THE_END)
-def test_a_run_that_is_struck_when_all_steps_are_done(fresh: Fresh, reference: Fresh, place: str, signal: str) -> None:
-    """The next attempt completes what is missing, before or after the final checkpoint; a stop comes too late."""
+def test_a_run_interrupted_after_its_last_step_is_exact(
+    fresh: Fresh, reference: Fresh, place: str, signal: str
+) -> None:
+    """The next attempt completes the final checkpoint or the outputs; a stop comes too late to have an effect."""
     run, rank = fresh(), AT_THE_END[place]
     code = run.attempt({"point": place, "signal": signal, "rank": rank})
     killed = KILLED if rank < 0 else FAILED
@@ -50,7 +52,7 @@ def test_a_run_that_is_struck_when_all_steps_are_done(fresh: Fresh, reference: F
     assert run.verdict(reference()) == PASS
 
 
-def test_a_chain_of_random_kills_in_one_run(fresh: Fresh, reference: Fresh) -> None:
+def test_a_chain_of_random_kills_in_one_run_is_exact(fresh: Fresh, reference: Fresh) -> None:
     changes = {"training": {"epochs": 5}, "checkpoint": {"interval_steps": 1}}
     run, dice = fresh(changes), random.Random(1)
     for _ in range(15):
@@ -61,7 +63,7 @@ def test_a_chain_of_random_kills_in_one_run(fresh: Fresh, reference: Fresh) -> N
 @pytest.mark.parametrize(
     ("rank", "done"), [(0, 0), (0, 48), (-1, 48)], ids=["rank", "rank at the end", "launcher at the end"]
 )
-def test_one_run_that_loses_power_at_one_operation_on_a_file_after_another(
+def test_power_cuts_at_successive_file_operations_of_one_run_change_no_bit(
     fresh: Fresh, reference: Fresh, rank: int, done: int
 ) -> None:
     """Loads, saves, retention, records and outputs: each attempt ends at a later operation than the one before."""
@@ -108,7 +110,7 @@ def test_the_final_state_of_another_run_is_not_used(fresh: Fresh, reference: Fre
 def test_a_disk_that_fails_for_a_while_causes_a_warning_and_changes_no_bit(
     fresh: Fresh, reference: Fresh, error: str
 ) -> None:
-    longer = {"training": {"epochs": 6}}  # so that the refusals are over before the last save, however slow the disk is
+    longer = {"training": {"epochs": 6}}  # so that the disk works again before the last save, however slow it is
     run = fresh(longer)
     everything = {"mode": error, "path": f"{run.folder / 'work' / 'runs'}/*", "rank": 0, "count": 40, "times": 15}
     assert run.attempt(everything) == FINISHED

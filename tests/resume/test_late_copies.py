@@ -33,7 +33,7 @@ def test_a_save_that_is_copied_late_holds_one_step(fresh: Fresh, reference: Fres
         plant = "tests.support.late:copies_come_late"
         fault = {"point": "commit", "count": steps, "signal": "SIGKILL", "rank": 0}
         assert run.attempt(fault, plant=plant, timeout_s=LONG_S) == FAILED
-    assert run.newest_step() >= 8  # each kill costs a step that is done, and the save of the one before it
+    assert run.newest_step() >= 8  # each kill loses a finished step, and the save of the step before it
     assert run.verdict(reference(changes)) == PASS
 
 

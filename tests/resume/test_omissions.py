@@ -11,7 +11,7 @@ from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, diffe
 
 PLAIN: dict[str, Any] = {}
 HALF: dict[str, Any] = {"training": {"precision": "fp16"}}
-# learns so fast that the loss goes up and down, and its best epoch is the last but one
+# learns so fast that the loss goes up and down, and the best epoch is the last but one
 RESTLESS: dict[str, Any] = {
     "training": {"epochs": 6, "ema_decay": None, "clip_norm": None},
     "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.9},
@@ -28,7 +28,7 @@ LATE = {"point": "optimizer", "count": 90, "signal": "SIGTERM"}
 HOOKED: dict[str, Any] = {"training": {"hooks": "tests.plugins.watching"}}
 AFTER_THE_ROW = {"point": "epoch", "count": 2, "signal": "SIGKILL"}
 
-# what is left out: the experiment, where it was stopped, what must differ then, what must not
+# omitted state: changes to the experiment, fault of the first attempt, name that must differ, names that must not
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = {
     "model": (PLAIN, IN_AN_EPOCH, "model.1.weight", ()),
     "buffers": (PLAIN, IN_AN_EPOCH, "model.2.running_mean", ("optimizer", "ranks", "model.1.weight")),

@@ -43,7 +43,7 @@ def running(run: Project, fault: dict[str, Any] | None = None) -> tuple[int, dic
     return pid, until(ranks, "the record of the ranks")
 
 
-# long enough to be found in its loop: nothing is done between two steps that could be waited for
+# long enough to be interrupted in its loop, which has no point between two steps to wait for
 LONG = {"training": {"epochs": 4000}, "checkpoint": {"interval_steps": 50, "max_stalled_attempts": 9}}
 
 
@@ -167,7 +167,7 @@ def test_a_rank_that_dies_while_the_others_wait_for_it_ends_the_job_too(fresh: F
 
 
 def test_a_rank_that_dies_ends_the_job_and_is_named(fresh: Fresh) -> None:
-    run = fresh(long_with_ranks(3, hang_timeout_s=3600))  # nobody has to find that the others wait for it
+    run = fresh(long_with_ranks(3, hang_timeout_s=3600))  # so the death itself ends the job, not the wait of the others
     launcher, ranks = running(run)
     os.kill(ranks[2], signal.SIGKILL)
     assert run.warm.wait(launcher) == FAILED

@@ -78,9 +78,9 @@ def test_an_exception_raised_twice_at_a_step_is_not_tried_a_third_time(fresh: Fr
     found = accounting.account(run.workspace)
     assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0)
     assert found.failed_s > 0
-    told = status.spent(found)
-    assert "2 attempts failed without an interruption" in told
-    assert "lost to interruptions" not in told
+    shown = status.spent(found)
+    assert "2 attempts failed without an interruption" in shown
+    assert "lost to interruptions" not in shown
 
 
 def test_an_exception_of_several_ranks_is_known_by_the_step_of_the_rank_that_raised_it(fresh: Fresh) -> None:
@@ -153,7 +153,7 @@ def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
 
 
 def test_an_attempt_that_waited_for_an_owner_that_failed_gets_its_error(fresh: Fresh) -> None:
-    """It looked for a record before there was one."""
+    """It checks for a failure record before the owner writes one."""
     run = fresh({"runtime": {"lease_wait_s": 600}})
     owner = run.start(plant="tests.plugins.plants:the_loss_is_infinite_once_somebody_waits")
     until(lambda: "starts at step" in run.log, "the owner to begin")
@@ -166,13 +166,13 @@ def test_an_attempt_that_waited_for_an_owner_that_failed_gets_its_error(fresh: F
 
 
 def test_a_run_rejected_before_its_first_attempt_is_shown_as_failed(fresh: Fresh) -> None:
-    """A check costs nothing, so it is repeated each time."""
+    """Every attempt repeats this check, since it is cheap."""
     run = fresh({"runtime": {"device": "cuda:7"}})
     assert run.attempt() == USER_ERROR
-    told = row(run)
-    assert told["state"] == "failed"
-    assert told["attempts"] == []
-    assert "cuda:7" in told["why"]
+    shown = row(run)
+    assert shown["state"] == "failed"
+    assert shown["attempts"] == []
+    assert "cuda:7" in shown["why"]
     experiment = run.folder / "experiment.yaml"
     experiment.write_text(experiment.read_text().replace("cuda:7", "cpu"))
     assert run.attempt() == FINISHED

@@ -1,4 +1,4 @@
-"""A model that the ranks share (fsdp) resumes exactly, too; a save that fails on one rank fails on all."""
+"""A sharded model (fsdp) resumes exactly, too; a save that fails on one rank fails on all."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_another_number_of_ranks_resumes_a_shared_model_and_is_not_exact(fresh: 
     assert run.sealed().about["exact"] is False
 
 
-# -- what is left out is seen -----------------------------------------------------------------------------------------
+# -- omitted state ----------------------------------------------------------------------------------------------------
 
-# nothing improves, so what is best is older than the resume
+# nothing improves, so the best weights are older than the resume
 RESTING: dict[str, Any] = {
     **shared(2, ema_decay=None),
     "model": {"name": "mlp"},

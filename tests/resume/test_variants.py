@@ -1,4 +1,4 @@
-"""Every optimizer, schedule and kind of loss is exact: stopped in an epoch and killed after it, the bits are equal."""
+"""Every optimizer, schedule and kind of loss is exact: a stop in an epoch and a kill after it change no bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With activation checkpointing the same training, bit by bit: weights, running means, generators."""
+"""Activation checkpointing changes no bit of a training: weights, running means, generators."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The augmentation of a sample depends on seed, epoch and sample only, and has the configured distribution."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,7 +21,7 @@ from workflow_lib.config.run import Augment
 from workflow_lib.data import ModelSpec
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError
-from workflow_lib.training import augment as room
+from workflow_lib.training import augment as augmentation
 from workflow_lib.training import passes
 from workflow_lib.training.augment import (
     augment,
@@ -53,10 +55,10 @@ def images(samples: int, shape: tuple[int, ...] = (3, 7, 10), seed: int = 0) -> 
 
 
 def bits(rows: int, name: str, *, seed: int = 0, epoch: int = 0) -> Tensor:
-    return room._Drawn(torch.arange(rows), seed, epoch)[name]
+    return augmentation._Drawn(torch.arange(rows), seed, epoch)[name]
 
 
-# The law
+# Independence of the batch
 
 
 @hypothesis.given(
@@ -73,7 +75,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(
     whole = augment(section, inputs, rows, seed=3, epoch=epoch)
     edges = [0, *sorted(cuts), 13]
     batches = [torch.tensor(order[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-    parts = [augment(section, inputs[one], rows[one], seed=3, epoch=epoch) for one in batches]
+    parts = [augment(section, inputs[batch], rows[batch], seed=3, epoch=epoch) for batch in batches]
     assert torch.equal(torch.cat(parts), whole[order])
 
 
@@ -84,10 +86,10 @@ def test_a_sample_has_the_same_bits_in_any_batch(
 def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: float) -> None:
     section, rows, inputs = Augment(mixup=mixup, cutmix=cutmix), torch.arange(9), images(9)
     key = {"seed": 1, "epoch": 2}
-    found = [mixing_partners(section, one, samples=samples, **key) for one in (rows, *rows.split(2))]
+    found = [mixing_partners(section, ids, samples=samples, **key) for ids in (rows, *rows.split(2))]
     assert torch.equal(torch.cat(found[1:]), found[0])
     whole = mixing(section, rows, size=(7, 10), **key)
-    parts = [mixing(section, one, size=(7, 10), **key) for one in rows.split(2)]
+    parts = [mixing(section, ids, size=(7, 10), **key) for ids in rows.split(2)]
     for name in ("weights", "boxes"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     others = images(9, seed=1)
@@ -95,9 +97,9 @@ def test_a_pair_is_the_same_in_any_batch(samples: int, mixup: float, cutmix: flo
     assert torch.equal(torch.cat(alone), mix(inputs, others, whole))
 
 
-@pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
-def test_augmentation_differs_between_epochs_seeds_and_samples(one: dict[str, Any]) -> None:
-    section = Augment(**one)
+@pytest.mark.parametrize("setting", EACH, ids=lambda setting: next(iter(setting)))
+def test_augmentation_differs_between_epochs_seeds_and_samples(setting: dict[str, Any]) -> None:
+    section = Augment(**setting)
     same = images(1).expand(16, -1, -1, -1).contiguous()
     first = augment(section, same, torch.arange(16), seed=0, epoch=0)
     assert not torch.equal(first, augment(section, same, torch.arange(16), seed=0, epoch=1))
@@ -109,7 +111,7 @@ def test_augmentation_draws_nothing_from_the_global_generator() -> None:
     torch.manual_seed(0)
     expected = torch.rand(4)
     torch.manual_seed(0)
-    room._normal_quantiles.cache_clear()
+    augmentation._normal_quantiles.cache_clear()
     augment(Augment(**EVERYTHING), images(4), torch.arange(4), seed=0, epoch=0)
     mixing(Augment(mixup=0.7, cutmix=0.7), torch.arange(4), seed=0, epoch=0, size=(7, 10))
     assert torch.equal(torch.rand(4), expected)
@@ -120,16 +122,17 @@ def test_without_augmentation_the_images_are_returned_as_they_are() -> None:
     assert augment(Augment(), inputs, torch.arange(4), seed=0, epoch=0) is inputs
     assert not is_augmenting(Augment())
     assert not is_mixing(Augment())
-    assert all(is_augmenting(Augment(**one)) for one in EACH)
+    assert all(is_augmenting(Augment(**setting)) for setting in EACH)
 
 
-@pytest.mark.parametrize("one", EACH, ids=lambda one: next(iter(one)))
-def test_a_weaker_augmentation_is_closer_to_the_image(one: dict[str, Any]) -> None:
+@pytest.mark.parametrize("setting", EACH, ids=lambda setting: next(iter(setting)))
+def test_a_weaker_augmentation_is_closer_to_the_image(setting: dict[str, Any]) -> None:
     inputs = images(64, (3, 16, 16)).cumsum(2).cumsum(3)  # smooth, so that a small move is a small change
-    (name, value), rows = next(iter(one.items())), torch.arange(64)
+    (name, value), rows = next(iter(setting.items())), torch.arange(64)
     weaker = Augment(**{name: value // 2 if isinstance(value, int) else value / 8})
     far, near = (
-        (augment(section, inputs, rows, seed=0, epoch=0) - inputs).abs().mean() for section in (Augment(**one), weaker)
+        (augment(section, inputs, rows, seed=0, epoch=0) - inputs).abs().mean()
+        for section in (Augment(**setting), weaker)
     )
     assert near < far
 
@@ -137,7 +140,7 @@ def test_a_weaker_augmentation_is_closer_to_the_image(one: dict[str, Any]) -> No
 @hypothesis.given(order=st.lists(st.integers(0, 6), min_size=1, max_size=40))
 def test_each_occurrence_of_a_sample_in_an_epoch_has_an_id_of_its_own(order: list[int]) -> None:
     expected = [sample + 7 * order[:place].count(sample) for place, sample in enumerate(order)]
-    assert room.occurrence_ids(torch.tensor(order), 7).tolist() == expected
+    assert augmentation.occurrence_ids(torch.tensor(order), 7).tolist() == expected
 
 
 def test_an_image_that_is_drawn_again_in_an_epoch_has_other_noise(
@@ -179,14 +182,14 @@ def test_a_flip_has_the_configured_frequency() -> None:
     assert abs(share - 0.3) < 0.01
 
 
-@pytest.mark.parametrize(("one", "down", "across"), [({"shift": 0.25}, 2, 3), ({"crop": 2}, 2, 2)])
+@pytest.mark.parametrize(("setting", "down", "across"), [({"shift": 0.25}, 2, 3), ({"crop": 2}, 2, 2)])
 def test_shifts_are_whole_pixels_within_their_bounds_and_repeat_the_edge(
-    one: dict[str, Any], down: int, across: int
+    setting: dict[str, Any], down: int, across: int
 ) -> None:
     height, width = 8, 12
     y, x = torch.arange(8.0)[:, None].expand(8, 12), torch.arange(12.0).expand(8, 12)
     inputs = torch.stack((y, x)).expand(2000, 2, 8, 12)
-    moved = augment(Augment(**one), inputs, torch.arange(2000), seed=0, epoch=0)
+    moved = augment(Augment(**setting), inputs, torch.arange(2000), seed=0, epoch=0)
     by_y, by_x = moved[:, 0, 4, 6] - 4, moved[:, 1, 4, 6] - 6
     assert set(by_y.tolist()) == set(range(-down, down + 1))
     assert set(by_x.tolist()) == set(range(-across, across + 1))
@@ -202,14 +205,14 @@ def test_a_rotation_equals_that_of_an_affine_grid(monkeypatch: pytest.MonkeyPatc
     turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(1, 2, 2)
     grid = torch.nn.functional.affine_grid(torch.cat((turn, torch.zeros(1, 2, 1)), 2), [1, 3, 9, 9], align_corners=True)
     expected = torch.nn.functional.grid_sample(inputs, grid, padding_mode="border", align_corners=True)
-    table = torch.stack((angle.cos(), angle.sin()))[:, None].expand(2, room.ANGLES)
-    monkeypatch.setattr(room, "_angles", lambda degrees, device: table)
+    table = torch.stack((angle.cos(), angle.sin()))[:, None].expand(2, augmentation.ANGLES)
+    monkeypatch.setattr(augmentation, "_angles", lambda degrees, device: table)
     torch.testing.assert_close(augment(Augment(rotation=10), inputs, torch.arange(1), seed=0, epoch=0), expected)
 
 
 def test_a_constant_image_is_not_changed_by_any_move() -> None:
     inputs = torch.full((64, 3, 8, 8), 0.75)
-    section = Augment(**{k: v for k, v in EVERYTHING.items() if k in room.GEOMETRY})
+    section = Augment(**{k: v for k, v in EVERYTHING.items() if k in augmentation.GEOMETRY})
     torch.testing.assert_close(augment(section, inputs, torch.arange(64), seed=0, epoch=0), inputs)
 
 
@@ -238,11 +241,11 @@ def test_noise_is_normal_and_independent_for_each_value() -> None:
 
 
 def test_each_draw_is_uniform_over_samples_and_epochs() -> None:
-    over_samples = room._Drawn(torch.arange(20_000), 0, 0)
-    over_epochs = [room._Drawn(torch.tensor([7]), 0, epoch) for epoch in range(1000)]
-    for name in room.DRAWS:
-        for bits_of in (over_samples[name], torch.cat([one[name] for one in over_epochs])):
-            values = room._uniform(bits_of)
+    over_samples = augmentation._Drawn(torch.arange(20_000), 0, 0)
+    over_epochs = [augmentation._Drawn(torch.tensor([7]), 0, epoch) for epoch in range(1000)]
+    for name in augmentation.DRAWS:
+        for bits_of in (over_samples[name], torch.cat([epoch[name] for epoch in over_epochs])):
+            values = augmentation._uniform(bits_of)
             assert values.min() >= 0
             assert values.max() < 1
             assert stats.kstest(values.numpy(), stats.uniform.cdf).pvalue > 0.001
@@ -256,25 +259,26 @@ def test_bits_are_fair_and_independent() -> None:
 
 
 def test_draws_of_neighbours_epochs_and_seeds_are_independent() -> None:
-    draws = [room._uniform(bits(20_001, name)) for name in room.DRAWS]
+    draws = [augmentation._uniform(bits(20_001, name)) for name in augmentation.DRAWS]
     others = [
-        room._uniform(bits(20_001, "partner", **other)) for other in ({"epoch": 1}, {"seed": 1}, {"epoch": 2**20})
+        augmentation._uniform(bits(20_001, "partner", **other))
+        for other in ({"epoch": 1}, {"seed": 1}, {"epoch": 2**20})
     ]
-    streams = torch.stack([*(one[:-1] for one in (*draws, *others)), draws[0][1:]])
+    streams = torch.stack([*(stream[:-1] for stream in (*draws, *others)), draws[0][1:]])
     assert (torch.corrcoef(streams) - torch.eye(len(streams))).abs().max() < 0.03
 
 
 def test_one_bit_of_the_id_changes_half_of_the_bits() -> None:
     rows = torch.arange(2000)
     for place in (0, 5, 31, 40):
-        one, other = (room._Drawn(r, 0, 0)["noise"] for r in (rows, rows ^ (1 << place)))
-        changed = sum(((one ^ other) >> k) & 1 for k in range(64))
+        first, second = (augmentation._Drawn(r, 0, 0)["noise"] for r in (rows, rows ^ (1 << place)))
+        changed = sum(((first ^ second) >> k) & 1 for k in range(64))
         assert abs(changed.to(torch.float32).mean() - 32) < 0.5
 
 
 @hypothesis.given(count=st.integers(1, 2**32), word=st.integers(-(2**63), 2**63 - 1))
 def test_integers_stay_in_their_range(count: int, word: int) -> None:
-    assert 0 <= room._below(torch.tensor([word]), count).item() < count
+    assert 0 <= augmentation._below(torch.tensor([word]), count).item() < count
 
 
 def test_random_numbers_are_the_same_in_every_version() -> None:
@@ -312,11 +316,11 @@ def test_boxes_of_cutmix_have_the_area_of_the_distribution_anywhere_in_the_image
 
 
 def test_a_blend_is_linear_and_keeps_pixels_that_both_images_share() -> None:
-    one, other = images(9), images(9, seed=1)
+    first, second = images(9), images(9, seed=1)
     pairs = mixing(Augment(mixup=1.0), torch.arange(9), seed=0, epoch=0, size=(7, 10))
     weights = pairs.weights.view(-1, 1, 1, 1)
-    torch.testing.assert_close(mix(one, other, pairs), weights * one + (1 - weights) * other)
-    torch.testing.assert_close(mix(one, one, pairs), one)
+    torch.testing.assert_close(mix(first, second, pairs), weights * first + (1 - weights) * second)
+    torch.testing.assert_close(mix(first, first, pairs), first)
 
 
 def test_mixup_and_cutmix_are_used_for_half_of_the_pairs_each() -> None:
@@ -333,12 +337,12 @@ def test_every_sample_is_equally_often_a_partner() -> None:
 # Settings
 
 
-@pytest.mark.parametrize("one", [*EACH, {"mixup": 0.2}, {"cutmix": 1.0}], ids=lambda one: next(iter(one)))
-def test_data_that_is_not_images_is_rejected_in_one_message(one: dict[str, Any]) -> None:
-    check_augmentation(Augment(**one), ModelSpec((3, 8, 8), 10))
+@pytest.mark.parametrize("setting", [*EACH, {"mixup": 0.2}, {"cutmix": 1.0}], ids=lambda setting: next(iter(setting)))
+def test_data_that_is_not_images_is_rejected_in_one_message(setting: dict[str, Any]) -> None:
+    check_augmentation(Augment(**setting), ModelSpec((3, 8, 8), 10))
     check_augmentation(Augment(), ModelSpec((13,), 10))
-    with pytest.raises(ConfigError, match=rf"^augment: {next(iter(one))}: needs images .*\(13,\)\. Leave"):
-        check_augmentation(Augment(**one), ModelSpec((13,), 10))
+    with pytest.raises(ConfigError, match=rf"^augment: {next(iter(setting))}: needs images .*\(13,\)\. Leave"):
+        check_augmentation(Augment(**setting), ModelSpec((13,), 10))
 
 
 def test_a_crop_as_large_as_the_image_is_rejected() -> None:

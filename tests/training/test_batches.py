@@ -1,4 +1,4 @@
-"""The order of the data is a function of seed and epoch, and the ranks take each batch apart without a gap."""
+"""The order of the data is a function of seed and epoch, and the ranks divide each batch without gap or overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's functions: found by their names, refused when they would never be called, kept as JSON."""
+"""Hooks of the user are found by their names and rejected if they would never be called; their state is JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEEPS = "def state_dict(): return {}\ndef load_state_dict(state): pass\n"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Create a file of a module `watch` that can be imported, and remove the module afterwards."""
+    """Yield the path of an importable module `mine.watch`; remove the module from sys.modules afterwards."""
     import sys
 
     monkeypatch.chdir(tmp_path)

@@ -76,22 +76,22 @@ def test_lion_steps_by_the_sign_of_its_average() -> None:
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(5, 3))
-    names = {id(one): name for name, one in model.named_parameters()}
-    assert [names[id(one)] for one in hidden_matrices(model)] == ["1.weight", "3.weight"]
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert [names[id(weight)] for weight in hidden_matrices(model)] == ["1.weight", "3.weight"]
     optimizer = build_optimizer(Muon(lr=0.1), model)
     model(torch.arange(3)).sum().backward()
     optimizer.step()
-    kinds = {names[id(one)]: "exp_avg" in state for one, state in optimizer.state.items()}
+    kinds = {names[id(weight)]: "exp_avg" in state for weight, state in optimizer.state.items()}
     assert [name for name, is_adamw in kinds.items() if not is_adamw] == ["1.weight", "3.weight"]
     assert len(kinds) == len(list(model.parameters()))
 
 
-def test_muon_takes_the_last_matrix_of_a_model_that_its_embedding_ends() -> None:
+def test_muon_takes_the_last_linear_layer_of_a_model_whose_output_is_its_embedding() -> None:
     model = transformer.build(transformer.Params(layers=2, width=8, heads=1), ModelSpec((4,), 5, "language"))
-    names = {id(one): name for name, one in model.named_parameters()}
+    names = {id(weight): name for name, weight in model.named_parameters()}
     of_a_block = ["attention.inward", "attention.outward", "layers.0", "layers.2"]
     expected = [f"blocks.{block}.{name}.weight" for block in range(2) for name in of_a_block]
-    assert [names[id(one)] for one in hidden_matrices(model)] == expected
+    assert [names[id(weight)] for weight in hidden_matrices(model)] == expected
 
 
 def test_muon_without_a_hidden_matrix_is_rejected() -> None:

@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What the trainer adds: cursor, exactness, number of parameters, environment."""
+        """Values that the trainer adds: cursor, exactness, number of parameters, environment."""
         about: Mapping[str, Any] = self.manifest["about"]
         return about
 

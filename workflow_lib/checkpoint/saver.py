@@ -86,7 +86,7 @@ class Saver:
             self._memory.reserve(tensors)
 
     def is_due(self, step: int) -> bool:
-        """Return True if the interval has passed and no save is running, or if the last save cannot be followed."""
+        """Return True if the interval has passed and no save is running, or if the last save failed for good."""
         if self._fatal is not None:
             return True  # the next save raises it
         if self.thread is not None and self.thread.is_alive():

@@ -178,7 +178,7 @@ class CheckpointStore:
         for rank, damage in enumerate(self._peers.gather(self._damage(checkpoint))):
             if damage is not None:
                 verify(checkpoint)  # if rank 0 can read it, it is not quarantined
-                raise RankError(f"rank {rank} says of {checkpoint.path}: {damage}; rank 0 can: is this disk shared?")
+                raise RankError(f"rank {rank} cannot use {checkpoint.path}: {damage}; rank 0 can: is this disk shared?")
 
     def _damage(self, checkpoint: Checkpoint) -> str | None:
         """Verify this rank's share of the files; return the error text, or None."""

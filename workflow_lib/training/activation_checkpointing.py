@@ -77,7 +77,7 @@ def _recomputed(forward: Forward, block: nn.Module, device: torch.device) -> For
             forward,
             *arguments,
             use_reentrant=False,
-            preserve_rng_state=False,  # that would be only torch's; the contexts below preserve all generators
+            preserve_rng_state=False,  # covers only torch's generators; the contexts below restore all
             context_fn=lambda: _contexts(block, device),
             **named,
         )

@@ -135,7 +135,7 @@ def occurrence_ids(order: Tensor, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How each sample is mixed; all tensors are on the device of the ids.
+    """The mixing of each sample with its partner; all tensors are on the device of the ids.
 
     weights   float32 [B]: the sample's share of its image and of its label; the partner has the rest
     boxes     int64 [B, 4]: top, left, bottom, right of the partner's pixels; an empty box means mixup
@@ -146,7 +146,7 @@ class Mixing:
 
 
 def mixing(section: Augment, ids: Tensor, *, seed: int, epoch: int, size: tuple[int, int]) -> Mixing:
-    """Return how images of ``size`` (height, width) are mixed; with both mixup and cutmix, half of them each."""
+    """Return the mixing of images of ``size`` (height, width); if both mixup and cutmix are set, half of each."""
     drawn = _Drawn(ids, seed, epoch)
     share = (drawn["weight"] >> 48) & (QUANTILES - 1)
     blended = _beta_quantiles(section.mixup, ids.device)[share] if section.mixup else None

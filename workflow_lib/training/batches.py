@@ -1,6 +1,6 @@
 """The samples of every micro-batch, as a function of seed and epoch: a resume needs only its place in the epoch.
 
-epoch         every sample once, shuffled, or drawn class by class; what is left of a whole batch is not used
+epoch         every sample once, shuffled, or drawn by class; the rest after the last whole batch is not used
 global batch  the samples of one optimizer step, over all ranks
 micro-batch   the part of it that one rank computes in one pass
 """
@@ -27,7 +27,7 @@ class MicroBatch:
     """The samples that one rank computes in one pass; all tensors are int64 [b].
 
     samples           indices in the split
-    occurrence_ids    keys of the random numbers of augmentation: the samples, unless one comes again in the epoch
+    occurrence_ids    keys of the random numbers of augmentation: the samples, unless they repeat in an epoch
     mixing_partners   indices in the split of the samples that are mixed in, or None
     """
 
@@ -71,16 +71,16 @@ class Batches:
         self.size = run.training.batch_size
         self.steps_per_epoch = len(split) // self.size
         accumulation = run.training.accumulation_steps
-        parts = ranks.world_size * accumulation
-        if self.size < parts:
+        micro_batches = ranks.world_size * accumulation
+        if self.size < micro_batches:
             raise ConfigError(
                 f"training.batch_size = {self.size} is less than one sample for each of {ranks.world_size} ranks x "
                 f"{accumulation} micro-batches"
             )
-        edges = [self.size * part // parts for part in range(parts + 1)]
+        edges = [self.size * number // micro_batches for number in range(micro_batches + 1)]
         first = ranks.rank * accumulation
-        # of this rank's micro-batches in a global batch: consecutive, and equal to within one sample
-        self.spans = [(edges[part], edges[part + 1]) for part in range(first, first + accumulation)]
+        # of this rank's micro-batches in a global batch: consecutive, their sizes differ by at most one sample
+        self.spans = [(edges[number], edges[number + 1]) for number in range(first, first + accumulation)]
 
     def epoch(self, number: int) -> Epoch:
         """Return the samples of an epoch, counted from 0, on the device that the split is indexed on."""
@@ -110,6 +110,6 @@ def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor
     generator = torch.Generator().manual_seed(derive(seed, "balanced order", epoch))
     counts = torch.bincount(targets)
     drawn = torch.randint(len(counts), targets.shape, generator=generator)
-    # float64, since float32 cannot name every sample of a class of more than 2^24
+    # float64, since float32 cannot represent every index in a class of more than 2^24 samples
     places = (torch.rand(targets.shape, generator=generator, dtype=torch.float64) * counts[drawn]).long()
     return torch.argsort(targets, stable=True)[(counts.cumsum(0) - counts)[drawn] + places]

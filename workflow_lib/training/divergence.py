@@ -1,7 +1,8 @@
 """Detection of losses and gradients that are not finite, before any state after them is saved.
 
-On the CPU every loss and gradient is checked in its own step. A GPU runs ahead of the program, and reading a number
-from it waits for it: its results are read after ``MAX_PENDING_STEPS`` steps, after each epoch, and before each save.
+On the CPU every loss and gradient is checked in its own step. On a GPU the program runs ahead, and reading a number
+waits until the GPU has computed it. So results are read after ``MAX_PENDING_STEPS`` steps, after each epoch, and before
+each save.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Divergence:
         batches, number = self._batches, self._state.progress.cursor.epoch
         epoch, start = batches.epoch(number), (step - number * batches.steps_per_epoch) * batches.size
         micro_batches = zip(epoch.micro_batches(start), are_finite, strict=False)
-        samples = [sample for part, is_finite in micro_batches if not is_finite for sample in part.samples.tolist()]
+        samples = [sample for batch, is_finite in micro_batches if not is_finite for sample in batch.samples.tolist()]
         what = "loss" if samples else "gradient" if are_finite else "loss or gradient"
         samples = samples or epoch.samples[start : start + batches.size].tolist()
         self._events.append("diverged", what=what, step=step + 1, epoch=number + 1, samples=samples)

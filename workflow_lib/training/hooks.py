@@ -10,7 +10,7 @@
 
 They run on rank 0, between steps, so their state is part of the commit: a checkpoint holds what `state_dict()` of the
 module returns, as JSON values, and a resume passes it to `load_state_dict(state)`. A step that is repeated after a kill
-calls them again: they may write the same thing twice outside their state, so name that by the step.
+calls them again. Effects outside that state, such as a line in a file, then happen twice: record the step with them.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Curve:
             logger.warning("cannot write the metrics: %s. Training continues", error)
 
     def seal(self, history: Rows) -> None:
-        """Write all rows durably, before the final checkpoint: nobody would repair the file after that."""
+        """Write all rows durably, before the final checkpoint: no later attempt would repair the file."""
         try:
             self._store.check_ownership()
             write_atomic(self._path, lines(history))

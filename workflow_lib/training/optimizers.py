@@ -79,12 +79,12 @@ class Lion(torch.optim.Optimizer):
                     self.state[weight]["exp_avg"] = torch.zeros_like(weight)
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             gradients = [weight.grad for weight in weights]
-            near, far = group["betas"]
-            updates = foreach_lerp(averages, gradients, 1 - near)
+            beta1, beta2 = group["betas"]
+            updates = foreach_lerp(averages, gradients, 1 - beta1)
             foreach_sign_(updates)
             foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             foreach_add_(weights, updates, alpha=-group["lr"])
-            foreach_lerp_(averages, gradients, 1 - far)
+            foreach_lerp_(averages, gradients, 1 - beta2)
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training: every part of the state, with the functions that save and restore it.
+"""Contents of a checkpoint: every part of the training state, with the functions that save and restore it.
 
     MUTABLE   tensors that an optimizer step changes in place: they are copied before the next step
     STABLE    tensors that are only ever replaced as a whole: a save can write them without a copy
@@ -66,7 +66,7 @@ def restore(state: State, snapshot: Snapshot) -> None:
     for entry in RECORD:
         if entry.name in snapshot.state:
             entry.restore(state, snapshot.state[entry.name])
-    _restore_ranks(state, snapshot.tensors["ranks"], snapshot.about)  # last, since all of the above may draw numbers
+    _restore_ranks(state, snapshot.tensors["ranks"], snapshot.about)  # last, since the other parts may draw
 
 
 def mutable_tensors(state: State) -> dict[str, Named]:
@@ -113,7 +113,7 @@ def gather_rank_states(state: State) -> list[Named]:
 
 
 def _restore_ranks(state: State, ranks: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Restore generators and loss sum. With another number of ranks, seed new generators and share out the loss sum."""
+    """Restore generators and loss sum. With another number of ranks, seed new generators; rank 0 gets the loss sum."""
     before, now = about["environment"], state.environment
     changed = sorted(key for key in now if now[key] != before.get(key))
     if changed and state.ranks.is_main:

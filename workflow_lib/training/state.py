@@ -73,7 +73,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Progress:
-        """Return the progress that ``dataclasses.asdict`` was given."""
+        """Return the progress whose ``dataclasses.asdict`` is the value."""
         fields = dict(value)
         return cls(**{**fields, "cursor": Cursor(**fields["cursor"]), "plateau": Plateau(**fields["plateau"])})
 
@@ -176,8 +176,8 @@ class State:
         """Return copies of all that a forward pass may change, made on the main stream before any later work.
 
         A forward pass changes buffers (statistics of batch norm) and weights that are not trained (a teacher that
-        follows the model), and the copies of a save are made while it runs. Where more weights are frozen than trained
-        they are probably a backbone: each of them is copied only after something was written into it.
+        follows the model), and the copies of a save are made while it runs. If the frozen weights are larger than the
+        trained ones, they are probably a backbone: each of them is copied only after something was written into it.
         """
         saved = self.model.state_dict().keys()
         changing = dict(self.model.named_buffers(remove_duplicate=False))

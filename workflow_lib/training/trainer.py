@@ -10,7 +10,7 @@ at most one step.
 The order of the data is a function of seed and epoch. The ranks decide together, by one small all-reduce; only rank 0
 reads a clock.
 
-``sys.audit("everstep", point, ...)`` names the places between which the tests kill; without a hook it does nothing.
+``sys.audit("everstep", point, ...)`` names the points at which tests inject faults; without a hook it does nothing.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ class Trainer:
         cursor = self.state.progress.cursor
         if cursor.phase == "finish":
             return
-        drawn = capture_rng(self.state.device)
+        before = capture_rng(self.state.device)
         self._call("on_train_start")
-        restore_rng(drawn)  # every attempt calls the hook: what it draws must not change the training
+        restore_rng(before)  # every attempt calls the hook, so its draws must not change the training
         self._pruned = self._is_pruned()
         while cursor.phase in ("train", "validate") and not self._pruned:
             if cursor.phase == "train":
@@ -196,7 +196,8 @@ class Trainer:
         cursor, size = self.state.progress.cursor, self._batches.size
         end = self._batches.steps_per_epoch * size
         epoch = self._batches.epoch(cursor.epoch)
-        rows = (part.rows for start in range(cursor.sample, end, size) for part in epoch.micro_batches(start))
+        starts = range(cursor.sample, end, size)
+        rows = (micro_batch.rows for start in starts for micro_batch in epoch.micro_batches(start))
         self.state.model.train()
         with contextlib.closing(self._train_split.stream(rows)) as batches:
             while cursor.sample < end:
@@ -245,7 +246,7 @@ class Trainer:
         if self._poll():
             with torch.inference_mode(False):  # the memory for copies outlives this mode, and must not belong to it
                 self._start_save()
-            self._saver.wait_copied()  # a shared model exchanges its weights for the averages to compute
+            self._saver.wait_copied()  # before a shared model swaps weights and averages in place, to validate
 
     def _tick(self) -> None:
         self._shared_state.tick(self.ranks.local_rank, self.state.progress.cursor.step)

@@ -51,7 +51,7 @@ class Validation:
                 sys.audit("everstep", "validate")
                 batch = next(batches, None)
                 self._pending.append(self._measure(*batch) if batch else zeros)
-                if batch is None and state.parallel.is_shared:  # the other ranks need this rank's part of the weights
+                if batch is None and state.parallel.is_shared:  # the others need this rank's shards
                     self._measure(*self._split.batch(slice(0, 1)))
                 cursor.val_index += world
                 if len(self._pending) == MAX_PENDING_BATCHES:
