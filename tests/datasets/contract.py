@@ -69,7 +69,7 @@ class DataContract:
             plugins.load("data", self.name).Params.model_validate(params | {"surely_unknown": 1})
 
     def test_threads_read_the_same_as_one_thread(self, source: Source) -> None:
-        """All at once if `is_thread_safe`, otherwise in turn."""
+        """Threads read at the same time if `is_thread_safe`, otherwise in turn."""
         shared = with_safe_read(source)
         rows = np.arange(len(source.targets["train"]))
         parts = [part for part in np.array_split(rows, 8) if len(part)] * 4

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of this folder and of tests/data, written as files."""
+"""Small data sets for the tests of this folder and of tests/data, as files."""
 
 from __future__ import annotations
 

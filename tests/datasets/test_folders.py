@@ -107,7 +107,7 @@ def test_an_animation_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_byte_0xff_in_a_text_is_not_its_end(tmp_path: Path, encoding: str) -> None:
+def test_byte_0xff_in_a_text_is_not_the_end_token(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x").mkdir()
     texts = [f"{number} L'Ha\u00ff-les-Roses ".encode(encoding) * 40 for number in range(8)]
     for number, text in enumerate(texts):

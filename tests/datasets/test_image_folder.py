@@ -128,7 +128,7 @@ def test_hidden_files_are_ignored_and_folders_are_searched(images: Path) -> None
 
 
 def test_files_that_swap_their_names_are_new_data(images: Path, tmp_path: Path) -> None:
-    """Otherwise shards would verify, but have another order than after a fresh preparation."""
+    """Otherwise the shards would verify, although a fresh preparation would give another order."""
     settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}}
     before = prepare(settings, tmp_path, tmp_path / "work")
     first, second = images / "digit 0" / "01.png", images / "digit 0" / "02.png"
@@ -170,7 +170,7 @@ def test_only_the_shard_with_a_changed_image_is_written_again(number: str, tmp_p
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> None:
-    """A camera stores the rows of the sensor, and its orientation in EXIF."""
+    """A camera stores the pixels as the sensor has them, and its orientation in EXIF."""
     upright = Image.fromarray(load_sample_image("flower.jpg")).resize((12, 8))
     held = {
         1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],

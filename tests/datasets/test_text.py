@@ -16,7 +16,7 @@ from workflow_lib import data, plugins
 from workflow_lib.data import Source
 from workflow_lib.errors import DataError
 
-# What scikit-learn says of its data sets: real texts, with characters beyond ASCII and words in common.
+# Descriptions of data sets in scikit-learn: real texts with common words and characters beyond ASCII.
 TEXTS = {name: getattr(datasets, f"load_{name}")().DESCR for name in ("iris", "wine", "digits", "diabetes", "linnerud")}
 
 
@@ -144,7 +144,7 @@ def test_small_files_are_not_lost(tmp_path: Path) -> None:
         assert len(set(source.groups.tolist())) > 2
 
 
-def test_one_file_is_cut_in_passages(tmp_path: Path) -> None:
+def test_a_single_file_is_cut_into_passages(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("".join(TEXTS.values()))
     with opened(path) as source:
@@ -155,7 +155,7 @@ def test_one_file_is_cut_in_passages(tmp_path: Path) -> None:
         assert set(source.groups.tolist()) == {0}
 
 
-def test_one_file_that_must_stay_together_cannot_be_split(tmp_path: Path) -> None:
+def test_a_single_file_that_must_stay_together_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("".join(TEXTS.values()))
     settings = {"name": "text", "params": {"path": "x.txt", "context": 32, "split_by": "file"}}
     with pytest.raises(DataError, match="the val split has no sample"):
@@ -195,12 +195,12 @@ def test_bytes_that_are_not_utf8_are_rejected_with_their_place(
     monkeypatch.setattr("workflow_lib.datasets._documents.BLOCK_BYTES", 4096)
     content = bytearray(("é" * 5000).encode())
     place -= place % 2
-    content[place] = 0x20  # what follows is the second half of a character
+    content[place] = 0x20  # the next byte is the second half of a character
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(DataError, match=f"x.txt: not UTF-8 at byte {place + 1};"):
         with opened(tmp_path / "x.txt", tokens="characters"):
             pass
-    with opened(tmp_path / "x.txt") as source:  # bytes may be any
+    with opened(tmp_path / "x.txt") as source:  # any bytes are allowed
         assert in_words(source, tokens_of(source)[0][:2]) in ("<c3><a9>", " <a9>")
 
 

@@ -1,4 +1,4 @@
-"""A copy of the repository that real Snakemakes run in, and one finished pipeline that every test copies."""
+"""Copies of the repository in which the tests run Snakemake, and a finished pipeline for tests to copy."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ tune:
     optimizer.lr: {type: float, low: 0.001, high: 0.1, log: true}
 """
 
-WAIT_S = 1200.0  # for what takes a minute, on a machine that is busy with other things
+WAIT_S = 1200.0  # limit for what takes a minute, in case the machine is busy
 Job = tuple[str, str | None]
 
 
 @dataclass
 class Project:
-    """A copy of the repository, and how to run its pipeline."""
+    """A copy of the repository, whose pipeline can be run."""
 
     folder: Path
     config: str = "config/tiny.yaml"
 
     def write(self, text: str) -> None:
-        """The experiment file holds the text."""
+        """Write the text to the experiment file."""
         path = self.folder / self.config
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """The file has `new` where it had `old`, once."""
+        """Replace the only occurrence of `old` in the file."""
         text = (self.folder / path).read_text()
         assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
         (self.folder / path).write_text(text.replace(old, new))
 
     def command(self, *arguments: str) -> list[str]:
-        """The pipeline's command line, as a person types it."""
+        """Return the command line of the pipeline, as a user types it."""
         snakemake = str(Path(sys.executable).parent / "snakemake")
         config = [] if "--configfile" in arguments else ["--configfile", self.config]
         return [snakemake, *arguments, *config, "--profile", "profiles/local", "--cores", "2"]
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[Running]:
-        """The pipeline runs; whatever is left of its process group ends with the block."""
-        told = self.folder.parent / f"{uuid.uuid4().hex}.txt"
-        with told.open("w") as output:
+        """Run the pipeline in the background; kill what is left of its process group at the end of the block."""
+        printed = self.folder.parent / f"{uuid.uuid4().hex}.txt"
+        with printed.open("w") as output:
             process = subprocess.Popen(
                 self.command(*arguments),
                 cwd=self.folder,
@@ -79,76 +79,76 @@ class Project:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        running = Running(process, told)
+        running = Running(process, printed)
         try:
             yield running
         finally:
             running.kill()
 
     def run(self, *arguments: str) -> Outcome:
-        """The pipeline's outcome, once it has ended."""
+        """Run the pipeline to its end and return the outcome."""
         with self.running(*arguments) as running:
             return running.outcome()
 
     def make(self, *arguments: str) -> Outcome:
-        """The outcome of a pipeline that must succeed."""
+        """Run the pipeline, which must succeed, and return the outcome."""
         outcome = self.run(*arguments)
         assert outcome.code == 0, outcome.output
         return outcome
 
     def plan(self, *arguments: str) -> set[Job]:
-        """The jobs that Snakemake would run: (rule, run), without `all`."""
+        """Return the jobs that Snakemake would run: (rule, run), without `all`."""
         return self.make("--dry-run", *arguments).jobs
 
     def everstep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The outcome of a verb for people."""
+        """Run an `everstep` command in the folder and return the finished process."""
         command = [sys.executable, "-m", "workflow_lib", *arguments]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A pipeline in a process group of its own, and the file that has what it says."""
+    """A pipeline in its own process group, and the file with its output."""
 
     process: subprocess.Popen[bytes]
-    told: Path
+    printed: Path
 
     def outcome(self) -> Outcome:
-        """What is left when it has ended by itself."""
+        """Wait for the end of the pipeline and return its outcome."""
         self.process.wait(timeout=WAIT_S)
-        return Outcome(self.process.returncode, self.told.read_text())
+        return Outcome(self.process.returncode, self.printed.read_text())
 
     def kill(self) -> None:
-        """No process of the group is left; as when a machine dies, nothing was asked first."""
+        """Kill every process of the group without a warning, as a crash of the machine does."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=WAIT_S)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """The condition holds; the pipeline was running all the while."""
+        """Wait until the condition is true; fail if the pipeline ends before."""
         deadline = time.monotonic() + WAIT_S
         while not condition():
-            assert self.process.poll() is None, self.told.read_text()
+            assert self.process.poll() is None, self.printed.read_text()
             assert time.monotonic() < deadline, f"waited for {WAIT_S:.0f} s"
             time.sleep(0.02)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a Snakemake left behind: its exit code and everything it said."""
+    """Exit code and output of a Snakemake."""
 
     code: int
     output: str
 
     @property
     def jobs(self) -> set[Job]:
-        """The jobs it announced: (rule, run), without `all`."""
+        """The jobs in the output: (rule, run), without `all`."""
         found = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", self.output, re.MULTILINE)
         return {(rule, _run_of(details)) for rule, details in found if rule != "all"}
 
     @property
     def is_nothing(self) -> bool:
-        """Whether Snakemake found nothing to do."""
+        """True if Snakemake found nothing to do."""
         return "Nothing to be done" in self.output
 
 
@@ -159,7 +159,7 @@ def _run_of(details: str) -> str | None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A fresh clone with the tiny experiment, in a folder whose name needs quoting."""
+    """Return a fresh clone with the tiny experiment, in a folder whose name needs quoting."""
     folder = tmp_path / "a project"
     copy_repository(folder)
     fresh = Project(folder)
@@ -169,7 +169,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The folder of the finished tiny pipeline: half a minute of work, done once for all workers."""
+    """Return the folder of the finished tiny pipeline, which takes half a minute and is run once for all workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "finished"
     with filelock.FileLock(f"{folder}.lock"):
@@ -184,7 +184,7 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture
 def finished(_finished: Path, tmp_path: Path) -> Project:
-    """A copy of the finished tiny pipeline, as fresh as the original: modification times are kept."""
+    """Return a copy of the finished tiny pipeline with the same modification times, so that nothing is rerun."""
     folder = tmp_path / "finished"
     subprocess.run(["cp", "-a", str(_finished), str(folder)], check=True)
     return Project(folder)

@@ -1,4 +1,4 @@
-"""Changed code of a person is another training: what is redone, what is rejected, and what a person may let stand."""
+"""Changed user code: what is rerun, which weights are rejected, and how a user accepts an earlier result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.workflow.conftest import Project
 from tests.workflow.test_rerun import attempts
 
-NET = '''"""A network of a person."""
+NET = '''"""A user's network."""
 from pathlib import Path
 
 from torch import nn
@@ -59,29 +59,28 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(_trained: Path, tmp_path: Path) -> Project:
-    """A finished pipeline of a person's own model and hooks."""
+    """Return a finished pipeline with the user's model and hooks."""
     folder = tmp_path / "trained"
     subprocess.run(["cp", "-a", str(_trained), str(folder)], check=True)
     return Project(folder)
 
 
 def run_of(project: Project) -> str:
-    """The id of the one run."""
+    """Return the id of the only run."""
     (run,) = json.loads((project.folder / "results/tiny/plan.json").read_text())["runs"]
     return str(run["id"])
 
 
 def result(project: Project, name: str) -> dict[str, Any]:
-    """A statement of the one run."""
+    """Return a result file of the only run."""
     path = project.folder / "results/tiny/runs" / run_of(project) / name
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def test_what_does_not_change_the_code_redoes_nothing(trained: Project) -> None:
-    """Neither comments, docstrings and formatting nor times of files."""
+def test_comments_formatting_and_file_times_rerun_nothing(trained: Project) -> None:
     trained.edit("mine/net.py", "# a comment", "# another one")
-    trained.edit("mine/net.py", "A network of a person.", "Another text.")
+    trained.edit("mine/net.py", "A user's network.", "Another text.")
     trained.edit("mine/blocks.py", "return 2 * size", "return (\n        2 * size)")
     for path in ("mine/hooks.py", "names.txt"):
         (trained.folder / path).touch()
@@ -103,13 +102,13 @@ def test_changed_code_or_a_changed_file_trains_again_under_the_same_name(
     run = run_of(trained)
     time = (trained.folder / path).stat().st_mtime - 1e6
     trained.edit(path, old, new)
-    subprocess.run(["touch", "-d", f"@{time}", str(trained.folder / path)], check=True)  # an older file is one, too
+    subprocess.run(["touch", "-d", f"@{time}", str(trained.folder / path)], check=True)  # older than before
     jobs = trained.plan()
     assert jobs == {(rule, run) for rule in ("train", "evaluate", "export")} | {("report", None)}
 
 
-def test_weights_of_other_code_are_never_served(trained: Project) -> None:
-    """Neither as they are under another name of the experiment, nor to who asks for them by hand."""
+def test_weights_trained_by_other_code_are_not_used(trained: Project) -> None:
+    """Neither by a direct `everstep evaluate`, nor by an experiment of another name that shares the store."""
     run, before = run_of(trained), attempts(trained)
     trained.edit("mine/net.py", "nn.ReLU()", "nn.Tanh()")
     folder = trained.folder / "results/tiny"
@@ -122,10 +121,10 @@ def test_weights_of_other_code_are_never_served(trained: Project) -> None:
         "--data",
         str(next(folder.glob("data/*.json"))),
     ]
-    asked = ["--model", f"{folder}/runs/{run}/model.safetensors", "--output", "evaluation.json"]
-    refused = trained.everstep(*command, *asked)
-    assert refused.returncode == 2
-    assert "was trained by code that has changed since" in refused.stderr
+    model = ["--model", f"{folder}/runs/{run}/model.safetensors", "--output", "evaluation.json"]
+    rejected = trained.everstep(*command, *model)
+    assert rejected.returncode == 2
+    assert "was trained by code that has changed since" in rejected.stderr
     assert not (trained.folder / "evaluation.json").exists()
     trained.edit("config/tiny.yaml", "name: tiny", "name: other")
     trained.make("--until", "evaluate")
@@ -138,7 +137,7 @@ def test_weights_of_other_code_are_never_served(trained: Project) -> None:
     assert "The code of the model and of its hooks is the same." in shown.stdout
 
 
-def test_a_person_may_let_a_result_stand_and_it_is_on_record(trained: Project) -> None:
+def test_a_user_can_accept_a_result_and_the_acceptance_is_recorded(trained: Project) -> None:
     run, before = run_of(trained), attempts(trained)
     trained.edit("mine/blocks.py", "2 * size", "size * 2")
     shown = trained.everstep("explain", run).stdout
@@ -166,7 +165,7 @@ def test_a_person_may_let_a_result_stand_and_it_is_on_record(trained: Project) -
     assert ("train", run) in trained.plan()
 
 
-def test_a_run_is_trained_again_when_a_person_says_so(trained: Project) -> None:
+def test_retrain_trains_a_run_again(trained: Project) -> None:
     run, before = run_of(trained), attempts(trained)
     done = trained.everstep("retrain", run)
     assert done.returncode == 0
@@ -182,7 +181,7 @@ def test_a_run_is_trained_again_when_a_person_says_so(trained: Project) -> None:
     assert "no such run" in again.stderr
 
 
-def test_a_missing_file_of_a_model_is_told_before_anything_runs(trained: Project) -> None:
+def test_a_missing_file_of_a_model_is_reported_before_anything_runs(trained: Project) -> None:
     (trained.folder / "names.txt").unlink()
     for shown in (trained.everstep("validate", trained.config).stderr, trained.run("--dry-run").output):
         assert "model.params.names: no such file: names.txt" in shown

@@ -1,4 +1,4 @@
-"""Arguments of `snakemake` for a pipeline, and the messages when it cannot start."""
+"""Arguments of `snakemake`, and the messages if the pipeline cannot start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.repository import ROOT
 from tests.workflow.conftest import Project
 
 
-def test_settings_on_the_command_line_win_over_the_file(project: Project) -> None:
+def test_settings_on_the_command_line_override_the_file(project: Project) -> None:
     project.make("results/tiny/plan.json", "--config", "set=training.epochs=3 seed=7")
     frozen = [json.loads(path.read_text()) for path in (project.folder / "work/runs").glob("*/config.json")]
     assert {(run["training"]["epochs"], run["seed"]) for run in frozen} == {(3, 7)}
@@ -42,7 +42,7 @@ def test_a_mistake_is_one_message_and_exit_2(project: Project, arguments: list[s
 @pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "profiles").iterdir()))
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_an_experiment_file_executes_no_code(project: Project, profile: str, suffix: str) -> None:
-    """Snakemake itself would run the definitions of a YAML file, also in a dry run."""
+    """Without the profile, Snakemake would run the definitions of a YAML file, even in a dry run."""
     run = "open('ran', 'w')"
     settings = {"__use_yte__": True, "__definitions__": [run], "name": "tiny", "?'x'": f"?{run}"}
     path = project.folder / f"config/template.{suffix}"
@@ -94,7 +94,7 @@ def test_a_damaged_record_of_snakemake_is_one_message(finished: Project) -> None
     assert finished.plan() == set()  # nothing is computed again
 
 
-def test_a_duplicate_key_is_rejected_although_snakemake_reads_the_file_too(project: Project) -> None:
+def test_a_duplicate_key_is_rejected(project: Project) -> None:
     project.write("name: tiny\nseed: 1\nseed: 2\n")
     outcome = project.run("--dry-run")
     assert outcome.code == 2
@@ -117,8 +117,8 @@ def test_the_default_experiment_is_the_one_in_config(project: Project) -> None:
     assert "rule report:" in outcome.stdout + outcome.stderr
 
 
-def test_the_linter_finds_only_that_no_container_is_named(project: Project) -> None:
-    """Everstep runs in the environment that `scripts/setup` makes, and names no image, because there is none."""
+def test_the_linter_reports_only_the_missing_container(project: Project) -> None:
+    """Everstep has no container image: it runs in the environment that `scripts/setup` makes."""
     outcome = project.run("--lint")
     titles = set(re.findall(r"^    \* (.*):$", outcome.output, re.MULTILINE))
     assert titles == {"Specify a conda environment or container for each rule."}, outcome.output

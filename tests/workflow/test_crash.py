@@ -1,4 +1,4 @@
-"""The machine dies in the middle: the same command goes on, and one failing run takes no other with it."""
+"""After a crash, the same command resumes; a failing run does not stop the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.workflow.conftest import Project
 
-# Some seconds of training, with a checkpoint every few steps; minutes while there is a file `hold`.
+# Some seconds of training with a checkpoint every 50 steps; while there is a file `hold`, each step takes 0.1 s more.
 LONG = """\
 name: long
 model: {name: mine.held}
@@ -36,7 +36,7 @@ def build(params, spec):
 
 
 def write_long(project: Project) -> Path:
-    """The experiment is a long one; the file that makes it longer."""
+    """Write the long experiment; return the path of the file that slows it down."""
     project.write(LONG)
     (project.folder / "mine").mkdir()
     (project.folder / "mine/held.py").write_text(HELD)
@@ -44,22 +44,22 @@ def write_long(project: Project) -> Path:
 
 
 def checkpoints(project: Project) -> list[Path]:
-    """What a restart could go on from."""
+    """Return the folders of all checkpoints."""
     return sorted((project.folder / "work/runs").glob("*/*/checkpoints/step-*"))
 
 
 def attempts(project: Project) -> list[dict[str, Any]]:
-    """The records of every attempt to train."""
+    """Return the records of all training attempts."""
     paths = (project.folder / "work/runs").glob("*/*/attempts/*.json")
     return [json.loads(path.read_text()) for path in paths]
 
 
 def the_run(project: Project) -> str:
-    """The id of the only run."""
+    """Return the id of the only run."""
     return str(json.loads((project.folder / "results/long/plan.json").read_text())["runs"][0]["id"])
 
 
-def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Project) -> None:
+def test_after_a_crash_the_same_command_resumes_from_the_checkpoint(project: Project) -> None:
     hold = write_long(project)
     project.make("results/long/plan.json")
     target = f"results/long/runs/{the_run(project)}/train.json"
@@ -79,7 +79,7 @@ def test_after_a_crash_the_same_command_goes_on_from_the_checkpoint(project: Pro
     assert max(attempt["resumed_step"] or 0 for attempt in attempts(project)) > 0
 
 
-def test_the_lock_of_a_living_snakemake_is_respected(project: Project) -> None:
+def test_the_lock_of_a_running_snakemake_is_respected(project: Project) -> None:
     hold = write_long(project)
     with project.running("--until", "train") as first:
         first.wait_until(lambda: checkpoints(project))
@@ -93,7 +93,7 @@ def test_the_lock_of_a_living_snakemake_is_respected(project: Project) -> None:
     assert len(attempts(project)) == 1
 
 
-def test_garbage_in_the_experiment_file_disturbs_no_running_job(project: Project) -> None:
+def test_a_broken_experiment_file_does_not_affect_running_jobs(project: Project) -> None:
     hold = write_long(project)
     with project.running("--until", "evaluate") as running:
         running.wait_until(lambda: checkpoints(project))
@@ -129,7 +129,7 @@ rule probe:
     assert json.loads(snapshot.read_text())["seed"] == 5
 
 
-def test_a_failing_run_stops_no_other_and_is_told_at_the_end(project: Project) -> None:
+def test_a_failing_run_stops_no_other_and_is_listed_at_the_end(project: Project) -> None:
     broken = '''"""A model that cannot be built."""
 
 from typing import Any
@@ -138,7 +138,7 @@ from workflow_lib.plugins import Section
 
 
 class Params(Section):
-    """It has no settings."""
+    """No settings."""
 
 
 def build(params: Params, spec: Any) -> Any:
@@ -156,7 +156,7 @@ def build(params: Params, spec: Any) -> Any:
     assert "--configfile config/tiny.yaml" in ending
 
 
-def test_a_second_snakemake_is_told_which_one_works_here(project: Project) -> None:
+def test_a_second_snakemake_names_the_running_one(project: Project) -> None:
     write_long(project).touch()
     with project.running() as first:
         first.wait_until(lambda: list((project.folder / ".snakemake/locks").glob("*.lock")))

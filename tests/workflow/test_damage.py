@@ -1,4 +1,4 @@
-"""Damaged or lost files are noticed when they are used, named, and regenerated where that is possible."""
+"""Damaged and lost files are detected before use, reported, and regenerated where possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.workflow.test_rerun import OF_A_RUN, attempts, contents, jobs_of, run
 
 
 def flip(path: Path, place: int) -> None:
-    """One bit of the file is another; its size and time are as before."""
+    """Flip a bit of the file without changing its size and time."""
     state, content = path.stat(), bytearray(path.read_bytes())
     content[place] ^= 0x80 if content[place] > 127 else 0x01
     path.write_bytes(content)
@@ -22,7 +22,7 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [-1, -9, 60])
-def test_damaged_weights_are_never_served(finished: Project, place: int) -> None:
+def test_damaged_weights_are_written_again_before_use(finished: Project, place: int) -> None:
     run = run_with(finished, 8)
     folder = finished.folder / "results/tiny/runs" / run
     made = contents(folder)
@@ -36,7 +36,7 @@ def test_damaged_weights_are_never_served(finished: Project, place: int) -> None
         assert contents(folder)[name] == made[name]
 
 
-def test_damaged_weights_that_cannot_be_made_again_are_named(finished: Project) -> None:
+def test_damaged_weights_without_a_checkpoint_are_reported(finished: Project) -> None:
     run = run_with(finished, 8)
     folder = finished.folder / "results/tiny/runs" / run
     flip(folder / "model.safetensors", -1)
@@ -48,7 +48,7 @@ def test_damaged_weights_that_cannot_be_made_again_are_named(finished: Project) 
     assert not (folder / "evaluation.json").exists()
 
 
-def test_a_damaged_frozen_experiment_is_named_and_frozen_again(finished: Project) -> None:
+def test_a_damaged_frozen_experiment_is_reported_and_frozen_again(finished: Project) -> None:
     frozen = next((finished.folder / "work/experiments").glob("*.json"))
     text = frozen.read_text()
     frozen.write_text(text.replace('"bootstrap": 20', '"bootstrap": 21'))
@@ -61,7 +61,7 @@ def test_a_damaged_frozen_experiment_is_named_and_frozen_again(finished: Project
     assert frozen.read_text() == text
 
 
-def test_damaged_files_of_the_study_and_of_the_data_are_named_and_made_again(finished: Project) -> None:
+def test_damaged_files_of_the_study_and_the_data_are_reported_and_made_again(finished: Project) -> None:
     before = attempts(finished)
     folder = finished.folder / "results/tiny"
     paths = [folder / "tune" / study(finished) / name for name in ("suggest-0001.json", "trial-0000.json", "best.json")]
@@ -76,8 +76,8 @@ def test_damaged_files_of_the_study_and_of_the_data_are_named_and_made_again(fin
     assert attempts(finished) == before
 
 
-def test_what_is_missing_is_made_again_when_the_store_is_lost(finished: Project) -> None:
-    """Nothing is trained for it: the models are in results/."""
+def test_results_are_made_again_without_training_after_the_loss_of_the_store(finished: Project) -> None:
+    """The models are in results/; only a deleted model needs a training."""
     runs = [*runs_of(finished), "tuned"]
     shutil.rmtree(finished.folder / "work")
     assert finished.make().is_nothing

@@ -1,4 +1,4 @@
-"""docs/extending.md, followed to the letter."""
+"""docs/extending.md works exactly as written."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run(command: str, folder: Path) -> None:
     assert shown.returncode == 0, f"{command}\n{shown.stdout}\n{shown.stderr}"
 
 
-def test_the_document_works_as_it_is_written(project: Project) -> None:
-    """Slow: two commands are whole pipelines, of the new task and of the new data set, model and rule."""
+def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
+    """Slow: two commands run whole pipelines, one with a new task, one with a new data set, model and rule."""
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
     assert [command.split()[0] for command in commands] == ["everstep", "snakemake", "snakemake", "everstep"]
     results = project.folder / "results/wine"

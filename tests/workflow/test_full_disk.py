@@ -1,4 +1,4 @@
-"""On a full disk every verb ends with one line that says what to do, and `everstep clean` can free some space."""
+"""On a full disk, every command ends with a line that says what to do, and `everstep clean` can free space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.workflow.conftest import Project
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 and "CI" not in os.environ, reason="needs a disk of its own, mounted where nobody else sees it"
 )
-# the project on a disk of its own, of which so many kilobytes are free once what the verb makes is removed
+# Copies the project to a disk of its own, removes the outputs of the command, and fills the disk up to `$3` kilobytes.
 SMALL_DISK = """
 set -e
 mount -t tmpfs -o size=48m none "$1"
@@ -33,7 +33,7 @@ TUNE = "results/tiny/tune"
 
 
 def on_full_disk(project: Project, place: Path, verb: list[str], free_kb: int, removed: str) -> tuple[int, list[str]]:
-    """Return the exit code of the verb, and what it wrote to stderr, line by line."""
+    """Return the exit code of the command and the lines of its stderr."""
     place.mkdir(exist_ok=True)
     arguments = [str(place), str(project.folder), str(free_kb), removed]
     command = [sys.executable, "-m", "workflow_lib", *verb]
@@ -49,7 +49,7 @@ def on_full_disk(project: Project, place: Path, verb: list[str], free_kb: int, r
 
 
 def verbs(project: Project) -> dict[str, tuple[list[str], str]]:
-    """Return by rule its verb, and the files that it makes."""
+    """Return by name the arguments of each command, and the files that it writes."""
     path = min(project.folder.glob("results/tiny/runs/tiny-*/model.safetensors")).parent
     run, data = path.name, min(project.folder.glob("results/tiny/data/*.json")).name
     study = min(project.folder.glob(f"{TUNE}/*/best.json")).parent.name
@@ -101,8 +101,8 @@ def verbs(project: Project) -> dict[str, tuple[list[str], str]]:
         "prove-resume",
     ],
 )
-def test_a_verb_on_a_full_disk_says_what_to_do(finished: Project, tmp_path: Path, name: str, free_kb: int) -> None:
-    """Some write so little that they succeed in a few kilobytes."""
+def test_a_command_on_a_full_disk_says_what_to_do(finished: Project, tmp_path: Path, name: str, free_kb: int) -> None:
+    """With 16 KB, commands that write little succeed."""
     verb, made = verbs(finished)[name]
     code, lines = on_full_disk(finished, tmp_path / "disk", verb, free_kb, made)
     if code == 0:

@@ -91,7 +91,7 @@ def test_pipelines_in_two_folders_share_the_only_gpu(project: Project, machine: 
     assert all(record["seconds"] == record["gpu_seconds"] < 60 for record in records)
 
 
-def test_more_trainings_than_gpus_where_the_command_line_asks_for_it(project: Project, machine: Machine) -> None:
+def test_more_trainings_than_gpus_start_if_the_command_line_requests_it(project: Project, machine: Machine) -> None:
     """The test holds the GPU until as many trainings wait as there are cores."""
     write(project, 4)
     with ExitStack() as pipeline:
@@ -120,9 +120,9 @@ def test_a_training_that_waits_can_be_stopped(project: Project, machine: Machine
         if by == "signal":
             until(lambda: waiting(project), "it waits")
             training.send_signal(signal.SIGTERM)
-        told = training.communicate(timeout=WAIT_S)[1]
-    assert training.returncode == 75, told
-    assert "asked to stop while waiting for a GPU; nothing was changed" in told
+        errors = training.communicate(timeout=WAIT_S)[1]
+    assert training.returncode == 75, errors
+    assert "asked to stop while waiting for a GPU; nothing was changed" in errors
     (row,) = rows(project)
     assert (row["state"], row["owner"], row["attempts"]) == ("new", None, [])
     assert list(machine.leases.glob("*.json")) == []
@@ -136,7 +136,7 @@ def test_a_training_that_waits_can_be_stopped(project: Project, machine: Machine
         (1, "cuda:1", 1, "runtime.device: cuda:1, and this machine has cuda:0."),
     ],
 )
-def test_gpus_that_are_not_there_are_missed_before_anything_is_started(
+def test_missing_gpus_are_reported_before_anything_is_started(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, device: str, nproc: int, says: str
 ) -> None:
     machine_with(gpus, tmp_path / "machine", monkeypatch)
@@ -149,7 +149,7 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_started(
     assert not (project.folder / "results").exists()
 
 
-def test_trainings_on_the_cpu_neither_ask_for_gpus_nor_take_turns(project: Project, machine: Machine) -> None:
+def test_trainings_on_the_cpu_request_no_gpu_and_run_in_parallel(project: Project, machine: Machine) -> None:
     write(project, 2, "cpu")
     (project.folder / "mine/timed.py").write_text(TOGETHER)
     outcome = project.run("--until", "train", "--config", "set=training.epochs=1")
@@ -170,7 +170,7 @@ tune:
     ("device", "nproc", "asked"),
     [("auto", 2, "gpu=2"), ("cuda", 1, "gpu=1"), ("cuda:1", 1, "gpu=1"), ("cpu", 2, "gpu=0")],
 )
-def test_trainings_and_trials_ask_for_a_gpu_for_each_of_their_processes(
+def test_trainings_and_trials_request_a_gpu_for_each_process(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, nproc: int, asked: str
 ) -> None:
     machine = machine_with(2, tmp_path / "machine", monkeypatch)
@@ -209,7 +209,7 @@ def on_train_start(state):
         ("gpu: 1", "runtime: 240", None),
     ],
 )
-def test_a_clusters_jobs_ask_for_what_its_profile_says_whatever_is_here(
+def test_jobs_of_a_cluster_request_the_gpus_of_the_profile(
     project: Project, machine: Machine, old: str, new: str, asked: str | None
 ) -> None:
     write(project, 1, "cuda")

@@ -1,4 +1,4 @@
-"""A report is made of whatever there is: a run that failed or diverged is a row with its reason."""
+"""Incomplete reports: a run that failed or diverged is a row with its reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_sweep_with_a_run_that_fails_has_a_report(project: Project) -> None:
     assert "incomplete-title" not in page
 
 
-def test_an_experiment_of_which_nothing_came_has_a_report_of_the_reasons(project: Project) -> None:
+def test_an_experiment_without_results_has_a_report_with_the_reasons(project: Project) -> None:
     project.write(TWO.replace("0.01, ", "").replace("1.0]", "1.0e+30]").replace(", hooks: mine.hooks", ""))
     assert project.run().code != 0
     (failed,) = rows(project)

@@ -1,4 +1,4 @@
-"""Run every command of README.md and CONTRIBUTING.md in a clone whose pipeline has been run."""
+"""Run every command of README.md and CONTRIBUTING.md in a clone with a finished pipeline."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 from tests.support.repository import ROOT
 from tests.workflow.conftest import TINY, Project
 
-# commands that cannot run unchanged inside the tests, with their replacements
+# Replacements for commands that cannot run unchanged in a test.
 INSTEAD = {
-    # These tests are what it runs.
+    # It would run these tests again.
     "make test": "make --dry-run test",
-    # Real clusters: tests/slurm.
+    # tests/slurm runs it on a real cluster.
     "make slurm-demo": "make --dry-run slurm-demo",
     "snakemake --profile profiles/slurm --jobs 16": "snakemake --profile profiles/slurm --jobs 16 --dry-run",
     # tests/test_gpu_check.py runs its checks without a GPU.
     "scripts/gpu-check": "scripts/gpu-check --list",
-    # RUN stands for any run of the pipeline.
+    # RUN is a placeholder.
     "everstep accept RUN": "everstep accept $(cd results/tiny/runs; ls -d tiny-* | head -n 1)",
-    # It would leave the report that is made below without a run: tests/workflow/test_code.py.
+    # It would remove a run that later commands report; tests/workflow/test_code.py tests it.
     "everstep retrain RUN": "everstep retrain --help",
-    # The number of kills decides how long it takes.
+    # Each kill takes time.
     "everstep prove-resume config/quick.yaml --kills 20": "everstep prove-resume config/quick.yaml --kills 1",
 }
 
@@ -37,7 +37,7 @@ def commands_of(document: str) -> list[str]:
 
 
 def make_environment(folder: Path) -> None:
-    """Give the folder an up-to-date .venv: that of the tests."""
+    """Link the environment of the tests into the folder, with a stamp that marks it as up to date."""
     venv = folder / ".venv"
     venv.mkdir()
     for part in ("bin", "lib", "include", "pyvenv.cfg"):
@@ -54,7 +54,7 @@ def make_environment(folder: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_every_command_works(document: str, finished: Project) -> None:
-    """Slow: a dozen Snakemakes and a prove-resume. The default experiment and `everstep init`'s are small here."""
+    """Slow: a dozen Snakemakes and a prove-resume, with small versions of the experiments."""
     folder = finished.folder
     make_environment(folder)
     for name in ("config/config.yaml", "config/quick.yaml"):
@@ -80,5 +80,5 @@ def test_every_command_works(document: str, finished: Project) -> None:
         assert (folder / "report.zip").stat().st_size > 100_000
 
 
-def test_what_stands_in_for_a_command_is_needed() -> None:
+def test_every_replaced_command_is_in_a_document() -> None:
     assert set(INSTEAD) <= set(commands_of("README.md") + commands_of("CONTRIBUTING.md"))

@@ -1,4 +1,4 @@
-"""Failures that are certain to come again are tried once, whatever `retries` says; a diverged point is a result."""
+"""A failure that is certain to recur is not retried, whatever `retries` says; a diverged sweep point is a result."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NOT_AGAIN = "is not tried again: it would fail in the same way"
 
 
 def statement(project: Project, run: str, name: str = "train.json") -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((project.folder / "results/tiny/runs" / run / name).read_text())
-    return told
+    content: dict[str, Any] = json.loads((project.folder / "results/tiny/runs" / run / name).read_text())
+    return content
 
 
 def tries(outcome: Outcome) -> list[str]:
-    """The last line of each try of the only training, as Snakemake shows the log of each."""
+    """Return the last line of the log of each try, which Snakemake prints."""
     return [line for line in outcome.output.splitlines() if line.startswith("everstep train: ")]
 
 
@@ -68,17 +68,17 @@ def test_a_point_of_a_sweep_that_diverges_is_a_result(project: Project) -> None:
     assert "incomplete" not in page.lower().partition("<script>")[0]
 
     for file in ("train.json", "evaluation.json", "export.json"):
-        told = statement(project, name, file)
-        assert (told["state"], told["reason"]) == ("diverged", diverged["reason"])
+        content = statement(project, name, file)
+        assert (content["state"], content["reason"]) == ("diverged", diverged["reason"])
     for file in ("model.safetensors", "predictions.csv", "model.onnx"):
         assert not (project.folder / "results/tiny/runs" / name / file).read_bytes()
-    told = status_of(project)[name]
-    assert told["state"] == "diverged"
-    assert [one["ended"][:8] for one in told["attempts"]] == ["diverged"]
+    row = status_of(project)[name]
+    assert row["state"] == "diverged"
+    assert [attempt["ended"][:8] for attempt in row["attempts"]] == ["diverged"]
     assert "diverged" in project.everstep("trace", f"results/tiny/runs/{name}/export.json").stdout
     followed = project.everstep("track", project.config, "--follow")
     assert followed.returncode == 0, followed.stderr
-    assert told["digest"] not in project.everstep("clean").stdout
+    assert row["digest"] not in project.everstep("clean").stdout
     assert project.run().is_nothing
 
     known = len(attempts(project))
@@ -92,7 +92,7 @@ def test_a_point_of_a_sweep_that_diverges_is_a_result(project: Project) -> None:
     assert len(attempts(project)) == known + 1
 
 
-def test_a_sweep_of_which_every_point_diverged_fails_and_names_the_reasons(project: Project) -> None:
+def test_a_sweep_whose_points_all_diverge_fails_with_the_reasons(project: Project) -> None:
     project.write(SWEEP.replace("0.01", "1.0e+29"))
     outcome = project.run()
     assert outcome.code != 0
@@ -103,40 +103,40 @@ def test_a_sweep_of_which_every_point_diverged_fails_and_names_the_reasons(proje
     assert page.count("the training diverged") == 2
 
 
-def test_a_run_that_diverges_alone_has_failed_and_is_not_trained_twice(project: Project) -> None:
+def test_an_only_run_that_diverges_fails_and_is_not_trained_again(project: Project) -> None:
     project.write(ALONE)
     outcome = project.run("--retries", "2")
-    told = tries(outcome)
-    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
+    lines = tries(outcome)
+    assert "is tried again" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
-    assert len(told) == 3
+    assert len(lines) == 3
     assert len(attempts(project)) == 1
-    assert [NOT_AGAIN in line for line in told] == [False, True, True]
+    assert [NOT_AGAIN in line for line in lines] == [False, True, True]
     (failed,) = rows(project)
     assert failed["state"] == "not trained"
     assert "the training diverged" in failed["reason"]
     (row,) = status_of(project).values()
     assert row["state"] == "diverged"
     assert "is not finite" in row["why"]
-    # the same settings as a point of a sweep: a result, without another training
+    # As a point of a sweep, the same run is a result, without another training.
     project.write(ALONE + "sweep: {grid: {optimizer.lr: [0.01, 1.0e+30]}}\n")
     project.make()
     assert {row["state"] for row in rows(project)} == {"", "diverged"}
     assert len(attempts(project)) == 2
 
 
-def test_an_exception_of_a_hook_is_met_twice_and_no_more(project: Project) -> None:
+def test_an_exception_of_a_hook_is_retried_once(project: Project) -> None:
     project.write(HOOKED)
     (project.folder / "mine").mkdir()
     (project.folder / "mine/hooks.py").write_text(HOOKS)
     outcome = project.run("--retries", "3")
-    told = tries(outcome)
-    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
+    lines = tries(outcome)
+    assert "is tried again" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
-    assert len(told) == 4
+    assert len(lines) == 4
     assert len(attempts(project)) == 2
-    assert all("LookupError: no such table" in line for line in told)
-    assert [NOT_AGAIN in line for line in told] == [False, False, True, True]
+    assert all("LookupError: no such table" in line for line in lines)
+    assert [NOT_AGAIN in line for line in lines] == [False, False, True, True]
     (project.folder / "mine/hooks.py").write_text(HOOKS.replace("raise LookupError", "str"))
     project.make()
 
@@ -147,10 +147,10 @@ def test_settings_that_the_training_rejects_are_tried_once(project: Project) -> 
     net = "from torch import nn\nfrom workflow_lib.plugins import Section\nclass Params(Section): pass\n"
     (project.folder / "mine/net.py").write_text(net + "def build(params, spec): return nn.Flatten()\n")
     outcome = project.run("--retries", "2")
-    told = tries(outcome)
-    assert "is tried again" not in outcome.output  # refused at once, not by the owner later on
+    lines = tries(outcome)
+    assert "is tried again" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
-    assert len(told) == 3
+    assert len(lines) == 3
     assert len(attempts(project)) == 1
-    assert all("has no weights to train" in line for line in told)
-    assert NOT_AGAIN in told[1]
+    assert all("has no weights to train" in line for line in lines)
+    assert NOT_AGAIN in lines[1]

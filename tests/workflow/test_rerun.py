@@ -1,4 +1,4 @@
-"""What a change redoes, and what it does not. Each law is asked of a real Snakemake on a finished pipeline."""
+"""The jobs that a change reruns, as a real Snakemake plans or runs them on a finished pipeline."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ OF_A_RUN = ("train", "evaluate", "export")
 
 
 def runs_of(project: Project) -> dict[str, dict[str, Any]]:
-    """The planned runs by id."""
+    """Return the planned runs by id."""
     plan = json.loads((project.folder / "results/tiny/plan.json").read_text())
     return {run["id"]: run for run in plan["runs"]}
 
 
 def run_with(project: Project, *hidden: int) -> str:
-    """The id of the planned run with these hidden layers."""
+    """Return the id of the planned run with these hidden layers."""
     return next(i for i, r in runs_of(project).items() if r["swept"]["model.params.hidden"] == list(hidden))
 
 
 def jobs_of(run: str) -> set[Job]:
-    """Everything that is made of one run."""
+    """Return all jobs of a run."""
     return {(rule, run) for rule in OF_A_RUN}
 
 
 def attempts(project: Project) -> set[str]:
-    """Every attempt that was ever made to train something."""
+    """Return the records of all training attempts, of all runs."""
     return {str(path) for path in (project.folder / "work/runs").glob("*/*/attempts/*.json")}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file in the folder."""
+    """Return the bytes of every file in the folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_second_time_nothing_is_done(finished: Project) -> None:
+def test_a_second_pipeline_does_nothing(finished: Project) -> None:
     assert finished.make().is_nothing
 
 
@@ -56,8 +56,8 @@ def test_every_planned_run_and_the_tuned_one_is_finished(finished: Project) -> N
     assert (finished.folder / "results/tiny/report.html").exists()
 
 
-def test_the_plan_has_the_runs_of_the_snakefile_in_whatever_order_keys_are_written(project: Project) -> None:
-    """The first reads the frozen experiment, whose keys are sorted, the second what a person wrote."""
+def test_runs_do_not_depend_on_the_order_of_keys(project: Project) -> None:
+    """`rule plan` reads the frozen experiment, whose keys are sorted; the Snakefile reads the user's file."""
     project.write(
         "name: tiny\nsweep:\n  grid:\n    training.label_smoothing: [0, 0.1]\n    seed: [0, 1]\n"
         "    optimizer: [{name: sgd, momentum: 0.5}]\n  zip: {training.epochs: [1], training.batch_size: [32]}\n"
@@ -69,7 +69,7 @@ def test_the_plan_has_the_runs_of_the_snakefile_in_whatever_order_keys_are_writt
     assert trained == runs_of(project).keys()
 
 
-def test_a_changed_sweep_value_makes_that_run_and_the_report(finished: Project) -> None:
+def test_a_changed_sweep_value_reruns_that_run_and_the_report(finished: Project) -> None:
     before = attempts(finished)
     kept = contents(finished.folder / "results/tiny/runs" / run_with(finished, 8))
     finished.edit("config/tiny.yaml", SWEEP, "[[8], [12]]")
@@ -81,7 +81,7 @@ def test_a_changed_sweep_value_makes_that_run_and_the_report(finished: Project) 
     assert finished.make().is_nothing
 
 
-def test_a_larger_sweep_makes_the_new_runs_only(finished: Project) -> None:
+def test_a_larger_sweep_runs_the_new_points_only(finished: Project) -> None:
     finished.edit("config/tiny.yaml", SWEEP, "[[8], [16], [20], [24]]")
     jobs = finished.plan()
     new = {run for rule, run in jobs if rule == "train"}
@@ -90,7 +90,7 @@ def test_a_larger_sweep_makes_the_new_runs_only(finished: Project) -> None:
     assert jobs == set().union(*map(jobs_of, new)) | {("plan", None), ("report", None)}
 
 
-def test_a_smaller_sweep_remakes_the_report_only(finished: Project) -> None:
+def test_a_smaller_sweep_reruns_the_report_only(finished: Project) -> None:
     finished.edit("config/tiny.yaml", SWEEP, "[[16]]")
     assert finished.plan() == {("plan", None), ("report", None)}
 
@@ -105,7 +105,7 @@ def test_a_run_of_an_earlier_plan_stays_a_target(finished: Project) -> None:
     assert finished.make(export).jobs == {("export", old)}
 
 
-def test_a_report_setting_remakes_the_report_only(finished: Project) -> None:
+def test_a_report_setting_reruns_the_report_only(finished: Project) -> None:
     assert finished.plan("--config", 'set=report.title="Another title"') == {("report", None)}
 
 
@@ -128,11 +128,11 @@ def test_an_evaluation_setting_retrains_nothing(finished: Project) -> None:
         "data.in_memory=false",
     ],
 )
-def test_a_setting_that_cannot_change_the_result_redoes_nothing(finished: Project, setting: str) -> None:
+def test_a_setting_that_cannot_change_the_result_reruns_nothing(finished: Project, setting: str) -> None:
     assert finished.make("--config", f"set={setting}").is_nothing
 
 
-def test_tracking_copies_the_curves_and_redoes_nothing(finished: Project) -> None:
+def test_tracking_copies_the_curves_and_reruns_nothing(finished: Project) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     tracked = ("--config", "set=tracking.to=[tensorboard]")
     assert finished.make(*tracked).jobs == {("track", None)}
@@ -143,7 +143,7 @@ def test_tracking_copies_the_curves_and_redoes_nothing(finished: Project) -> Non
     assert finished.make(*tracked).is_nothing
 
 
-def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
+def test_a_deleted_model_is_written_again_without_training(finished: Project) -> None:
     run = run_with(finished, 8)
     folder = finished.folder / "results/tiny/runs" / run
     before, made = attempts(finished), contents(folder)
@@ -155,19 +155,19 @@ def test_a_lost_model_is_remade_without_training(finished: Project) -> None:
     }
 
 
-def test_a_bumped_evaluation_stage_redoes_it_and_what_follows(finished: Project) -> None:
+def test_a_new_stage_number_of_evaluate_reruns_it_and_all_that_depends_on_it(finished: Project) -> None:
     runs = [*runs_of(finished), "tuned"]
     number = STAGES["evaluate"]
     finished.edit("workflow_lib/config/stages.py", f'"evaluate": {number}', f'"evaluate": {number + 1}')
     assert finished.plan() == {(r, run) for r in ("evaluate", "export") for run in runs} | {("report", None)}
 
 
-def test_a_bumped_report_stage_redoes_the_report(finished: Project) -> None:
+def test_a_new_stage_number_of_report_reruns_the_report(finished: Project) -> None:
     finished.edit("workflow_lib/config/stages.py", '"report": 2', '"report": 3')
     assert finished.plan() == {("report", None)}
 
 
-def test_a_bumped_training_stage_trains_everything_again_under_new_names(finished: Project) -> None:
+def test_a_new_stage_number_of_train_trains_everything_under_new_names(finished: Project) -> None:
     number = STAGES["train"]
     finished.edit("workflow_lib/config/stages.py", f'"train": {number}', f'"train": {number + 1}')
     jobs = finished.plan()
@@ -188,7 +188,7 @@ def test_more_trials_keep_the_finished_ones(finished: Project) -> None:
 
 
 def study(project: Project) -> str:
-    """The id of the planned study."""
+    """Return the id of the planned study."""
     return str(json.loads((project.folder / "results/tiny/plan.json").read_text())["study"]["id"])
 
 
@@ -226,13 +226,12 @@ def test_a_changed_data_file_is_new_data(project: Project) -> None:
     assert len(attempts(project)) == 2
     older = project.folder / "older.npz"
     np.savez(older, train_images=images[::2].repeat(2, 0), train_labels=labels)
-    os.utime(older, (1.6e9, 1.6e9))  # as a file is that was downloaded or unpacked
+    os.utime(older, (1.6e9, 1.6e9))  # a downloaded or unpacked file can be older
     older.rename(path)
     assert {rule for rule, _ in project.plan("--until", "train")} == {"preprocess", "train"}
 
 
-def test_changed_code_of_a_data_set_makes_its_data_again(project: Project) -> None:
-    """Also that of a module which it imports."""
+def test_changed_code_that_a_data_set_imports_prepares_its_data_again(project: Project) -> None:
     (project.folder / "mine").mkdir()
     (project.folder / "mine" / "numbers.py").write_text("NOISE = 1.0\n")
     text = (project.folder / "workflow_lib/datasets/digits.py").read_text()
@@ -245,8 +244,8 @@ def test_changed_code_of_a_data_set_makes_its_data_again(project: Project) -> No
     assert {rule for rule, _ in project.make("--until", "preprocess").jobs} == {"preprocess"}
 
 
-def test_an_image_that_is_written_anew_is_new_data(project: Project) -> None:
-    """Of a folder, Snakemake itself sees only what comes or goes directly in it."""
+def test_an_overwritten_image_is_new_data(project: Project) -> None:
+    """Snakemake itself notices only files that are added to or removed from the folder directly."""
     random = np.random.default_rng(0)
     for number, name in enumerate("ab" * 20):
         path = project.folder / "images" / name / f"{number:02d}.png"

@@ -67,7 +67,10 @@ def _without_negative_zero(value: Any) -> Any:
 
 
 def digest(value: Any, person: str) -> str:
-    """Return 32 hex digits of BLAKE2b over canonical JSON; `person` (up to 16 bytes) separates kinds of digests."""
+    """Return 32 hex digits of BLAKE2b over canonical JSON.
+
+    `person`, the personalization of BLAKE2 (up to 16 bytes), separates kinds of digests.
+    """
     return digest_text(canonical(value), person)
 
 

@@ -131,7 +131,7 @@ def grouped_split(groups: np.ndarray, fractions: Sequence[float], seed: int) -> 
     """Return rows as `stratified_split` does, but keep the rows of a group together.
 
     In random order, each group goes into the first split that still needs at least half of its rows; other groups, such
-    as very large ones, remain. So fractions are met only as nearly as the groups allow.
+    as very large ones, remain. The fractions are therefore approximate.
     """
     _check_fractions(fractions)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)

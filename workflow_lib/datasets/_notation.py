@@ -87,7 +87,7 @@ class Notation:
         return "1234.5 or 1e+05".replace(".", self.decimal)
 
 
-# Notations to suggest; of those that fit, the ones with the fewest settings are chosen.
+# Notations to suggest; of those that fit, `advice` chooses those with the fewest settings.
 ADVISED = tuple(
     Notation(decimal=decimal, thousands=thousands)
     for thousands, decimal in ((None, ","), (",", "."), (" ", "."), ("'", "."), (".", ","), (" ", ","), ("'", ","))

@@ -69,7 +69,7 @@ def renamed_from(old: str) -> dict[str, Any]:
 
 
 def stored_name(section: type[Section], name: str) -> str:
-    """Return the name of a setting in digests and stored files: its own, or the one it was renamed from."""
+    """Return the name of a setting in digests and stored files: its current name, or its old name if it was renamed."""
     extra = section.model_fields[name].json_schema_extra
     old = extra.get("identity") if isinstance(extra, dict) else None
     return old if isinstance(old, str) else name
