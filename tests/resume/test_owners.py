@@ -57,14 +57,14 @@ def test_an_owner_that_wakes_after_its_successor_finished_changes_nothing(
 ) -> None:
     """All its processes are stopped before its next write; a second attempt takes over and finishes the run."""
     run = fresh(QUICK)
-    zombie = run.start({"point": place, "count": 7 if place == "fetch" else 1, "signal": "SIGSTOP", "target": "group"})
-    until(lambda: all_stopped(zombie), "the first to be stopped")
+    former = run.start({"point": place, "count": 7 if place == "fetch" else 1, "signal": "SIGSTOP", "target": "group"})
+    until(lambda: all_stopped(former), "the first to be stopped")
     assert run.attempt() == FINISHED
     assert "has shown no sign of life" in run.log
     assert differences(reference(QUICK), run) == []
     before = contents(run)
-    os.killpg(zombie, signal.SIGCONT)
-    assert run.warm.wait(zombie) == STOPPED
+    os.killpg(former, signal.SIGCONT)
+    assert run.warm.wait(former) == STOPPED
     assert "another attempt has taken over" in run.log.splitlines()[-1]
     assert contents(run) == before
 

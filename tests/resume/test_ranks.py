@@ -53,7 +53,7 @@ def long_with_ranks(ranks: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
-    """Three ranks or more: with two, sums are equal in either order."""
+    """Also with three or four ranks, since with two ranks sums are equal in either order."""
     changes = with_ranks(ranks)
     run, last = fresh(changes), ranks - 1
     for fault, code in (
@@ -105,7 +105,7 @@ def test_nodes_that_have_read_different_code_are_rejected(warm: Warm, tmp_path: 
     def both() -> tuple[int, int]:
         slurm = {"SLURM_JOB_ID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
         slurm |= {nodes.PORT: str(nodes._free_port()), nodes.TOKEN: "a" * 32}
-        started = [warm.start(one.order(**slurm, SLURM_NODEID=str(node))) for node, one in enumerate((run, other))]
+        started = [warm.start(project.order(**slurm, SLURM_NODEID=str(i))) for i, project in enumerate((run, other))]
         return warm.wait(started[0]), warm.wait(started[1])
 
     assert both() == (2, 2), run.log + other.log
@@ -113,7 +113,8 @@ def test_nodes_that_have_read_different_code_are_rejected(warm: Warm, tmp_path: 
         assert "the nodes of the job have read different files: the digest of the code is" in log
         assert "Traceback" not in log
     assert not list(run.folder.glob("work/runs/*/*/checkpoints/*"))
-    (record,) = [one for path in run.folder.glob("work/runs/*/*") if path.is_dir() for one in ws.list_attempts(path)]
+    workspaces = [path for path in run.folder.glob("work/runs/*/*") if path.is_dir()]
+    (record,) = [record for path in workspaces for record in ws.list_attempts(path)]
     assert str(record.reason).startswith("failed: the nodes of the job have read different files")
     shutil.copy(run.folder / "halfway/net.py", other.folder / "halfway/net.py")
     assert both() == (FINISHED, FINISHED), run.log + other.log
@@ -249,5 +250,5 @@ def test_another_world_size_loses_and_repeats_no_sample_and_is_not_called_exact(
     assert run.sealed().about["exact"] is False
     used = [line.split() for path in run.folder.glob("samples-*.txt") for line in path.read_text().splitlines()]
     for epoch in ("0", "1"):
-        samples = sorted(int(one) for number, *samples in used if number == epoch for one in samples)
+        samples = sorted(int(sample) for number, *samples in used if number == epoch for sample in samples)
         assert len(samples) == len(set(samples)) == 132 * (len(set(range(1168))) // 132)
