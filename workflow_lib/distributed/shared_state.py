@@ -53,7 +53,7 @@ class SharedState:
         """Return True if no more time is left than a save may need; the longest so far took ``save_s`` seconds."""
         if self._limit_s is None:
             return False
-        # the last save may take longer than the earlier ones: other jobs that end at the same time use the disk, too
+        # three times the longest save, since the last one may take longer
         margin_s = min(MARGIN_S, self._limit_s / 4) + 3 * save_s
         return time.monotonic() - self._began >= self._limit_s - margin_s
 
