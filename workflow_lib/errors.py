@@ -1,7 +1,7 @@
 """Errors that a user can see, and their exit codes.
 
 EverstepError              1   failed: a bug, a broken disk, a run that cannot continue
-├── UserError              2   a mistake in what was given: one message, no traceback, nothing lost
+├── UserError              2   a mistake of the user: one message, no traceback, nothing lost
 │   ├── ConfigError            in an experiment file, a setting, or a plugin
 │   └── DataError              in a data file
 ├── StateError             1   a damaged file in results/ or work/
@@ -47,7 +47,7 @@ NOT_DAMAGE = frozenset(
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return the text for quoting in a message: a long one is cut to `most` characters."""
+    """Return the text, cut to `most` characters, for quoting in a message."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
@@ -117,4 +117,4 @@ class Stopped(TryAgain):
 
 
 class WorkspaceBusy(TryAgain):
-    """A live attempt owns the workspace; the message says which."""
+    """A live attempt owns the workspace; the message names it."""

@@ -29,7 +29,7 @@ REMAKE = "Delete the file and run the pipeline again to regenerate it"
 
 
 def blake2b(content: bytes | memoryview = b"", *, size: int = 16, kind: str = "") -> hashlib.blake2b:
-    """Return the hash of the content so far, of `size` bytes; hashes of different kinds (up to 16 bytes) differ."""
+    """Return a hash object of `size` bytes with this content; each `kind` (up to 16 bytes) gives other hashes."""
     return hashlib.blake2b(content, digest_size=size, person=kind.encode())
 
 
@@ -79,7 +79,7 @@ def make_dirs(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Set the path as the file name of an OSError in the block: write(2) names no file."""
+    """Set the path as the file name of an OSError in the block, since errors of write(2) have none."""
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def decoded(kind: type[T], content: Any) -> T:
     for name, allowed in _allowed(cast(Hashable, kind)).items():
         if name in content:
             value = content[name]
-            is_whole = isinstance(value, int) and isinstance(float(value), allowed)
+            is_whole = isinstance(value, int) and isinstance(float(value), allowed)  # JSON may store 1.0 as 1
             if not (is_whole or isinstance(value, allowed)):
                 raise TypeError(f"{name} is {value!r}")
             values[name] = value

@@ -44,7 +44,7 @@ def writer_mark() -> str:
 def is_writer_alive(mark: str) -> bool | None:
     """Return True if a process with this mark exists; None if it is of another process table.
 
-    A later process with the same number counts as the same one, so its files are only kept for longer.
+    A later process with the same number counts as the same one; the only effect is that its files are kept for longer.
     """
     if mark[:MARK] != _table(os.getpid()):
         return None
@@ -53,6 +53,9 @@ def is_writer_alive(mark: str) -> bool | None:
 
 @lru_cache(maxsize=1)
 def _table(pid: int) -> str:
-    """Return the digest of the process table; the argument makes a forked process compute it again."""
+    """Return the digest of the process table.
+
+    `pid` is only the key of the cache: a forked process, perhaps in another namespace, computes the digest again.
+    """
     text = "\n".join([socket.gethostname(), machine(), boot_id()])
     return hashlib.blake2b(text.encode(), digest_size=MARK // 2).hexdigest()

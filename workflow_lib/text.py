@@ -1,4 +1,4 @@
-"""The one way to print a count, a number, a duration, a size, a table and nested settings."""
+"""Text for counts, numbers, durations, sizes, tables and nested settings, used by every message, table and report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def count(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`, `1,000 runs`."""
+    """Return the number with its noun: `1 run`, `2 runs`, `1,000 runs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -34,7 +34,7 @@ def byte_size(number: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Return a line for each row, with aligned columns; those whose places are in `right` are aligned to the right."""
+    """Return a line for each row, with aligned columns; columns whose index is in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths, right)).rstrip() for row in rows]
 

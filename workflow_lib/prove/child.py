@@ -25,7 +25,10 @@ class Child:
 
 @contextmanager
 def forked(log: Path) -> Iterator[Child]:
-    """Fork; the child runs the block where ``is_here``, logs to the file, and exits. It inherits all imports."""
+    """Fork; both processes enter the block. The child, where ``is_here`` is True, logs to the file and exits after it.
+
+    The child inherits all imports, so that many attempts import torch only once.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
@@ -38,7 +41,7 @@ def forked(log: Path) -> Iterator[Child]:
     code = 1
     try:
         exit_with_parent(parent)
-        os.setsid()
+        os.setsid()  # a signal to the process group of the attempt must not reach the parent
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)

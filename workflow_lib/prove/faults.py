@@ -33,7 +33,7 @@ class Fault:
 
 
 def install(faults: Sequence[Fault]) -> None:
-    """Let each fault strike once, in this process or in a process forked from it."""
+    """Install an audit hook with which each fault strikes once, in this process or in a process forked from it."""
     seen = dict.fromkeys(faults, 0)
     step = 0
 

@@ -1,7 +1,7 @@
-"""Test of exact resume on the user's own model and data: train without faults, train under kills, compare every bit.
+"""Test of exact resume on the user's own model and data: train without faults, train with kills, compare every bit.
 
-Both trainings leave a trace of digests, in the order of cause: samples, inputs, generators, loss, weights, optimizer.
-The first difference from the training without faults names the state that was not restored, and the step.
+Both trainings write a trace of digests: samples, inputs, generators, loss, weights, optimizer. In this order, a
+difference in one explains those after it, so the first one names the state that was not restored, and the step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workflow_lib.store.lease import Lease
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
 
-# points that every step passes; not a save, which may never come in a short run on a slow disk
+# points that every step passes; saves are not among them: a short run on a slow disk may not reach one
 POINTS = ("fetch", "forward", "backward", "optimizer", "stepped", "commit", "poll")
 TARGETS: tuple[faults.Target, ...] = ("self", "self", "launcher", "group")
 MAX_IDLE = 20  # attempts in a row without a new checkpoint, after which the test gives up
@@ -90,6 +90,7 @@ def _prove(experiment: Experiment, kills: int, folder: Path, seed: int, show: Ca
     done, attempts = _train_under_kills(broken, kills, steps, random.Random(seed), show)
     difference = compare(straight, broken)
     if difference is not None:
+        # are kills the cause, or does the training differ from itself without them?
         again = Training(experiment, run, data, folder / "again")
         again.attempt(None)
         if (unkilled := compare(straight, again)) is not None:
@@ -151,6 +152,7 @@ class Training:
         self._seen: str | None = None
         folder.mkdir()
         self._work.mkdir()
+        # all trainings share the prepared data, but no run and no checkpoint
         layout.data_dir(self._work).symlink_to(layout.data_dir(data.parent / "work").resolve())
         plan.freeze(run.config, self._work)
         self.workspace = workspace_path(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from workflow_lib.training.state import State
 
-# the order of cause: a difference in one explains those after it
+# in the order of computation: a difference in one explains the differences after it
 ORDER = ("samples", "inputs", "generators", "loss", "model", "optimizer", "ema", "state")
 Trace = dict[tuple[int, int], list[dict[str, str]]]
 
@@ -73,7 +73,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_trace(folder: Path) -> Trace:
-    """Return the lines of each step and rank; several where a kill made the run repeat the step."""
+    """Return the lines of each step and rank; there are several if a kill made the run repeat the step."""
     lines: Trace = {}
     for path in sorted(folder.glob("trace-*.jsonl")):
         for line in path.read_text().splitlines():

@@ -41,7 +41,7 @@ Cluster = Mapping[str, Partition]
 
 
 def scontrol(arguments: Sequence[str]) -> str:
-    """Return the output of the command. Raises LookupError, with the reason, if it does not answer."""
+    """Return the output of `scontrol`. Raises LookupError, with the reason, if it fails or does not answer."""
     if shutil.which("scontrol") is None:
         raise LookupError("there is no SLURM on this machine (no command `scontrol`)")
     try:
