@@ -56,12 +56,12 @@ try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
     settings = snakefile.settings_of(workflow.config_settings.config_args or [])
     experiment = experiments.load(paths, settings)
-    claim = claims.of(paths, settings)
+    claim = claims.claim_of(paths, settings)
     if workflow.is_main_process:
         claims.check(results_layout.RESULTS, experiment.name, claim)
     frozen = plans.freeze_experiment(experiment, WORK)
     if workflow.is_main_process:
-        results_folders.note(WORK, results_layout.RESULTS)
+        results_folders.register(WORK, results_layout.RESULTS)
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
         tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
@@ -220,7 +220,7 @@ def earlier_trials(wildcards):
 def take_results():
     """Record that the results belong to the experiment file; exit if another file claimed them in the meantime."""
     try:
-        if line := claims.take(results_layout.RESULTS, experiment.name, claim):
+        if line := claims.acquire(results_layout.RESULTS, experiment.name, claim):
             print(f"everstep: {line}", file=sys.stderr)
     except EverstepError as error:
         print(f"everstep: {error}", file=sys.stderr)

@@ -22,8 +22,8 @@ def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> No
     other.mkdir()
     (tmp_path / "results of the other").rename(other / "results")
     (other / "work").symlink_to(finished.folder / "work")
-    results_folders.note(other / "work", other / "results")
-    results_folders.note(finished.folder / "work", finished.folder / "results")
+    results_folders.register(other / "work", other / "results")
+    results_folders.register(finished.folder / "work", finished.folder / "results")
     rest(finished.folder / "work")
     assert list(listed(finished).values()) == ["older checkpoint of a finished run"]
     other.rename(tmp_path / "elsewhere")
@@ -35,7 +35,7 @@ def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> No
 
 
 def test_a_project_that_was_moved_is_cleaned_as_before(finished: Project, tmp_path: Path) -> None:
-    results_folders.note(finished.folder / "work", finished.folder / "results")
+    results_folders.register(finished.folder / "work", finished.folder / "results")
     finished.folder.rename(tmp_path / "moved")
     rest(tmp_path / "moved" / "work")
     items = cleaning.removable(tmp_path / "moved" / "work", tmp_path / "moved" / "results")
@@ -49,7 +49,7 @@ def test_the_command_that_writes_a_plan_registers_its_results(
     shutil.rmtree("work/clones", ignore_errors=True)
     plan_file = f"results/{load(finished).name}/plan.json"
     assert cli.main(["freeze", "--experiment", "experiment.yaml", "--output", plan_file]) == 0
-    assert results_folders.results_of_all(Path("work"), finished.folder / "none") == [finished.folder / "results"]
+    assert results_folders.list_folders(Path("work"), finished.folder / "none") == [finished.folder / "results"]
 
 
 def test_the_persons_files_stay(finished: Project) -> None:

@@ -75,7 +75,7 @@ def test_it_says_that_the_code_is_the_same_or_was_not_kept(folder: Path) -> None
     workspace = layout.workspace_path(folder, run.digest, "d" * 32, user_code.digest(run.config))
     workspace.mkdir()
     assert "the code of A was not kept" in explain.explain(run.id, None, folder)
-    code_record.keep(workspace, run.config, user_code.digest(run.config))
+    code_record.write(workspace, run.config, user_code.digest(run.config))
     assert "The code of the model and of its hooks is the same." in explain.explain(run.id, write("x.yaml"), folder)
 
 

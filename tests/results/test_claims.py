@@ -33,11 +33,11 @@ def write(path: str, text: str) -> None:
 
 
 def take(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", results: Path = RESULTS) -> str | None:
-    return claims.take(results, name, claims.of([Path(path) for path in paths], settings))
+    return claims.acquire(results, name, claims.claim_of([Path(path) for path in paths], settings))
 
 
 def check(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", results: Path = RESULTS) -> str | None:
-    return claims.check(results, name, claims.of([Path(path) for path in paths], settings))
+    return claims.check(results, name, claims.claim_of([Path(path) for path in paths], settings))
 
 
 def test_a_copied_and_edited_file_is_told_whose_results_they_are() -> None:
@@ -123,7 +123,7 @@ def test_a_moved_or_renamed_file_takes_its_results_with_it_and_says_so() -> None
 def test_a_file_that_got_another_name_gives_the_old_one_up() -> None:
     shutil.copy("config/a.yaml", "config/b.yaml")
     write("config/a.yaml", "name: second\nseed: 3\n")
-    assert "has another name now; it now belongs to config/b.yaml" in str(take("config/b.yaml"))
+    assert "now has another name; it now belongs to config/b.yaml" in str(take("config/b.yaml"))
     assert take("config/b.yaml") is None
 
 

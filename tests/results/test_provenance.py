@@ -87,7 +87,7 @@ def test_what_cannot_be_traced_is_refused_by_name(folder: Path) -> None:
     (folder / "model.onnx").touch()
     for name, why in (
         ("none.json", "no such file"),
-        ("other.json", "not the result"),
+        ("other.json", "not a result"),
         ("model.onnx", "no export.json"),
     ):
         with pytest.raises(UserError, match=f"{name}: {why}"):

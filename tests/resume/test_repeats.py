@@ -23,7 +23,7 @@ USER_ERROR = 2
 DIVERGES = "tests.plugins.plants:a_loss_is_infinite"
 RAISES = "tests.plugins.plants:the_model_raises"
 UNFIT = {"model": {"name": "tests.plugins.unfit", "params": {"kind": "frozen"}}}
-NOT_AGAIN = "is not tried again: it would fail in the same way"
+NOT_AGAIN = "is not retried: it would fail in the same way"
 
 
 def ends(run: Project) -> list[str]:
@@ -68,7 +68,7 @@ def test_an_exception_raised_twice_at_a_step_is_not_tried_a_third_time(fresh: Fr
     assert NOT_AGAIN not in last_line(run)
     assert "ValueError: a bug in the user's model" in last_line(run)
     assert run.attempt() == FAILED
-    assert "ValueError: a bug in the user's model. It failed so at" in last_line(run)
+    assert "ValueError: a bug in the user's model. This failure of" in last_line(run)
     assert f"{NOT_AGAIN}, as it has 2 times at step 19" in last_line(run)
     assert ends(run) == ["raised", "raised"]
     assert row(run)["state"] == "failed"
@@ -103,7 +103,7 @@ def test_settings_that_the_training_rejects_are_reported_again_at_once(fresh: Fr
     run = fresh(UNFIT)
     assert [run.attempt() for _ in range(3)] == [USER_ERROR] * 3
     assert ends(run) == ["rejected"]
-    assert "has no weights to train. It failed so at" in last_line(run)
+    assert "has no weights to train. This failure of" in last_line(run)
     assert NOT_AGAIN in last_line(run)
     assert row(run)["state"] == "failed"
     assert "has no weights to train" in row(run)["why"]
@@ -130,7 +130,7 @@ def test_a_failure_is_tried_again_after_a_change_of_a_setting_that_it_may_depend
     experiment = run.folder / "experiment.yaml"
     experiment.write_text(experiment.read_text().replace("interval_steps: 4", "interval_steps: 5"))
     assert run.attempt() == FINISHED
-    assert "is tried again: the settings changed since" in run.log
+    assert "is retried, since these have changed: the settings" in run.log
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -149,7 +149,7 @@ def test_a_damaged_record_stops_no_training(fresh: Fresh, damage: str) -> None:
     assert run.attempt(plant=DIVERGES) == FAILED
     DAMAGES[damage](layout.failure_file(run.workspace))
     assert run.attempt() == FINISHED
-    assert "the record of an earlier failure cannot be read, and is passed over" in run.log
+    assert "the record of an earlier failure cannot be read and is ignored" in run.log
 
 
 def test_an_attempt_that_waited_for_an_owner_that_failed_gets_its_error(fresh: Fresh) -> None:

@@ -117,7 +117,7 @@ def test_what_another_attempt_adds_by_wish_is_not_lost() -> None:
 
 def test_an_attempt_came_as_far_as_the_next_one_began() -> None:
     pulses = [attempt(0, 7, 1.0, why=None), attempt(10, 15, 1.0, why=None), attempt(10, None, 1.0, why=None)]
-    assert [one.reached for one in accounting.settled(pulses, saved=20)] == [10, 15, None]
+    assert [one.reached for one in accounting.complete_reached(pulses, saved=20)] == [10, 15, None]
 
 
 def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:

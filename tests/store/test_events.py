@@ -110,5 +110,5 @@ def test_an_event_that_cannot_be_kept_is_a_warning_only(tmp_path: Path, capsys: 
         events.append("saved", path=tmp_path)
         log.info("going on")
     shown = capsys.readouterr().err
-    assert shown.count("event not kept") == 2
+    assert shown.count("event not recorded") == 2
     assert "going on" in shown

@@ -30,7 +30,7 @@ HOOKS = """\
 def on_epoch_end(state):
     raise LookupError("no such table")
 """
-NOT_AGAIN = "is not tried again: it would fail in the same way"
+NOT_AGAIN = "is not retried: it would fail in the same way"
 
 
 def statement(project: Project, run: str, name: str = "train.json") -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_an_only_run_that_diverges_fails_and_is_not_trained_again(project: Proje
     project.write(ALONE)
     outcome = project.run("--retries", "2")
     lines = tries(outcome)
-    assert "is tried again" not in outcome.output  # nothing changed since the failure
+    assert "is retried, since" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
     assert len(lines) == 3
     assert len(attempts(project)) == 1
@@ -131,7 +131,7 @@ def test_an_exception_of_a_hook_is_retried_once(project: Project) -> None:
     (project.folder / "mine/hooks.py").write_text(HOOKS)
     outcome = project.run("--retries", "3")
     lines = tries(outcome)
-    assert "is tried again" not in outcome.output  # nothing changed since the failure
+    assert "is retried, since" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
     assert len(lines) == 4
     assert len(attempts(project)) == 2
@@ -148,7 +148,7 @@ def test_settings_that_the_training_rejects_are_tried_once(project: Project) -> 
     (project.folder / "mine/net.py").write_text(net + "def build(params, spec): return nn.Flatten()\n")
     outcome = project.run("--retries", "2")
     lines = tries(outcome)
-    assert "is tried again" not in outcome.output  # nothing changed since the failure
+    assert "is retried, since" not in outcome.output  # nothing changed since the failure
     assert outcome.code != 0
     assert len(lines) == 3
     assert len(attempts(project)) == 1

@@ -12,13 +12,13 @@ from workflow_lib.cli.options import (
     RESULTS,
     RUN,
     TUNE_DIR,
-    WORK,
     Arguments,
     Verbs,
     experiment_of,
     option,
     path,
 )
+from workflow_lib.store.layout import WORK
 
 VERBS = Verbs(has_log=True)
 
@@ -30,7 +30,7 @@ def _freeze(arguments: Arguments) -> None:
 
     experiment, output = experiment_of(arguments), arguments.output
     if output.parent.name == experiment.name:
-        results_folders.note(WORK, output.parents[1])
+        results_folders.register(WORK, output.parents[1])
     plan.write_plan(experiment, WORK, output)
 
 

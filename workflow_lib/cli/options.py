@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 Call = Callable[[Arguments], None]
-WORK = Path("work")
-RESULTS_FOLDER = Path("results")
 
 
 @dataclass(frozen=True)

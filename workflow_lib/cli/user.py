@@ -8,16 +8,16 @@ from workflow_lib.cli.options import (
     CONFIG,
     CONFIGS,
     EXPERIMENT,
-    RESULTS_FOLDER,
     RUNS,
     SET,
-    WORK,
     Arguments,
     Verbs,
     experiment_of,
     option,
 )
 from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.results.layout import RESULTS
+from workflow_lib.store.layout import WORK
 from workflow_lib.text import byte_size, count
 
 VERBS = Verbs()
@@ -58,7 +58,7 @@ def _plan(arguments: Arguments) -> None:
     from workflow_lib.slurm import budget
 
     experiment = config.load([arguments.config], arguments.set)
-    claims.check(RESULTS_FOLDER, experiment.name, claims.of([arguments.config], arguments.set))
+    claims.check(RESULTS, experiment.name, claims.claim_of([arguments.config], arguments.set))
     print(plan.table(experiment))
     for line in plan.columns(experiment):
         print(line)
@@ -98,7 +98,7 @@ def _retrain(arguments: Arguments) -> None:
     from workflow_lib.housekeeping import code_changes
 
     for run in arguments.runs:
-        print(code_changes.retrain(run, WORK, RESULTS_FOLDER))
+        print(code_changes.retrain(run, WORK, RESULTS))
 
 
 @VERBS.add(
@@ -122,7 +122,7 @@ def _status(arguments: Arguments) -> None:
 
     from workflow_lib.housekeeping import status
 
-    rows = status.runs(WORK, RESULTS_FOLDER)
+    rows = status.runs(WORK, RESULTS)
     print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
 
 
@@ -134,7 +134,7 @@ def _status(arguments: Arguments) -> None:
 def _clean(arguments: Arguments) -> None:
     from workflow_lib.housekeeping import cleaning
 
-    items = cleaning.removable(WORK, RESULTS_FOLDER)
+    items = cleaning.removable(WORK, RESULTS)
     for item in items:
         print(f"{byte_size(item.bytes):>13}  {item.path}  ({item.why})")
     if not items:
@@ -194,7 +194,7 @@ def _track(arguments: Arguments) -> None:
         to=arguments.to or experiment.tracking.to,
         follow=arguments.follow,
         work=WORK,
-        results=RESULTS_FOLDER,
+        results=RESULTS,
         output=arguments.output,
     )
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workflow_lib import config, plan, snakefile
-from workflow_lib.cli.options import RESULTS_FOLDER
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import preview
 from workflow_lib.results import claims
+from workflow_lib.results.layout import RESULTS
 from workflow_lib.text import count
 
 
@@ -17,7 +17,7 @@ def validated(file: Path, settings: Sequence[str]) -> list[str]:
     """Return how many runs the file has, and notes; raise ConfigError with every problem."""
     experiment = config.load([file], settings)
     runs = plan.expand(experiment)
-    claims.check(RESULTS_FOLDER, experiment.name, claims.of([file], settings))
+    claims.check(RESULTS, experiment.name, claims.claim_of([file], settings))
     data = [experiment.data, *(run.config.data for run in runs)]
     snakefile.check_named_files([*data, *snakefile.models(experiment, runs)], f"{file}: ")
     problems, notes = preview.look(runs, experiment.runtime, Path.cwd())

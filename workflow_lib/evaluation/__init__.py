@@ -37,7 +37,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
 
     If the run diverged, `output` says so, and predictions.csv is empty.
     """
-    if outputs.hand_on_divergence(model, output, results_layout.PREDICTIONS):
+    if outputs.pass_on_divergence(model, output, results_layout.PREDICTIONS):
         return
     trained = load_trained(run, data, work, model)
     network, manifest = trained.network, trained.manifest

@@ -62,7 +62,7 @@ def export(
     published = output.with_name(results_layout.ONNX)
     for stale in (output, published):
         stale.unlink(missing_ok=True)
-    if outputs.hand_on_divergence(model, output, published.name):
+    if outputs.pass_on_divergence(model, output, published.name):
         return
     trained = load_trained(run, data, work, model)
     measured = read_evaluation(evaluation)

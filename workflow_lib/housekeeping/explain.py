@@ -16,8 +16,7 @@ from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plan import expand, load_run, stages, study_id, user_code
 from workflow_lib.plan.user_code import CodeRecord
-from workflow_lib.store import layout
-from workflow_lib.store.code_record import kept
+from workflow_lib.store import code_record, layout
 from workflow_lib.text import aligned, count, flatten
 
 CELL = 40  # characters of a setting that are shown
@@ -107,7 +106,7 @@ def _trained_with(name: str, work: Path) -> CodeRecord:
     found = layout.workspaces(work, name)
     if not found:
         return user_code.record(load_run(name, work)[0])
-    return kept(max(found, key=lambda path: path.stat().st_mtime)) or {}
+    return code_record.read(max(found, key=lambda path: path.stat().st_mtime)) or {}
 
 
 def _verdict(one: _Side, two: _Side) -> str:

@@ -47,7 +47,7 @@ class Needed:
 
     def _read(self) -> None:
         self._read_at = time.monotonic()
-        self._folders = results_folders.results_of_all(self.work, self._results)
+        self._folders = results_folders.list_folders(self.work, self._results)
         runs: dict[str, set[str]] = {}
         stores: set[str] = set()
         for results in self._folders:

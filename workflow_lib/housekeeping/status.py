@@ -117,7 +117,7 @@ def _known(workspace: Path) -> Row:
     """Return the values of a row that the files of a workspace contain."""
     newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
     saved = newest.step if newest else 0
-    attempts = accounting.settled(ws.list_attempts(workspace), saved)
+    attempts = accounting.complete_reached(ws.list_attempts(workspace), saved)
     seen = last_seen(workspace)
     held = seen if seen and _is_believed(*seen) else None
     events = layout.events_file(workspace)
@@ -183,7 +183,7 @@ def _attempts(attempts: Sequence[ws.Attempt], holder: Holder | None) -> list[Row
             "job": one.job,
             "saved": one.step,
             "reached": one.reached,
-            "steps": accounting.steps_of(one),
+            "steps": accounting.computed_steps(one),
             "redone": redone,
             "seconds": one.seconds,
             "gpu_seconds": one.gpu_seconds,

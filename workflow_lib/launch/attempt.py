@@ -30,8 +30,7 @@ from workflow_lib.runtime import forking
 from workflow_lib.runtime.device_lease import lease_devices
 from workflow_lib.slurm.job import gpus_of_own_job
 from workflow_lib.store import attempts as ws
-from workflow_lib.store import failure_record, layout
-from workflow_lib.store.code_record import keep
+from workflow_lib.store import code_record, failure_record, layout
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
@@ -96,7 +95,7 @@ class Attempt:
             check_certain_failure(context)
         newest = _newest(context.workspace)
         self._check_stalled(newest)
-        keep(context.workspace, context.run, context.code)
+        code_record.write(context.workspace, context.run, context.code)
         ws.begin(
             context.workspace,
             context.attempt,
@@ -144,7 +143,7 @@ class Attempt:
             )
         self._end(outcome["ended"], outcome["step"])
         if self._context.is_owner and outcome["ended"] == "finished":
-            failure_record.forget(self._context.workspace)
+            failure_record.delete(self._context.workspace)
         history: list[EpochMetrics] = outcome["history"]
         return history
 
@@ -157,7 +156,7 @@ class Attempt:
         self._end(f"{cause.kind}: {cause.error}")
         # an owner that has lost its lease must not write about the workspace of another
         if context.is_owner and self._root.lease.holds():
-            failure_record.note(
+            failure_record.record(
                 context.workspace,
                 cause,
                 attempt=context.attempt,
@@ -229,8 +228,8 @@ class Attempt:
 
 def check_certain_failure(context: AttemptContext) -> None:
     """Raise the recorded error of the last attempt if nothing that it depends on has changed."""
-    if (failure := failure_record.certain(context.workspace, context.experiment, context.caller)) is not None:
-        raise failure_record.told(failure, context.workspace)
+    if (failure := failure_record.find_certain(context.workspace, context.experiment, context.caller)) is not None:
+        raise failure_record.repeated_error(failure, context.workspace)
 
 
 def _newest(workspace: Path) -> str | None:

@@ -21,8 +21,7 @@ from workflow_lib.launch.attempt import check_certain_failure, run_attempt
 from workflow_lib.launch.context import AttemptContext, create_context
 from workflow_lib.results import write_run
 from workflow_lib.slurm import nodes
-from workflow_lib.store import failure_record, layout
-from workflow_lib.store.code_record import accepted, kept
+from workflow_lib.store import code_record, failure_record, layout
 from workflow_lib.store.events import EventLog
 from workflow_lib.store.final_checkpoint import find_result
 from workflow_lib.store.lease import Lease
@@ -112,7 +111,7 @@ def trial(
 def _finished(context: AttemptContext) -> Iterator[Checkpoint | None]:
     """Yield the final checkpoint of a run that is already finished, or None. A lease protects it inside the block."""
     workspace = context.workspace
-    if not _is_finished(workspace) and (record := accepted(workspace)) is not None:
+    if not _is_finished(workspace) and (record := code_record.read_acceptance(workspace)) is not None:
         workspace = workspace.with_name(record["workspace"])
     if not _is_finished(workspace):
         yield None
@@ -144,7 +143,7 @@ def _warn_of_other_code(context: AttemptContext) -> None:
         return
     for path in earlier:
         if (newest := checkpoint.read_newest(layout.checkpoints_dir(path))) is not None:
-            what = "other code" if kept(path) else "an earlier version, which kept no record of the code,"
+            what = "other code" if code_record.read(path) else "an earlier version, which kept no record of the code,"
             logger.warning(
                 "%s trained this run up to step %d (%s): it is trained from the start. `everstep explain %s` shows "
                 "what differs; `everstep accept %s` keeps a finished result",
@@ -164,7 +163,7 @@ def _checked(context: AttemptContext) -> Iterator[None]:
         yield
     except UserError as error:
         if context.is_owner:
-            failure_record.note_unbegun(context.workspace, error, context.attempt)
+            failure_record.record_rejected_start(context.workspace, error, context.attempt)
         raise
 
 

@@ -1,1 +1,1 @@
-"""Everything in results/: each file is a statement, or is described by one."""
+"""Everything in results/: statements, and files that a statement describes."""

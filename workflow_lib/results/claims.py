@@ -1,8 +1,8 @@
-"""The experiment file that the results of a name belong to, so that another file of the same name overwrites nothing.
+"""Ownership of results by an experiment file, so that another file with the same `name:` does not overwrite them.
 
-results/<name>/experiment.json    the files and settings of the command line that the pipeline was last started with
+results/<name>/experiment.json    the files and settings of the command line that last started the pipeline
 
-A file is known by where it is, not by its content: it may be edited. A copy with the same content counts as the file.
+A file is identified by its path, so it may be edited. A copy with the same content counts as the same file.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from workflow_lib.results import layout as results_layout
 
 @dataclass(frozen=True)
 class Claim:
-    """The experiment files and the settings of a command line; `project` is the folder that relative paths start in."""
+    """The experiment files and settings of a command line; relative paths are relative to `project`."""
 
     project: Path
     files: tuple[Path, ...]
     settings: tuple[str, ...]
 
     def values(self, settings: Sequence[str] = ()) -> dict[str, Any] | None:
-        """Return what the files say; None if they cannot be read."""
+        """Return the merged content of the files and these settings; None if a file cannot be read."""
         try:
             sources = [*map(compose.read, self.files), *compose.overrides(settings)]
             return reduce(compose.merge, sources).values
@@ -37,29 +37,29 @@ class Claim:
             return None
 
     def is_same(self, other: Claim) -> bool:
-        """Return True if the claims name the same files on the disk, by whatever paths."""
+        """Return True if both claims name the same files on the disk, even by different paths."""
         try:
             return len(self.files) == len(other.files) and all(map(os.path.samefile, self.files, other.files))
-        except OSError:  # a folder on the way may not be looked into
+        except OSError:  # a parent folder is not readable
             return False
 
     def shown(self) -> str:
-        """Return the paths of the files, relative to the current folder where they are below it."""
+        """Return the paths of the files as text, relative to the current folder if they are below it."""
         return " with ".join(map(compose.shown, self.files))
 
 
-def of(paths: Sequence[Path], settings: Sequence[str]) -> Claim:
+def claim_of(paths: Sequence[Path], settings: Sequence[str]) -> Claim:
     """Return the claim of a command line."""
     project = (compose.project_root() or Path.cwd()).resolve()
     return Claim(project, tuple(path.resolve() for path in paths), tuple(settings))
 
 
 def check(results: Path, name: str, claim: Claim) -> str | None:
-    """Return None, or the line that says from which file the results of the name are taken over.
+    """Check that the claim may use the results of the name; return a message if it takes them over, else None.
 
-    Raises ConfigError if they belong to another file, which exists and has other content.
+    Raises ConfigError if they belong to another file that exists, has other content and still has this name.
     """
-    if any(map(is_frozen, claim.files)):  # made from the experiment file that the results belonged to then
+    if any(map(is_frozen, claim.files)):  # frozen from the file that owned the results at that time
         return None
     folder, owner = results / name, _owner(results / name, claim)
     if owner is None:
@@ -71,37 +71,39 @@ def check(results: Path, name: str, claim: Claim) -> str | None:
     values = owner.values()
     if values is not None and values == claim.values():
         return None
-    named = owner.values(owner.settings)
-    if named is not None and named.get("name") != name:
-        return f"{folder} was made from {owner.shown()}, which has another name now; it now belongs to {claim.shown()}"
+    current = owner.values(owner.settings)
+    if current is not None and current.get("name") != name:
+        return f"{folder} was made from {owner.shown()}, which now has another name; it now belongs to {claim.shown()}"
     raise ConfigError(
         f"{claim.shown()}: name: {name}: {compose.shown(folder)} belongs to {owner.shown()}, another file with this "
         f"name; its results would be overwritten. Nothing was changed. Write another `name:` in one of the two files. "
-        f"If {claim.shown()} is to go on with these results, delete {compose.shown(results_layout.owner_file(folder))}"
+        f"To use these results for {claim.shown()}, delete {compose.shown(results_layout.owner_file(folder))}"
     )
 
 
-def take(results: Path, name: str, claim: Claim) -> str | None:
-    """Record that the results of the name belong to the files; return the line of `check`."""
-    line = check(results, name, claim)
+def acquire(results: Path, name: str, claim: Claim) -> str | None:
+    """Record that the results of the name belong to the claim's files; return the message of `check`."""
+    message = check(results, name, claim)
     if any(map(is_frozen, claim.files)):
         return None
     owner = _owner(results / name, claim)
-    if owner is None or line is not None or owner.is_same(claim):
-        inside = [
+    if owner is None or message is not None or owner.is_same(claim):
+        # relative paths stay valid if the project is moved
+        paths = [
             path.relative_to(claim.project) if path.is_relative_to(claim.project) else path for path in claim.files
         ]
-        record = {"project": str(claim.project), "files": [*map(str, inside)], "set": list(claim.settings)}
+        record = {"project": str(claim.project), "files": [*map(str, paths)], "set": list(claim.settings)}
         files.write_json(
             results_layout.owner_file(results / name), {"results": str((results / name).resolve()), **record}
         )
-    return line
+    return message
 
 
 def _owner(folder: Path, claim: Claim) -> Claim | None:
-    """Return the claim in the folder of results; None if nobody made one.
+    """Return the recorded owner of a folder of results, or None.
 
-    Results that were copied or moved, or that this machine has elsewhere, belong to the project of the claim.
+    If the folder is no longer at its recorded path, it was copied or moved (or is mounted elsewhere): its files are
+    then looked up in the project of the claim.
     """
     if not (results_layout.owner_file(folder)).exists():
         return None
@@ -111,7 +113,7 @@ def _owner(folder: Path, claim: Claim) -> Claim | None:
 
 
 def _exists(path: Path) -> bool:
-    """Return False only if the file is known to be gone."""
+    """Return False only if the file certainly does not exist."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

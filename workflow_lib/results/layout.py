@@ -1,4 +1,4 @@
-"""Paths in results/; no other module spells them, but the rules have them as patterns.
+"""Paths in results/. No other module contains them; the rules contain them as patterns.
 
 <experiment>/plan.json                          runs and study of the experiment
 <experiment>/experiment.json                    experiment file that the results belong to
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-RESULTS = Path("results")  # in the folder of the project
+RESULTS = Path("results")  # relative to the folder of the project
 PLAN, OWNER = "plan.json", "experiment.json"
 TRAIN, MODEL, HISTORY = "train.json", "model.safetensors", "history.csv"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
@@ -117,5 +117,5 @@ def all_manifests(results: Path) -> list[Path]:
 
 
 def inputs(experiment: Path) -> list[Path]:
-    """Return the files of an experiment that Snakemake makes again if they are moved: of studies and data, sorted."""
+    """Return the files of studies and data of an experiment, sorted. Snakemake regenerates them if they are missing."""
     return sorted([*experiment.glob("tune/*/*.json"), *experiment.glob("data/*.json")])

@@ -1,4 +1,4 @@
-"""What made a result: command, code, inputs and environment, so that anyone can make it again."""
+"""The provenance of a result: command, code, inputs and environment, so that anyone can reproduce it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from workflow_lib.store.code_record import Acceptance
 
-FEW_SAMPLES = 50  # below, a single one moves a proportion by more than 2 %
+FEW_SAMPLES = 50  # with fewer, one sample changes a proportion by more than 2 %
 
 
 def record(inputs: Sequence[Path], device: torch.device) -> Provenance:
@@ -50,14 +50,14 @@ def made_by(inputs: Sequence[Path]) -> Provenance:
 
 
 def trace(path: Path, work: Path) -> str:
-    """Return as text what made a result in the folder of a run, and the command that makes it again.
+    """Return the provenance of a file in the results folder of a run as text, with the command that regenerates it.
 
-    Raises UserError for another file.
+    Raises UserError for any other file.
     """
     statement = _statement(path)
     result = read_json(statement)
     if not isinstance(result, dict) or not {"run", "digest", "data"} <= result.keys():
-        raise UserError(f"{statement}: not the result of a run (train.json, evaluation.json or export.json)")
+        raise UserError(f"{statement}: not a result of a run (train.json, evaluation.json or export.json)")
     trained = read_training(statement.with_name(results_layout.TRAIN))
     ended: dict[str, str] = {DIVERGED: trained["reason"]} if "state" in trained else {"sealed in": trained["sealed"]}
     made = result.get("provenance", {})
@@ -75,23 +75,23 @@ def trace(path: Path, work: Path) -> str:
         "made by": made.get("command", "unknown"),
     }
     for name, digest in made.get("inputs", {}).items():
-        rows[f"from {name}"] = digest + _now(Path(name), digest)
+        rows[f"from {name}"] = digest + _change(Path(name), digest)
     rows["again"] = rebuild_command(path, made.get("experiment"))
     return "\n".join(aligned([(name, str(value)) for name, value in rows.items()]))
 
 
 def accepted_words(record: Acceptance) -> str:
-    """Return the text about a result that was accepted for changed code."""
+    """Return the note for a result that was accepted for changed code."""
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 
 def caution(samples: int) -> str:
-    """Return the words that belong beside every metric of so many test samples; empty if they are not few."""
+    """Return the note to be shown beside every metric of a small test split; an empty string for a large one."""
     return f"only {samples} test samples" if samples < FEW_SAMPLES else ""
 
 
 def rebuild_command(path: Path, experiment: str | None) -> str:
-    """Return the command that makes the file again, even if it exists and is up to date."""
+    """Return the command that regenerates the file, even if it exists and is up to date."""
     command = ["snakemake", "--profile", "profiles/local"]
     if experiment:
         command += ["--configfile", experiment]
@@ -113,8 +113,8 @@ def _statement(path: Path) -> Path:
     return path.with_name(statement)
 
 
-def _now(path: Path, digest: str) -> str:
-    """Return how an input differs from what was read then; an empty text if it does not."""
+def _change(path: Path, digest: str) -> str:
+    """Return a note if the input is missing or has changed since it was read; else an empty string."""
     if not path.exists():
         return " (gone)"
     return "" if file_digest(path) == digest else " (changed since)"

@@ -1,4 +1,4 @@
-"""What the pipeline found out about the runs of an experiment, read from the files of its rules."""
+"""The results of the runs of an experiment, read from the output files of the rules."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunResults:
-    """Everything the pipeline found out about one run; `name` is its folder."""
+    """All results of a run; `name` is the name of its folder."""
 
     name: str
-    settings: Row  # of every setting that any run varies, what this run has
+    settings: Row  # this run's value of each setting that differs between the runs
     train: Training
     evaluation: Evaluation
     export: Export
@@ -63,11 +63,11 @@ class RunResults:
 
     @property
     def caution(self) -> str:
-        """Words that belong beside every metric of a small test split; empty for a large one."""
+        """A note to be shown beside every metric of a small test split; empty for a large one."""
         return provenance.caution(self.evaluation["samples"])
 
     def best(self) -> tuple[float, int]:
-        """Best value of the metric that ranks the runs, and its epoch."""
+        """Return the best value of the metric that ranks the runs, and its epoch."""
         chosen = self.train["best"]
         if chosen["metric"] == self.select_metric:
             return chosen["value"], chosen["epoch"]
@@ -77,19 +77,19 @@ class RunResults:
         return row[self.select_metric], row["epoch"]
 
     def rank(self) -> tuple[float, float]:
-        """Sorts the best run first; equal ones by their lowest validation loss."""
+        """Return a sort key: the best run first, ties by the lowest validation loss."""
         from workflow_lib.config.metrics import gain
 
         losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
         return -gain(self.select_metric, self.best()[0]), min(losses, default=math.inf)
 
     def export_error(self) -> float:
-        """Largest difference between a logit of the ONNX model and of torch, in all comparisons."""
+        """Return the largest absolute difference between outputs of the ONNX model and of torch."""
         check = self.export["check"]
         return float(max(compared["max_abs_error"] for compared in (*check["batches"], check["split"])))
 
     def row(self) -> Row:
-        """The run's line in the table of runs."""
+        """Return the row of the table of runs."""
         value, epoch = self.best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
@@ -107,7 +107,7 @@ class RunResults:
 
 
 def load_results(experiment: Experiment, results: Path, runs: Sequence[str], work: Path) -> list[RunResults]:
-    """Results of the runs, best first."""
+    """Return the results of the runs, best first. Raises StateError if a run diverged."""
     from workflow_lib import plan
 
     varied = {name for run in plan.expand(experiment) for name in run.swept}
@@ -137,9 +137,9 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run without results: the first of them that it lacks, and what the log of that step says last.
+    """A run without complete results: the first missing step, and the last line of its log.
 
-    One that diverged, as a point of a sweep, is in the state `diverged`, and lacks nothing.
+    A run that diverged as a point of a sweep has the state `diverged`, and the reason of the divergence.
     """
 
     name: str
@@ -152,12 +152,12 @@ class Unfinished:
         return self.state == DIVERGED
 
     def row(self) -> Row:
-        """The run's line in the table of runs."""
+        """Return the row of the table of runs."""
         return {"name": self.name, "state": self.state, "reason": self.reason}
 
 
 def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinished]:
-    """The runs that diverged or lack a result, with the reason."""
+    """Return the runs that diverged or lack a result, with the reason."""
     found = []
     for name in runs:
         folder = results_layout.run_dir(results, name)
@@ -179,7 +179,7 @@ def _last_line(log: Path) -> str | None:
 
 
 def account_of(train: Training | DivergedTraining, work: Path) -> Account:
-    """What the run cost, by its workspace; where that was removed, as far as its statement tells."""
+    """Return the cost of the run from its workspace or, if that was removed, the part that its statement contains."""
     from workflow_lib.store import layout
 
     if "state" in train:
@@ -192,14 +192,14 @@ def account_of(train: Training | DivergedTraining, work: Path) -> Account:
 
 
 def _setting_of(config: Any, name: str) -> Any:
-    """Value of a dotted name; None where the run has no such setting (another model, another optimizer)."""
+    """Return the setting with this dotted name; None if the run has none, e.g. with another model or optimizer."""
     for part in name.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
 
 
 def _history(path: Path) -> list[Row]:
-    """Rows of a learning curve; a value that is missing or not a number is None."""
+    """Return the rows of a learning curve; values that are missing or not finite are None."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
 

@@ -1,10 +1,10 @@
-"""Statements: what a rule says about a run, as JSON in results/. Each has one type, one writer and one reader.
+"""Statements: JSON files in results/, in which a rule describes its result. Each has a type, a writer and a reader.
 
     train.json         Training, or DivergedTraining for a point of a sweep that diverged
     evaluation.json    Evaluation, or Diverged
     export.json        Export, or Diverged
 
-A reader raises StateError, which names the file, if a key is missing that says what the statement is about.
+A reader raises StateError, with the path, if a key is missing that identifies the subject of the statement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Code(TypedDict):
 
 
 class Provenance(TypedDict):
-    """What made a result."""
+    """Command, code, inputs and environment that produced a result."""
 
     command: str
     experiment: str | None  # frozen experiment file
@@ -40,7 +40,7 @@ class Provenance(TypedDict):
 
 
 class Best(TypedDict):
-    """The epoch whose weights the run keeps."""
+    """The epoch whose weights are the result of the run."""
 
     metric: str
     value: float
@@ -71,7 +71,7 @@ class Cost(TypedDict):
 
 
 class Diverged(Identity):
-    """A run that has no other result, since its training diverged; no other statement has a key `state`."""
+    """A run without a result, since its training diverged; only these statements have a key `state`."""
 
     provenance: Provenance
     state: Literal["diverged"]
@@ -80,7 +80,7 @@ class Diverged(Identity):
 
 @final
 class DivergedTraining(Diverged, Cost):
-    """The training of such a run."""
+    """A training that diverged."""
 
     steps: int
     epochs: int
@@ -115,7 +115,7 @@ class Evaluation(ModelIdentity):
 
 
 class Export(ModelIdentity):
-    """An exported model, and how it was compared with the trained one."""
+    """An exported model, and its comparison with the trained model."""
 
     provenance: Provenance
     onnx: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The results of a training: weights, learning curve and, last, the statement that the rules wait for."""
+"""Writes the results of a training: weights, learning curve and, last, the statement that the rules wait for."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
         "provenance": _provenance(run, data),
     }
     is_of_other_code = final.manifest["fingerprint"].get("code") != run.code
-    if is_of_other_code and (acceptance := code_record.accepted(run.workspace)) is not None:
+    if is_of_other_code and (acceptance := code_record.read_acceptance(run.workspace)) is not None:
         statement["accepted"] = acceptance
     sys.audit("everstep", "statement")
     write_training(output, statement)
@@ -113,8 +113,8 @@ def _provenance(run: TrainedRun, data: Path) -> Provenance:
     return provenance.made_by([layout.config_of(run.workspace), data])
 
 
-def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
-    """Return False, unless the run diverged: then write that to `output`, and an empty file of that name beside it."""
+def pass_on_divergence(model: Path, output: Path, empty: str) -> bool:
+    """If the run diverged, write a statement of that to `output`, an empty file `empty` beside it, and return True."""
     source = model.with_name(results_layout.TRAIN)
     training = read_training(source)
     if "state" not in training:
@@ -135,10 +135,13 @@ def hand_on_divergence(model: Path, output: Path, empty: str) -> bool:
 
 
 def trained(model: Path, work: Path) -> Training:
-    """Return the statement of the trained weights, after comparing their digest.
+    """Return the statement of the trained weights, after verifying their digest.
 
-    Damaged weights are written again from the final checkpoint of the run. Raises StateError, which names the file, if
-    that is damaged too, and UserError if the run diverged.
+    Damaged weights are restored from the final checkpoint of the run.
+
+    Raises:
+        StateError: The final checkpoint is missing or damaged, too.
+        UserError: The run diverged.
     """
     source = model.with_name(results_layout.TRAIN)
     statement = read_training(source)
@@ -146,16 +149,16 @@ def trained(model: Path, work: Path) -> Training:
         raise UserError(f"{model}: there are no weights: {statement['reason']}")
     if file_digest(model, size=32) != statement["model"]:
         path = layout.checkpoint_path(work, statement["digest"], statement["sealed"])
-        content = _regenerated(path, statement["model"])
+        content = _restored(path, statement["model"])
         if content is None:
             raise StateError(f"{model}: damaged: these are not the weights that {source} describes. {REMAKE}")
-        logger.warning("%s was damaged: its weights are written again from the final checkpoint of the run", model)
+        logger.warning("%s was damaged: its weights are restored from the final checkpoint of the run", model)
         write_atomic(model, content)
     return statement
 
 
-def _regenerated(final: Path, digest: str) -> bytes | None:
-    """Return the weights of that digest from a final checkpoint; None if they are missing or damaged."""
+def _restored(final: Path, digest: str) -> bytes | None:
+    """Return the weights from a final checkpoint; None if they are missing, damaged or have another digest."""
     try:
         content = _weights(checkpoint.read_manifest(final))
     except (CheckpointError, OSError):
@@ -168,7 +171,7 @@ def _weights(final: Checkpoint) -> bytes:
 
 
 def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
-    """Return the learning curve as CSV text; numbers read back exactly."""
+    """Return the learning curve as CSV text, with numbers that read back exactly."""
     columns = ("epoch", "step", "lr", *plugins.task_facts(task).curves)
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"

@@ -1,1 +1,1 @@
-"""Everything in work/: only this package writes there, but for checkpoints, shards and frozen settings."""
+"""Everything in work/. Only this package writes there, except for checkpoints, shards and frozen settings."""

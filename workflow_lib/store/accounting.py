@@ -1,15 +1,14 @@
-"""What was spent on a run, and what of it was lost or saved: sums over the records of its attempts.
+"""The cost of a run, computed from the records of its attempts.
 
-    used     wall seconds of every attempt, from the start of its launcher, and the GPUs that were its own meanwhile
-    lost     steps that an interruption made a later attempt compute again, at the run's mean time for a step, and the
-             start-up of every attempt that follows an interrupted one
-    failed   the same after attempts that failed of themselves: by an exception of the user's code, a divergence, or
-             settings that cannot be used
-    saved    each further time that the finished run was needed and only handed out: what it had used, less what it lost
+    used     wall seconds of all attempts from the start of their launchers, and the same times the allocated GPUs
+    lost     time of steps recomputed after an interruption, at the run's mean time per step, and the start-up of each
+             attempt after an interrupted one
+    failed   the same after attempts that ended by an exception of the user's code, a divergence or unusable settings
+    saved    for each reuse of the finished run: the time used, without the time lost and failed
 
-An attempt whose launcher saw it end is exact. One that was killed with its launcher counts until its last pulse, at
-most half a second earlier, or its last checkpoint; when its node was lost, until what had reached the shared disk. The
-second or so before an attempt is on record, and the handing out after it, are not counted.
+An attempt that ended normally is counted exactly; a killed one until its last heartbeat, at most half a second earlier,
+or its last checkpoint. If its node was lost, it is counted until the last heartbeat that reached the shared disk. Not
+counted: about a second before the record of an attempt is written, and writing the results after it.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from workflow_lib.store.attempts import Attempt, list_attempts
 from workflow_lib.store.events import read_events
 from workflow_lib.store.layout import checkpoints_dir, delivered_file
 
-UNDISTURBED = ("finished", "pruned")
-OF_ITSELF = ("raised", "diverged", "rejected")  # beginnings of why an attempt failed that nothing interrupted
+COMPLETED = ("finished", "pruned")
+FAILED = ("raised", "diverged", "rejected")  # reasons of failures that are no interruptions begin with one of these
 
 
 @dataclass(frozen=True)
 class Account:
-    """What one run, or several, used, lost and saved; times in seconds."""
+    """The cost of one run or of several; times in seconds."""
 
     attempts: int = 0
     steps: int = 0
-    redone: int = 0
-    reused: int = 0
+    redone: int = 0  # steps
+    reused: int = 0  # times that the finished run was requested again
     used_s: float = 0.0
     used_gpu_s: float = 0.0
     lost_s: float = 0.0
@@ -58,34 +57,38 @@ def total(accounts: Iterable[Account]) -> Account:
 def account(workspace: Path) -> Account:
     """Return the current account of the run in the workspace."""
     newest = checkpoint.read_newest(checkpoints_dir(workspace))
-    attempts = settled(list_attempts(workspace), newest.step if newest else 0)
+    attempts = complete_reached(list_attempts(workspace), newest.step if newest else 0)
     return account_of(attempts, len(read_events(delivered_file(workspace))))
 
 
-def settled(attempts: Sequence[Attempt], saved: int) -> list[Attempt]:
-    """The attempts of a run whose newest checkpoint is of step ``saved``: each came as far as the next one began."""
-    began = [*(one.resumed_step or 0 for one in attempts[1:]), saved]
+def complete_reached(attempts: Sequence[Attempt], saved: int) -> list[Attempt]:
+    """Return the attempts with the steps that they certainly reached, even if the last heartbeat is older.
+
+    An attempt reached at least the step that the next one resumed from; the last one reached step ``saved``, that of
+    the newest checkpoint.
+    """
+    resumed = [*(attempt.resumed_step or 0 for attempt in attempts[1:]), saved]
     return [
-        one if one.reached is None else replace(one, reached=max(one.reached, after))
-        for one, after in zip(attempts, began, strict=False)
+        attempt if attempt.reached is None else replace(attempt, reached=max(attempt.reached, following))
+        for attempt, following in zip(attempts, resumed, strict=False)
     ]
 
 
 def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
-    """The account of a run with these attempts, whose result was handed out so often."""
-    steps, again = sum(map(steps_of, attempts)), redone_steps(attempts)
-    used = sum(one.seconds or 0.0 for one in attempts)
-    used_gpu = sum(one.gpu_seconds or 0.0 for one in attempts)
+    """Return the account of a run from its attempts and the number of requests for its result."""
+    steps, redone_by_attempt = sum(map(computed_steps, attempts)), redone_steps(attempts)
+    used = sum(attempt.seconds or 0.0 for attempt in attempts)
+    used_gpu = sum(attempt.gpu_seconds or 0.0 for attempt in attempts)
     step_s = (used - sum(map(_startup_s, attempts))) / steps if steps else 0.0
     lost = failed = 0.0
     redone = 0
-    for before, attempt, repeated in zip(attempts, attempts[1:], again[1:], strict=False):
-        if _has_failed_of_itself(before):
+    for before, attempt, repeated in zip(attempts, attempts[1:], redone_by_attempt[1:], strict=False):
+        if _has_failed(before):
             failed += repeated * step_s + _startup_s(attempt)
         else:
             redone += repeated
-            lost += repeated * step_s + (0.0 if before.reason in UNDISTURBED else _startup_s(attempt))
-    reused = max(0, delivered - 1)
+            lost += repeated * step_s + (0.0 if before.reason in COMPLETED else _startup_s(attempt))
+    reused = max(0, delivered - 1)  # the first request is the one that trained the run
     per_second = used_gpu / used if used else 0.0
     saved = reused * (used - lost - failed)
     return Account(
@@ -99,39 +102,41 @@ def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
         lost_gpu_s=round(lost * per_second, 3),
         saved_s=round(saved, 3),
         saved_gpu_s=round(saved * per_second, 3),
-        failed=sum(map(_has_failed_of_itself, attempts)),
+        failed=sum(map(_has_failed, attempts)),
         failed_s=round(failed, 3),
         failed_gpu_s=round(failed * per_second, 3),
     )
 
 
-def steps_of(attempt: Attempt) -> int:
-    """Return the optimizer steps that the attempt computed."""
+def computed_steps(attempt: Attempt) -> int:
+    """Return the number of optimizer steps that the attempt computed."""
     return 0 if attempt.reached is None else attempt.reached - (attempt.resumed_step or 0)
 
 
 def redone_steps(attempts: Sequence[Attempt]) -> list[int]:
-    """For each attempt, in order, how many of its steps an earlier one had computed already."""
+    """Return for each attempt, in order, how many of its steps an earlier attempt had computed already."""
     furthest, redone = 0, []
-    for one in attempts:
-        reached = one.reached or 0
-        redone.append(max(0, min(reached, furthest) - (one.resumed_step or 0)))
+    for attempt in attempts:
+        reached = attempt.reached or 0
+        redone.append(max(0, min(reached, furthest) - (attempt.resumed_step or 0)))
         furthest = max(furthest, reached)
     return redone
 
 
 def seconds_by_job(workspaces: Iterable[Path]) -> dict[str, float]:
-    """Wall seconds that the attempts of each of the scheduler's jobs used: to be compared with its own."""
+    """Return the wall seconds of all attempts by scheduler job, for comparison with the scheduler's accounting."""
     used: dict[str, float] = {}
-    for one in (one for workspace in workspaces for one in list_attempts(workspace) if one.job):
-        used[str(one.job)] = used.get(str(one.job), 0.0) + (one.seconds or 0.0)
+    for workspace in workspaces:
+        for attempt in list_attempts(workspace):
+            if attempt.job:
+                used[attempt.job] = used.get(attempt.job, 0.0) + (attempt.seconds or 0.0)
     return used
 
 
 def _startup_s(attempt: Attempt) -> float:
-    """Until the first step; all of it for an attempt that did not come so far."""
+    """Return the time until the first step; the whole time of an attempt without steps."""
     return (attempt.seconds or 0.0) if attempt.ready_s is None else attempt.ready_s
 
 
-def _has_failed_of_itself(attempt: Attempt) -> bool:
-    return (attempt.reason or "").partition(":")[0] in OF_ITSELF
+def _has_failed(attempt: Attempt) -> bool:
+    return (attempt.reason or "").partition(":")[0] in FAILED

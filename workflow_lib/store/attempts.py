@@ -1,16 +1,11 @@
 """The attempts of a run, each with a record in the run's workspace.
 
-    attempts/<attempt>.json     one record an attempt: who, where, when, how it ended
-    attempts/<attempt>.pulse    how far it is and how long it has run, until it ends
-    checkpoints/                the store of checkpoints
-    leases/                     who owns the workspace
-    delivered.jsonl             each time that the run was needed and its result handed out
-    metrics.jsonl               the curve, one line an epoch
-    events.jsonl                what happened, appended by every attempt
+    attempts/<attempt>.json     record of an attempt: process, host, times, reason of its end
+    attempts/<attempt>.pulse    heartbeat: time and steps so far; removed when the attempt ends
 
-An attempt is one process, the launcher, trying to finish the run. Its record is written when it begins and
-again when it ends: one that still says "running" while its launcher is gone was killed. What that one had used
-and reached is in its heartbeat file, which its launcher writes twice a second.
+An attempt is one launcher process that tries to finish the run. It writes its record when it begins and when it ends.
+If the record says "running" but the launcher is gone, the launcher was killed; its time and steps are then in the
+heartbeat file, which it writes twice a second.
 """
 
 from __future__ import annotations
@@ -45,13 +40,13 @@ def create(workspace: Path) -> None:
 
 
 def new_attempt() -> str:
-    """Return a unique name of an attempt."""
+    """Return a unique name for an attempt."""
     return uuid.uuid4().hex
 
 
 @dataclass(frozen=True)
 class RankProcess:
-    """One training process of an attempt, told from a later one with the same number by its start time."""
+    """A training process of an attempt; its start time distinguishes it from a later process with the same number."""
 
     rank: int
     pid: int
@@ -59,13 +54,13 @@ class RankProcess:
 
     @classmethod
     def of(cls, rank: int, pid: int) -> RankProcess:
-        """The record of a process that exists."""
+        """Return the record of a running process."""
         return cls(rank, pid, start_s(pid))
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known of one attempt. Times of day are UTC; `start_time` is that of `runtime.clock`."""
+    """The record of an attempt. Times of day are UTC; `start_time` is from `runtime.clock`."""
 
     attempt: str
     host: str
@@ -75,29 +70,29 @@ class Attempt:
     job: str | None
     node: str | None
     began: str
-    number: int = 0  # of the run's attempts: their order, whatever the time of day was
+    number: int = 0  # counts the run's attempts, so their order does not depend on clocks
     world_size: int = 1
     resumed_step: int | None = None
     resumed_from: str | None = None
-    devices: int = 0  # GPUs that were its own, used or not
-    waited_s: float = 0.0  # wait for its GPUs, not counted as used
+    devices: int = 0  # allocated GPUs, used or not
+    waited_s: float = 0.0  # wait for GPUs, which `seconds` does not include
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
     ended: str | None = None
     reason: str | None = None
-    step: int | None = None  # optimizer steps of the run that were saved when it ended
-    reached: int | None = None  # those that were done
-    ready_s: float | None = None  # from its start to its first step, without the wait for GPUs
+    step: int | None = None  # last saved optimizer step of the run at the end of the attempt
+    reached: int | None = None  # last computed step
+    ready_s: float | None = None  # from start to first step, without the wait for GPUs
     seconds: float | None = None
     gpu_seconds: float | None = None
     machine: str = ""
 
     def is_alive_here(self) -> bool:
-        """Whether the launcher is a living process of this host."""
+        """Return True if the launcher is a live process of this host."""
         return self.is_of_this_host() and is_alive(self.pid, self.start_time)
 
     def is_of_this_host(self) -> bool:
-        """Return True if its process numbers are valid here: same host and PID namespace, not restarted since."""
+        """Return True if its process numbers are valid here: same host, same PID namespace, no reboot since."""
         return (self.host, self.machine, self.boot) == (socket.gethostname(), machine(), boot_id())
 
 
@@ -111,14 +106,14 @@ def begin(
     devices: int = 0,
     waited_s: float = 0.0,
 ) -> Attempt:
-    """The record of an attempt that the calling process, its launcher, begins now; on disk."""
-    here = asdict(Holder.this_process(attempt))
-    here.pop("timeout_s")  # the lease's own
+    """Write and return the record of an attempt whose launcher is the calling process."""
+    process = asdict(Holder.this_process(attempt))
+    process.pop("timeout_s")  # only a lease has it
     record = Attempt(
-        **here,
+        **process,
         node=os.environ.get("SLURMD_NODENAME"),
         began=utc_now(),
-        number=1 + max((one.number for one in list_attempts(workspace)), default=0),
+        number=1 + max((earlier.number for earlier in list_attempts(workspace)), default=0),
         world_size=world_size,
         resumed_step=resumed_step,
         resumed_from=resumed_from,
@@ -129,7 +124,7 @@ def begin(
 
 
 def record_ranks(workspace: Path, attempt: str, ranks: Iterable[RankProcess]) -> Attempt:
-    """The record names the training processes, so that a later attempt can end them if the launcher dies."""
+    """Add the training processes to the record, so that a later attempt can kill them if the launcher dies."""
     return _write(workspace, replace(read_attempt(workspace, attempt), ranks=tuple(ranks)))
 
 
@@ -141,15 +136,15 @@ def end(
     step: int | None = None,
     step_range: StepRange | None = None,
 ) -> Attempt:
-    """The record says when and why the attempt ended, after which saved step, what it used and how far it came."""
-    record = _used(read_attempt(workspace, attempt), now_s(), step_range)
+    """Complete the record: time and reason of the end, last saved step, time used and steps computed."""
+    record = _with_use(read_attempt(workspace, attempt), now_s(), step_range)
     record = _write(workspace, replace(record, state="ended", ended=utc_now(), reason=reason, step=step))
     layout.heartbeat_file(workspace, attempt).unlink(missing_ok=True)
     return record
 
 
 class Heartbeat:
-    """Keeps on disk how far the calling launcher's attempt is: what is known of it if it is killed."""
+    """Writes the progress of the calling launcher's attempt to disk, for the case that it is killed."""
 
     def __init__(self, workspace: Path, attempt: str) -> None:
         path = layout.heartbeat_file(workspace, attempt)
@@ -157,26 +152,26 @@ class Heartbeat:
         self.write(None)
 
     def write(self, step_range: StepRange | None) -> None:
-        """So far it has come now. One write of one size, in place: a reader sees it whole."""
+        """Write the current time and steps: in place, in one write of constant size, so a reader never sees half."""
         text = json.dumps({"now": now_s(), "reach": step_range})
-        with contextlib.suppress(OSError):  # a full disk: only the account of a kill becomes less exact
+        with contextlib.suppress(OSError):  # disk full: only the account of a killed attempt is less exact
             os.pwrite(self._file, text.ljust(HEARTBEAT_BYTES).encode(), 0)
 
     def close(self) -> None:
-        """The file stays as it is."""
+        """Close the file without removing it."""
         os.close(self._file)
 
 
 def read_attempt(workspace: Path, attempt: str) -> Attempt:
-    """The record of one attempt; keys that a later version added are passed over."""
+    """Return the record of an attempt; keys of later versions are ignored."""
     content = read_json(layout.attempt_file(workspace, attempt), "ranks")
-    return decoded(Attempt, {**content, "ranks": tuple(decoded(RankProcess, one) for one in content["ranks"])})
+    return decoded(Attempt, {**content, "ranks": tuple(decoded(RankProcess, rank) for rank in content["ranks"])})
 
 
 def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
-    """All attempts, the oldest first; of one without an end, what it had used by its last sign of life.
+    """Return all attempts, oldest first; time and steps of those without an end are from their last heartbeat.
 
-    A record that cannot be read is passed over with a warning.
+    Records that cannot be read are skipped with a warning.
     """
     records = []
     directory = layout.attempts_dir(workspace)
@@ -185,27 +180,27 @@ def list_attempts(workspace: Path) -> tuple[Attempt, ...]:
             continue
         try:
             record = read_attempt(workspace, name.removesuffix(".json"))
-            records.append(record if record.ended else _as_of_heartbeat(workspace, record))
+            records.append(record if record.ended else _with_heartbeat(workspace, record))
         except (OSError, ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
-            logger.warning("an attempt's record cannot be read, and is passed over: %s (%s)", directory / name, error)
+            logger.warning("the record of an attempt cannot be read and is skipped: %s (%s)", directory / name, error)
     return tuple(sorted(records, key=lambda record: (record.number, record.began, record.attempt)))
 
 
 def utc_now() -> str:
-    """The time of day as `2026-01-01T00:00:00.000Z`."""
+    """Return the time of day as `2026-01-01T00:00:00.000Z`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _as_of_heartbeat(workspace: Path, record: Attempt) -> Attempt:
+def _with_heartbeat(workspace: Path, record: Attempt) -> Attempt:
     try:
         heartbeat = json.loads(layout.heartbeat_file(workspace, record.attempt).read_bytes())
-        return _used(record, heartbeat["now"], StepRange(*heartbeat["reach"]) if heartbeat["reach"] else None)
+        return _with_use(record, heartbeat["now"], StepRange(*heartbeat["reach"]) if heartbeat["reach"] else None)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return record
 
 
-def _used(record: Attempt, now: float, step_range: StepRange | None) -> Attempt:
-    """Return the record with its use until ``now``; it may have resumed from an older checkpoint than planned."""
+def _with_use(record: Attempt, now: float, step_range: StepRange | None) -> Attempt:
+    """Return the record with time and steps until ``now``, and the step that it really resumed from."""
     began = record.start_time + record.waited_s
     seconds = round(now - began, 3)
     record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))

@@ -1,4 +1,4 @@
-"""The record of the code that a run is trained with, and the acceptance of its result for changed code."""
+"""Records of the code that a run was trained with, and of a user's acceptance of its result for changed code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workflow_lib.store import layout
 
 
 class Acceptance(TypedDict):
-    """A user's decision that the result of other code is valid; `workspace` names the folder with the result."""
+    """A user's decision that a result of other code is valid; `workspace` is the name of the folder with the result."""
 
     workspace: str
     code: str
@@ -22,26 +22,26 @@ class Acceptance(TypedDict):
     time: str
 
 
-def keep(workspace: Path, run: RunConfig, expected: str) -> None:
-    """Write the text of the code and the digests of the files into the workspace, unless they are there.
+def write(workspace: Path, run: RunConfig, expected: str) -> None:
+    """Write the text of the code and the digests of the files to the workspace, unless the record exists.
 
     Raises ConfigError if the code no longer has the expected digest.
     """
-    now = user_code.record(run)
-    if now["digest"] != expected:
+    current = user_code.record(run)
+    if current["digest"] != expected:
         raise ConfigError("the code of the run changed while its training started: run the same command again")
     if not (path := layout.code_file(workspace)).exists():
-        files.write_json(path, now)
+        files.write_json(path, current)
 
 
-def kept(workspace: Path) -> CodeRecord | None:
-    """Return what `keep` wrote; None if there is nothing, as in workspaces of version 0.1."""
+def read(workspace: Path) -> CodeRecord | None:
+    """Return the record of the code; None if there is none, as in workspaces of version 0.1."""
     path = layout.code_file(workspace)
     return files.read_json(path, "digest", "code", "files") if path.exists() else None
 
 
-def accepted(workspace: Path) -> Acceptance | None:
-    """Return the record of `everstep accept` for this workspace, or None; its `workspace` names the accepted one."""
+def read_acceptance(workspace: Path) -> Acceptance | None:
+    """Return the acceptance of another workspace's result for this workspace, or None."""
     path = layout.acceptance_file(workspace)
     if not path.exists():
         return None

@@ -1,6 +1,6 @@
-"""What happens is said once on the terminal or in the job's log, and kept for good in the workspace's events.
+"""Logging to the terminal or the job's log, and to the events file of the workspace.
 
-A job's log is truncated by the workflow engine at each start; the events file is only ever appended to.
+Snakemake truncates a job's log at each start; the events file is only appended to.
 """
 
 from __future__ import annotations
@@ -24,38 +24,39 @@ logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends one JSON line an event, in one write, so that the lines of several processes never mix."""
+    """Appends each event as a JSON line, in a single write, so that the lines of several processes never mix."""
 
     def __init__(self, path: Path, **common: Any) -> None:
         self.path = path
         self._common = common
 
     def append(self, kind: str, **fields: Any) -> None:
-        """The event is in the file; where the disk refuses it, a warning says so and the work goes on."""
+        """Append the event; if the disk rejects it, only log a warning."""
         event = {"time": utc_now(), "kind": kind} | self._common | fields
         line = json.dumps(event, ensure_ascii=False, default=str) + "\n"
         try:
             self._write(line.encode())
         except OSError as error:
-            logger.warning("event not kept: %s", error, extra={"to_events": False})
+            logger.warning("event not recorded: %s", error, extra={"to_events": False})  # no recursion
 
     def _write(self, line: bytes) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             size = os.fstat(descriptor).st_size
-            is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, b"\n" * is_torn + line)  # a neighbour still writing looks torn: an empty line
+            is_partial = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            # after a partial line, begin a new one; if another process was just writing, this leaves an empty line
+            os.write(descriptor, b"\n" * is_partial + line)
         finally:
             os.close(descriptor)
 
 
 def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The events, oldest first, or those in the last bytes; a line that is torn is passed over."""
+    """Return the events of the file or of its last bytes, oldest first; partial lines are skipped."""
     return [event for line in _tail(path, last_bytes).splitlines() if (event := _event(line)) is not None]
 
 
 def last_event(path: Path, kinds: Sequence[str], last_bytes: int) -> dict[str, Any] | None:
-    """The newest event of these kinds in the last bytes; None if there is none."""
+    """Return the newest event of these kinds in the last bytes, or None."""
     events = (_event(line) for line in reversed(_tail(path, last_bytes).splitlines()))
     return next((event for event in events if event is not None and event.get("kind") in kinds), None)
 
@@ -69,7 +70,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _tail(path: Path, last_bytes: int | None) -> bytes:
-    """The last bytes of the file, or all of them; none where there is no file."""
+    """Return the last bytes of the file, or all of them; no bytes if the file is missing."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -81,7 +82,7 @@ def _tail(path: Path, last_bytes: int | None) -> bytes:
 
 
 class LineHandler(logging.Handler):
-    """Writes `2026-01-01T00:00:00 info  message` to what is the standard error at that moment."""
+    """Writes lines like `2026-01-01T00:00:00 info  message` to the current standard error."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class LineHandler(logging.Handler):
 
 
 class EventHandler(logging.Handler):
-    """Keeps each message in the events file."""
+    """Appends each message to the events file."""
 
     def __init__(self, events: EventLog) -> None:
         super().__init__()
@@ -114,25 +115,25 @@ class EventHandler(logging.Handler):
 
 @contextmanager
 def open_log(level: str, ranks: Ranks, events: EventLog) -> Iterator[logging.Logger]:
-    """The package's log: everything from `level` up in the main process, warnings only in the others.
+    """Open the package's log: messages from `level` up in the main process, only warnings in the others.
 
-    Replaces what an earlier call, or the parent of a forked rank, has set up, and puts it back at the end.
+    Replaces the handlers of an earlier call or of the parent of a forked rank, and restores them at the end.
     """
     log = logging.getLogger(NAME)
     earlier = [handler for handler in log.handlers if (handler.get_name() or "").startswith(PREFIX)]
     earlier_level = log.level
     own = [LineHandler(ranks.rank), EventHandler(events)]
-    _exchange(log, earlier, own)
-    wanted = logging.getLevelName(level.upper())
-    log.setLevel(wanted if ranks.is_main else max(wanted, logging.WARNING))
+    _replace_handlers(log, earlier, own)
+    number = logging.getLevelName(level.upper())
+    log.setLevel(number if ranks.is_main else max(number, logging.WARNING))
     try:
         yield log
     finally:
-        _exchange(log, own, earlier)
+        _replace_handlers(log, own, earlier)
         log.setLevel(earlier_level)
 
 
-def _exchange(log: logging.Logger, old: list[logging.Handler], new: list[logging.Handler]) -> None:
+def _replace_handlers(log: logging.Logger, old: list[logging.Handler], new: list[logging.Handler]) -> None:
     for handler in old:
         log.removeHandler(handler)
     for handler in new:

@@ -1,14 +1,14 @@
-"""A training that is certain to fail in the same way is not tried again: its workspace has a record of the failure.
+"""The record of the last failure of a training, so that a training is not repeated if it would fail in the same way.
 
-    rejected    certain at once: a setting, or what the model does with it, cannot be used
-    diverged    certain at once where the kernels are deterministic, else when it came twice
-    raised      certain when it came twice at one step from the same calls: the first may have been a passing fault
+    rejected    certain to recur after one failure: a setting, or the model with it, cannot be used
+    diverged    certain after one failure with deterministic kernels, otherwise after two
+    raised      certain after two failures at the same step from the same calls: a single one may have been transient
 
-The record counts for the same settings, code, data, packages and kind of machine. Without a record, or with a damaged
-one, the training is tried: a user may delete it.
+The record is valid for the same settings, code, data, packages and kind of machine. Without a record, or with a damaged
+one, the training starts, so a user can delete the record to try again.
 
-Only the owner of a workspace writes its record. Interruptions (a signal, a limit, a kill, memory, a hang, a disk) leave
-none, and are always tried again.
+Only the owner of a workspace writes its record. Interruptions (signal, time limit, kill, out of memory, hang, disk
+error) are not recorded and can always be retried.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Failure:
-    """The last failure of the training of a workspace."""
+    """The last failure of the training in a workspace."""
 
     kind: str
-    error: str  # class in `errors`
+    error: str  # name of a class in `errors`
     message: str
     step: int | None
     place: str | None
-    times: int  # in a row, in the same way
-    is_certain: bool  # to come again, as long as nothing changes that it depends on
-    depends_on: dict[str, str]  # digests
+    times: int  # consecutive failures of this kind at this step and place
+    is_certain: bool  # recurs until something in `depends_on` changes
+    depends_on: dict[str, str]  # digests, as returned by `conditions`
     attempt: str
     time: str
 
@@ -58,49 +58,51 @@ class Failure:
 
 
 def read(workspace: Path) -> Failure | None:
-    """Return how the training failed last; None without a record, or with a damaged one, which a warning names."""
+    """Return the last failure; None without a record, or with a damaged one, after a warning."""
     path = layout.failure_file(workspace)
     try:
         failure = files.decoded(Failure, files.read_json(path, *Failure.__annotations__))
         kind = getattr(errors, failure.error, None)
         if not (isinstance(kind, type) and issubclass(kind, EverstepError)):
-            raise StateError(f"{path}: there is no error {failure.error}")
+            raise StateError(f"{path}: {failure.error} is not the name of an error")
         return failure
     except FileNotFoundError:
         return None
     except (OSError, StateError, TypeError) as error:
-        logger.warning("the record of an earlier failure cannot be read, and is passed over: %s", error)
+        logger.warning("the record of an earlier failure cannot be read and is ignored: %s", error)
         return None
 
 
-def certain(workspace: Path, experiment: Experiment, caller: str) -> Failure | None:
-    """Return the failure that would come again if the training was tried now; None where it is to be tried."""
+def find_certain(workspace: Path, experiment: Experiment, caller: str) -> Failure | None:
+    """Return the recorded failure if it would recur under the current conditions; None if the training may start."""
     failure = read(workspace)
     if failure is None or not failure.is_certain:
         return None
     now = conditions(experiment, caller)
     if changed := sorted(name for name in now if failure.depends_on.get(name) != now[name]):
-        logger.info("it failed at %s, and is tried again: %s changed since", failure.time, ", ".join(changed))
+        logger.info(
+            "the training failed at %s and is retried, since these have changed: %s", failure.time, ", ".join(changed)
+        )
         return None
     return failure
 
 
-def told(failure: Failure, workspace: Path) -> EverstepError:
-    """Return the error of an attempt that is not made, since it would fail in the same way."""
-    seen = f", as it has {failure.times} times at step {failure.step}" if failure.kind == "raised" else ""
+def repeated_error(failure: Failure, workspace: Path) -> EverstepError:
+    """Return the error to raise instead of starting an attempt that would fail in the same way."""
+    times = f", as it has {failure.times} times at step {failure.step}" if failure.kind == "raised" else ""
     return type(failure.as_error())(
-        f"{failure.message}. It failed so at {failure.time}, and is not tried again: it would fail in the same way"
-        f"{seen}, since settings, code, data, packages and machine are the same. If the cause was another and is gone, "
+        f"{failure.message}. This failure of {failure.time} is not retried: it would fail in the same way{times}, "
+        f"since settings, code, data, packages and machine are unchanged. If it had another cause, which is fixed, "
         f"delete {layout.failure_file(workspace)} and run the same command again"
     )
 
 
-def note(
+def record(
     workspace: Path, cause: Cause, *, attempt: str, experiment: Experiment, caller: str, is_deterministic: bool
 ) -> None:
-    """The workspace has a record of the failure. For the owner; a failure that may not come again leaves none.
+    """Write the record of the failure, unless its cause was an interruption. Only the owner may call this.
 
-    Where the disk refuses it, a warning says so: the training is then tried again.
+    If the disk rejects the record, only a warning is logged, and the training can be started again.
     """
     if cause.kind == "failed":
         return
@@ -113,14 +115,15 @@ def note(
         attempt=attempt,
         times=times,
         depends_on=now,
-        is_certain=isinstance(cause.error, ConfigError)  # damaged data, say, is made anew before the next attempt
+        # other rejections may not recur: damaged data, for example, is prepared again before the next attempt
+        is_certain=isinstance(cause.error, ConfigError)
         or (cause.kind == "diverged" and is_deterministic)
         or (cause.kind in ("raised", "diverged") and times > 1),
     )
 
 
-def note_unbegun(workspace: Path, error: EverstepError, attempt: str) -> None:
-    """The workspace says why its first attempt could not begin; trying that again costs nothing, and is allowed."""
+def record_rejected_start(workspace: Path, error: EverstepError, attempt: str) -> None:
+    """Record why the first attempt could not begin. The check is cheap, so it may be repeated."""
     if not list_attempts(workspace) and read(workspace) is None:
         _write(workspace, Cause("rejected", error), attempt=attempt, times=1, depends_on={}, is_certain=False)
 
@@ -138,36 +141,37 @@ def _write(workspace: Path, cause: Cause, **known: Any) -> None:
     try:
         files.write_signed(layout.failure_file(workspace), asdict(failure))
     except OSError as error:
-        logger.warning("why the training failed is not on record: %s", error)
+        logger.warning("the reason of the failure could not be recorded: %s", error)
 
 
-def forget(workspace: Path) -> None:
-    """There is no record: the training has got beyond it."""
+def delete(workspace: Path) -> None:
+    """Delete the record, since the training has succeeded."""
     try:
         layout.failure_file(workspace).unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("the record of an earlier failure stays: %s", error)
+        logger.warning("the record of an earlier failure could not be deleted: %s", error)
 
 
 def conditions(experiment: Experiment, caller: str) -> dict[str, str]:
-    """Digests of all that a failure depends on, besides what names the workspace: run, data, and the user's code.
+    """Return digests of everything that a failure depends on, except for the run, the data and the user's code.
 
-    ``caller`` tells a training from trials, which may end earlier.
+    Those are in the path of the workspace already. ``caller`` is included because a trial may end earlier than a
+    training of the same run.
     """
     from workflow_lib.runtime import environment
     from workflow_lib.runtime.device import query_gpus
 
-    of_run = {name: getattr(experiment, name).model_dump(mode="json") for name in ("runtime", "checkpoint", "data")}
+    settings = {name: getattr(experiment, name).model_dump(mode="json") for name in ("runtime", "checkpoint", "data")}
     sources = {str(path.relative_to(PACKAGE)): files.file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))}
     values: Mapping[str, Any] = {
-        "the settings": [of_run, caller],
+        "the settings": [settings, caller],
         "everstep": sources,
-        "the packages": sorted((str(one.name), one.version) for one in metadata.distributions()),
+        "the packages": sorted((str(package.name), package.version) for package in metadata.distributions()),
         "the machine": {
             "system": [platform.system(), platform.machine(), platform.python_version()],
             "cpu": environment.cpu_name(),
             "gpus": sorted(gpu["name"] for gpu in query_gpus()) if experiment.runtime.device != "cpu" else [],
-            # the first is set by a launcher itself: before and after, it is the same machine
+            # the launcher sets the first one itself, so its absence before that is no difference
             "variables": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment.kernel_variables(),
             "compiler": shutil.which(os.environ.get("CXX", "g++")),
         },

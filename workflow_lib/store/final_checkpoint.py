@@ -9,18 +9,18 @@ from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError
 from workflow_lib.store import layout
-from workflow_lib.store.code_record import accepted
+from workflow_lib.store.code_record import read_acceptance
 
 logger = logging.getLogger(__name__)
 
 
 def find_result(workspace: Path) -> Checkpoint | None:
-    """Return the final checkpoint of the workspace, or of the one that a user accepted for it; None without either."""
-    sealed = find_final_checkpoint(workspace)
-    record = None if sealed else accepted(workspace)
+    """Return the final checkpoint of the workspace, or else of the workspace that a user accepted for it."""
+    final = find_final_checkpoint(workspace)
+    record = None if final else read_acceptance(workspace)
     if record is None:
-        return sealed
-    logger.warning("the result that other code trained stands, as %s accepted: %s", record["by"], record["workspace"])
+        return final
+    logger.warning("the result of other code is used, as accepted by %s: %s", record["by"], record["workspace"])
     return find_final_checkpoint(workspace.with_name(record["workspace"]))
 
 

@@ -1,4 +1,4 @@
-"""Paths in work/; no other module spells them.
+"""Paths in work/. No other module contains them.
 
 experiments/<digest>.json               frozen experiments
 runs/<run>/config.json                  frozen settings of a run
@@ -25,14 +25,14 @@ from pathlib import Path
 
 from workflow_lib.files import names_in
 
-WORK = Path("work")  # in the folder of the project
+WORK = Path("work")  # relative to the folder of the project
 WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # data and code; workspaces of version 0.1 have no code
 RUN = re.compile("[0-9a-f]{32}")
 STORE = re.compile("[0-9a-f]{32}")
 PROOF = re.compile("[0-9a-f]{12}")
-LOCKS = frozenset({".lock", "leases"})  # readers write to these, too
+LOCKS = frozenset({".lock", "leases"})  # readers write to these too, so they do not count as use
 EXPERIMENT_FILE = re.compile(r"[0-9a-f]{32}\.json")
-# what Everstep writes into a workspace and into a folder of shards
+# names of the files that Everstep writes to a workspace and to a folder of shards
 WORKSPACE_CONTENT = re.compile(
     r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp"
 )
@@ -130,7 +130,7 @@ def checkpoints_dir(workspace: Path) -> Path:
 
 
 def checkpoint_path(work: Path, run: str, recorded: str) -> Path:
-    """Return the checkpoint of a run that a statement recorded, also if the store was moved since."""
+    """Return the checkpoint of a run that a statement recorded, even if the store was moved since."""
     return work / "runs" / run / Path(*Path(recorded).parts[-3:])
 
 
@@ -225,6 +225,6 @@ def proofs(work: Path) -> list[Path]:
 
 
 def removals(work: Path) -> list[Path]:
-    """Return the folders whose removal has begun and not ended."""
+    """Return the folders whose removal has begun but not finished."""
     places = ("runs/*", "data", "prove", "experiments")
     return [path for place in places for path in sorted(work.glob(f"{place}/.trash-*"))]

@@ -1,18 +1,19 @@
-"""One owner per workspace: a lease is a numbered file that only its owner ever ends.
+"""Leases: a workspace has at most one owner.
 
-    leases/000007.json        who: attempt, host, pid, start time, job
-    leases/000007.beat        its modification time moves while the owner lives
-    leases/000007.released    the owner released it
+    leases/000007.json        the holder: attempt, host, pid, start time, job
+    leases/000007.beat        heartbeat: the holder updates its modification time
+    leases/000007.released    the holder released the lease
 
-To own the workspace is to have created the highest number. A successor does not remove its predecessor's file: it
-creates the next one, with ``link``, which only one contender can win. An owner that was taken over sees the higher
-number, and publishes nothing more.
+The owner is the holder of the highest number. A successor leaves the files of its predecessor alone and creates the
+next number by ``link``, which succeeds for only one contender. An owner that sees a higher number was taken over, and
+publishes nothing more.
 
-A holder is taken over at once when it released, or when its process is gone from this host or its job from the
-scheduler. One whose process runs on this host is never taken over. Any other is when its beat has not moved for its own
-timeout or the contender's, whichever is longer, by the contender's clock. Clocks of two hosts are never compared.
+A lease is taken over at once if it was released, if its process has ended on this host, or if its job has ended
+according to the scheduler. It is never taken over while its process runs on this host. Otherwise it is taken over when
+the heartbeat has not changed for the holder's timeout or the contender's, whichever is longer, measured by the
+contender's clock: clocks of two hosts are never compared.
 
-A holder in another PID namespace is on another host, whatever its host is called.
+A holder in another PID namespace counts as being on another host, even if the host names are equal.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from workflow_lib.store.layout import is_store, leases_dir
 logger = logging.getLogger(__name__)
 
 BEATS_PER_TIMEOUT = 6
-LONGEST_BEAT_S = 10.0  # a contender learns within this that the holder lives, however long the timeout is
+LONGEST_BEAT_S = 10.0  # upper limit, so that a contender soon sees that the holder is alive
 POLL_S = 0.2
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system without them
-ASK_SCHEDULER_S = 5.0
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file system without hard links
+ASK_SCHEDULER_S = 5.0  # at most one query in this time
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Holder:
     start_time: float
     job: str | None
     machine: str = ""
-    timeout_s: float = field(default=0.0, compare=False)  # of silence, before it may be taken over
+    timeout_s: float = field(default=0.0, compare=False)  # without a heartbeat, before it may be taken over
 
     @classmethod
     def this_process(cls, attempt: str, timeout_s: float = 0.0) -> Holder:
-        """The holder that the calling process would be."""
+        """Return the calling process as a holder."""
         return cls(
             attempt=attempt,
             host=socket.gethostname(),
@@ -80,11 +81,11 @@ class Holder:
         )
 
     def is_of_this_host(self) -> bool:
-        """Return True for a process of this host and PID namespace, perhaps of before the host was restarted."""
+        """Return True for a process of this host and PID namespace, also if the host has rebooted since."""
         return (self.host, self.machine) == (socket.gethostname(), machine())
 
     def is_gone(self) -> bool:
-        """Return True if the holder has certainly ended, as far as this host can know."""
+        """Return True only if the holder has certainly ended."""
         if self.is_of_this_host():
             return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
         if self.job is None or self.job == os.environ.get("SLURM_JOB_ID"):
@@ -92,7 +93,7 @@ class Holder:
         return _job_is_gone(self.job, int(time.monotonic() // ASK_SCHEDULER_S))
 
     def is_running_here(self) -> bool:
-        """Return True if the holder is a process of this host that is not stopped."""
+        """Return True if the holder is a process of this host and not suspended."""
         if not self.is_of_this_host() or self.is_gone():
             return False
         try:
@@ -120,7 +121,7 @@ class Lease:
         self._owner = os.getpid()
         self._ended = threading.Event()
         self._beat = directory / f"{number:06d}.beat"
-        # others cannot read the timeout in a lease without contents: theirs counts, which may be short
+        # others cannot read the timeout in an empty lease and use their own, which may be short: beat more often
         is_empty = (directory / f"{number:06d}.json").stat().st_size == 0
         longest_s = LONGEST_BEAT_S / 10 if is_empty else LONGEST_BEAT_S
         self._thread = threading.Thread(
@@ -143,17 +144,21 @@ class Lease:
         must_stop: Callable[[], object] = bool,
         on_full_disk: bool = False,
     ) -> Lease:
-        """The lease of the workspace; a live holder is waited for ``wait_s``, then WorkspaceBusy names it.
+        """Acquire the lease of the workspace, waiting up to ``wait_s`` for a live holder.
 
-        Raises Stopped when ``must_stop`` says so while it waits. ``on_full_disk``, a lease without contents will do,
-        which takes no space: others take its holder for somebody unknown, who is on another host.
+        With ``on_full_disk``, an empty lease is acceptable if there is no space: others then treat its holder as an
+        unknown process on another host.
+
+        Raises:
+            WorkspaceBusy: The workspace has a live holder.
+            Stopped: ``must_stop`` returned a true value while waiting.
         """
         directory = leases_dir(workspace)
         started = time.monotonic()
-        watched: tuple[int, float] | None = None  # the lease number and the beat it had when first seen
+        watched: tuple[int, float] | None = None  # number of the lease and its last seen heartbeat
         first_seen = started
         while True:
-            directory.mkdir(parents=True, exist_ok=True)  # a clean may take the workspace away between two looks
+            directory.mkdir(parents=True, exist_ok=True)  # a clean may remove the workspace between two polls
             number, holder = current(directory)
             if holder is None or _is_released(directory, number) or holder.is_gone():
                 if _create(directory, number + 1, Holder.this_process(attempt, timeout_s), on_full_disk):
@@ -175,7 +180,7 @@ class Lease:
                 )
             silent_s = max(timeout_s, holder.timeout_s)
             if now - first_seen >= silent_s and not is_running:
-                logger.warning("%s has shown no sign of life for %.0f s; taking over", holder, silent_s)
+                logger.warning("%s has had no heartbeat for %.0f s; taking over", holder, silent_s)
                 if _create(directory, number + 1, Holder.this_process(attempt, timeout_s), on_full_disk):
                     return cls(directory, number + 1, timeout_s)
             if must_stop():
@@ -183,11 +188,11 @@ class Lease:
             time.sleep(POLL_S)
 
     def holds(self) -> bool:
-        """Return True if nobody has taken over; check it before anything is published."""
+        """Return True if the lease was not taken over; to be checked before anything is published."""
         return current(self._directory)[0] == self.number
 
     def release(self) -> None:
-        """The next contender need not wait. Only the process that acquired the lease can release it."""
+        """Release the lease; without effect in a process that did not acquire it, such as a forked child."""
         if self._ended.is_set() or os.getpid() != self._owner:
             return
         self._ended.set()
@@ -218,7 +223,7 @@ def current(directory: Path) -> tuple[int, Holder | None]:
 
 
 def _highest(names: Iterable[str]) -> int:
-    """The highest lease number among the names of files; 0 without a lease."""
+    """Return the highest lease number among the file names; 0 without a lease."""
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
@@ -232,7 +237,7 @@ def _holder(directory: Path, number: int) -> Holder:
 
 
 def holder_of(workspace: Path) -> Holder | None:
-    """Return the current holder of the workspace, by files and the processes of this host; None if it is free."""
+    """Return the current holder of the workspace, or None if it is free."""
     directory = leases_dir(workspace)
     number, holder = current(directory)
     if holder is None or _is_released(directory, number) or holder.is_gone():
@@ -241,15 +246,14 @@ def holder_of(workspace: Path) -> Holder | None:
 
 
 def last_seen(workspace: Path) -> tuple[Holder, float] | None:
-    """Who holds the workspace, and how long ago its heart beat, by the clock of this host.
+    """Return the holder of the workspace and the age of its heartbeat in seconds by this host's clock; None if free.
 
-    From files and this host's processes alone: the scheduler is not asked. A holder on another host that has not
-    released is told here however long it has been silent.
+    The scheduler is not asked: a holder on another host is returned until it releases, however old its heartbeat is.
     """
     directory = leases_dir(workspace)
     names = names_in(directory)
     number = _highest(names)
-    if not number or _released_name(number) in names:  # as for nearly all runs of a large store: nothing is opened
+    if not number or _released_name(number) in names:  # true for nearly all runs of a large store, so no file is opened
         return None
     holder = _holder(directory, number)
     if holder.is_of_this_host() and holder.is_gone():
@@ -266,19 +270,19 @@ def is_alive(pid: int, start_time: float) -> bool:
 
 
 def _create(directory: Path, number: int, holder: Holder, on_full_disk: bool = False) -> bool:
-    """Create the numbered file atomically; return True if this contender, and so no other, created it."""
+    """Create the numbered file atomically; return True if this contender created it, so that no other can."""
     lease = directory / f"{number:06d}.json"
     temporary = temporary_name(lease)
     try:
         with naming(lease), temporary.open("xb", buffering=0) as file:
             _write(file, json.dumps(asdict(holder), sort_keys=True).encode(), on_full_disk)
             sys.audit("everstep", "fsync", str(temporary))
-            os.fsync(file.fileno())  # a lease without contents can be honoured only as that of somebody unknown
+            os.fsync(file.fileno())  # after a power loss, a lease must not be empty: its holder would be unknown
         _link(temporary, lease)
     except FileExistsError:
-        # NFS may report a link as refused although it was made: the link count tells
+        # NFS may report a failure although the link was created; the link count is reliable
         return temporary.stat().st_nlink == 2
-    except FileNotFoundError:  # a clean removed the workspace in this moment
+    except FileNotFoundError:  # a clean has just removed the workspace
         return False
     finally:
         temporary.unlink(missing_ok=True)
@@ -296,13 +300,13 @@ def _write(file: FileIO, content: bytes, on_full_disk: bool) -> None:
 
 
 def _link(temporary: Path, lease: Path) -> None:
-    """The lease has its name, and its contents; FileExistsError if another was faster."""
+    """Give the written file the name of the lease. Raises FileExistsError if another contender was faster."""
     try:
         os.link(temporary, lease)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # A disk without hard links: until it is written, it is the lease of somebody unknown.
+        # without hard links, the lease is empty until it is written, and its holder is unknown to others
         with lease.open("xb") as file:
             file.write(temporary.read_bytes())
             file.flush()
@@ -326,9 +330,9 @@ def _beat_of(directory: Path, number: int) -> float:
 
 @lru_cache(maxsize=8)
 def _job_is_gone(job: str, moment: int) -> bool:
-    """Whether SLURM knows for certain that the job does not run; False when there is no SLURM to ask.
+    """Return True if SLURM confirms that the job is not running; False also without SLURM.
 
-    The answer is kept for the ``moment``: a contender looks five times a second, the scheduler is asked less often.
+    ``moment`` is part of the cache key: a contender polls five times a second, but SLURM must be asked less often.
     """
     if shutil.which("squeue") is None:
         return False

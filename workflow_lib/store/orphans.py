@@ -1,4 +1,4 @@
-"""Orphans: ranks whose launcher has ended. They compute for nobody, and hold memory and devices.
+"""Orphans: ranks that survived their launcher. Their work is lost, but they occupy memory and devices.
 
 A rank is killed only if an earlier attempt of the same workspace recorded it, and if host, boot, process number, start
 time and scheduler job all match. Every other process is left alone.
@@ -25,7 +25,7 @@ from workflow_lib.store.lease import is_alive
 logger = logging.getLogger(__name__)
 JOB = "SLURM_JOB_ID"
 PR_SET_PDEATHSIG = 1
-LOOK_S = 1.0  # between two checks of the parent, on systems whose kernel does not watch it
+LOOK_S = 1.0  # interval of the checks for the parent, where the kernel offers no signal for its death
 
 
 @dataclass(frozen=True)

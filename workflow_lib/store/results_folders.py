@@ -1,4 +1,4 @@
-"""Clones of the project that share a store: each is noted there, so that no other clone removes what its results need.
+"""The register of clones of the project that share a store, so that none removes runs that another's results need.
 
 work/clones/<digest>.json    the results folder of one clone
 """
@@ -14,9 +14,9 @@ from workflow_lib.errors import StateError, UserError
 from workflow_lib.store import layout
 
 
-def note(work: Path, results: Path) -> None:
-    """Note in the store that these results may need what is in it."""
-    # relative for a folder beside the store, since the two are moved together
+def register(work: Path, results: Path) -> None:
+    """Record in the store that these results may need its content."""
+    # a folder beside the store is recorded by its relative path, which stays valid if both are moved together
     store, place = work.resolve(), results.resolve()
     where = os.path.relpath(place, store) if place.parent == store.parent else str(place)
     path = layout.results_folder_file(work, digest(where, "everstep-clone")[:12])
@@ -24,10 +24,10 @@ def note(work: Path, results: Path) -> None:
         files.write_json(path, {"results": where})
 
 
-def results_of_all(work: Path, own: Path) -> list[Path]:
+def list_folders(work: Path, own: Path) -> list[Path]:
     """Return the existing results folders of all clones that use the store, this clone's own first.
 
-    Raises UserError if a clone cannot be found, since what its results need is then unknown.
+    Raises UserError if a clone is missing, since it is then unknown which runs its results need.
     """
     found = {own.resolve(): own}
     for path in layout.results_folder_files(work):

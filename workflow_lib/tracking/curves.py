@@ -77,7 +77,7 @@ def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]
         try:
             folder = workspace_path(work, digest, data, code_of(plan.load_run(digest, work)[0]))
             # `everstep accept` kept a result of older code, which is in another workspace
-            if (record := code_record.accepted(folder)) is not None:
+            if (record := code_record.read_acceptance(folder)) is not None:
                 folder = folder.with_name(record["workspace"])
             curve = _curve(experiment.name, name, digest, data, folder)
         except (EverstepError, *UNREADABLE) as error:
