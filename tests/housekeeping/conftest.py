@@ -1,4 +1,4 @@
-"""Fixtures of a run in the store, and the operations of a clean on it."""
+"""Fixtures and helpers for the tests of housekeeping: a run in the store, and cleaning it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG_AGO = time.time() - 30 * 86400
 
 
 def listed(project: Project) -> dict[str, str]:
-    """What would be removed, by its path in the store, and why."""
+    """Return the reason of each removal by the item's path in the store."""
     work = project.folder / "work"
     items = cleaning.removable(work, project.folder / "results")
     assert all(item.bytes == size_of(item.path) for item in items)
@@ -27,30 +27,30 @@ def listed(project: Project) -> dict[str, str]:
 
 
 def clean(project: Project) -> None:
-    """What is listed is removed."""
+    """Remove everything that is removable."""
     for item, why in cleaning.clean(cleaning.removable(project.folder / "work", project.folder / "results")):
         assert why is None, (item, why)
 
 
 def size_of(path: Path) -> int:
-    return sum(one.lstat().st_size for one in (path, *path.rglob("*")) if one.is_symlink() or one.is_file())
+    return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if file.is_symlink() or file.is_file())
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every path below the folder, with the content of the files."""
+    """Return the content of every file below the folder by relative path; None for folders and links."""
     paths = sorted(folder.rglob("*"))
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() and not p.is_symlink() else None for p in paths}
 
 
 def rest(path: Path) -> None:
-    """Nothing was written there for a month."""
-    for one in (path, *path.rglob("*")):
-        with suppress(FileNotFoundError):  # of a save that a training has just finished
-            os.utime(one, (LONG_AGO, LONG_AGO), follow_symlinks=False)
+    """Set all modification times to a month ago."""
+    for file in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):  # temporary files of a save that has just finished
+            os.utime(file, (LONG_AGO, LONG_AGO), follow_symlinks=False)
 
 
 def forget(project: Project) -> Project:
-    """No result names the run or its data any more, and nothing happened in the store for a month."""
+    """Remove all results and set all modification times in the store to a month ago."""
     shutil.rmtree(project.folder / "results")
     rest(project.folder / "work")
     return project

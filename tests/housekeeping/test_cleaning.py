@@ -25,7 +25,7 @@ from workflow_lib.store.final_checkpoint import find_final_checkpoint
 from workflow_lib.store.lease import Lease
 
 
-def test_of_a_finished_run_only_the_older_checkpoint_goes(finished: Project) -> None:
+def test_only_the_older_checkpoint_of_a_finished_run_is_removed(finished: Project) -> None:
     rest(finished.folder / "work")
     older, newest = checkpoint.published(finished.checkpoints)
     assert listed(finished) == {str(older.relative_to(finished.folder / "work")): "older checkpoint of a finished run"}
@@ -53,7 +53,7 @@ def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project
     assert checkpoint.published(finished.checkpoints) == [older, newest]
 
 
-def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
+def test_keep_every_h_keeps_the_older_checkpoints(finished: Project) -> None:
     (snapshot,) = make_snapshots(finished)
     content = json.loads(snapshot.read_text())
     content["checkpoint"]["keep_every_h"] = 1.0
@@ -62,14 +62,14 @@ def test_checkpoints_that_were_to_be_kept_are_kept(finished: Project) -> None:
 
 
 def make_snapshots(project: Project) -> list[Path]:
-    """The project's experiment as a pipeline freezes it."""
+    """Freeze the project's experiment as a pipeline does; return the files."""
     return [plan.freeze_experiment(load(project), project.folder / "work")]
 
 
-def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
+def test_an_interrupted_save_is_removed(killed: Project) -> None:
     (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd").mkdir()
     (killed.checkpoints / ".tmp-step-000000000009.00009.0123abcd" / "model.safetensors").write_bytes(b"12345")
-    assert list(listed(killed).values()) == ["save that was cut off"]
+    assert list(listed(killed).values()) == ["interrupted save"]
     step = killed.newest_step()
     clean(killed)
     assert listed(killed) == {}
@@ -77,7 +77,7 @@ def test_a_save_that_was_cut_off_goes(killed: Project) -> None:
     killed.finish()
 
 
-def test_files_whose_writer_was_killed_go(finished: Project) -> None:
+def test_temporary_files_of_killed_writers_are_removed(finished: Project) -> None:
     clean(finished)
     work, results = finished.folder / "work", finished.folder / "results"
     for place in (finished.workspace.parent, finished.workspace, data_of(finished), results / NAME / "data"):
@@ -85,19 +85,19 @@ def test_files_whose_writer_was_killed_go(finished: Project) -> None:
         assert run_forked(lambda path=place / "x.json": write_atomic(path, "x"), [fault]) == -signal.SIGKILL
     lease = faults.FileFault("before", operation="link", rank=-1)
     assert run_forked(lambda: Lease.acquire(finished.workspace, "a", timeout_s=1), [lease]) == -signal.SIGKILL
-    cut = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
-    assert len(cut) == 5
+    temporary = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
+    assert len(temporary) == 5
     kept = finished.output.with_name(".notes.tmp")
     kept.touch()
     rest(kept)
-    assert {item.path for item in cleaning.removable(work, results)} == cut
+    assert {item.path for item in cleaning.removable(work, results)} == temporary
     clean(finished)
-    assert not any(path.exists() for path in cut)
+    assert not any(path.exists() for path in temporary)
     assert kept.exists()
     assert find_final_checkpoint(finished.workspace) is not None
 
 
-def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> None:
+def test_a_run_that_no_result_names_is_removed_with_its_data(finished: Project) -> None:
     forget(finished)
     assert listed(finished) == {
         run_of(finished): "run that no result names",
@@ -111,7 +111,7 @@ def test_a_run_that_no_result_names_goes_with_its_data(finished: Project) -> Non
     assert status.runs(finished.folder / "work", finished.folder / "results") == []
 
 
-def test_data_stays_while_a_run_that_stays_was_trained_on_it(killed: Project) -> None:
+def test_data_stays_while_a_run_that_was_trained_on_it_stays(killed: Project) -> None:
     forget(killed)
     os.utime(killed.workspace / "events.jsonl")  # it may be waiting in a queue
     assert listed(killed) == {}
@@ -120,7 +120,7 @@ def test_data_stays_while_a_run_that_stays_was_trained_on_it(killed: Project) ->
 
 
 @pytest.mark.parametrize("name", ["train.json", "tune"])
-def test_a_result_of_an_earlier_plan_or_of_a_study_keeps_its_run(finished: Project, name: str) -> None:
+def test_a_run_stays_that_an_earlier_result_or_a_study_names(finished: Project, name: str) -> None:
     (plan,) = finished.folder.glob("results/*/plan.json")
     plan.write_text(json.dumps({"runs": []}))
     if name == "tune":
@@ -133,7 +133,7 @@ def test_a_result_of_an_earlier_plan_or_of_a_study_keeps_its_run(finished: Proje
 
 
 def linked(store: Path) -> Path:
-    """Other data, which took over the shards of this one."""
+    """Create another data set with hard links to the shards of this one."""
     other = store.with_name("f" * 32)
     other.mkdir()
     for shard in store.glob("*.safetensors"):
@@ -145,12 +145,12 @@ def linked(store: Path) -> Path:
 
 
 def occupied(folder: Path) -> int:
-    """Bytes of all files below the folder, however many names they have."""
+    """Return the bytes of all files below the folder, each counted once."""
     files = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
-    return sum({(one.st_dev, one.st_ino): one.st_size for one in files}.values())
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
-def test_shards_that_two_data_sets_share_are_freed_once(finished: Project) -> None:
+def test_shards_shared_by_two_data_sets_are_counted_once(finished: Project) -> None:
     store = data_of(finished)
     other = linked(store)
     forget(finished)
@@ -163,7 +163,7 @@ def test_shards_that_two_data_sets_share_are_freed_once(finished: Project) -> No
     assert sum(item.bytes for item in items) == before - occupied(work)
 
 
-def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
+def test_shards_that_another_data_set_keeps_free_no_bytes(finished: Project) -> None:
     other = linked(data_of(finished))
     rest(other)
     before, items = occupied(other.parent), cleaning.removable(finished.folder / "work", finished.folder / "results")
@@ -175,12 +175,12 @@ def test_shards_that_stay_elsewhere_free_nothing(finished: Project) -> None:
 
 
 @pytest.mark.parametrize("made_from", ["", config.digest([], "everstep-shard")])
-def test_every_shard_is_known_by_its_name(made_from: str) -> None:
+def test_the_names_of_shards_match_the_pattern_of_the_store(made_from: str) -> None:
     shard = Shard(split="val", start=0, stop=10, digest="", made_from=made_from)
     assert layout.STORE_CONTENT.fullmatch(shard.name)
 
 
-def test_an_experiment_without_results_goes_when_it_is_old(finished: Project) -> None:
+def test_an_old_experiment_without_results_is_removed(finished: Project) -> None:
     (snapshot,) = make_snapshots(finished)
     rest(snapshot)
     assert snapshot.name not in str(listed(finished))
@@ -191,13 +191,13 @@ def test_an_experiment_without_results_goes_when_it_is_old(finished: Project) ->
 
 
 def places(folder: Path) -> Iterator[Path]:
-    """Folders that look like whole workspaces or data."""
+    """Yield the folders whose names are those of workspaces or of data."""
     yield from folder.glob("work/runs/*/[0-9a-f]*")
     yield from folder.glob("work/data/[0-9a-f]*")
 
 
-def test_a_clean_that_is_cut_off_anywhere_can_be_repeated(finished: Project, tmp_path: Path) -> None:
-    """Killed at each of its operations on files."""
+def test_a_clean_killed_at_any_operation_can_be_repeated(finished: Project, tmp_path: Path) -> None:
+    """Every third file operation is tried."""
     forget(finished)
     whole = {path.name: tree(path) for path in places(finished.folder) if path.is_dir()}
     tried = copy(finished, tmp_path / "watched")
@@ -217,7 +217,7 @@ def test_a_clean_that_is_cut_off_anywhere_can_be_repeated(finished: Project, tmp
         assert not list(project.folder.rglob(".trash*"))
 
 
-def test_a_result_that_cannot_be_read_stops_everything(
+def test_nothing_is_removed_if_a_result_cannot_be_read(
     finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (plan,) = finished.folder.glob("results/*/plan.json")
@@ -225,11 +225,11 @@ def test_a_result_that_cannot_be_read_stops_everything(
     before = tree(finished.folder)
     monkeypatch.chdir(finished.folder)
     assert cli.main(["clean", "--yes"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert len(told.err.splitlines()) == 1
-    assert f"results/{NAME}/plan.json" in told.err
-    assert "nothing was removed" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert f"results/{NAME}/plan.json" in printed.err
+    assert "nothing was removed" in printed.err
     assert tree(finished.folder) == before
 
 
@@ -241,18 +241,18 @@ def test_nothing_is_removed_without_yes(
     size = size_of(finished.workspace) + size_of(data_of(finished))
     monkeypatch.chdir(finished.folder)
     assert cli.main(["clean"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert tree(finished.folder) == before
-    assert f"{size / 1e6:.1f} MB in 2 places" in told
-    assert "--yes" in told
+    assert f"{size / 1e6:.1f} MB in 2 places" in printed
+    assert "--yes" in printed
     assert cli.main(["clean", "--yes"]) == 0
     assert "removed 2 of 2 places" in capsys.readouterr().out
     assert cli.main(["clean"]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 
 
-def test_an_unknown_option_is_refused(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_option_is_rejected(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as error:
         cli.main(["clean", "--all"])
-    assert refused.value.code == 2
+    assert error.value.code == 2

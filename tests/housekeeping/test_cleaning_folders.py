@@ -15,7 +15,7 @@ from workflow_lib.housekeeping import cleaning
 from workflow_lib.store import results_folders
 
 
-def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> None:
+def test_runs_that_another_clone_needs_stay(finished: Project, tmp_path: Path) -> None:
     """Its work/ is a link to the store of the first."""
     other = tmp_path / "other"
     (finished.folder / "results").rename(tmp_path / "results of the other")
@@ -34,7 +34,7 @@ def test_what_another_clone_needs_stays(finished: Project, tmp_path: Path) -> No
     assert run_of(finished) in listed(finished)
 
 
-def test_a_project_that_was_moved_is_cleaned_as_before(finished: Project, tmp_path: Path) -> None:
+def test_a_moved_project_can_be_cleaned(finished: Project, tmp_path: Path) -> None:
     results_folders.register(finished.folder / "work", finished.folder / "results")
     finished.folder.rename(tmp_path / "moved")
     rest(tmp_path / "moved" / "work")
@@ -52,7 +52,7 @@ def test_the_command_that_writes_a_plan_registers_its_results(
     assert results_folders.list_folders(Path("work"), finished.folder / "none") == [finished.folder / "results"]
 
 
-def test_the_persons_files_stay(finished: Project) -> None:
+def test_files_of_the_user_stay(finished: Project) -> None:
     work = finished.folder / "work"
     mine = ["notes.txt", "data/my-images/cat.png", "data/readme", "runs/backup/run/attempts/a.json", "prove/mine/x"]
     mine += ["experiments/draft.yaml", "runs/" + "0" * 32 + "/thesis.tex"]
@@ -65,7 +65,7 @@ def test_the_persons_files_stay(finished: Project) -> None:
     assert listed(finished) == {}
 
 
-def test_a_folder_in_which_a_person_keeps_something_stays_whole(finished: Project) -> None:
+def test_a_folder_with_a_file_of_the_user_stays_complete(finished: Project) -> None:
     (finished.workspace / "thoughts.md").write_text("mine")
     (data_of(finished) / "labels.csv").write_text("mine")
     forget(finished)
@@ -74,7 +74,7 @@ def test_a_folder_in_which_a_person_keeps_something_stays_whole(finished: Projec
     assert tree(finished.workspace) | tree(data_of(finished)) == before
 
 
-def test_no_link_is_followed(finished: Project, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(finished: Project, tmp_path: Path) -> None:
     outside = tmp_path / "other disk"
     outside.mkdir()
     work, workspace, data = finished.folder / "work", finished.workspace, data_of(finished)
@@ -96,7 +96,7 @@ def test_no_link_is_followed(finished: Project, tmp_path: Path) -> None:
     assert all((work / name).is_symlink() for name in links)
 
 
-def test_a_link_inside_what_goes_is_removed_and_not_its_target(killed: Project, tmp_path: Path) -> None:
+def test_a_link_in_a_removed_folder_is_removed_without_its_target(killed: Project, tmp_path: Path) -> None:
     """A proof's folder links to its data."""
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "file").write_text("mine")
@@ -108,7 +108,7 @@ def test_a_link_inside_what_goes_is_removed_and_not_its_target(killed: Project, 
     assert (tmp_path / "target" / "file").read_text() == "mine"
 
 
-def test_a_store_that_is_a_link_itself_is_cleaned(finished: Project, tmp_path: Path) -> None:
+def test_a_store_that_is_a_symbolic_link_is_cleaned(finished: Project, tmp_path: Path) -> None:
     forget(finished)
     (finished.folder / "work").rename(tmp_path / "scratch")
     (finished.folder / "work").symlink_to(tmp_path / "scratch")

@@ -35,14 +35,14 @@ def test_an_unfinished_run_that_a_plan_names_is_left_alone(killed: Project) -> N
     assert tree(killed.folder) == before
 
 
-def test_what_keeps_an_unfinished_run_from_beginning_again_stays(killed: Project) -> None:
+def test_damaged_checkpoints_of_an_unfinished_run_stay(killed: Project) -> None:
     for path in checkpoint.published(killed.checkpoints):
         path.rename(path.with_name(f"corrupt-{path.name}"))
     rest(killed.folder / "work")
     assert listed(killed) == {}
 
 
-def test_a_file_that_is_being_written_stays_whatever_the_clocks_say(finished: Project) -> None:
+def test_a_file_being_written_stays_regardless_of_clocks(finished: Project) -> None:
     clean(finished)
     path = finished.folder / "work" / "x.json"
     begun, go = path.with_name("begun"), path.with_name("go")
@@ -57,7 +57,7 @@ def test_a_file_that_is_being_written_stays_whatever_the_clocks_say(finished: Pr
 
     pid = fork(write_slowly)
     until(begun.exists, "the first byte")
-    rest(finished.folder)  # as seen by a host whose clock is a month ahead
+    rest(finished.folder)  # like on a host whose clock is a month ahead
     assert listed(finished) == {}
     go.touch()
     assert wait(pid) == SURVIVED
@@ -74,16 +74,16 @@ def test_a_file_that_another_host_may_be_writing_stays_for_a_week(finished: Proj
     assert list(listed(finished)) == [path.name]
 
 
-def test_a_removal_that_is_going_on_is_left_to_who_does_it(finished: Project) -> None:
-    mine, cut = (data_of(finished).parent / f".trash-{mark}{'0' * 12}" for mark in (writer_mark(), "f" * 20))
-    for trash in (mine, cut):
+def test_a_removal_in_progress_is_left_to_its_process(finished: Project) -> None:
+    running, interrupted = (data_of(finished).parent / f".trash-{mark}{'0' * 12}" for mark in (writer_mark(), "f" * 20))
+    for trash in (running, interrupted):
         trash.mkdir()
     rest(finished.folder / "work")
-    assert f"data/{mine.name}" not in listed(finished)
-    assert f"data/{cut.name}" in listed(finished)
+    assert f"data/{running.name}" not in listed(finished)
+    assert f"data/{interrupted.name}" in listed(finished)
 
 
-def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: Path) -> None:
+def test_a_workspace_with_a_live_owner_is_not_changed(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "live")
     pid = start(project)
     until(lambda: row(project)["step"] >= 1, "a step")
@@ -102,8 +102,8 @@ def test_what_a_live_owner_holds_is_never_touched(prepared: Project, tmp_path: P
     assert project.warm.wait(pid) == FINISHED
 
 
-def test_a_finished_run_that_is_handed_out_stays(finished: Project) -> None:
-    """Another experiment needs it, and is stopped just before its results name the run."""
+def test_a_finished_run_stays_while_its_results_are_written(finished: Project) -> None:
+    """An attempt is suspended just before it writes the results that name the run."""
     results = finished.output.parent
     shutil.rmtree(results)
     pid = finished.start({"point": "outputs", "signal": "SIGSTOP", "rank": -1})
@@ -117,8 +117,8 @@ def test_a_finished_run_that_is_handed_out_stays(finished: Project) -> None:
     assert finished.output.exists()
 
 
-def test_a_training_that_waited_for_a_clean_begins_anew(finished: Project) -> None:
-    """The clean holds the run when the training comes, and removes it."""
+def test_a_training_that_waits_for_a_clean_starts_over(finished: Project) -> None:
+    """The clean owns the run when the training starts, and removes it."""
     with Lease.acquire(finished.workspace, "clean", timeout_s=60.0):
         begun = len(finished.log)
         shutil.rmtree(finished.output.parent)
@@ -135,8 +135,8 @@ def test_data_stays_when_its_run_came_into_use_after_the_listing(finished: Proje
     assert {item.path for item in items} == {finished.workspace, data_of(finished)}
     before = tree(data_of(finished))
     with Lease.acquire(finished.workspace, "training", timeout_s=60):
-        told = dict(cleaning.clean(items))
-    assert all(told.values())
+        reasons = dict(cleaning.clean(items))
+    assert all(reasons.values())
     assert find_final_checkpoint(finished.workspace) is not None
     assert before.items() <= tree(data_of(finished)).items()
 
@@ -147,9 +147,9 @@ def test_a_run_and_data_that_a_result_names_after_the_listing_stay(finished: Pro
     forget(finished)
     items = cleaning.removable(finished.folder / "work", finished.folder / "results")
     kept.rename(finished.folder / "results")
-    told = dict(cleaning.clean(items))
-    assert len(told) == 2
-    assert all(why is not None and "came into use" in why for why in told.values())
+    reasons = dict(cleaning.clean(items))
+    assert len(reasons) == 2
+    assert all(why is not None and "came into use" in why for why in reasons.values())
     assert find_final_checkpoint(finished.workspace) is not None
     assert (data_of(finished) / "manifest.json").exists()
 
@@ -157,47 +157,47 @@ def test_a_run_and_data_that_a_result_names_after_the_listing_stay(finished: Pro
 def test_data_prepared_a_moment_ago_stays_until_a_result_names_it(
     finished: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clean at the worst moment: the data is whole, and its manifest not yet in the results."""
+    """The clean runs after the data is complete and before its manifest is in the results."""
     experiment = load(finished)
     shutil.rmtree(finished.workspace.parent)
     (manifest,) = finished.folder.glob("results/*/data/*.json")
     manifest.unlink()
-    told: list[str | None] = []
+    reasons: list[str | None] = []
     save = Manifest.save
 
     def clean_first(self: Manifest, path: Path) -> None:
         if path == manifest:
             rest(finished.folder / "work")
             items = cleaning.removable(finished.folder / "work", finished.folder / "results")
-            told.extend(why for _, why in cleaning.clean(items))
+            reasons.extend(why for _, why in cleaning.clean(items))
         save(self, path)
 
     monkeypatch.setattr(Manifest, "save", clean_first)
     monkeypatch.chdir(finished.folder)
     preparation.preprocess(experiment, manifest.stem, finished.folder / "work", manifest)
-    assert told == []
+    assert reasons == []
     assert Manifest.load(manifest).store == data_of(finished).name
     assert list(data_of(finished).glob("*.safetensors"))
     assert listed(finished) == {}
 
 
-def test_data_that_is_being_prepared_is_left(killed: Project) -> None:
+def test_data_being_prepared_stays(killed: Project) -> None:
     from filelock import FileLock
 
     shutil.rmtree(killed.workspace)
     forget(killed)
     with FileLock(data_of(killed) / ".lock"):  # by Everstep 0.1
         assert listed(killed) == {}
-    with preparation._locked(data_of(killed)):
+    with preparation._lock(data_of(killed)):
         assert listed(killed) == {}
     assert list(listed(killed)) == [f"data/{data_of(killed).name}"]
-    (data_of(killed) / "manifest.json").unlink()  # a preparation that was cut off now, or long ago
+    (data_of(killed) / "manifest.json").unlink()  # like after an interrupted preparation
     assert listed(killed) == {}
     rest(killed.folder / "work")
-    assert list(listed(killed).values()) == ["preparation of data that was cut off"]
+    assert list(listed(killed).values()) == ["interrupted preparation of data"]
 
 
-def test_a_proof_that_is_running_is_left(killed: Project) -> None:
+def test_a_running_proof_stays(killed: Project) -> None:
     proof = killed.folder / "work" / "prove" / "0123456789ab"
     (proof / "straight").mkdir(parents=True)
     with Lease.acquire(proof, "prove", timeout_s=60.0):

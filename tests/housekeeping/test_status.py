@@ -1,4 +1,4 @@
-"""Real trainings, begun, killed and finished by real signals, as they look from their files."""
+"""The status of real trainings that are started, stopped and killed by signals."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from workflow_lib.housekeeping import status
 from workflow_lib.store.lease import last_seen
 
 
-def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> None:
-    """Four trainings, one after the other: seconds."""
+def test_the_status_follows_the_states_of_a_training(prepared: Project, tmp_path: Path) -> None:
+    """New, running, stopped, killed, finished."""
     project = copy(prepared, tmp_path / "states")
     new = row(project)
     assert (new["state"], new["step"], new["attempts"], new["owner"]) == ("new", 0, [], None)
@@ -36,7 +36,7 @@ def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> No
     assert (running["owner"]["pid"], running["owner"]["host"]) == (pid, socket.gethostname())
     assert running["owner"]["is_running_here"]
     assert running["owner"]["job"] is None
-    assert [one["ended"] for one in running["attempts"]] == ["running"]
+    assert [attempt["ended"] for attempt in running["attempts"]] == ["running"]
     until(lambda: row(project)["step"] > running["step"], "another step")
     os.kill(pid, signal.SIGTERM)
     assert project.warm.wait(pid) == STOPPED
@@ -54,11 +54,11 @@ def test_each_state_is_told_as_it_comes(prepared: Project, tmp_path: Path) -> No
     done = row(project)
     assert (done["state"], done["owner"], done["epoch"], done["epochs"]) == ("finished", None, 3, 3)
     assert done["step"] == done["steps"] == project.sealed().step
-    assert [one["ended"] for one in done["attempts"]] == ["stopped by SIGTERM", "killed", "finished"]
+    assert [attempt["ended"] for attempt in done["attempts"]] == ["stopped by SIGTERM", "killed", "finished"]
 
 
 def test_the_best_run_of_a_study_has_its_name(finished: Project) -> None:
-    """The plan does not know it, and neither does any suggestion."""
+    """Neither the plan nor a suggestion contains it."""
     results = finished.folder / "results"
     plan = next(results.glob("*/plan.json"))
     best = plan.parent / "tune" / "study-1" / "best.json"
@@ -68,8 +68,8 @@ def test_the_best_run_of_a_study_has_its_name(finished: Project) -> None:
     assert row(finished)["run"] == finished.run
 
 
-def test_a_run_that_left_the_plan_keeps_the_name_of_its_results(finished: Project) -> None:
-    """Another number of epochs, say, is another plan; only what is planned can be new."""
+def test_a_run_that_is_no_longer_planned_has_the_name_of_its_results(finished: Project) -> None:
+    """A result without a workspace has no row: only planned runs can be new."""
     plan = next((finished.folder / "results").glob("*/plan.json"))
     (run,) = json.loads(plan.read_text())["runs"]
     plan.unlink()
@@ -80,7 +80,7 @@ def test_a_run_that_left_the_plan_keeps_the_name_of_its_results(finished: Projec
     assert row(finished)["run"] == finished.run
 
 
-def test_a_training_that_raised_has_failed_and_the_reason_is_told(prepared: Project, tmp_path: Path) -> None:
+def test_a_training_that_raised_has_failed_with_the_reason(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "failing")
     (project.folder / FAIL).touch()
     assert project.attempt() == 1
@@ -99,12 +99,12 @@ def test_a_run_that_makes_no_progress_has_stalled(prepared: Project, tmp_path: P
     assert row(project)["state"] == "stalled"
 
 
-def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path) -> None:
+def test_a_suspended_process_is_still_the_owner(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "asleep")
     pid = start(project)
     until(lambda: row(project)["step"] >= 1, "a step")
     os.killpg(pid, signal.SIGSTOP)
-    until(lambda: threads(pid) == {"T"}, "every thread to stop")  # the one that beats is not the first to hear of it
+    until(lambda: threads(pid) == {"T"}, "every thread to stop")  # the heartbeat thread may be the last to stop
     os.utime(beat(project), (time.time() - 1000,) * 2)
     seen = row(project)
     os.killpg(pid, signal.SIGKILL)
@@ -116,10 +116,10 @@ def test_a_stopped_process_is_still_the_owner(prepared: Project, tmp_path: Path)
 
 
 def threads(pid: int) -> set[str]:
-    """The states of a process's threads, as in proc(5)."""
+    """Return the states of the threads of a process, as in proc(5)."""
     found = set()
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
             found.add(path.read_text().rpartition(")")[2].split()[0])
     return found
 
@@ -129,19 +129,19 @@ def beat(project: Project) -> Path:
 
 
 def move_to_another_host(project: Project) -> None:
-    """The lease reads as if the attempt had run elsewhere."""
+    """Change the lease as if the attempt had run on another host."""
     path = project.workspace / "leases" / "000001.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "n7", "job": "4242"}))
 
 
-def test_the_owner_on_another_host_is_believed_while_its_heart_beats(killed: Project) -> None:
+def test_an_owner_on_another_host_counts_as_alive_while_its_heartbeat_is_recent(killed: Project) -> None:
     move_to_another_host(killed)
     os.utime(beat(killed))
     seen = row(killed)
     assert (seen["state"], seen["attempts"][0]["ended"]) == ("running", "running")
     assert (seen["owner"]["host"], seen["owner"]["job"]) == ("n7", "4242")
     text = " ".join(status.table([seen]).split())
-    assert "on n7, job 4242, last sign of life" in text
+    assert "on n7, job 4242, last heartbeat" in text
 
     os.utime(beat(killed), (time.time() - 3 * 3600,) * 2)
     seen = row(killed)
@@ -150,7 +150,7 @@ def test_the_owner_on_another_host_is_believed_while_its_heart_beats(killed: Pro
     assert "3.0 h ago" in " ".join(status.table([seen]).split())
 
 
-def test_looking_changes_nothing(killed: Project) -> None:
+def test_reading_the_status_changes_no_file(killed: Project) -> None:
     def everything() -> dict[str, tuple[float, bytes]]:
         paths = [path for path in killed.folder.rglob("*") if path.is_file()]
         return {str(path): (path.stat().st_mtime, path.read_bytes()) for path in paths}
@@ -172,7 +172,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_hides_no_run(killed: Project, finished: Project, damage: str) -> None:
+def test_a_run_with_a_damaged_file_is_still_listed(killed: Project, finished: Project, damage: str) -> None:
     for project in (killed, finished):
         paths = [p for p in project.workspace.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
         paths += [project.workspace.parent / "config.json", *project.folder.glob("results/*/plan.json")]
@@ -188,17 +188,16 @@ def test_a_damaged_file_hides_no_run(killed: Project, finished: Project, damage:
             path.write_bytes(content)
 
 
-def test_a_finished_run_whose_final_state_is_gone_is_not_called_finished(finished: Project) -> None:
-    (project_checkpoint,) = [p for p in finished.checkpoints.iterdir() if finished.sealed().path.name == p.name]
-    shutil.rmtree(project_checkpoint)
+def test_a_finished_run_without_its_final_checkpoint_is_damaged(finished: Project) -> None:
+    shutil.rmtree(finished.checkpoints / finished.sealed().path.name)
     assert row(finished)["state"] == "damaged"
 
 
-def test_every_line_fits_a_hundred_columns_and_keeps_the_digest(killed: Project, finished: Project) -> None:
-    long = [one | {"run": f"{'a-long-name-' * 6}{one['digest'][:12]}"} for one in rows(killed) + rows(finished)]
+def test_lines_have_at_most_100_columns_and_contain_the_digest(killed: Project, finished: Project) -> None:
+    long = [seen | {"run": f"{'a-long-name-' * 6}{seen['digest'][:12]}"} for seen in rows(killed) + rows(finished)]
     lines = status.table(long).splitlines()
     assert max(map(len, lines)) <= 100
-    assert all(any(one["digest"][:12] in line for line in lines) for one in long)
+    assert all(any(seen["digest"][:12] in line for line in lines) for seen in long)
     assert "killed, finished" in " ".join(status.table(long).split())
 
 

@@ -1,4 +1,4 @@
-"""Results belong to one experiment file: another one of the same name is rejected, and the same one never is."""
+"""Results belong to one experiment file: another file with the same name is rejected, the same file never is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "Snakefile").touch()
     monkeypatch.chdir(folder)
     write("config/a.yaml", "name: tiny\n")
-    take("config/a.yaml")
+    acquire("config/a.yaml")
     return folder
 
 
@@ -32,7 +32,7 @@ def write(path: str, text: str) -> None:
     Path(path).write_text(text)
 
 
-def take(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", results: Path = RESULTS) -> str | None:
+def acquire(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", results: Path = RESULTS) -> str | None:
     return claims.acquire(results, name, claims.claim_of([Path(path) for path in paths], settings))
 
 
@@ -40,24 +40,24 @@ def check(*paths: str, settings: tuple[str, ...] = (), name: str = "tiny", resul
     return claims.check(results, name, claims.claim_of([Path(path) for path in paths], settings))
 
 
-def test_a_copied_and_edited_file_is_told_whose_results_they_are() -> None:
+def test_a_copied_and_edited_file_is_rejected_with_the_owner() -> None:
     write("config/b.yaml", "name: tiny\nseed: 3\n")
     before = (RESULTS / "tiny" / results_layout.OWNER).read_bytes()
-    for ask in (check, take):
-        with pytest.raises(ConfigError) as told:
-            ask("config/b.yaml")
+    for function in (check, acquire):
+        with pytest.raises(ConfigError) as error:
+            function("config/b.yaml")
         for words in ("config/b.yaml", "results/tiny belongs to config/a.yaml", "delete results/tiny/experiment.json"):
-            assert words in str(told.value)
+            assert words in str(error.value)
     assert (RESULTS / "tiny" / results_layout.OWNER).read_bytes() == before
     (RESULTS / "tiny" / results_layout.OWNER).unlink()
-    assert take("config/b.yaml") is None
+    assert acquire("config/b.yaml") is None
     write("config/a.yaml", "name: tiny\nseed: 4\n")
     with pytest.raises(ConfigError, match="belongs to config/b.yaml"):
         check("config/a.yaml")
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan"])
-def test_validate_and_plan_say_it_too(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_and_plan_reject_it_too(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("config/b.yaml", "name: tiny\nseed: 3\n")
     assert main([verb, "config/a.yaml"]) == 0
     assert main([verb, "config/b.yaml"]) == 2
@@ -65,10 +65,10 @@ def test_validate_and_plan_say_it_too(verb: str, capsys: pytest.CaptureFixture[s
     assert main([verb, "config/b.yaml", "--set", "name=other"]) == 0
 
 
-def test_the_same_file_goes_on_edited_with_settings_by_any_path_and_as_frozen(tmp_path: Path) -> None:
+def test_the_same_file_is_accepted_edited_by_any_path_and_frozen(tmp_path: Path) -> None:
     write("config/a.yaml", "name: tiny\nseed: 5\n")
     assert check("config/a.yaml") is None
-    assert take("config/a.yaml", settings=("training.epochs=3",)) is None
+    assert acquire("config/a.yaml", settings=("training.epochs=3",)) is None
     Path("config/link.yaml").symlink_to("a.yaml")
     os.link("config/a.yaml", "config/hard.yaml")
     (tmp_path / "elsewhere").symlink_to(Path.cwd())
@@ -81,25 +81,25 @@ def test_the_same_file_goes_on_edited_with_settings_by_any_path_and_as_frozen(tm
     assert check(str(frozen)) is None
 
 
-def test_a_link_that_now_leads_to_another_file_is_another_file() -> None:
+def test_a_link_with_a_new_target_is_another_file() -> None:
     write("config/b.yaml", "name: tiny\nseed: 3\n")
     Path("config/now.yaml").symlink_to("a.yaml")
-    assert take("config/now.yaml") is None
+    assert acquire("config/now.yaml") is None
     Path("config/now.yaml").unlink()
     Path("config/now.yaml").symlink_to("b.yaml")
     with pytest.raises(ConfigError, match="belongs to config/a.yaml"):
         check("config/now.yaml")
 
 
-def test_a_copy_with_the_same_content_goes_on_and_takes_nothing_over() -> None:
+def test_a_copy_with_the_same_content_is_accepted_without_taking_over() -> None:
     shutil.copy("config/a.yaml", "config/b.yaml")
-    assert take("config/b.yaml") is None
+    assert acquire("config/b.yaml") is None
     write("config/b.yaml", "name: tiny\nseed: 3\n")
     with pytest.raises(ConfigError, match="belongs to config/a.yaml"):
         check("config/b.yaml")
 
 
-def test_equal_text_that_extends_another_file_is_another_file() -> None:
+def test_equal_text_that_extends_different_files_is_another_file() -> None:
     write("config/a.yaml", "extends: base.yaml\n")
     Path("config/other").mkdir()
     write("config/base.yaml", "name: tiny\n")
@@ -109,54 +109,54 @@ def test_equal_text_that_extends_another_file_is_another_file() -> None:
         check("config/other/a.yaml")
 
 
-def test_a_moved_or_renamed_file_takes_its_results_with_it_and_says_so() -> None:
+def test_a_renamed_file_takes_its_results_over_with_a_message() -> None:
     Path("config/a.yaml").rename("config/b.yaml")
-    line = take("config/b.yaml")
+    line = acquire("config/b.yaml")
     assert line == "results/tiny was made from config/a.yaml, which is gone; it now belongs to config/b.yaml"
-    assert take("config/b.yaml") is None
+    assert acquire("config/b.yaml") is None
     write("config/a.yaml", "name: tiny\nseed: 3\n")
     write("config/a.yaml", "name: tiny\nseed: 4\n")
     with pytest.raises(ConfigError, match="belongs to config/b.yaml"):
         check("config/a.yaml")
 
 
-def test_a_file_that_got_another_name_gives_the_old_one_up() -> None:
+def test_a_file_with_a_new_name_releases_the_results_of_the_old_name() -> None:
     shutil.copy("config/a.yaml", "config/b.yaml")
     write("config/a.yaml", "name: second\nseed: 3\n")
-    assert "now has another name; it now belongs to config/b.yaml" in str(take("config/b.yaml"))
-    assert take("config/b.yaml") is None
+    assert "now has another name; it now belongs to config/b.yaml" in str(acquire("config/b.yaml"))
+    assert acquire("config/b.yaml") is None
 
 
-def test_a_name_of_the_command_line_is_kept_for_its_file() -> None:
-    take("config/a.yaml", settings=("name=other",), name="other")
+def test_a_name_set_on_the_command_line_belongs_to_its_file() -> None:
+    acquire("config/a.yaml", settings=("name=other",), name="other")
     write("config/b.yaml", "name: other\nseed: 3\n")
     with pytest.raises(ConfigError, match="results/other belongs to config/a.yaml"):
         check("config/b.yaml", name="other")
 
 
-def test_files_laid_over_each_other_are_another_experiment_than_the_first_alone() -> None:
+def test_merged_files_are_another_experiment_than_the_first_alone() -> None:
     write("config/over.yaml", "seed: 3\n")
     with pytest.raises(ConfigError, match=r"config/a.yaml with config/over.yaml: .* belongs to config/a.yaml"):
         check("config/a.yaml", "config/over.yaml")
 
 
-def test_a_project_that_moved_keeps_its_results(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_project_keeps_its_results(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project.rename(project.with_name("moved"))
     monkeypatch.chdir(project.with_name("moved"))
-    assert take("config/a.yaml") is None
+    assert acquire("config/a.yaml") is None
     project.mkdir()  # another project where this one was
     (project / "config").mkdir()
     (project / "config/a.yaml").write_text("name: tiny\nseed: 3\n")
-    assert take("config/a.yaml") is None
+    assert acquire("config/a.yaml") is None
 
 
-def test_a_copied_project_has_results_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_project_has_its_own_results(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = project.with_name("copy")
     shutil.copytree(project, copy)
     monkeypatch.chdir(copy)
     write("config/a.yaml", "name: tiny\nseed: 3\n")
     assert check("config/a.yaml") is None
-    assert take("config/a.yaml") is None
+    assert acquire("config/a.yaml") is None
     write("config/b.yaml", "name: tiny\nseed: 4\n")
     with pytest.raises(ConfigError, match="belongs to config/a.yaml"):
         check("config/b.yaml")
@@ -165,20 +165,20 @@ def test_a_copied_project_has_results_of_its_own(project: Path, monkeypatch: pyt
     assert check("config/a.yaml") is None
 
 
-def test_another_clone_goes_on_with_shared_results_while_the_files_are_equal(
+def test_another_clone_may_use_shared_results_while_the_files_are_equal(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(project, clone, ignore=shutil.ignore_patterns("results"))
     (clone / "results").symlink_to(project / "results")
     monkeypatch.chdir(clone)
-    assert take("config/a.yaml") is None
+    assert acquire("config/a.yaml") is None
     write("config/a.yaml", "name: tiny\nseed: 3\n")
     with pytest.raises(ConfigError, match=f"belongs to {project}/config/a.yaml"):
         check("config/a.yaml")
 
 
-def test_a_name_that_was_never_run_is_free() -> None:
+def test_a_name_without_results_is_free() -> None:
     write("config/b.yaml", "name: fresh\n")
     write("config/c.yaml", "name: fresh\nseed: 3\n")
     assert main(["validate", "config/b.yaml", "config/c.yaml"]) == 0
@@ -186,4 +186,4 @@ def test_a_name_that_was_never_run_is_free() -> None:
     assert check("config/c.yaml", name="fresh") is None
     shutil.rmtree(RESULTS / "tiny")
     write("config/b.yaml", "name: tiny\nseed: 3\n")
-    assert take("config/b.yaml") is None
+    assert acquire("config/b.yaml") is None

@@ -14,7 +14,7 @@ from workflow_lib.results import provenance
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run's folder with a training's and an evaluation's statement, the latter with its record."""
+    """The results folder of a run with statements of training and evaluation, the latter with provenance."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVERSTEP_EXPERIMENT", "work/experiments/abc.json")
     monkeypatch.setattr(sys, "argv", ["everstep", "evaluate", "--run", "a b"])
@@ -42,7 +42,7 @@ def test_a_record_names_the_command_the_inputs_and_the_machine(folder: Path) -> 
     assert record["code"]["version"]
 
 
-def test_the_record_says_whether_the_code_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_contains_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     Path("code.py").write_text("1")
@@ -55,34 +55,34 @@ def test_the_record_says_whether_the_code_was_changed(tmp_path: Path, monkeypatc
     assert provenance.record([], torch.device("cpu"))["code"] == {**code, "modified": True}
 
 
-def test_a_trace_tells_the_run_its_attempts_and_the_command_that_makes_it_again(folder: Path) -> None:
+def test_a_trace_contains_the_run_the_attempts_and_the_command(folder: Path) -> None:
     text = provenance.trace(folder / "evaluation.json", Path("work"))
-    for told in (
+    for expected in (
         "demo-0123456789ab",
         f"work/runs/{'0123456789ab' + '0' * 20}/config.json",
         "120 steps, 4 epochs, attempts: 3",
         "python -m workflow_lib evaluate --run 'a b'",
         f"--configfile work/experiments/abc.json --force -- {folder / 'evaluation.json'}",
     ):
-        assert told in text
+        assert expected in text
     assert "changed since" not in text
 
 
-def test_a_trace_sees_inputs_that_changed_or_are_gone(folder: Path) -> None:
+def test_a_trace_marks_inputs_that_changed_or_are_missing(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"other weights")
     assert "(changed since)" in provenance.trace(folder / "evaluation.json", Path("work"))
     (folder / "model.safetensors").unlink()
     assert "(gone)" in provenance.trace(folder / "evaluation.json", Path("work"))
 
 
-@pytest.mark.parametrize(("name", "speaker"), [("predictions.csv", "evaluation.json"), ("history.csv", "train.json")])
-def test_a_file_without_words_is_traced_by_the_statement_beside_it(folder: Path, name: str, speaker: str) -> None:
+@pytest.mark.parametrize(("name", "statement"), [("predictions.csv", "evaluation.json"), ("history.csv", "train.json")])
+def test_other_files_are_traced_by_the_statement_beside_them(folder: Path, name: str, statement: str) -> None:
     (folder / name).touch()
     rest = provenance.trace(folder / name, Path("work")).splitlines()[1:-1]
-    assert rest == provenance.trace(folder / speaker, Path("work")).splitlines()[1:-1]
+    assert rest == provenance.trace(folder / statement, Path("work")).splitlines()[1:-1]
 
 
-def test_what_cannot_be_traced_is_refused_by_name(folder: Path) -> None:
+def test_files_that_cannot_be_traced_are_rejected_with_the_reason(folder: Path) -> None:
     write_json(folder / "other.json", {"run": "x"})
     (folder / "model.onnx").touch()
     for name, why in (

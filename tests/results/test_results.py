@@ -1,4 +1,4 @@
-"""What comes after training, for numbers and for texts: one trained project each, from evaluation to report."""
+"""Evaluation, export and report of a regression and of a language model, with one trained project each."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from workflow_lib.files import read_json
 from workflow_lib.tasks.language import generate, predict
 
 
-def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """Trained, evaluated, exported and reported."""
+def with_results(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Train, evaluate, export and report a project."""
     project = train(root, task=task)
     monkeypatch.chdir(root)
     for run in project.runs:
@@ -42,13 +42,13 @@ def judged(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
-        return judged(tmp_path_factory.mktemp("numbers"), "regression", patch)
+        return with_results(tmp_path_factory.mktemp("numbers"), "regression", patch)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
-        return judged(tmp_path_factory.mktemp("text"), "language", patch)
+        return with_results(tmp_path_factory.mktemp("text"), "language", patch)
 
 
 def folder_of(project: Trained, run: str) -> Path:
@@ -65,7 +65,7 @@ def page_of(project: Trained) -> str:
 
 
 def table_of(folder: Path) -> np.ndarray:
-    """The columns of predictions.csv."""
+    """Return the columns of predictions.csv."""
     return np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, unpack=True)
 
 
@@ -78,14 +78,14 @@ def session_of(folder: Path) -> Any:
     return onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
-def told_by(session: Any, name: str) -> Any:
+def metadata(session: Any, name: str) -> Any:
     return json.loads(session.get_modelmeta().custom_metadata_map[f"everstep.{name}"])
 
 
 # Numbers
 
 
-def test_errors_are_in_the_units_of_the_data_and_follow_from_the_predictions(numbers: Trained) -> None:
+def test_metrics_of_a_regression_are_in_the_units_of_the_data(numbers: Trained) -> None:
     measured = read_json(best_of(numbers) / "evaluation.json")
     _, true, predicted = table_of(best_of(numbers))
     values = {name: metric["value"] for name, metric in measured["metrics"].items()}
@@ -100,17 +100,17 @@ def test_errors_are_in_the_units_of_the_data_and_follow_from_the_predictions(num
     np.testing.assert_allclose(true, true.round(-1), rtol=1e-6)  # the prices of the table
 
 
-def test_the_exported_model_gives_numbers_in_the_units_of_the_data(numbers: Trained) -> None:
+def test_the_exported_model_predicts_in_the_units_of_the_data(numbers: Trained) -> None:
     session, (manifest, split) = session_of(best_of(numbers)), held_out(numbers)
     given = np.asarray(session.run(["predictions"], {"input": split.inputs.numpy()})[0])
     np.testing.assert_allclose(given[:, 0], table_of(best_of(numbers))[2], rtol=1e-5)
-    assert told_by(session, "target")["mean"] == list(manifest.target_mean)
-    features = told_by(session, "features")
+    assert metadata(session, "target")["mean"] == list(manifest.target_mean)
+    features = metadata(session, "features")
     assert [feature["name"] for feature in features] == ["area", "kind", "age", "age is missing"]
     assert features[1]["categories"][-2:] == ["flat", "house"]
 
 
-def test_the_tolerance_of_a_number_is_in_deviations_of_the_target() -> None:
+def test_the_tolerance_of_a_regression_is_in_standard_deviations_of_the_target() -> None:
     expected, given = np.array([[250_000.0], [0.0]]), np.array([[250_000.0], [4.0]])
     where = {"where": "here", "rtol": 0.0, "has_labels": False}
     assert compared(expected, given, atol=1e-4 * np.array([50_000.0]), **where).agreement is None
@@ -118,7 +118,7 @@ def test_the_tolerance_of_a_number_is_in_deviations_of_the_target() -> None:
         compared(expected, given, atol=1e-4 * np.array([30_000.0]), **where)
 
 
-def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Trained) -> None:
+def test_the_report_of_a_regression_has_its_own_chapter_and_figures(numbers: Trained) -> None:
     page, rows = page_of(numbers), table_of(best_of(numbers))
     assert '<section id="predictions"' in page
     assert '<section id="classes"' not in page
@@ -130,7 +130,7 @@ def test_the_page_of_a_regression_has_its_own_chapter_and_figures(numbers: Train
     assert data["curves"][0]["val_mae"][-1] > 0
 
 
-def test_runs_of_a_regression_are_ranked_by_the_smallest_error(numbers: Trained) -> None:
+def test_runs_of_a_regression_are_ranked_by_the_error(numbers: Trained) -> None:
     with (numbers.results / "runs.csv").open(encoding="utf-8", newline="") as file:
         values = [float(row["select_value"]) for row in csv.DictReader(file)]
     assert len(values) == 2
@@ -154,12 +154,12 @@ def test_perplexity_follows_from_the_loss_of_the_tokens(text: Trained) -> None:
     assert 1 < measured["perplexity"]["value"] < 30
 
 
-def test_the_validation_of_the_training_and_the_evaluation_agree_on_what_a_loss_is(text: Trained) -> None:
+def test_training_and_evaluation_compute_the_same_validation_loss(text: Trained) -> None:
     trained = trained_model(text)
     split = load_split(trained.manifest, "val", text.work, in_memory=True)
     sums = predict(trained.network, [split.batch(slice(0, None))[0]], torch.device("cpu"))
-    kept = read_json(best_of(text) / "train.json")["best"]["value"]
-    assert sums.loss.sum() / sums.tokens / len(sums.loss) == pytest.approx(kept, rel=1e-5)
+    best = read_json(best_of(text) / "train.json")["best"]["value"]
+    assert sums.loss.sum() / sums.tokens / len(sums.loss) == pytest.approx(best, rel=1e-5)
 
 
 def trained_model(project: Trained) -> evaluation.TrainedModel:
@@ -177,14 +177,14 @@ def test_the_exported_model_takes_tokens_of_any_batch_and_length(text: Trained) 
             expected = network(inputs).numpy()
         given = np.asarray(session.run(["logits"], {"input": inputs.numpy()})[0])
         np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)
-    assert told_by(session, "vocabulary") == list(manifest.vocabulary)
-    told = read_json(best_of(text) / "export.json")
-    assert told["onnx"]["input"] == ["batch", "sequence"]
-    assert told["onnx"]["output"] == ["batch", "sequence", len(manifest.vocabulary)]
-    assert {row.get("sequence") for row in told["check"]["batches"]} == {None, 1, 8}
+    assert metadata(session, "vocabulary") == list(manifest.vocabulary)
+    statement = read_json(best_of(text) / "export.json")
+    assert statement["onnx"]["input"] == ["batch", "sequence"]
+    assert statement["onnx"]["output"] == ["batch", "sequence", len(manifest.vocabulary)]
+    assert {row.get("sequence") for row in statement["check"]["batches"]} == {None, 1, 8}
 
 
-def test_one_wrong_logit_of_a_text_is_named_by_its_place() -> None:
+def test_a_wrong_logit_of_a_text_is_reported_with_its_position() -> None:
     expected = np.zeros((2, 3, 4), dtype=np.float32)
     given = expected.copy()
     given[1, 2, 3] = 1.0
@@ -192,7 +192,7 @@ def test_one_wrong_logit_of_a_text_is_named_by_its_place() -> None:
         compared(expected, given, "here", atol=1e-4, rtol=0.0, first=4)
 
 
-def test_the_page_shows_what_the_model_writes_and_runs_none_of_it(text: Trained) -> None:
+def test_the_report_shows_generated_text_escaped(text: Trained) -> None:
     page, generated = page_of(text), read_json(best_of(text) / "evaluation.json")["generated"]
     assert generated["prompt"] in (text.root / "rhyme.txt").read_text()
     assert "<code><span" in page
@@ -216,12 +216,12 @@ def test_a_browser_draws_every_figure_of_a_task(
     assert f"<title>{figures} of {figures} drawn</title>" in in_browser(copy, tmp_path / "browser", COUNT_DRAWN)
 
 
-def test_a_small_test_split_is_told_beside_every_metric(numbers: Trained) -> None:
+def test_a_small_test_split_is_noted_beside_every_metric(numbers: Trained) -> None:
     samples = read_json(folder_of(numbers, numbers.runs[0]) / "evaluation.json")["samples"]
     assert samples < 50
-    words = f"only {samples} test samples"
-    assert f"; {words}" in report.summary(numbers.results)
+    caution = f"only {samples} test samples"
+    assert f"; {caution}" in report.summary(numbers.results)
     page = page_of(numbers)
-    assert page.count(f'<small class="caution">{words}</small>') == 3  # of the best run: mae, rmse, r2
-    assert page.count(f'<span class="interval caution">{words}</span>') == 3 * len(numbers.runs)
+    assert page.count(f'<small class="caution">{caution}</small>') == 3  # of the best run: mae, rmse, r2
+    assert page.count(f'<span class="interval caution">{caution}</span>') == 3 * len(numbers.runs)
     assert f"Measured on only {samples} test samples" in " ".join(page.split())

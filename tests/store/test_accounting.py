@@ -1,4 +1,4 @@
-"""What runs used, lost and saved: by hand, and beside the clock on a chain of real kills."""
+"""The cost of runs: computed from made-up records, and compared with the clock for real stops and kills."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account, account_of
 from workflow_lib.store.attempts import Attempt
 
-PULSE_S = 0.5
-ENDS_S = 1.0  # what a process takes to end, and the test to see it
+HEARTBEAT_S = 0.5
+ENDS_S = 1.0  # time for a process to end and for the test to notice
 PAUSE_S = 0.05
 ATTEMPT = Attempt("a", "host", "boot", 1, 0.0, None, None, "2026-01-01")
 
@@ -29,7 +29,7 @@ def attempt(first: int, last: int | None, seconds: float, *, ready_s: float | No
 
 
 def chain_of(project: Project, *deaths: tuple[int, str]) -> float:
-    """The wall seconds of attempts that each got a signal after so many steps, and of one that finished."""
+    """Run attempts that get these signals after so many steps, then one that finishes; return their wall seconds."""
     used = 0.0
     for steps, name in deaths:
         began = time.monotonic()
@@ -42,11 +42,11 @@ def chain_of(project: Project, *deaths: tuple[int, str]) -> float:
 
 
 def computed(project: Project) -> int:
-    """Steps that were really computed, by the model's own count."""
+    """Return the number of steps that the model counted."""
     return (project.folder / COUNTED).stat().st_size
 
 
-def test_a_chain_of_stops_is_accounted_to_the_step(prepared: Project, tmp_path: Path) -> None:
+def test_the_account_of_stopped_attempts_is_exact_to_the_step(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "stops")
     used = chain_of(project, (5, "SIGTERM"), (15, "SIGTERM"))
     found = accounting.account(project.workspace)
@@ -57,25 +57,25 @@ def test_a_chain_of_stops_is_accounted_to_the_step(prepared: Project, tmp_path: 
     assert 0 < found.lost_s < second["seconds"] + third["seconds"]
 
 
-def test_a_chain_of_kills_is_accounted_to_the_pulse(prepared: Project, tmp_path: Path) -> None:
-    """A kill leaves no record of the end; time and steps since the last pulse are all that may be missing."""
+def test_the_account_of_killed_attempts_is_exact_to_the_heartbeat(prepared: Project, tmp_path: Path) -> None:
+    """At most the time and steps since the last heartbeat are missing."""
     project = copy(prepared, tmp_path / "kills")
     path = project.folder / "experiment.yaml"
     path.write_text(path.read_text().replace("interval_steps: 5", "interval_steps: 16"))
-    kills = ((15, "SIGKILL"), (31, "SIGKILL"), (31, "SIGKILL"))  # each fifteen steps after the last save, or more
+    kills = ((15, "SIGKILL"), (31, "SIGKILL"), (31, "SIGKILL"))  # each at least fifteen steps after the last save
     used = chain_of(project, *kills)
     found = accounting.account(project.workspace)
     assert found.attempts == 4
-    assert used - 3 * PULSE_S - 4 * ENDS_S < found.used_s <= used + 0.1
-    missing, untold = computed(project) - found.steps, len(kills) * (PULSE_S / PAUSE_S + 2)
-    assert 0 <= missing <= untold
+    assert used - 3 * HEARTBEAT_S - 4 * ENDS_S < found.used_s <= used + 0.1
+    missing, allowed = computed(project) - found.steps, len(kills) * (HEARTBEAT_S / PAUSE_S + 2)
+    assert 0 <= missing <= allowed
     assert computed(project) - project.sealed().step >= 3 * 15
     assert found.steps == project.sealed().step + found.redone
-    assert found.redone >= 3 * 15 - untold
+    assert found.redone >= 3 * 15 - allowed
     assert found.lost_s > found.redone * PAUSE_S
 
 
-def test_handing_out_a_finished_run_again_saves_what_it_cost(finished: Project) -> None:
+def test_each_reuse_of_a_finished_run_saves_its_cost(finished: Project) -> None:
     before = accounting.account(finished.workspace)
     assert (before.reused, before.saved_s) == (0, 0.0)
     for again in (1, 2):
@@ -87,14 +87,14 @@ def test_handing_out_a_finished_run_again_saves_what_it_cost(finished: Project) 
         assert found.saved_s == pytest.approx(again * (before.used_s - before.lost_s), abs=0.01)
 
 
-def test_an_interruption_between_the_last_step_and_the_outputs_is_no_reuse(prepared: Project, tmp_path: Path) -> None:
+def test_an_interruption_before_the_results_are_written_is_no_reuse(prepared: Project, tmp_path: Path) -> None:
     project = copy(prepared, tmp_path / "between")
     assert project.attempt({"point": "outputs", "rank": -1}) == KILLED
     project.finish()
     assert accounting.account(project.workspace).reused == 0
 
 
-def test_steps_that_were_reached_before_are_redone() -> None:
+def test_steps_below_the_furthest_earlier_step_are_redone() -> None:
     killed = [attempt(0, 100, 11.0, why=None), attempt(80, 90, 2.0, why=None), attempt(80, 200, 13.0, why="finished")]
     assert accounting.redone_steps(killed) == [0, 10, 20]
     found = account_of(killed, delivered=1)
@@ -103,24 +103,23 @@ def test_steps_that_were_reached_before_are_redone() -> None:
     assert found.lost_s == pytest.approx(30 * step_s + 2 * 1.0, abs=0.001)
 
 
-def test_an_attempt_that_never_came_to_a_step_is_lost_whole() -> None:
+def test_the_whole_time_of_an_attempt_without_steps_is_lost() -> None:
     found = account_of([attempt(0, None, 4.0, ready_s=None, why=None), attempt(0, 10, 6.0, why="finished")], 1)
     assert (found.steps, found.redone, found.used_s) == (10, 0, 10.0)
     stopped = [attempt(0, 5, 6.0, why="stopped by SIGTERM"), attempt(5, None, 4.0, ready_s=None, why="failed: x")]
     assert account_of([*stopped, attempt(5, 10, 6.0, why="finished")], 1).lost_s == 5.0
 
 
-def test_what_another_attempt_adds_by_wish_is_not_lost() -> None:
-    """A pruned trial that a sweep later trains to its end."""
+def test_continuing_a_pruned_trial_loses_nothing() -> None:
     assert account_of([attempt(0, 5, 6.0, why="pruned"), attempt(5, 10, 6.0, why="finished")], 1).lost_s == 0.0
 
 
-def test_an_attempt_came_as_far_as_the_next_one_began() -> None:
-    pulses = [attempt(0, 7, 1.0, why=None), attempt(10, 15, 1.0, why=None), attempt(10, None, 1.0, why=None)]
-    assert [one.reached for one in accounting.complete_reached(pulses, saved=20)] == [10, 15, None]
+def test_an_attempt_reached_at_least_the_step_that_the_next_resumed_from() -> None:
+    heartbeats = [attempt(0, 7, 1.0, why=None), attempt(10, 15, 1.0, why=None), attempt(10, None, 1.0, why=None)]
+    assert [attempt.reached for attempt in accounting.complete_reached(heartbeats, saved=20)] == [10, 15, None]
 
 
-def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:
+def test_gpus_are_counted_for_the_time_they_are_allocated() -> None:
     runs = [replace(attempt(0, 10, 10.0, why="finished"), gpu_seconds=40.0)] * 2
     found = account_of(runs[:1], delivered=3)
     assert (found.used_gpu_s, found.saved_gpu_s) == (40.0, 80.0)
@@ -128,7 +127,7 @@ def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "nodes", "held"),
+    ("environ", "nodes", "allocated"),
     [
         ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 2, 8),
         ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "3"}, 1, 1),
@@ -137,12 +136,14 @@ def test_gpus_are_counted_for_as_long_as_they_are_held() -> None:
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, 1, 0),
     ],
 )
-def test_a_job_holds_the_gpus_it_was_given_on_each_node(environ: dict[str, str], nodes: int, held: int) -> None:
-    assert job.gpus_of_own_job(nodes, environ) == held
+def test_the_gpus_of_a_job_are_those_allocated_on_each_node(
+    environ: dict[str, str], nodes: int, allocated: int
+) -> None:
+    assert job.gpus_of_own_job(nodes, environ) == allocated
 
 
-def test_a_gpu_that_a_job_holds_and_does_not_use_is_counted(prepared: Project, tmp_path: Path) -> None:
-    project = copy(prepared, tmp_path / "held")
+def test_an_allocated_gpu_counts_even_if_it_is_not_used(prepared: Project, tmp_path: Path) -> None:
+    project = copy(prepared, tmp_path / "allocated")
     given = {"SLURM_JOB_ID": "77", "CUDA_VISIBLE_DEVICES": "0,1"}
     path = project.folder / "experiment.yaml"
     path.write_text(path.read_text().replace("runtime:", "runtime:\n  device: cpu"))
@@ -152,11 +153,11 @@ def test_a_gpu_that_a_job_holds_and_does_not_use_is_counted(prepared: Project, t
     assert accounting.seconds_by_job([project.workspace]) == {"77": found.used_s}
 
 
-def test_the_account_is_told_in_words(finished: Project) -> None:
-    told = " ".join(status.table([row(finished)]).split())
-    assert "in 2 attempts" in told
-    assert "lost to interruptions" in told
-    assert "saved" in told
+def test_the_account_is_printed_as_text(finished: Project) -> None:
+    text = " ".join(status.table([row(finished)]).split())
+    assert "in 2 attempts" in text
+    assert "lost to interruptions" in text
+    assert "saved" in text
     text = status.spent(Account(3, 200, 20, 2, 7200.0, 14400.0, 720.0, 1440.0, 6480.0, 0.0))
     assert text == (
         "used 2.0 h in 3 attempts, 4.00 GPU-hours; lost to interruptions 12 min (10.0 %, 20 of 200 steps computed "

@@ -10,17 +10,17 @@ from workflow_lib.runtime.clock import now_s, start_s
 from workflow_lib.store import attempts, layout
 
 
-def test_creating_a_workspace_again_leaves_what_is_there(tmp_path: Path) -> None:
+def test_creating_a_workspace_again_keeps_its_content(tmp_path: Path) -> None:
     attempts.create(tmp_path / "run")
-    kept = layout.checkpoints_dir(tmp_path / "run") / "step-1"
-    kept.mkdir()
+    existing = layout.checkpoints_dir(tmp_path / "run") / "step-1"
+    existing.mkdir()
     attempts.create(tmp_path / "run")
-    assert kept.is_dir()
+    assert existing.is_dir()
     assert layout.attempts_dir(tmp_path / "run").is_dir()
     assert layout.leases_dir(tmp_path / "run").is_dir()
 
 
-def test_an_attempt_is_on_disk_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_is_recorded_when_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     name = attempts.new_attempt()
     began = attempts.begin(tmp_path, name, world_size=2, resumed_step=7)
@@ -30,7 +30,7 @@ def test_an_attempt_is_on_disk_from_its_first_moment(tmp_path: Path, monkeypatch
     assert began.is_alive_here()
 
 
-def test_the_end_says_why_and_keeps_what_was_recorded(tmp_path: Path) -> None:
+def test_the_end_adds_the_reason_and_keeps_the_earlier_values(tmp_path: Path) -> None:
     name = attempts.new_attempt()
     attempts.begin(tmp_path, name, resumed_step=3, devices=2)
     rank = attempts.RankProcess.of(0, os.getpid())
@@ -45,7 +45,7 @@ def test_the_end_says_why_and_keeps_what_was_recorded(tmp_path: Path) -> None:
     assert record.gpu_seconds == pytest.approx(2 * record.seconds)
 
 
-def test_the_wait_for_a_gpu_is_no_time_that_an_attempt_used(tmp_path: Path) -> None:
+def test_the_wait_for_a_gpu_is_not_counted_as_used(tmp_path: Path) -> None:
     names = [attempts.new_attempt() for _ in range(2)]
     for name, waited_s in zip(names, (0.0, 0.4 * (now_s() - start_s(os.getpid()))), strict=True):
         attempts.begin(tmp_path, name, devices=2, waited_s=waited_s)
@@ -59,7 +59,7 @@ def test_the_wait_for_a_gpu_is_no_time_that_an_attempt_used(tmp_path: Path) -> N
     assert waited.ready_s == pytest.approx(at_once.ready_s - waited.waited_s)
 
 
-def test_a_clock_that_is_set_back_makes_no_attempt_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_back_does_not_shorten_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = attempts.new_attempt()
     attempts.begin(tmp_path, name)
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -68,7 +68,7 @@ def test_a_clock_that_is_set_back_makes_no_attempt_shorter(tmp_path: Path, monke
     assert 0 < record.seconds <= now_s()
 
 
-def test_attempts_are_listed_in_the_order_they_began_whatever_the_clock_said(tmp_path: Path) -> None:
+def test_attempts_are_listed_in_order_regardless_of_clocks(tmp_path: Path) -> None:
     names = [attempts.new_attempt() for _ in range(4)]
     for second, name in enumerate(names):
         attempts.begin(tmp_path, name)
@@ -78,9 +78,7 @@ def test_attempts_are_listed_in_the_order_they_began_whatever_the_clock_said(tmp
     assert [record.attempt for record in attempts.list_attempts(tmp_path)] == names
 
 
-def test_a_damaged_record_is_named_and_does_not_hide_the_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_record_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = attempts.new_attempt()
     attempts.begin(tmp_path, name)
     (layout.attempts_dir(tmp_path) / "torn.json").write_text('{"attempt": "to')
@@ -88,7 +86,7 @@ def test_a_damaged_record_is_named_and_does_not_hide_the_others(
     whole = json.loads((layout.attempts_dir(tmp_path) / f"{name}.json").read_text())
     (layout.attempts_dir(tmp_path) / "types.json").write_text(json.dumps(whole | {"began": None}))
     assert [record.attempt for record in attempts.list_attempts(tmp_path)] == [name]
-    assert all(f"{one}.json" in caplog.text for one in ("torn", "other", "types"))
+    assert all(f"{damaged}.json" in caplog.text for damaged in ("torn", "other", "types"))
 
 
 def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:
@@ -99,7 +97,7 @@ def test_a_record_of_a_later_version_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}, {"machine": "a container"}])
-def test_a_process_number_of_another_host_or_boot_says_nothing_here(tmp_path: Path, other: dict[str, str]) -> None:
+def test_a_process_of_another_host_boot_or_container_is_not_alive_here(tmp_path: Path, other: dict[str, str]) -> None:
     began = attempts.begin(tmp_path, attempts.new_attempt())
     path = layout.attempts_dir(tmp_path) / f"{began.attempt}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | other))

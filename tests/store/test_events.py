@@ -37,11 +37,13 @@ def test_a_message_is_one_plain_line_and_one_event(events: EventLog, capsys: pyt
         "info  epoch 3",
         "warn  slow",
     ]
-    kept = [(event["kind"], event["level"], event["message"], event["attempt"]) for event in read_events(events.path)]
-    assert kept == [("log", "info", "epoch 3", "a1"), ("log", "warning", "slow", "a1")]
+    recorded = [
+        (event["kind"], event["level"], event["message"], event["attempt"]) for event in read_events(events.path)
+    ]
+    assert recorded == [("log", "info", "epoch 3", "a1"), ("log", "warning", "slow", "a1")]
 
 
-def test_ranks_other_than_0_only_warn_and_say_who_they_are(
+def test_other_ranks_than_0_log_only_warnings_with_their_rank(
     events: EventLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_log("info", SECOND, events) as log:
@@ -51,14 +53,14 @@ def test_ranks_other_than_0_only_warn_and_say_who_they_are(
     assert [event["message"] for event in read_events(events.path)] == ["late"]
 
 
-def test_a_log_opened_twice_says_things_once(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_opened_twice_writes_a_message_once(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log("info", LAUNCHER, events), open_log("info", LAUNCHER, events) as log:
         log.info("once")
     assert capsys.readouterr().err.count("once") == 1
     assert len(read_events(events.path)) == 1
 
 
-def test_the_outer_log_goes_on_when_the_inner_one_closes(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
+def test_closing_an_inner_log_restores_the_outer_log(events: EventLog, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log("info", LAUNCHER, events) as log:
         with open_log("error", SECOND, events):
             log.warning("hidden")
@@ -67,7 +69,7 @@ def test_the_outer_log_goes_on_when_the_inner_one_closes(events: EventLog, capsy
     assert "back" in capsys.readouterr().err
 
 
-def test_a_log_closes_when_its_block_fails(events: EventLog) -> None:
+def test_a_log_is_closed_if_its_block_raises(events: EventLog) -> None:
     with pytest.raises(ZeroDivisionError), open_log("info", LAUNCHER, events):
         1 / 0  # noqa: B018
 
@@ -91,24 +93,26 @@ def test_lines_of_several_processes_never_mix(events: EventLog) -> None:
         assert [line["number"] for line in lines if line["name"] == name] == list(range(200))
 
 
-def test_a_torn_last_line_costs_only_itself(events: EventLog) -> None:
+def test_only_a_partial_last_line_is_lost(events: EventLog) -> None:
     events.append("began", step=1)
     size = events.path.stat().st_size
-    events.append("torn")
+    events.append("partial")
     os.truncate(events.path, size + 9)
     events.append("resumed", step=2)
     assert [event["kind"] for event in read_events(events.path)] == ["began", "resumed"]
 
 
-def test_a_file_without_events_reads_as_none(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_events(tmp_path: Path) -> None:
     assert read_events(tmp_path / "missing.jsonl") == []
 
 
-def test_an_event_that_cannot_be_kept_is_a_warning_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_that_cannot_be_written_causes_only_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     events = EventLog(tmp_path / "missing" / "events.jsonl")
     with open_log("info", LAUNCHER, events) as log:
         events.append("saved", path=tmp_path)
-        log.info("going on")
+        log.info("continuing")
     shown = capsys.readouterr().err
     assert shown.count("event not recorded") == 2
-    assert "going on" in shown
+    assert "continuing" in shown

@@ -1,4 +1,4 @@
-"""A workspace has one owner at a time; every contender here is a real process."""
+"""A workspace has at most one owner; the contenders in these tests are real processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_live_holder_is_named_to_the_contender(tmp_path: Path, forked: Callabl
     assert current(tmp_path / "leases")[0] == 1
 
 
-def test_a_holder_lives_on_when_the_time_of_day_is_set(
+def test_a_holder_stays_alive_when_the_clock_is_set(
     tmp_path: Path, forked: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forked(hold(tmp_path, tmp_path / "ready"))
@@ -110,21 +110,21 @@ def test_a_dead_holder_is_taken_over_at_once(tmp_path: Path, forked: Callable[..
         assert time.monotonic() - begun < 300
 
 
-def test_a_holder_whose_number_another_process_got_is_dead(tmp_path: Path) -> None:
+def test_a_holder_whose_pid_was_reused_is_dead(tmp_path: Path) -> None:
     take(tmp_path)
     pretend(tmp_path, start_time=1.0)
     with take(tmp_path, "b", timeout_s=3600) as lease:
         assert lease.number == 2
 
 
-def test_a_holder_from_before_the_restart_of_the_host_is_dead(tmp_path: Path) -> None:
+def test_a_holder_from_before_a_reboot_is_dead(tmp_path: Path) -> None:
     take(tmp_path)
     pretend(tmp_path, boot="another")
     with take(tmp_path, "b", timeout_s=3600) as lease:
         assert lease.number == 2
 
 
-def test_a_stopped_holder_is_taken_over_after_the_timeout_and_knows_it_when_it_wakes(
+def test_a_suspended_holder_is_taken_over_after_the_timeout_and_notices_it(
     tmp_path: Path, forked: Callable[..., int]
 ) -> None:
     def work() -> None:
@@ -147,7 +147,7 @@ def test_a_stopped_holder_is_taken_over_after_the_timeout_and_knows_it_when_it_w
         assert not (tmp_path / "leases" / "000002.released").exists()
 
 
-def test_a_stranger_is_not_released_by_its_predecessor(tmp_path: Path) -> None:
+def test_a_predecessor_does_not_release_its_successor(tmp_path: Path) -> None:
     late = take(tmp_path, "late")
     pretend(tmp_path, boot="another")
     with take(tmp_path, "successor"):
@@ -163,8 +163,8 @@ def test_a_forked_child_does_not_release_its_parents_lease(tmp_path: Path) -> No
         assert holder_of(tmp_path) is not None
 
 
-def test_a_holder_on_another_host_is_judged_by_its_beat_alone(tmp_path: Path) -> None:
-    """Its process number means nothing here: alive while the beat moves, taken over when it rests."""
+def test_only_the_heartbeat_of_a_holder_on_another_host_counts(tmp_path: Path) -> None:
+    """Its process number is not valid here: it is alive while its heartbeat changes."""
     beating = take(tmp_path, "elsewhere", timeout_s=0.6)
     pretend(tmp_path, host="elsewhere", pid=1)
     with pytest.raises(WorkspaceBusy, match="host elsewhere"):
@@ -177,8 +177,8 @@ def test_a_holder_on_another_host_is_judged_by_its_beat_alone(tmp_path: Path) ->
         assert lease.number == 2
 
 
-def test_a_contenders_shorter_timeout_does_not_count(tmp_path: Path) -> None:
-    """The owner, on another host, beats too seldom for a contender that has less patience."""
+def test_a_shorter_timeout_of_a_contender_does_not_count(tmp_path: Path) -> None:
+    """The heartbeat interval of the owner, on another host, is longer than the timeout of the contender."""
     owner = take(tmp_path, "elsewhere", timeout_s=3600)
     pretend(tmp_path, host="elsewhere", pid=1)
     with pytest.raises(Stopped):
@@ -188,7 +188,7 @@ def test_a_contenders_shorter_timeout_does_not_count(tmp_path: Path) -> None:
 
 
 def test_an_owner_that_runs_on_this_host_is_never_taken_over(tmp_path: Path, forked: Callable[..., int]) -> None:
-    """Its beat does not move, as on a disk that refuses; but it is there."""
+    """Not even without a heartbeat, as when the disk rejects writes."""
 
     def work() -> None:
         lease = take(tmp_path, "silent", timeout_s=0.1)
@@ -204,7 +204,7 @@ def test_an_owner_that_runs_on_this_host_is_never_taken_over(tmp_path: Path, for
     assert current(tmp_path / "leases")[0] == 1
 
 
-def test_an_owner_with_a_long_timeout_still_shows_that_it_lives(
+def test_an_owner_with_a_long_timeout_still_has_frequent_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_BEAT_S", 0.05)
@@ -215,8 +215,8 @@ def test_an_owner_with_a_long_timeout_still_shows_that_it_lives(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PID namespaces")
-def test_an_owner_outside_a_container_is_not_dead_because_its_number_means_nothing_inside(tmp_path: Path) -> None:
-    """The container has the host's name and a PID namespace of its own."""
+def test_an_owner_outside_of_a_container_is_alive_inside(tmp_path: Path) -> None:
+    """The container has the name of the host, but its own PID namespace."""
     code = f"""
 from pathlib import Path
 from workflow_lib.errors import WorkspaceBusy
@@ -240,8 +240,8 @@ except WorkspaceBusy as error:
         assert owner.holds()
 
 
-def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:
-    """A beat from the future, or from long ago, is as good as any while it moves."""
+def test_clocks_of_hosts_are_not_compared(tmp_path: Path) -> None:
+    """A heartbeat from the future or the distant past counts as long as it changes."""
     beating = take(tmp_path, "elsewhere", timeout_s=3600)
     pretend(tmp_path, host="elsewhere")
     beat = tmp_path / "leases" / "000001.beat"
@@ -262,10 +262,10 @@ def test_the_time_of_day_is_not_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "is_taken"), [("", True), ("PENDING", True), ("RUNNING", False), ("COMPLETING", False)]
 )
-def test_a_holder_whose_job_slurm_has_forgotten_is_taken_over_at_once(
+def test_a_holder_whose_job_is_not_running_is_taken_over_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_taken: bool
 ) -> None:
-    """The scheduler here is a program on the path that gives the answer."""
+    """A program on the path stands in for `squeue`."""
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\necho {answer}\n")
@@ -284,11 +284,11 @@ def test_a_holder_whose_job_slurm_has_forgotten_is_taken_over_at_once(
 
 
 @pytest.mark.parametrize(("place", "doing"), [("data/a", "prepared or removed"), ("runs/a/b", "trained")])
-def test_the_message_says_what_the_owner_does_there(tmp_path: Path, place: str, doing: str) -> None:
+def test_the_message_contains_the_activity_of_the_owner(tmp_path: Path, place: str, doing: str) -> None:
     with take(tmp_path / place), pytest.raises(WorkspaceBusy, match=f"{place} is being {doing} by attempt"):
         take(tmp_path / place, "b", timeout_s=3600)
 
 
-def test_one_that_waits_stops_when_asked(tmp_path: Path) -> None:
+def test_a_waiting_contender_stops_on_request(tmp_path: Path) -> None:
     with take(tmp_path), pytest.raises(Stopped, match="nothing was changed"):
         take(tmp_path, "b", wait_s=3600, must_stop=lambda: True)

@@ -21,11 +21,11 @@ from workflow_lib.store import lease as module
 from workflow_lib.store.lease import Holder, current, holder_of
 
 
-def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def test_leases_work_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", reject)
     with take(tmp_path, "a"):
         assert holder_of(tmp_path) == Holder.this_process("a")
         with pytest.raises(WorkspaceBusy):
@@ -34,7 +34,7 @@ def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: p
 
 
 def test_a_lease_without_contents_is_taken_over_after_the_timeout(tmp_path: Path) -> None:
-    """A file system that lost power may keep the name and lose what was in it."""
+    """After a power loss, a file may exist without its content."""
     take(tmp_path).release()
     (tmp_path / "leases" / "000002.json").touch()
     begun = time.monotonic()
@@ -44,7 +44,7 @@ def test_a_lease_without_contents_is_taken_over_after_the_timeout(tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["before", "torn", "unsynced", "unnamed"])
-def test_a_crash_at_any_operation_leaves_a_workspace_that_the_next_one_takes(tmp_path: Path, mode: Any) -> None:
+def test_the_next_contender_gets_the_workspace_after_a_crash_at_any_operation(tmp_path: Path, mode: Any) -> None:
     def work(workspace: Path) -> None:
         take(workspace, "crashed").release()
 
@@ -62,7 +62,7 @@ def test_a_crash_at_any_operation_leaves_a_workspace_that_the_next_one_takes(tmp
     assert count > 5
 
 
-def test_a_disk_that_refuses_leaves_no_lease(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_lease(tmp_path: Path) -> None:
     fault = FileFault("ENOSPC", f"{tmp_path}/leases/*", rank=-1, times=0)
     assert run_forked(lambda: take(tmp_path), [fault]) == RAISED
     assert holder_of(tmp_path) is None
@@ -73,6 +73,6 @@ def test_a_disk_that_refuses_leaves_no_lease(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "[" * 100_000, '{"attempt": "a", "pid": "x"}', f'{{"start_time": {10**400}}}']
 )
-def test_a_lease_that_cannot_be_read_is_that_of_somebody_unknown(tmp_path: Path, content: str) -> None:
+def test_a_lease_that_cannot_be_read_has_an_unknown_holder(tmp_path: Path, content: str) -> None:
     (tmp_path / "000003.json").write_text(content)
     assert current(tmp_path) == (3, module.UNKNOWN)

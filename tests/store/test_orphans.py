@@ -34,7 +34,7 @@ Start = Callable[..., tuple[subprocess.Popen[str], RankProcess]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a launcher that has forked one rank into a session of its own, and recorded it."""
+    """Return a function that starts a launcher, which forks a rank into its own session and records it."""
     started: list[tuple[subprocess.Popen[str], RankProcess]] = []
 
     def start(**environ: str) -> tuple[subprocess.Popen[str], RankProcess]:
@@ -50,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         launcher.kill()
         launcher.wait()
         assert launcher.stdout is not None
-        launcher.stdout.close()  # the rank holds the other end: not to be read to its end
+        launcher.stdout.close()  # the rank has the other end open, so reading to the end would block
         if is_alive(rank.pid, rank.start_time):
             os.kill(rank.pid, signal.SIGKILL)
 
@@ -60,7 +60,7 @@ def kill(launcher: subprocess.Popen[str]) -> None:
     launcher.wait()
 
 
-def test_a_rank_that_outlived_its_launcher_is_killed(start: Start, tmp_path: Path) -> None:
+def test_a_rank_without_its_launcher_is_killed(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     assert is_alive(rank.pid, rank.start_time)
@@ -89,7 +89,7 @@ def edit(place: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_process_that_only_has_the_number_of_an_orphan_is_left_alone(start: Start, tmp_path: Path) -> None:
+def test_a_later_process_with_the_number_of_an_orphan_is_left_alone(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, ranks=[{"rank": 0, "pid": rank.pid, "start_time": rank.start_time - 60}])
@@ -99,7 +99,9 @@ def test_a_process_that_only_has_the_number_of_an_orphan_is_left_alone(start: St
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "an earlier boot"}, {"machine": "a container"}])
-def test_a_record_of_another_host_or_boot_ends_nothing(start: Start, tmp_path: Path, other: dict[str, str]) -> None:
+def test_a_record_of_another_host_boot_or_container_kills_nothing(
+    start: Start, tmp_path: Path, other: dict[str, str]
+) -> None:
     launcher, rank = start()
     kill(launcher)
     edit(tmp_path, **other)
@@ -119,7 +121,7 @@ def test_only_orphans_of_the_same_job_are_killed(
     assert f"pid {rank.pid}" in caplog.text
 
 
-def test_a_stopped_orphan_is_killed_too(start: Start, tmp_path: Path) -> None:
+def test_a_suspended_orphan_is_killed_too(start: Start, tmp_path: Path) -> None:
     launcher, rank = start()
     kill(launcher)
     os.kill(rank.pid, signal.SIGSTOP)
@@ -163,7 +165,7 @@ def test_a_rank_ends_with_its_launcher(system: str) -> None:
     try:
         deadline = time.monotonic() + 60
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, "the rank outlives its launcher"
+            assert time.monotonic() < deadline, "the rank outlived its launcher"
             time.sleep(0.01)
     except psutil.NoSuchProcess:
         pass

@@ -169,7 +169,7 @@ def test_retrain_trains_a_run_again(trained: Project) -> None:
     run, before = run_of(trained), attempts(trained)
     done = trained.everstep("retrain", run)
     assert done.returncode == 0
-    assert f"{run}/train.json will be made again" in done.stdout
+    assert f"{run}/train.json will be regenerated" in done.stdout
     aside = next((trained.folder / "work/runs").glob("*/*.aside-*"))
     assert str(aside.relative_to(trained.folder)) in done.stdout
     assert list(aside.glob("checkpoints/step-*"))

@@ -1,10 +1,10 @@
-"""What may be removed from the store: only what Everstep itself put there, and what no result and no owner needs.
+"""Removal of files from the store that Everstep wrote and that no result and no owner needs.
 
-Owners are asked, not clocks: what is removed is first leased, and then looked at once more. A clock decides only how
-long what has no owner may still be waiting in a queue.
+Ownership is decided by leases, not by clocks: an item is leased, then checked again, then removed. A clock only decides
+how long something without an owner is left alone because its job may still be in a queue.
 
-A folder is renamed before its files are deleted, so that a clean that is cut off leaves nothing that could be taken for
-whole; the next one removes the rest. No symbolic link is followed.
+A folder is renamed before its files are deleted, so an interrupted clean leaves nothing that looks complete; the next
+clean removes the rest. Symbolic links are not followed.
 """
 
 from __future__ import annotations
@@ -34,53 +34,53 @@ from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.lease import Lease
 
-WAITING_S = 7 * 86400.0  # for so long, what is unfinished may be waiting in a queue
-HANDING_OUT_S = 60.0  # for so long, what is finished may be about to be named by a result
+QUEUE_S = 7 * 86400.0  # an unfinished run may be in a queue for this long
+DELIVERY_S = 60.0  # a result that names a finished run may be written within this time
 REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
-UNWRITTEN = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # a file that is not whole yet
+TEMPORARY = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # temporary file of an atomic write
 
 
 @dataclass(frozen=True)
 class Removable:
-    """Something in the store that nothing needs."""
+    """A file or folder of the store that nothing needs."""
 
     path: Path
     why: str
-    workspace: Path | None = None  # or folder of data, whose lease is held while it is removed
-    sealed: checkpoint.Checkpoint | None = None  # what must be whole before it is
-    is_needed: Callable[[], bool] | None = None  # asked once more when the lease is held
-    bytes: int = 0  # that are free when it is gone, and all that is listed before it
+    workspace: Path | None = None  # or folder of data; its lease is held during the removal
+    final: checkpoint.Checkpoint | None = None  # must verify before the removal
+    is_needed: Callable[[], bool] | None = None  # checked again while the lease is held
+    bytes: int = 0  # freed by removing this item and all items listed before it
 
 
 def removable(work: Path, results: Path) -> list[Removable]:
-    """What nothing needs, with what it frees. Raises UserError when a result that may name something cannot be read."""
+    """Return everything that may be removed, with sizes. Raises UserError if a result cannot be read."""
     needed = Needed(work, results)
     periodic = _with_periodic_checkpoints(work)
     found: list[Removable] = []
-    used = set()
+    used_data = set()
     for workspace in layout.all_workspaces(work):
         try:
             items = [] if is_held(workspace) else list(_of_workspace(workspace, needed, periodic))
-        except FileNotFoundError:  # somebody is at work there
+        except FileNotFoundError:  # another process is changing the workspace
             items = []
         found += items
         if all(item.path != workspace for item in items):
-            used.add(layout.data_of(workspace))
-    found += [*_data(needed, used), *_snapshots(needed), *_proofs(work)]
+            used_data.add(layout.data_of(workspace))
+    found += [*_data(needed, used_data), *_frozen_experiments(needed), *_proofs(work)]
     for path in layout.removals(work):
         mark = REMOVED.fullmatch(path.name)
         if mark is None or not is_writer_alive(mark[1]):
-            found.append(Removable(path, "removal that was cut off"))
+            found.append(Removable(path, "interrupted removal"))
     found = [item for item in found if _is_in(item.path, work)]
     listed = {item.path for item in found}
-    return _sized([*found, *_unwritten(work, listed), *_unwritten(results, listed)])
+    return _sized([*found, *_temporary_files(work, listed), *_temporary_files(results, listed)])
 
 
 def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
-    """Each item with None once it is removed, or why it is left."""
+    """Remove the items; yield each with None, or with the reason why it could not be removed."""
     for item in items:
         try:
-            if item.workspace is None or item.path.exists():  # else another clean was faster
+            if item.workspace is None or item.path.exists():  # else another clean has removed it
                 _remove(item)
         except (OSError, EverstepError) as error:
             yield item, str(error)
@@ -89,10 +89,10 @@ def clean(items: list[Removable]) -> Iterator[tuple[Removable, str | None]]:
 
 
 def _remove(item: Removable) -> None:
-    """The item is gone; WorkspaceBusy if somebody owns it, UserError if it is needed by now."""
-    with _owned(item):  # inside, no training and no preparation begins in what is removed
-        if item.sealed is not None:
-            checkpoint.verify(item.sealed)
+    """Remove the item. Raises WorkspaceBusy if it has an owner, UserError if it has become needed."""
+    with _lease(item):  # prevents a training or a preparation from starting meanwhile
+        if item.final is not None:
+            checkpoint.verify(item.final)
         if item.is_needed is not None and item.is_needed():
             raise UserError("it came into use after it was listed")
         if is_folder := item.path.is_dir():
@@ -103,7 +103,7 @@ def _remove(item: Removable) -> None:
         shutil.rmtree(trash)
 
 
-def _owned(item: Removable) -> AbstractContextManager[Any]:
+def _lease(item: Removable) -> AbstractContextManager[Any]:
     return (
         nullcontext()
         if item.workspace is None
@@ -116,40 +116,40 @@ def _of_workspace(workspace: Path, needed: Needed, periodic: set[str]) -> Iterat
     newest = checkpoint.read_newest(directory)
     digest = layout.run_of(workspace)
     experiments = needed.runs.get(digest)
-    rest_s = HANDING_OUT_S if is_finished(newest) else WAITING_S
-    if experiments is None and _is_quiet(workspace, rest_s) and _holds_only(workspace, layout.WORKSPACE_CONTENT):
+    quiet_s = DELIVERY_S if is_finished(newest) else QUEUE_S
+    if experiments is None and _is_quiet(workspace, quiet_s) and _contains_only(workspace, layout.WORKSPACE_CONTENT):
         yield Removable(
             workspace,
             "run that no result names",
             workspace=workspace,
-            is_needed=lambda: needed.needs_run(digest) or not _is_quiet(workspace, rest_s),
+            is_needed=lambda: needed.needs_run(digest) or not _is_quiet(workspace, quiet_s),
         )
         return
     names = names_in(directory)
-    for prefix, why in ((".tmp-", "save that was cut off"), (".trash-", "removal that was cut off")):
+    for prefix, why in ((".tmp-", "interrupted save"), (".trash-", "interrupted removal")):
         for name in (name for name in names if name.startswith(prefix)):
             yield Removable(directory / name, why, workspace=workspace)
     if newest is None or not is_finished(newest):
-        return  # what does not verify keeps an unfinished run from silently beginning again
+        return  # damaged checkpoints stay: they prevent an unfinished run from silently starting over
     for name in (name for name in names if name.startswith("corrupt-")):
-        yield Removable(directory / name, "damaged checkpoint of a finished run", workspace=workspace, sealed=newest)
+        yield Removable(directory / name, "damaged checkpoint of a finished run", workspace=workspace, final=newest)
     if experiments is not None and not experiments & periodic:
         for path in checkpoint.published(directory):
             if path != newest.path:
-                yield Removable(path, "older checkpoint of a finished run", workspace=workspace, sealed=newest)
+                yield Removable(path, "older checkpoint of a finished run", workspace=workspace, final=newest)
 
 
 def _with_periodic_checkpoints(work: Path) -> set[str]:
-    """Experiments that asked to keep a checkpoint every so many hours."""
-    asked = set()
+    """Return the experiments with `checkpoint.keep_every_h`, whose older checkpoints stay."""
+    names = set()
     for path in layout.experiment_files(work):
         try:
             content = read_json(path)
             if content["checkpoint"]["keep_every_h"] is not None:
-                asked.add(content["name"])
+                names.add(content["name"])
         except UNREADABLE:
             continue
-    return asked
+    return names
 
 
 def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
@@ -157,21 +157,21 @@ def _data(needed: Needed, used: set[str]) -> Iterator[Removable]:
     for path in layout.stores(needed.work):
         if path.name in needed.stores or not layout.STORE.fullmatch(path.name) or not path.is_dir():
             continue
-        with suppress(FileNotFoundError):  # somebody is at work there
-            if not is_held(path) and (why := _why_data_goes(path, used)):
+        with suppress(FileNotFoundError):  # another process is changing the folder
+            if not is_held(path) and (why := _why_data_is_removable(path, used)):
                 yield Removable(path, why, workspace=path, is_needed=partial(_is_data_needed, path, why, needed))
 
 
-def _why_data_goes(path: Path, used: Set[str]) -> str | None:
-    """Return why this data, which no result names, is not needed; None if it is needed, or if that is not known."""
-    if not _holds_only(path, layout.STORE_CONTENT) or _is_locked(layout.old_store_lock(path)):
+def _why_data_is_removable(path: Path, used: Set[str]) -> str | None:
+    """Return why data that no result names is not needed; None if it may be needed."""
+    if not _contains_only(path, layout.STORE_CONTENT) or _is_locked(layout.old_store_lock(path)):
         return None
     try:
         digest = read_json(layout.store_manifest(path))["digest"]
     except FileNotFoundError:
-        return "preparation of data that was cut off" if _is_quiet(path, WAITING_S) else None
+        return "interrupted preparation of data" if _is_quiet(path, QUEUE_S) else None
     except UNREADABLE:
-        return None  # which runs use it is not known
+        return None  # unknown which runs use it
     return None if digest[:12] in used else "data that no result names and no run uses"
 
 
@@ -188,18 +188,20 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _is_data_needed(path: Path, why: str, needed: Needed) -> bool:
-    """Return True if a result names the data by now, or a run was begun on it or not removed."""
+    """Return True if a result names the data meanwhile, or if a run that uses it exists."""
     if needed.needs_data(path.name):
         return True
-    return why != _why_data_goes(path, {layout.data_of(workspace) for workspace in layout.all_workspaces(needed.work)})
+    return why != _why_data_is_removable(
+        path, {layout.data_of(workspace) for workspace in layout.all_workspaces(needed.work)}
+    )
 
 
-def _snapshots(needed: Needed) -> Iterator[Removable]:
-    """Frozen experiments without results: jobs may wait in a queue for a young one."""
+def _frozen_experiments(needed: Needed) -> Iterator[Removable]:
+    """Yield frozen experiments without results, except for recent ones, whose jobs may be in a queue."""
     for path in layout.experiment_files(needed.work):
         try:
             name = read_json(path)["name"]
-            if not needed.has_results(str(name)) and _is_quiet(path, WAITING_S):
+            if not needed.has_results(str(name)) and _is_quiet(path, QUEUE_S):
                 yield Removable(path, f"experiment {name}, which has no results")
         except UNREADABLE:
             continue
@@ -208,41 +210,41 @@ def _snapshots(needed: Needed) -> Iterator[Removable]:
 def _proofs(work: Path) -> Iterator[Removable]:
     for path in layout.proofs(work):
         if layout.PROOF.fullmatch(path.name) and not is_held(path):
-            yield Removable(path, "what a proof of exact resume left", workspace=path)
+            yield Removable(path, "remains of a proof of exact resume", workspace=path)
 
 
-def _unwritten(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
-    """Files whose writer is gone, outside of what is listed already; one of another host, after a week."""
+def _temporary_files(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
+    """Yield temporary files of ended writers that are not in a listed item; those of other hosts after a week."""
     for parent, _, names in os.walk(folder):
-        for name, mark in sorted((name, found["mark"]) for name in names if (found := UNWRITTEN.fullmatch(name))):
+        for name, mark in sorted((name, found["mark"]) for name in names if (found := TEMPORARY.fullmatch(name))):
             path = Path(parent, name)
             if not listed.isdisjoint(path.parents) or not _is_in(path, folder):
                 continue
             is_alive = is_writer_alive(mark)
-            with suppress(FileNotFoundError):  # it has its name by now
-                if is_alive is False or (is_alive is None and _is_quiet(path, WAITING_S)):
-                    yield Removable(path, "file whose writing was cut off")
+            with suppress(FileNotFoundError):  # its writer has renamed it meanwhile
+                if is_alive is False or (is_alive is None and _is_quiet(path, QUEUE_S)):
+                    yield Removable(path, "temporary file of an interrupted write")
 
 
 def _sized(items: Sequence[Removable]) -> list[Removable]:
-    """The items with what they free; a file of several names, such as a shard of two data sets, with its last one."""
-    names = Counter[tuple[int, int]]()
+    """Return the items with the bytes they free; a file with several links is freed with its last one."""
+    links = Counter[tuple[int, int]]()  # seen so far, by device and inode
     sized = []
     for item in items:
         freed = 0
-        with suppress(FileNotFoundError):  # somebody is at work there
-            for file in (os.lstat(path) for path in _with_all_below(item.path)):
-                names[file.st_dev, file.st_ino] += 1
-                if names[file.st_dev, file.st_ino] == file.st_nlink and not stat.S_ISDIR(file.st_mode):
+        with suppress(FileNotFoundError):  # another process is changing the folder
+            for file in (os.lstat(path) for path in _walk(item.path)):
+                links[file.st_dev, file.st_ino] += 1
+                if links[file.st_dev, file.st_ino] == file.st_nlink and not stat.S_ISDIR(file.st_mode):
                     freed += file.st_size
         sized.append(replace(item, bytes=freed))
     return sized
 
 
-def _with_all_below(path: Path, left_out: Set[str] = frozenset()) -> Iterator[str]:
-    """The path and, of a folder, all below it, but for these names and what they hold; no symbolic link is followed.
+def _walk(path: Path, left_out: Set[str] = frozenset()) -> Iterator[str]:
+    """Yield the path and, for a folder, everything below it except for these names; symbolic links are not followed.
 
-    Raises FileNotFoundError when a folder goes meanwhile: somebody is at work there.
+    Raises FileNotFoundError if a folder is removed meanwhile.
     """
     yield str(path)
     for parent, folders, names in os.walk(path, onerror=_raise_if_gone):
@@ -260,12 +262,12 @@ def _is_in(path: Path, folder: Path) -> bool:
     return path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
-def _holds_only(folder: Path, known: re.Pattern[str]) -> bool:
-    """Return True if everything in the folder is of a kind that Everstep writes, so that no user keeps files there."""
+def _contains_only(folder: Path, known: re.Pattern[str]) -> bool:
+    """Return True if Everstep may have written everything in the folder, so that it contains no files of a user."""
     return all(known.fullmatch(path.name) and not path.is_symlink() for path in folder.iterdir())
 
 
 def _is_quiet(path: Path, seconds: float) -> bool:
-    """Return True if nothing was written there for so long; locks and leases, which readers write, do not count."""
-    written = [os.lstat(file).st_mtime for file in _with_all_below(path, layout.LOCKS)]
+    """Return True if nothing was written there for so long. Locks and leases do not count, since readers write them."""
+    written = [os.lstat(file).st_mtime for file in _walk(path, layout.LOCKS)]
     return time.time() - max(written) > seconds

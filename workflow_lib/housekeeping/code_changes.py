@@ -1,4 +1,4 @@
-"""Decisions of a user about a finished run: keep its result although the code changed, or train it again."""
+"""User decisions after a change of the code: accept the result of a finished run, or retrain it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workflow_lib.store.lease import Lease
 
 
 def accept(ref: str, work: Path) -> str:
-    """Record that the newest finished result of the run is valid for the current code; return a line about it."""
+    """Record that the newest result of the run is valid for the current code; return a message."""
     run, digest = plan.load_run(ref, work)
     code = user_code.digest(run)
     accepted = []
@@ -29,7 +29,7 @@ def accept(ref: str, work: Path) -> str:
             return f"{ref}: finished with the current code; there is nothing to accept"
         finished = [found for path in layout.workspaces(work, digest, data) if (found := find_final_checkpoint(path))]
         if finished:
-            newest: Checkpoint = max(finished, key=lambda sealed: sealed.manifest["created"])
+            newest: Checkpoint = max(finished, key=lambda final: final.manifest["created"])
             record = {
                 "workspace": layout.parent_workspace(newest.path).name,
                 "code": code,
@@ -41,11 +41,14 @@ def accept(ref: str, work: Path) -> str:
             accepted.append(layout.parent_workspace(newest.path))
     if not accepted:
         raise UserError(f"{ref}: no finished training to accept in {layout.runs_dir(work) / digest}")
-    return f"{ref}: {', '.join(map(str, accepted))} is accepted for the current code; the pipeline uses it untrained"
+    return f"{ref}: {', '.join(map(str, accepted))} is accepted for the current code; the pipeline does not retrain"
 
 
 def retrain(ref: str, work: Path, results: Path) -> str:
-    """Move the run's workspaces of the current code aside; return lines that say where to and what runs again."""
+    """Rename the run's workspaces of the current code and the results of them, so that the pipeline trains it again.
+
+    Returns a message with the new names, one line each.
+    """
     run, digest = plan.load_run(ref, work)
     code = user_code.digest(run)
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
@@ -63,12 +66,12 @@ def retrain(ref: str, work: Path, results: Path) -> str:
         raise UserError(f"{ref}: nothing was trained with the current code, so there is nothing to move aside")
     for path in _results_of(digest, results):
         path.rename(path.with_name(f".{path.name}.aside-{stamp}"))
-        lines.append(f"{path} will be made again, and everything that depends on it")
+        lines.append(f"{path} will be regenerated, with everything that depends on it")
     return "\n".join(lines)
 
 
 def _results_of(digest: str, results: Path) -> Iterator[Path]:
-    """Yield the result files that name a training of the run; the pipeline makes them again if they are missing."""
+    """Yield the result files that name a training of the run; the pipeline regenerates missing ones."""
     for path in results_layout.all_trainings(results):
         if read_json(path, "digest")["digest"] == digest:
             yield path

@@ -24,60 +24,60 @@ CELL = 40  # characters of a setting that are shown
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a comparison: its settings by dotted name, where they were set if that is known, and its runs."""
+    """One side of a comparison: settings by dotted name, where they were set (if known), and runs."""
 
     title: str
     settings: dict[str, Any]
     origins: Origins
     runs: frozenset[str]
     study: str | None = None
-    code: CodeRecord = field(default_factory=dict)  # as user_code.kept returns it; empty if unknown
+    code: CodeRecord = field(default_factory=dict)  # empty if unknown
 
 
 def explain(a: str, b: str | None, work: Path) -> str:
-    """Return the settings and lines of code that differ between two runs or experiment files, and whether they matter.
+    """Return the differing settings and lines of code of two runs or experiment files, and whether they matter.
 
-    Without a second one, the code that trained the run is compared with the current code.
+    Without ``b``, compare the code that trained the run with the current code.
     """
-    one = _side(a, work)
-    two = _side(b, work) if b is not None else _now(a, work)
-    names = dict.fromkeys([*one.settings, *two.settings])
-    if not (one.origins.entries and two.origins.entries):
-        names = dict.fromkeys(name for name in names if _is_of_a_run(name))
-    different = [name for name in names if _shown(one, name) != _shown(two, name)]
+    left = _side(a, work)
+    right = _side(b, work) if b is not None else _current(a, work)
+    names = dict.fromkeys([*left.settings, *right.settings])
+    if not (left.origins.entries and right.origins.entries):  # a run has no settings of the other sections
+        names = dict.fromkeys(name for name in names if _is_run_setting(name))
+    different = [name for name in names if _shown(left, name) != _shown(right, name)]
     groups = (
-        ("These settings change the result:", [name for name in different if _matters(name)]),
-        ("These change no training:", [name for name in different if not _matters(name)]),
+        ("These settings change the result:", [name for name in different if _changes_result(name)]),
+        ("These change no training:", [name for name in different if not _changes_result(name)]),
     )
-    lines = [f"A  {one.title}", f"B  {two.title}", _verdict(one, two)]
+    lines = [f"A  {left.title}", f"B  {right.title}", _verdict(left, right)]
     for head, group in groups:
         if group:
-            rows = [["  setting", "A", "B", "set by"], *(_difference(one, two, name) for name in group)]
+            rows = [["  setting", "A", "B", "set by"], *(_difference(left, right, name) for name in group)]
             lines += ["", head, *aligned(rows)]
-    if one.runs & two.runs:
-        lines += ["", *_code_lines(one.code, two.code)]
+    if left.runs & right.runs:
+        lines += ["", *_code_lines(left.code, right.code)]
     return "\n".join(lines)
 
 
-def _code_lines(one: CodeRecord, two: CodeRecord) -> Iterator[str]:
-    """Yield the lines of code that differ, and the settings whose files differ."""
-    if not one or not two:
-        missing = "A" if not one else "B"
-        yield f"The code cannot be compared: the code of {missing} was not kept."
+def _code_lines(left: CodeRecord, right: CodeRecord) -> Iterator[str]:
+    """Yield the lines of code that differ, and the names of the settings whose files differ."""
+    if not left or not right:
+        missing = "A" if not left else "B"
+        yield f"The code cannot be compared: the code of {missing} was not recorded."
         return
-    if one["digest"] == two["digest"]:
+    if left["digest"] == right["digest"]:
         yield "The code of the model and of its hooks is the same."
         return
     yield "The code differs:"
-    for kind in dict.fromkeys([*one["code"], *two["code"]]):
-        sides = [side["code"].get(kind, {"digest": None, "texts": {}}) for side in (one, two)]
+    for kind in dict.fromkeys([*left["code"], *right["code"]]):
+        sides = [side["code"].get(kind, {"digest": None, "texts": {}}) for side in (left, right)]
         if sides[0]["digest"] != sides[1]["digest"]:
             for name in dict.fromkeys([*sides[0]["texts"], *sides[1]["texts"]]):
                 before, after = (side["texts"].get(name, "").splitlines() for side in sides)
                 heads = {"fromfile": f"A  {kind}: {name}", "tofile": f"B  {kind}: {name}"}
                 yield from difflib.unified_diff(before, after, **heads, lineterm="", n=1)
-    for name in sorted(one["files"].keys() | two["files"].keys()):
-        if one["files"].get(name) != two["files"].get(name):
+    for name in sorted(left["files"].keys() | right["files"].keys()):
+        if left["files"].get(name) != right["files"].get(name):
             yield f"  the content of the file in model.params.{name} differs"
 
 
@@ -95,61 +95,64 @@ def _side(ref: str, work: Path) -> _Side:
     return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study, code)
 
 
-def _now(ref: str, work: Path) -> _Side:
+def _current(ref: str, work: Path) -> _Side:
     run, name = load_run(ref, work)
     settings = flatten(run.model_dump(mode="json"))
     return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.record(run))
 
 
 def _trained_with(name: str, work: Path) -> CodeRecord:
-    """Return the code of the run's newest training, or the current code if it was not trained yet."""
+    """Return the code of the run's newest training, or the current code if there is none."""
     found = layout.workspaces(work, name)
     if not found:
         return user_code.record(load_run(name, work)[0])
     return code_record.read(max(found, key=lambda path: path.stat().st_mtime)) or {}
 
 
-def _verdict(one: _Side, two: _Side) -> str:
-    """Return how the runs of two sides overlap."""
-    if one.runs == two.runs:
-        text = "The same run" if len(one.runs) == 1 else f"The same {len(one.runs)} runs"
-    elif len(one.runs) == len(two.runs) == 1:
+def _verdict(left: _Side, right: _Side) -> str:
+    """Return the line about the runs that both sides have in common."""
+    if left.runs == right.runs:
+        text = "The same run" if len(left.runs) == 1 else f"The same {len(left.runs)} runs"
+    elif len(left.runs) == len(right.runs) == 1:
         text = "Two different runs"
     else:
-        shared, only, other = len(one.runs & two.runs), len(one.runs - two.runs), len(two.runs - one.runs)
-        text = f"{count(shared, 'run')} in both, {only} only in A, {other} only in B"
-    if one.study != two.study and one.origins.entries and two.origins.entries:
-        text += f"; study of A: {one.study or 'none'}, of B: {two.study or 'none'}"
+        shared, only_left, only_right = (
+            len(runs) for runs in (left.runs & right.runs, left.runs - right.runs, right.runs - left.runs)
+        )
+        text = f"{count(shared, 'run')} in both, {only_left} only in A, {only_right} only in B"
+    if left.study != right.study and left.origins.entries and right.origins.entries:
+        text += f"; study of A: {left.study or 'none'}, of B: {right.study or 'none'}"
     return text
 
 
-def _is_of_a_run(name: str) -> bool:
+def _is_run_setting(name: str) -> bool:
     return name.partition(".")[0] in (*sweep.RUN_SECTIONS, "stages")
 
 
-def _matters(name: str) -> bool:
-    return name.startswith("stages.") or (_is_of_a_run(name) and name_problem(name) is None)
+def _changes_result(name: str) -> bool:
+    return name.startswith("stages.") or (_is_run_setting(name) and name_problem(name) is None)
 
 
 def _shown(side: _Side, name: str) -> str:
     return canonical(side.settings[name]) if name in side.settings else "-"
 
 
-def _difference(one: _Side, two: _Side, name: str) -> list[str]:
+def _difference(left: _Side, right: _Side, name: str) -> list[str]:
+    """Return the cells of a setting: its name, both values, and where they were set."""
     path = tuple(name.split("."))
     setters = [
         f"{letter}: {side.origins.exactly(path) or 'default'}"
-        for letter, side in (("A", one), ("B", two))
+        for letter, side in (("A", left), ("B", right))
         if side.origins.entries and name in side.settings
     ]
-    return [f"  {name}", *_told_briefly(_shown(one, name), _shown(two, name)), ", ".join(setters)]
+    return [f"  {name}", *_excerpts(_shown(left, name), _shown(right, name)), ", ".join(setters)]
 
 
-def _told_briefly(one: str, two: str) -> list[str]:
-    """Both texts in 40 characters each, from shortly before the place where they differ if they are longer."""
-    if max(len(one), len(two)) <= CELL:
-        return [one, two]
-    same = len(os.path.commonprefix([one, two]))
+def _excerpts(left: str, right: str) -> list[str]:
+    """Return both texts in at most 40 characters each; longer ones from shortly before their first difference."""
+    if max(len(left), len(right)) <= CELL:
+        return [left, right]
+    same = len(os.path.commonprefix([left, right]))
     start = 0 if same < CELL // 2 else same - CELL // 4
-    parts = [("... " if start else "") + text[start:] for text in (one, two)]
+    parts = [("... " if start else "") + text[start:] for text in (left, right)]
     return [text if len(text) <= CELL else f"{text[: CELL - 4]} ..." for text in parts]

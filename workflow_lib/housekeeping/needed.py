@@ -1,4 +1,4 @@
-"""The runs and data that results of any clone need: those that a plan, a result or a study names."""
+"""The runs and data that a plan, a result or a study of any clone names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import results_folders
 
-SHARE = 10  # reading results again takes at most a tenth of the time, however many there are
+SHARE = 10  # rereading the results takes at most a tenth of the time
 
 
 class Needed:
-    """The needed runs, each with the experiments that name it, and the needed folders of data; updated when asked.
+    """The needed runs, each with the experiments that name it, and the needed folders of data.
 
-    Raises UserError if a result cannot be read, since what it needs is then unknown.
+    Reads the results again on queries. Raises UserError if a result cannot be read, since its needs are then unknown.
     """
 
     def __init__(self, work: Path, results: Path) -> None:
@@ -28,10 +28,11 @@ class Needed:
         self.stores: set[str] = set()
         self._took_s = 0.0
         self._read()
-        self._read_at = -math.inf  # what came after this, the listing, is read before anything is removed
+        # forces a read before the first removal, since results may be written during the listing
+        self._read_at = -math.inf
 
     def needs_run(self, digest: str) -> bool:
-        """Return True if a result names the run; results that were just written count."""
+        """Return True if a result names the run; results written during the clean count, too."""
         if time.monotonic() - self._read_at > SHARE * self._took_s:
             self._read()
         return digest in self.runs
@@ -61,15 +62,15 @@ class Needed:
 
 
 def _names_in_file(path: Path, names: Callable[[Any], list[str]]) -> list[str]:
-    """Return what the file names; nothing if Snakemake has just removed it, to make it again."""
+    """Return the names in the file; none if Snakemake has just removed it to regenerate it."""
     try:
         return names(read_json(path))
     except FileNotFoundError:
         return []
     except UNREADABLE as error:
         raise UserError(
-            f"{path} cannot be read ({error}), so what it needs is unknown, and nothing was removed. "
-            f"Delete the file, or make it again"
+            f"{path} cannot be read ({error}), so its needs are unknown, and nothing was removed. "
+            f"Delete or regenerate the file"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""What the store holds: the state of every run, told from its files alone, also while it is being trained.
+"""The state of every run in the store, read from its files, also during a training.
 
-Nothing here waits for a lock, asks a scheduler or disturbs an owner. An owner on this host is looked up among the
-processes; one on another host is believed while its heart beats.
+Nothing here waits for a lock, asks the scheduler or writes. An owner on this host is looked up among the processes; an
+owner on another host counts as alive while its heartbeat is recent.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from workflow_lib.text import aligned, count, duration
 
 Row = dict[str, Any]
 
-SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; a longer one of the owner counts, twice, instead
+SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; twice the owner's timeout if that is longer
 PROGRESS = ("progress", "epoch")
-RECENT_BYTES = 1 << 13  # of the events: the last thirty or more; parsing them is what a long status costs
+RECENT_BYTES = 1 << 13  # at least the last thirty events; parsing them takes most of the time of a long status
 NAME_WIDTH = 44
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
 
 
 def runs(work: Path, results: Path) -> list[Row]:
-    """One row a run and data, the newest activity first; planned runs that were never begun come last."""
-    planned = _names(results)
-    names = _made(results, {*planned.values()}) | planned
+    """Return a row for each run and data, latest activity first; planned runs that have not begun come last."""
+    planned = _planned_names(results)
+    names = _result_names(results, {*planned.values()}) | planned
     rows = [_row(workspace, names) for workspace in layout.all_workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
@@ -48,17 +48,17 @@ def runs(work: Path, results: Path) -> list[Row]:
 
 
 def is_held(workspace: Path) -> bool:
-    """Return True if a process owns the workspace, as far as this host can know."""
+    """Return True if a process owns the workspace, as far as this host can tell."""
     seen = last_seen(workspace)
-    return seen is not None and _is_believed(*seen)
+    return seen is not None and _is_presumed_alive(*seen)
 
 
-def _is_believed(holder: Holder, silent_s: float) -> bool:
+def _is_presumed_alive(holder: Holder, silent_s: float) -> bool:
     return holder.is_of_this_host() or silent_s <= max(SILENT_S, 2 * holder.timeout_s)
 
 
-def _names(results: Path) -> dict[str, str]:
-    """Names that plans and studies give to the runs: the first one found."""
+def _planned_names(results: Path) -> dict[str, str]:
+    """Return the names of runs by digest from plans and studies; the first one found counts."""
     names: dict[str, str] = {}
     for path in (*results_layout.all_plans(results), *results_layout.all_pointers(results)):
         try:
@@ -70,19 +70,19 @@ def _names(results: Path) -> dict[str, str]:
     return names
 
 
-def _made(results: Path, planned: Set[str]) -> dict[str, str]:
-    """Names of the runs that have results and are not ``planned``: a plan that they left no longer says them."""
+def _result_names(results: Path, planned: Set[str]) -> dict[str, str]:
+    """Return the names of runs that have results but are no longer in a plan, by digest."""
     names: dict[str, str] = {}
     for runs in (results_layout.runs_dir(results / experiment) for experiment in names_in(results)):
         for name in names_in(runs):
-            if name not in planned:  # else its name is known, and there may be thousands
+            if name not in planned:  # skips reading thousands of files whose names are known
                 with suppress(*UNREADABLE):
                     names.setdefault(str(read_json(runs / name / results_layout.TRAIN)["digest"]), name)
     return names
 
 
 def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
-    """The row of a run of which no more is known."""
+    """Return the row of a run without a workspace."""
     return {
         "run": names.get(digest, digest[:12]),
         "digest": digest,
@@ -107,37 +107,37 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
 def _row(workspace: Path, names: dict[str, str]) -> Row:
     digest = workspace.parent.name
     try:
-        return _blank(digest, names) | {"data": workspace.name[:12]} | _known(workspace)
+        return _blank(digest, names) | {"data": workspace.name[:12]} | _workspace_values(workspace)
     except UNREADABLE as error:
         why = f"{type(error).__name__}: {error}"
         return _blank(digest, names, "damaged") | {"data": workspace.name[:12], "why": why}
 
 
-def _known(workspace: Path) -> Row:
+def _workspace_values(workspace: Path) -> Row:
     """Return the values of a row that the files of a workspace contain."""
     newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
     saved = newest.step if newest else 0
     attempts = accounting.complete_reached(ws.list_attempts(workspace), saved)
     seen = last_seen(workspace)
-    held = seen if seen and _is_believed(*seen) else None
+    held = seen if seen and _is_presumed_alive(*seen) else None
     events = layout.events_file(workspace)
-    recent = read_events(events, RECENT_BYTES) if held else []  # of a run without an owner only the last one counts
+    recent = read_events(events, RECENT_BYTES) if held else []  # unused without an owner
     progress = last_event(events, PROGRESS, RECENT_BYTES)
     last = attempts[-1] if attempts else None
     waiting = _waiting(recent, held[0].attempt) if held else None
-    unbegun = None if last or held else failure_record.read(workspace)
-    state = "waiting" if waiting else "failed" if unbegun else _state(newest, last, held is not None)
+    rejected = None if last or held else failure_record.read(workspace)  # before its first attempt
+    state = "waiting" if waiting else "failed" if rejected else _state(newest, last, held is not None)
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
-        now = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
-        reached = [one.reached or 0 for one in attempts if one.attempt == held[0].attempt]
-        step = max([saved, *reached, *(event["step"] for event in now)])
-        epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in now)])  # those done
-        speed = now[-1]["samples_per_s"] if now else None
+        current = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
+        reached = [record.reached or 0 for record in attempts if record.attempt == held[0].attempt]
+        step = max([saved, *reached, *(event["step"] for event in current)])
+        epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in current)])  # completed epochs
+        speed = current[-1]["samples_per_s"] if current else None
     return {
         "state": state,
         "why": waiting
-        or (unbegun.message if unbegun else None)
+        or (rejected.message if rejected else None)
         or (last.reason if last and state in ("failed", "diverged", "stalled") else None),
         "step": step,
         "steps": progress["steps"] if progress else None,
@@ -148,7 +148,7 @@ def _known(workspace: Path) -> Row:
         "checkpoint": newest.path.name if newest else None,
         "checkpoint_age_s": max(0.0, time.time() - newest.manifest["created"]) if newest else None,
         "attempts": _attempts(attempts, held[0] if held else None),
-        "owner": _owner(*seen, is_believed=held is not None) if seen else None,
+        "owner": _owner(*seen, is_alive=held is not None) if seen else None,
         "account": {**vars(accounting.account_of(attempts, len(read_events(layout.delivered_file(workspace)))))},
         "updated": (last.ended or last.began) if last else "",
     }
@@ -164,48 +164,48 @@ def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) ->
     word = re.split("[: ]", last.reason or "killed")[0]
     if word in ("raised", "rejected"):
         return "failed"
-    return "damaged" if word == "finished" else word  # its final state is gone
+    return "damaged" if word == "finished" else word  # finished, but the final checkpoint is missing
 
 
 def _waiting(recent: Sequence[Row], attempt: str) -> str | None:
-    """Return the reason why the attempt waits, if its last event is a wait; else None."""
-    of_it = [event for event in recent if event.get("attempt") == attempt and event.get("kind") != "log"]
-    return str(of_it[-1].get("reason")) if of_it and of_it[-1].get("kind") == "waiting" else None
+    """Return the reason why the attempt is waiting if its last event says so, else None."""
+    own = [event for event in recent if event.get("attempt") == attempt and event.get("kind") != "log"]
+    return str(own[-1].get("reason")) if own and own[-1].get("kind") == "waiting" else None
 
 
 def _attempts(attempts: Sequence[ws.Attempt], holder: Holder | None) -> list[Row]:
     return [
         {
-            "attempt": one.attempt,
-            "began": one.began,
-            "ended": one.reason or ("running" if holder and holder.attempt == one.attempt else "killed"),
-            "host": one.host,
-            "job": one.job,
-            "saved": one.step,
-            "reached": one.reached,
-            "steps": accounting.computed_steps(one),
+            "attempt": record.attempt,
+            "began": record.began,
+            "ended": record.reason or ("running" if holder and holder.attempt == record.attempt else "killed"),
+            "host": record.host,
+            "job": record.job,
+            "saved": record.step,
+            "reached": record.reached,
+            "steps": accounting.computed_steps(record),
             "redone": redone,
-            "seconds": one.seconds,
-            "gpu_seconds": one.gpu_seconds,
+            "seconds": record.seconds,
+            "gpu_seconds": record.gpu_seconds,
         }
-        for one, redone in zip(attempts, accounting.redone_steps(attempts), strict=True)
+        for record, redone in zip(attempts, accounting.redone_steps(attempts), strict=True)
     ]
 
 
-def _owner(holder: Holder, silent_s: float, *, is_believed: bool) -> Row:
+def _owner(holder: Holder, silent_s: float, *, is_alive: bool) -> Row:
     place = {"attempt": holder.attempt, "host": holder.host, "pid": holder.pid, "job": holder.job}
     return place | {
-        "is_alive": is_believed,
+        "is_alive": is_alive,
         "is_running_here": holder.is_running_here(),
         "silent_s": round(silent_s, 1),
     }
 
 
-# -- for a terminal -----------------------------------------------------------------------------------------------
+# -- Text for the terminal ----------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows, and what they cost together, in lines of a hundred characters."""
+    """Return the rows and their total cost as text, in lines of at most 100 characters."""
     if not rows:
         return "no run has been started here"
     heading, *cells = aligned([HEADINGS, *map(_cells, rows)], right=range(2, len(HEADINGS)))
@@ -216,7 +216,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def spent(account: Account) -> str:
-    """The account in words."""
+    """Return the account as text."""
     gpu = f", {account.used_gpu_s / 3600:.2f} GPU-hours" if account.used_gpu_s else ""
     text = f"used {duration(account.used_s)} in {count(account.attempts, 'attempt')}{gpu}"
     if account.lost_s:
@@ -245,7 +245,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _short(name: str) -> str:
-    """The name, shortened before its digest."""
+    """Return the name, shortened in front of its digest if it is too long."""
     return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 14]}…{name[-13:]}"
 
 
@@ -253,26 +253,30 @@ def _details(row: Row) -> Iterator[str]:
     if row["why"]:
         yield from _wrapped(row["why"])
     if row["attempts"]:
-        parts = [_ends(one["ended"] for one in row["attempts"]), _who(row["owner"]), spent(Account(**row["account"]))]
+        parts = [
+            _counted_ends(attempt["ended"] for attempt in row["attempts"]),
+            _owner_text(row["owner"]),
+            spent(Account(**row["account"])),
+        ]
         yield from _wrapped("; ".join(filter(None, parts)))
 
 
-def _ends(ends: Iterable[str]) -> str:
-    """How the attempts ended, equal ones in a row counted."""
+def _counted_ends(ends: Iterable[str]) -> str:
+    """Return how the attempts ended, with equal consecutive ends counted."""
     words = (re.sub("^stopped (by|before the) ", "", end.split(":")[0]) for end in ends)
     counted = [(word, len(list(group))) for word, group in groupby(words)]
     return "attempts: " + ", ".join(word if count == 1 else f"{count} x {word}" for word, count in counted)
 
 
-def _who(owner: Row | None) -> str:
+def _owner_text(owner: Row | None) -> str:
     if owner is None:
         return ""
     job = f", job {owner['job']}" if owner["job"] else ""
-    beat = "" if owner["is_running_here"] else f", last sign of life {duration(owner['silent_s'])} ago"
+    beat = "" if owner["is_running_here"] else f", last heartbeat {duration(owner['silent_s'])} ago"
     return f"{'owner' if owner['is_alive'] else 'last owner'}: pid {owner['pid']} on {owner['host']}{job}{beat}"
 
 
 def _wrapped(text: str, indent: str = "    ") -> list[str]:
     if len(indent + text) <= WIDTH and text.isprintable() and text == text.strip():
-        return [indent + text]  # as nearly always; `wrap` is slow
+        return [indent + text]  # the usual case; `textwrap.wrap` is slow
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
