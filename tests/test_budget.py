@@ -1,4 +1,4 @@
-"""What a cluster can never grant is named before anything is queued, with the place where it is changed.
+"""Requests that a cluster can never grant are named before anything is queued, with the place to change.
 
 tests/recorded/ holds what `scontrol --oneliner show partition` and `... show node` printed on two real clusters: the
 sandbox as it is shipped, and one with GPUs of two types, limits, and a partition that is drained.
@@ -52,7 +52,7 @@ def complaints(*asked: Request, to: str = "mixed") -> list[str]:
 # The cluster
 
 
-def test_a_cluster_is_read_from_what_slurm_prints() -> None:
+def test_a_cluster_is_read_from_the_output_of_slurm() -> None:
     there = cluster("mixed")
     assert list(there) == ["gpu", "preempt", "cpu"]
     gpu, preempt, cpu = there.values()
@@ -62,7 +62,7 @@ def test_a_cluster_is_read_from_what_slurm_prints() -> None:
     assert [dict(node.gpus) for node in preempt.nodes] == [{"a100": 2}, {"a100": 2}, {"v100": 1}, {}]
     assert {(node.cpus, node.mem_mb) for node in gpu.nodes} == {(2, 12000)}, "within the limits of the partition"
     assert [(node.cpus, node.mem_mb) for node in cpu.nodes] == [(8, 64000), (4, 16000)]
-    assert [name for name, one in cluster("sandbox").items() if one.is_default] == ["cpu"]
+    assert [name for name, partition in cluster("sandbox").items() if partition.is_default] == ["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_gpus_of_a_node_are_read_by_type(gres: str, gpus: dict[str, int]) ->
     assert read_cluster(recorded("sandbox", "partitions"), nodes)["gpu"].nodes[0].gpus == gpus
 
 
-# What is asked
+# Requests
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,9 @@ def test_arithmetic_is_evaluated_and_anything_else_is_left_as_written(text: Any,
         ({"gpu": "gpus_of(wildcards)"}, "gpus_of(wildcards)", None),
     ],
 )
-def test_gpus_of_a_job_and_gpus_of_a_node_are_told_apart(asked: dict[str, Any], gpus: Any, model: str | None) -> None:
+def test_gpus_of_a_job_and_gpus_of_a_node_are_distinguished(
+    asked: dict[str, Any], gpus: Any, model: str | None
+) -> None:
     one = request("train", 1, asked, 1)
     assert (one.gpus, one.gpu_model) == (gpus, model)
 
@@ -140,7 +142,7 @@ def test_memory_and_time_are_read_as_snakemake_reads_them(asked: dict[str, Any],
     assert (one.mem_mb, one.minutes) == (mem_mb, minutes)
 
 
-def test_a_rule_has_what_is_set_for_it_over_the_defaults(tmp_path: Path) -> None:
+def test_resources_of_a_rule_override_the_defaults(tmp_path: Path) -> None:
     found = profile(
         tmp_path,
         "default-resources: {mem_mb: 100, runtime: 7}\n"
@@ -186,7 +188,7 @@ def test_gpu_hours_are_jobs_times_nodes_times_gpus_times_hours(tmp_path: Path) -
     assert budget.table(asked).count("36.0") == 2, "of the trainings, and of all"
 
 
-def test_a_number_that_cannot_be_read_is_shown_as_written_and_complains_of_nothing(tmp_path: Path) -> None:
+def test_a_number_that_cannot_be_parsed_is_shown_as_written_and_is_no_problem(tmp_path: Path) -> None:
     text = "set-resources: {train: {slurm_partition: gpu, gpu: 'gpus(wildcards)', runtime: long}}"
     (train,) = (one for one in budget.requests(experiment(), profile(tmp_path, text)) if one.rule == "train")
     assert problems([train], cluster("sandbox")) == []
@@ -194,7 +196,7 @@ def test_a_number_that_cannot_be_read_is_shown_as_written_and_complains_of_nothi
     assert re.search(r"gpus\(wildcards\) .* long +\?\n", budget.table([train]))
 
 
-# What does not fit
+# Requests that do not fit
 
 
 def test_the_shipped_profile_fits_the_sandbox() -> None:
@@ -231,7 +233,7 @@ def test_the_shipped_profile_fits_the_sandbox() -> None:
         ),
     ],
 )
-def test_what_a_cluster_can_never_grant_is_named(asked: dict[str, Any], said: str) -> None:
+def test_requests_that_a_cluster_can_never_grant_are_named(asked: dict[str, Any], said: str) -> None:
     (complaint,) = complaints(job(**asked))
     assert complaint.startswith("evaluate: ")
     assert re.search(said.replace("?;", r"\?;"), complaint), complaint
@@ -249,11 +251,11 @@ def test_what_a_cluster_can_never_grant_is_named(asked: dict[str, Any], said: st
         {"slurm_partition": "theirs", "gpu": 99, "slurm_cluster": "other"},
     ],
 )
-def test_what_a_cluster_can_grant_passes(asked: dict[str, Any]) -> None:
+def test_requests_that_a_cluster_can_grant_pass(asked: dict[str, Any]) -> None:
     assert complaints(job(**asked)) == []
 
 
-def test_what_no_single_node_has_at_once_is_named() -> None:
+def test_a_request_that_no_single_node_can_grant_is_named() -> None:
     asked = job(slurm_partition="preempt", gres="gpu:a100:2", mem_mb=20000)
     assert complaints(asked)[1].startswith("evaluate: asks for 2 a100 GPUs, 1 CPUs and 20000 MB on a node of `preempt`")
 
@@ -268,7 +270,7 @@ def test_more_ranks_than_gpus_are_named_unless_the_device_is_the_cpu(tmp_path: P
         assert all("1 GPU on a node for 2 processes" in one and ":4 set-resources.train.gpu" in one for one in told)
 
 
-def test_a_complaint_says_where_to_change_what(tmp_path: Path) -> None:
+def test_a_message_names_the_place_to_change(tmp_path: Path) -> None:
     path = tmp_path / "wide.yaml"
     path.write_text("name: wide\nruntime:\n  nproc: 9\n  nodes: 7\n")
     found = profile(tmp_path, "set-resources:\n  train:\n    slurm_partition: gpu\n    runtime: 9000\n")
@@ -284,14 +286,14 @@ def test_a_complaint_says_where_to_change_what(tmp_path: Path) -> None:
 # The check
 
 
-def test_without_slurm_the_check_says_that_it_was_not_done() -> None:
+def test_without_slurm_the_message_says_that_nothing_was_checked() -> None:
     def ask(arguments: Sequence[str]) -> str:
         raise LookupError("there is no SLURM on this machine")
 
     assert budget.check([job()], ask).startswith("NOT CHECKED against the cluster: there is no SLURM")
 
 
-def test_what_is_wrong_is_told_all_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     def ask(arguments: Sequence[str]) -> str:
         return recorded("mixed", f"{arguments[-1]}s")
 
@@ -301,14 +303,14 @@ def test_what_is_wrong_is_told_all_at_once() -> None:
     assert [line.split()[0] for line in str(refused.value).splitlines()] == ["evaluate:", "evaluate:", "export:"]
 
 
-def test_a_profile_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_about_a_missing_profile_lists_the_existing_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=r"profiles/slum: no such profile; available: profiles/local, profiles/slurm"):
         budget.read_profile(Path("profiles/slum"))
 
 
-def test_snakemakes_own_resources_are_checked_where_a_command_line_wins_over_the_profile(tmp_path: Path) -> None:
-    """`--set-resources` is in the resources, not in the file."""
+def test_resources_on_the_command_line_of_snakemake_override_the_profile(tmp_path: Path) -> None:
+    """`--set-resources` changes the resources of the jobs, not the file."""
     profile(tmp_path, "set-resources:\n  train:\n    slurm_partition: nowhere\n")
     jobs = [("train", 3, {"slurm_partition": "gpu", "runtime": 60, "nodes": 1}, 1)]
     command = ["snakemake", "--profile", str(tmp_path), "--set-resources", "train:slurm_partition=gpu"]

@@ -1,8 +1,8 @@
-"""A real SLURM that all tests share, and projects whose training goes to it.
+"""A real SLURM that all tests share, and projects whose trainings run on it.
 
 The model of these trainings sleeps in each step for as long as EVERSTEP_TEST_DELAY_S says, so that there is time to
-disturb it without keeping a core busy, on a slow machine too; when that is done it hurries. The run is the same with
-and without. The reference is the same run, trained on this machine in one go.
+interrupt it without keeping a core busy, also on slow machines. After the interruption, a file `hurry` ends the pauses.
+The pauses do not change the result. The reference is the same run, trained on this machine without interruption.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ training: {epochs: 30}
 checkpoint: {interval_steps: 20}
 runtime: {lease_wait_s: 1, lease_timeout_s: 10}
 """
-# For what must come at some time: what passes waits no longer for it, and all nodes may be taken for minutes.
+# Timeout of every wait. It is long because all nodes may be busy for minutes; a test that passes does not wait for it.
 WAIT_S = 600.0
 SNAKEMAKE = (str(Path(sys.executable).parent / "snakemake"), "--configfile=config/slow.yaml")
 
@@ -101,36 +101,36 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a person gets by reading the sandbox's env.sh."""
+        """The environment of a shell that has read the sandbox's env.sh."""
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         return os.environ | {"SLURM_CONF": f"{self.folder}/slurm.conf", "PATH": path}
 
     def sandbox(self, *words: str) -> str:
-        """What scripts/slurm-sandbox prints; it must succeed."""
+        """Return the output of scripts/slurm-sandbox, which must succeed."""
         command = [str(SANDBOX), "--dir", str(self.folder), *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def ask(self, *command: str) -> str:
-        """What a command of SLURM prints; empty when the controller does not answer."""
+        """Return the output of a SLURM command; empty if the controller does not answer."""
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=WAIT_S
         ).stdout.strip()
 
     def spent(self, job: str) -> list[float]:
-        """Seconds of each start of the job, as SLURM counts them."""
+        """Return the seconds of each start of the job, according to SLURM."""
         lines = (self.folder / "log" / "jobs.txt").read_text().splitlines()
         facts = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in lines]
         times = [
-            [datetime.fromisoformat(one[name]) for name in ("StartTime", "EndTime")]
-            for one in facts
-            if one["JobId"] == job
+            [datetime.fromisoformat(record[name]) for name in ("StartTime", "EndTime")]
+            for record in facts
+            if record["JobId"] == job
         ]
         return [(end - start).total_seconds() for start, end in times]
 
     def occupy(self, node: str, seconds: int) -> str:
-        """The id of a job of high priority that takes the node for so long."""
+        """Submit a job of high priority that takes the node for so long, and return its id."""
         script = f"sleep {seconds}"
         where = ("--partition=gpu", f"--nodelist={node}", "--exclusive", "--gres=gpu:2")
         return self.ask("sbatch", "--parsable", *where, "--output=/dev/null", f"--wrap={script}")
@@ -138,7 +138,7 @@ class Cluster:
 
 @dataclass
 class Project:
-    """A copy of the repository, with its data prepared, whose jobs go to the cluster."""
+    """A copy of the repository with prepared data, whose jobs run on the cluster."""
 
     folder: Path
     cluster: Cluster
@@ -147,40 +147,40 @@ class Project:
 
     @property
     def run(self) -> str:
-        """The id of the one run."""
+        """The id of the only run."""
         return str(json.loads((self.folder / "results/slow/plan.json").read_text())["runs"][0]["id"])
 
     @property
     def target(self) -> Path:
-        """The statement of the one run."""
+        """The statement of the only run."""
         return self.folder / "results" / "slow" / "runs" / self.run / "train.json"
 
     @property
     def workspace(self) -> Path:
-        """Where the run keeps its state."""
+        """The workspace of the run."""
         return next(self.folder.glob("work/runs/*/*/attempts")).parent
 
     def epochs(self) -> int:
-        """How many epochs of the run have ended."""
+        """Return the number of finished epochs."""
         return sum(len(path.read_text().splitlines()) for path in self.folder.glob("work/runs/*/*/metrics.jsonl"))
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The records of the attempts, the oldest first."""
+        """Return the records of the attempts, the oldest first."""
         records = [json.loads(path.read_text()) for path in self.folder.glob("work/runs/*/*/attempts/*.json")]
         return sorted(records, key=lambda record: record["began"])
 
     def jobs(self) -> list[Job]:
-        """The jobs of this project that are not over."""
+        """Return the queued and running jobs of this project."""
         listed = self.cluster.ask("squeue", "--noheader", "--format=%i|%T|%N|%Z")
         rows = [line.split("|") for line in listed.splitlines()]
         return [Job(*row[:3]) for row in rows if row[3] == str(self.folder)]
 
     def running_job(self) -> Job | None:
-        """The job that trains."""
+        """Return the running job, or None."""
         return next((job for job in self.jobs() if job.state == "RUNNING"), None)
 
     def write_profile(self) -> None:
-        """profiles/slurm is the shipped one, with this project's changes and shorter waits."""
+        """Write profiles/slurm: the shipped profile with this project's changes and shorter waits."""
         path = self.folder / "profiles" / "slurm" / "config.yaml"
         profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
         profile |= {"slurm-init-seconds-before-status-checks": 2, "latency-wait": 10}
@@ -189,7 +189,7 @@ class Project:
 
     @contextmanager
     def snakemake(self) -> Iterator[Snakemake]:
-        """Snakemake makes the run's statement with the jobs of the cluster; nothing of it outlives the block."""
+        """Run Snakemake, which trains the run on the cluster; end it and its jobs after the block."""
         self.write_profile()
         process = Snakemake(self)
         try:
@@ -201,16 +201,16 @@ class Project:
             wait_until(lambda: not self.jobs())
 
     def make(self) -> str:
-        """What a Snakemake said that had to succeed."""
+        """Run Snakemake, which must succeed, and return its output."""
         with self.snakemake() as process:
             return process.finish()
 
     def make_here(self) -> None:
-        """The run's statement was made on this machine, without SLURM."""
+        """Train the run on this machine, without SLURM."""
         run_here(self.folder, str(self.target.relative_to(self.folder)))
 
     def result(self) -> dict[str, str]:
-        """Every bit that the training decides: the served weights, the curve, and the final checkpoint."""
+        """Return the digests of the files that the training decides: weights, curve, and final checkpoint."""
         statement = json.loads(self.target.read_text())
         assert statement["exact"]
         sealed = self.folder / statement["sealed"]
@@ -220,7 +220,7 @@ class Project:
 
 
 class Snakemake:
-    """The controller of a project: what a person starts, and a test may kill."""
+    """The Snakemake process of a project, which a test may kill."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -237,13 +237,13 @@ class Snakemake:
             )
 
     def kill(self) -> None:
-        """It is gone without a word, and its children here with it; its jobs are not."""
+        """Kill it and its children on this machine, but not its jobs."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        """The condition came true while Snakemake ran."""
+        """Wait until the condition is true; fail if Snakemake ends before."""
 
         def is_over() -> bool:
             return bool(condition()) or self.process.poll() is not None
@@ -251,17 +251,20 @@ class Snakemake:
         try:
             wait_until(is_over)
         except TimeoutError:
-            pytest.fail(f"waited {WAIT_S} s in vain\n{self.log.read_text()}\n{self._project.attempts()}")
+            pytest.fail(f"not true after {WAIT_S} s\n{self.log.read_text()}\n{self._project.attempts()}")
         assert condition(), self.log.read_text()
 
     def until_trained(self) -> str:
-        """What it had said when the run, in a hurry, was finished and its job over; it notices up to a minute later."""
+        """Return the output when the run, without pauses, is finished and its job has ended.
+
+        Snakemake notices the end up to a minute later.
+        """
         (self._project.folder / "hurry").touch()
         self.wait_for(lambda: self._project.target.exists() and not self._project.jobs())
         return self.log.read_text()
 
     def finish(self) -> str:
-        """What it said, once it has ended well; the run hurries."""
+        """End the pauses, wait until Snakemake has succeeded, and return its output."""
         (self._project.folder / "hurry").touch()
         self.wait_for(lambda: self.process.poll() is not None)
         assert self.process.returncode == 0, self.log.read_text()
@@ -269,7 +272,7 @@ class Snakemake:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """The condition is true."""
+    """Wait until the condition is true. Raises TimeoutError."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
@@ -278,20 +281,20 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take minutes start first."""
+    """Start the tests that take minutes first."""
     items.sort(key=lambda item: "test_time_limit" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that all workers of this test run see."""
+    """A folder that all workers of this test run share."""
     base = tmp_path_factory.getbasetemp()
     return base if worker_id == "master" else base.parent
 
 
 @pytest.fixture(scope="session")
 def cluster(shared: Path, worker_id: str) -> Iterator[Cluster]:
-    """The sandbox: the first worker that wants it starts it, the last one that had it stops it."""
+    """The sandbox: the first worker that uses it starts it, and the last one stops it."""
     users, place = shared / "sandbox-users", shared / "sandbox.txt"
     with filelock.FileLock(shared / "sandbox.lock"):
         if not place.exists():
@@ -310,7 +313,7 @@ def cluster(shared: Path, worker_id: str) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def prepared(shared: Path) -> Path:
-    """A project whose data is prepared and whose training is still to be done."""
+    """A project with prepared data and no training yet."""
     folder = shared / "prepared"
     with filelock.FileLock(shared / "prepared.lock"):
         if not (folder / "results").exists():
@@ -323,7 +326,7 @@ def prepared(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(shared: Path, prepared: Path) -> dict[str, str]:
-    """What the run must give: trained here, undisturbed."""
+    """The expected result: the run, trained on this machine without interruption."""
     folder = shared / "reference"
     with filelock.FileLock(shared / "reference.lock"):
         undisturbed = Project(folder, Cluster(folder))
@@ -335,14 +338,14 @@ def reference(shared: Path, prepared: Path) -> dict[str, str]:
 
 @pytest.fixture
 def project(cluster: Cluster, prepared: Path, reference: dict[str, str], tmp_path: Path) -> Project:
-    """A project of this test alone."""
+    """A project for this test alone."""
     folder = tmp_path / "project"
     subprocess.run(["cp", "-a", str(prepared), str(folder)], check=True)
     return Project(folder, cluster)
 
 
 def run_here(folder: Path, *arguments: str) -> None:
-    """Snakemake has done it on this machine."""
+    """Run Snakemake on this machine; it must succeed."""
     command = [*SNAKEMAKE, *arguments, "--profile", "profiles/local", "--cores", "4"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=WAIT_S)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What jobs ask for is held against the living cluster, before anything is submitted."""
+"""Requests of jobs are compared with the running cluster before anything is submitted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMPOSSIBLE = {
 
 
 def plan(project: Any) -> subprocess.CompletedProcess[str]:
-    """What `everstep plan` says of the project's experiment and its profile."""
+    """Run `everstep plan` with the project's experiment and profile."""
     project.write_profile()
     command = [sys.executable, "-m", "workflow_lib", "plan", "config/slow.yaml", "--profile", "profiles/slurm"]
     return subprocess.run(
@@ -27,14 +27,14 @@ def plan(project: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_the_cluster_has_passes(project: Any) -> None:
+def test_requests_that_the_cluster_can_grant_pass(project: Any) -> None:
     said = plan(project)
     assert said.returncode == 0, said.stderr
     assert re.search(r"^train +1  preempt +1 +1 +1 +500 +240 +4.0$", said.stdout, re.MULTILINE)
     assert re.search(r"^checked: the cluster \(gpu, preempt, cpu.*\) can grant", said.stdout, re.MULTILINE)
 
 
-def test_what_it_lacks_is_named_and_nothing_is_submitted(project: Any) -> None:
+def test_requests_that_it_cannot_grant_are_named_and_nothing_is_submitted(project: Any) -> None:
     project.train = IMPOSSIBLE
     said = plan(project)
     assert said.returncode == 2

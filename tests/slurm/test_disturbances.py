@@ -1,7 +1,7 @@
-"""Whatever happens on the cluster, the training ends, and the bits are those of an undisturbed one.
+"""After any interruption on the cluster, the training finishes with the bits of an uninterrupted one.
 
-Each test waits for SLURM to notice, to requeue and to start again: about a minute, most of it idle. Only what comes
-after the disturbance hurries.
+Each test waits until SLURM notices the interruption, requeues the job and starts it again: about a minute, mostly idle.
+The training runs without pauses only after the interruption.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from tests.slurm.conftest import wait_until
 
 RESTARTED = "Trying to restart"
-UNCOUNTED = 6  # starts of a training: of a job's time, what it spends before the training's process is there
+UNCOUNTED = 6  # limit of a job's time outside of its attempt, in multiples of the time to start a training
 
 
-def test_an_undisturbed_training_on_the_cluster_gives_the_bits_of_one_made_here(
+def test_an_undisturbed_training_on_the_cluster_gives_the_bits_of_one_on_this_machine(
     project: Any, reference: dict[str, str]
 ) -> None:
     project.delay_s = 0
@@ -26,9 +26,7 @@ def test_an_undisturbed_training_on_the_cluster_gives_the_bits_of_one_made_here(
     assert len(project.attempts()) == 1
 
 
-def test_a_preempted_training_saves_and_goes_on_without_using_up_a_retry(
-    project: Any, reference: dict[str, str]
-) -> None:
+def test_a_preempted_training_saves_and_resumes_without_using_a_retry(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         job = project.running_job()
@@ -50,7 +48,7 @@ def test_a_preempted_training_saves_and_goes_on_without_using_up_a_retry(
         assert seconds - attempt["seconds"] < UNCOUNTED * attempt["ready_s"]
 
 
-def test_a_training_that_does_not_stop_in_the_grace_is_killed_and_requeued(
+def test_a_training_that_does_not_stop_in_the_grace_time_is_killed_and_requeued(
     project: Any, reference: dict[str, str]
 ) -> None:
     with project.snakemake() as snakemake:
@@ -62,12 +60,12 @@ def test_a_training_that_does_not_stop_in_the_grace_is_killed_and_requeued(
         said = snakemake.until_trained()
     assert project.result() == reference
     first, second = project.attempts()
-    assert first["state"] == "running", "it never came to write its end"
+    assert first["state"] == "running", "it could not record its end"
     assert second["resumed_step"] > 0
     assert RESTARTED not in said
 
 
-def test_a_signal_to_the_job_stops_it_and_it_goes_back_to_the_queue(project: Any, reference: dict[str, str]) -> None:
+def test_a_signal_to_the_job_stops_and_requeues_it(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         job = project.running_job()
@@ -81,7 +79,7 @@ def test_a_signal_to_the_job_stops_it_and_it_goes_back_to_the_queue(project: Any
     assert RESTARTED not in said
 
 
-def test_where_no_job_may_be_requeued_a_stopped_one_is_submitted_again(project: Any, reference: dict[str, str]) -> None:
+def test_without_requeueing_a_stopped_job_is_submitted_again(project: Any, reference: dict[str, str]) -> None:
     project.train = {"on_stop": "retry", "slurm_extra": "'--exclusive --no-requeue'"}
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
@@ -96,7 +94,7 @@ def test_where_no_job_may_be_requeued_a_stopped_one_is_submitted_again(project: 
     assert RESTARTED in said
 
 
-def test_a_job_that_a_person_cancels_is_tried_again(project: Any, reference: dict[str, str]) -> None:
+def test_a_job_that_a_user_cancels_is_submitted_again(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         project.cluster.ask("scancel", project.running_job().id)
@@ -105,11 +103,11 @@ def test_a_job_that_a_person_cancels_is_tried_again(project: Any, reference: dic
     assert project.result() == reference
     first, second = project.attempts()
     assert second["resumed_step"] == first["step"] > 0
-    assert first["job"] != second["job"], "what a person cancelled does not come back by itself"
+    assert first["job"] != second["job"], "a cancelled job is not requeued"
     assert RESTARTED in said
 
 
-def test_a_rank_killed_for_memory_is_a_failure_and_is_tried_again(project: Any, reference: dict[str, str]) -> None:
+def test_a_killed_rank_is_a_failure_and_is_retried(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.attempts()[0]["ranks"])
         os.kill(project.attempts()[0]["ranks"][0]["pid"], signal.SIGKILL)
@@ -122,7 +120,7 @@ def test_a_rank_killed_for_memory_is_a_failure_and_is_tried_again(project: Any, 
     assert RESTARTED in said
 
 
-def test_a_node_that_dies_takes_nothing_with_it(project: Any, reference: dict[str, str]) -> None:
+def test_a_training_on_a_dead_node_resumes_on_another(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         node = project.running_job().node
@@ -140,8 +138,8 @@ def test_a_node_that_dies_takes_nothing_with_it(project: Any, reference: dict[st
     assert RESTARTED not in said
 
 
-def test_a_scheduler_that_restarts_disturbs_nobody(project: Any, reference: dict[str, str]) -> None:
-    project.delay_s = 0.05  # the other tests wait meanwhile
+def test_a_restart_of_the_scheduler_interrupts_no_training(project: Any, reference: dict[str, str]) -> None:
+    project.delay_s = 0.05  # short, since the other tests wait while the controller is down
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 3 and project.running_job())
         project.cluster.sandbox("down", "controller")
@@ -154,14 +152,14 @@ def test_a_scheduler_that_restarts_disturbs_nobody(project: Any, reference: dict
 
 
 def _text(path: Path) -> str:
-    """The text of a file; empty where there is none yet."""
+    """Return the text of a file; empty if it does not exist yet."""
     try:
         return path.read_text()
     except FileNotFoundError:
         return ""
 
 
-def test_twins_after_a_killed_controller_train_one_run_once(project: Any, reference: dict[str, str]) -> None:
+def test_two_jobs_after_a_killed_snakemake_train_a_run_once(project: Any, reference: dict[str, str]) -> None:
     project.delay_s = 0.25
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 3 and project.running_job())
@@ -169,17 +167,16 @@ def test_twins_after_a_killed_controller_train_one_run_once(project: Any, refere
         snakemake.kill()
         with project.snakemake() as successor:
             successor.wait_for(lambda: {job.id for job in project.jobs()} - {orphan.id})
-            (twin,) = {job.id for job in project.jobs()} - {orphan.id}
-            logs = (
-                project.folder / "logs" / "train" / "slow"
-            )  # Snakemake removes the orphan's log before the twin starts
+            (second,) = {job.id for job in project.jobs()} - {orphan.id}
+            # Snakemake removes the log of the orphan before the second job starts
+            logs = project.folder / "logs" / "train" / "slow"
             successor.wait_for(lambda: "is being trained by" in _text(logs / f"{project.run}.log"))
             successor.finish()
     assert project.result() == reference
-    assert [attempt["job"] for attempt in project.attempts()] == [orphan.id], f"{twin} trained nothing"
+    assert [attempt["job"] for attempt in project.attempts()] == [orphan.id], f"{second} trained nothing"
 
 
-def test_the_work_of_a_job_whose_controller_was_killed_is_not_lost(project: Any, reference: dict[str, str]) -> None:
+def test_the_steps_of_a_job_whose_snakemake_was_killed_are_not_lost(project: Any, reference: dict[str, str]) -> None:
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         orphan = project.running_job()

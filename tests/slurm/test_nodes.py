@@ -1,4 +1,4 @@
-"""A training on several nodes: one launcher on each, the ranks find each other, and an interruption changes no bit."""
+"""A training on several nodes has one launcher on each, its ranks connect, and an interruption changes no bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_two_nodes_with_two_ranks_each_resume_exactly_after_a_preemption(wide: A
     assert wide.result() == undisturbed
 
 
-def test_a_model_shared_by_two_nodes_goes_on_exactly_after_a_rank_was_killed(wide: Any, tmp_path: Path) -> None:
+def test_a_model_sharded_over_two_nodes_resumes_exactly_after_a_rank_was_killed(wide: Any, tmp_path: Path) -> None:
     path = wide.folder / "config" / "slow.yaml"
     path.write_text(path.read_text().replace("training: {", "training: {parallel: fsdp, "))
     undisturbed = _trained_here(wide, tmp_path / "undisturbed")
@@ -60,7 +60,7 @@ def test_a_model_shared_by_two_nodes_goes_on_exactly_after_a_rank_was_killed(wid
 
 
 def _second_nodes_ranks(wide: Any) -> list[psutil.Process]:
-    """The processes that train on the second node: the children of its launcher."""
+    """Return the ranks of the second node: the children of its launcher."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -72,17 +72,17 @@ def _second_nodes_ranks(wide: Any) -> list[psutil.Process]:
 
 
 def _trained_here(wide: Any, folder: Path) -> dict[str, str]:
-    """The result of the same four ranks, on one node and without SLURM."""
+    """Return the result of the same four ranks on one node without SLURM."""
     subprocess.run(["cp", "-a", str(wide.folder), str(folder)], check=True)
-    one = type(wide)(folder, wide.cluster)
+    local = type(wide)(folder, wide.cluster)
     path = folder / "config" / "slow.yaml"
     path.write_text(path.read_text().replace("nproc: 2, nodes: 2", "nproc: 4"))
-    one.make_here()
-    result: dict[str, str] = one.result()
+    local.make_here()
+    result: dict[str, str] = local.result()
     return result
 
 
 def _names(nodes: str) -> list[str]:
-    """n1 and n2 of n[1-2] or n[1,2]."""
+    """Return n1 and n2 for `n[1-2]` or `n[1,2]`."""
     numbers = nodes.removeprefix("n[").removesuffix("]").replace("-", ",").split(",")
     return [f"n{number}" for number in numbers]

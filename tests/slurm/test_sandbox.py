@@ -1,4 +1,4 @@
-"""The sandbox comes up, goes, and touches nothing that is not its own."""
+"""The sandbox starts and stops completely, and touches nothing that is not its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAEMONS = 6
 
 
 def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What scripts/slurm-sandbox does with its files in the folder."""
+    """Run scripts/slurm-sandbox with its files in the folder."""
     inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
     command = [str(SANDBOX), "--dir", str(folder), *words]
     return subprocess.run(
@@ -32,7 +32,7 @@ def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedP
 
 
 def processes_of(folder: Path) -> set[int]:
-    """Processes that were started for the cluster in the folder, and its jobs."""
+    """Return the pids of the daemons and jobs of the cluster in the folder."""
     found = set()
     for process in psutil.process_iter():
         try:
@@ -45,7 +45,7 @@ def processes_of(folder: Path) -> set[int]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short name, as sockets need it; no cluster is left in it."""
+    """A folder with a short path, as sockets need it; a cluster in it is stopped after the test."""
     with tempfile.TemporaryDirectory(prefix="sandbox-", dir="/tmp") as name:
         yield Path(name)
         call(Path(name), "stop")
@@ -65,7 +65,7 @@ def test_a_sandbox_listens_on_loopback_only(folder: Path) -> None:
 
 
 def names_of(folder: Path) -> list[str]:
-    """Names of the sandbox's processes."""
+    """Return the names of the sandbox's processes."""
     found = []
     for pid in processes_of(folder):
         with suppress(psutil.Error):
@@ -74,17 +74,17 @@ def names_of(folder: Path) -> list[str]:
 
 
 def listening(folder: Path) -> set[tuple[str, str]]:
-    """Name and address of every socket on which a process of the sandbox takes connections."""
+    """Return process name and address of every listening socket of the sandbox."""
     found = set()
     for pid in processes_of(folder):
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             sockets = process.net_connections("inet")
-            found |= {(process.name(), one.laddr.ip) for one in sockets if one.status == psutil.CONN_LISTEN}
+            found |= {(process.name(), it.laddr.ip) for it in sockets if it.status == psutil.CONN_LISTEN}
     return found
 
 
-def test_a_started_sandbox_is_whole_and_a_stopped_one_leaves_no_process(folder: Path) -> None:
+def test_a_started_sandbox_is_complete_and_a_stopped_one_leaves_no_process(folder: Path) -> None:
     assert call(folder, "status").returncode == 3
     assert call(folder, "start").returncode == 0
     assert call(folder, "status").returncode == 0
@@ -97,14 +97,14 @@ def test_a_started_sandbox_is_whole_and_a_stopped_one_leaves_no_process(folder: 
     assert call(folder, "status").returncode == 3
 
 
-def test_starting_twice_is_starting_once(folder: Path) -> None:
+def test_a_second_start_changes_nothing(folder: Path) -> None:
     call(folder, "start")
     first = processes_of(folder)
     assert call(folder, "start").returncode == 0
     assert processes_of(folder) == first
 
 
-def test_a_command_gets_a_cluster_that_goes_with_it(folder: Path) -> None:
+def test_run_starts_a_cluster_and_stops_it_after_the_command(folder: Path) -> None:
     done = call(folder, "run", "sh", "-c", "sinfo --noheader --format %D; exit 7")
     assert done.returncode == 7
     assert "4\n" in done.stdout
@@ -112,7 +112,7 @@ def test_a_command_gets_a_cluster_that_goes_with_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_cluster_goes_with_a_command_that_is_interrupted_together_with_it(folder: Path, number: int) -> None:
+def test_run_stops_the_cluster_after_an_interruption_of_both(folder: Path, number: int) -> None:
     ready = folder / "ready"
     command = [str(SANDBOX), "--dir", str(folder), "run", "sh", "-c", f"touch {ready}; sleep 1000"]
     inherited = {key: value for key, value in os.environ.items() if key != "SLURM_CONF"}
@@ -123,7 +123,7 @@ def test_a_cluster_goes_with_a_command_that_is_interrupted_together_with_it(fold
     assert not processes_of(folder)
 
 
-def test_two_sandboxes_do_not_meet(cluster: Any, folder: Path) -> None:
+def test_two_sandboxes_are_independent(cluster: Any, folder: Path) -> None:
     others = processes_of(cluster.folder)
     assert call(folder, "start").returncode == 0
     assert processes_of(folder).isdisjoint(others)
@@ -131,7 +131,7 @@ def test_two_sandboxes_do_not_meet(cluster: Any, folder: Path) -> None:
     assert "n1" in cluster.ask("sinfo", "--noheader", "--Node")
 
 
-def test_the_ports_of_a_dead_node_are_left_to_it(folder: Path) -> None:
+def test_no_other_sandbox_takes_the_ports_of_a_dead_node(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="sandbox-", dir="/tmp") as other:
         call(folder, "start")
         call(folder, "down", "n2")
@@ -144,18 +144,18 @@ def test_the_ports_of_a_dead_node_are_left_to_it(folder: Path) -> None:
             call(Path(other), "stop")
 
 
-def test_sandboxes_that_start_at_once_do_not_meet(folder: Path) -> None:
+def test_sandboxes_that_start_at_the_same_time_are_independent(folder: Path) -> None:
     folders = [folder / "a", folder / "b"]
     try:
         with ThreadPoolExecutor() as pool:
-            assert [done.returncode for done in pool.map(lambda one: call(one, "start"), folders)] == [0, 0]
-        assert [call(one, "status").returncode for one in folders] == [0, 0]
+            assert [done.returncode for done in pool.map(lambda place: call(place, "start"), folders)] == [0, 0]
+        assert [call(place, "status").returncode for place in folders] == [0, 0]
     finally:
-        for one in folders:
-            call(one, "stop")
+        for place in folders:
+            call(place, "stop")
 
 
-def test_where_another_slurm_is_meant_the_sandbox_refuses(cluster: Any, folder: Path) -> None:
+def test_the_sandbox_does_not_start_if_another_slurm_is_configured(cluster: Any, folder: Path) -> None:
     other = f"{cluster.folder}/slurm.conf"
     refused = call(folder, "start", SLURM_CONF=other)
     assert refused.returncode == 1
@@ -163,7 +163,7 @@ def test_where_another_slurm_is_meant_the_sandbox_refuses(cluster: Any, folder: 
     assert not processes_of(folder)
 
 
-def test_a_number_that_belongs_to_another_process_now_is_not_ended(folder: Path) -> None:
+def test_a_process_that_reuses_a_recorded_pid_is_not_ended(folder: Path) -> None:
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         (folder / "processes.json").write_text(f'{{"n1": [{stranger.pid}, 1]}}')
         assert call(folder, "stop").returncode == 0
@@ -172,7 +172,7 @@ def test_a_number_that_belongs_to_another_process_now_is_not_ended(folder: Path)
 
 
 @pytest.mark.parametrize("name", ["has space", "x" * 70])
-def test_a_folder_that_slurm_cannot_use_is_refused_with_the_reason(folder: Path, name: str) -> None:
+def test_a_folder_that_slurm_cannot_use_is_rejected_with_the_reason(folder: Path, name: str) -> None:
     refused = call(folder / name, "start")
     assert refused.returncode == 1
     assert "--dir" in refused.stderr

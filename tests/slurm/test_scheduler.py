@@ -1,4 +1,4 @@
-"""A job that asks to be started again is, unless it was submitted as one that must not."""
+"""A job can requeue itself, unless it was submitted with --no-requeue, and knows its time limit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ exec {sys.executable} -c "from workflow_lib.slurm import job; print(job.requeue_
 
 
 @pytest.mark.parametrize(("option", "last"), [("--requeue", "started again"), ("--no-requeue", "False")])
-def test_a_job_is_started_again_if_it_may_be(cluster: Any, tmp_path: Path, option: str, last: str) -> None:
+def test_a_job_requeues_itself_if_it_may(cluster: Any, tmp_path: Path, option: str, last: str) -> None:
     script, output = tmp_path / "job.sh", tmp_path / "output"
     script.write_text(SCRIPT)
     cluster.ask("sbatch", "--wait", option, "--open-mode=append", f"--output={output}", str(script))
     assert output.read_text().splitlines()[-1] == last
 
 
-def test_a_job_knows_what_is_left_of_its_time(cluster: Any, tmp_path: Path) -> None:
+def test_a_job_knows_the_rest_of_its_time(cluster: Any, tmp_path: Path) -> None:
     code = "from workflow_lib.launch.context import _seconds_left; print(*map(_seconds_left, (None, 60, 1)))"
     ask = f"{sys.executable} -c '{code}'"
     output = tmp_path / "output"
@@ -34,7 +34,7 @@ def test_a_job_knows_what_is_left_of_its_time(cluster: Any, tmp_path: Path) -> N
     assert told_less == 60
 
 
-def test_outside_of_a_job_there_is_nothing_to_start_again_and_no_limit() -> None:
+def test_outside_of_a_job_there_is_no_requeue_and_no_limit() -> None:
     assert not requeue_own_job({})
     assert seconds_left({}) is None
 
