@@ -265,7 +265,7 @@ def test_memory_that_cannot_be_pinned_only_causes_a_warning(
         mine.wait()
     assert loaded(tmp_path)[:2] == (2, 2.0)
     assert [record.getMessage() for record in caplog.records if "cannot be pinned" in record.getMessage()] == [
-        "0.00 GB of host memory cannot be pinned (CUDA error 2): saves will block longer"
+        "0.0 MB of host memory cannot be pinned (CUDA error 2): saves will block longer"
     ]
 
 

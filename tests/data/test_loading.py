@@ -175,7 +175,7 @@ def test_by_default_the_size_decides_where_samples_are(
     huge = manifest.splits["train"].model_copy(update={"samples": 10**13})
     larger = manifest.model_copy(update={"splits": manifest.splits | {"train": huge}})
     assert isinstance(data.load_split(larger, "train", tmp_path / "work"), MappedSplit)
-    assert "train: 2400000.0 GB are read from 3 shards by 2 threads" in caplog.text
+    assert "train: 2,400,000.0 GB are read from 3 shards by 2 threads" in caplog.text
 
 
 def test_processes_of_a_node_share_its_memory() -> None:

@@ -115,5 +115,5 @@ def test_the_columns_of_a_table_are_listed_or_why_it_is_rejected(folder: Path) -
     Path("x.csv").write_text("n,y\n" + "".join(f'"{row},5",{row % 2}\n' for row in range(20)))
     (line,) = plan.columns(experiment(data=data))[2:]
     assert line.startswith("  rejected: ")
-    assert "is a number in another notation to a person" in line
+    assert "looks like a number in another notation" in line
     assert plan.columns(experiment()) == []
