@@ -49,7 +49,7 @@ def start(folder: Path, *, stays: bool = False) -> subprocess.Popen[str]:
 
 
 def enter(folder: Path) -> str:
-    """What a process that comes and goes was told."""
+    """Return the messages of a process that comes and goes."""
     return start(folder).communicate(timeout=300)[0].strip()
 
 

@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *command: str) -> tuple[int, str]:
-    """How the command, run in the folder, ended, and what it said."""
+    """Return the exit code and the output of the command, run in the folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     shown = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What the headers of the data and a single sample show is said by `validate`, before anything is prepared."""
+"""`validate` reports what the headers of the data and a single sample show, before anything is prepared."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Params(Section):
-    """What to start."""
+    """The processes to start."""
 
     kind: Literal["thread", "process"] = Field(description="what does not end")
 

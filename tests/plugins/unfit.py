@@ -10,7 +10,7 @@ from workflow_lib.plugins import Section
 
 
 class Params(Section):
-    """What is wrong with the model."""
+    """The fault of the model."""
 
     kind: Literal["wide", "pair", "frozen", "none"] = Field(description="what is wrong with it")
 

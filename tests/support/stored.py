@@ -76,7 +76,7 @@ def start(project: Project, pause_s: float = 0.3, *faults: dict[str, Any]) -> in
 
 
 def kill_after(project: Project, step: int, number: signal.Signals = signal.SIGKILL, pid: int | None = None) -> int:
-    """How an attempt ended that got the signal once it had done so many steps."""
+    """Return the end of an attempt that got the signal after so many steps."""
     pid = pid or start(project)
     until(lambda: row(project)["state"] == "running" and row(project)["step"] >= step, f"step {step}")
     os.kill(pid, number)

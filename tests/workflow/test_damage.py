@@ -31,7 +31,7 @@ def test_damaged_weights_are_written_again_before_use(finished: Project, place: 
     outcome = finished.make(f"results/tiny/runs/{run}/evaluation.json")
     assert outcome.jobs == {("evaluate", run)}
     log = finished.folder / f"logs/evaluate/tiny/{run}.log"
-    assert "was damaged: its weights are written again" in log.read_text()
+    assert "was damaged: its weights are restored" in log.read_text()
     for name in ("model.safetensors", "predictions.csv"):
         assert contents(folder)[name] == made[name]
 

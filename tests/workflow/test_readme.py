@@ -26,7 +26,7 @@ INSTEAD = {
     # It would remove a run that later commands report; tests/workflow/test_code.py tests it.
     "everstep retrain RUN": "everstep retrain --help",
     # Each kill takes time.
-    "everstep prove-resume config/quick.yaml --kills 20": "everstep prove-resume config/quick.yaml --kills 1",
+    "everstep prove-resume config/quick.yaml --kills 10": "everstep prove-resume config/quick.yaml --kills 1",
 }
 
 

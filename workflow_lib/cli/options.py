@@ -1,4 +1,4 @@
-"""How a verb is declared, and the options that several verbs share."""
+"""The declaration of a verb, and the options that several verbs share."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def experiment_of(arguments: Arguments) -> Experiment:
 
     file = arguments.experiment or os.environ.get("EVERSTEP_EXPERIMENT")
     if not file:
-        raise ConfigError("no experiment given: pass --experiment FILE (or set EVERSTEP_EXPERIMENT)")
+        raise ConfigError("no experiment file given: name one, for example config/config.yaml")
     return config.load([Path(file)])

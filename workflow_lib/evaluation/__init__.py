@@ -108,7 +108,13 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
         )
     plugin = plugins.load("models", config.model.name)
     network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
-    network.load_state_dict(load_file(model))
+    try:
+        network.load_state_dict(load_file(model))
+    except RuntimeError as error:  # the result was accepted for code that builds other weights
+        raise UserError(
+            f"{model} does not fit the model that the code builds now: {error}. Undo the change of the code, or train "
+            f"the run again by `everstep retrain {digest[:12]}`"
+        ) from error
     identity: ModelIdentity = {
         "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
         "digest": digest,
