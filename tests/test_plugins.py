@@ -141,7 +141,7 @@ def known(params):
 
 
 def open_source(params, root):
-    raise NotImplementedError
+    return None
 """
 
 

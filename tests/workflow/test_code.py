@@ -185,3 +185,14 @@ def test_a_missing_file_of_a_model_is_reported_before_anything_runs(trained: Pro
     (trained.folder / "names.txt").unlink()
     for shown in (trained.everstep("validate", trained.config).stderr, trained.run("--dry-run").output):
         assert "model.params.names: no such file: names.txt" in shown
+
+
+def test_accepted_weights_that_do_not_fit_the_code_are_named_with_the_way_out(trained: Project) -> None:
+    run = run_of(trained)
+    trained.edit("mine/net.py", "nn.ReLU()", "nn.Identity(), nn.ReLU()")
+    assert trained.everstep("accept", run).returncode == 0
+    assert trained.run("--until", "evaluate").code != 0
+    log = next(trained.folder.glob("logs/evaluate/tiny/*.log")).read_text()
+    assert "does not fit the model that the code builds now" in log
+    assert f"everstep retrain {result(trained, 'train.json')['digest'][:12]}" in log
+    assert "Traceback" not in log
