@@ -141,6 +141,7 @@ def test_values_of_any_shape_are_left_as_they_are(values: Any) -> None:
     assert with_current_names(values) == values
 
 
+@pytest.mark.filterwarnings("ignore:Argument:optuna.exceptions.ExperimentalWarning")
 def test_files_of_a_study_have_the_old_name_and_are_read_with_the_new_one() -> None:
     content = dict.fromkeys(tuning.Suggestion.__annotations__, 0)
     write_signed(Path("0.json"), {**content, "params": {"training.accumulation": 2}})
