@@ -20,7 +20,7 @@ from workflow_lib.config.renamed import with_current_names
 from workflow_lib.config.yaml import Origins, parse_yaml
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section, in_identity
-from workflow_lib.plugins.section import NOT_IDENTITY
+from workflow_lib.plugins.section import ADDED, NOT_IDENTITY
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -281,6 +281,28 @@ def test_a_plugin_may_mark_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert config.identity(one) == config.identity(two) != config.identity(three)
     assert two.model.params == {"width": 3, "workers": 2}
+
+
+class Grown(Section):
+    width: int = 3
+    depth: int = Field(2, json_schema_extra=ADDED)
+
+
+def test_a_setting_marked_added_counts_only_when_it_is_not_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workflow_lib.models import mlp
+
+    monkeypatch.setattr(mlp, "Params", Grown)
+    left_out, default, deeper = (
+        Experiment.model_validate({"name": "a", "model": {"params": params}})
+        for params in ({}, {"depth": 2}, {"depth": 3})
+    )
+    assert config.identity(left_out.model)["params"] == config.identity(default.model)["params"] == {"width": 3}
+    assert config.identity(deeper.model)["params"] == {"width": 3, "depth": 3}
+
+
+def test_a_section_leaves_out_its_added_settings() -> None:
+    assert config.identity(Grown()) == {"width": 3}
+    assert config.identity(Grown(depth=5)) == {"width": 3, "depth": 5}
 
 
 # Digests

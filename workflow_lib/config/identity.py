@@ -6,17 +6,20 @@ import json
 from functools import cache
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from workflow_lib import plugins
 from workflow_lib.config.run import Data, Model
 from workflow_lib.files import blake2b
 from workflow_lib.plugins import Section, in_identity
-from workflow_lib.plugins.section import stored_name
+from workflow_lib.plugins.section import is_added, stored_name
 
 
 def identity(section: Section) -> dict[str, Any]:
     """Return the settings that can change a result, as JSON values, without those marked NOT_IDENTITY.
 
-    A renamed setting keeps its old name here, so that a rename changes no digest.
+    A renamed setting keeps its old name here, and a setting marked ADDED is left out while it has its default, so that
+    neither a rename nor a new setting changes a digest.
     """
     excluded = _excluded(type(section))
     values = section.model_dump(mode="json", exclude=set(excluded))
@@ -24,17 +27,36 @@ def identity(section: Section) -> dict[str, Any]:
         inner = getattr(section, name)
         if name not in excluded and isinstance(inner, Section):
             values[name] = identity(inner)
+    for name, default in _added(type(section)).items():
+        if name in values and getattr(section, name) == default:
+            del values[name]
     for name, old in _renamed(type(section)).items():
         values[old] = values.pop(name)
     if isinstance(section, Data | Model):
         params = plugins.load("data" if isinstance(section, Data) else "models", section.name).Params
-        values["params"] = {k: v for k, v in values["params"].items() if k not in _excluded(params)}
+        excluded, added = _excluded(params), _added_dumped(params)
+        values["params"] = {
+            k: v for k, v in values["params"].items() if k not in excluded and not (k in added and v == added[k])
+        }
     return values
 
 
 @cache
 def _excluded(section: type[Section]) -> frozenset[str]:
     return frozenset(name for name in section.model_fields if not in_identity(section, name))
+
+
+@cache
+def _added(section: type[Section]) -> dict[str, Any]:
+    """Return the defaults of the settings marked ADDED."""
+    fields = section.model_fields
+    return {name: fields[name].get_default(call_default_factory=True) for name in fields if is_added(section, name)}
+
+
+@cache
+def _added_dumped(section: type[Section]) -> dict[str, Any]:
+    """Return the defaults of the settings marked ADDED as JSON values."""
+    return {name: to_jsonable_python(default) for name, default in _added(section).items()}
 
 
 @cache

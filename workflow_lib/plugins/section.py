@@ -63,6 +63,11 @@ def project_path(path: Path, root: Path | None) -> Path:
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
 
+# json_schema_extra for a setting that is newer than version 0.2: at its default it is not part of the run's digest, so
+# that runs planned before it was added keep their names. Its default may therefore never change.
+ADDED: dict[str, Any] = {"added": True}
+
+
 def renamed_from(old: str) -> dict[str, Any]:
     """Return json_schema_extra for a renamed setting: digests and stored files keep its old name."""
     return {"identity": old}
@@ -79,3 +84,9 @@ def in_identity(section: type[Section], name: str) -> bool:
     """Return True if the setting can change the result of a run; False if it is marked NOT_IDENTITY."""
     extra = section.model_fields[name].json_schema_extra
     return not isinstance(extra, dict) or extra.get("identity", True) is not False
+
+
+def is_added(section: type[Section], name: str) -> bool:
+    """Return True if the setting is marked ADDED."""
+    extra = section.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and extra.get("added") is True
