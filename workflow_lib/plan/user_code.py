@@ -23,7 +23,13 @@ def of(run: RunConfig) -> dict[str, source_digest.Code]:
     modules = {"model": plugins.load("models", run.model.name)}
     if run.training.hooks is not None:
         modules["hooks"] = plugins.load_hooks(run.training.hooks)
-    return {kind: plugins.code(module) for kind, module in modules.items()}
+    code = {kind: plugins.code(module) for kind, module in modules.items()}
+    return code | {kind: plugins.object_code(kind, target) for kind, target in objects_of(run).items()}
+
+
+def objects_of(run: RunConfig) -> dict[str, str]:
+    """Return the import paths `package.module:Name` that the run's settings name, by what they are used for."""
+    return {}
 
 
 def files_of(run: RunConfig) -> dict[str, Path]:
@@ -52,7 +58,7 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
     cache: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
-        key = config.canonical([run.model.name, run.model.params, run.training.hooks])
+        key = config.canonical([run.model.name, run.model.params, run.training.hooks, objects_of(run)])
         if key not in cache:
             cache[key] = digest(run)
         return cache[key]

@@ -14,6 +14,7 @@ from workflow_lib.plugins.contract import (
     task,
 )
 from workflow_lib.plugins.loader import Inputs, PluginError, available, load, load_hooks, user_code_errors
+from workflow_lib.plugins.objects import argument_problem, is_object_path, load_object, object_code
 from workflow_lib.plugins.section import Section, in_identity
 from workflow_lib.tasks.facts import Targets, Task, TaskFacts, all_facts, task_facts
 
@@ -27,15 +28,19 @@ __all__ = [
     "TaskFacts",
     "accepted_inputs",
     "all_facts",
+    "argument_problem",
     "available",
     "code",
     "column_descriptions",
     "facts",
     "facts_in_headers",
     "in_identity",
+    "is_object_path",
     "load",
     "load_hooks",
+    "load_object",
     "named_files",
+    "object_code",
     "task",
     "task_facts",
     "user_code_errors",

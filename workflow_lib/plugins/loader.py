@@ -50,10 +50,11 @@ def load(kind: str, name: str) -> ModuleType:
     target = name if is_import_path(name) else f"workflow_lib.{FOLDERS[kind]}.{name}"
     if not is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
-    return _checked(kind, name, _import(kind, name, target))
+    return _checked(kind, name, import_module(kind, name, target))
 
 
-def _import(kind: str, name: str, target: str) -> ModuleType:
+def import_module(kind: str, name: str, target: str) -> ModuleType:
+    """Return the module at an import path; `name` stands for it in messages. Raises PluginError if it fails."""
     if target in sys.modules:
         return sys.modules[target]
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
@@ -71,7 +72,7 @@ def _import(kind: str, name: str, target: str) -> ModuleType:
 
 def load_hooks(target: str) -> ModuleType:
     """Return the module of the user's hooks; raise PluginError if it has none, or an unknown `on_...`."""
-    module = _import("hooks", target, target)
+    module = import_module("hooks", target, target)
     names = [name for name in vars(module) if name.startswith("on_")]
     for wrong in (name for name in names if name not in HOOKS):
         near = difflib.get_close_matches(wrong, HOOKS, 1)
@@ -120,6 +121,10 @@ def _unknown(kind: str, name: str) -> str:
     given = shortened(name)
     if kind == "hooks":
         return f"no module `{given}` to import for hooks; give an import path from the project: mypackage.module"
+    if kind not in FOLDERS:
+        return (
+            f"no module `{given}` to import for a {kind}; give an import path from the project: mypackage.module:Name"
+        )
     names = available(kind)
     what = "data set" if kind == "data" else "model"
     if is_import_path(name):
