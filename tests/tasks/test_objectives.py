@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional
 
 from workflow_lib.errors import ConfigError
+from workflow_lib.plugins import task_facts, task_names
 from workflow_lib.tasks import Objective
 from workflow_lib.tasks.classification import CrossEntropy, class_weights
-from workflow_lib.tasks.facts import names, task_facts
 from workflow_lib.tasks.language import TokenCrossEntropy
 from workflow_lib.tasks.regression import SquaredError
 
 BATCH = 12
 CPU = torch.device("cpu")
-TASKS = names()
+TASKS = task_names()
 
 
 def example(name: str, device: torch.device = CPU) -> tuple[Objective, torch.Tensor, torch.Tensor]:

@@ -67,6 +67,10 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     for path, metric in metrics.items():
         if metric not in plugins.task_facts(task).curves:
             yield path, no_metric(metric, task)
+    if plugins.task_facts(task).answers == "pixel":
+        for name in ("mixup", "cutmix"):
+            if value := getattr(run["augment"], name):
+                yield ("augment", name), f"{shown(value)} mixes samples, and masks cannot be mixed; allowed: 0"
     facts = plugins.all_facts()
     for name in dict.fromkeys(setting for known in facts.values() for setting in known.settings):
         tasks = [other for other, known in facts.items() if name in known.settings]
@@ -82,13 +86,20 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
     """Yield the problems of settings that do not fit the facts known about the data before it is read."""
     data, training, augment = run["data"], run["training"], run["augment"]
     model = run["model"].name
-    accepted = plugins.accepted_inputs(model)
+    accepted, answers = plugins.accepted_inputs(model), plugins.task_facts(plugins.task(data.name, data.params)).answers
     if known.inputs is not None and known.inputs not in accepted:
-        fitting = [name for name in plugins.available("models") if known.inputs in plugins.accepted_inputs(name)]
+        fitting = [name for name in plugins.available("models") if _fits(name, known.inputs, answers)]
         yield (
             ("model", "name"),
             f"{model} is for {' or '.join(accepted)}, and data.name={data.name} has {known.inputs};"
             f" allowed: {', '.join(fitting)}",
+        )
+    elif answers not in plugins.answers(model):
+        fitting = [name for name in plugins.available("models") if _fits(name, known.inputs, answers)]
+        yield (
+            ("model", "name"),
+            f"{model} gives an answer for each {' or '.join(plugins.answers(model))}, and data.name={data.name} needs"
+            f" one for each {answers}; allowed: {', '.join(fitting)}",
         )
     if known.inputs not in (None, "images"):
         for name, value in augment:
@@ -106,6 +117,11 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
         held_out = [round(known.samples * part) for part in (data.validation_fraction, data.test_fraction)]
         if what := batch_problem(training.batch_size, known.samples - sum(held_out)):
             yield ("training", "batch_size"), what
+
+
+def _fits(model: str, inputs: plugins.Inputs | None, answers: plugins.Answers) -> bool:
+    """Return True if a model takes these inputs, which may be unknown, and gives these answers."""
+    return (inputs is None or inputs in plugins.accepted_inputs(model)) and answers in plugins.answers(model)
 
 
 def batch_problem(batch_size: int, samples: int) -> str | None:

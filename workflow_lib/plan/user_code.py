@@ -29,7 +29,8 @@ def of(run: RunConfig) -> dict[str, source_digest.Code]:
 
 def objects_of(run: RunConfig) -> dict[str, str]:
     """Return the import paths `package.module:Name` that the run's settings name, by what they are used for."""
-    return {}
+    task = plugins.task(run.data.name, run.data.params)
+    return {"task": task} if plugins.is_object_path(task) else {}
 
 
 def files_of(run: RunConfig) -> dict[str, Path]:

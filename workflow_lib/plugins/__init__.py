@@ -6,6 +6,7 @@ from typing import Any
 from workflow_lib.plugins.contract import (
     DatasetFacts,
     accepted_inputs,
+    answers,
     code,
     column_descriptions,
     facts,
@@ -16,9 +17,11 @@ from workflow_lib.plugins.contract import (
 from workflow_lib.plugins.loader import Inputs, PluginError, available, load, load_hooks, user_code_errors
 from workflow_lib.plugins.objects import argument_problem, is_object_path, load_object, object_code
 from workflow_lib.plugins.section import Section, in_identity
-from workflow_lib.tasks.facts import Targets, Task, TaskFacts, all_facts, task_facts
+from workflow_lib.plugins.tasks import all_facts, task_facts, task_names
+from workflow_lib.tasks.facts import Answers, Targets, Task, TaskFacts
 
 __all__ = [
+    "Answers",
     "DatasetFacts",
     "Inputs",
     "PluginError",
@@ -28,6 +31,7 @@ __all__ = [
     "TaskFacts",
     "accepted_inputs",
     "all_facts",
+    "answers",
     "argument_problem",
     "available",
     "code",
@@ -43,6 +47,7 @@ __all__ = [
     "object_code",
     "task",
     "task_facts",
+    "task_names",
     "user_code_errors",
 ]
 

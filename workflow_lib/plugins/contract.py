@@ -1,7 +1,7 @@
 """Optional functions and constants of a plugin module, with their defaults, and the files that its settings name.
 
 A data set may define `task(params)`, `known(params)`, `look(params, root)` and `describe(params, root)`; a model may
-define `TAKES`. `Params`, `open_source` and `build` are required: see `loader`.
+define `TAKES` and `GIVES`. `Params`, `open_source` and `build` are required: see `loader`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from workflow_lib.plugins import source_digest
 from workflow_lib.plugins.loader import Inputs, PluginError, load, user_code_errors
+from workflow_lib.plugins.objects import is_object_path
 from workflow_lib.plugins.section import Section, in_identity
-from workflow_lib.tasks.facts import Task, names, task_facts
+from workflow_lib.plugins.tasks import task_facts, task_names
+from workflow_lib.tasks.facts import Answers, Task
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ def task(name: str, params: Mapping[str, Any]) -> Task:
     """Return the task of the data set with these settings: classification unless its `task(params)` says otherwise."""
     module = load("data", name)
     found = _call(module, "task", params, "classification")
-    if found not in names():
-        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {', '.join(names())}")
+    if found not in task_names() and not (isinstance(found, str) and is_object_path(found)):
+        allowed = f"{', '.join(task_names())}, or an import path: mypackage.mytasks:TASK"
+        raise PluginError(f"{module.__file__}: task() says {found!r}; allowed: {allowed}")
     return str(found)
 
 
@@ -89,6 +92,21 @@ def accepted_inputs(name: str) -> tuple[Inputs, ...]:
         allowed = ", ".join(get_args(Inputs))
         raise PluginError(f"{module.__file__}: TAKES is {inputs!r:.60}; allowed: a tuple of some of {allowed}")
     return inputs
+
+
+def answers(name: str) -> tuple[Answers, ...]:
+    """Return what a model gives an answer for, from its `GIVES`.
+
+    Without it, a model of texts answers for each token, and a model of images or tables for each sample.
+    """
+    module = load("models", name)
+    inputs = accepted_inputs(name)
+    usual: dict[Inputs, Answers] = {"images": "sample", "tables": "sample", "texts": "token"}
+    given: tuple[Answers, ...] = getattr(module, "GIVES", tuple(usual[kind] for kind in inputs))
+    if not isinstance(given, tuple | list) or not given or any(kind not in get_args(Answers) for kind in given):
+        allowed = ", ".join(get_args(Answers))
+        raise PluginError(f"{module.__file__}: GIVES is {given!r:.60}; allowed: a tuple of some of {allowed}")
+    return given
 
 
 def _call(module: ModuleType, function: str, params: Mapping[str, Any], default: Any) -> Any:

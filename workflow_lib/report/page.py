@@ -111,7 +111,7 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
     names = dict.fromkeys(run.task for run in runs)
     metrics = {metric: label for name in names for metric, label in tasks.load(name).metrics.items()}
     rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
-    template = _templates().get_template("report.html")
+    template = _templates(task.chapter.folder if task.chapter else None).get_template("report.html")
     return template.render(
         runs=runs,
         best=best,
@@ -154,13 +154,14 @@ def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
     }
 
 
-def _templates() -> jinja2.Environment:
+def _templates(of_chapter: Path | None = None) -> jinja2.Environment:
+    """Return the environment of the page; the template of a user's chapter is in a folder of its own."""
     import jinja2
 
     from workflow_lib.results import provenance
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([TEMPLATES, of_chapter or TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

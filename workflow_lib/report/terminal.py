@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from workflow_lib import plugins
 from workflow_lib.errors import UserError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
-from workflow_lib.tasks.facts import all_facts
 from workflow_lib.text import aligned, decimal
 
 
@@ -40,12 +40,13 @@ def summary(results: Path) -> str:
 
 def _test_metrics(row: dict[str, str]) -> str:
     """Return the test metrics of a run, the first with its interval."""
-    metrics = [facts.metrics for facts in all_facts().values()]
-    # tasks share metrics, such as accuracy: the run's task is the one with the largest share of its metrics in the row
-    labels = max(metrics, key=lambda names: sum(bool(row.get(name)) for name in names) / len(names))
-    low, high = (row[f"{next(iter(labels))}_{end}"] for end in ("low", "high"))
+    labels = {name: label for facts in plugins.all_facts().values() for name, label in facts.metrics.items()}
+    measured = [name for name in row if f"{name}_low" in row and row[name]]
+    if not measured:
+        return "undefined"
+    low, high = (row[f"{measured[0]}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""
-    first, *others = (f"{label} {_short(row[name])}" for name, label in labels.items())
+    first, *others = (f"{labels.get(name, name)} {_short(row[name])}" for name in measured)
     caution = provenance.caution(int(row["test_samples"])) if row.get("test_samples") else ""
     return ", ".join([first + interval, *others]) + (f"; {caution}" if caution else "")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib import plugins
 from workflow_lib.errors import StateError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
@@ -24,7 +25,6 @@ from workflow_lib.results.statements import (
 )
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
-from workflow_lib.tasks.facts import task_facts
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -93,7 +93,7 @@ class RunResults:
         value, epoch = self.best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
-        for name in task_facts(self.task).metrics:
+        for name in plugins.task_facts(self.task).metrics:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {"epochs": self.train["epochs"], "steps": self.train["steps"], "seconds": self.train["seconds"]}

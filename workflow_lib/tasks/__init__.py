@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from workflow_lib.tasks.facts import TaskFacts, task_facts
+from workflow_lib.errors import ConfigError
+from workflow_lib.tasks.facts import TaskFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,15 +99,17 @@ class Onnx:
 class Chapter:
     """The chapter of a report about the best run.
 
-    name     name of the template in report/templates, without .html, and of its section
+    name     name of the template, without .html, and of its section
     title    title in the list of chapters
     values   returns the `content` of the template, from evaluation.json and the path of predictions.csv; plotly draws
              its `figures`
+    folder   folder of the template; None: report/templates
     """
 
     name: str
     title: str
     values: Callable[[dict[str, Any], Path], dict[str, Any]] = lambda evaluation, predictions: {}
+    folder: Path | None = None
 
 
 def one_output_a_sample(spec: ModelSpec) -> tuple[Tensor, tuple[int, ...]]:
@@ -136,5 +139,10 @@ class Task(TaskFacts):
 
 
 def load(name: str) -> Task:
-    """Return a task by its name. Raises ConfigError if there is none of this name."""
-    return cast("Task", task_facts(name))
+    """Return a task by its name or import path. Raises ConfigError if there is none."""
+    from workflow_lib.plugins import task_facts
+
+    found = task_facts(name)
+    if not isinstance(found, Task):
+        raise ConfigError(f"task `{name}` is a {type(found).__name__}; allowed: a Task of workflow_lib.tasks")
+    return found

@@ -162,6 +162,7 @@ TASK = Task(
     larger_is_better=True,
     study_metric="val_accuracy",
     settings=("label_smoothing",),
+    answers="token",
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(
