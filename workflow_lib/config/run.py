@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
+from workflow_lib.config.init import Init
 from workflow_lib.config.optimization import (
     SGD,
     AdamW,
@@ -24,7 +25,7 @@ from workflow_lib.config.optimization import (
 )
 from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import NOT_IDENTITY, renamed_from
+from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
 MOST = 1_000_000  # upper bound of counts such as epochs and trials; a larger number is probably a typo
 
@@ -95,6 +96,7 @@ class Model(_PluginSection):
 
     name: str = Field("mlp", description="model: a file in workflow_lib/models, or an import path")
     params: dict[str, Any] = Field({}, description="settings of the model")
+    init: Init = Field(default_factory=Init, json_schema_extra=ADDED)
 
 
 class EarlyStopping(Section):

@@ -131,12 +131,12 @@ def _commented(lines: Any) -> Iterator[str]:
 def _yaml(value: dict[str, Any] | list[Any]) -> Iterator[str]:
     """Yield a mapping or list as YAML, one item a line."""
     for item in value.items() if isinstance(value, dict) else value:
-        yield f"{item[0]}: {_inline(item[1])}" if isinstance(value, dict) else f"- {_inline(item)}"
+        yield f"{_inline(item[0])}: {_inline(item[1])}" if isinstance(value, dict) else f"- {_inline(item)}"
 
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_inline(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_inline(key)}: {_inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_inline, value)) + "]"
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_yaml(value, "")[0] == value:

@@ -53,6 +53,8 @@ class Sharded:
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.parameters = [nn.Parameter(_shard(weight)) for weight in trained]
         self._pairs = list(zip(trained, self.parameters, strict=True))
+        self._weights = {id(shard): weight for weight, shard in self._pairs}
+        self.optimized = self.parameters
         self._whole_shapes = {
             name: value.shape for name, value in model.state_dict().items() if isinstance(value, DTensor)
         }
@@ -139,7 +141,7 @@ class Sharded:
         The tensors of an optimizer are named by the index of their weight. Only those of its shape are sharded.
         """
         if group == "optimizer":
-            return self._pairs[int(name.split(".", 1)[0])][0].shape
+            return self._weights[id(self.optimized[int(name.split(".", 1)[0])])].shape
         return self._whole_shapes.get(name) if group in SHARDED else None
 
     def _rows(self, whole: torch.Size) -> tuple[int, int]:

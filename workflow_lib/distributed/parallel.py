@@ -28,6 +28,8 @@ class Parallel(Protocol):
     """The model as it was built, to switch modes and to read buffers."""
     parameters: list[nn.Parameter]
     """The tensors that the optimizer updates."""
+    optimized: list[nn.Parameter]
+    """The same tensors in the order of the optimizer, which names its own tensors by their place in it."""
     is_shared: bool
     """True if each rank has its own shards, and saves them itself."""
 
@@ -81,7 +83,7 @@ class Replicated:
     ) -> None:
         self.model = model.to(device)
         trained = compiled(model) if compiled is not None else model
-        self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimized = self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
         self._device = device
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if world_size > 1:

@@ -6,7 +6,8 @@ A schedule has no state, except reduce-on-plateau, whose counters are part of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from workflow_lib.runtime.torch_internals import (
     unwrap_optimizer_methods,
     unwrapped_step,
 )
+from workflow_lib.training.parameter_groups import Groups
 from workflow_lib.training.selection import Plateau
 
 if TYPE_CHECKING:
@@ -29,12 +31,10 @@ if TYPE_CHECKING:
     from workflow_lib.config.optimization import Optimizer, Schedule
 
 
-def build_optimizer(
-    section: Optimizer, model: nn.Module, parameters: list[nn.Parameter] | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(section: Optimizer, model: nn.Module, parameters: Groups | None = None) -> torch.optim.Optimizer:
     """Return the optimizer of the section, with torch's fused kernel if it has one.
 
-    It trains the parameters, or else all parameters of the model that require gradients.
+    It trains the parameters or groups of them, or else all parameters of the model that require gradients.
     """
     unwrap_optimizer_methods()
     parameters = parameters or [weight for weight in model.parameters() if weight.requires_grad]
@@ -64,9 +64,7 @@ def build_optimizer(
 class Lion(torch.optim.Optimizer):
     """Steps by the sign of a mean of gradient and average. Chen et al., NeurIPS 2023 (arXiv 2302.06675), Program 1."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
-    ) -> None:
+    def __init__(self, parameters: Groups, *, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -88,39 +86,42 @@ class Lion(torch.optim.Optimizer):
 
 
 class Muon(torch.optim.Optimizer):
-    """torch's Muon for the hidden matrices and its AdamW for the rest, as one optimizer of two groups.
+    """torch's Muon for the hidden matrices and its AdamW for the rest, as one optimizer.
 
     The steps of the matrices are scaled to the size of AdamW's, so that both use one learning rate and weight decay.
     Source: Liu et al., Muon is Scalable for LLM Training (arXiv 2502.16982), section 2.2.
     """
 
-    def __init__(self, section: MuonSection, matrices: list[nn.Parameter], parameters: list[nn.Parameter]) -> None:
+    def __init__(self, section: MuonSection, matrices: list[nn.Parameter], parameters: Groups) -> None:
         hidden = {id(matrix) for matrix in matrices}
+        inside, others = _split(parameters, lambda weight: id(weight) in hidden)
         shared: dict[str, Any] = {"lr": section.lr, "weight_decay": section.weight_decay}
-        self._parts: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(
-                matrices,
-                momentum=section.momentum,
-                adjust_lr_fn="match_rms_adamw",
-                **shared,
-            ),
-            torch.optim.AdamW(
-                [weight for weight in parameters if id(weight) not in hidden],
-                betas=section.betas,
-                eps=section.eps,
-                fused=True,
-                **shared,
-            ),
-        )
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self._steps = [unwrapped_step(part) for part in self._parts]
+        parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(inside, momentum=section.momentum, adjust_lr_fn="match_rms_adamw", **shared)
+        ]
+        if others:
+            parts.append(torch.optim.AdamW(others, betas=section.betas, eps=section.eps, fused=True, **shared))
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = [(part, len(part.param_groups), unwrapped_step(part)) for part in parts]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step of every weight that has a gradient."""
-        for part, group, step in zip(self._parts, self.param_groups, self._steps, strict=True):
-            part.param_groups, part.state = [group], self.state  # both are new objects after a load
+        groups = iter(self.param_groups)
+        for part, count, step in self._parts:
+            part.param_groups, part.state = [*islice(groups, count)], self.state  # both are new objects after a load
             step()
+
+
+def _split(parameters: Groups, is_inside: Callable[[nn.Parameter], bool]) -> tuple[Groups, Groups]:
+    """Return the groups of the parameters inside and of the others, without empty groups."""
+    groups = [part for part in parameters if isinstance(part, dict)] or [{"params": parameters}]
+    sides = [
+        [{**group, "params": [weight for weight in group["params"] if is_inside(weight) == side]} for group in groups]
+        for side in (True, False)
+    ]
+    inside, others = ([group for group in side if group["params"]] for side in sides)
+    return inside, others
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

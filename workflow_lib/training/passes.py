@@ -12,6 +12,7 @@ import torch
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.torch_internals import foreach_lerp_, unwrapped_step
 from workflow_lib.tasks import Objective
+from workflow_lib.training import parameter_groups
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing
 from workflow_lib.training.batches import Batches, MicroBatch
 from workflow_lib.training.divergence import Divergence
@@ -52,7 +53,7 @@ class Passes:
             raise
 
     def _warm_up(self, split: Split | MappedSplit, poll: Callable[[], object]) -> None:
-        self._state.model.train()
+        self._state.set_training()
         rows = {stop - start: slice(start, stop) for start, stop in self._batches.spans}
         for micro_batch in rows.values():  # each size is compiled separately
             inputs, targets = self._objective.parts(*split.batch(micro_batch))
@@ -91,9 +92,7 @@ class Passes:
     def update(self, losses: list[tuple[torch.Tensor, int]]) -> None:
         """Take one optimizer step, given the losses of its micro-batches and their sizes, and update the average."""
         state, training = self._state, self._run.training
-        lr = self.learning_rate
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        parameter_groups.set_learning_rate(state.optimizer, self.learning_rate)
         norm = None
         if training.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)

@@ -19,6 +19,7 @@ from workflow_lib import plugins
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, seed_everything
+from workflow_lib.training import parameter_groups
 from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.model import build_model, compiled
@@ -108,6 +109,7 @@ class State:
         self.hooks = Hooks(plugins.load_hooks(hooks)) if hooks is not None else None
         seed_everything(derive(run.seed, "initial"))
         self.model = build_model(run.model, spec)
+        self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         if training.activation_checkpointing:
             recompute_blocks(self.model, device)
         compiling = functools.partial(compiled, is_strict=training.determinism == "strict")
@@ -122,7 +124,9 @@ class State:
         self._versions = dict.fromkeys(self._frozen, 0)  # torch increments a tensor's version with each write into it
         # a copy, since the warm-up before the first step changes buffers
         self._initial = {name: value.detach().clone() for name, value in self.parallel.state().items()}
-        self.optimizer = build_optimizer(run.optimizer, self.model, self.parallel.parameters)
+        groups = parameter_groups.parameter_groups(run.model.init, self.parallel.names())
+        self.optimizer = build_optimizer(run.optimizer, self.model, groups)
+        self.parallel.optimized = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.scaler = self.parallel.scaler(enabled=training.precision == "fp16")
         averaged = training.ema_decay is not None
         firsts = {id(p): name for name, p in reversed([*self.parallel.names()])}  # a tied weight has several names
@@ -137,6 +141,10 @@ class State:
         """Free the initial weights. Called once, after `reset` or after the state of a checkpoint is restored."""
         self._versions = {name: weight._version for name, weight in self._frozen.items()}
         del self._initial
+
+    def set_training(self) -> None:
+        """Set the model to training mode; modules that are frozen as a whole stay in evaluation mode."""
+        parameter_groups.set_training(self.model, self._frozen_modules)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes: in ``training.precision``."""

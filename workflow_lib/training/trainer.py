@@ -41,6 +41,7 @@ from workflow_lib.training.divergence import Divergence, check_finite
 from workflow_lib.training.hooks import View
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.model import explain, explain_single_value
+from workflow_lib.training.parameter_groups import learning_rate_of
 from workflow_lib.training.passes import Passes
 from workflow_lib.training.progress import ProgressDisplay
 from workflow_lib.training.state import Cursor, EpochMetrics, State
@@ -198,7 +199,7 @@ class Trainer:
         epoch = self._batches.epoch(cursor.epoch)
         starts = range(cursor.sample, end, size)
         rows = (micro_batch.rows for start in starts for micro_batch in epoch.micro_batches(start))
-        self.state.model.train()
+        self.state.set_training()
         with contextlib.closing(self._train_split.stream(rows)) as batches:
             while cursor.sample < end:
                 if self._poll():
@@ -259,7 +260,7 @@ class Trainer:
         row: EpochMetrics = {
             "epoch": cursor.epoch + 1,
             "step": cursor.step,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate_of(state.optimizer),
             "train_loss": loss_sum / (self._batches.steps_per_epoch * self._batches.size),
             **self._objective.metrics(progress.validation),
         }
