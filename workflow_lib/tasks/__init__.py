@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, UserError
 from workflow_lib.tasks.facts import TaskFacts
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 AnySplit: TypeAlias = "Split | MappedSplit"
 Pairs: TypeAlias = "tuple[Tensor, Tensor]"  # inputs of the model, and what its outputs are compared with
 Measured: TypeAlias = "tuple[dict[str, Any], str]"  # part of evaluation.json with `metrics`, text of predictions.csv
+Columns: TypeAlias = "Mapping[str, Sequence[Any] | np.ndarray]"  # by name, one value for each sample
 
 
 class Objective(ABC):
@@ -72,13 +73,14 @@ def summed(loss: Tensor, other: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Onnx:
-    """Comparison of an exported model with the trained one.
+    """The exported graph, and its comparison with the trained model.
 
     output       name of a single output number in the report; the graph's output has this name in the plural
     score        name of the score of both models in export.json, and its label in the report
     score_of     returns the sum of the score over samples, from outputs, targets and the manifest
     has_labels   True if the largest output is a prediction, which both models must agree on
-    wrap         returns the network to export
+    wrap         returns the network to export; the outputs of the graph are its outputs
+    probabilities  returns what the graph gives as `probabilities` beside the outputs, from the outputs; None: nothing
     pairs        returns inputs of the model and targets from a batch
     at_most      returns the largest number of samples to compare, from the model's shapes and export.max_batch; None
                  compares the whole split
@@ -90,6 +92,7 @@ class Onnx:
     score_of: Callable[[np.ndarray, np.ndarray, Manifest], float]
     has_labels: bool = True
     wrap: Callable[[nn.Module, Manifest], nn.Module] = lambda network, manifest: network
+    probabilities: Callable[[Tensor], Tensor] | None = None
     pairs: Callable[[Tensor, Tensor], Pairs] = lambda inputs, targets: (inputs, targets)
     at_most: Callable[[ModelSpec, int], int] | None = None
     lengths: Callable[[ModelSpec], Sequence[int]] = lambda spec: ()
@@ -119,6 +122,16 @@ def one_output_a_sample(spec: ModelSpec) -> tuple[Tensor, tuple[int, ...]]:
     return torch.zeros((2, *spec.input_shape)), (2, spec.outputs)
 
 
+def numbered_outputs(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
+    """Return a column for each output of a sample, which all have the same number of them: [n, outputs]."""
+    if outputs.ndim != 2:
+        raise UserError(
+            f"the task {manifest.task} cannot predict: its outputs have shape {outputs.shape[1:]} for each sample, and "
+            "`predicted` of its TASK does not make columns of them"
+        )
+    return {f"output_{number}": outputs[:, number] for number in range(outputs.shape[1])}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(TaskFacts):
     """The facts of a task, and its code.
@@ -129,6 +142,11 @@ class Task(TaskFacts):
     onnx        comparison of the exported model
     chapter     chapter of the report, or None
     probe       returns inputs to check a model with before training, and the shape that its outputs must have
+    predicted   returns the columns that `everstep predict` writes for a batch, behind those that name the samples. It
+                gets the outputs of `onnx.wrap(network)`, which are also those of the exported graph (float32); the
+                targets of `onnx.pairs` (language: the next tokens; other tasks have none when they predict); and the
+                manifest, of which an exported graph keeps all but the shards, the splits and the source files. Every
+                batch must have the same columns, each with text, whole numbers or float64
     """
 
     objective: Callable[[Training, device, Sequence[int], Sequence[float]], Objective]
@@ -136,6 +154,7 @@ class Task(TaskFacts):
     onnx: Onnx
     chapter: Chapter | None = None
     probe: Callable[[ModelSpec], tuple[Tensor, tuple[int, ...]]] = one_output_a_sample
+    predicted: Callable[[np.ndarray, np.ndarray, Manifest], Columns] = numbered_outputs
 
 
 def load(name: str) -> Task:

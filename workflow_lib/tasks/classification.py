@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from workflow_lib.errors import ConfigError
-from workflow_lib.tasks import AnySplit, Chapter, Measured, Objective, Onnx, Task, summed
+from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +97,22 @@ def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: 
     return measured, classes.predictions_csv(logits, targets, manifest.classes)
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class."""
+    return logits.softmax(dim=1)
+
+
+def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
+    """Return the name of the most probable class, and the probability of each class."""
+    import numpy as np
+
+    from workflow_lib.metrics.classes import log_softmax
+
+    shares = np.exp(log_softmax(logits))
+    names = [manifest.classes[number] for number in logits.argmax(axis=1).tolist()]
+    return {"predicted": names} | {f"p({name})": shares[:, number] for number, name in enumerate(manifest.classes)}
+
+
 def correct(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
     """Return the number of samples whose largest output is that of their class."""
     return float((outputs.argmax(axis=-1) == targets).sum())
@@ -135,6 +151,7 @@ TASK = Task(
     settings=("label_smoothing", "focal_gamma", "class_weights", "sampling"),
     objective=objective,
     evaluate=evaluate,
-    onnx=Onnx(output="logit", score=("accuracy", "Accuracy"), score_of=correct),
+    onnx=Onnx(output="logit", score=("accuracy", "Accuracy"), score_of=correct, probabilities=probabilities),
     chapter=Chapter("classes", "Classes", chapter_values),
+    predicted=predicted,
 )

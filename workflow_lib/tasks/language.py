@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, final
 
-from workflow_lib.tasks import AnySplit, Chapter, Measured, Objective, Onnx, Pairs, Task, summed
+from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Pairs, Task, summed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +144,27 @@ def generate(network: nn.Module, prompt: Tensor, context: int, seed: int, where:
     return tokens[len(prompt) :]
 
 
+def next_token(logits: Tensor) -> Tensor:
+    """Return the probability of each token to follow the sequence [n, tokens]."""
+    return logits[:, -1].softmax(dim=1)
+
+
+def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
+    """Return the mean loss (nats) of the tokens of each passage, its exponential, and the share predicted correctly."""
+    import numpy as np
+    import torch
+
+    loss = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits).flatten(0, 1), torch.from_numpy(targets).flatten(), reduction="none"
+    )
+    mean = loss.view(targets.shape).double().mean(dim=1).numpy()
+    with np.errstate(over="ignore"):
+        perplexity = np.exp(mean)
+    accuracy = (logits.argmax(axis=2) == targets).mean(axis=1)
+    tokens = np.full(len(mean), targets.shape[1])
+    return {"tokens": tokens, "loss": mean, "perplexity": perplexity, "accuracy": accuracy}
+
+
 def correct_share(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
     """Return the sum over samples of the share of their tokens that were predicted correctly."""
     right = outputs.argmax(axis=-1) == targets
@@ -169,10 +190,12 @@ TASK = Task(
         output="logit",
         score=("accuracy", "Accuracy"),
         score_of=correct_share,
+        probabilities=next_token,
         pairs=next_tokens,
         at_most=rows_at_once,
         lengths=shorter_lengths,
     ),
     chapter=Chapter("text", "Text"),
     probe=probe,
+    predicted=predicted,
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from workflow_lib.tasks import AnySplit, Chapter, Measured, Objective, Onnx, Task, summed
+from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +103,15 @@ def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
     return InUnits()
 
 
+def predicted(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
+    """Return the predicted numbers, in the units of the data."""
+    import numpy as np
+
+    numbers = [""] if outputs.shape[1] == 1 else [f"_{number}" for number in range(outputs.shape[1])]
+    columns = zip(numbers, outputs.astype(np.float64).T, strict=True)
+    return {f"predicted{number}": column for number, column in columns}
+
+
 def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
     """Return the sum over samples of the mean absolute error of their targets, in the units of the data."""
     import numpy as np
@@ -165,4 +174,5 @@ TASK = Task(
         wrap=in_units,
     ),
     chapter=Chapter("predictions", "Predictions", chapter_values),
+    predicted=predicted,
 )
