@@ -8,10 +8,11 @@ each save.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
+from torch import nn
 
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.errors import DivergedError
@@ -33,8 +34,10 @@ class Divergence:
         self._waits_for_device = waits_for_device
         self._pending: list[tuple[int, torch.Tensor]] = []  # step, and the sum of its losses and gradients
 
-    def watch(self, losses: list[tuple[torch.Tensor, int]], norm: torch.Tensor | None) -> None:
-        """Check a step, given its losses with their numbers of samples, and the norm of the gradient if it is known.
+    def watch(
+        self, losses: list[tuple[torch.Tensor, int]], weights: Sequence[nn.Parameter], norm: torch.Tensor | None = None
+    ) -> None:
+        """Check losses, with their numbers of samples, and the gradients of weights, by their norm if it is known.
 
         Raises DivergedError: on the CPU at once, else in a later `check_pending`. With a loss scaler gradients are not
         checked: it skips a step whose gradient overflows, and lowers the scale.
@@ -44,7 +47,7 @@ class Divergence:
         if norm is not None and not state.scaler.is_enabled():
             values.append(norm)
         elif not state.scaler.is_enabled():
-            values += [weight.grad.sum() for weight in state.parallel.parameters if weight.grad is not None]
+            values += [weight.grad.sum() for weight in weights if weight.grad is not None]
         if self._waits_for_device:
             # the sum is finite only if every value is
             self._pending.append((step, torch.stack([value.float() for value in values]).sum()))

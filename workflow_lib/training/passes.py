@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.distributed.shared_state import SharedState
-from workflow_lib.runtime.torch_internals import foreach_lerp_, unwrapped_step
+from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.tasks import Objective
 from workflow_lib.training import parameter_groups
 from workflow_lib.training.augment import augmented, is_augmenting, is_mixing
@@ -30,10 +31,16 @@ class Passes:
     """The passes of one rank. They change the state; the trainer commits it."""
 
     def __init__(
-        self, state: State, objective: Objective, batches: Batches, shared_state: SharedState, divergence: Divergence
+        self,
+        state: State,
+        objective: Objective,
+        batches: Batches,
+        shared_state: SharedState,
+        divergence: Divergence,
+        saver: Saver,
     ) -> None:
         self._run, self._ranks, self._state, self._objective = state.run, state.ranks, state, objective
-        self._batches, self._shared_state, self._divergence = batches, shared_state, divergence
+        self._batches, self._shared_state, self._divergence, self._saver = batches, shared_state, divergence, saver
         self._is_augmenting = is_augmenting(state.run.augment) or is_mixing(state.run.augment)
         self._optimizer_step = unwrapped_step(state.optimizer)
 
@@ -64,7 +71,31 @@ class Passes:
                     self._objective.loss(self._state.parallel.forward(inputs), targets).backward()
         self._state.parallel.zero_grad()
 
-    def backward(self, micro_batch: MicroBatch, batch: Batch, *, is_last: bool) -> torch.Tensor:
+    def step(
+        self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Callable[[], object]
+    ) -> list[tuple[torch.Tensor, int]]:
+        """Compute an optimizer step; return the losses of its micro-batches with their sizes.
+
+        ``poll`` is called between micro-batches. If it raises, the last commit is still complete.
+        """
+        parallel = self._state.parallel
+        if len(micro_batches) > 1:
+            self._state.back_up()
+        losses = []
+        parallel.zero_grad()
+        for number, micro_batch in enumerate(micro_batches):
+            if number:
+                poll()  # a due save waits for the next step; a stop raises
+            sys.audit("everstep", "fetch", micro_batch.samples)
+            is_last = number == len(micro_batches) - 1
+            losses.append((self._backward(micro_batch, next(batches), is_last=is_last), len(micro_batch)))
+        parallel.take_gradients()
+        self._saver.wait_copied()
+        sys.audit("everstep", "optimizer")
+        self._update(losses)
+        return losses
+
+    def _backward(self, micro_batch: MicroBatch, batch: Batch, *, is_last: bool) -> torch.Tensor:
         """Add the gradients of a micro-batch; return the mean loss of its samples, detached."""
         run, objective, cursor, parallel = self._run, self._objective, self._state.progress.cursor, self._state.parallel
         inputs, targets = objective.parts(*batch)
@@ -89,7 +120,7 @@ class Passes:
             self._state.scaler.scale(loss if share == 1.0 else loss * share).backward()
         return loss.detach()
 
-    def update(self, losses: list[tuple[torch.Tensor, int]]) -> None:
+    def _update(self, losses: list[tuple[torch.Tensor, int]]) -> None:
         """Take one optimizer step, given the losses of its micro-batches and their sizes, and update the average."""
         state, training = self._state, self._run.training
         parameter_groups.set_learning_rate(state.optimizer, self.learning_rate)
@@ -97,19 +128,15 @@ class Passes:
         if training.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             norm = state.parallel.clip(training.clip_norm)
-        self._divergence.watch(losses, norm)
+        self._divergence.watch(losses, state.parallel.parameters, norm)
         if state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
             state.scaler.update()
         else:
             self._optimizer_step()
         sys.audit("everstep", "stepped")
-        if state.ema is not None and training.ema_decay is not None:
-            step = state.progress.cursor.step
-            # smaller in the first steps, so that the random initial weights do not remain in the average
-            decay = min(training.ema_decay, (1 + step) / (10 + step))
-            live = [parameter.detach() for parameter in state.parallel.parameters]
-            foreach_lerp_(list(state.ema.values()), live, 1 - decay)
+        if state.ema is not None:
+            state.update_averages()
             sys.audit("everstep", "averaged")
 
     @property

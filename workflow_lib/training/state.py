@@ -19,6 +19,7 @@ from workflow_lib import plugins
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.runtime.seed import capture_rng, derive, seed_everything
+from workflow_lib.runtime.torch_internals import foreach_lerp_
 from workflow_lib.training import parameter_groups
 from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
@@ -150,6 +151,15 @@ class State:
         """Return the context in which the model computes: in ``training.precision``."""
         dtype = AUTOCAST.get(self.run.training.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def update_averages(self) -> None:
+        """Move the averages towards the weights after an optimizer step, before it is counted."""
+        decay, step = self.run.training.ema_decay, self.progress.cursor.step
+        if self.ema is not None and decay is not None:
+            # smaller in the first steps, so that the random initial weights do not remain in the average
+            decay = min(decay, (1 + step) / (10 + step))
+            live = [parameter.detach() for parameter in self.parallel.parameters]
+            foreach_lerp_(list(self.ema.values()), live, 1 - decay)
 
     def inference_weights(self) -> Named:
         """Return the weights and buffers that are validated and exported: averaged weights if there are any."""

@@ -111,7 +111,7 @@ class Trainer:
         self._divergence = Divergence(
             self.state, self._batches, saver=saver, events=events, waits_for_device=device.type != "cpu"
         )
-        self._passes = Passes(self.state, objective, self._batches, shared_state, self._divergence)
+        self._passes = Passes(self.state, objective, self._batches, shared_state, self._divergence, saver)
 
     # -- one attempt ------------------------------------------------------------------------------------------------
 
@@ -210,24 +210,9 @@ class Trainer:
         self._validation.start()
 
     def _step(self, micro_batches: list[MicroBatch], batches: Iterator[Batch]) -> None:
-        state = self.state
-        cursor, parallel = state.progress.cursor, state.parallel
+        state, cursor = self.state, self.state.progress.cursor
         _at("window")
-        if len(micro_batches) > 1:
-            state.back_up()
-        losses = []
-        parallel.zero_grad()
-        for number, micro_batch in enumerate(micro_batches):
-            if number:
-                self._poll()  # a due save waits for the next step; a stop raises
-            _at("fetch", micro_batch.samples)
-            is_last = number == len(micro_batches) - 1
-            loss = self._passes.backward(micro_batch, next(batches), is_last=is_last)
-            losses.append((loss, len(micro_batch)))
-        parallel.take_gradients()
-        self._saver.wait_copied()
-        _at("optimizer")
-        self._passes.update(losses)
+        losses = self._passes.step(micro_batches, batches, self._poll)
         for loss, samples in losses:
             state.loss_sum.add_(loss, alpha=samples)
         state.commit(self._batches.size)
