@@ -1,7 +1,7 @@
 """Write the report, a page on all runs, and a table of the runs.
 
 REQUIRED INPUTS: the plan, and the results of every run of the plan and of the study
-OUTPUTS: results/{experiment}/report.html, runs.csv
+OUTPUTS: results/{experiment}/report.html, runs.csv, configurations.csv
 """
 
 
@@ -25,6 +25,11 @@ rule report:
             caption="../report/runs.rst",
             category="Report",
         ),
+        configurations=report(
+            "results/{experiment}/configurations.csv",
+            caption="../report/configurations.rst",
+            category="Report",
+        ),
     log:
         "logs/report/{experiment}.log",
     benchmark:
@@ -45,4 +50,5 @@ rule report:
 TARGETS += [
     "results/{experiment}/report.html",
     "results/{experiment}/runs.csv",
+    "results/{experiment}/configurations.csv",
 ]

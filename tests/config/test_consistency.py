@@ -168,3 +168,22 @@ def test_the_final_run_is_checked_without_the_settings_of_trials(tmp_path: Path)
     (line,) = plan_problems(tmp_path, tune={"space": space, "set": {"model.name": "cnn"}})
     assert "model.params.batch_norm: no such setting" in line
     assert run_count(tmp_path, model={"name": "cnn"}, tune={"space": space}) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"sweep": {"grid": {"seed": [1, 2]}, "seeds": 2}},
+            "sweep.seeds: seed is also in sweep.grid; keep one of them",
+        ),
+        ({"sweep": {"list": [{"data.fold": 0}], "folds": 2}}, "sweep.folds: data.fold is also in sweep.list"),
+        ({"sweep": {"folds": 1}}, "sweep.folds: 1 is not allowed; allowed: a whole number, at least 2"),
+        ({"data": {"folds": 5}}, "data.fold: data.folds and data.fold belong together"),
+        ({"data": {"folds": 5, "fold": 5}}, "data.fold: 5 is not below data.folds=5; folds are counted from 0"),
+        ({"seed": 2**32 - 1, "sweep": {"seeds": 2}}, "seed: 4294967296 is not allowed"),
+    ],
+)
+def test_seeds_and_folds_that_cannot_be_are_rejected(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    (line,) = plan_problems(tmp_path, **settings)
+    assert message in line

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workflow_lib.data.splits import grouped_split, stratified_split
+from workflow_lib.data.splits import folds, grouped_split, stratified_split
+from workflow_lib.errors import ConfigError
 
 unhurried = settings(deadline=None, max_examples=50)  # other work may share the machine
 
@@ -81,3 +83,36 @@ def test_a_group_larger_than_a_fraction_is_left_to_train() -> None:
         left, val, test = grouped_split(groups, [0.05, 0.1], seed)
         assert set(range(800)) <= set(left.tolist())
         assert (len(val), len(test)) == (50, 100)
+
+
+COUNTS = st.integers(2, 6)
+
+
+@unhurried
+@given(TARGETS, COUNTS, st.integers(0, 2**32 - 1))
+def test_folds_have_equal_sizes_and_each_class_in_proportion(targets: np.ndarray, count: int, seed: int) -> None:
+    targets = np.concatenate([targets, np.arange(count)])
+    fold_of = folds(targets, None, count, seed)
+    _, class_of, sizes = np.unique(targets, return_inverse=True, return_counts=True)
+    assert ((fold_of == -1) == (sizes[class_of] == 1)).all()  # the only sample of its class is always trained
+    for number in range(len(sizes)):
+        in_folds = [((class_of == number) & (fold_of == fold)).sum() for fold in range(count)]
+        assert sizes[number] == 1 or max(in_folds) - min(in_folds) <= 1
+    assert np.array_equal(fold_of, folds(targets, None, count, seed))
+
+
+@unhurried
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=100).map(np.array), COUNTS, st.integers(0, 2**32 - 1))
+def test_the_rows_of_a_group_are_in_one_fold(groups: np.ndarray, count: int, seed: int) -> None:
+    groups = np.concatenate([groups, np.arange(100, 100 + count)])
+    fold_of = folds(np.zeros(len(groups), np.int64), groups, count, seed)
+    assert set(fold_of.tolist()) == set(range(count))
+    for group in set(groups.tolist()):
+        assert len(set(fold_of[groups == group].tolist())) == 1
+
+
+def test_more_folds_than_samples_are_rejected() -> None:
+    with pytest.raises(ConfigError, match="5 folds of 4 samples; allowed: at most 4"):
+        folds(np.zeros(4, np.int64), None, 5, 0)
+    with pytest.raises(ConfigError, match="3 folds of 2 groups of samples that belong together; allowed: at most 2"):
+        folds(np.zeros(4, np.int64), np.array([1, 1, 1, 2]), 3, 0)

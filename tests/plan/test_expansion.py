@@ -38,6 +38,26 @@ def test_a_grid_gives_all_combinations_with_the_last_axis_fastest() -> None:
     ]
 
 
+def test_seeds_and_folds_repeat_each_point() -> None:
+    points = swept(grid={"optimizer.lr": [1e-3, 1e-2]}, seeds=2, folds=2)
+    assert len(points) == 8
+    assert points[:4] == [
+        {"optimizer.lr": 0.001, "data.folds": 2, "data.fold": fold, "seed": seed} for fold in (0, 1) for seed in (0, 1)
+    ]
+    assert [run.config.seed for run in plan.expand(experiment(seed=7, sweep={"seeds": 3}))] == [7, 8, 9]
+
+
+def test_the_first_of_several_seeds_is_the_run_without_a_sweep() -> None:
+    (alone,) = plan.expand(experiment(seed=7))
+    assert plan.expand(experiment(seed=7, sweep={"seeds": 3}))[0].digest == alone.digest
+
+
+def test_a_fold_is_other_data() -> None:
+    runs = plan.expand(experiment(sweep={"folds": 3}))
+    assert len({run.data_id for run in runs}) == 3
+    assert plan.base(experiment()).data.fold is None
+
+
 # Names that a sweep may set, each with values; some values are mappings, some keys are inside one another.
 AXES: dict[str, list[Any]] = {
     "seed": [0, 1],

@@ -16,27 +16,13 @@ from markupsafe import escape
 from sklearn import metrics
 
 from tests.support.report_page import COUNT_DRAWN, in_browser, needs_chromium, own_part
-from tests.support.trained import Trained, train
-from workflow_lib import evaluation, export, report
+from tests.support.trained import Trained, with_results
+from workflow_lib import evaluation, report
 from workflow_lib.data import Manifest, Split, load_split
 from workflow_lib.errors import EverstepError
 from workflow_lib.export.comparison import compared
 from workflow_lib.files import read_json
 from workflow_lib.tasks.language import generate, predict
-
-
-def with_results(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """Train, evaluate, export and report a project."""
-    project = train(root, task=task)
-    monkeypatch.chdir(root)
-    for run in project.runs:
-        folder = folder_of(project, run)
-        subject = {"run": run, "data": project.data, "work": project.work, "model": folder / "model.safetensors"}
-        evaluation.evaluate(project.experiment, **subject, output=folder / "evaluation.json")
-        measured = folder / "evaluation.json"
-        export.export(project.experiment, **subject, evaluation=measured, output=folder / "export.json")
-    report.write(project.experiment, project.results, project.runs, project.work, project.results / "report.html")
-    return project
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,14 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation/*", "metrics/*", "tasks/*", "models/*", *LOADING),
     "suggest": ("tuning/*",),
     "export": ("export/*", "tasks/*", "models/*", *LOADING),
-    "report": ("report/*", "tasks/*", "report/templates/*", "results/read_runs.py", "store/accounting.py"),
+    "report": (
+        "report/*",
+        "tasks/*",
+        "report/templates/*",
+        "results/read_runs.py",
+        "results/configurations.py",
+        "store/accounting.py",
+    ),
     "track": ("tracking/*", "trackers/*"),
 }
 # modules that cannot change a number in a result

@@ -8,8 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.support.repository import ROOT
-from workflow_lib import config, plan, tuning
+from workflow_lib import config, evaluation, export, plan, report, tuning
 
 EXPERIMENT = """
 name: digits-demo
@@ -141,3 +143,17 @@ def _tune(project: Trained, experiment: config.Experiment) -> None:
 if __name__ == "__main__":
     os.chdir(sys.argv[1])  # paths of data sets are relative to it
     _train_all(Trained(Path(sys.argv[1])))
+
+
+def with_results(root: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Train, evaluate, export and report a project."""
+    project = train(root, task=task)
+    monkeypatch.chdir(root)
+    for run in project.runs:
+        folder = project.results / "runs" / run
+        subject = {"run": run, "data": project.data, "work": project.work, "model": folder / "model.safetensors"}
+        evaluation.evaluate(project.experiment, **subject, output=folder / "evaluation.json")
+        measured = folder / "evaluation.json"
+        export.export(project.experiment, **subject, evaluation=measured, output=folder / "export.json")
+    report.write(project.experiment, project.results, project.runs, project.work, project.results / "report.html")
+    return project

@@ -41,7 +41,7 @@ def _place(origins: Origins, path: KeyPath) -> str:
 
 def is_swept(sweep: Sweep) -> bool:
     """Return True if the experiment has a sweep: then its settings are a run only with a point on top."""
-    return bool(sweep.grid or sweep.zip or sweep.list)
+    return bool(sweep.grid or sweep.zip or sweep.list or sweep.seeds or sweep.folds)
 
 
 def _runtime_problems(runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
@@ -91,6 +91,13 @@ def _sweep_problems(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
         axis = str(path[1])
         if axes.setdefault(name, axis) != axis:
             yield path, f"{name} is also in sweep.{axes[name]}; keep one of them"
+    for setting, names in (("seeds", ("seed",)), ("folds", ("data.folds", "data.fold"))):
+        if getattr(sweep, setting) is None:
+            continue
+        for name in names:
+            if clash := next((other for other in sorted(axes) if _overlap(name, other)), None):
+                yield ("sweep", setting), f"{clash} is also in sweep.{axes[clash]}; keep one of them"
+            axes[name] = setting
     if sweep.exclude and not axes:
         yield ("sweep", "exclude"), "there is no sweep to exclude points from; add grid, zip or list"
     for number, pattern in enumerate(sweep.exclude):

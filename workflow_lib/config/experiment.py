@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib import plugins
 from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedule, variant
-from workflow_lib.config.run import MOST, Augment, Data, Metric, Model, Training
+from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Metric, Model, Training
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import NOT_IDENTITY
@@ -17,6 +17,7 @@ from workflow_lib.plugins.section import NOT_IDENTITY
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
+MOST_SEEDS = 1000
 YEAR_S = 31_536_000.0
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_ALLOWED = {"allowed": "1 to 64 letters, digits, `_`, `.` and `-`; the first must be a letter or a digit"}
@@ -95,6 +96,19 @@ class Sweep(Section):
         [],
         description="points to leave out: those that have all values of one of these mappings",
         examples=[[{"training.label_smoothing": 0.1, "seed": 1}]],
+    )
+    seeds: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_SEEDS,
+        description="runs of each point, with the seeds seed, seed + 1, ...; the report compares their means",
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_FOLDS,
+        description="cross-validation: runs of each point, each with another part of the data as validation split;"
+        " the report compares their means",
     )
 
     @field_validator("grid", "zip", "list", "exclude", mode="after")

@@ -27,6 +27,7 @@ from workflow_lib.config.stages import stages
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
+MOST_FOLDS = 1000
 MOST = 1_000_000  # upper bound of counts such as epochs and trials; a larger number is probably a typo
 
 if TYPE_CHECKING:
@@ -75,6 +76,21 @@ class Data(_PluginSection):
         description="fraction of the data for the test split, unless the data set has one",
     )
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random, stratified split")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_FOLDS,
+        description="number of folds of a cross-validation; sweep.folds sets it. All samples but those of test are"
+        " divided into folds, and validation_fraction is not used; null draws the validation split",
+        json_schema_extra=ADDED,
+    )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        lt=MOST_FOLDS,
+        description="fold that is the validation split, counted from 0; sweep.folds sets it",
+        json_schema_extra=ADDED,
+    )
     min_class_count: int = Field(
         1, ge=1, le=MOST, description="classes with fewer training samples than this are rare: see rare_classes"
     )

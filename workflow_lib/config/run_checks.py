@@ -8,7 +8,7 @@ from typing import Any
 from workflow_lib import plugins
 from workflow_lib.config.experiment import Runtime
 from workflow_lib.config.messages import shown
-from workflow_lib.config.run import Training
+from workflow_lib.config.run import Data, Training
 from workflow_lib.config.yaml import KeyPath
 
 # Precisions of each kind of device. The device that `auto` selects is known only when training starts.
@@ -27,6 +27,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{data.validation_fraction:g} and data.test_fraction={data.test_fraction:g} leave no training split;"
             " allowed: a sum below 1",
         )
+    yield from _fold_problems(data)
     if schedule.warmup_epochs > training.epochs:
         yield (
             ("schedule", "warmup_epochs"),
@@ -56,6 +57,17 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             ("training", "parallel"),
             "fsdp shards the matrices that optimizer.name=muon needs whole; allowed with muon: ddp",
         )
+
+
+def _fold_problems(data: Data) -> Iterator[tuple[KeyPath, str]]:
+    if (data.folds is None) != (data.fold is None):
+        missing = "fold" if data.fold is None else "folds"
+        yield (
+            ("data", missing),
+            "data.folds and data.fold belong together; `sweep: {folds: 5}` sets both for each of five runs",
+        )
+    elif data.folds is not None and data.fold is not None and data.fold >= data.folds:
+        yield ("data", "fold"), f"{data.fold} is not below data.folds={data.folds}; folds are counted from 0"
 
 
 def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -114,8 +126,9 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
             f"{len(weights)} weights; the data has {known.classes} classes, and each needs one",
         )
     if known.samples is not None and data.validation_fraction + data.test_fraction < 1:
-        held_out = [round(known.samples * part) for part in (data.validation_fraction, data.test_fraction)]
-        if what := batch_problem(training.batch_size, known.samples - sum(held_out)):
+        test = round(known.samples * data.test_fraction)
+        validation = (known.samples - test) // data.folds if data.folds else known.samples * data.validation_fraction
+        if what := batch_problem(training.batch_size, known.samples - test - round(validation)):
             yield ("training", "batch_size"), what
 
 

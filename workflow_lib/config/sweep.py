@@ -24,6 +24,8 @@ LARGEST = 100_000  # points of a sweep; a larger number is probably a typo
 
 # The sections of an experiment that determine the result of a run.
 RUN_SECTIONS = ("seed", "data", "model", "optimizer", "schedule", "training", "augment")
+# Settings in which the repetitions of a configuration differ.
+REPEATED = ("seed", "data.folds", "data.fold")
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,14 +42,15 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def points(sweep: Sweep) -> Iterator[Point]:
+def points(sweep: Sweep, seed: int) -> Iterator[Point]:
     """Yield the points of a sweep, or a single empty point without a sweep; the last axis by name varies fastest.
 
-    Raises ConfigError for an exclusion that matches no point, and if no point is left.
+    `seed` is the experiment's: the first of `sweep.seeds`. The repetitions of a point follow each other. Raises
+    ConfigError for an exclusion that matches no point, and if no point is left.
     """
     used = [False] * len(sweep.exclude)
     left = 0
-    for point in _product(sweep):
+    for point in _product(sweep, seed):
         matched = [matches(point, pattern) for pattern in sweep.exclude]
         used = [before or now for before, now in zip(used, matched, strict=True)]
         if not any(matched):
@@ -62,15 +65,26 @@ def points(sweep: Sweep) -> Iterator[Point]:
         raise ConfigError("sweep.exclude: no point of the sweep is left")
 
 
-def _product(sweep: Sweep) -> Iterator[Point]:
+def _product(sweep: Sweep, seed: int) -> Iterator[Point]:
     grid = [[{name: value} for value in values] for name, values in sweep.grid.items()]
     side_by_side = [dict(zip(sweep.zip, row, strict=True)) for row in zip(*sweep.zip.values(), strict=True)]
     axes = [*([sweep.list] if sweep.list else []), *([side_by_side] if sweep.zip else []), *grid]
+    axes += _repetitions(sweep, seed)
     count = math.prod(map(len, axes))
     if count > LARGEST:
         raise ConfigError(f"sweep: {count:,} points; at most {LARGEST:,} are allowed")
     for parts in itertools.product(*axes):
         yield {name: value for part in parts for name, value in part.items()}
+
+
+def _repetitions(sweep: Sweep, seed: int) -> list[list[Point]]:
+    """Return the axes of folds and seeds: points that repeat the same configuration."""
+    axes: list[list[Point]] = []
+    if sweep.folds is not None:
+        axes.append([{"data.folds": sweep.folds, "data.fold": fold} for fold in range(sweep.folds)])
+    if sweep.seeds is not None:
+        axes.append([{"seed": seed + number} for number in range(sweep.seeds)])
+    return axes
 
 
 def matches(point: Point, pattern: Point) -> bool:

@@ -35,7 +35,9 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     missing = [name for name in fractions if name not in source.targets]
     targets = {name: _checked_targets(source, name) for name in source.targets}
     rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
-    if missing:
+    if data.folds is not None:
+        rows.update(_fold(source, targets["train"], data, draw_test="test" in missing))
+    elif missing:
         drawn = _draw(source, targets["train"], [fractions[name] for name in missing], data.split_seed)
         rows.update(zip(("train", *missing), drawn, strict=True))
     parts = {}
@@ -47,6 +49,27 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     if source.kind == "numbers" and len(train) > 1 and (train == train[0]).all():
         raise DataError(f"every target of train is {', '.join(map(str, train[0].tolist()))}: nothing to learn")
     return parts
+
+
+def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: bool) -> dict[str, np.ndarray]:
+    """Return the rows of train and val for a fold of a cross-validation, and of test, which all folds share."""
+    if "val" in source.targets:
+        raise ConfigError(
+            "data.folds: this data set has a validation split of its own, so there are no folds to draw; leave out "
+            "data.folds (sweep.folds), or take the split out of the data"
+        )
+    left, test = np.arange(len(targets)), None
+    if draw_test:
+        left, test = _draw(source, targets, [data.test_fraction], data.split_seed)
+    groups = None if source.groups is None else source.groups[left]
+    strata = targets[left] if source.kind == "classes" else np.zeros(len(left), np.int64)
+    assert data.folds is not None  # for the type checker
+    fold_of = folds(strata, groups, data.folds, data.split_seed)
+    return {
+        "train": left[fold_of != data.fold],
+        "val": left[fold_of == data.fold],
+        **({} if test is None else {"test": test}),
+    }
 
 
 def _draw(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
@@ -143,6 +166,34 @@ def grouped_split(groups: np.ndarray, fractions: Sequence[float], seed: int) -> 
             room[split] -= sizes[group]
     *taken, left = (np.flatnonzero(split_of[group_of] == split) for split in range(len(fractions) + 1))
     return (left, *taken)
+
+
+def folds(strata: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, int64 [n] from 0 to count - 1; -1 for a class with one row, which is always trained.
+
+    Each fold has each class in proportion, to within one row. Rows of a group are in one fold: in descending order of
+    their size, each group goes into the smallest fold, and classes are not balanced.
+    """
+    amount = len(strata) if groups is None else len(np.unique(groups))
+    if amount < count:
+        what = "samples" if groups is None else "groups of samples that belong together"
+        raise ConfigError(f"data.folds: {count} folds of {amount} {what}; allowed: at most {amount}")
+    if groups is not None:
+        _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        keys = np.random.Philox(key=seed).random_raw(len(sizes))
+        filled, fold_of_group = np.zeros(count, np.int64), np.empty(len(sizes), np.int64)
+        for group in np.lexsort((keys, -sizes)).tolist():
+            fold_of_group[group] = smallest = int(filled.argmin())
+            filled[smallest] += sizes[group]
+        return fold_of_group[group_of]
+    keys = np.random.Philox(key=seed).random_raw(len(strata))
+    fold_of = np.empty(len(strata), np.int64)
+    # dealt in turn, class by class: the next class goes on where the last one ended, so that folds have equal sizes
+    fold_of[np.lexsort((keys, strata))] = np.arange(len(strata)) % count
+    classes, class_of, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    if len(classes) > 1:
+        fold_of[sizes[class_of] == 1] = -1
+    return fold_of
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:

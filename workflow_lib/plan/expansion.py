@@ -102,7 +102,7 @@ def _identity_text(parts: dict[str, sweep.Part], stages: dict[str, int]) -> str:
 
 def _points(experiment: Experiment) -> Iterator[sweep.Point]:
     try:
-        yield from sweep.points(experiment.sweep)
+        yield from sweep.points(experiment.sweep, experiment.seed)
     except ConfigError as error:
         origin = experiment._origins.of(("sweep",))
         raise ConfigError(f"{origin}: {error}" if origin else str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from workflow_lib.config import sweep
 from workflow_lib.config.experiment import Experiment, Tune
 from workflow_lib.config.identity import canonical
 from workflow_lib.errors import EverstepError
-from workflow_lib.plan.expansion import expand
+from workflow_lib.plan.expansion import Run, expand
 from workflow_lib.plan.study import study_id, study_metric
 from workflow_lib.text import aligned, count
 
@@ -23,14 +23,23 @@ def table(experiment: Experiment) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.swept))
     columns = names if len(data) == 1 else [*names, "data"]
     rows = [[run.id, *(_cell(run.swept, name) for name in names), run.data_id][: len(columns) + 1] for run in runs]
-    total = sum(1 for _ in sweep.points(experiment.sweep))
+    total = sum(1 for _ in sweep.points(experiment.sweep, experiment.seed))
     lines = [f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"]
+    repeated = [f"{number} {name}" for name in ("folds", "seeds") if (number := getattr(experiment.sweep, name))]
+    if repeated:
+        lines[0] += f" ({' x '.join([count(_configurations(runs), 'configuration'), *repeated])})"
     if total > len(runs):
         lines[0] += f" ({count(total, 'point')} of the sweep; those with equal settings are one run)"
     lines += ["", *aligned([["run", *columns], *rows])]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     return "\n".join(lines)
+
+
+def _configurations(runs: Sequence[Run]) -> int:
+    """Return the number of points that differ in other settings than seed and fold."""
+    own = ({name: value for name, value in run.swept.items() if name not in sweep.REPEATED} for run in runs)
+    return len({canonical(values) for values in own})
 
 
 def columns(experiment: Experiment) -> list[str]:

@@ -1,6 +1,7 @@
 """The page of an experiment, which needs no network, and its table of runs.
 
-The best run is the one with the best validation metric; the test split only measures it.
+The best run is the one with the best validation metric; the test split only measures it. If runs repeat a configuration
+with other seeds or folds, the best configuration is the one with the best mean, and its most typical run is shown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from workflow_lib.report.curves import curve, describe_drawn, drawn_runs
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results.configurations import Configuration, group
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
 from workflow_lib.text import count, decimal, duration, flatten
 
@@ -41,7 +43,9 @@ def write(
     output: Path,
     missing: Sequence[Unfinished] = (),
 ) -> None:
-    """Write the page to `output` and the table of runs to runs.csv beside it, best run first, the `missing` ones last.
+    """Write the page to `output`, and beside it the table of runs, best run first, the `missing` ones last.
+
+    The means over runs that repeat a configuration are in configurations.csv, one row for each configuration.
 
     A diverged run of a sweep is a row with its reason. Raises DivergedError if every run diverged.
     """
@@ -52,6 +56,7 @@ def write(
         raise DivergedError(
             f"there is nothing to report: every run diverged. The first, {diverged[0].name}: {diverged[0].reason}"
         )
+    configurations = group(found)
     table = [*(run.row() for run in found), *(run.row() for run in (*diverged, *missing))]
     best = found[0]
     page = _render(
@@ -63,11 +68,14 @@ def write(
         content=_chapter_content(best, results),
         augmentation=augmentation(best, results, work),
         headings=headings(best.settings),
+        configurations=configurations,
         study=study_chapter(experiment, results),
         cost=cost(experiment, results, found, diverged, work),
         reproduce=_reproduction(experiment, work, output),
     )
     write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text(table))
+    means = csv_text([configuration.row() for configuration in configurations])
+    write_atomic(output.with_name(results_layout.CONFIGURATIONS), means)
     write_atomic(output, page)
     logger.info("%s: reported %s", output, count(len(found), "run"))
 
@@ -95,7 +103,14 @@ def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str],
     write_atomic(output, page)
 
 
-def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **values: Any) -> str:
+def _render(
+    *,
+    runs: Sequence[RunResults],
+    configurations: Sequence[Configuration],
+    study: Row | None,
+    content: Row,
+    **values: Any,
+) -> str:
     """Return the HTML. Users' text is escaped: as text by the template, as data by `script_json`."""
     from plotly.offline import get_plotlyjs
 
@@ -114,6 +129,8 @@ def _render(*, runs: Sequence[RunResults], study: Row | None, content: Row, **va
     template = _templates(task.chapter.folder if task.chapter else None).get_template("report.html")
     return template.render(
         runs=runs,
+        configurations=configurations,
+        is_repeated=any(len(configuration.runs) > 1 for configuration in configurations),
         best=best,
         metrics=metrics,
         page=PAGE,

@@ -25,8 +25,12 @@ def summary(results: Path) -> str:
         raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
     best = rows[0]
     folder = results_layout.run_dir(results, best["name"])
+    repeated = _repeated(_configurations(results))
     lines = {
-        "best run": f"{best['run']} (of {len(rows)})" if len(rows) > 1 else best["run"],
+        **repeated,
+        ("typical run" if repeated else "best run"): f"{best['run']} (of {len(rows)})"
+        if len(rows) > 1
+        else best["run"],
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
         "test": _test_metrics(best),
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
@@ -36,6 +40,26 @@ def summary(results: Path) -> str:
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
     return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
+
+
+def _configurations(results: Path) -> list[dict[str, str]]:
+    """Return the rows of the table of configurations, best first; none if an earlier version wrote the report."""
+    path = results / results_layout.CONFIGURATIONS
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _repeated(configurations: list[dict[str, str]]) -> dict[str, str]:
+    """Return a line about the best configuration if it was run more than once; otherwise nothing."""
+    if not configurations or int(configurations[0]["runs"]) < 2:
+        return {}
+    row = configurations[0]
+    settings = [f"{name}={value}" for name, value in list(row.items())[: list(row).index("runs")]]
+    mean = f"{row['select_metric']} {_short(row['select_value'])} ± {_short(row['select_value_deviation'])}"
+    chosen = f"best of {len(configurations)} by the mean, " if len(configurations) > 1 else ""
+    return {"configuration": f"{', '.join(settings) or 'all runs'}; {chosen}{mean} over {row['runs']} runs"}
 
 
 def _test_metrics(row: dict[str, str]) -> str:

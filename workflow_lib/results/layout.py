@@ -15,6 +15,7 @@
 <experiment>/tune/<study>/best.json             best trial
 <experiment>/report.html                        report
 <experiment>/runs.csv                           table of runs
+<experiment>/configurations.csv                 means over seeds and folds, if runs repeat a configuration
 <experiment>/tracking.json                      copies of the learning curves
 """
 
@@ -28,7 +29,7 @@ TRAIN, MODEL, HISTORY = "train.json", "model.safetensors", "history.csv"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
-REPORT, RUNS_TABLE = "report.html", "runs.csv"
+REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
 STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
 
 

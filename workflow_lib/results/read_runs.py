@@ -13,6 +13,7 @@ from workflow_lib import plugins
 from workflow_lib.errors import StateError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
+from workflow_lib.results.configurations import group
 from workflow_lib.results.statements import (
     DIVERGED,
     DivergedTraining,
@@ -107,7 +108,10 @@ class RunResults:
 
 
 def load_results(experiment: Experiment, results: Path, runs: Sequence[str], work: Path) -> list[RunResults]:
-    """Return the results of the runs, best first. Raises StateError if a run diverged."""
+    """Return the results of the runs, those of the best configuration first, each with its most typical run first.
+
+    Raises StateError if a run diverged.
+    """
     from workflow_lib import plan
 
     varied = {name for run in plan.expand(experiment) for name in run.swept}
@@ -132,7 +136,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 account=account_of(train, work),
             )
         )
-    return sorted(found, key=RunResults.rank)
+    return [run for configuration in group(found) for run in configuration.runs]
 
 
 @dataclass(frozen=True)
