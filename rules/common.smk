@@ -63,6 +63,7 @@ try:
     if workflow.is_main_process:
         results_folders.register(WORK, results_layout.RESULTS)
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
+        snakefile.check_models(experiment, runs().values())
         tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)

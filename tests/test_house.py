@@ -30,7 +30,7 @@ LAYERS = (
     ("slurm", "distributed", "checkpoint"),
     ("store", "results"),
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
-    ("training", "orchestrator", "plan.preview", "evaluation"),
+    ("training", "orchestrator", "plan.model_check", "plan.preview", "evaluation"),
     ("launch", "export", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "snakefile"),
     ("cli", "__main__"),

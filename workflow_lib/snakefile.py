@@ -24,6 +24,7 @@ import psutil
 
 from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, StateError, shortened
+from workflow_lib.plan import preview
 from workflow_lib.results import layout as results_layout
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
@@ -102,7 +103,14 @@ def move_damaged(folder: Path) -> list[str]:
 
 def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[config.Model]:
     """Return the models of the experiment, of its runs and of its study."""
-    return [experiment.model, *(run.config.model for run in runs), *(run.model for run in plan.studied(experiment))]
+    return [experiment.model, *(run.model for run in plan.all_configs(experiment, runs))]
+
+
+def check_models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> None:
+    """Raise ConfigError if a model that is not of this package cannot be built, or does not fit the data."""
+    own = [run for run in plan.all_configs(experiment, runs) if preview.is_own(run.model.name)]
+    if problems := preview.look(own, experiment.runtime, Path.cwd()).problems:
+        raise ConfigError("\n".join(problems))
 
 
 def check_records(folder: Path) -> None:

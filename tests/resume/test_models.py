@@ -11,6 +11,7 @@ from tests.support.project import FAILED, KILLED, PASS, STOPPED
 
 TOKENS = {"name": "tests.plugins.small", "params": {"kind": "tokens"}}
 ROWS = {"name": "tests.plugins.small", "params": {"kind": "rows"}}
+BY_PATH = {"name": "tests.plugins.nets:Net", "params": {"inputs": "data.features", "classes": "data.outputs"}}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet": (1, {"model": {"name": "resnet", "params": {"width": 2, "dropout": 0.1}}}),
     "resnet on two ranks": (2, {"model": {"name": "resnet", "params": {"width": 2}}}),
@@ -20,6 +21,9 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {"data": TOKENS, "model": {"name": "transformer", "params": {"width": 16}}, "training": {"parallel": "fsdp"}},
     ),
+    "a class by its path": (1, {"model": BY_PATH}),
+    "a class by its path on two ranks": (2, {"model": BY_PATH}),
+    "a class by its path shared by two ranks": (2, {"model": BY_PATH, "training": {"parallel": "fsdp"}}),
     "tabular": (1, {"data": ROWS, "model": {"name": "tabular", "params": {"dropout": 0.1}}}),
 }
 

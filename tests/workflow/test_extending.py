@@ -10,6 +10,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 from tests.support.repository import ROOT
 from tests.workflow.conftest import Project
 
@@ -54,7 +56,10 @@ def run(command: str, folder: Path) -> None:
 def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     """Slow: two commands run whole pipelines, one with a new task, one with a new data set, model and rule."""
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
-    assert [command.split()[0] for command in commands] == ["everstep", "snakemake", "snakemake", "everstep"]
+    ran = [command.split()[0] for command in commands]
+    assert ran == ["everstep", "snakemake", "everstep", "snakemake", "snakemake", "everstep"]
+    (model,) = (project.folder / "results/net").glob("runs/*/model.safetensors")
+    assert {name.partition(".")[0] for name in load_file(model)} == {"inner", "hidden", "head"}
     results = project.folder / "results/wine"
     bundle = next(results.glob("runs/*/bundle.zip"))
     assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]

@@ -62,8 +62,9 @@ def _plan(arguments: Arguments) -> None:
     print(plan.table(experiment))
     for line in plan.columns(experiment):
         print(line)
-    problems, notes = preview.look(plan.expand(experiment), experiment.runtime, Path.cwd())
-    for line in [*(f"rejected: {problem}" for problem in problems), *notes]:
+    runs = plan.all_configs(experiment, plan.expand(experiment))
+    found = preview.look(runs, experiment.runtime, Path.cwd(), with_sizes=True)
+    for line in [*found.sizes, *(f"rejected: {problem}" for problem in found.problems), *found.notes]:
         print(f"\n{line}")
     if arguments.profile:
         profile = budget.read_profile(arguments.profile)

@@ -20,8 +20,8 @@ def validated(file: Path, settings: Sequence[str]) -> list[str]:
     claims.check(RESULTS, experiment.name, claims.claim_of([file], settings))
     data = [experiment.data, *(run.config.data for run in runs)]
     snakefile.check_named_files([*data, *snakefile.models(experiment, runs)], f"{file}: ")
-    problems, notes = preview.look(runs, experiment.runtime, Path.cwd())
-    if problems:
-        raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
+    found = preview.look(plan.all_configs(experiment, runs), experiment.runtime, Path.cwd())
+    if found.problems:
+        raise ConfigError("\n".join(f"{file}: {problem}" for problem in found.problems))
     trials = f", {count(experiment.tune.trials, 'trial')}" if experiment.tune else ""
-    return [f"valid; {count(len(runs), 'run')}{trials}", *notes]
+    return [f"valid; {count(len(runs), 'run')}{trials}", *found.notes]

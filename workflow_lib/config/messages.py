@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -198,7 +199,8 @@ def _kind(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"a mapping of settings ({', '.join(annotation.model_fields)})"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return names.get(annotation, "a value" if annotation is Any else str(getattr(annotation, "__name__", annotation)))
+    plain = annotation.__name__ if isinstance(annotation, type) else re.sub(r"\b[a-z_.]+\.", "", str(annotation))
+    return names.get(annotation, "a value" if annotation is Any else plain)
 
 
 def _bounds(metadata: Iterable[Any]) -> list[str]:

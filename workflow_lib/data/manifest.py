@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,16 @@ class ModelSpec:
     outputs: int
     task: Task = "classification"
     categories: tuple[int, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the values of `data.<name>` among the settings of a model, for those that this data has."""
+        facts: dict[str, Any] = {"outputs": self.outputs, "input_shape": self.input_shape}
+        if task_facts(self.task).targets == "tokens":
+            return facts | {"context": self.input_shape[0], "vocabulary": self.outputs}
+        facts["features"] = math.prod(self.input_shape)
+        if len(self.input_shape) == 3:
+            facts |= zip(("channels", "height", "width"), self.input_shape, strict=True)
+        return facts | ({"categories": self.categories} if self.categories else {})
 
 
 class Shard(Section):

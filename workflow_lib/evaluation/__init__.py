@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import plan, plugins, tasks
+from workflow_lib import models, plan, tasks
 from workflow_lib.data import Manifest, ensure, load_split
 from workflow_lib.errors import UserError
 from workflow_lib.evaluation.computing import device_of, judged
@@ -106,8 +106,7 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
             f"{model} was trained by code that has changed since (`everstep explain {digest[:12]}` shows the lines): "
             f"run the pipeline again, which trains it again, or keep the result by `everstep accept {digest[:12]}`"
         )
-    plugin = plugins.load("models", config.model.name)
-    network = plugin.build(plugin.Params.model_validate(config.model.params), manifest.spec)
+    network = models.build(config.model, manifest.spec)
     try:
         network.load_state_dict(load_file(model))
     except RuntimeError as error:  # the result was accepted for code that builds other weights

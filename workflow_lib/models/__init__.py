@@ -1,5 +1,7 @@
 """Models, one file each: `model.name: mine` is `mine.py` here, `model.name: mypackage.mine` is a module of the user.
 
+`model.name: mypackage.nets:Net` is a class or function that returns a model; it needs no such file.
+
     from pydantic import Field
     from workflow_lib.plugins import Section
 
@@ -15,8 +17,47 @@
             nn.Flatten(), nn.Linear(inputs, params.width), nn.ReLU(), nn.Linear(params.width, spec.outputs)
         )
 
-`spec`, a `shards.ModelSpec`, comes from the data. The model turns float32 [B, *input_shape] into [B, outputs]: logits
+`spec`, a `data.ModelSpec`, comes from the data. The model turns float32 [B, *input_shape] into [B, outputs]: logits
 of classes, or the standardised numbers of a regression. Of a language, int64 tokens [B, T <= context] become logits
 [B, T, outputs] of the next token; of a table, `spec.categories` says which columns hold numbers of categories.
 Its first weights come from torch's global generator, which the training seeds. `tests/models/contract.py` has the laws.
 """
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import plugins
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workflow_lib.config.run import Model
+    from workflow_lib.data import ModelSpec
+
+OUTPUTS = ("logits", "out")  # the output among several by name: of Transformers, of torchvision's segmentation
+
+
+def build(section: Model, spec: ModelSpec) -> nn.Module:
+    """Return the model of these settings, whose output is a tensor. Weights are drawn from torch's global generator."""
+    from torch import nn
+
+    plugin = plugins.load("models", section.name)
+    is_own = "." in section.name or ":" in section.name
+    with plugins.user_code_errors(f"model.name: {section.name}") if is_own else contextlib.nullcontext():
+        network: nn.Module = plugin.build(plugin.Params.model_validate(section.params), spec)
+    if isinstance(network, nn.Module):
+        # a hook, and no module around the model: the names of its weights stay its own
+        network.register_forward_hook(lambda module, inputs, outputs: tensor_of(outputs))
+    return network
+
+
+def tensor_of(outputs: Any) -> Any:
+    """Return the tensor among a model's outputs: the first of a tuple, the `logits` of a mapping or an object."""
+    if isinstance(outputs, Mapping):
+        return next((outputs[name] for name in OUTPUTS if name in outputs), outputs)
+    if (logits := getattr(outputs, "logits", None)) is not None:
+        return logits
+    return outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs

@@ -1,99 +1,101 @@
-"""Checks of runs before training: of settings against the headers of data files, and of batch norm.
+"""Checks of runs before training: of settings against the headers of data files, and of models.
 
-torch is imported only for runs that compute one sample at a time, from which batch norm may have no variance.
+torch is imported only where a model is built: for a model of the user, for batch norm that may get a single value, and
+for the sizes that `everstep plan` shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workflow_lib import config, plugins
 from workflow_lib.config.experiment import Runtime
 from workflow_lib.config.run_checks import data_problems
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.plan import Run, RunConfig, data_settings
+from workflow_lib.plan import RunConfig, data_settings, model_check
 
-if TYPE_CHECKING:
-    from workflow_lib.data import ModelSpec
-
-ANY_FEATURES = 8  # width of a table that is not read; batch norm needs two rows of any width
-ANY_SIZE = 64  # height and width of images that are not read
-ONLY_THE_TRAINING = (
-    "each process computes one sample at a time (training.batch_size, training.accumulation_steps, runtime.nproc): "
-    "only the training can tell whether the model's batch norm gets more than one value of each channel"
-)
+MOST_MODELS = 32  # of those that a sweep compares; the others are checked when their training starts
 
 
-def look(runs: Sequence[Run], runtime: Runtime, root: Path) -> tuple[list[str], list[str]]:
-    """Return the problems of the runs, and notes on checks that only training can make; without duplicates."""
-    problems: dict[str, None] = {}
-    notes: dict[str, None] = {}
+@dataclass
+class Preview:
+    """Problems of runs, notes on what only the training can tell, and a line with the sizes of each model."""
+
+    problems: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    sizes: list[str] = field(default_factory=list)
+
+
+def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes: bool = False) -> Preview:
+    """Return what can be told about runs before their training; with the sizes of their models if asked for."""
+    found = Preview()
     facts: dict[str, plugins.DatasetFacts | None] = {}
-    asked = set()
+    checked: set[str] = set()
     for run in runs:
-        data = config.canonical(data_settings(run.config))
+        data = config.canonical(data_settings(run))
         if data not in facts:
             try:
-                facts[data] = plugins.facts_in_headers(run.config.data.name, run.config.data.params, root)
+                facts[data] = plugins.facts_in_headers(run.data.name, run.data.params, root)
             except (EverstepError, OSError) as error:
                 facts[data] = None
-                problems[str(error)] = None
+                found.problems[str(error)] = None
         if (known := facts[data]) is None:
             continue
-        values = {name: getattr(run.config, name) for name in type(run.config).model_fields}
-        problems.update((f"{dotted(path)}: {what}", None) for path, what in data_problems(values, known))
-        training, processes = run.config.training, runtime.nproc * runtime.nodes
-        if training.batch_size // (processes * training.accumulation_steps) == 1:
-            key = config.canonical([data, run.config.model.model_dump(mode="json")])
-            if key in asked:
-                continue
-            asked.add(key)
-            try:
-                notes.update(dict.fromkeys(_single_value(run.config, known, processes)))
-            except ConfigError as error:
-                problems[str(error)] = None
-    return list(problems), list(notes)
+        values = {name: getattr(run, name) for name in type(run).model_fields}
+        problems = [f"{dotted(path)}: {what}" for path, what in data_problems(values, known)]
+        found.problems.update(dict.fromkeys(problems))
+        parts = (run.model, run.optimizer, run.training)
+        key = config.canonical([data, *(part.model_dump(mode="json") for part in parts)])
+        if key not in checked and not problems:
+            checked.add(key)
+            if len(checked) <= MOST_MODELS:
+                _check_model(run, known, runtime.nproc * runtime.nodes, found, with_sizes=with_sizes)
+            else:
+                found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
+    return found
 
 
-def _single_value(run: RunConfig, known: plugins.DatasetFacts, processes: int) -> list[str]:
-    """Raise ConfigError if the model cannot be trained on one sample at a time; return a note if that is unknown."""
-    plugin = plugins.load("models", run.model.name)
-    if "." not in run.model.name and not any("Norm" in text for text in plugins.code(plugin).texts.values()):
-        return []  # a model of this package without normalisation: no need to import torch
-    spec, is_known = _spec(run, known)
-    if spec is None:
-        return [] if known.inputs else [ONLY_THE_TRAINING]
-    import torch
+def is_own(name: str) -> bool:
+    """Return True if a model's code is not in this package."""
+    return "." in name or ":" in name
 
-    from workflow_lib.runtime.torch_internals import is_batch_norm
-    from workflow_lib.training.model import explain_single_value
 
+def _check_model(
+    run: RunConfig, known: plugins.DatasetFacts, processes: int, found: Preview, *, with_sizes: bool
+) -> None:
+    """Add the problems, notes and sizes of the run's model."""
     try:
-        with torch.device("meta"):  # computes shapes only
-            model = plugin.build(plugin.Params.model_validate(run.model.params), spec).train()
-            if not is_known:
-                return [ONLY_THE_TRAINING] if any(map(is_batch_norm, model.modules())) else []
-            model(torch.zeros((1, *spec.input_shape)))
-    except ValueError as error:
-        explain_single_value(error, run.training, processes)
-    except Exception:  # a model that needs real numbers fails on the meta device
-        return [ONLY_THE_TRAINING]
-    return []
+        shapes = model_check.shapes_of(run, known)
+        if with_sizes or is_own(run.model.name):
+            told = list(_sizes(run, shapes, processes))
+            found.sizes += told if with_sizes else []
+            if not told and is_own(run.model.name):
+                found.notes[f"model.name: only the training can tell whether {run.model.name} fits the data"] = None
+        if _may_get_a_single_value(run, processes):
+            note = model_check.single_value_note(run, shapes, known.inputs, processes)
+            found.notes.update({note: None} if note else {})
+    except ConfigError as error:
+        found.problems[str(error)] = None
 
 
-def _spec(run: RunConfig, known: plugins.DatasetFacts) -> tuple[ModelSpec | None, bool]:
-    """Return the shapes of the data, and True if batch norm gets as many values per channel as in training."""
-    from workflow_lib.data import ModelSpec
+def _sizes(run: RunConfig, shapes: model_check.Shapes | None, processes: int) -> Iterator[str]:
+    """Yield the line with the sizes of the run's model, unless shapes of the data decide them that are not known."""
+    if shapes is None or not shapes.inputs:
+        return
+    if (sizes := model_check.check(run, shapes, processes)) is not None:
+        classes = "" if shapes.outputs else f" for {model_check.ANY_OUTPUTS} classes, whose number is not known yet"
+        yield f"model {run.model.name} {config.canonical(run.model.params)}{classes}: {sizes}"
 
-    task = plugins.task(run.data.name, run.data.params)
-    outputs = 1 if plugins.task_facts(task).targets == "numbers" else known.classes or 2
-    if known.inputs == "images":
-        is_known = known.size is not None and known.channels is not None
-        height, width = known.size or (ANY_SIZE, ANY_SIZE)
-        return ModelSpec((known.channels or 3, height, width), outputs, task), is_known
-    if known.inputs == "tables":
-        return ModelSpec((ANY_FEATURES,), outputs, task), True
-    return None, False
+
+def _may_get_a_single_value(run: RunConfig, processes: int) -> bool:
+    """Return True if a process computes one sample at a time with a model that may have batch norm."""
+    if run.training.batch_size // (processes * run.training.accumulation_steps) != 1:
+        return False
+    if is_own(run.model.name):
+        return True
+    # a model of this package without normalisation: no need to import torch
+    texts = plugins.code(plugins.load("models", run.model.name)).texts
+    return any("Norm" in text for text in texts.values())

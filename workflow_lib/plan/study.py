@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.config.run import RunConfig
 from workflow_lib.config.stages import STAGES
 from workflow_lib.errors import ConfigError
-from workflow_lib.plan.expansion import apply, base
+from workflow_lib.plan.expansion import Run, apply, base
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.naming import slug
 from workflow_lib.results import layout as results_layout
@@ -24,6 +25,11 @@ def tuned_base(experiment: Experiment) -> RunConfig:
     if experiment.tune is None:
         raise ConfigError("the experiment has no study: write a `tune:` section")
     return apply(base(experiment), experiment.tune.set, "tune.set")
+
+
+def all_configs(experiment: Experiment, runs: Iterable[Run]) -> list[RunConfig]:
+    """Return the settings of the experiment's runs, and of runs that its study may use."""
+    return [*(run.config for run in runs), *studied(experiment)]
 
 
 def studied(experiment: Experiment) -> list[RunConfig]:

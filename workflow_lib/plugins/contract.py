@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from workflow_lib.plugins import source_digest
 from workflow_lib.plugins.loader import Inputs, PluginError, load, user_code_errors
-from workflow_lib.plugins.objects import is_object_path
+from workflow_lib.plugins.objects import is_object_path, object_code
 from workflow_lib.plugins.section import Section, in_identity
 from workflow_lib.plugins.tasks import task_facts, task_names
 from workflow_lib.tasks.facts import Answers, Task
@@ -139,4 +139,6 @@ def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
 
 def code(module: ModuleType) -> source_digest.Code:
     """Return the code of a plugin and of the modules of the user's project that it imports."""
+    if is_object_path(module.__name__):
+        return object_code("model", module.__name__)
     return source_digest.read(module.__name__, Path(str(module.__file__)))

@@ -21,6 +21,7 @@ from typing import Literal
 
 from workflow_lib.errors import ConfigError, EverstepError, shortened
 from workflow_lib.plugins.section import Section
+from workflow_lib.plugins.source_digest import INSTALLED
 from workflow_lib.runtime import forking
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,13 @@ def available(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """Return the module of a data set (`data`) or a model (`models`); a dotted name is an import path.
 
-    Raises PluginError if there is no such plugin, or if it lacks `Params` or its entry point.
+    A model may also be a class or function, `package.module:Name`: the module is then made for it. Raises PluginError
+    if there is no such plugin, or if it lacks `Params` or its entry point.
     """
+    if kind == "models" and ":" in name:
+        from workflow_lib.plugins import model_path  # here, since it needs this module
+
+        return model_path.plugin(name)
     target = name if is_import_path(name) else f"workflow_lib.{FOLDERS[kind]}.{name}"
     if not is_import_path(name) and name not in available(kind):
         raise PluginError(_unknown(kind, name))
@@ -97,9 +103,16 @@ def user_code_errors(who: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.info("%s failed", who, exc_info=True)
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if _is_of_user(frame.filename)), frames[-1])
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise PluginError(f"{who} failed: {what} ({place.filename}:{place.lineno})") from error
+
+
+def _is_of_user(file: str) -> bool:
+    """Return True if the file is neither installed nor part of this package."""
+    path = Path(file)
+    return INSTALLED.isdisjoint(path.parts) and not path.is_relative_to(Path(__file__).parents[1])
 
 
 def is_import_path(name: str) -> bool:
@@ -131,4 +144,5 @@ def _unknown(kind: str, name: str) -> str:
         return f"no module `{given}` to import as a {what}; in the package: {', '.join(names)}"
     near = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: mypackage.module)"
+    path = "mypackage.module" if kind == "data" else "mypackage.module, or mypackage.module:Name"
+    return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: {path})"

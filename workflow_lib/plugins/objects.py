@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from workflow_lib.plugins import source_digest
 from workflow_lib.plugins.loader import PluginError, import_module
 
 NO_DEFAULT = inspect.Parameter.empty
+DEVICE_BUILD = re.compile(r"\+(cpu|xpu|cu\d+|rocm[\d.]+)$")
 BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -94,6 +96,10 @@ def object_code(kind: str, target: str) -> source_digest.Code:
 
 @cache
 def _installed(package: str) -> str:
-    """Return `name==version` of the distribution that has this package, or the package's name alone."""
+    """Return `name==version` of the distribution that has this package, or the package's name alone.
+
+    The build of torch's packages for a kind of device is left out: a login node may have another one than a GPU node.
+    """
     found = importlib.metadata.packages_distributions().get(package, [])
-    return ", ".join(f"{name}=={importlib.metadata.version(name)}" for name in sorted(set(found))) or package
+    versions = {name: DEVICE_BUILD.sub("", importlib.metadata.version(name)) for name in sorted(set(found))}
+    return ", ".join(f"{name}=={version}" for name, version in versions.items()) or package

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from workflow_lib import plugins, tasks
+from workflow_lib import models, plugins, tasks
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.torch_internals import configure_compiler, is_compiler_error
 
@@ -24,29 +25,40 @@ def build_model(section: Model, spec: ModelSpec) -> nn.Module:
 
     Raises ConfigError if it does not fit the data.
     """
-    plugin = plugins.load("models", section.name)
-    model: nn.Module = plugin.build(plugin.Params.model_validate(section.params), spec)
-    _check_fits(section.name, model, spec)
+    model = models.build(section, spec)
+    check_fits(section.name, model, spec)
     return model
 
 
-def _check_fits(name: str, model: Any, spec: ModelSpec) -> None:
-    """Raise ConfigError unless the model has weights to train and gives outputs of the shape that the data needs."""
+def check_fits(name: str, model: Any, spec: ModelSpec, *, outputs_are_known: bool = True) -> None:
+    """Raise ConfigError unless the model has weights to train and gives outputs of the shape that the data needs.
+
+    If the number of outputs is not known yet, only the number of dimensions is compared.
+    """
     if not isinstance(model, nn.Module) or not any(weight.requires_grad for weight in model.parameters()):
         what = "has no weights to train" if isinstance(model, nn.Module) else "is not a torch.nn.Module"
         raise ConfigError(f"model.name: the result of build() of {name} {what}")
     inputs, expected = tasks.load(spec.task).probe(spec)
-    try:
-        with torch.no_grad():
-            given = model.eval()(inputs)
-    except RuntimeError as error:
-        explain(error)
-        raise
+    with plugins.user_code_errors(f"model.name: {name} with inputs {tuple(inputs.shape)}"):
+        try:
+            with torch.no_grad():
+                given = model.eval()(inputs)
+        except RuntimeError as error:
+            explain(error)
+            raise
     model.train()
-    if not isinstance(given, torch.Tensor) or tuple(given.shape) != expected or not given.is_floating_point():
-        shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+    is_tensor = isinstance(given, torch.Tensor)
+    fits = is_tensor and (given.shape == expected if outputs_are_known else given.dim() == len(expected))
+    if not fits or not given.is_floating_point():
+        shown = f"{given.dtype} {tuple(given.shape)}" if is_tensor else _described(given)
         asked = f"for inputs {tuple(inputs.shape)}; the data needs floats {expected}"
         raise ConfigError(f"model.name: {name} gives {shown} {asked}")
+
+
+def _described(given: Any) -> str:
+    """Return the type of an output that is no tensor, with the keys of a mapping."""
+    keys = f" of {', '.join(map(str, given))} (not of `logits`)" if isinstance(given, Mapping) else ""
+    return f"a {type(given).__name__}{keys}"
 
 
 def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
