@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workflow_lib.data import Feature, ModelSpec, Source, SourceFile, content_digest, from_arrays
+    from workflow_lib.data import Feature, MappedFiles, ModelSpec, Source, SourceFile, content_digest, from_arrays
     from workflow_lib.errors import (
         CheckpointError,
         ConfigError,
@@ -41,6 +41,7 @@ __all__ = [
     "DivergedError",
     "EverstepError",
     "Feature",
+    "MappedFiles",
     "ModelSpec",
     "RankError",
     "SaveError",
@@ -65,6 +66,7 @@ MODULES = {  # of the public names
     "Checksums": "plugins.checksums",
     "DatasetFacts": "plugins",
     "Feature": "data",
+    "MappedFiles": "data",
     "ModelSpec": "data",
     "Section": "plugins",
     "Source": "data",

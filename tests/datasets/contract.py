@@ -22,11 +22,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from workflow_lib import data, plugins
@@ -170,7 +172,7 @@ class DataContract:
         large = self.prepared(settings, tmp_path, "large")
         small = self.prepared(settings, tmp_path, "small", shard_samples=settings["shard_samples"] // 7)
         assert large.digest == small.digest
-        assert len(large.shards) < len(small.shards)
+        assert len(large.shards) < len(small.shards) or large.in_place is not None
 
     def test_a_second_preparation_writes_no_shard(self, settings: dict[str, Any], tmp_path: Path) -> None:
         def state() -> dict[Path, int]:
@@ -180,7 +182,7 @@ class DataContract:
         before = state()
         assert self.prepared(settings, tmp_path) == manifest
         assert state() == before
-        assert len(before) == len(manifest.shards)
+        assert len(before) == len(manifest.shards) + (manifest.in_place is not None)
 
     def test_the_split_seed_matters_only_if_a_split_is_drawn(
         self, settings: dict[str, Any], source: Source, tmp_path: Path
@@ -190,7 +192,7 @@ class DataContract:
 
     def test_batches_fit_the_manifest(self, settings: dict[str, Any], tmp_path: Path) -> None:
         manifest = self.prepared(settings, tmp_path)
-        split = data.load_split(manifest, "train", tmp_path / "work")
+        split = data.load_split(manifest, "train", tmp_path / "work", root=tmp_path)
         inputs, targets = split.batch(slice(0, 3))
         if manifest.task == "language":
             assert tuple(inputs.shape) == (3, manifest.spec.input_shape[0] + 1)
@@ -212,7 +214,7 @@ class DataContract:
             return  # tokens are not normalised
         stored = np.asarray(source.read("train", np.arange(len(source.targets["train"]))))
         manifest = self.prepared(settings, tmp_path)
-        inputs, targets = data.load_split(manifest, "train", tmp_path / "work").batch(slice(None))
+        inputs, targets = data.load_split(manifest, "train", tmp_path / "work", root=tmp_path).batch(slice(None))
         by_channel = inputs.transpose(0, 1).flatten(1).double()
         for channel, values in enumerate(by_channel):
             if not (manifest.features and manifest.features[channel].categories):
@@ -233,14 +235,15 @@ class FileContract(DataContract, ABC):
         """Give one or more of the files in the folder other valid content."""
 
     def test_every_file_is_listed(self, source: Source) -> None:
-        assert source.files
-        assert all(file.path.is_file() and file.is_unchanged() for file in source.files)
+        assert all(path.is_file() for path in paths_of(source))
+        assert paths_of(source)
         assert all(file.digest == data.SourceFile.of(file.path).digest for file in source.files)
 
     def test_the_users_files_are_not_changed(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         def state() -> list[tuple[Any, ...]]:
-            states = [(f.path.read_bytes(), f.path.stat().st_mtime_ns, f.path.stat().st_mode) for f in source.files]
-            return [*states, *(sorted(f.path.parent.iterdir()) for f in source.files)]
+            paths = paths_of(source)
+            states = [(path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) for path in paths]
+            return [*states, *(sorted(path.parent.iterdir()) for path in paths)]
 
         (tmp_path / "work").mkdir()
         before = state()
@@ -257,8 +260,8 @@ class FileContract(DataContract, ABC):
 
     def test_the_time_of_a_file_is_not_content(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
         before = self.prepared(settings, tmp_path)
-        for file in source.files:
-            os.utime(file.path, ns=(0, 0))
+        for path in paths_of(source):
+            os.utime(path, ns=(0, 0))
         assert self.prepared(settings, tmp_path) == before
 
     def test_a_file_that_changes_while_it_is_read_is_rejected(
@@ -269,7 +272,7 @@ class FileContract(DataContract, ABC):
 
         def opened_and_changed(params: Section, root: Path) -> Source:
             source: Source = open_source(params, root)
-            os.utime(source.files[-1].path, ns=(0, 0))
+            os.utime(paths_of(source)[-1], ns=(0, 0))
             return source
 
         monkeypatch.setattr(plugin, "open_source", opened_and_changed)
@@ -285,6 +288,123 @@ class FileContract(DataContract, ABC):
         with self.opened(params, tmp_path) as source:
             source.read("train", np.arange(3))
         assert held() == []
+
+
+class InPlaceContract(FileContract, ABC):
+    """Further tests for a data set whose `Source` has `mapped`: its files are read in place."""
+
+    def batches(self, manifest: Manifest, tmp_path: Path, store: str = "work", **loading: Any) -> list[Any]:
+        """Return all samples of all splits, read in another order than that of the rows."""
+        found = []
+        for name in SPLITS:
+            split = data.load_split(manifest, name, tmp_path / store, root=tmp_path, **loading)
+            order = torch.from_numpy(np.random.default_rng(0).permutation(len(split)))
+            found.append([*split.batch(order), *split.batch(torch.zeros(2, dtype=torch.int64))])
+        return found
+
+    def test_the_data_is_not_copied(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        assert manifest.shards == ()
+        assert manifest.in_place is not None
+
+    def test_batches_in_place_are_those_from_memory_and_from_shards(
+        self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        in_place = self.batches(manifest, tmp_path, in_memory=False)
+        in_memory = self.batches(manifest, tmp_path, in_memory=True)
+        plugin = plugins.load("data", self.name)
+        open_source = plugin.open_source
+        copied = {"mapped": None, "index": {}}
+        monkeypatch.setattr(plugin, "open_source", lambda *given: replace(open_source(*given), **copied))
+        from_shards = self.batches(self.prepared(settings, tmp_path, "copied"), tmp_path, "copied")
+        for one, other, third in zip(in_place, in_memory, from_shards, strict=True):
+            for a, b, c in zip(one, other, third, strict=True):
+                assert torch.equal(a, b)
+                assert torch.equal(a, c)
+
+    def test_a_changed_byte_is_found_before_it_is_used(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        """Also if size and time of the file are as before."""
+        with self.opened(settings["params"], tmp_path) as source:
+            paths = paths_of(source)
+        manifest = self.prepared(settings, tmp_path)
+        for path in paths:
+            content, state = path.read_bytes(), path.stat()
+            place = len(content) // 2
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+            with pytest.raises(DataError, match="are not those that preprocess read"):
+                self.batches(manifest, tmp_path, in_memory=False)
+            path.write_bytes(content)
+        self.batches(manifest, tmp_path, in_memory=False)
+
+    def test_a_truncated_file_is_rejected(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        with self.opened(settings["params"], tmp_path) as source:
+            path = paths_of(source)[-1]
+        manifest = self.prepared(settings, tmp_path)
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(DataError, match=path.name):
+            self.batches(manifest, tmp_path, in_memory=False)
+
+    @pytest.mark.parametrize("how", ["replaced", "rewritten", "truncated", "removed"])
+    def test_a_file_that_changes_during_a_training_is_rejected(
+        self, settings: dict[str, Any], tmp_path: Path, how: str
+    ) -> None:
+        with self.opened(settings["params"], tmp_path) as source:
+            paths = paths_of(source)
+        split = data.load_split(
+            self.prepared(settings, tmp_path), "train", tmp_path / "work", in_memory=False, root=tmp_path
+        )
+        before = split.batch(slice(None))[0]
+        for path in paths:
+            if how == "replaced":
+                other = path.with_name("other")
+                other.write_bytes(path.read_bytes()[::-1])
+                other.replace(path)
+            elif how == "rewritten":
+                path.write_bytes(path.read_bytes()[::-1])
+            elif how == "truncated":
+                os.truncate(path, 1)
+            else:
+                path.unlink()
+        assert len(before) == len(split)
+        with pytest.raises(DataError, match="changed while it was being read|cannot be read"):
+            split.batch(slice(None))
+
+    def test_another_list_of_files_is_rejected(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        other = manifest.in_place.model_copy(update={"files": (*manifest.in_place.files, "more")})  # type: ignore[union-attr]
+        with pytest.raises(DataError, match="more: the files are not those that were prepared"):
+            self.batches(manifest.model_copy(update={"in_place": other}), tmp_path)
+
+    def test_values_that_are_decoded_differently_are_rejected(
+        self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest, plugin = self.prepared(settings, tmp_path), plugins.load("data", self.name)
+        open_source = plugin.open_source
+
+        def decoded_differently(*given: Any) -> Source:
+            source: Source = open_source(*given)
+            return replace(source, read=lambda split, rows: np.roll(source.read(split, rows), 1, -1))
+
+        monkeypatch.setattr(plugin, "open_source", decoded_differently)
+        with pytest.raises(DataError, match="reads other values than when the data was prepared"):
+            self.batches(manifest, tmp_path)
+
+    def test_a_damaged_index_is_rejected_and_written_again(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        manifest = self.prepared(settings, tmp_path)
+        (path,) = (tmp_path / "work" / "data" / manifest.store).glob("index.safetensors")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DataError, match="the index is damaged or missing"):
+            self.batches(manifest, tmp_path)
+        assert self.prepared(settings, tmp_path) == manifest
+        assert path.read_bytes() == content
+
+
+def paths_of(source: Source) -> list[Path]:
+    """Return the files of the user that the source reads."""
+    return [*(file.path for file in source.files), *(() if source.mapped is None else source.mapped.paths)]
 
 
 class ChecksumContract(FileContract, ABC):

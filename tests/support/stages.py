@@ -35,7 +35,7 @@ TRAINING = (
     "runtime/environment.py",
     "runtime/torch_internals.py",
 )
-LOADING = ("data/loader.py", "data/normalisation.py")
+LOADING = ("data/loader.py", "data/normalisation.py", "data/in_place.py", "data/mapped_files.py", "data/rows.py")
 READING = (*LOADING, "data/prefetch.py")
 SOURCES: dict[str, tuple[str, ...]] = {
     "plan": ("plan/*", "config/*", "plugins/*", "tasks/*"),

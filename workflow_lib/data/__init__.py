@@ -12,6 +12,12 @@ shard_writer   writes a shard, or keeps an existing one that verifies
 tally          totals over the shards: counts, digests, mean and standard deviation
 statistics     mean and standard deviation from exact sums
 copies         samples that are copies of others, and equal inputs with different targets
+opening        opens the source of a data set
+in_place       data that is read in place, without a copy in shards
+mapped_files   the user's files, of which each part is verified when it is first read
+part_digests   digests of these parts; a crash costs only the segments being read
+rows           rows of a split as runs
+arrays         arrays in a file, mapped
 shard          the file format of a shard
 manifest       the description of prepared data
 normalisation  stored values to model inputs
@@ -21,6 +27,7 @@ prefetch       results computed in advance by threads
 
 from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split
 from workflow_lib.data.manifest import SPLITS, Manifest, ModelSpec
+from workflow_lib.data.mapped_files import MappedFiles
 from workflow_lib.data.preparation import ensure, prepare, preprocess
 from workflow_lib.data.source import (
     Feature,
@@ -38,6 +45,7 @@ __all__ = [
     "Batch",
     "Feature",
     "Manifest",
+    "MappedFiles",
     "MappedSplit",
     "ModelSpec",
     "Source",

@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from workflow_lib.data.in_place import SplitRows, open_split
 from workflow_lib.data.manifest import PREPARE_AGAIN, Manifest, Shard
 from workflow_lib.data.normalisation import Normalisation, standardise, target_layout
 from workflow_lib.data.prefetch import prefetch
-from workflow_lib.data.shard import ShardContent, is_whole, map_shard, read_shard
+from workflow_lib.data.shard import ShardContent, ShardRows, is_whole, map_shard, read_shard
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.errors import DataError
 from workflow_lib.store import layout
-from workflow_lib.text import byte_size
+from workflow_lib.text import byte_size, count
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 # Largest fraction of the free memory that a split may take. The rest is for the model, which needs most of a GPU.
 SHARE_OF_HOST, SHARE_OF_GPU = 0.5, 0.25
+SMALL_BYTES = 1 << 26  # data read in place is loaded into memory by `auto` up to this size
+BLOCK_ROWS = 1024
 LOG_INTERVAL_S = 20.0
 
 log = logging.getLogger(__name__)
@@ -75,28 +79,32 @@ class Split:
 
 
 class MappedSplit:
-    """Samples in mapped shards: the interface of `Split`, but without `inputs` as one tensor.
+    """Samples in mapped shards, or in files that are read in place: the interface of `Split`, without all `inputs`.
 
-    Targets are in memory, on the CPU. A stream is read ahead by `workers` threads, which end with it.
+    A stream is read ahead by `workers` threads, which end with it.
     """
 
-    def __init__(self, manifest: Manifest, shards: Sequence[ShardContent], device: torch.device, workers: int) -> None:
-        import torch
-
+    def __init__(self, manifest: Manifest, rows: ShardRows | SplitRows, device: torch.device, workers: int) -> None:
+        self._manifest, self._rows = manifest, rows
         self._normalisation = Normalisation(manifest, device)
-        self._shards = [shard.inputs for shard in shards]
-        self._starts = np.cumsum([0, *(len(inputs) for inputs in self._shards)])
         self._device, self._workers = device, workers
-        targets = [torch.from_numpy(np.array(shard.targets)) for shard in shards]
-        self.targets = standardise(manifest, torch.cat(targets))
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self._rows)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """The targets of all samples, on the CPU."""
+        import torch
+
+        return standardise(self._manifest, torch.from_numpy(self._rows.all_targets))
 
     @property
     def index_device(self) -> torch.device:
         """The device on which row numbers are used without a copy."""
-        return self.targets.device
+        import torch
+
+        return torch.device("cpu")
 
     def batch(self, rows: Rows) -> Batch:
         """Return inputs and targets of these rows, on the device; tokens as int64."""
@@ -113,21 +121,17 @@ class MappedSplit:
         import torch
 
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu().numpy()
-        shape, kind = (len(numbers), *self._shards[0].shape[1:]), self._shards[0].dtype
         is_cuda = self._device.type == "cuda"
-        inputs = torch.empty(shape, dtype=getattr(torch, kind.name), pin_memory=is_cuda)
+        shape, kind = (len(numbers), *self._manifest.input_shape), getattr(torch, self._manifest.dtype)
+        inputs = torch.empty(shape, dtype=kind, pin_memory=is_cuda)
         self._copy_rows(numbers, inputs.numpy())
-        targets = self.targets.index_select(0, torch.from_numpy(numbers))
+        targets = standardise(self._manifest, torch.from_numpy(self._rows.targets(numbers)))
         if is_cuda:
             targets = targets.pin_memory()
         return (self._normalisation(inputs) if self._device.type == "cpu" else inputs), targets
 
     def _copy_rows(self, rows: np.ndarray, target: np.ndarray) -> None:
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        for places in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):  # one copy for each shard
-            shard = int(shard_of[places[0]])
-            target[places] = self._shards[shard][rows[places] - self._starts[shard]]
+        self._rows.copy(rows, target)
 
     def _to_device(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":
@@ -148,8 +152,12 @@ def load_split(
     ranks: Ranks | None = None,
     processes: int = 1,
     tick: Callable[[], object] = lambda: None,
+    root: Path | None = None,
 ) -> Split | MappedSplit:
     """Return a split whose shards were verified once. Raises DataError for a damaged or missing shard.
+
+    Data that is read in place is verified when it is read; `root` is the folder of the project, by default the
+    current one. With `auto` it is loaded into memory only if it is small.
 
     With `auto` the split is loaded into memory if it fits `available_bytes`; `processes` is the number of processes on
     the node. If the shards are mapped, each rank verifies its share of them, and the caller must wait for all ranks
@@ -159,8 +167,19 @@ def load_split(
 
     target, shards = torch.device(device), [shard for shard in manifest.shards if shard.split == split]
     folder, size = layout.store_dir(work, manifest.store), _bytes_in_memory(manifest, split)
+    limit = available_bytes(target, processes)
+    if manifest.in_place is not None:
+        rows = open_split(manifest, split, work, root or Path.cwd())
+        mapped_split = MappedSplit(manifest, rows, target, workers)
+        if in_memory is True or (in_memory == "auto" and size <= min(limit, SMALL_BYTES)):
+            log.info("%s: %s in memory, on %s", split, byte_size(size), target)
+            return _read_into_memory(manifest, rows, target, workers, tick)
+        log.info(
+            "%s: read in place by %d threads, from %s", split, workers, count(len(manifest.in_place.files), "file")
+        )
+        return mapped_split
     if in_memory == "auto":
-        in_memory = size <= available_bytes(target, processes)
+        in_memory = size <= limit
     if in_memory:
         log.info("%s: %s in memory, on %s", split, byte_size(size), target)
         return _load_into_memory(manifest, folder, shards, target, workers, tick)
@@ -168,16 +187,18 @@ def load_split(
     mapped = _map_shards(folder, shards)
     ranks = ranks or Ranks()
     _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers, tick)
-    return MappedSplit(manifest, mapped, target, workers)
+    return MappedSplit(manifest, ShardRows(mapped), target, workers)
 
 
 def map_split(manifest: Manifest, split: str, work: Path) -> MappedSplit:
     """Return a split for looking at a few samples, on the CPU. The content of its shards is not verified."""
     import torch
 
+    if manifest.in_place is not None:
+        return MappedSplit(manifest, open_split(manifest, split, work, Path.cwd()), torch.device("cpu"), workers=0)
     shards = [shard for shard in manifest.shards if shard.split == split]
     mapped = _map_shards(layout.store_dir(work, manifest.store), shards)
-    return MappedSplit(manifest, mapped, torch.device("cpu"), workers=0)
+    return MappedSplit(manifest, ShardRows(mapped), torch.device("cpu"), workers=0)
 
 
 def available_bytes(device: torch.device, processes: int) -> float:
@@ -205,11 +226,7 @@ def _load_into_memory(
 ) -> Split:
     import torch
 
-    samples = sum(shard.stop - shard.start for shard in shards)
-    dtype = getattr(torch, manifest.dtype) if manifest.kind == "tokens" else torch.float32
-    inputs = torch.empty((samples, *manifest.input_shape), dtype=dtype, device=device)
-    shape, dtype = target_layout(manifest)
-    targets = torch.empty((samples, *shape), dtype=dtype, device=device)
+    inputs, targets = _empty(manifest, sum(shard.stop - shard.start for shard in shards), device)
     normalisation = Normalisation(manifest, device)
     with closing(prefetch(lambda shard: _content(folder, shard, read_shard), shards, workers)) as contents:
         for shard, stored in zip(shards, _with_ticks(contents, len(shards), tick), strict=True):
@@ -217,6 +234,38 @@ def _load_into_memory(
             inputs[part] = normalisation.compact(torch.from_numpy(stored.inputs).to(device))
             targets[part] = standardise(manifest, torch.from_numpy(stored.targets).to(device))
     return Split(inputs, targets)
+
+
+def _read_into_memory(
+    manifest: Manifest,
+    rows: SplitRows,
+    device: torch.device,
+    workers: int,
+    tick: Callable[[], object],
+) -> Split:
+    """Return all rows of files that are read in place, in the form of `_load_into_memory`."""
+    import torch
+
+    inputs, targets = _empty(manifest, len(rows), device)
+    normalisation = Normalisation(manifest, device)
+    blocks = [np.arange(start, min(start + BLOCK_ROWS, len(rows))) for start in range(0, len(rows), BLOCK_ROWS)]
+    with closing(prefetch(rows.inputs, blocks, workers)) as contents:
+        for block, stored in zip(blocks, contents, strict=True):
+            part = slice(int(block[0]), int(block[-1]) + 1)
+            inputs[part] = normalisation.compact(torch.from_numpy(stored).to(device))
+            targets[part] = standardise(manifest, torch.from_numpy(rows.targets(block)).to(device))
+            tick()
+    return Split(inputs, targets)
+
+
+def _empty(manifest: Manifest, samples: int, device: torch.device) -> Batch:
+    """Return memory for so many normalised inputs, and for their targets."""
+    import torch
+
+    kind = getattr(torch, manifest.dtype) if manifest.kind == "tokens" else torch.float32
+    inputs = torch.empty((samples, *manifest.input_shape), dtype=kind, device=device)
+    shape, dtype = target_layout(manifest)
+    return inputs, torch.empty((samples, *shape), dtype=dtype, device=device)
 
 
 def _map_shards(folder: Path, shards: Sequence[Shard]) -> list[ShardContent]:

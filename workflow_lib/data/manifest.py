@@ -73,6 +73,15 @@ class SplitSummary(Section):
     digest: str
 
 
+class InPlace(Section):
+    """Data that is read in place: its files, by number, and what a training compares before it reads them."""
+
+    code: str  # digest of the data set's code
+    index: str  # digest of the arrays in index.safetensors
+    files: tuple[str, ...]
+    probes: dict[str, str]  # digest of a few samples of each split
+
+
 class Manifest(Section):
     """The description of prepared data.
 
@@ -97,6 +106,7 @@ class Manifest(Section):
     splits: dict[str, SplitSummary]
     shards: tuple[Shard, ...]
     sources: dict[str, str]  # digest of each source file
+    in_place: InPlace | None = None  # None: all samples are in the shards
 
     @property
     def kind(self) -> Targets:

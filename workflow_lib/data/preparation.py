@@ -7,8 +7,7 @@ import math
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from workflow_lib import config, plan, plugins
+from workflow_lib.data import in_place
 from workflow_lib.data.copies import check_copies
 from workflow_lib.data.manifest import Manifest
+from workflow_lib.data.opening import checked, opened
 from workflow_lib.data.prefetch import prefetch
 from workflow_lib.data.rare_classes import apply_min_class_count
 from workflow_lib.data.shard_writer import PreparedShard, check_unchanged, plan_shards, prepare_shard, with_safe_read
-from workflow_lib.data.source import Source, check_source, content_digest, read_rows
+from workflow_lib.data.source import Source, content_digest, read_rows
 from workflow_lib.data.splits import Part, assign
 from workflow_lib.data.tally import Tally
 from workflow_lib.errors import ConfigError, DataError
@@ -57,11 +58,12 @@ def prepare(
     """
     data = config.Data.model_validate(settings)
     plugin = plugins.load("data", data.name)
-    with _open_source(data, plugin, root) as opened:
-        source = apply_min_class_count(opened, data)
+    with opened(data, plugin, root) as given:
+        source = apply_min_class_count(given, data)
         if source.task != (task := plugins.task(data.name, data.params)):
             raise DataError(f"{plugin.__file__}: task(params) says {task}, but open_source gave {source.task}")
-        return _prepare_source(data, source, plugin, root, work, threads, output)
+        prepare_source = _prepare_source if source.mapped is None else _prepare_in_place
+        return prepare_source(data, source, plugin, root, work, threads, output)
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
@@ -81,32 +83,12 @@ def ensure(manifest: Manifest, work: Path) -> Manifest:
     return prepared
 
 
-@contextmanager
-def _open_source(data: config.Data, plugin: ModuleType, root: Path) -> Iterator[Source]:
-    """Yield the checked source and close it at the end; every error begins with the name of the data set."""
-    name, params = f"data set `{data.name}`", plugin.Params.model_validate(data.params)
-    try:
-        with plugins.user_code_errors(f"{name}: open_source()"):
-            given = plugin.open_source(params, root)
-        with closing(_checked(given, name)) as source:
-            yield source
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-
-
-def _checked(given: Source, name: str) -> Source:
-    """Return the source after checking it; errors raised by its functions name the data set."""
-    check_source(given)
-    names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
-    return replace(given, **{f: plugins.user_code_errors(f"{name}: {f}()")(getattr(given, f)) for f in names})
-
-
 def _draw_splits(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
     """Return the source, with its categories learned from the rows that remain in train, and the splits."""
     parts = assign(source, data)
     train = parts["train"].rows
     if source.learn_from is not None and len(train) < len(source.targets["train"]):
-        source = _checked(source.learn_from(train), f"data set `{data.name}`")
+        source = checked(source.learn_from(train), f"data set `{data.name}`")
     return source, parts
 
 
@@ -122,14 +104,14 @@ def _prepare_source(
     source, parts = _draw_splits(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
     samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
-    made_by = {
-        "settings": config.identity(data),
-        "stage": plan.STAGES["preprocess"],
-        "plugin": plugins.code(plugin).digest,
-    }
+    made_by = _made_by(data, plugin)
     folder = layout.store_dir(work, _store_name(made_by, source))
     with _lock(folder):
-        shards, tally, written = plan_shards(parts, samples, made_by, source), Tally(source, first, parts), []
+        shards, tally, written = (
+            plan_shards(parts, samples, made_by, source),
+            Tally(source, first, parts["train"].targets),
+            [],
+        )
         work_on = partial(prepare_shard, folder=folder, source=with_safe_read(source), parts=parts, first=first)
         with closing(prefetch(work_on, shards, threads if threads > 1 else 0)) as results:
             pairs = zip(shards, _with_progress(results, data.name, len(shards)), strict=True)
@@ -150,6 +132,35 @@ def _prepare_source(
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(written), len(manifest.shards), folder)
     return manifest
+
+
+def _prepare_in_place(
+    data: config.Data,
+    source: Source,
+    plugin: ModuleType,
+    root: Path,
+    work: Path,
+    threads: int,
+    output: Path | None,
+) -> Manifest:
+    manifest, arrays = in_place.describe(data, source, plugin, root, work, threads, _made_by(data, plugin))
+    folder = layout.store_dir(work, manifest.store)
+    with _lock(folder):
+        in_place.write_index(folder, manifest, arrays)
+        manifest.save(layout.store_manifest(folder))
+        if output is not None:
+            manifest.save(output)
+    counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
+    log.info("%s: %s; %s", data.name, counts, folder)
+    return manifest
+
+
+def _made_by(data: config.Data, plugin: ModuleType) -> dict[str, Any]:
+    return {
+        "settings": config.identity(data),
+        "stage": plan.STAGES["preprocess"],
+        "plugin": plugins.code(plugin).digest,
+    }
 
 
 def _store_name(made_by: Mapping[str, Any], source: Source) -> str:

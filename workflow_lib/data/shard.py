@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from workflow_lib.checkpoint import safetensors
-from workflow_lib.data.source import bytes_of, content_digest
-from workflow_lib.files import open_regular, write_atomic
+from workflow_lib.data.arrays import map_arrays, write_arrays
+from workflow_lib.data.source import content_digest
+from workflow_lib.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,7 @@ def read_shard(path: Path) -> ShardContent | None:
 def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
     """Write a shard as a safetensors file, atomically and without copying the arrays."""
     # int64 targets first: then every array is aligned to the size of its type
-    entries = {name: _entry(array) for name, array in (("targets", targets), ("inputs", inputs))}
-    header = {"__metadata__": {"digest": content_digest(inputs, targets)}, **safetensors.header_of(entries)}
-    write_atomic(path, [*safetensors.pieces_of(json.dumps(header, separators=(",", ":")).encode(), entries)])
-
-
-def _entry(array: np.ndarray) -> safetensors.Entry:
-    dtype = safetensors.DTYPES[array.dtype.name]
-    return safetensors.Entry(dtype, list(array.shape), [bytes_of(np.ascontiguousarray(array))])
+    write_arrays(path, {"targets": targets, "inputs": inputs}, content_digest(inputs, targets))
 
 
 def map_shard(path: Path) -> ShardContent | None:
@@ -58,25 +48,36 @@ def map_shard(path: Path) -> ShardContent | None:
 
     The content is not verified: `is_whole` does that.
     """
-    try:
-        with open_regular(path) as file:
-            header, begin = safetensors.read_header(file, os.fstat(file.fileno()).st_size)
-        inputs, targets = (_map(path, begin, header[name]) for name in ("inputs", "targets"))
-        return ShardContent(inputs, targets, header["__metadata__"]["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    arrays, digest = map_arrays(path) or ({}, "")
+    if not {"inputs", "targets"} <= set(arrays):
         return None
-
-
-def _map(path: Path, start: int, entry: Any) -> np.ndarray:
-    shape, kind = tuple(entry["shape"]), safetensors.NAMES[entry["dtype"]]
-    if not math.prod(shape):
-        return np.empty(shape, kind)
-    first, last = entry["data_offsets"]
-    if last - first != math.prod(shape) * np.dtype(kind).itemsize:
-        raise ValueError("shape and size do not match")
-    return np.memmap(path, kind, mode="r", offset=start + first, shape=shape)
+    return ShardContent(arrays["inputs"], arrays["targets"], digest)
 
 
 def is_whole(stored: ShardContent) -> bool:
     """Return True if the content matches its digest. Reads all of it once, and does not keep it in memory."""
     return stored.digest == content_digest(stored.inputs, stored.targets)
+
+
+class ShardRows:
+    """The samples of a split in mapped shards; their targets are in memory."""
+
+    def __init__(self, shards: Sequence[ShardContent]) -> None:
+        self._shards = [shard.inputs for shard in shards]
+        self._starts = np.cumsum([0, *(len(inputs) for inputs in self._shards)])
+        self.all_targets = np.concatenate([np.asarray(shard.targets) for shard in shards])
+
+    def __len__(self) -> int:
+        return len(self.all_targets)
+
+    def copy(self, places: np.ndarray, target: np.ndarray) -> None:
+        """Copy the inputs at these places into the target."""
+        shard_of = np.searchsorted(self._starts, places, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):  # one copy for each shard
+            shard = int(shard_of[group[0]])
+            target[group] = self._shards[shard][places[group] - self._starts[shard]]
+
+    def targets(self, places: np.ndarray) -> np.ndarray:
+        """Return the targets at these places, as stored."""
+        return self.all_targets[places]

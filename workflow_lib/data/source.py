@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from workflow_lib.data.mapped_files import MappedFiles
 from workflow_lib.errors import DataError
 from workflow_lib.files import blake2b
 from workflow_lib.plugins import Targets, Task, task_facts
@@ -78,6 +79,11 @@ class Source:
         vocabulary: the tokens of a language, in the order of their numbers
         groups: a number for each row of train, int64 [n]: the rows of a group are drawn into the same split,
             and the draw is not stratified
+        group_rows: this many consecutive rows of train are drawn into the same split, such as passages of a text
+        mapped: files that `read` reads in place: the data is not copied into shards, and `open_source` is called in
+            every training. A data set whose inputs are computed from the number of the row has none: `MappedFiles(())`
+        index: of data that is read in place: arrays that take long to compute, such as the places of the rows in the
+            files. `preprocess` stores them, and they are given to `open_source(params, root, index)` from then on
         scale: divisor of stored inputs: 255 maps bytes to 0..1
         files: the source files; a changed file is new data
         content: digest of inputs that come from no file
@@ -97,6 +103,9 @@ class Source:
     features: tuple[Feature, ...] = ()
     vocabulary: tuple[str, ...] = ()
     groups: np.ndarray | None = None
+    group_rows: int = 1
+    mapped: MappedFiles | None = None
+    index: Mapping[str, np.ndarray] = field(default_factory=dict)
     scale: float = 1.0
     files: tuple[SourceFile, ...] = ()
     content: str = ""
@@ -183,12 +192,23 @@ def check_source(source: Any) -> None:
     for name in ("classes", "vocabulary"):
         if twice := [value for value, count in Counter(getattr(source, name)).items() if count > 1]:
             raise DataError(f"Source.{name} has `{twice[0]:.60}` more than once; names must be unique")
+    if source.mapped is not None:
+        _check_in_place(source)
     if not isinstance(source.content, str):
         raise DataError(f"Source.content is {source.content!r:.60}; allowed: a str, such as content_digest returns")
     if not isinstance(source.scale, int | float) or not 0 < source.scale < math.inf:
         raise DataError(f"Source.scale is {source.scale!r:.60}; allowed: a number above 0")
     if source.kind == "classes" and len(source.classes) < 2:
         raise DataError(f"Source.classes is {source.classes!r:.60}; allowed for a classification: at least two names")
+
+
+def _check_in_place(source: Source) -> None:
+    if not isinstance(source.mapped, MappedFiles):
+        raise DataError(
+            f"Source.mapped is {type_and_shape(source.mapped)}; allowed: a MappedFiles of workflow_lib.data"
+        )
+    if source.files or source.row_digests or source.learn_from is not None:
+        raise DataError("Source.files, row_digests and learn_from are not for data that is read in place")
 
 
 def read_rows(source: Source, origin: str, rows: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
         raise DataError(f"Source.targets is given for {given}; `train` is required, `val` and `test` are optional")
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     missing = [name for name in fractions if name not in source.targets]
-    targets = {name: _checked_targets(source, name) for name in source.targets}
+    targets = {name: checked_targets(source, name, source.targets[name]) for name in source.targets}
     rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
     if data.folds is not None:
         rows.update(_fold(source, targets["train"], data, draw_test="test" in missing))
@@ -44,7 +44,8 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     for name in SPLITS:
         origin = "train" if name in missing else name
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
-        _check_classes(name, parts[name], source, is_drawn=bool(missing) and origin == "train")
+        counts = np.bincount(parts[name].targets, minlength=len(source.classes)) if source.kind == "classes" else None
+        check_classes(name, len(rows[name]), counts, source, is_drawn=bool(missing) and origin == "train")
     train = parts["train"].targets
     if source.kind == "numbers" and len(train) > 1 and (train == train[0]).all():
         raise DataError(f"every target of train is {', '.join(map(str, train[0].tolist()))}: nothing to learn")
@@ -61,7 +62,7 @@ def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: 
     left, test = np.arange(len(targets)), None
     if draw_test:
         left, test = _draw(source, targets, [data.test_fraction], data.split_seed)
-    groups = None if source.groups is None else source.groups[left]
+    groups = None if (whole := _groups(source, len(targets))) is None else whole[left]
     strata = targets[left] if source.kind == "classes" else np.zeros(len(left), np.int64)
     assert data.folds is not None  # for the type checker
     fold_of = folds(strata, groups, data.folds, data.split_seed)
@@ -73,18 +74,37 @@ def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: 
 
 
 def _draw(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
-    if source.groups is not None:
-        if np.shape(source.groups) != (len(targets),):
-            given = type_and_shape(source.groups)
-            raise DataError(f"Source.groups is {given}; allowed: a number for each of {len(targets)} rows")
-        return grouped_split(source.groups, fractions, seed)
+    if (groups := _groups(source, len(targets))) is not None:
+        return grouped_split(groups, fractions, seed)
     strata = targets if source.kind == "classes" else np.zeros(len(targets), np.int64)
     return stratified_split(strata, fractions, seed)
 
 
-def _checked_targets(source: Source, split: str) -> np.ndarray:
+def _groups(source: Source, rows: int) -> np.ndarray | None:
+    """Return the group of each row of train; None if rows are drawn one by one."""
+    if source.groups is None:
+        return np.arange(rows) // source.group_rows if source.group_rows > 1 else None
+    if np.shape(source.groups) != (rows,):
+        given = type_and_shape(source.groups)
+        raise DataError(f"Source.groups is {given}; allowed: a number for each of {rows} rows")
+    return source.groups
+
+
+def checked_targets(source: Source, split: str, targets: np.ndarray) -> np.ndarray:
+    """Return the targets of a split as `stored_targets`. Raises DataError also if float32 merges many of them."""
+    stored = stored_targets(source, split, targets)
+    if source.kind == "numbers" and (targets.dtype.itemsize > 4 or targets.dtype.kind in "iu"):
+        for column in targets.reshape(len(targets), -1).T:
+            if (merged := merged_in_float32(column, tolerance=0.05)) is not None:
+                raise DataError(
+                    f"the targets {merged[0]!r} and {merged[1]!r} of `{split}` are equal in float32, in which models "
+                    "compute; subtract a constant from the targets, or use a larger unit"
+                )
+    return stored
+
+
+def stored_targets(source: Source, split: str, targets: np.ndarray) -> np.ndarray:
     """Return the targets as they are stored: int64 [n]; regression: float32 [n, outputs]; language: int64 [n, 0]."""
-    targets = source.targets[split]
     shapes = {"classes": "(n,)", "numbers": "(n,) or (n, outputs)", "tokens": "(n, 0)"}
     is_numbers = isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf" and targets.ndim in (1, 2)
     if not is_numbers or (source.kind == "numbers" and 0 in targets.shape[1:]):
@@ -100,28 +120,23 @@ def _checked_targets(source: Source, split: str) -> np.ndarray:
     if bad.any():
         row = first_true(bad)
         raise DataError(f"the target in row {row} of `{split}` is {targets[row]}; every sample needs a finite target")
-    if targets.dtype.itemsize > 4 or targets.dtype.kind in "iu":
-        for column in targets.reshape(len(targets), -1).T:
-            if (merged := merged_in_float32(column, tolerance=0.05)) is not None:
-                raise DataError(
-                    f"the targets {merged[0]!r} and {merged[1]!r} of `{split}` are equal in float32, in which models "
-                    "compute; subtract a constant from the targets, or use a larger unit"
-                )
     return numbers
 
 
-def _check_classes(split: str, part: Part, source: Source, *, is_drawn: bool) -> None:
-    """Reject an empty split and a class without a sample in train; warn of a class without a sample elsewhere."""
+def check_classes(split: str, rows: int, counts: np.ndarray | None, source: Source, *, is_drawn: bool) -> None:
+    """Reject an empty split and a class without a sample in train; warn of a class without a sample elsewhere.
+
+    `counts` are the samples of each class; None for another task.
+    """
     classes = source.classes
     advice = "change the fractions in `data`" if is_drawn else "leave the split out: it is then drawn from train"
-    if source.kind != "classes":
-        if not len(part.rows):
+    if counts is None:
+        if not rows:
             raise DataError(f"the {split} split has no sample; add samples, or {advice}")
         return
-    counts = np.bincount(part.targets, minlength=len(classes))
     if counts.all():
         return
-    if not len(part.rows) and split != "train":
+    if not rows and split != "train":
         raise DataError(f"the {split} split has no sample; add samples, or {advice}")
     each = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True)]
     listing = ", ".join(each[:20] + ["..."] * (len(each) > 20))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS, Manifest, Shard, SplitSummary
 from workflow_lib.data.shard_writer import PreparedShard, new_moments
 from workflow_lib.data.source import Source, bytes_of
-from workflow_lib.data.splits import Part
 from workflow_lib.files import blake2b
 
 log = logging.getLogger(__name__)
@@ -22,14 +20,14 @@ log = logging.getLogger(__name__)
 class Tally:
     """Totals of the shards added so far; the shards of a split must be added in order."""
 
-    def __init__(self, source: Source, first: np.ndarray, parts: Mapping[str, Part]) -> None:
+    def __init__(self, source: Source, first: np.ndarray, targets: np.ndarray) -> None:
         self.source, self.first = source, first
         self.shards: list[Shard] = []
         self.samples = Counter[str]()
         self.counts = {split: np.zeros(len(source.classes), np.int64) for split in SPLITS}
         self.hashers = {split: (blake2b(), blake2b()) for split in SPLITS}
         self.digests: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self.moments, self.target_moments = new_moments(source, first, parts["train"].targets)
+        self.moments, self.target_moments = new_moments(source, first, targets)
 
     def add(self, shard: Shard, prepared: PreparedShard) -> None:
         """Add the next shard of its split."""
@@ -70,7 +68,7 @@ class Tally:
             target_std=target_std,
             splits={split: self._summary(split) for split in SPLITS},
             shards=tuple(self.shards),
-            sources={_relative(file.path, root): file.digest for file in source.files},
+            sources={relative(file.path, root): file.digest for file in source.files},
         )
         return manifest.model_copy(update={"digest": manifest.content_digest()})
 
@@ -81,5 +79,6 @@ class Tally:
         return SplitSummary(samples=self.samples[split], per_class=per_class, digest=whole.hexdigest())
 
 
-def _relative(path: Path, root: Path) -> str:
+def relative(path: Path, root: Path) -> str:
+    """Return the path as the manifest names it: relative to the project if it is inside of it."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)

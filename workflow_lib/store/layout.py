@@ -13,7 +13,8 @@ runs/<run>/<data>-<code>/               its workspace for this data and code
     delivered.jsonl                     each time that the finished run was requested
 runs/<run>/<data>-<code>.accepted.json  acceptance of another workspace's result
 studies/<digest>/study.json             definition of a study
-data/<store>/                           shards of a data set, and their manifest.json
+data/<store>/                           shards of a data set, or the index of files read in place; manifest.json
+parts/<digest>/                         digests of the parts of a file that is read in place
 clones/<digest>.json                    results folders that may need something here
 prove/<id>/                             temporary folder of a running proof
 """
@@ -37,7 +38,7 @@ WORKSPACE_CONTENT = re.compile(
     r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp"
 )
 STORE_CONTENT = re.compile(
-    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
+    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
 )
 
 
@@ -192,6 +193,16 @@ def store_dir(work: Path, store: str) -> Path:
 def store_manifest(store: Path) -> Path:
     """Return the path of the manifest in a folder of shards."""
     return store / "manifest.json"
+
+
+def store_index(store: Path) -> Path:
+    """Return the path of the index of data that is read in place."""
+    return store / "index.safetensors"
+
+
+def parts_dir(work: Path) -> Path:
+    """Return the folder of the digests of files that are read in place."""
+    return work / "parts"
 
 
 def old_store_lock(store: Path) -> Path:

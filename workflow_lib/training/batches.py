@@ -15,11 +15,16 @@ import torch
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 from workflow_lib.training.augment import is_augmenting, is_mixing, mixing_partners, occurrence_ids
+from workflow_lib.training.permutation import Computed, Permutation
 
 if TYPE_CHECKING:
     from workflow_lib.data import MappedSplit, Split
     from workflow_lib.distributed.ranks import Ranks
     from workflow_lib.plan import RunConfig
+
+# In a longer epoch each sample is computed from its place: its order would take more than 1 GiB of memory, and seconds
+# at each start. The number is part of the definition of an order, and may never change.
+MOST_SHUFFLED = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The samples of all ranks in one epoch, in training order; the tensors are those of `MicroBatch`, int64 [n]."""
+    """The samples of all ranks in one epoch, in training order; the vectors are those of `MicroBatch`, int64 [n]."""
 
-    samples: torch.Tensor
-    occurrence_ids: torch.Tensor
-    mixing_partners: torch.Tensor | None
+    samples: torch.Tensor | Computed
+    occurrence_ids: torch.Tensor | Computed
+    mixing_partners: torch.Tensor | Computed | None
     spans: list[tuple[int, int]]
 
     def micro_batches(self, start: int) -> list[MicroBatch]:
@@ -84,6 +89,8 @@ class Batches:
 
     def epoch(self, number: int) -> Epoch:
         """Return the samples of an epoch, counted from 0, on the device that the split is indexed on."""
+        if self._run.training.sampling != "balanced" and len(self._split) > MOST_SHUFFLED:
+            return self._computed_epoch(number)
         section, device = self._run.augment, self._split.index_device
         samples = self.order(number)
         is_random = is_augmenting(section) or is_mixing(section)
@@ -91,6 +98,21 @@ class Batches:
         ids = (occurrence_ids(samples, len(self._split)) if is_repeating else samples).to(device)
         partners = mixing_partners(section, ids, seed=self._run.seed, epoch=number, samples=len(self._split))
         return Epoch(samples.to(device), ids, partners, self.spans)
+
+    def _computed_epoch(self, number: int) -> Epoch:
+        """Return an epoch whose samples are computed when they are read."""
+        section, device, length = self._run.augment, self._split.index_device, len(self._split)
+        permutation = Permutation(self._run.seed, number, length)
+
+        def samples(places: torch.Tensor) -> torch.Tensor:
+            return permutation(places).to(device)
+
+        def partners(places: torch.Tensor) -> torch.Tensor:
+            found = mixing_partners(section, samples(places), seed=self._run.seed, epoch=number, samples=length)
+            return samples(places) if found is None else found
+
+        shuffled = Computed(length, samples)
+        return Epoch(shuffled, shuffled, Computed(length, partners) if is_mixing(section) else None, self.spans)
 
     def order(self, epoch: int) -> torch.Tensor:
         """Return the indices of an epoch's samples in training order, int64 on the CPU."""

@@ -1,0 +1,46 @@
+"""Files of the splits of a folder: by sub-folders or by the first word of the names, as Hugging Face and nanoGPT do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from workflow_lib.data import SPLITS
+from workflow_lib.datasets._folder import entries, files_below
+from workflow_lib.errors import DataError
+
+NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def files_of_splits(path: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    """Return the files with these suffixes of each split, sorted by path; a file or folder without splits is train.
+
+    Raises DataError if there is no such file, or some but not all of the files name a split.
+    """
+    allowed = ", ".join(sorted(suffixes))
+    if path.is_file():
+        if path.suffix not in suffixes:
+            raise DataError(f"{path}: allowed: {allowed}, or a folder of such files (data.params.path)")
+        return {"train": [path]}
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such file or folder (data.params.path)")
+    found: dict[str, list[Path]] = {}
+    folders = {folder: NAMES.get(folder.name) for folder in entries(path) if folder.is_dir()}
+    if any(folders.values()):
+        for folder, split in folders.items():
+            if split is None:
+                raise DataError(f"{folder}: is not a split, but beside folders of splits; move it")
+            found.setdefault(split, []).extend(file for file in files_below(folder) if file.suffix in suffixes)
+    else:
+        files = [file for file in files_below(path) if file.suffix in suffixes]
+        splits = {file: NAMES.get(re.split(r"[-_.]", file.name)[0]) for file in files}
+        if any(splits.values()) and (others := [file for file, split in splits.items() if split is None]):
+            raise DataError(f"{others[0]}: its name does not begin with train, val or test, as those of other files do")
+        for file, split in splits.items():
+            found.setdefault(split or "train", []).append(file)
+    if "train" not in found:
+        raise DataError(f"{path}: has no file of train; allowed: files named {allowed} (data.params.path)")
+    if empty := [split for split, files in found.items() if not files]:
+        raise DataError(f"{path}: the split {empty[0]} has no file named {allowed}")
+    return {split: found[split] for split in SPLITS if split in found}
