@@ -16,6 +16,11 @@ from tests.support.warm import Warm
 IN_AN_EPOCH = {"point": "optimizer", "count": 21, "signal": "SIGTERM"}
 LATER = {"point": "commit", "count": 14, "signal": "SIGKILL"}
 
+OWN: dict[str, Any] = {
+    "optimizer": {"name": "tests.plugins.own:Heavy", "lr": 0.05, "weight_decay": 0.01},
+    "schedule": {"name": "tests.plugins.own:noam", "params": {"rise": 0.2}},
+    "training": {"loss": "tests.plugins.own:smoothed", "loss_params": {"power": 1.5, "noise": 0.1}},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd, step": {
         "optimizer": {"name": "sgd", "lr": 0.05, "nesterov": True},
@@ -45,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "augmented, balanced": {"augment": {"noise": 0.1, "mixup": 0.4}, "training": {"sampling": "balanced"}},
     "augmented, two ranks": merged(with_ranks(2), {"augment": {"shift": 0.2, "mixup": 0.4}, "training": {"epochs": 3}}),
+    "own loss, optimizer and schedule": merged(OWN, {"training": {"accumulation_steps": 2}}),
+    "own, two ranks": merged(with_ranks(2), merged(OWN, {"training": {"epochs": 3}})),
+    "own, three ranks": merged(with_ranks(3), merged(OWN, {"training": {"epochs": 3}})),
     "lion, two ranks": merged(with_ranks(2), {"optimizer": {"name": "lion"}, "training": {"epochs": 3}}),
 }
 OFF: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import subprocess
 import sys
@@ -12,12 +13,26 @@ import pytest
 import torch
 from torch import nn
 
-from workflow_lib.config.optimization import SGD, AdamW, Constant, Cosine, Linear, Lion, Muon, OneCycle, Step
+from tests.plugins import own
+from workflow_lib.config.optimization import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    Lion,
+    Muon,
+    OneCycle,
+    OwnOptimizer,
+    OwnSchedule,
+    Step,
+)
 from workflow_lib.config.optimization import Plateau as PlateauSection
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.models import transformer
 from workflow_lib.runtime.torch_internals import unwrapped_step
+from workflow_lib.training import optimizer_state
 from workflow_lib.training.optimizers import build_optimizer, hidden_matrices, learning_rate
 from workflow_lib.training.selection import Plateau
 
@@ -154,3 +169,69 @@ def test_one_cycle_rises_to_its_peak_and_falls_below_where_it_began() -> None:
 
 def test_a_plateau_multiplies_the_rate_by_its_scale() -> None:
     assert rates(PlateauSection(), 1, Plateau(scale=0.25)) == [0.25]
+
+
+OWN = OwnOptimizer(name="tests.plugins.own:Heavy", lr=0.1, weight_decay=0.1, params={"betas": [0.8]})
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "NAdam", "RMSprop", "ASGD", "Adafactor"])
+def test_an_optimizer_of_torch_by_its_path_is_that_optimizer(name: str) -> None:
+    section, model = OwnOptimizer(name=f"torch.optim:{name}", lr=0.1), small()
+    own = build_optimizer(section, model)
+    assert type(own) is getattr(torch.optim, name)
+    assert own.defaults == getattr(torch.optim, name)(small().parameters(), lr=0.1).defaults
+
+
+@pytest.mark.parametrize("section", [OWN, OwnOptimizer(name="torch.optim:ASGD", lr=0.1)], ids=lambda each: each.name)
+def test_the_state_of_an_optimizer_by_path_is_restored_with_its_types(section: OwnOptimizer) -> None:
+    straight = weights_after(section, bare=True)
+    for after in range(STEPS):
+        model = small()
+        optimizer = build_optimizer(section, model)
+        for number in range(STEPS):
+            if number == after:
+                tensors = {name: value.clone() for name, value in optimizer_state.tensors(optimizer).items()}
+                rest, groups = json.loads(
+                    json.dumps([optimizer_state.values(optimizer), optimizer_state.settings(optimizer)])
+                )
+                optimizer = build_optimizer(section, model)
+                optimizer_state.restore(optimizer, tensors, {})
+                optimizer_state.restore_settings(optimizer, groups)
+                optimizer_state.restore(optimizer, optimizer_state.tensors(optimizer), rest)
+            optimizer.zero_grad()
+            model(torch.randn(4, 7)).square().sum().backward()
+            unwrapped_step(optimizer)()
+        found = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        assert torch.equal(found, straight), after
+        if section is OWN:
+            assert {value.dtype for value in optimizer_state.tensors(optimizer).values()} == {torch.float64}
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_named() -> None:
+    model = small()
+    optimizer = build_optimizer(OwnOptimizer(name="tests.plugins.own:Nested", lr=0.1), model)
+    model(torch.randn(4, 7)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ConfigError, match="the state of Nested has `all` of weight 0, a list, which a checkpoint"):
+        optimizer_state.values(optimizer)
+
+
+def test_what_is_no_optimizer_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"tests.plugins.own:dull gives a dict; allowed: a torch.optim"):
+        build_optimizer(OwnOptimizer.model_construct(name="tests.plugins.own:dull", lr=0.1, params={}), small())
+
+
+def test_a_schedule_by_path_is_called_with_the_steps_after_the_warm_up() -> None:
+    def rates(warmup: float) -> list[float]:
+        section = OwnSchedule(name="tests.plugins.own:noam", warmup_epochs=warmup, params={"rise": 0.5})
+        return [learning_rate(section, 2.0, step, steps_per_epoch=4, epochs=3, plateau=Plateau()) for step in range(12)]
+
+    assert rates(0) == [2.0 * own.noam(step, 12, rise=0.5) for step in range(12)]
+    assert rates(1)[4:] == [2.0 * own.noam(step, 8, rise=0.5) for step in range(8)]
+    assert rates(1)[:4] == pytest.approx([2.0 * own.noam(0, 8, rise=0.5) * share for share in (0.25, 0.5, 0.75, 1)])
+
+
+def test_a_schedule_that_gives_no_rate_ends_the_training() -> None:
+    section = OwnSchedule(name="tests.plugins.own:downhill")
+    with pytest.raises(ConfigError, match=r"tests.plugins.own:downhill returns -0.5, .* for step 9 of 12"):
+        learning_rate(section, 1.0, 9, steps_per_epoch=4, epochs=3, plateau=Plateau())

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_lib.config.by_path import BY_PATH
 from workflow_lib.config.renamed import read_old_names
 from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
 from workflow_lib.errors import ConfigError, shortened
+from workflow_lib.plugins import is_object_path
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _common(section: str, base: Any, over: Any) -> Any:
     if old == new:
         return base
     # An unknown name keeps all settings; validation then reports the name.
-    common = fields.get(str(new)) or fields.get("*") or frozenset(base)
+    known = BY_PATH if BY_PATH in fields and is_object_path(str(new)) else str(new)
+    common = fields.get(known) or fields.get("*") or frozenset(base)
     return {key: value for key, value in base.items() if key in common}
 
 

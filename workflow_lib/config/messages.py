@@ -12,10 +12,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from workflow_lib.config.by_path import BY_PATH
 from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
+
+NAMED_BY = {"params": "name", "loss_params": "loss"}  # settings of a plugin, and the setting that names it
 
 
 def messages(
@@ -30,8 +33,8 @@ def messages(
             context = error["ctx"]
             lines.update(dict.fromkeys(messages(context["errors"], context["section"], values, origins, whole)))
             continue
-        if error["type"] == "plugin" and path[-1] == "params":
-            whole = whole if whole[-1] == "hooks" else (*whole[:-1], "name")
+        if error["type"] == "plugin" and path[-1] in NAMED_BY:
+            whole = (*whole[:-1], NAMED_BY[path[-1]])
         what = _what(error, field, owner, whole, values)
         lines[f"{_place(origins, whole, error['type'])}{dotted(whole)}: {what}"] = None
     return list(lines)
@@ -93,7 +96,8 @@ def variants(annotation: Any) -> dict[str, type[Section]]:
     for member in map(_plain, members):
         if isinstance(member, type) and issubclass(member, Section):
             key = "name" if "name" in member.model_fields else "type"
-            found[str(get_args(member.model_fields[key].annotation)[0])] = member
+            names = get_args(member.model_fields[key].annotation)
+            found[str(names[0]) if names else BY_PATH] = member
     return found
 
 
@@ -116,9 +120,9 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
     if kind == "missing":
         meaning = field.description if isinstance(field, FieldInfo) else ""
         return f"is missing: {meaning}; allowed: {allowed(field)}"
-    if kind in ("plugin", "value_error"):
+    if kind in ("plugin", "arguments", "value_error"):
         return str(error["msg"]).removeprefix("Value error, ") + (
-            f"; allowed: {allowed(field)}" if kind != "plugin" else ""
+            f"; allowed: {allowed(field)}" if kind == "value_error" else ""
         )
     if kind.startswith("union_tag"):
         key = "name" if len(path) == 1 else "type"

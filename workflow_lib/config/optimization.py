@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from workflow_lib import plugins
+from workflow_lib.config.by_path import BY_PATH, PATTERN, check_optimizer, check_schedule
 from workflow_lib.plugins import Section
 
 
@@ -52,6 +54,24 @@ class Muon(_Optimizer):
     momentum: float = Field(0.95, ge=0, lt=1, description="Nesterov momentum of the hidden matrices")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="as in adamw, for all weights but hidden matrices")
     eps: float = Field(1e-8, gt=0, description="as in adamw, for all weights but hidden matrices")
+
+
+class OwnOptimizer(Section):
+    """A torch optimizer by its import path: one of torch.optim, of a package, or your own."""
+
+    name: str = Field(description="import path of a subclass of torch.optim.Optimizer", pattern=PATTERN)
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float | None = Field(
+        None, ge=0, description="weight decay, as the optimizer defines it; null leaves it at the optimizer's default"
+    )
+    params: dict[str, Any] = Field({}, description="other arguments of the optimizer, by name")
+
+    @field_validator("params")
+    @classmethod
+    def _check_params(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "name" in info.data:
+            check_optimizer(info.data["name"], value, info.data.get("weight_decay"))
+        return value
 
 
 class _Schedule(Section):
@@ -105,11 +125,29 @@ class Plateau(_Schedule):
     patience: int = Field(5, ge=0, description="epochs without improvement before a reduction")
 
 
+class OwnSchedule(_Schedule):
+    """A function of your own: `(step, total_steps, **params)` returns the factor of the peak learning rate."""
+
+    name: str = Field(description="import path of a function of the step", pattern=PATTERN)
+    params: dict[str, Any] = Field({}, description="other arguments of the function, by name")
+
+    @field_validator("params")
+    @classmethod
+    def _check_params(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "name" in info.data:
+            check_schedule(info.data["name"], value)
+        return value
+
+
 def variant(key: str, default: str) -> Discriminator:
-    """Return a discriminator that chooses a section's class by its setting `key`, or `default` if that is not given."""
+    """Return a discriminator that chooses a section's class by its setting `key`, or `default` if that is not given.
+
+    An import path chooses the class whose tag is BY_PATH.
+    """
 
     def name_of(value: Any) -> str:
-        return str(value.get(key, default) if isinstance(value, dict) else getattr(value, key, default))
+        name = str(value.get(key, default) if isinstance(value, dict) else getattr(value, key, default))
+        return BY_PATH if plugins.is_object_path(name) else name
 
     return Discriminator(name_of)
 
@@ -118,7 +156,8 @@ Optimizer = Annotated[
     Annotated[AdamW, Tag("adamw")]
     | Annotated[SGD, Tag("sgd")]
     | Annotated[Lion, Tag("lion")]
-    | Annotated[Muon, Tag("muon")],
+    | Annotated[Muon, Tag("muon")]
+    | Annotated[OwnOptimizer, Tag(BY_PATH)],
     variant("name", "adamw"),
 ]
 
@@ -129,6 +168,7 @@ Schedule = Annotated[
     | Annotated[Linear, Tag("linear")]
     | Annotated[Step, Tag("step")]
     | Annotated[OneCycle, Tag("one_cycle")]
-    | Annotated[Plateau, Tag("plateau")],
+    | Annotated[Plateau, Tag("plateau")]
+    | Annotated[OwnSchedule, Tag(BY_PATH)],
     variant("name", "constant"),
 ]

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
+from workflow_lib.config.by_path import BY_PATH, PATTERN, check_loss
 from workflow_lib.config.init import Init
 from workflow_lib.config.optimization import (
     SGD,
@@ -19,6 +20,8 @@ from workflow_lib.config.optimization import (
     Muon,
     OneCycle,
     Optimizer,
+    OwnOptimizer,
+    OwnSchedule,
     Plateau,
     Schedule,
     Step,
@@ -156,6 +159,14 @@ class Training(Section):
         description="shuffled: each sample once per epoch; balanced: as many samples, drawn with replacement, with all"
         " classes equally likely",
     )
+    loss: str | None = Field(
+        None,
+        pattern=PATTERN,
+        description="import path of a loss(outputs, targets, **loss_params), or of a class that is called so; null is"
+        " the loss of the task",
+        json_schema_extra=ADDED,
+    )
+    loss_params: dict[str, Any] = Field({}, description="arguments of the loss, by name", json_schema_extra=ADDED)
     precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
         "fp32", description="precision of the forward and backward pass"
     )
@@ -186,6 +197,16 @@ class Training(Section):
     hooks: str | None = Field(
         None, description="import path of a module with hooks, such as on_epoch_end(state); null has none"
     )
+
+    @field_validator("loss_params")
+    @classmethod
+    def _check_loss(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        target = info.data.get("loss")
+        if target is not None:
+            check_loss(target, value)
+        elif value and "loss" in info.data:
+            raise PydanticCustomError("arguments", "are for training.loss, which is not set; allowed: {{}}")
+        return value
 
     @field_validator("hooks")
     @classmethod
@@ -226,7 +247,7 @@ class Augment(Section):
 
 # Sections whose settings depend on their `name`: the default name, and the settings of each. `params` belong to one
 # plugin, so a change of the plugin drops them and keeps the rest.
-_OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon": Muon}
+_OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon": Muon, BY_PATH: OwnOptimizer}
 _SCHEDULES: dict[str, type[Section]] = {
     "constant": Constant,
     "cosine": Cosine,
@@ -234,11 +255,12 @@ _SCHEDULES: dict[str, type[Section]] = {
     "step": Step,
     "one_cycle": OneCycle,
     "plateau": Plateau,
+    BY_PATH: OwnSchedule,
 }
 
 
 def _fields(sections: dict[str, type[Section]]) -> dict[str, frozenset[str]]:
-    return {name: frozenset(section.model_fields) for name, section in sections.items()}
+    return {name: frozenset(section.model_fields) - {"params"} for name, section in sections.items()}
 
 
 VARIANTS: dict[str, tuple[str, dict[str, frozenset[str]]]] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workflow_lib import plugins
+from workflow_lib.config.by_path import takes
 from workflow_lib.config.experiment import Runtime
 from workflow_lib.config.messages import shown
 from workflow_lib.config.run import Data, Training
@@ -16,6 +17,9 @@ PRECISIONS = {
     "cpu": ("fp32", "bf16"),
     "cuda": ("fp32", "bf16", "fp16", "tf32"),
 }
+# optimizers of torch that update each number of a weight by itself, so that each rank can update its shards
+NAMES = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+ELEMENTWISE = tuple(f"torch.optim:{name}" for name in NAMES)
 
 
 def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
@@ -52,11 +56,30 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{training.precision} cannot be computed on runtime.device={runtime.device};"
             f" allowed there: {', '.join(PRECISIONS[device])}",
         )
-    if training.parallel == "fsdp" and run["optimizer"].name == "muon":
-        yield (
-            ("training", "parallel"),
-            "fsdp shards the matrices that optimizer.name=muon needs whole; allowed with muon: ddp",
+    if what := decay_problem(run["optimizer"], run["model"].init.weight_decay):
+        yield ("model", "init", "weight_decay"), what
+    if training.parallel == "fsdp" and (what := sharding_problem(run["optimizer"].name)):
+        yield ("training", "parallel"), what
+
+
+def decay_problem(optimizer: Any, decays: Mapping[str, float]) -> str | None:
+    """Return why groups of weights cannot have decays of their own with this optimizer, or None."""
+    name = optimizer.name
+    if decays and plugins.is_object_path(name) and not takes(plugins.load_object("optimizer", name), "weight_decay"):
+        return f"optimizer.name={name} has no weight decay (no argument `weight_decay`); allowed: {{}}"
+    return None
+
+
+def sharding_problem(optimizer: str) -> str | None:
+    """Return why this optimizer cannot update the shards of each weight by themselves, or None."""
+    if optimizer == "muon":
+        return "fsdp shards the matrices that optimizer.name=muon needs whole; allowed with muon: ddp"
+    if plugins.is_object_path(optimizer) and optimizer not in ELEMENTWISE:
+        return (
+            f"fsdp shards each weight, and optimizer.name={optimizer} may need whole ones (for a norm, or rows and"
+            f" columns); allowed with it: ddp. Known to update each number by itself: {', '.join(ELEMENTWISE)}"
         )
+    return None
 
 
 def _fold_problems(data: Data) -> Iterator[tuple[KeyPath, str]]:
@@ -154,6 +177,14 @@ def crop_problem(crop: int, size: tuple[int, int]) -> str | None:
 
 def _exclusive_problems(training: Training) -> Iterator[tuple[KeyPath, str]]:
     """Yield the problems of training settings that exclude each other."""
+    for name in ("label_smoothing", "focal_gamma", "class_weights") if training.loss is not None else ():
+        value, default = getattr(training, name), type(training).model_fields[name].default
+        if value != default:
+            yield (
+                ("training", name),
+                f"{shown(value)} changes the loss of the task, and training.loss={training.loss} replaces it; allowed:"
+                f" {shown(default)}, or an argument in training.loss_params",
+            )
     if training.compile and training.activation_checkpointing:
         yield (
             ("training", "activation_checkpointing"),

@@ -69,6 +69,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
     from workflow_lib.checkpoint.saver import Saver
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import environment
+    from workflow_lib.training.loss import with_own_loss
     from workflow_lib.training.trainer import Trainer
 
     settings = context.experiment.checkpoint
@@ -90,11 +91,17 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
         trainer = Trainer(
             context.run,
             spec=context.manifest.spec,
-            objective=tasks.load(context.manifest.task).objective(
+            objective=with_own_loss(
+                tasks.load(context.manifest.task).objective(
+                    context.run.training,
+                    root.device,
+                    context.manifest.splits["train"].per_class,
+                    context.manifest.target_std,
+                ),
                 context.run.training,
                 root.device,
-                context.manifest.splits["train"].per_class,
-                context.manifest.target_std,
+                ranks=ranks.world_size,
+                is_main=ranks.is_main,
             ),
             train=_load(context, "train", root.device, ranks),
             validation=_load(context, "val", root.device, ranks),

@@ -172,12 +172,14 @@ def _sizes(run: RunConfig, model: nn.Module, spec: ModelSpec, processes: int) ->
 
 def _moments(section: Optimizer, model: nn.Module) -> int | None:
     """Return the bytes that the optimizer keeps for a model; None if it is not one of the package."""
+    from workflow_lib.config.optimization import SGD
+
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     if section.name == "muon":
         from workflow_lib.training.optimizers import hidden_matrices
 
         return 2 * trained - sum(weight.nbytes for weight in hidden_matrices(model))
-    if section.name == "sgd":
+    if isinstance(section, SGD):
         return trained if section.momentum else 0
     of_each: dict[str, int] = {"adamw": 2, "lion": 1}
     return of_each[section.name] * trained if section.name in of_each else None

@@ -19,6 +19,9 @@ from workflow_lib.plan.naming import slug
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import layout
 
+# settings that may name code of the user, beside those of the model
+USER_CODE = ("training.hooks", "training.loss", "optimizer.name", "schedule.name")
+
 
 def tuned_base(experiment: Experiment) -> RunConfig:
     """Return the base run of the study, which its trials vary: the experiment with `tune.set`."""
@@ -38,7 +41,7 @@ def studied(experiment: Experiment) -> list[RunConfig]:
         return []
     found = [tuned_base(experiment), base(experiment)]
     for name, space in sorted(tune.space.items()):
-        if isinstance(space, CategoricalSpace) and name.startswith(("model.", "training.hooks")):
+        if isinstance(space, CategoricalSpace) and name.startswith(("model.", *USER_CODE)):
             for start in found[:2]:
                 for choice in space.choices:
                     with suppress(ConfigError):  # a setting of another model than the experiment's

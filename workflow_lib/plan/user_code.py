@@ -29,8 +29,13 @@ def of(run: RunConfig) -> dict[str, source_digest.Code]:
 
 def objects_of(run: RunConfig) -> dict[str, str]:
     """Return the import paths `package.module:Name` that the run's settings name, by what they are used for."""
-    task = plugins.task(run.data.name, run.data.params)
-    return {"task": task} if plugins.is_object_path(task) else {}
+    named = {
+        "task": plugins.task(run.data.name, run.data.params),
+        "optimizer": run.optimizer.name,
+        "schedule": run.schedule.name,
+        "loss": run.training.loss,
+    }
+    return {kind: name for kind, name in named.items() if name is not None and plugins.is_object_path(name)}
 
 
 def files_of(run: RunConfig) -> dict[str, Path]:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from workflow_lib import plugins
+from workflow_lib.config.by_path import factor_problem
+from workflow_lib.config.optimization import OwnOptimizer, OwnSchedule
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.torch_internals import (
     foreach_add_,
@@ -38,6 +41,8 @@ def build_optimizer(section: Optimizer, model: nn.Module, parameters: Groups | N
     """
     unwrap_optimizer_methods()
     parameters = parameters or [weight for weight in model.parameters() if weight.requires_grad]
+    if isinstance(section, OwnOptimizer):
+        return _own(section, parameters)
     if section.name == "lion":
         return Lion(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
     if section.name == "muon":
@@ -59,6 +64,18 @@ def build_optimizer(section: Optimizer, model: nn.Module, parameters: Groups | N
         weight_decay=section.weight_decay,
         fused=True,
     )
+
+
+def _own(section: OwnOptimizer, parameters: Groups) -> torch.optim.Optimizer:
+    """Return the optimizer at the import path. Raises ConfigError if it is no torch optimizer."""
+    found = plugins.load_object("optimizer", section.name)
+    given = {"lr": section.lr, **({} if section.weight_decay is None else {"weight_decay": section.weight_decay})}
+    with plugins.user_code_errors(f"optimizer.name: {section.name}"):
+        optimizer = found(parameters, **given, **section.params)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        what = f"a {type(optimizer).__name__}; allowed: a torch.optim.Optimizer"
+        raise ConfigError(f"optimizer.name: {section.name} gives {what}")
+    return optimizer
 
 
 class Lion(torch.optim.Optimizer):
@@ -145,10 +162,14 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of a step, counted from 0: a linear warm-up, then the schedule over the other steps."""
     warmup = round(section.warmup_epochs * steps_per_epoch)
+    total = max(1, epochs * steps_per_epoch - warmup)
+    if isinstance(section, OwnSchedule):
+        factor = own_factor(section, max(0, step - warmup), total)
+        return base * factor * min(1.0, (step + 1) / max(1, warmup))
     first = section.start_fraction if section.name == "one_cycle" else 1.0
     if step < warmup:
         return base * first * (step + 1) / warmup
-    share = min(1.0, (step - warmup) / max(1, epochs * steps_per_epoch - warmup))
+    share = min(1.0, (step - warmup) / total)
     if section.name == "plateau":
         return base * plateau.scale
     if section.name == "step":
@@ -163,6 +184,16 @@ def learning_rate(
             return base * _half_cosine(first, 1.0, share / rise)
         return base * _half_cosine(1.0, section.final_fraction, (share - rise) / (1 - rise))
     return base
+
+
+def own_factor(section: OwnSchedule, step: int, total_steps: int) -> float:
+    """Return the factor of the user's schedule. Raises ConfigError if it is not a finite number of at least 0."""
+    function = plugins.load_object("schedule", section.name)
+    with plugins.user_code_errors(f"schedule.name: {section.name}"):
+        factor = function(step, total_steps, **section.params)
+    if what := factor_problem(factor):
+        raise ConfigError(f"schedule.name: {section.name} returns {what} for step {step} of {total_steps}")
+    return float(factor)
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:

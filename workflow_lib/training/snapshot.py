@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from workflow_lib.checkpoint import Snapshot
+from workflow_lib.config.optimization import OwnOptimizer
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.runtime.torch_internals import unwrapped_step
+from workflow_lib.training import optimizer_state
 from workflow_lib.training.state import Named, Progress
 
 if TYPE_CHECKING:
@@ -90,7 +92,8 @@ def shapes_after_a_step(state: State) -> dict[str, Named]:
     The optimizer creates its moments in its first step. So this takes a step with zero gradients and a learning rate
     of zero, and then restores the optimizer; the weights must be reset afterwards.
     """
-    fresh = copy.deepcopy(state.optimizer.state_dict())
+    fresh = {name: value.clone() for name, value in optimizer_state.tensors(state.optimizer).items()}
+    values, settings = optimizer_state.values(state.optimizer), optimizer_state.settings(state.optimizer)
     for parameter in state.parallel.parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in state.optimizer.param_groups:
@@ -100,7 +103,8 @@ def shapes_after_a_step(state: State) -> dict[str, Named]:
         group: {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
         for group, named in mutable_tensors(state).items()
     }
-    state.optimizer.load_state_dict(fresh)
+    optimizer_state.restore(state.optimizer, fresh, values)
+    optimizer_state.restore_settings(state.optimizer, copy.deepcopy(settings))
     state.parallel.zero_grad()
     return shapes
 
@@ -148,20 +152,19 @@ def _saved(parts: tuple[Part[T], ...], state: State) -> dict[str, T]:
 
 
 def _save_moments(state: State) -> Named:
-    return {
-        f"{index}.{name}": value
-        for index, values in state.optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-        if value is not None
-    }
+    return optimizer_state.tensors(state.optimizer)
 
 
 def _restore_moments(state: State, saved: Named) -> None:
-    moments: dict[int, Named] = {}
-    for key, value in saved.items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
+    optimizer_state.restore(state.optimizer, saved, {})
+
+
+def _save_optimizer_values(state: State) -> dict[str, Any]:
+    return optimizer_state.values(state.optimizer)
+
+
+def _restore_optimizer_values(state: State, saved: dict[str, Any]) -> None:
+    optimizer_state.restore(state.optimizer, optimizer_state.tensors(state.optimizer), saved)
 
 
 def _save_averages(state: State) -> Named:
@@ -182,13 +185,11 @@ def _restore_best(state: State, saved: Named) -> None:
 
 
 def _save_settings(state: State) -> list[dict[str, Any]]:
-    groups = state.optimizer.state_dict()["param_groups"]
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    return optimizer_state.settings(state.optimizer)
 
 
 def _restore_settings(state: State, saved: list[dict[str, Any]]) -> None:
-    for group, settings in zip(state.optimizer.param_groups, saved, strict=True):
-        group.update(settings)
+    optimizer_state.restore_settings(state.optimizer, saved)
 
 
 def _save_progress(state: State) -> dict[str, Any]:
@@ -226,6 +227,12 @@ STABLE: tuple[Part[Named], ...] = (Part("best", _save_best, _restore_best, has=l
 RECORD: tuple[Part[Any], ...] = (
     Part("progress", _save_progress, _restore_progress),
     Part("optimizer", _save_settings, _restore_settings),
+    Part(
+        "optimizer_values",
+        _save_optimizer_values,
+        _restore_optimizer_values,
+        has=lambda state: isinstance(state.run.optimizer, OwnOptimizer),
+    ),
     Part("scaler", _save_scaler, _restore_scaler),
     Part("hooks", _save_hooks, _restore_hooks, has=lambda state: state.hooks is not None),
 )

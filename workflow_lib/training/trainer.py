@@ -27,6 +27,7 @@ import torch
 
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
+from workflow_lib.config.optimization import Plateau
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.seed import capture_rng, restore_rng
@@ -262,7 +263,7 @@ class Trainer:
             self._curve.write(progress.history)
         if self._display is not None:
             self._display.epoch(row, is_best=is_best)
-        if self.run.schedule.name == "plateau":
+        if isinstance(self.run.schedule, Plateau):
             progress.plateau.observe(metric, row[metric], self.run.schedule)
         is_last = cursor.epoch + 1 == training.epochs or selection.is_exhausted(progress, row, training.early_stopping)
         state.loss_sum.zero_()
