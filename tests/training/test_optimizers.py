@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tests.plugins import own
+from workflow_lib.config.length import Length
 from workflow_lib.config.optimization import (
     SGD,
     AdamW,
@@ -129,10 +130,8 @@ def test_a_step_does_not_import_the_compiler(name: str) -> None:
 
 
 def rates(section: Any, steps: int, plateau: Plateau | None = None) -> list[float]:
-    return [
-        learning_rate(section, 1.0, step, steps_per_epoch=10, epochs=10, plateau=plateau or Plateau())
-        for step in range(steps)
-    ]
+    length = Length(steps_per_epoch=10, total=100, between_validations=10)
+    return [learning_rate(section, 1.0, step, length=length, plateau=plateau or Plateau()) for step in range(steps)]
 
 
 def test_a_warm_up_grows_to_the_peak_in_equal_steps() -> None:
@@ -224,7 +223,7 @@ def test_what_is_no_optimizer_is_rejected() -> None:
 def test_a_schedule_by_path_is_called_with_the_steps_after_the_warm_up() -> None:
     def rates(warmup: float) -> list[float]:
         section = OwnSchedule(name="tests.plugins.own:noam", warmup_epochs=warmup, params={"rise": 0.5})
-        return [learning_rate(section, 2.0, step, steps_per_epoch=4, epochs=3, plateau=Plateau()) for step in range(12)]
+        return [learning_rate(section, 2.0, step, length=Length(4, 12, 4), plateau=Plateau()) for step in range(12)]
 
     assert rates(0) == [2.0 * own.noam(step, 12, rise=0.5) for step in range(12)]
     assert rates(1)[4:] == [2.0 * own.noam(step, 8, rise=0.5) for step in range(8)]
@@ -234,4 +233,4 @@ def test_a_schedule_by_path_is_called_with_the_steps_after_the_warm_up() -> None
 def test_a_schedule_that_gives_no_rate_ends_the_training() -> None:
     section = OwnSchedule(name="tests.plugins.own:downhill")
     with pytest.raises(ConfigError, match=r"tests.plugins.own:downhill returns -0.5, .* for step 9 of 12"):
-        learning_rate(section, 1.0, 9, steps_per_epoch=4, epochs=3, plateau=Plateau())
+        learning_rate(section, 1.0, 9, length=Length(4, 12, 4), plateau=Plateau())

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from tests.support.study import EPOCHS, Study, curve, make_experiment
 from workflow_lib import config, tuning
+from workflow_lib.config.run import Training
+
+TRAINING = Training(epochs=EPOCHS)
 
 
 def test_pruning_ends_some_trials_but_none_of_the_first(finished: Study) -> None:
@@ -34,7 +37,7 @@ def test_only_complete_trials_count_for_the_median(pruned_with: Callable[..., co
     assert tune is not None
     complete, others = finished_result([0.5, 0.75, 0.875]), [finished_result([0.0] * 3) for _ in range(2)]
     results = [complete, {**others[0], "state": "pruned"}, {**others[1], "state": "failed"}]
-    assert tuning.thresholds(tune, results, EPOCHS) == [None, 0.75, 0.875, None, None]
+    assert tuning.thresholds(tune, results, TRAINING) == [None, 0.75, 0.875, None, None]
 
 
 GRID = st.integers(0, 16).map(lambda n: n / 16)  # medians of these are exact
@@ -60,7 +63,7 @@ def test_pruning_is_optunas_median_rule(
     tune = pruned_with(warmup, enough, metric).tune
     assert tune is not None
     results = [finished_result(values) for values in curves]
-    suggestion: Any = {"metric": metric, "thresholds": tuning.thresholds(tune, results, EPOCHS)}
+    suggestion: Any = {"metric": metric, "thresholds": tuning.thresholds(tune, results, TRAINING)}
     stop_early = tuning.pruner(suggestion)
     history = [{"epoch": epoch, metric: value} for epoch, value in enumerate(own, start=1)]
     ours = next((n for n in range(1, EPOCHS + 1) if stop_early(history[:n])), None)

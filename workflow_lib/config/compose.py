@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.config.by_path import BY_PATH
+from workflow_lib.config.length import STEPS_FOR_EPOCHS
 from workflow_lib.config.renamed import read_old_names
 from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
@@ -123,6 +124,21 @@ def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     bases = {section: _common(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
     merged: dict[str, Any] = deep_merge({**base, **bases}, over)
     return merged
+
+
+def overlay_point(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """Return all settings of a run with a point on top.
+
+    A number of epochs among all settings may be a default. So a point that gives the number in steps, where the run
+    had none, replaces it.
+    """
+    replaced = {}
+    for section, (steps, epochs) in STEPS_FOR_EPOCHS.items():
+        before, given = settings.get(section), point.get(section)
+        if isinstance(before, dict) and isinstance(given, dict) and given.get(steps) is not None:
+            is_new = before.get(steps) is None and epochs in before
+            replaced[section] = {**before, epochs: None} if is_new else before
+    return overlay({**settings, **replaced}, point)
 
 
 def _common(section: str, base: Any, over: Any) -> Any:

@@ -12,7 +12,7 @@ from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedul
 from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Metric, Model, Training
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import NOT_IDENTITY
+from workflow_lib.plugins.section import ADDED, NOT_IDENTITY
 
 Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -102,6 +102,7 @@ class Sweep(Section):
         ge=2,
         le=MOST_SEEDS,
         description="runs of each point, with the seeds seed, seed + 1, ...; the report compares their means",
+        json_schema_extra=ADDED,
     )
     folds: int | None = Field(
         None,
@@ -109,6 +110,7 @@ class Sweep(Section):
         le=MOST_FOLDS,
         description="cross-validation: runs of each point, each with another part of the data as validation split;"
         " the report compares their means",
+        json_schema_extra=ADDED,
     )
 
     @field_validator("grid", "zip", "list", "exclude", mode="after")

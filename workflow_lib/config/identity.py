@@ -41,6 +41,21 @@ def identity(section: Section) -> dict[str, Any]:
     return values
 
 
+def stored(section: Section) -> dict[str, Any]:
+    """Return all settings as JSON values for a file, without those marked ADDED that have their default.
+
+    So a new setting does not change the files of experiments and runs that do not use it.
+    """
+    values = section.model_dump(mode="json")
+    for name in type(section).model_fields:
+        if isinstance(inner := getattr(section, name), Section):
+            values[name] = stored(inner)
+    for name, default in _added(type(section)).items():
+        if getattr(section, name) == default:
+            del values[name]
+    return values
+
+
 @cache
 def _excluded(section: type[Section]) -> frozenset[str]:
     return frozenset(name for name in section.model_fields if not in_identity(section, name))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from workflow_lib import plugins
 from workflow_lib.config.by_path import BY_PATH, PATTERN, check_optimizer, check_schedule
+from workflow_lib.config.length import without_epochs
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import ADDED
 
 
 class _Optimizer(Section):
@@ -76,6 +78,9 @@ class OwnOptimizer(Section):
 
 class _Schedule(Section):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear increase to the peak; may be a fraction")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="the same in optimizer steps; null takes warmup_epochs", json_schema_extra=ADDED
+    )
 
 
 class Constant(_Schedule):
@@ -99,13 +104,24 @@ class Linear(_Schedule):
 
 
 class Step(_Schedule):
-    """A lower learning rate every `every_epochs` epochs."""
+    """A lower learning rate every `every_epochs` epochs, or every `every_steps` steps."""
 
     name: Literal["step"] = Field("step", description="learning-rate schedule")
-    every_epochs: int = Field(
-        10, ge=1, description="epochs between two reductions, counted from the start of the training"
+    every_epochs: int | None = Field(
+        10,
+        ge=1,
+        description="epochs between two reductions, counted from the start of the training; null, and the default where"
+        " every_steps is given: takes every_steps",
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="the same in optimizer steps; null takes every_epochs", json_schema_extra=ADDED
     )
     factor: float = Field(0.1, gt=0, lt=1, description="factor that each reduction multiplies the learning rate by")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_in_steps_alone(cls, value: Any) -> Any:
+        return without_epochs("schedule", value)
 
 
 class OneCycle(_Schedule):
@@ -122,7 +138,7 @@ class Plateau(_Schedule):
 
     name: Literal["plateau"] = Field("plateau", description="learning-rate schedule")
     factor: float = Field(0.5, gt=0, lt=1, description="factor that each reduction multiplies the learning rate by")
-    patience: int = Field(5, ge=0, description="epochs without improvement before a reduction")
+    patience: int = Field(5, ge=0, description="validations without improvement before a reduction")
 
 
 class OwnSchedule(_Schedule):

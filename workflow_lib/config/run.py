@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
 from workflow_lib.config.by_path import BY_PATH, PATTERN, check_loss
 from workflow_lib.config.init import Init
+from workflow_lib.config.length import without_epochs
 from workflow_lib.config.optimization import (
     SGD,
     AdamW,
@@ -124,14 +125,33 @@ class EarlyStopping(Section):
     metric: Metric = Field(
         "val_loss", description="metric that must improve (accuracy: higher is better; others: lower)"
     )
-    patience: int = Field(10, ge=1, description="epochs without improvement before the training ends")
+    patience: int = Field(10, ge=1, description="validations without improvement before the training ends")
     min_delta: float = Field(0.0, ge=0, description="smallest change that counts as improvement")
 
 
 class Training(Section):
     """The training loop."""
 
-    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    epochs: int | None = Field(
+        10,
+        ge=1,
+        le=MOST,
+        description="passes over the training split; null, and the default where max_steps is given: no such limit",
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps after which the training ends, or epochs, whichever is first; null has no such"
+        " limit",
+        json_schema_extra=ADDED,
+    )
+    validate_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps from one validation to the next; null validates after each epoch. The last step is"
+        " always validated",
+        json_schema_extra=ADDED,
+    )
     batch_size: int = Field(
         64, ge=1, le=MOST, description="samples per optimizer step, over all ranks and micro-batches"
     )
@@ -197,6 +217,11 @@ class Training(Section):
     hooks: str | None = Field(
         None, description="import path of a module with hooks, such as on_epoch_end(state); null has none"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_in_steps_alone(cls, value: Any) -> Any:
+        return without_epochs("training", value)
 
     @field_validator("loss_params")
     @classmethod

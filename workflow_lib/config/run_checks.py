@@ -8,6 +8,8 @@ from typing import Any
 from workflow_lib import plugins
 from workflow_lib.config.by_path import takes
 from workflow_lib.config.experiment import Runtime
+from workflow_lib.config.length import Length
+from workflow_lib.config.length_checks import length_problems, warmup_problem
 from workflow_lib.config.messages import shown
 from workflow_lib.config.run import Data, Training
 from workflow_lib.config.yaml import KeyPath
@@ -32,12 +34,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             " allowed: a sum below 1",
         )
     yield from _fold_problems(data)
-    if schedule.warmup_epochs > training.epochs:
-        yield (
-            ("schedule", "warmup_epochs"),
-            f"the warm-up ({schedule.warmup_epochs:g} epochs) is longer than the training"
-            f" (training.epochs={training.epochs}); allowed: at most training.epochs",
-        )
+    yield from length_problems(training, schedule)
     ranks = runtime.nproc * runtime.nodes
     least = ranks * training.accumulation_steps
     if training.batch_size < least:
@@ -151,8 +148,13 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
     if known.samples is not None and data.validation_fraction + data.test_fraction < 1:
         test = round(known.samples * data.test_fraction)
         validation = (known.samples - test) // data.folds if data.folds else known.samples * data.validation_fraction
-        if what := batch_problem(training.batch_size, known.samples - test - round(validation)):
+        samples = known.samples - test - round(validation)
+        if what := batch_problem(training.batch_size, samples):
             yield ("training", "batch_size"), what
+        elif not any(length_problems(training, run["schedule"])):
+            length = Length.of(training, samples // training.batch_size)
+            if problem := warmup_problem(run["schedule"], length):
+                yield problem
 
 
 def _fits(model: str, inputs: plugins.Inputs | None, answers: plugins.Answers) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_lib.config.compose import overlay, project_root
+from workflow_lib.config.compose import overlay_point, project_root
 from workflow_lib.config.experiment import Experiment, Sweep
 from workflow_lib.config.identity import canonical, identity
 from workflow_lib.config.messages import messages, shown
@@ -127,7 +127,7 @@ class Layers:
         return found
 
     def _validated(self, name: str, value: Any, where: str) -> Part | list[str]:
-        merged = overlay({name: self._dumped.get(name)}, {name: value})
+        merged = overlay_point({name: self._dumped.get(name)}, {name: value})
         try:
             experiment = Experiment.model_validate({**self._values, **merged}, context={"root": self._root})
         except ValidationError as error:

@@ -132,7 +132,8 @@ def _workspace_values(workspace: Path) -> Row:
         current = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
         reached = [record.reached or 0 for record in attempts if record.attempt == held[0].attempt]
         step = max([saved, *reached, *(event["step"] for event in current)])
-        epoch = max([epoch, *(event["epoch"] - (event["kind"] == "progress") for event in current)])  # completed epochs
+        # completed epochs
+        epoch = max([epoch, *(int(event["epoch"]) - (event["kind"] == "progress") for event in current)])
         speed = current[-1]["samples_per_s"] if current else None
     return {
         "state": state,
@@ -238,7 +239,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _short(row["run"]),
         row["state"],
         f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
-        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-",
+        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else str(row["epoch"]) if row["steps"] else "-",
         f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
         "-" if age is None else f"{duration(age)} ago",
     )

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from workflow_lib.config import sweep
-from workflow_lib.config.compose import overlay, project_root
+from workflow_lib.config.compose import overlay_point, project_root
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.config.identity import canonical, digest_text
 from workflow_lib.config.messages import messages, shown
@@ -41,7 +41,7 @@ def base(experiment: Experiment) -> RunConfig:
 def apply(run: RunConfig | Experiment, point: Mapping[str, Any], source: str = "the point") -> RunConfig:
     """Return the run with the dotted settings of a point on top; errors name `source` as their origin."""
     values = {part: _dump(getattr(run, part)) for part in sweep.RUN_SECTIONS}
-    merged = overlay(values, sweep.nested(point))
+    merged = overlay_point(values, sweep.nested(point))
     try:
         return RunConfig.model_validate(merged, context={"root": project_root()})
     except ValidationError as error:

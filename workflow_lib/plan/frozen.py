@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from workflow_lib import config, files
 from workflow_lib.config.experiment import Experiment
+from workflow_lib.config.identity import stored
 from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.config.run import RunConfig
 from workflow_lib.errors import ConfigError, StateError
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def freeze_experiment(experiment: Experiment, work: Path) -> Path:
     """Write work/experiments/<digest>.json with every setting, and return its path; `config.load` reads it back."""
-    values = with_stored_names(experiment.model_dump(mode="json"))
+    values = with_stored_names(stored(experiment))
     path = layout.experiment_file(work, config.digest(values, "experiment"))
     text = files.json_text(values)
     if not path.exists() or path.read_bytes() != text.encode():
@@ -43,7 +44,7 @@ def freeze(run: RunConfig, work: Path, digest: str | None = None) -> Path:
     """
     digest = digest or run_digest(run)
     path = layout.run_config(work, digest)
-    text = files.json_text(with_stored_names(run.model_dump(mode="json")))
+    text = files.json_text(with_stored_names(stored(run)))
     try:
         present = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

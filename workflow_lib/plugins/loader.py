@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_POINTS = {"data": "open_source", "models": "build"}  # the function that a plugin must define, by kind
 FOLDERS = {"data": "datasets", "models": "models", "trackers": "trackers"}  # in this package, by kind
-HOOKS = ("on_train_start", "on_step_end", "on_epoch_end", "on_train_end")
+HOOKS = ("on_train_start", "on_step_end", "on_validation_end", "on_epoch_end", "on_train_end")
 Inputs = Literal["images", "tables", "texts"]
 
 

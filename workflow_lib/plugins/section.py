@@ -33,7 +33,7 @@ class Section(BaseModel):
 def _takes_bool(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         return any(_takes_bool(member) for member in get_args(annotation))
-    return annotation not in (int, float, str)
+    return annotation not in (int, float, str, type(None))
 
 
 def _empty(annotation: Any) -> Any:

@@ -83,7 +83,7 @@ class DivergedTraining(Diverged, Cost):
     """A training that diverged."""
 
     steps: int
-    epochs: int
+    epochs: float  # whole, as an int, unless the run ended within an epoch
 
 
 @final
@@ -92,7 +92,7 @@ class Training(ModelIdentity, Cost):
 
     provenance: Provenance
     steps: int
-    epochs: int
+    epochs: float  # whole, as an int, unless the run ended within an epoch
     sealed: str  # path of the final checkpoint
     exact: bool
     best: Best

@@ -65,7 +65,7 @@ def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
         "sealed": str(final.path),
         "exact": final.about["exact"],
         "steps": final.step,
-        "epochs": len(state["history"]),
+        "epochs": state["history"][-1]["epoch"],
         "best": {"metric": metric, "value": best[metric], "epoch": best["epoch"], "step": best["step"]},
         "final": state["history"][-1],
         "model": checkpoint.digest(model),
@@ -96,7 +96,7 @@ def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: 
         "state": DIVERGED,
         "reason": reason,
         "steps": step,
-        "epochs": len(history),
+        "epochs": history[-1]["epoch"] if history else 0,
         "provenance": _provenance(run, data),
     }
     write_training(output, statement)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workflow_lib.config.length import Length
+from workflow_lib.config.length_checks import warmup_problem
+from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
 from workflow_lib.training.augment import is_augmenting, is_mixing, mixing_partners, occurrence_ids
@@ -75,6 +78,9 @@ class Batches:
         self._run, self._split = run, split
         self.size = run.training.batch_size
         self.steps_per_epoch = len(split) // self.size
+        self.length = Length.of(run.training, self.steps_per_epoch)
+        if problem := warmup_problem(run.schedule, self.length):
+            raise ConfigError(f"{dotted(problem[0])}: {problem[1]}")
         accumulation = run.training.accumulation_steps
         micro_batches = ranks.world_size * accumulation
         if self.size < micro_batches:

@@ -1,8 +1,8 @@
 """Detection of losses and gradients that are not finite, before any state after them is saved.
 
 On the CPU every loss and gradient is checked in its own step. On a GPU the program runs ahead, and reading a number
-waits until the GPU has computed it. So results are read after ``MAX_PENDING_STEPS`` steps, after each epoch, and before
-each save.
+waits until the GPU has computed it. So results are read after ``MAX_PENDING_STEPS`` steps, before each validation, and
+before each save.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ class Divergence:
 
         ``are_finite`` has an entry for each loss of the step; it is empty if the losses are not known one by one.
         """
-        batches, number = self._batches, self._state.progress.cursor.epoch
-        epoch, start = batches.epoch(number), (step - number * batches.steps_per_epoch) * batches.size
+        batches = self._batches
+        number, place = divmod(step, batches.steps_per_epoch)  # not the cursor's: it may be in the next epoch by now
+        epoch, start = batches.epoch(number), place * batches.size
         micro_batches = zip(epoch.micro_batches(start), are_finite, strict=False)
         samples = [sample for batch, is_finite in micro_batches if not is_finite for sample in batch.samples.tolist()]
         what = "loss" if samples else "gradient" if are_finite else "loss or gradient"

@@ -3,10 +3,11 @@
     def on_epoch_end(state):
         print(state.epoch, state.row["val_loss"])
 
-    on_train_start   in every attempt, after the state is restored
-    on_step_end      after each optimizer step
-    on_epoch_end     after each validation; the epoch is in the history
-    on_train_end     after the last epoch
+    on_train_start      in every attempt, after the state is restored
+    on_step_end         after each optimizer step
+    on_validation_end   after each validation; its metrics are in the history
+    on_epoch_end        after each epoch that is trained to its end, and after the validation there
+    on_train_end        after the last validation
 
 They run on rank 0, between steps, so their state is part of the commit: a checkpoint holds what `state_dict()` of the
 module returns, as JSON values, and a resume passes it to `load_state_dict(state)`. A step that is repeated after a kill
@@ -37,7 +38,7 @@ class View:
         epoch: finished epochs
         learning_rate: of the next step
         loss: of the last step, on the samples of rank 0; None except in on_step_end
-        history: the metrics of each epoch
+        history: the metrics of each validation
         model: the module that is trained
     """
 
@@ -50,7 +51,7 @@ class View:
 
     @property
     def row(self) -> Mapping[str, float]:
-        """Metrics of the last epoch; empty before the first."""
+        """Metrics of the last validation; empty before the first."""
         return self.history[-1] if self.history else {}
 
 

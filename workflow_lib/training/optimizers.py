@@ -15,6 +15,7 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.config.by_path import factor_problem
+from workflow_lib.config.length import Length, warmup_steps
 from workflow_lib.config.optimization import OwnOptimizer, OwnSchedule
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.torch_internals import (
@@ -157,12 +158,10 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def learning_rate(
-    section: Schedule, base: float, step: int, *, steps_per_epoch: int, epochs: int, plateau: Plateau
-) -> float:
+def learning_rate(section: Schedule, base: float, step: int, *, length: Length, plateau: Plateau) -> float:
     """Return the learning rate of a step, counted from 0: a linear warm-up, then the schedule over the other steps."""
-    warmup = round(section.warmup_epochs * steps_per_epoch)
-    total = max(1, epochs * steps_per_epoch - warmup)
+    warmup = warmup_steps(section, length.steps_per_epoch)
+    total = max(1, length.total - warmup)
     if isinstance(section, OwnSchedule):
         factor = own_factor(section, max(0, step - warmup), total)
         return base * factor * min(1.0, (step + 1) / max(1, warmup))
@@ -173,7 +172,8 @@ def learning_rate(
     if section.name == "plateau":
         return base * plateau.scale
     if section.name == "step":
-        return base * section.factor ** (step // (section.every_epochs * steps_per_epoch))
+        every = section.every_steps or (section.every_epochs or 1) * length.steps_per_epoch
+        return base * section.factor ** (step // every)
     if section.name == "linear":
         return base * (1 - share * (1 - section.final_fraction))
     if section.name == "cosine":

@@ -146,7 +146,6 @@ class Passes:
             self._run.schedule,
             self._run.optimizer.lr,
             self._state.progress.cursor.step,
-            steps_per_epoch=self._batches.steps_per_epoch,
-            epochs=self._run.training.epochs,
+            length=self._batches.length,
             plateau=self._state.progress.plateau,
         )

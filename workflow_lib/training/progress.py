@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from workflow_lib.config.length import Length
 from workflow_lib.store.events import EventLog
 from workflow_lib.text import duration
 
@@ -22,10 +23,11 @@ EVERY_S = {"bar": 0.25, "line": 10.0}
 class ProgressDisplay:
     """Shows the progress at most a few times a second; in between, a step costs one read of the clock."""
 
-    def __init__(self, *, epochs: int, steps_per_epoch: int, batch_size: int, step: int, events: EventLog) -> None:
-        self._epochs = epochs
-        self._steps_per_epoch = steps_per_epoch
-        self._total = epochs * steps_per_epoch
+    def __init__(
+        self, length: Length, *, is_counted_in_steps: bool, batch_size: int, step: int, events: EventLog
+    ) -> None:
+        self._length, self._is_counted_in_steps = length, is_counted_in_steps
+        self._total = length.total
         self._batch_size = batch_size
         self._events = events
         self._first = self._last = (step, time.monotonic())
@@ -34,7 +36,7 @@ class ProgressDisplay:
         self._next = time.monotonic()
 
     def update(self, step: int, loss_sum: torch.Tensor, samples: int) -> None:
-        """Show that ``step`` optimizer steps are done; ``loss_sum`` is the epoch's, over ``samples`` samples."""
+        """Show that ``step`` steps are done; ``loss_sum`` is that of the ``samples`` since the last validation."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -43,9 +45,11 @@ class ProgressDisplay:
         speed = self._speed(step, now)
         left_s = (self._total - step) * self._batch_size / speed if speed else None
         eta = "?" if left_s is None else duration(left_s)
-        epoch = min(step // self._steps_per_epoch + 1, self._epochs)
+        epoch = min(step // self._length.steps_per_epoch + 1, self._length.epochs)
         if self._bar:
-            text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  {speed:,.0f} samples/s  ETA {eta}"
+            steps, epochs = f"step {step}/{self._total}", f"epoch {epoch}/{self._length.epochs}"
+            place = steps if self._is_counted_in_steps else epochs
+            text = f"{place}  loss {loss:.4f}  {speed:,.0f} samples/s  ETA {eta}"
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         if now - self._logged_at >= EVERY_S["line"]:
             self._logged_at = now
@@ -55,16 +59,19 @@ class ProgressDisplay:
             if not self._bar:
                 logger.info(
                     "epoch %d/%d  step %d/%d  loss %.4f  %s samples/s  ETA %s",
-                    epoch, self._epochs, step, self._total, loss, f"{speed:,.0f}", eta,
+                    epoch, self._length.epochs, step, self._total, loss, f"{speed:,.0f}", eta,
                 )  # fmt: skip
 
-    def epoch(self, row: dict[str, float], *, is_best: bool) -> None:
-        """Show the metrics of an epoch."""
+    def validated(self, row: dict[str, float], *, is_best: bool) -> None:
+        """Show the metrics of a validation."""
         metrics = "  ".join(
             f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy", "mae"))
         )
         speed = self._speed(int(row["step"]), time.monotonic())
-        line = f"epoch {row['epoch']}/{self._epochs}  {metrics}{'  best' if is_best else ''}"
+        place = f"epoch {row['epoch']}/{self._length.epochs}"
+        if self._is_counted_in_steps:
+            place = f"step {row['step']}/{self._total}  epoch {row['epoch']}"
+        line = f"{place}  {metrics}{'  best' if is_best else ''}"
         if self._bar:
             self._bar.console.print(line)
         else:

@@ -1,4 +1,4 @@
-"""Decisions at the end of an epoch: the best epoch, early stopping, and reduce-on-plateau.
+"""Decisions after a validation: the best weights, early stopping, and reduce-on-plateau.
 
 Their counters are fields of `Progress`, so a resume decides the same. All ranks have equal metrics, and decide alike.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plateau:
-    """Counters of reduce-on-plateau: the factor so far, the best value, and the epochs since then."""
+    """Counters of reduce-on-plateau: the factor so far, the best value, and the validations since then."""
 
     scale: float = 1.0
     best: float | None = None
     bad_epochs: int = 0
 
     def observe(self, metric: str, value: float, section: PlateauSection) -> None:
-        """Multiply the scale by ``section.factor`` after more than ``section.patience`` epochs without improvement."""
+        """Multiply the scale by ``factor`` after more than ``section.patience`` validations without a better one."""
         if is_better(metric, value, self.best):
             self.best, self.bad_epochs = value, 0
             return
@@ -36,7 +36,7 @@ class Plateau:
 
 
 def update_best(progress: Progress, row: EpochMetrics, metric: str) -> bool:
-    """Record the epoch if it is the best so far; return True if it is."""
+    """Record the validation if it is the best so far; return True if it is."""
     is_best = is_better(metric, row[metric], progress.best[metric] if progress.best else None)
     if is_best:
         progress.best = row
@@ -44,7 +44,7 @@ def update_best(progress: Progress, row: EpochMetrics, metric: str) -> bool:
 
 
 def is_exhausted(progress: Progress, row: EpochMetrics, section: EarlyStopping | None) -> bool:
-    """Count the epochs without improvement; return True if early stopping ends the run here."""
+    """Count the validations without improvement; return True if early stopping ends the run here."""
     if section is None:
         return False
     value, before = row[section.metric], progress.watched

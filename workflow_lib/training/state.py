@@ -58,8 +58,9 @@ class Cursor:
 class Progress:
     """The state besides tensors.
 
-    best         metrics of the best epoch
-    bad_epochs   epochs since ``watched``, the best value of early stopping
+    history      the metrics of each validation
+    best         those of the best one
+    bad_epochs   validations since ``watched``, the best value of early stopping
     validation   sums of the validation batches that are done
     exact        False once a resume changed the environment, or if the device does not repeat its bits
     """
@@ -73,6 +74,11 @@ class Progress:
     validation: dict[str, float] = field(default_factory=dict)
     exact: bool = True
 
+    @property
+    def steps_since_validation(self) -> int:
+        """The steps whose losses are in the loss sum."""
+        return self.cursor.step - int(self.history[-1]["step"] if self.history else 0)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Progress:
         """Return the progress whose ``dataclasses.asdict`` is the value."""
@@ -83,8 +89,8 @@ class Progress:
 class State:
     """The state that one process holds.
 
-    loss_sum      float64, on the device: sum of this rank's losses in the epoch
-    best          inference weights of the best epoch, on the CPU; only on ranks that save them
+    loss_sum      float64, on the device: sum of this rank's losses since the last validation
+    best          inference weights of the best validation, on the CPU; only on ranks that save them
     ema           averaged weights by name, or None
     hooks         the user's functions; only on rank 0
     environment   fingerprint of the machine and the software

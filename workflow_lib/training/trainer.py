@@ -1,7 +1,7 @@
 """The training loop: a state machine that can stop at any instruction and continue from the last commit.
 
-    train ──epoch done──► validate ──epochs left──► train
-                             └──last epoch, early stop──► finish
+    train ──validation due──► validate ──steps left──► train
+                                 └──last step, early stop──► finish
 
 The loop polls for a stop and for a due save before each optimizer step, between the micro-batches of a step, and before
 each validation batch. At these points the last commit is complete in memory, and can be saved at once; a resume repeats
@@ -27,6 +27,7 @@ import torch
 
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
+from workflow_lib.config.length import is_counted_in_steps
 from workflow_lib.config.optimization import Plateau
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
@@ -154,8 +155,8 @@ class Trainer:
             self._saver.begin_at(step, self._saver.latest)
             self._shared_state.start_at(step)
             self._display = ProgressDisplay(
-                epochs=self.run.training.epochs,
-                steps_per_epoch=self._batches.steps_per_epoch,
+                self._batches.length,
+                is_counted_in_steps=is_counted_in_steps(self.run.training),
                 batch_size=self._batches.size,
                 step=step,
                 events=self._events,
@@ -194,9 +195,10 @@ class Trainer:
     # -- an epoch ---------------------------------------------------------------------------------------------------
 
     def train_epoch(self) -> None:
-        """Train the rest of the epoch, from the cursor."""
-        cursor, size = self.state.progress.cursor, self._batches.size
-        end = self._batches.steps_per_epoch * size
+        """Train from the cursor to the next validation or the end of the epoch, whichever comes first."""
+        cursor, size, length = self.state.progress.cursor, self._batches.size, self._batches.length
+        steps = min(length.next_validation(cursor.step) - cursor.step, length.steps_per_epoch - cursor.sample // size)
+        end = cursor.sample + steps * size
         epoch = self._batches.epoch(cursor.epoch)
         starts = range(cursor.sample, end, size)
         rows = (micro_batch.rows for start in starts for micro_batch in epoch.micro_batches(start))
@@ -206,9 +208,20 @@ class Trainer:
                 if self._poll():
                     self._start_save()
                 self._step(epoch.micro_batches(cursor.sample), batches)
-        self._divergence.check_pending()
-        cursor.phase = "validate"
-        self._validation.start()
+        if length.is_validated(cursor.step):
+            self._divergence.check_pending()
+            cursor.phase = "validate"
+            self._validation.start()
+        elif self._next_epoch():
+            self._call("on_epoch_end")
+
+    def _next_epoch(self) -> bool:
+        """Move the cursor to the next epoch if this one is done. A validation at its end belongs to it."""
+        cursor = self.state.progress.cursor
+        is_done = cursor.sample == self._batches.steps_per_epoch * self._batches.size
+        if is_done:
+            cursor.epoch, cursor.sample = cursor.epoch + 1, 0
+        return is_done
 
     def _step(self, micro_batches: list[MicroBatch], batches: Iterator[Batch]) -> None:
         state, cursor = self.state, self.state.progress.cursor
@@ -222,12 +235,13 @@ class Trainer:
         _at("commit", state)
         self._shared_state.tick(self.ranks.local_rank, cursor.step)
         if self._display is not None:
-            self._display.update(cursor.step, state.loss_sum, cursor.sample // self.ranks.world_size)
+            samples = state.progress.steps_since_validation * self._batches.size
+            self._display.update(cursor.step, state.loss_sum, samples // self.ranks.world_size)
 
     @torch.inference_mode()
     def _validate(self) -> None:
         self._validation.run(self._save_if_due, self._tick)
-        self._end_epoch()
+        self._judge()
 
     def _save_if_due(self) -> None:
         if self._poll():
@@ -238,16 +252,16 @@ class Trainer:
     def _tick(self) -> None:
         self._shared_state.tick(self.ranks.local_rank, self.state.progress.cursor.step)
 
-    def _end_epoch(self) -> None:
-        """Record and judge the epoch, and choose the next phase. All ranks decide alike."""
+    def _judge(self) -> None:
+        """Record and judge the validation, and choose the next phase. All ranks decide alike."""
         state, progress, training = self.state, self.state.progress, self.run.training
         cursor, metric = progress.cursor, training.select_metric
         loss_sum = sum(value.item() for value in self._agreement.all_gather(state.loss_sum.detach().cpu()))
         row: EpochMetrics = {
-            "epoch": cursor.epoch + 1,
+            "epoch": self._batches.length.epoch_at(cursor.step),
             "step": cursor.step,
             "lr": learning_rate_of(state.optimizer),
-            "train_loss": loss_sum / (self._batches.steps_per_epoch * self._batches.size),
+            "train_loss": loss_sum / (progress.steps_since_validation * self._batches.size),
             **self._objective.metrics(progress.validation),
         }
         check_finite(row)
@@ -262,15 +276,18 @@ class Trainer:
             _at("metrics")
             self._curve.write(progress.history)
         if self._display is not None:
-            self._display.epoch(row, is_best=is_best)
+            self._display.validated(row, is_best=is_best)
         if isinstance(self.run.schedule, Plateau):
             progress.plateau.observe(metric, row[metric], self.run.schedule)
-        is_last = cursor.epoch + 1 == training.epochs or selection.is_exhausted(progress, row, training.early_stopping)
+        is_exhausted = selection.is_exhausted(progress, row, training.early_stopping)
+        is_last = cursor.step == self._batches.length.total or is_exhausted
         state.loss_sum.zero_()
-        cursor.epoch, cursor.sample, cursor.val_index = cursor.epoch + 1, 0, 0
-        cursor.phase = "finish" if is_last else "train"
+        cursor.val_index, cursor.phase = 0, "finish" if is_last else "train"
+        is_epoch_done = self._next_epoch()
         self._pruned = not is_last and self._is_pruned()
-        self._call("on_epoch_end")
+        self._call("on_validation_end")
+        if is_epoch_done:
+            self._call("on_epoch_end")
         _at("epoch")
 
     def _is_pruned(self) -> bool:

@@ -1,4 +1,4 @@
-"""The validation of an epoch. It can stop before any batch: its sums and its place are part of the state."""
+"""A validation. It can stop before any batch: its sums and its place are part of the state."""
 
 from __future__ import annotations
 

@@ -8,25 +8,29 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from workflow_lib.config.length import is_counted_in_steps
 from workflow_lib.config.metrics import gain
 from workflow_lib.tuning.study_files import Result, Row, Suggestion
 
 if TYPE_CHECKING:
     from workflow_lib.config.experiment import Tune
+    from workflow_lib.config.run import Training
 
 StopEarly = Callable[[Sequence[Row]], bool]
 
 
-def thresholds(tune: Tune, results: Sequence[Result], epochs: int) -> list[float | None]:
+def thresholds(tune: Tune, results: Sequence[Result], training: Training) -> list[float | None]:
     """Return the median of the complete trials' metric after each validation but the last; empty without a pruner.
 
-    During the warm-up, or if too few trials reached an epoch, the median is None and nothing is pruned there.
+    During the warm-up, or if too few trials reached a validation, the median is None and nothing is pruned there.
     """
     if tune.pruner == "none":
         return []
     curves = [[point["value"] for point in result["curve"]] for result in results if result["state"] == "complete"]
     medians: list[float | None] = []
-    for i in range(epochs - 1):  # pruning after the last epoch saves nothing
+    # in steps, the number of validations may depend on the data: then it is that of the longest trial
+    last = max(map(len, curves), default=0) if is_counted_in_steps(training) else training.epochs or 0
+    for i in range(last - 1):  # pruning after the last validation saves nothing
         values = [value for curve in curves if len(curve) > i and (value := curve[i]) is not None]
         has_enough = i >= tune.warmup_epochs and len(values) >= tune.min_trials
         medians.append(statistics.median(values) if has_enough else None)

@@ -91,4 +91,4 @@ def distributions(tune: Tune) -> dict[str, optuna.distributions.BaseDistribution
 
 
 def _finite_points(curve: Sequence[Point]) -> dict[int, float]:
-    return {point["epoch"]: point["value"] for point in curve if point["value"] is not None}
+    return {number: point["value"] for number, point in enumerate(curve, 1) if point["value"] is not None}

@@ -39,20 +39,20 @@ class Suggestion(TypedDict):
 
 
 class Point(TypedDict):
-    """The study's metric after the validation of one epoch."""
+    """The study's metric after a validation; `epoch` is whole, as an int, unless the validation is within an epoch."""
 
-    epoch: int
+    epoch: float
     value: float | None
 
 
 class Result(TypedDict):
-    """A trial after training; `value` is the study's metric at `epoch`, the best epoch by `select_metric`."""
+    """A trial after training; `value` is the study's metric at `epoch`, the best validation by `select_metric`."""
 
     number: int
     study: str
     state: State
     value: float | None
-    epoch: int | None
+    epoch: float | None
     reason: str | None
     params: dict[str, Any]
     run: RunReference

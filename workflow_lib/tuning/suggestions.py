@@ -49,7 +49,7 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
         select_metric=run.training.select_metric,
         params=params,
         run=reference(experiment, params, run),
-        thresholds=thresholds(tune, results, run.training.epochs),
+        thresholds=thresholds(tune, results, run.training),
     )
     write(output, suggestion)
     return suggestion

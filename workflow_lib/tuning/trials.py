@@ -53,9 +53,9 @@ def write_result(suggestion: Suggestion, history: Sequence[Row], output: Path, f
 
 
 def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None = None) -> Result:
-    """Return the trial's result from the metrics of each epoch and, if the training failed, the reason.
+    """Return the trial's result from the metrics of each validation and, if the training failed, the reason.
 
-    Epochs after the pruning do not count: a run of a sweep with the same settings may have trained them.
+    Validations after the pruning do not count: a run of a sweep with the same settings may have trained them.
     """
     values = metric_values(suggestion["metric"], history)
     length = pruned_after(suggestion, values)
@@ -72,9 +72,9 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
         study=suggestion["study"],
         state=state,
         value=value,
-        epoch=int(best["epoch"]) if best else None,
+        epoch=best["epoch"] if best else None,
         reason=failure if state == "failed" else None,
         params=suggestion["params"],
         run=suggestion["run"],
-        curve=[Point(epoch=int(row["epoch"]), value=x) for row, x in zip(rows, values, strict=False)],
+        curve=[Point(epoch=row["epoch"], value=x) for row, x in zip(rows, values, strict=False)],
     )
