@@ -31,7 +31,7 @@ LAYERS = (
     ("store", "results"),
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
     ("training", "orchestrator", "plan.model_check", "plan.preview", "evaluation"),
-    ("launch", "export", "tracking", "trackers", "housekeeping"),
+    ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "snakefile"),
     ("cli", "__main__"),
 )

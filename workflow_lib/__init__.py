@@ -11,7 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workflow_lib.data import Feature, MappedFiles, ModelSpec, Source, SourceFile, content_digest, from_arrays
+    from workflow_lib.data import (
+        Feature,
+        Inputs,
+        MappedFiles,
+        ModelSpec,
+        Source,
+        SourceFile,
+        content_digest,
+        from_arrays,
+    )
     from workflow_lib.errors import (
         CheckpointError,
         ConfigError,
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     )
     from workflow_lib.plugins import DatasetFacts, Section
     from workflow_lib.plugins.checksums import Checksums
+    from workflow_lib.prediction import predict
     from workflow_lib.training.hooks import View
 
 __version__ = "0.2.0"
@@ -41,6 +51,7 @@ __all__ = [
     "DivergedError",
     "EverstepError",
     "Feature",
+    "Inputs",
     "MappedFiles",
     "ModelSpec",
     "RankError",
@@ -58,6 +69,7 @@ __all__ = [
     "__version__",
     "content_digest",
     "from_arrays",
+    "predict",
 ]
 
 MODULES = {  # of the public names
@@ -66,6 +78,7 @@ MODULES = {  # of the public names
     "Checksums": "plugins.checksums",
     "DatasetFacts": "plugins",
     "Feature": "data",
+    "Inputs": "data",
     "MappedFiles": "data",
     "ModelSpec": "data",
     "Section": "plugins",
@@ -74,6 +87,7 @@ MODULES = {  # of the public names
     "View": "training.hooks",
     "content_digest": "data",
     "from_arrays": "data",
+    "predict": "prediction",
 }
 
 # CUDA numbers the GPUs as nvidia-smi and NVML do, instead of the fastest first. It reads this when it starts.

@@ -15,7 +15,7 @@ from functools import cache
 from io import FileIO
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from typing import IO, Any, TypeVar, cast, get_origin, get_type_hints
 
 from workflow_lib.errors import StateError
 from workflow_lib.processes import writer_mark
@@ -108,6 +108,39 @@ def write_atomic(path: Path, content: bytes | str | Sequence[bytes | memoryview]
         undo.pop_all()
     if durable:
         fsync_dir(path.parent)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that replaces `path` when the block ends; if it raises or the process is killed, nothing is left.
+
+    For files that are too large to be held in memory. Where the file system has no files without a name (O_TMPFILE),
+    a killed process leaves a hidden temporary file.
+    """
+    make_dirs(path.parent)
+    temporary = temporary_name(path)
+    with ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
+        with naming(path), _open_unnamed(path.parent) or temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if not temporary.exists():
+                # os.link follows the link in /proc only if it is given a directory, which an absolute path ignores
+                os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
+        temporary.replace(path)
+        undo.pop_all()
+    fsync_dir(path.parent)
+
+
+def _open_unnamed(folder: Path) -> IO[bytes] | None:
+    """Return a new file without a name in the folder; None where there are no such files."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666), "wb")
+    except OSError:  # the file system has none, or the folder cannot be written: opening the named file then says so
+        return None
 
 
 def open_regular(path: Path) -> FileIO:

@@ -207,17 +207,17 @@ def taken(folder: Path, device: str) -> AbstractContextManager[Any]:
 def test_auto_takes_the_gpu_that_no_training_uses_and_else_the_cpu(gpus: Any, tmp_path: Path) -> None:
     gpus(2)
     with taken(tmp_path, "0"):
-        with device_of(asking("auto")) as first:
+        with device_of("auto") as first:
             assert str(first) == "cuda:1"
-            with device_of(asking("auto")) as second:  # the first one uses it
+            with device_of("auto") as second:  # the first one uses it
                 assert str(second) == "cpu"
-        with device_of(asking("auto")) as third:
+        with device_of("auto") as third:
             assert str(third) == "cuda:1"
 
 
 def test_auto_on_a_machine_without_a_gpu_is_the_cpu_whatever_the_training_asks_for(gpus: Any, tmp_path: Path) -> None:
     gpus(0)
-    with device_of(asking("auto")) as device:
+    with device_of("auto") as device:
         assert str(device) == "cpu"
 
 
@@ -226,7 +226,7 @@ def test_a_leased_gpu_is_found_among_the_visible_ones(
 ) -> None:
     gpus(2, installed=8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, 3")
-    with taken(tmp_path, "7"), device_of(asking("cuda")) as device:
+    with taken(tmp_path, "7"), device_of("cuda") as device:
         assert str(device) == "cuda:1"
 
 
@@ -237,14 +237,14 @@ def test_cuda_waits_until_the_training_gives_its_gpu_back(
     with ExitStack() as training, caplog.at_level(logging.INFO):
         training.enter_context(taken(tmp_path, "0"))
         monkeypatch.setattr(device_lease.time, "sleep", lambda _: training.close())
-        with device_of(asking("cuda")) as device:
+        with device_of("cuda") as device:
             assert str(device) == "cuda:0"
     assert "waiting for a GPU: 0 held by a training" in caplog.text
 
 
 def test_a_named_gpu_is_shared(gpus: Any, tmp_path: Path) -> None:
     gpus(2)
-    with taken(tmp_path, "1"), device_of(asking("cuda:1")) as device:
+    with taken(tmp_path, "1"), device_of("cuda:1") as device:
         assert str(device) == "cuda:1"
 
 
@@ -252,7 +252,7 @@ def test_a_named_gpu_is_shared(gpus: Any, tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_is(gpus: Any, tmp_path: Path, name: str) -> None:
     gpus(0)
     with pytest.raises(ConfigError, match=rf"evaluate.device: {name} is not on this machine. Here are: auto, cpu$"):
-        with device_of(asking(name)):
+        with device_of(name):
             pass
 
 
@@ -265,7 +265,7 @@ def test_auto_in_a_job_of_slurm_is_a_gpu_only_if_the_job_has_one(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    with taken(tmp_path, "0"), device_of(asking("auto")) as found:
+    with taken(tmp_path, "0"), device_of("auto") as found:
         assert str(found) == device
 
 

@@ -15,9 +15,10 @@ import torch
 from tests.support.trained import Trained, train
 from workflow_lib import data, evaluation, export, plugins
 from workflow_lib.config.experiment import Export
-from workflow_lib.data.normalisation import normalise
 from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.export import raw
 from workflow_lib.export.comparison import compared
+from workflow_lib.export.metadata import manifest_of as manifest_in
 from workflow_lib.files import read_json
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
@@ -64,8 +65,19 @@ def export_run(project: Trained, output: Path, **changes) -> None:
     export.export(project.experiment, **{**arguments, **changes})
 
 
-def held_out(project: Trained) -> data.Split:
-    return data.load_split(manifest_of(project), "test", project.work, in_memory=True)
+def held_out(project: Trained) -> data.MappedSplit:
+    return data.map_split(manifest_of(project), "test", project.work)
+
+
+def stored(project: Trained) -> np.ndarray:
+    """Return the images of the test split as the data set reads them."""
+    return held_out(project).stored(slice(None))
+
+
+def converted(network: torch.nn.Module, project: Trained, opset: int | None = 18) -> onnx.ModelProto:
+    """Return the graph of a network, with the preprocessing."""
+    manifest, samples = manifest_of(project), torch.from_numpy(stored(project)[:2])
+    return export.convert(raw.whole(network, manifest, None), raw.traced(manifest, samples), opset)
 
 
 def manifest_of(project: Trained) -> data.Manifest:
@@ -85,9 +97,12 @@ def test_the_exported_model_makes_the_predictions_of_the_evaluation(
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    logits = session.run(None, {"input": held_out(project).inputs.numpy()})[0]
+    logits, probabilities = session.run(None, {"inputs": stored(project)})
     with (folder_of(project) / "predictions.csv").open(newline="") as file:
-        assert logits.argmax(axis=1).tolist() == [int(row["predicted"]) for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    assert logits.argmax(axis=1).tolist() == [int(row["predicted"]) for row in rows]
+    expected = [[float(row[f"p({name})"]) for name in manifest_of(project).classes] for row in rows]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
 def test_the_file_says_what_it_is(project: Trained, exported: Path) -> None:
@@ -98,16 +113,19 @@ def test_the_file_says_what_it_is(project: Trained, exported: Path) -> None:
         assert said[f"everstep.{name}"] == measured[name]
     assert json.loads(said["everstep.metrics"])["accuracy"] == measured["metrics"]["accuracy"]["value"]
     assert json.loads(said["everstep.classes"]) == measured["classes"]
-    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape) == ("inputs", "tensor(uint8)", ["batch", 1, 8, 8])
+    assert json.loads(said["everstep.inputs"]) == {"names": ["inputs"], "type": "uint8", "shape": [1, 8, 8]}
+    assert manifest_in(said, exported).digest == said["everstep.data"]
 
 
-def test_the_normalisation_in_the_file_is_the_one_of_the_training(project: Trained, exported: Path) -> None:
-    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
-    said = json.loads(session.get_modelmeta().custom_metadata_map["everstep.normalisation"])
-    manifest = data.Manifest.load(project.data)
-    stored = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
-    by_hand = (stored.numpy() / said["scale"] - said["mean"][0]) / said["std"][0]
-    np.testing.assert_allclose(normalise(manifest, stored).numpy(), by_hand, rtol=1e-5)
+def test_another_normalisation_in_the_graph_is_caught(project: Trained) -> None:
+    split, network, manifest = held_out(project), trained_model(project).network, manifest_of(project)
+    other = manifest.model_copy(update={"mean": (manifest.mean[0] + 0.05,)})
+    samples = torch.from_numpy(stored(project)[:2])
+    proto = export.convert(raw.whole(network, other, None), raw.traced(manifest, samples), 18)
+    with pytest.raises(EverstepError, match="at batch 1"):
+        export.check(proto.SerializeToString(), network, split, manifest, Export())
 
 
 def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Trained, exported: Path) -> None:
@@ -121,14 +139,19 @@ def test_the_check_covers_the_batches_asked_for_and_the_whole_split(project: Tra
 
 def test_the_largest_batch_is_no_larger_than_the_test_split(project: Trained) -> None:
     split, network = held_out(project), trained_model(project).network
-    content = export.convert(network, split.inputs[:2], 18).SerializeToString()
-    few = data.Split(split.inputs[:5], split.targets[:5])
-    checked = export.check(content, network, few, manifest_of(project), Export(batch_sizes=[1, 7]))
+    content = converted(network, project).SerializeToString()
+
+    class Few(data.MappedSplit):
+        def __len__(self) -> int:
+            return 5
+
+    split.__class__ = Few
+    checked = export.check(content, network, split, manifest_of(project), Export(batch_sizes=[1, 7]))
     assert [row["batch"] for row in checked["batches"]] == [1, 5]
 
 
 def test_one_wrong_weight_is_caught_and_nothing_stays_published(project: Trained, tmp_path: Path) -> None:
-    def convert_wrongly(network: torch.nn.Module, inputs: torch.Tensor, *how) -> onnx.ModelProto:
+    def convert_wrongly(network: torch.nn.Module, inputs: dict[str, torch.Tensor], *how) -> onnx.ModelProto:
         proto = export.convert(network, inputs, *how)
         weight = next(one for one in proto.graph.initializer if len(one.dims) == 2)
         values = onnx.numpy_helper.to_array(weight).copy()
@@ -156,7 +179,7 @@ def test_a_model_that_is_right_at_batch_1_only_is_caught(project: Trained) -> No
             return logits + 0.1 * (logits - logits.mean(0, keepdim=True))
 
     split, network = held_out(project), trained_model(project).network
-    content = export.convert(Mixing(network), split.inputs[:2], 18).SerializeToString()
+    content = converted(Mixing(network), project).SerializeToString()
     with pytest.raises(EverstepError, match="at batch 2"):
         export.check(content, network, split, manifest_of(project), Export())
 
@@ -189,7 +212,7 @@ def test_the_same_weights_give_the_same_bytes_on_any_machine(project: Trained, e
 def test_each_opset_exports_and_agrees(opset: int | None, project: Trained) -> None:
     plugin, split, manifest = plugins.load("models", "cnn"), held_out(project), manifest_of(project)
     network = plugin.build(plugin.Params(), manifest.spec)
-    proto = export.convert(network, split.inputs[:2], opset)
+    proto = converted(network, project, opset)
     assert opset in (None, proto.opset_import[0].version)
     content = proto.SerializeToString()
     export.check(content, network, split, manifest, Export(max_batch=9))

@@ -18,7 +18,7 @@ from sklearn import metrics
 from tests.support.report_page import COUNT_DRAWN, in_browser, needs_chromium, own_part
 from tests.support.trained import Trained, with_results
 from workflow_lib import evaluation, report
-from workflow_lib.data import Manifest, Split, load_split
+from workflow_lib.data import Manifest, Split, load_split, map_split
 from workflow_lib.errors import EverstepError
 from workflow_lib.export.comparison import compared
 from workflow_lib.files import read_json
@@ -87,8 +87,13 @@ def test_metrics_of_a_regression_are_in_the_units_of_the_data(numbers: Trained) 
 
 
 def test_the_exported_model_predicts_in_the_units_of_the_data(numbers: Trained) -> None:
-    session, (manifest, split) = session_of(best_of(numbers)), held_out(numbers)
-    given = np.asarray(session.run(["predictions"], {"input": split.inputs.numpy()})[0])
+    session, (manifest, _) = session_of(best_of(numbers)), held_out(numbers)
+    stored = map_split(manifest, "test", numbers.work).stored(slice(None))
+    columns = {
+        "numbers": stored[:, [0, 2]].astype(np.float64),
+        "categories": np.array([["flat"], ["house"]], object)[stored[:, 1].astype(int) - 2],
+    }
+    given = np.asarray(session.run(["predictions"], columns)[0])
     np.testing.assert_allclose(given[:, 0], table_of(best_of(numbers))[2], rtol=1e-5)
     assert metadata(session, "target")["mean"] == list(manifest.target_mean)
     features = metadata(session, "features")
@@ -161,12 +166,15 @@ def test_the_exported_model_takes_tokens_of_any_batch_and_length(text: Trained) 
         inputs = tokens[:samples, :length]
         with torch.inference_mode():
             expected = network(inputs).numpy()
-        given = np.asarray(session.run(["logits"], {"input": inputs.numpy()})[0])
+        given = np.asarray(session.run(["logits"], {"tokens": inputs.numpy()})[0])
         np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)
     assert metadata(session, "vocabulary") == list(manifest.vocabulary)
     statement = read_json(best_of(text) / "export.json")
-    assert statement["onnx"]["input"] == ["batch", "sequence"]
-    assert statement["onnx"]["output"] == ["batch", "sequence", len(manifest.vocabulary)]
+    assert statement["onnx"]["inputs"] == {"tokens": ["batch", "sequence"]}
+    assert statement["onnx"]["outputs"] == {
+        "logits": ["batch", "sequence", len(manifest.vocabulary)],
+        "probabilities": ["batch", len(manifest.vocabulary)],
+    }
     assert {row.get("sequence") for row in statement["check"]["batches"]} == {None, 1, 8}
 
 

@@ -65,6 +65,7 @@ NEUTRAL = (
     "files.py",
     "housekeeping/*",
     "launch/*",
+    "prediction/*",
     "processes.py",
     "py.typed",
     "prove/*",

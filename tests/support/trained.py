@@ -52,7 +52,15 @@ training: {epochs: 3, batch_size: 16}
 checkpoint: {interval_steps: 1000}
 evaluate: {bootstrap: 200}
 """
-EXPERIMENTS = {"classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT}
+IMAGES = """
+name: digits-demo
+data: {name: image_folder, params: {path: photos, size: 8, resize: stretch}}
+model: {name: mlp, params: {hidden: [16]}}
+training: {epochs: 5, batch_size: 16}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 200}
+"""
+EXPERIMENTS = {"images": IMAGES, "classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT}
 
 
 def write_data(root: Path) -> None:

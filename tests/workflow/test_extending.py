@@ -57,7 +57,8 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     """Slow: several commands run whole pipelines."""
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
     ran = [command.split()[0] for command in commands]
-    assert ran == ["python", "snakemake", "everstep", "snakemake", "everstep", "snakemake", "snakemake", "everstep"]
+    names = ["python", "snakemake", "everstep", "snakemake", "everstep", "snakemake", "snakemake"]
+    assert ran == [*names, "echo", "everstep", "everstep"]
     (model,) = (project.folder / "results/net").glob("runs/*/model.safetensors")
     assert {name.partition(".")[0] for name in load_file(model)} == {"inner", "hidden", "head"}
     manifest = json.loads(next((project.folder / "results/signals/data").iterdir()).read_text())
@@ -67,6 +68,9 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     bundle = next(results.glob("runs/*/bundle.zip"))
     assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]
     assert (results / "report.html").exists()
+    predicted = (project.folder / "predictions.csv").read_text().splitlines()
+    assert predicted[0] == "line,predicted,p(class_0),p(class_1),p(class_2)"
+    assert predicted[1].startswith("1,class_")
     copy = project.folder / f"tracking/jsonlines/wine/{bundle.parent.name}.jsonl"
     assert [json.loads(line)["epoch"] for line in copy.read_text().splitlines()] == [1, 2, 3, 4, 5]
     measured = json.loads(next((project.folder / "results/diabetes").glob("runs/*/evaluation.json")).read_text())

@@ -103,6 +103,28 @@ def _retrain(arguments: Arguments) -> None:
 
 
 @VERBS.add(
+    "predict",
+    "predict with a trained run or a model.onnx for data without targets",
+    option("run", metavar="RUN", help="run id, folder of its results, train.json, or a .onnx file"),
+    option("data", type=Path, metavar="DATA", help="file or folder of the kind that the run was trained on"),
+    option("--output", type=Path, required=True, metavar="FILE", help="predictions: .csv or .parquet"),
+    option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N"),
+    option("--batch-size", type=int, default=256, metavar="N", help="samples computed at once (default: 256)"),
+    has_log=True,
+)
+def _predict(arguments: Arguments) -> None:
+    from workflow_lib import prediction
+
+    prediction.write_predictions(
+        arguments.run,
+        arguments.data,
+        arguments.output,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+
+
+@VERBS.add(
     "trace",
     "show the run, data, code and command that produced a result",
     option("file", type=Path, metavar="FILE", help="a file in results/EXPERIMENT/runs/RUN/"),

@@ -20,11 +20,13 @@ rows           rows of a split as runs
 arrays         arrays in a file, mapped
 shard          the file format of a shard
 manifest       the description of prepared data
+inputs         samples to predict for
 normalisation  stored values to model inputs
 loader         batches for a model, from memory or from mapped shards
 prefetch       results computed in advance by threads
 """
 
+from workflow_lib.data.inputs import Inputs
 from workflow_lib.data.loader import Batch, MappedSplit, Split, load_split, map_split
 from workflow_lib.data.manifest import SPLITS, Manifest, ModelSpec
 from workflow_lib.data.mapped_files import MappedFiles
@@ -44,6 +46,7 @@ __all__ = [
     "SPLITS",
     "Batch",
     "Feature",
+    "Inputs",
     "Manifest",
     "MappedFiles",
     "MappedSplit",

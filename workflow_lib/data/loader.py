@@ -110,6 +110,13 @@ class MappedSplit:
         """Return inputs and targets of these rows, on the device; tokens as int64."""
         return self._to_device(self._gather(rows))
 
+    def stored(self, rows: slice) -> np.ndarray:
+        """Return the inputs of these rows as they are stored, before normalisation."""
+        numbers = np.arange(*rows.indices(len(self)))
+        inputs = np.empty((len(numbers), *self._manifest.input_shape), self._manifest.dtype)
+        self._copy_rows(numbers, inputs)
+        return inputs
+
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch]:
         """Yield the batch of each element of `batches`; close the generator when leaving it early."""
         with closing(prefetch(self._gather, batches, self._workers)) as gathered:
@@ -190,14 +197,16 @@ def load_split(
     return MappedSplit(manifest, ShardRows(mapped), target, workers)
 
 
-def map_split(manifest: Manifest, split: str, work: Path) -> MappedSplit:
-    """Return a split for looking at a few samples, on the CPU. The content of its shards is not verified."""
+def map_split(manifest: Manifest, split: str, work: Path, *, verify: bool = False) -> MappedSplit:
+    """Return a split for looking at a few samples, on the CPU. Without `verify`, its shards may be damaged."""
     import torch
 
     if manifest.in_place is not None:
         return MappedSplit(manifest, open_split(manifest, split, work, Path.cwd()), torch.device("cpu"), workers=0)
-    shards = [shard for shard in manifest.shards if shard.split == split]
-    mapped = _map_shards(layout.store_dir(work, manifest.store), shards)
+    folder, shards = layout.store_dir(work, manifest.store), [s for s in manifest.shards if s.split == split]
+    mapped = _map_shards(folder, shards)
+    if verify:
+        _verify(folder, shards, mapped, 0, lambda: None)
     return MappedSplit(manifest, ShardRows(mapped), torch.device("cpu"), workers=0)
 
 

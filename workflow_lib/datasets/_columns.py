@@ -215,6 +215,11 @@ class Column(ColumnReader):
                 break
 
 
+def mark_of(name: str) -> str:
+    """Return the name of the feature that marks the missing numbers of a column."""
+    return f"{name} is missing"
+
+
 @dataclass(frozen=True)
 class ColumnEncoding:
     """The encoding of a column as inputs of a model."""
@@ -233,7 +238,7 @@ class ColumnEncoding:
     @property
     def features(self) -> list[Feature]:
         """The feature, and for a numeric column with missing values a second one that marks them."""
-        marks = [Feature(f"{self.name} is missing")] if self.has_missing and not self.categories else []
+        marks = [Feature(mark_of(self.name))] if self.has_missing and not self.categories else []
         return [Feature(self.name, self.categories, self.centre), *marks]
 
     @cached_property

@@ -135,3 +135,19 @@ class Stream:
                 break
             parts.append(self.documents[number].codes(max(start - begin, 0), stop - begin))
         return np.concatenate(parts)
+
+
+def passages(document: Document, context: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the first token and the codes of consecutive passages of a document with its end, at most `size` at a time.
+
+    A passage has context + 1 tokens, the last of which is the first of the next passage; the last passage is shorter.
+    """
+    total = document.size + 1
+    whole = (total - 1) // context
+    within = np.arange(context + 1)
+    for first in range(0, whole, size):
+        starts = np.arange(first, min(first + size, whole)) * context
+        codes = document.codes(int(starts[0]), int(starts[-1]) + context + 1)
+        yield starts, codes[starts[:, None] - starts[0] + within]
+    if (start := whole * context) < total - 1:
+        yield np.array([start]), document.codes(start, total)[None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +24,8 @@ from workflow_lib.plugins.checksums import Checksums
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source, SourceFile
+    from workflow_lib.data import Inputs, Manifest, Source, SourceFile
+    from workflow_lib.data.inputs import Named
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,39 @@ def open_source(params: Params, root: Path) -> Source:
     )
 
 
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return an image, or the images of a folder at any depth, scaled as in the training; each is named by its file."""
+    import numpy as np
+
+    from workflow_lib.data import Inputs
+    from workflow_lib.datasets._folder import files_below, map_files
+
+    is_folder = path.is_dir()
+    paths = list(files_below(path)) if is_folder else [path]
+    for file in paths:
+        if file.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{file}: is not a PNG or JPEG ({', '.join(SUFFIXES)}); convert it, or move it away")
+    if not paths:
+        raise DataError(f"{path}: has no images ({', '.join(SUFFIXES)})")
+    _, height, width = manifest.input_shape
+
+    def pixels(file: Path) -> np.ndarray:
+        if params.shape is None and (size := _size(_decode(file, params))) != (height, width):
+            raise DataError(
+                f"{file}: is {size[0]} x {size[1]} (height x width), but the model was trained on images of {height} x "
+                f"{width}, and data.params.size does not scale them; give images of this size"
+            )
+        return _pixels(file, params, (height, width))
+
+    def read(size: int) -> Iterator[Named]:
+        for start in range(0, len(paths), size):
+            files = paths[start : start + size]
+            names = [(file.relative_to(path) if is_folder else Path(file.name)).as_posix() for file in files]
+            yield {"file": names}, np.ascontiguousarray(np.moveaxis(np.stack(map_files(pixels, files)), 3, 1))
+
+    return Inputs(read=read, samples=len(paths))
+
+
 def _classes(folder: Path, split: str) -> dict[str, list[Path]]:
     """Return the images of each class of a split, by name; only train must have all classes."""
     from workflow_lib.datasets._folder import entries, files_below
@@ -174,8 +208,11 @@ def _check_image(path: Path, params: Params) -> tuple[SourceFile, Size]:
     from workflow_lib.data import SourceFile
 
     file = SourceFile.of(path)
-    image = _decode(path, params)
-    return file, (image.height, image.width)
+    return file, _size(_decode(path, params))
+
+
+def _size(image: Any) -> Size:
+    return image.height, image.width
 
 
 def _common_size(checked: list[tuple[SourceFile, Size]]) -> Size:

@@ -7,6 +7,7 @@ val_images, val_labels, test_images, test_labels    optional; a missing pair is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from workflow_lib.plugins.checksums import Checksums
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source
+    from workflow_lib.data import Inputs, Manifest, Source
+    from workflow_lib.data.inputs import Named
     from workflow_lib.datasets._archive import Archive, Member
 
 SAMPLED = 1 << 16  # fractions of a block that are compared as float32
@@ -63,6 +65,45 @@ def open_source(params: Params, root: Path) -> Source:
         archive = resources.enter_context(closing(Archive(root / params.path)))
         source = _checked_source(archive, params.classes)
         return replace(source, close=resources.pop_all().close)
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the images of an npz file, with or without labels, of the type and shape of those that were trained on.
+
+    The keys are `images` or those of the training (`test_images`); a file with a single array may have any key.
+    """
+    import numpy as np
+
+    from workflow_lib.data import Inputs
+    from workflow_lib.datasets._archive import Archive
+
+    with ExitStack() as resources:
+        archive = resources.enter_context(closing(Archive(path)))
+        keys = [key for key in archive.keys if key == "images" or key.endswith("_images")]
+        keys = keys or list(archive.keys if len(archive.keys) == 1 else ())
+        if not keys:
+            there = ", ".join(archive.keys) or "none"
+            raise DataError(f"{path}: has no key `images` (there are: {there})")
+        members = {key: _images(archive, key) for key in keys}
+        for member in members.values():
+            _check_trained_type(member, manifest)
+
+        def read(size: int) -> Iterator[Named]:
+            for key, member in members.items():
+                for first, block in member.blocks(0, len(member)):
+                    rows = np.arange(first, first + len(block))
+                    yield {"key": [key] * len(rows), "row": rows}, np.ascontiguousarray(as_stored(block))
+
+        return Inputs(read=read, samples=sum(map(len, members.values())), close=resources.pop_all().close)
+
+
+def _check_trained_type(images: Member, manifest: Manifest) -> None:
+    """Reject bytes (0 to 255) for a model of fractions or booleans, and the other way round: both would be images."""
+    is_byte, was_byte = images.dtype == "uint8", (manifest.dtype, manifest.scale) == ("uint8", 255.0)
+    is_bool, was_bool = images.dtype == "bool", (manifest.dtype, manifest.scale) == ("uint8", 1.0)
+    if (is_byte, is_bool) != (was_byte, was_bool):
+        was = "uint8" if was_byte else "bool" if was_bool else "numbers other than uint8"
+        raise DataError(f"{images.where}: has type {images.dtype}; the model was trained on {was}")
 
 
 def _checked_source(archive: Archive, names: tuple[str, ...] | None) -> Source:

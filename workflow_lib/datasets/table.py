@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from workflow_lib.datasets._notation import Notation
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
@@ -29,7 +30,7 @@ from workflow_lib.plugins.checksums import Checksums
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source, SourceFile
+    from workflow_lib.data import Inputs, Manifest, Source, SourceFile
     from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._tables import Piece, Table
     from workflow_lib.datasets._targets import Classes, Numbers
@@ -96,6 +97,20 @@ def open_source(params: Params, root: Path) -> Source:
         return replace(source, close=resources.pop_all().close)
 
 
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the rows of a table that has the features of the training; other columns, such as the target, may differ.
+
+    Missing numbers of a column that had none, and categories that train did not have, are read as the training would,
+    with a warning. A row is named by its number in the file, from 0.
+    """
+    from workflow_lib.datasets._new_rows import open_rows
+
+    with ExitStack() as resources:
+        table = resources.enter_context(closing(_open_table(path, params)))
+        notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
+        return replace(open_rows(table, manifest.features, notation), close=resources.pop_all().close)
+
+
 def _open_table(path: Path, params: Params) -> Table:
     from workflow_lib.datasets._tables import CsvTable, ParquetTable
 
@@ -131,7 +146,6 @@ def _scan(
     """
     from workflow_lib.data import SPLITS
     from workflow_lib.datasets._columns import Column
-    from workflow_lib.datasets._notation import Notation
     from workflow_lib.datasets._targets import Classes, Numbers
 
     names, is_first = _feature_names(table, params), learned_rows is None

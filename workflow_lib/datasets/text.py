@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +26,8 @@ from workflow_lib.plugins.checksums import Checksums
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source
+    from workflow_lib.data import Inputs, Manifest, Source
+    from workflow_lib.data.inputs import Named
     from workflow_lib.datasets._documents import Document, Stream, Tokens
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,50 @@ def open_source(params: Params, root: Path) -> Source:
         files=tuple(document.file for document in documents.values()),
         content=content_digest(np.array([document.file.digest for document in documents.values()])),
     )
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the passages of a text, or of the texts of a folder that match `pattern`: at most `context` tokens each.
+
+    Each file is read on its own and ends with <end>. A passage is named by its file and its first token in it.
+    """
+    import numpy as np
+
+    from workflow_lib.data import Inputs
+    from workflow_lib.datasets._documents import passages
+    from workflow_lib.datasets._folder import files_below
+
+    if not path.is_dir():
+        paths = [path]
+    elif not (paths := [file for file in files_below(path) if file.relative_to(path).match(params.pattern)]):
+        raise DataError(f"{path}: no file matches `{params.pattern}` (data.params.pattern)")
+    tokens: Tokens = "any bytes" if params.tokens == "bytes" and len(manifest.vocabulary) > 256 else params.tokens
+    alphabet, _ = _vocabulary(tokens, set(manifest.vocabulary[:-1]))
+
+    def read(size: int) -> Iterator[Named]:
+        for file in paths:
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            document = _known_document(file, tokens, manifest)
+            for starts, codes in passages(document, params.context, size):
+                found = np.searchsorted(alphabet, codes).astype(manifest.dtype)
+                yield {"file": [name] * len(starts), "token": starts}, found
+
+    return Inputs(read=read)
+
+
+def _known_document(path: Path, tokens: Tokens, manifest: Manifest) -> Document:
+    """Return the text in a file. Raises DataError if it has a token that training did not have, or none."""
+    from workflow_lib.datasets._documents import index_document
+
+    document, seen = index_document(path, tokens)
+    if not document.size:
+        raise DataError(f"{path}: is empty")
+    if document.tokens == "any bytes" and tokens == "bytes":
+        raise DataError(f"{path}: has the byte 0xFF, which no text of the training had; is it UTF-8?")
+    if unknown := sorted(seen - set(manifest.vocabulary)):
+        some = ", ".join(map(repr, unknown[:5]))
+        raise DataError(f"{path}: has characters that no text of the training had: {some}; remove or replace them")
+    return replace(document, tokens=tokens)
 
 
 def _find_files(params: Params, root: Path) -> dict[str, list[Path]]:

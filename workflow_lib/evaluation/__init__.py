@@ -42,7 +42,7 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     trained = load_trained(run, data, work, model)
     network, manifest = trained.network, trained.manifest
     measure = tasks.load(manifest.task).evaluate
-    with device_of(experiment) as device:
+    with device_of(experiment.evaluate.device) as device:
         split = load_test(experiment, manifest, work, str(device))
         (measured, predictions), how = judged(lambda: measure(network, manifest, split, experiment.evaluate, device))
         made = provenance.record([data, model], device)
@@ -67,7 +67,11 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
 
 
 def load_test(experiment: Experiment, manifest: Manifest, work: Path, device: str = "cpu") -> AnySplit:
-    """Return the test split, in memory or read from the shards, according to `data.in_memory`."""
+    """Return the test split, in memory or read from the shards, according to `data.in_memory`.
+
+    If the shards are missing, the data is prepared again.
+    """
+    manifest = ensure(manifest, work)
     in_memory, workers = experiment.data.in_memory, experiment.runtime.workers
     return load_split(manifest, "test", work, device, in_memory=in_memory, workers=workers)
 
@@ -87,14 +91,14 @@ class TrainedModel:
 
 
 def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
-    """Return the model of a run, ready for evaluation.
+    """Return the model of a run, ready for evaluation; the shards of its data need not exist.
 
     Raises UserError if the weights are those of another run, or were trained on other data or by other code.
     """
     from safetensors.torch import load_file
 
     config, digest = plan.load_run(run, work)
-    manifest = ensure(Manifest.load(data), work)
+    manifest = Manifest.load(data)
     trained = outputs.trained(model, work)
     if (trained["digest"], trained["data"]) != (digest, manifest.digest):
         raise UserError(

@@ -21,8 +21,6 @@ from workflow_lib.runtime.device_lease import lease_devices
 if TYPE_CHECKING:
     import torch
 
-    from workflow_lib.config import Experiment
-
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -34,15 +32,14 @@ ENVIRONMENT = {  # variables that libraries read when CUDA starts, and their all
 
 
 @contextmanager
-def device_of(experiment: Experiment) -> Iterator[torch.device]:
-    """Yield the device of ``evaluate.device``. Without a number, a GPU is leased, so that no other local job uses it.
+def device_of(name: str, setting: str = "evaluate.device") -> Iterator[torch.device]:
+    """Yield the device of this name. Without a number, a GPU is leased, so that no other local job uses it.
 
     ``auto`` uses a GPU only if the evaluation can lease it at once: a GPU that SLURM gave to its job, or a GPU of this
     machine. ``cuda`` waits for a GPU as a training does. Raises ConfigError if the machine does not have the device.
     """
     import torch
 
-    name = experiment.evaluate.device
     count = 0 if name == "cpu" else visible_cuda()
     in_job = JOB in os.environ
     if name == "cpu" or (name == "auto" and (count == 0 or (in_job and not os.environ.get(VISIBLE)))):
@@ -53,7 +50,7 @@ def device_of(experiment: Experiment) -> Iterator[torch.device]:
         visible = f" ({VISIBLE}={os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
         there = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
         where = "; the profile sets the partition of the rule evaluate" if in_job else ""
-        raise ConfigError(f"evaluate.device: {name} is not on this machine. Here are: {there}{visible}{where}")
+        raise ConfigError(f"{setting}: {name} is not on this machine. Here are: {there}{visible}{where}")
     if ":" in name:
         yield torch.device("cuda", number)
         return

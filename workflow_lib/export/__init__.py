@@ -1,25 +1,30 @@
 """Export of a trained model to ONNX, published only if its outputs agree with the trained model's on the test split.
 
-    classification   normalised inputs, float32 [batch, ...]   to logits [batch, classes]
-    regression       normalised inputs, float32 [batch, ...]   to predictions [batch, targets], in units of the data
-    language         tokens, int64 [batch, sequence]           to logits [batch, sequence, vocabulary]
+    classification   to logits [batch, classes], and probabilities of the same shape
+    regression       to predictions [batch, targets], in units of the data
+    language         to logits [batch, sequence, vocabulary], and probabilities [batch, vocabulary] of the next token
 
+The inputs are raw: the preprocessing of the training is a part of the graph.
+
+raw          inputs of the graph, and the preprocessing inside it
 graph        conversion to a graph
-metadata     origin of the model, normalisation of inputs, meaning of outputs
+metadata     origin of the model, its inputs, meaning of its outputs, manifest of its data
 comparison   comparison of the graph with the trained model
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import tasks
+from workflow_lib.data import ensure, map_split
 from workflow_lib.errors import UserError
-from workflow_lib.evaluation import load_test, load_trained
+from workflow_lib.evaluation import load_trained
 from workflow_lib.evaluation.computing import judged
+from workflow_lib.export import raw
 from workflow_lib.export.comparison import check
 from workflow_lib.export.graph import convert
 from workflow_lib.export.metadata import describe
@@ -49,7 +54,7 @@ def export(
     model: Path,
     evaluation: Path,
     output: Path,
-    convert: Callable[[nn.Module, Tensor, int | None, str], onnx.ModelProto] = convert,
+    convert: Callable[[nn.Module, Mapping[str, Tensor], int | None, Sequence[str]], onnx.ModelProto] = convert,
 ) -> None:
     """Write model.onnx beside `output`, then the comparison with the trained model to `output`.
 
@@ -68,10 +73,14 @@ def export(
     measured = read_evaluation(evaluation)
     if measured["model"] != trained.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
-    manifest, split = trained.manifest, load_test(experiment, trained.manifest, work)
-    how_to = tasks.load(manifest.task).onnx
-    network = how_to.wrap(trained.network, manifest)
-    proto = convert(network, how_to.pairs(*split.batch(slice(0, 2)))[0], settings.opset, f"{how_to.output}s")
+    manifest, how_to = ensure(trained.manifest, work), tasks.load(trained.manifest.task).onnx
+    split = map_split(manifest, "test", work, verify=True)
+    network = how_to.wrap(trained.network, manifest).cpu().eval()
+    stored = how_to.pairs(torch.from_numpy(split.stored(slice(0, 2))), split.batch(slice(0, 2))[1])[0]
+    names = [f"{how_to.output}s", *(["probabilities"] if how_to.probabilities else [])]
+    whole = raw.whole(network, manifest, how_to.probabilities)
+    proto = convert(whole, raw.traced(manifest, stored), settings.opset, names)
+    raw.read_categories(proto, manifest)
     describe(proto, trained.identity, manifest, measured["metrics"])
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)
@@ -84,8 +93,8 @@ def export(
             "digest": provenance.file_digest(published),
             "bytes": len(content),
             "opset": proto.opset_import[0].version,
-            "input": _shape(proto.graph.input[0]),
-            "output": _shape(proto.graph.output[0]),
+            "inputs": {value.name: _shape(value) for value in proto.graph.input},
+            "outputs": {value.name: _shape(value) for value in proto.graph.output},
         },
         "check": {**how, **checked},
         "provenance": provenance.record([data, model, evaluation], torch.device("cpu")),

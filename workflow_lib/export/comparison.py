@@ -10,14 +10,14 @@ import numpy as np
 
 from workflow_lib import tasks
 from workflow_lib.errors import EverstepError
+from workflow_lib.export import raw
 from workflow_lib.metrics.outputs import slices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workflow_lib.config.experiment import Export
-    from workflow_lib.data import Manifest
-    from workflow_lib.tasks import AnySplit
+    from workflow_lib.data import Manifest, MappedSplit
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Compared:
         return {name: getattr(self, name) for name in ("max_abs_error", "max_rel_error", "agreement")}
 
 
-def check(content: bytes, network: nn.Module, split: AnySplit, manifest: Manifest, settings: Export) -> dict[str, Any]:
+def check(
+    content: bytes, network: nn.Module, split: MappedSplit, manifest: Manifest, settings: Export
+) -> dict[str, Any]:
     """Return the differences between both models for each batch size, and for the whole split.
+
+    The graph gets raw inputs, and the network the same samples as the training normalised them.
 
     A number passes if |onnx - torch| <= atol + rtol * |torch|; for regression, atol is in standard deviations of the
     target. Predictions must be equal, unless the two largest outputs of torch are closer than the tolerance. Language
@@ -47,27 +51,32 @@ def check(content: bytes, network: nn.Module, split: AnySplit, manifest: Manifes
 
     Raises EverstepError if a difference is too large.
     """
+    import torch
+
     onnx, spec = tasks.load(manifest.task).onnx, manifest.spec
     compare = _comparing(content, network, manifest, settings)
 
-    def pairs(rows: slice) -> tuple[Tensor, np.ndarray]:
-        inputs, targets = onnx.pairs(*split.batch(rows))
-        return inputs, targets.numpy()
+    def rows_of(rows: slice) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        normal, targets = split.batch(rows)
+        inputs, compared_with = onnx.pairs(normal, targets)
+        return inputs, onnx.pairs(torch.from_numpy(split.stored(rows)), targets)[0].numpy(), compared_with.numpy()
 
     largest, samples = min(len(split), settings.max_batch), len(split)
     if onnx.at_most is not None:
         largest = samples = min(largest, onnx.at_most(spec, settings.max_batch))
     batches: list[dict[str, Any]] = []
     for size in sorted({size for size in (*settings.batch_sizes, largest) if size <= largest}):
-        compared = compare(pairs(slice(0, size))[0], 0, f"at batch {size}")
+        inputs, stored, _ = rows_of(slice(0, size))
+        compared = compare(inputs, stored, 0, f"at batch {size}")
         batches.append({"batch": size, **compared.as_dict()})
     for length in onnx.lengths(spec):
-        compared = compare(pairs(slice(0, 1))[0][:, :length], 0, f"at {length} tokens")
+        inputs, stored, _ = rows_of(slice(0, 1))
+        compared = compare(inputs[:, :length], stored[:, :length], 0, f"at {length} tokens")
         batches.append({"batch": 1, "sequence": length, **compared.as_dict()})
     whole, torch_score, onnx_score = [], 0.0, 0.0
     for rows in slices(samples, largest):
-        inputs, targets = pairs(rows)
-        whole.append(compare(inputs, rows.start, f"in samples {rows.start} to {rows.stop} of the test split"))
+        inputs, stored, targets = rows_of(rows)
+        whole.append(compare(inputs, stored, rows.start, f"in samples {rows.start} to {rows.stop} of the test split"))
         torch_score += onnx.score_of(whole[-1].torch, targets, manifest)
         onnx_score += onnx.score_of(whole[-1].onnx, targets, manifest)
     scores = {f"torch_{onnx.score[0]}": torch_score / samples, f"onnx_{onnx.score[0]}": onnx_score / samples}
@@ -81,8 +90,8 @@ def check(content: bytes, network: nn.Module, split: AnySplit, manifest: Manifes
 
 def _comparing(
     content: bytes, network: nn.Module, manifest: Manifest, settings: Export
-) -> Callable[[Tensor, int, str], Compared]:
-    """Return a function that runs both models on inputs and compares their outputs."""
+) -> Callable[[Tensor, np.ndarray, int, str], Compared]:
+    """Return a function that runs both models on normalised and on stored inputs, and compares their outputs."""
     import onnxruntime
     import torch
 
@@ -91,13 +100,19 @@ def _comparing(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     network, atol = network.cpu().eval(), settings.atol * np.array(manifest.target_std or 1.0)
-    has_labels = tasks.load(manifest.task).onnx.has_labels
+    how_to = tasks.load(manifest.task).onnx
+    has_labels, probabilities = how_to.has_labels, how_to.probabilities
 
-    def compare(inputs: Tensor, first: int, where: str) -> Compared:
+    def compare(inputs: Tensor, stored: np.ndarray, first: int, where: str) -> Compared:
+        given, *more = session.run(None, raw.feeds(manifest, stored))
         with torch.inference_mode():
-            expected = network(inputs).float().numpy()
-        given = np.asarray(session.run(None, {"input": inputs.numpy()})[0])
-        return compared(expected, given, where, atol=atol, rtol=settings.rtol, has_labels=has_labels, first=first)
+            outputs = network(inputs)
+            shares = None if probabilities is None else probabilities(outputs).numpy()
+        rtol, expected = settings.rtol, outputs.numpy()
+        found = compared(expected, given, where, atol=atol, rtol=rtol, has_labels=has_labels, first=first)
+        if shares is not None and more:
+            compared(shares, more[0], f"{where} (probabilities)", atol=settings.atol, rtol=rtol, first=first)
+        return found
 
     return compare
 

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from workflow_lib.errors import EverstepError
+
+TOKENS = "tokens"  # name of the input of a text
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
 
 
-def convert(network: nn.Module, inputs: Tensor, opset: int | None = None, output: str = "logits") -> onnx.ModelProto:
-    """Return the model as a graph, traced with the inputs. The batch size is dynamic, and so is a sequence's length."""
+def convert(
+    network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None, outputs: Sequence[str] = ("logits",)
+) -> onnx.ModelProto:
+    """Return the model as a graph, traced with the inputs. The batch size is free, and so is the length of tokens."""
     import torch
 
-    free = {0: torch.export.Dim("batch")}
-    if not inputs.is_floating_point() and inputs.shape[1] > 1:
-        free[1] = torch.export.Dim("sequence", min=1, max=inputs.shape[1])
+    batch, free = torch.export.Dim("batch"), []
+    for name, values in inputs.items():
+        free.append({0: batch})
+        if name == TOKENS and values.shape[1] > 1:
+            free[-1][1] = torch.export.Dim("sequence", min=1, max=values.shape[1])
     with _quiet_exporter():
         program = torch.onnx.export(
             network.cpu().eval(),
-            (inputs,),
+            tuple(inputs.values()),
             dynamo=True,
-            dynamic_shapes=(free,),
-            input_names=["input"],
-            output_names=[output],
+            dynamic_shapes=(tuple(free),),
+            input_names=list(inputs),
+            output_names=list(outputs),
             opset_version=opset,
             verbose=False,
         )

@@ -143,7 +143,7 @@ class Task(TaskFacts):
     chapter     chapter of the report, or None
     probe       returns inputs to check a model with before training, and the shape that its outputs must have
     predicted   returns the columns that `everstep predict` writes for a batch, behind those that name the samples. It
-                gets the outputs of `onnx.wrap(network)`, which are also those of the exported graph (float32); the
+                gets the outputs of `onnx.wrap(network)`, which are also those of the exported graph; the
                 targets of `onnx.pairs` (language: the next tokens; other tasks have none when they predict); and the
                 manifest, of which an exported graph keeps all but the shards, the splits and the source files. Every
                 batch must have the same columns, each with text, whole numbers or float64

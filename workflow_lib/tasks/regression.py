@@ -83,7 +83,7 @@ def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: 
 
 
 def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
-    """Return the model with its outputs in the units of the data."""
+    """Return the model with its outputs in the units of the data, float64: float32 would round targets far from 0."""
     import torch
     from torch import nn
 
@@ -95,10 +95,10 @@ def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
             super().__init__()
             self.network = network
             for name, values in (("mean", manifest.target_mean), ("std", manifest.target_std)):
-                self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return self.network(inputs) * self.std + self.mean
+            return self.network(inputs).double() * self.std + self.mean
 
     return InUnits()
 

@@ -1,0 +1,145 @@
+"""Predictions of a trained run, or of an exported model, for data without targets.
+
+models    the two kinds of model, each of which turns stored inputs into outputs
+tables    CSV and Parquet files, written a batch at a time
+
+The samples are read by `open_inputs` of the data set, with everything that training learned: categories, missing
+values, normalisation, image size, vocabulary. An exported model needs no file of the project.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import plugins, tasks
+from workflow_lib.data.inputs import Inputs, Named, checked, name_of, open_array
+from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.evaluation.computing import judged
+from workflow_lib.prediction.models import Model, open_model
+from workflow_lib.prediction.tables import Rows, check_output, open_table
+from workflow_lib.results.layout import RESULTS
+from workflow_lib.store.layout import WORK
+from workflow_lib.text import count
+
+if TYPE_CHECKING:
+    import pandas
+
+    from workflow_lib.data import Manifest
+
+__all__ = ["predict", "write_predictions"]
+
+log = logging.getLogger(__name__)
+BATCH_SIZE = 256
+
+
+def predict(
+    run: str | Path, data: str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
+) -> pandas.DataFrame:
+    """Return the predictions of a run or an exported model for a file or folder, a row for each sample.
+
+    Args:
+        run: id of a run or its first digits, its folder in `results/`, its `train.json`, or a `model.onnx`. All but the
+            last need the project as the working directory
+        data: data of the kind that the model was trained on; targets are not needed, and not used
+        device: auto, cpu, cuda or cuda:N
+        batch_size: largest number of samples that are computed at once
+
+    Raises:
+        UserError: The run, the data or the device cannot be used; the message says why.
+    """
+    import pandas
+
+    parts: list[pandas.DataFrame] = []
+
+    def collect(rows: Iterable[Rows]) -> None:
+        parts[:] = [pandas.DataFrame(dict(columns)) for columns in rows]
+
+    _predict(str(run), Path(data), device, batch_size, collect)
+    return pandas.concat(parts, ignore_index=True)
+
+
+def write_predictions(
+    run: str, data: Path, output: Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
+) -> None:
+    """Write the predictions as `predict` returns them, batch by batch; the file appears when it is complete."""
+    check_output(output, data)
+
+    def write(rows: Iterable[Rows]) -> None:
+        with open_table(output) as table:
+            for columns in rows:
+                table.add(columns)
+
+    samples = _predict(run, data, device, batch_size, write)
+    log.info("%s: %s", output, count(samples, "sample"))
+
+
+def _predict(run: str, data: Path, device: str, batch_size: int, use: Callable[[Iterable[Rows]], None]) -> int:
+    """Give the predictions to a function, batch by batch; return the number of samples."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: allowed: 1 and more")
+    if not data.exists():
+        raise UserError(f"{data}: there is no such file or folder")
+    samples = 0
+
+    def counted(rows: Iterable[Rows]) -> Iterator[Rows]:
+        nonlocal samples
+        for columns in rows:
+            samples += len(next(iter(columns.values())))
+            yield columns
+
+    with open_model(run, device, WORK, RESULTS) as model:
+
+        def whole() -> None:
+            nonlocal samples
+            samples = 0
+            with closing(_open(model.manifest, data)) as inputs:
+                size = model.batch_size(batch_size)
+                use(counted(_rows(model, _with_progress(checked(inputs, size, data, model.manifest), inputs), data)))
+
+        judged(whole)
+    return samples
+
+
+def _open(manifest: Manifest, path: Path) -> Inputs:
+    """Return the samples in a file or folder, by `open_inputs` of the data set that the model was trained on."""
+    name = manifest.data["name"]
+    module = plugins.load("data", name)
+    if (open_inputs := getattr(module, "open_inputs", None)) is None:
+        return open_array(path, manifest)
+    with plugins.user_code_errors(f"data set `{name}`: open_inputs()"):
+        found: Inputs = open_inputs(module.Params.model_validate(manifest.data["params"]), path, manifest)
+        return found
+
+
+def _rows(model: Model, batches: Iterable[Named], data: Path) -> Iterator[Rows]:
+    """Yield the columns of each batch: those that name the samples, then those of the task."""
+    import numpy as np
+
+    manifest, predicted = model.manifest, tasks.load(model.manifest.task).predicted
+    for names, inputs in batches:
+        outputs, targets = model.outputs(inputs)
+        bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+        if bad.any():
+            raise EverstepError(f"{data}: {name_of(names, int(bad.argmax()))}: the model gives no finite number for it")
+        columns = predicted(outputs, targets, manifest)
+        yield {**names, **columns}
+
+
+def _with_progress(batches: Iterator[Named], inputs: Inputs) -> Iterator[Named]:
+    """Yield the batches; show a progress bar if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield from batches
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("samples", total=inputs.samples)
+        for names, given in batches:
+            yield names, given
+            progress.advance(bar, len(given))

@@ -1,0 +1,112 @@
+"""Files of predictions, written a batch at a time; they appear when they are complete."""
+
+from __future__ import annotations
+
+import csv
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias, final
+
+import numpy as np
+
+from workflow_lib.errors import UserError
+from workflow_lib.files import open_atomic
+
+Rows: TypeAlias = "Mapping[str, Sequence[Any] | np.ndarray]"  # columns by name, of equal length
+SUFFIXES = (".csv", ".parquet")
+
+
+class Table(ABC):
+    """A file of columns; all batches have the same ones."""
+
+    @abstractmethod
+    def add(self, columns: Rows) -> None:
+        """Add the rows of a batch."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is buffered."""
+
+
+def check_output(output: Path, data: Path) -> None:
+    """Raise UserError if predictions cannot be written to this file, or if it is the data."""
+    if output.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--output {output}: allowed: a name that ends with {' or '.join(SUFFIXES)}")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder")
+    if output.exists() and (output.samefile(data) or (data.is_dir() and data.resolve() in output.resolve().parents)):
+        raise UserError(f"--output {output}: is the data, which is not overwritten; name another file")
+    if output.suffix.lower() == ".parquet":
+        _pyarrow()
+
+
+@contextmanager
+def open_table(output: Path) -> Iterator[Table]:
+    """Yield the file; it replaces an older one when the block ends, and nothing is left if it raises."""
+    with open_atomic(output) as file:
+        table = Parquet(file) if output.suffix.lower() == ".parquet" else Csv(file)
+        yield table
+        table.finish()
+
+
+@final
+class Csv(Table):
+    """CSV in UTF-8; every number reads back as the same float64."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._has_header = False
+
+    def add(self, columns: Rows) -> None:
+        """Add the rows of a batch."""
+        if not self._has_header:
+            self._writer.writerow(columns)
+            self._has_header = True
+        self._writer.writerows(zip(*map(_cells, columns.values()), strict=True))
+
+    def finish(self) -> None:
+        """Write what is buffered, and leave the file open."""
+        self._text.flush()
+        self._text.detach()
+
+
+def _cells(values: Sequence[Any] | np.ndarray) -> Sequence[Any]:
+    listed = values.tolist() if isinstance(values, np.ndarray) else values
+    return [repr(value) if isinstance(value, float) else value for value in listed]
+
+
+@final
+class Parquet(Table):
+    """Parquet; the types of the columns are those of the first batch."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._writer: Any = None
+
+    def add(self, columns: Rows) -> None:
+        """Add the rows of a batch."""
+        arrow, parquet = _pyarrow()
+        if self._writer is None:
+            batch = arrow.table(dict(columns))
+            self._writer = parquet.ParquetWriter(self._file, batch.schema)
+        else:
+            batch = arrow.table(dict(columns), schema=self._writer.schema)
+        self._writer.write_table(batch)
+
+    def finish(self) -> None:
+        """Write the last part of the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise UserError("--output: Parquet needs pyarrow: pip install 'everstep[parquet]' (or write .csv)") from error
+    return pyarrow, parquet
