@@ -100,6 +100,9 @@ def _bare(section: type[Section]) -> Iterator[str]:
             text = list(_yaml(example)) if isinstance(example, dict) else []
             yield f"{name}:" if text else f"{name}: {_inline(example) if example is not None else '...'}"
             yield from _indented(text)
+        elif isinstance(value, Section):
+            yield f"{name}:"
+            yield from _indented(_bare(type(value)))
         else:
             yield f"{name}: {_inline(value)}"
 

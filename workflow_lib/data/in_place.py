@@ -28,9 +28,9 @@ from workflow_lib.data.rare_classes import apply_min_class_count
 from workflow_lib.data.rows import Rows, draw_runs
 from workflow_lib.data.shard_writer import with_safe_read
 from workflow_lib.data.source import Source, content_digest, read_rows
-from workflow_lib.data.splits import assign, check_classes, checked_targets
+from workflow_lib.data.splits import assign, check_classes, checked_targets, stored_targets
 from workflow_lib.data.tally import Tally, relative
-from workflow_lib.errors import DataError
+from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.files import blake2b, compact_json
 from workflow_lib.store import layout
 from workflow_lib.text import byte_size, count
@@ -68,9 +68,7 @@ class SplitRows:
 
     def targets(self, places: np.ndarray) -> np.ndarray:
         """Return the targets at these places, as they are stored in shards."""
-        return checked_targets(
-            self.source, self.origin, np.asarray(self.source.targets[self.origin][self.rows[places]])
-        )
+        return stored_targets(self.source, self.origin, np.asarray(self.source.targets[self.origin][self.rows[places]]))
 
     @cached_property
     def all_targets(self) -> np.ndarray:
@@ -192,6 +190,10 @@ def draw(source: Source, data: config.Data) -> dict[str, SplitRows]:
     """Return the rows of train, val and test."""
     if max(map(len, source.targets.values()), default=0) <= MOST_DRAWN:
         return {name: SplitRows(source, part.origin, Rows.of(part.rows)) for name, part in assign(source, data).items()}
+    if data.folds is not None:
+        raise ConfigError(f"data.folds: needs data of at most {MOST_DRAWN:,} rows; leave out data.folds (sweep.folds)")
+    for name, targets in source.targets.items():
+        checked_targets(source, name, targets[Rows(np.array([[0, len(targets)]])).spaced(MOST_DRAWN)])
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     missing = {name: fraction for name, fraction in fractions.items() if name not in source.targets}
     drawn = draw_runs(len(source.targets["train"]), missing, data.split_seed, source.group_rows)
@@ -239,8 +241,15 @@ def _measure(tally: Tally, train: SplitRows, first: np.ndarray, threads: int) ->
 def _without_paths(data: config.Data) -> dict[str, Any]:
     """Return the settings of the data set without its paths: equal content at another place is equal data."""
     params: dict[str, Any] = config.identity(data)["params"]
-    paths = {name.partition(".")[0] for name in plugins.named_files("data", data.name, data.params)}
-    return {name: value for name, value in params.items() if name not in paths}
+    paths = {tuple(name.split(".")) for name in plugins.named_files("data", data.name, data.params)}
+
+    def without(value: Any, place: tuple[str, ...] = ()) -> Any:
+        if isinstance(value, dict):
+            return {key: without(item, (*place, key)) for key, item in value.items() if (*place, key) not in paths}
+        return value
+
+    kept: dict[str, Any] = without(params)
+    return kept
 
 
 def _store_name(made_by: Mapping[str, Any], seen: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

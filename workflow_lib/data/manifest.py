@@ -106,6 +106,7 @@ class Manifest(Section):
     splits: dict[str, SplitSummary]
     shards: tuple[Shard, ...]
     sources: dict[str, str]  # digest of each source file
+    tokenizer: str = ""  # content of the tokenizer.json that made the tokens; empty: there is none
     in_place: InPlace | None = None  # None: all samples are in the shards
 
     @property

@@ -27,6 +27,7 @@ from workflow_lib.data.source import Source, content_digest, read_rows
 from workflow_lib.data.splits import Part, assign
 from workflow_lib.data.tally import Tally
 from workflow_lib.errors import ConfigError, DataError
+from workflow_lib.files import write_atomic
 from workflow_lib.store import layout
 from workflow_lib.store.lease import Lease
 
@@ -126,9 +127,7 @@ def _prepare_source(
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
             path.unlink()  # left by an interrupted preparation with another shard size
-        manifest.save(layout.store_manifest(folder))
-        if output is not None:
-            manifest.save(output)
+        _save(manifest, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(written), len(manifest.shards), folder)
     return manifest
@@ -147,12 +146,19 @@ def _prepare_in_place(
     folder = layout.store_dir(work, manifest.store)
     with _lock(folder):
         in_place.write_index(folder, manifest, arrays)
-        manifest.save(layout.store_manifest(folder))
-        if output is not None:
-            manifest.save(output)
+        _save(manifest, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %s", data.name, counts, folder)
     return manifest
+
+
+def _save(manifest: Manifest, source: Source, folder: Path, output: Path | None) -> None:
+    """Write the tokenizer, then the manifest, last to the output of the rule."""
+    if source.tokenizer:
+        write_atomic(layout.store_tokenizer(folder), source.tokenizer)
+    manifest.save(layout.store_manifest(folder))
+    if output is not None:
+        manifest.save(output)
 
 
 def _made_by(data: config.Data, plugin: ModuleType) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Source:
         features: the columns of a table; inputs are [rows, features]. Only tables may have NaN: a missing
             number
         vocabulary: the tokens of a language, in the order of their numbers
+        tokenizer: content of the tokenizer.json that made the tokens, which is stored with the data
         groups: a number for each row of train, int64 [n]: the rows of a group are drawn into the same split,
             and the draw is not stratified
         group_rows: this many consecutive rows of train are drawn into the same split, such as passages of a text
@@ -102,6 +103,7 @@ class Source:
     classes: tuple[str, ...] = ()
     features: tuple[Feature, ...] = ()
     vocabulary: tuple[str, ...] = ()
+    tokenizer: str = ""
     groups: np.ndarray | None = None
     group_rows: int = 1
     mapped: MappedFiles | None = None

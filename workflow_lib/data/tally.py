@@ -61,6 +61,7 @@ class Tally:
             classes=source.classes,
             features=source.features,
             vocabulary=source.vocabulary,
+            tokenizer=source.tokenizer,
             scale=source.scale,
             mean=tuple(0.0 if is_set else value for value, is_set in zip(mean, has_categories, strict=True)),
             std=tuple(1.0 if is_set else value for value, is_set in zip(std, has_categories, strict=True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from workflow_lib.data import SourceFile
+from workflow_lib.datasets._bpe import Tokenizer
 from workflow_lib.errors import DataError
 
 BLOCK_BYTES = 1 << 20  # decoded at once
@@ -59,7 +61,7 @@ def index_document(path: Path, tokens: Tokens) -> tuple[Document, set[str]]:
         return Document(file, "any bytes" if _has_end(path) else "bytes", file.size), set()
     seen: set[str] = set()
     starts, size, rest = [0], 0, ""
-    for text in _decoded(path):
+    for text in decoded(path):
         seen |= set(text)
         size += len(text)
         rest += text
@@ -80,7 +82,8 @@ def _has_end(path: Path) -> bool:
     return False
 
 
-def _decoded(path: Path) -> Iterator[str]:
+def decoded(path: Path) -> Iterator[str]:
+    """Yield the text of a file. Raises DataError at the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         while True:
@@ -103,10 +106,46 @@ def code_points(text: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class EncodedDocument:
+    """A file of `size` tokens of a tokenizer, which are in a temporary file; `end` is the token after them."""
+
+    file: SourceFile
+    tokens: np.ndarray
+    end: int
+
+    @property
+    def size(self) -> int:
+        """The number of tokens without the end."""
+        return len(self.tokens)
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from start to stop; the one at `size` is the end."""
+        tokens = self.tokens[start : min(stop, self.size)]
+        return np.append(tokens, np.int32(self.end)) if stop > self.size else tokens
+
+
+def encode_documents(tokenizer: Tokenizer, paths: Sequence[Path]) -> dict[Path, EncodedDocument]:
+    """Return the files as tokens, which take no memory: they are in a temporary file without a name."""
+    sizes, sources = [], []
+    with tempfile.TemporaryFile() as temporary:  # the kernel keeps a mapped file that has no name
+        for path in paths:
+            sources.append(SourceFile.of(path))
+            sizes.append(0)
+            for tokens in tokenizer.encode_long(decoded(path)):
+                sizes[-1] += len(tokens)
+                temporary.write(tokens.tobytes())
+        temporary.flush()
+        total = sum(sizes)
+        tokens = np.memmap(temporary, np.int32, "r", shape=(total,)) if total else np.empty(0, np.int32)
+    parts = np.split(tokens, np.cumsum(sizes)[:-1])
+    return {file.path: EncodedDocument(file, part, tokenizer.end) for file, part in zip(sources, parts, strict=True)}
+
+
+@dataclass(frozen=True)
 class Stream:
     """Concatenated documents, cut into windows; the last window begins earlier, so that it ends with the stream."""
 
-    documents: Sequence[Document]
+    documents: Sequence[Document | EncodedDocument]
     context: int
 
     @cached_property
@@ -137,7 +176,7 @@ class Stream:
         return np.concatenate(parts)
 
 
-def passages(document: Document, context: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def passages(document: Document | EncodedDocument, context: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the first token and the codes of consecutive passages of a document with its end, at most `size` at a time.
 
     A passage has context + 1 tokens, the last of which is the first of the next passage; the last passage is shorter.

@@ -1,4 +1,4 @@
-"""Texts, as bytes or characters, for predicting the next token; without a path, sources of Python's standard library.
+"""Texts, as bytes, characters or BPE tokens, for predicting the next token; by default sources of Python's library.
 
 The files are concatenated in the order of their names, each followed by an <end> token, and cut into windows of
 `context` + 1 tokens. The last token of a window is the first of the next: as a target in one, as an input in the other.
@@ -12,23 +12,27 @@ from __future__ import annotations
 
 import logging
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workflow_lib.datasets._bpe import Bpe
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Task
 from workflow_lib.plugins.checksums import Checksums
+from workflow_lib.plugins.section import ADDED
 
 if TYPE_CHECKING:
     import numpy as np
 
     from workflow_lib.data import Inputs, Manifest, Source
     from workflow_lib.data.inputs import Named
-    from workflow_lib.datasets._documents import Document, Stream, Tokens
+    from workflow_lib.datasets._documents import Document, EncodedDocument, Stream, Tokens
+
+    Read = tuple[Mapping[Path, Document | EncodedDocument], np.ndarray, tuple[str, ...], str]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,10 @@ class Params(Checksums):
         description="file or folder, relative to the project's root; null: sources of Python's standard library",
     )
     pattern: str = Field("*", min_length=1, description="pattern of the files in the folder, at any depth: `*.txt`")
-    tokens: Literal["bytes", "characters"] = Field("bytes", description="unit of prediction; characters need UTF-8")
+    tokens: Literal["bytes", "characters", "bpe"] = Field(
+        "bytes", description="unit of prediction; characters and bpe (byte-pair encoding) need UTF-8"
+    )
+    bpe: Bpe = Field(Bpe(), description="tokenizer of `tokens: bpe`", json_schema_extra=ADDED)
     context: int = Field(128, ge=1, le=1 << 20, description="largest number of tokens to predict the next one from")
     split_by: Literal["file", "passage"] | None = Field(
         None, description="unit that is never divided between splits; null: file, or passage if there is a single file"
@@ -61,19 +68,10 @@ def open_source(params: Params, root: Path) -> Source:
     import numpy as np
 
     from workflow_lib.data import Source, content_digest
-    from workflow_lib.datasets._documents import index_document
-    from workflow_lib.datasets._folder import map_files
 
     found = _find_files(params, root)
-    paths = [path for of_split in found.values() for path in of_split]
-    indexed = map_files(lambda path: index_document(path, params.tokens), paths)
-    documents = {document.file.path: document for document, _ in indexed}
-    tokens: Tokens = params.tokens
-    if binary := next((document for document in documents.values() if document.tokens == "any bytes"), None):
-        log.warning("%s: has the byte 0xFF, which UTF-8 text never has: <end> becomes a 257th token", binary.file.path)
-        tokens = "any bytes"
-        documents = {path: replace(document, tokens=tokens) for path, document in documents.items()}
-    alphabet, vocabulary = _vocabulary(tokens, set().union(*(seen for _, seen in indexed)))
+    read = _encoded if params.tokens == "bpe" else _coded
+    documents, alphabet, vocabulary, tokenizer = read(params, root, found)
     dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
     by_passage = params.split_by == "passage" or (params.split_by is None and len(documents) == 1)
     streams = {
@@ -99,6 +97,7 @@ def open_source(params: Params, root: Path) -> Source:
         read=windows,
         is_thread_safe=True,
         vocabulary=vocabulary,
+        tokenizer=tokenizer,
         files=tuple(document.file for document in documents.values()),
         content=content_digest(np.array([document.file.digest for document in documents.values()])),
     )
@@ -119,18 +118,36 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
         paths = [path]
     elif not (paths := [file for file in files_below(path) if file.relative_to(path).match(params.pattern)]):
         raise DataError(f"{path}: no file matches `{params.pattern}` (data.params.pattern)")
-    tokens: Tokens = "any bytes" if params.tokens == "bytes" and len(manifest.vocabulary) > 256 else params.tokens
-    alphabet, _ = _vocabulary(tokens, set(manifest.vocabulary[:-1]))
+    known = _known_tokens(params, manifest)
 
     def read(size: int) -> Iterator[Named]:
         for file in paths:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-            document = _known_document(file, tokens, manifest)
+            document, alphabet = known(file)
             for starts, codes in passages(document, params.context, size):
                 found = np.searchsorted(alphabet, codes).astype(manifest.dtype)
                 yield {"file": [name] * len(starts), "token": starts}, found
 
     return Inputs(read=read)
+
+
+def _known_tokens(
+    params: Params, manifest: Manifest
+) -> Callable[[Path], tuple[Document | EncodedDocument, np.ndarray]]:
+    """Return a function that reads a file into tokens of the training: the document, and the codes of all tokens."""
+    import numpy as np
+
+    from workflow_lib.datasets._bpe import Tokenizer
+    from workflow_lib.datasets._documents import encode_documents
+
+    if params.tokens == "bpe":
+        tokenizer = Tokenizer(manifest.tokenizer, params.bpe.end, "the tokenizer of the training")
+        return lambda path: (encode_documents(tokenizer, [path])[path], np.arange(tokenizer.size))
+    tokens: Tokens = "characters" if params.tokens == "characters" else "bytes"
+    if tokens == "bytes" and len(manifest.vocabulary) > 256:
+        tokens = "any bytes"
+    alphabet, _ = _vocabulary(tokens, set(manifest.vocabulary[:-1]))
+    return lambda path: (_known_document(path, tokens, manifest), alphabet)
 
 
 def _known_document(path: Path, tokens: Tokens, manifest: Manifest) -> Document:
@@ -146,6 +163,36 @@ def _known_document(path: Path, tokens: Tokens, manifest: Manifest) -> Document:
         some = ", ".join(map(repr, unknown[:5]))
         raise DataError(f"{path}: has characters that no text of the training had: {some}; remove or replace them")
     return replace(document, tokens=tokens)
+
+
+def _coded(params: Params, root: Path, found: dict[str, list[Path]]) -> Read:
+    """Return the files as bytes or characters."""
+    from workflow_lib.datasets._documents import index_document
+    from workflow_lib.datasets._folder import map_files
+
+    tokens: Tokens = "characters" if params.tokens == "characters" else "bytes"
+    indexed = map_files(lambda path: index_document(path, tokens), [path for paths in found.values() for path in paths])
+    documents = {document.file.path: document for document, _ in indexed}
+    if binary := next((document for document in documents.values() if document.tokens == "any bytes"), None):
+        log.warning("%s: has the byte 0xFF, which UTF-8 text never has: <end> becomes a 257th token", binary.file.path)
+        tokens = "any bytes"
+        documents = {path: replace(document, tokens=tokens) for path, document in documents.items()}
+    return documents, *_vocabulary(tokens, set().union(*(seen for _, seen in indexed))), ""
+
+
+def _encoded(params: Params, root: Path, found: dict[str, list[Path]]) -> Read:
+    """Return the files as tokens of a tokenizer, which is read, or trained on the files of train."""
+    import numpy as np
+
+    from workflow_lib.datasets._bpe import tokenizer_for
+    from workflow_lib.datasets._documents import decoded, encode_documents
+
+    if params.bpe.path is None and set(found) == {"train"}:
+        log.info("the tokenizer is trained on all files, also on those from which val and test are drawn")
+    texts = (text for path in found["train"] for text in (*decoded(path), "\n"))
+    tokenizer = tokenizer_for(params.bpe, root, texts)
+    documents = encode_documents(tokenizer, [path for paths in found.values() for path in paths])
+    return documents, np.arange(tokenizer.size), tokenizer.names(), tokenizer.content
 
 
 def _find_files(params: Params, root: Path) -> dict[str, list[Path]]:
@@ -183,11 +230,11 @@ def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...
     return np.append(code_points("".join(characters)), np.uint32(END["characters"])), (*characters, "<end>")
 
 
-def _streams(documents: list[Document], context: int, *, in_one: bool) -> list[Stream]:
+def _streams(documents: list[Document | EncodedDocument], context: int, *, in_one: bool) -> list[Stream]:
     """Return streams of neighbouring documents: a single stream, or as few in each as fill PASSAGE contexts."""
     from workflow_lib.datasets._documents import Stream
 
-    groups: list[list[Document]] = [[]]
+    groups: list[list[Document | EncodedDocument]] = [[]]
     for document in documents:
         if not in_one and sum(document.size + 1 for document in groups[-1]) > PASSAGE * context:
             groups.append([])

@@ -38,7 +38,7 @@ WORKSPACE_CONTENT = re.compile(
     r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp"
 )
 STORE_CONTENT = re.compile(
-    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|manifest\.json|leases|\.lock|\..*\.tmp"
+    r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
 )
 
 
@@ -198,6 +198,11 @@ def store_manifest(store: Path) -> Path:
 def store_index(store: Path) -> Path:
     """Return the path of the index of data that is read in place."""
     return store / "index.safetensors"
+
+
+def store_tokenizer(store: Path) -> Path:
+    """Return the path of the tokenizer of a language, if one made its tokens."""
+    return store / "tokenizer.json"
 
 
 def parts_dir(work: Path) -> Path:
