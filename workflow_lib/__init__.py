@@ -40,12 +40,15 @@ if TYPE_CHECKING:
     from workflow_lib.plugins.checksums import Checksums
     from workflow_lib.prediction import predict
     from workflow_lib.training.hooks import View
+    from workflow_lib.training.step import Setup, TrainingStep
+    from workflow_lib.training.step_context import Context
 
 __version__ = "0.2.0"
 __all__ = [
     "CheckpointError",
     "Checksums",
     "ConfigError",
+    "Context",
     "DataError",
     "DatasetFacts",
     "DivergedError",
@@ -57,11 +60,13 @@ __all__ = [
     "RankError",
     "SaveError",
     "Section",
+    "Setup",
     "Source",
     "SourceFile",
     "StalledError",
     "StateError",
     "Stopped",
+    "TrainingStep",
     "TryAgain",
     "UserError",
     "View",
@@ -81,9 +86,12 @@ MODULES = {  # of the public names
     "Inputs": "data",
     "MappedFiles": "data",
     "ModelSpec": "data",
+    "Context": "training.step_context",
     "Section": "plugins",
+    "Setup": "training.step",
     "Source": "data",
     "SourceFile": "data",
+    "TrainingStep": "training.step",
     "View": "training.hooks",
     "content_digest": "data",
     "from_arrays": "data",

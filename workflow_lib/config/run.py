@@ -28,6 +28,7 @@ from workflow_lib.config.optimization import (
     Step,
 )
 from workflow_lib.config.stages import stages
+from workflow_lib.config.step import checked_step
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
@@ -214,6 +215,13 @@ class Training(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute activations instead of storing them: less memory, a third more time"
     )
+    step: str | None = Field(
+        None,
+        description="training step of one's own, with several models or optimizers: a workflow_lib.TrainingStep at"
+        " package.module:Name; null trains the model with the loss of the task",
+        json_schema_extra=ADDED,
+    )
+    step_params: dict[str, Any] = Field({}, description="arguments of training.step", json_schema_extra=ADDED)
     hooks: str | None = Field(
         None, description="import path of a module with hooks, such as on_epoch_end(state); null has none"
     )
@@ -231,6 +239,16 @@ class Training(Section):
             check_loss(target, value)
         elif value and "loss" in info.data:
             raise PydanticCustomError("arguments", "are for training.loss, which is not set; allowed: {{}}")
+        return value
+
+    @field_validator("step_params")
+    @classmethod
+    def _check_step(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        target = info.data.get("step")
+        if target is not None:
+            return checked_step(target, value, (info.context or {}).get("root"))
+        if value and "step" in info.data:
+            raise PydanticCustomError("arguments", "are for training.step, which is not set; allowed: {{}}")
         return value
 
     @field_validator("hooks")

@@ -22,6 +22,18 @@ PRECISIONS = {
 # optimizers of torch that update each number of a weight by itself, so that each rank can update its shards
 NAMES = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ELEMENTWISE = tuple(f"torch.optim:{name}" for name in NAMES)
+# settings that change how a loss of the task is computed, which a step computes by itself
+REPLACED = (
+    "loss",
+    "accumulation_steps",
+    "label_smoothing",
+    "focal_gamma",
+    "class_weights",
+    "parallel",
+    "compile",
+    "activation_checkpointing",
+)
+MIXED = ("mixup", "cutmix")
 
 
 def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
@@ -46,6 +58,7 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
     yield from _task_problems(run)
     yield from data_problems(run, plugins.facts(data.name, data.params))
     yield from _exclusive_problems(training)
+    yield from _step_problems(run)
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
         yield (
@@ -198,6 +211,27 @@ def _exclusive_problems(training: Training) -> Iterator[tuple[KeyPath, str]]:
         yield (
             ("training", "class_weights"),
             "balanced cannot be combined with training.sampling=balanced; keep one of them",
+        )
+
+
+def _step_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of settings that a training step of one's own does not use."""
+    training: Training = run["training"]
+    if training.step is None:
+        return
+    for section, names in (("training", REPLACED), ("augment", MIXED)):
+        for name in names:
+            value, default = getattr(run[section], name), type(run[section]).model_fields[name].default
+            if value != default:
+                yield (
+                    (section, name),
+                    f"{shown(value)} does not apply to a training step of one's own (training.step={training.step}),"
+                    f" which computes loss and gradients itself; allowed: {shown(default)}",
+                )
+    if training.precision == "fp16":
+        yield (
+            ("training", "precision"),
+            "fp16 needs a loss scale, which a training step of one's own does not have; allowed: bf16, tf32, fp32",
         )
 
 

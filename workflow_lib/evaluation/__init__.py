@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from workflow_lib import models, plan, tasks
 from workflow_lib.data import Manifest, ensure, load_split
 from workflow_lib.errors import UserError
+from workflow_lib.evaluation import generated
 from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic
 from workflow_lib.plan import user_code
@@ -41,6 +42,9 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
         return
     trained = load_trained(run, data, work, model)
     network, manifest = trained.network, trained.manifest
+    if trained.examples is not None:
+        _write_validated(trained, data, work, model, output)
+        return
     measure = tasks.load(manifest.task).evaluate
     with device_of(experiment.evaluate.device) as device:
         split = load_test(experiment, manifest, work, str(device))
@@ -66,6 +70,27 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     logger.info("%s %s on %d test samples: %s", name, metric["value"], len(split), output)
 
 
+def _write_validated(trained: TrainedModel, data: Path, work: Path, model: Path, output: Path) -> None:
+    """Write the metrics of the best validation as the result of a run whose model is none of the task."""
+    import torch
+
+    split = trained.manifest.splits["val"]
+    measured = generated.best_metrics(outputs.trained(model, work), model)
+    statement: Evaluation = {
+        **trained.identity,
+        "task": trained.manifest.task,
+        "split": "val",
+        "samples": split.samples,
+        "device": "cpu",
+        "trained_in": trained.trained_in,
+        "metrics": measured["metrics"],
+        "provenance": provenance.record([data, model], torch.device("cpu")),
+    }
+    write_atomic(output.with_name(results_layout.PREDICTIONS), "")
+    write_evaluation(output, statement, {"precision": trained.trained_in, **measured})
+    logger.info("the metrics of the best validation are the result of a model with inputs of its own: %s", output)
+
+
 def load_test(experiment: Experiment, manifest: Manifest, work: Path, device: str = "cpu") -> AnySplit:
     """Return the test split, in memory or read from the shards, according to `data.in_memory`.
 
@@ -82,12 +107,14 @@ class TrainedModel:
 
     identity     digests of run, data, code and weights, which every result contains
     trained_in   precision of the training and its validation
+    examples     example inputs, if the model takes others than the data's; the manifest then has another task
     """
 
     network: nn.Module
     manifest: Manifest
     identity: ModelIdentity
     trained_in: str
+    examples: generated.Examples | None = None
 
 
 def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
@@ -125,4 +152,7 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
         "code": code,
         "model": provenance.file_digest(model),
     }
-    return TrainedModel(network.eval(), manifest, identity, config.training.precision)
+    examples = generated.examples(config, manifest.spec)
+    if examples is not None:
+        manifest = examples.described(manifest)
+    return TrainedModel(network.eval(), manifest, identity, config.training.precision, examples)

@@ -74,7 +74,7 @@ def export(
     if measured["model"] != trained.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
     manifest, how_to = ensure(trained.manifest, work), tasks.load(trained.manifest.task).onnx
-    split = map_split(manifest, "test", work, verify=True)
+    split = trained.examples if trained.examples is not None else map_split(manifest, "test", work, verify=True)
     network = how_to.wrap(trained.network, manifest).cpu().eval()
     stored = how_to.pairs(torch.from_numpy(split.stored(slice(0, 2))), split.batch(slice(0, 2))[1])[0]
     names = [f"{how_to.output}s", *(["probabilities"] if how_to.probabilities else [])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workflow_lib.config.experiment import Export
-    from workflow_lib.data import Manifest, MappedSplit
+    from workflow_lib.data import Manifest
+
+
+class Comparable(Protocol):
+    """Samples to compare both models on: a split, or example inputs."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: slice) -> tuple[Tensor, Tensor]: ...
+
+    def stored(self, rows: slice) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Compared:
 
 
 def check(
-    content: bytes, network: nn.Module, split: MappedSplit, manifest: Manifest, settings: Export
+    content: bytes, network: nn.Module, split: Comparable, manifest: Manifest, settings: Export
 ) -> dict[str, Any]:
     """Return the differences between both models for each batch size, and for the whole split.
 

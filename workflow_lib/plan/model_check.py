@@ -100,11 +100,14 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
     import torch
 
     from workflow_lib.training.model import check_fits
+    from workflow_lib.training.step_building import new_step
 
     try:
         with torch.device("meta"):
             model = models.build(run.model, shapes.spec)
-            check_fits(run.model.name, model, shapes.spec, outputs_are_known=shapes.outputs)
+            step = new_step(run.training)
+            example = step.example_inputs(shapes.spec, 2) if step is not None else None
+            check_fits(run.model.name, model, shapes.spec, outputs_are_known=shapes.outputs, example=example)
             sizes = _sizes(run, model, shapes.spec, processes)
     except Exception as error:
         if _needs_numbers(error):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib import config, files, plugins
+from workflow_lib.config.step import file_arguments
 from workflow_lib.plan import RunConfig
 from workflow_lib.plugins import source_digest
 
@@ -34,13 +35,18 @@ def objects_of(run: RunConfig) -> dict[str, str]:
         "optimizer": run.optimizer.name,
         "schedule": run.schedule.name,
         "loss": run.training.loss,
+        "step": run.training.step,
     }
     return {kind: name for kind, name in named.items() if name is not None and plugins.is_object_path(name)}
 
 
 def files_of(run: RunConfig) -> dict[str, Path]:
-    """Return the files that the settings of the run's model name, by setting."""
-    return plugins.named_files("models", run.model.name, run.model.params)
+    """Return the files that the settings of the run's model and of its training step name, by setting."""
+    of_step = file_arguments(run.training.step, run.training.step_params)
+    return {
+        **plugins.named_files("models", run.model.name, run.model.params),
+        **{f"step_params.{name}": path for name, path in of_step.items()},
+    }
 
 
 def digest(run: RunConfig) -> str:
@@ -64,7 +70,9 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
     cache: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
-        key = config.canonical([run.model.name, run.model.params, run.training.hooks, objects_of(run)])
+        key = config.canonical(
+            [run.model.name, run.model.params, run.training.hooks, run.training.step_params, objects_of(run)]
+        )
         if key not in cache:
             cache[key] = digest(run)
         return cache[key]

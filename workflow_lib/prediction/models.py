@@ -57,6 +57,8 @@ def open_model(ref: str, device: str, work: Path, results: Path) -> Iterator[Mod
     config, digest = plan.load_run(statement["digest"], work)
     data = results_layout.data_manifest(folder.parents[1], plan.data_id(config))
     trained = load_trained(digest, data, work, folder / results_layout.MODEL)
+    if trained.examples is not None:
+        raise UserError(f"{ref}: its model takes inputs of its own training step, and predicts nothing from data")
     with device_of(device, "--device") as where:
         yield Trained(trained.network, trained.manifest, where)
 

@@ -172,6 +172,8 @@ def _weights(final: Checkpoint) -> bytes:
 
 def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
     """Return the learning curve as CSV text, with numbers that read back exactly."""
-    columns = ("epoch", "step", "lr", *plugins.task_facts(task).curves)
+    curves = plugins.task_facts(task).curves
+    first = ("epoch", "step", "lr", *(name for name in curves if not history or name in history[0]))
+    columns = (*first, *sorted(history[0].keys() - first if history else ()))
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"

@@ -76,19 +76,23 @@ class Hooks:
         state_dict = getattr(self._module, "state_dict", None)
         if state_dict is None:
             return None
-        given = state_dict()
-        try:
-            state = json.loads(json.dumps(given, allow_nan=False))
-            if state != given:
-                raise ValueError("a resume would restore other values (for tuples, or for keys that are not strings)")
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"training.hooks: {self._module.__name__}.state_dict() returned what JSON cannot hold: {error}; "
-                f"allowed: finite numbers, strings, True, False, None, and lists and dicts of these with string keys"
-            ) from error
-        return state
+        return json_state(state_dict(), f"training.hooks: {self._module.__name__}.state_dict() returned")
 
     def restore(self, state: Any) -> None:
         """Pass the saved state to the module."""
         if state is not None:
             self._module.load_state_dict(state)
+
+
+def json_state(given: Any, whose: str) -> Any:
+    """Return a copy of a state in JSON values. Raises ConfigError if JSON cannot hold it."""
+    try:
+        state = json.loads(json.dumps(given, allow_nan=False))
+        if state != given:
+            raise ValueError("a resume would restore other values (for tuples, or for keys that are not strings)")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{whose} what JSON cannot hold: {error}; allowed: finite numbers, strings, True, False, None, and lists "
+            f"and dicts of these with string keys"
+        ) from error
+    return state

@@ -20,25 +20,35 @@ if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
 
 
-def build_model(section: Model, spec: ModelSpec) -> nn.Module:
+def build_model(section: Model, spec: ModelSpec, example: torch.Tensor | None = None) -> nn.Module:
     """Return the model of these settings. Its weights are drawn from torch's global generator.
+
+    ``example`` are inputs of a model that is not one of the task; its outputs may be any.
 
     Raises ConfigError if it does not fit the data.
     """
     model = models.build(section, spec)
-    check_fits(section.name, model, spec)
+    check_fits(section.name, model, spec, example=example)
     return model
 
 
-def check_fits(name: str, model: Any, spec: ModelSpec, *, outputs_are_known: bool = True) -> None:
+def check_fits(
+    name: str,
+    model: Any,
+    spec: ModelSpec,
+    *,
+    outputs_are_known: bool = True,
+    example: torch.Tensor | None = None,
+) -> None:
     """Raise ConfigError unless the model has weights to train and gives outputs of the shape that the data needs.
 
-    If the number of outputs is not known yet, only the number of dimensions is compared.
+    If the number of outputs is not known yet, only the number of dimensions is compared. With example inputs, any
+    floats for each sample are right.
     """
     if not isinstance(model, nn.Module) or not any(weight.requires_grad for weight in model.parameters()):
         what = "has no weights to train" if isinstance(model, nn.Module) else "is not a torch.nn.Module"
         raise ConfigError(f"model.name: the result of build() of {name} {what}")
-    inputs, expected = tasks.load(spec.task).probe(spec)
+    inputs, expected = tasks.load(spec.task).probe(spec) if example is None else (example, None)
     with plugins.user_code_errors(f"model.name: {name} with inputs {tuple(inputs.shape)}"):
         try:
             with torch.no_grad():
@@ -48,6 +58,8 @@ def check_fits(name: str, model: Any, spec: ModelSpec, *, outputs_are_known: boo
             raise
     model.train()
     is_tensor = isinstance(given, torch.Tensor)
+    if expected is None:
+        expected = (len(inputs), *(given.shape[1:] if is_tensor else ()))
     fits = is_tensor and (given.shape == expected if outputs_are_known else given.dim() == len(expected))
     if not fits or not given.is_floating_point():
         shown = f"{given.dtype} {tuple(given.shape)}" if is_tensor else _described(given)

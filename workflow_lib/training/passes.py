@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 WARM_UP_PASSES = 2
 
 
-class Passes:
-    """The passes of one rank. They change the state; the trainer commits it."""
+class Computation(ABC):
+    """The computation of optimizer steps by one rank. It changes the state; the trainer commits it."""
 
     def __init__(
         self,
@@ -42,12 +44,48 @@ class Passes:
         self._run, self._ranks, self._state, self._objective = state.run, state.ranks, state, objective
         self._batches, self._shared_state, self._divergence, self._saver = batches, shared_state, divergence, saver
         self._is_augmenting = is_augmenting(state.run.augment) or is_mixing(state.run.augment)
-        self._optimizer_step = unwrapped_step(state.optimizer)
+
+    @abstractmethod
+    def warm_up(self, split: Split | MappedSplit, poll: Callable[[], object]) -> None:
+        """Run passes whose results are thrown away, so that no pass of the training is the first of its process."""
+
+    @abstractmethod
+    def step(
+        self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Callable[[], object]
+    ) -> list[tuple[torch.Tensor, int]]:
+        """Compute an optimizer step; return the losses of its micro-batches with their sizes.
+
+        ``poll`` is called between micro-batches. If it raises, the last commit is still complete.
+        """
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(
+            self._run.schedule,
+            self._run.optimizer.lr,
+            self._state.progress.cursor.step,
+            length=self._batches.length,
+            plateau=self._state.progress.plateau,
+        )
+
+    def _parts(self, micro_batch: MicroBatch, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Return inputs and targets of a micro-batch, augmented; and, if they are mixed, the others with the shares."""
+        run, cursor = self._run, self._state.progress.cursor
+        inputs, targets = self._objective.parts(*batch)
+        if not self._is_augmenting:
+            return inputs, targets, None
+        key: Any = {"seed": run.seed, "epoch": cursor.epoch}
+        return augmented(run.augment, inputs, targets, micro_batch.occurrence_ids, micro_batch.mixing_partners, **key)
+
+
+class Passes(Computation):
+    """Forward and backward passes of the model with the loss of the task, and one step of its optimizer."""
 
     def warm_up(self, split: Split | MappedSplit, poll: Callable[[], object]) -> None:
-        """Run passes whose results are thrown away, so that no pass of the training is the first of its process.
+        """Run passes of each size: DDP sums gradients in other buckets in its first pass than later.
 
-        DDP sums gradients in other buckets in its first pass than later. A model that cannot be compiled fails here.
+        A model that cannot be compiled fails here.
         """
         is_compiled = self._run.training.compile
         if self._ranks.world_size == 1 and not self._state.parallel.is_shared and not is_compiled:
@@ -74,10 +112,6 @@ class Passes:
     def step(
         self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Callable[[], object]
     ) -> list[tuple[torch.Tensor, int]]:
-        """Compute an optimizer step; return the losses of its micro-batches with their sizes.
-
-        ``poll`` is called between micro-batches. If it raises, the last commit is still complete.
-        """
         parallel = self._state.parallel
         if len(micro_batches) > 1:
             self._state.back_up()
@@ -97,13 +131,8 @@ class Passes:
 
     def _backward(self, micro_batch: MicroBatch, batch: Batch, *, is_last: bool) -> torch.Tensor:
         """Add the gradients of a micro-batch; return the mean loss of its samples, detached."""
-        run, objective, cursor, parallel = self._run, self._objective, self._state.progress.cursor, self._state.parallel
-        inputs, targets = objective.parts(*batch)
-        mixed = None
-        if self._is_augmenting:
-            key: Any = {"seed": run.seed, "epoch": cursor.epoch}
-            ids, partners = micro_batch.occurrence_ids, micro_batch.mixing_partners
-            inputs, targets, mixed = augmented(run.augment, inputs, targets, ids, partners, **key)
+        objective, cursor, parallel = self._objective, self._state.progress.cursor, self._state.parallel
+        inputs, targets, mixed = self._parts(micro_batch, batch)
         with contextlib.nullcontext() if is_last else parallel.no_sync():
             # from here on ranks wait for each other: a rank that does not tick is the one that is late
             self._shared_state.tick(self._ranks.local_rank, cursor.step)
@@ -133,19 +162,12 @@ class Passes:
             state.scaler.step(state.optimizer)
             state.scaler.update()
         else:
-            self._optimizer_step()
+            self._step_optimizer()
         sys.audit("everstep", "stepped")
         if state.ema is not None:
             state.update_averages()
             sys.audit("everstep", "averaged")
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return learning_rate(
-            self._run.schedule,
-            self._run.optimizer.lr,
-            self._state.progress.cursor.step,
-            length=self._batches.length,
-            plateau=self._state.progress.plateau,
-        )
+    @cached_property
+    def _step_optimizer(self) -> Callable[[], None]:
+        return unwrapped_step(self._state.optimizer)

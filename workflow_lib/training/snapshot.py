@@ -23,6 +23,7 @@ from workflow_lib.config.optimization import OwnOptimizer
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.training import optimizer_state
+from workflow_lib.training.hooks import json_state
 from workflow_lib.training.state import Named, Progress
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def record(state: State) -> dict[str, Any]:
 
 def tensors(state: State) -> dict[str, Named]:
     """Return all tensors of this process that decide how the run continues, by group, at a commit."""
-    return {**mutable_tensors(state), "generators": capture_rng(state.device), "loss": {"sum": state.loss_sum}}
+    return {**mutable_tensors(state), "generators": capture_rng(state.device), "loss": _sums(state)}
 
 
 def shapes_after_a_step(state: State) -> dict[str, Named]:
@@ -110,10 +111,11 @@ def shapes_after_a_step(state: State) -> dict[str, Named]:
 
 
 def gather_rank_states(state: State) -> list[Named]:
-    """Return the generators and the loss sum of every rank, on rank 0. A collective: all ranks call it."""
+    """Return the generators and the sums of every rank, on rank 0. A collective: all ranks call it."""
     generators = state.generators()
     sys.audit("everstep", "gather")
-    return state.peers.gather_tensors({**generators, "loss_sum": state.loss_sum.detach().cpu().clone()})
+    sums = {name: value.detach().cpu().clone() for name, value in _sums(state).items()}
+    return state.peers.gather_tensors({**generators, **sums})
 
 
 def _restore_ranks(state: State, ranks: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
@@ -127,12 +129,18 @@ def _restore_ranks(state: State, ranks: Mapping[str, torch.Tensor], about: Mappi
     if "world_size" not in changed:
         prefix = f"{state.ranks.rank}."
         mine = {key.removeprefix(prefix): value for key, value in ranks.items() if key.startswith(prefix)}
-        state.loss_sum.copy_(mine.pop("loss_sum"))
+        for name, value in _sums(state).items():
+            value.copy_(mine.pop(name))
         restore_rng(mine)
     else:
-        sums = [value for key, value in ranks.items() if key.endswith(".loss_sum")]
-        total = sum(sums, torch.zeros((), dtype=torch.float64))
-        state.loss_sum.copy_(total if state.ranks.is_main else torch.zeros_like(total))
+        for name, value in _sums(state).items():
+            total = torch.stack([saved for key, saved in ranks.items() if key.endswith(f".{name}")]).sum(0)
+            value.copy_(total if state.ranks.is_main else torch.zeros_like(total))
+
+
+def _sums(state: State) -> Named:
+    """Return the sums of this rank since the last validation, by name."""
+    return {"loss_sum": state.loss_sum, **({"logged": state.logged} if len(state.logged) else {})}
 
 
 def _about(state: State) -> dict[str, Any]:
@@ -209,6 +217,20 @@ def _restore_scaler(state: State, saved: dict[str, Any] | None) -> None:
         state.scaler.load_state_dict(saved)
 
 
+def _save_values(state: State) -> Any:
+    return (
+        None
+        if state.step is None
+        else json_state(state.step.values, f"training.step: {type(state.step).__name__}.values holds")
+    )
+
+
+def _restore_values(state: State, saved: Any) -> None:
+    if state.step is not None:
+        state.step.values.clear()
+        state.step.values.update(saved)
+
+
 def _save_hooks(state: State) -> Any:
     return state.hooks.state() if state.hooks is not None else None
 
@@ -231,8 +253,9 @@ RECORD: tuple[Part[Any], ...] = (
         "optimizer_values",
         _save_optimizer_values,
         _restore_optimizer_values,
-        has=lambda state: isinstance(state.run.optimizer, OwnOptimizer),
+        has=lambda state: isinstance(state.run.optimizer, OwnOptimizer) or state.step is not None,
     ),
     Part("scaler", _save_scaler, _restore_scaler),
+    Part("step", _save_values, _restore_values, has=lambda state: state.step is not None),
     Part("hooks", _save_hooks, _restore_hooks, has=lambda state: state.hooks is not None),
 )

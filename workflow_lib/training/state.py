@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
+from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import capture_rng, derive, seed_everything
 from workflow_lib.runtime.torch_internals import foreach_lerp_
 from workflow_lib.training import parameter_groups
@@ -26,6 +28,8 @@ from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.model import build_model, compiled
 from workflow_lib.training.optimizers import build_optimizer
 from workflow_lib.training.selection import Plateau
+from workflow_lib.training.step import Setup
+from workflow_lib.training.step_building import build_step, joined_optimizers, new_step
 
 if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
@@ -91,7 +95,11 @@ class State:
 
     loss_sum      float64, on the device: sum of this rank's losses since the last validation
     best          inference weights of the best validation, on the CPU; only on ranks that save them
-    ema           averaged weights by name, or None
+    model         the run's model
+    step          the user's training step, or None
+    module        all that is trained and saved: the model, or the user's step, in which the model is `model`
+    logged        float64 [names, 2], on the device: sums and numbers of samples of what the user's step logged
+    ema           averaged weights of the model by name in ``module``, or None
     hooks         the user's functions; only on rank 0
     environment   fingerprint of the machine and the software
     """
@@ -115,29 +123,45 @@ class State:
         hooks = training.hooks if ranks.is_main else None
         self.hooks = Hooks(plugins.load_hooks(hooks)) if hooks is not None else None
         seed_everything(derive(run.seed, "initial"))
-        self.model = build_model(run.model, spec)
+        self.step = new_step(training)
+        self.model = build_model(run.model, spec, self.step.example_inputs(spec, 2) if self.step is not None else None)
         self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         if training.activation_checkpointing:
             recompute_blocks(self.model, device)
-        compiling = functools.partial(compiled, is_strict=training.determinism == "strict")
-        self.parallel = parallel.build(
-            training.parallel, self.model, device, ranks, compiling if training.compile else None
-        )
+        self.module: nn.Module = self.model
+        setup = Setup(spec, device, run.optimizer, run.model.init, self.model)
+        if self.step is not None:
+            build_step(self.step, setup)
+            self.module = self.step
+            self.parallel: parallel.Parallel = parallel.Replicated(self.module, device, 1, None)
+        else:
+            compiling = functools.partial(compiled, is_strict=training.determinism == "strict")
+            self.parallel = parallel.build(
+                training.parallel, self.model, device, ranks, compiling if training.compile else None
+            )
         self._frozen = {
             name: weight
-            for name, weight in self.model.named_parameters(remove_duplicate=False)
+            for name, weight in self.module.named_parameters(remove_duplicate=False)
             if not weight.requires_grad
         }
         self._versions = dict.fromkeys(self._frozen, 0)  # torch increments a tensor's version with each write into it
         # a copy, since the warm-up before the first step changes buffers
         self._initial = {name: value.detach().clone() for name, value in self.parallel.state().items()}
-        groups = parameter_groups.parameter_groups(run.model.init, self.parallel.names())
-        self.optimizer = build_optimizer(run.optimizer, self.model, groups)
+        self.logged = torch.zeros(
+            (len(self.step.logs) if self.step is not None else 0, 2), dtype=torch.float64, device=device
+        )
+        if self.step is not None:
+            self.optimizer: torch.optim.Optimizer = joined_optimizers(self.step, setup)
+        else:
+            groups = parameter_groups.parameter_groups(run.model.init, self.parallel.names())
+            self.optimizer = build_optimizer(run.optimizer, self.model, groups)
         self.parallel.optimized = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.scaler = self.parallel.scaler(enabled=training.precision == "fp16")
         averaged = training.ema_decay is not None
         firsts = {id(p): name for name, p in reversed([*self.parallel.names()])}  # a tied weight has several names
-        self.ema = {firsts[id(p)]: p.detach().clone() for p in self.parallel.parameters} if averaged else None
+        own = {id(p) for p in self.model.parameters()}
+        self._averaged = [p for p in self.parallel.parameters if self.step is None or id(p) in own]
+        self.ema = {firsts[id(p)]: p.detach().clone() for p in self._averaged} if averaged else None
 
     def reset(self) -> None:
         """Set the weights and the generators to those of a new run."""
@@ -151,7 +175,7 @@ class State:
 
     def set_training(self) -> None:
         """Set the model to training mode; modules that are frozen as a whole stay in evaluation mode."""
-        parameter_groups.set_training(self.model, self._frozen_modules)
+        parameter_groups.set_training(self.module, self._frozen_modules)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes: in ``training.precision``."""
@@ -164,15 +188,31 @@ class State:
         if self.ema is not None and decay is not None:
             # smaller in the first steps, so that the random initial weights do not remain in the average
             decay = min(decay, (1 + step) / (10 + step))
-            live = [parameter.detach() for parameter in self.parallel.parameters]
+            live = [parameter.detach() for parameter in self._averaged]
             foreach_lerp_(list(self.ema.values()), live, 1 - decay)
+
+    def logged_means(self, all_gather: Callable[[torch.Tensor], list[torch.Tensor]]) -> dict[str, float]:
+        """Return the means of what the user's step logged on all ranks, by column. All ranks call it."""
+        if self.step is None or not self.step.logs:
+            return {}
+        total = torch.stack(all_gather(self.logged.cpu())).sum(0).tolist()
+        for name, (_, samples) in zip(self.step.logs, total, strict=True):
+            if not samples:
+                raise ConfigError(
+                    f"training.step: {type(self.step).__name__}.logs has `{name}`, and nothing was logged under it up "
+                    f"to step {self.progress.cursor.step}; log it between any two validations, or leave it out"
+                )
+        return {f"train_{name}": value / samples for name, (value, samples) in zip(self.step.logs, total, strict=True)}
 
     def inference_weights(self) -> Named:
         """Return the weights and buffers that are validated and exported: averaged weights if there are any."""
         weights = self.parallel.state()
         if self.ema is not None:
-            averages = dict(zip(self.parallel.parameters, self.ema.values(), strict=True))
-            weights.update({name: averages[parameter] for name, parameter in self.parallel.names()})
+            averages = dict(zip(self._averaged, self.ema.values(), strict=True))
+            weights.update({name: averages[p] for name, p in self.parallel.names() if p in averages})
+        if self.step is not None:
+            prefix = "model."
+            weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         return weights
 
     # -- commits ----------------------------------------------------------------------------------------------------
@@ -203,8 +243,8 @@ class State:
         follows the model), and the copies of a save are made while it runs. If the frozen weights are larger than the
         trained ones, they are probably a backbone: each of them is copied only after something was written into it.
         """
-        saved = self.model.state_dict().keys()
-        changing = dict(self.model.named_buffers(remove_duplicate=False))
+        saved = self.module.state_dict().keys()
+        changing = dict(self.module.named_buffers(remove_duplicate=False))
         frozen = {} if self.parallel.is_shared else self._frozen
         are_many = _size(frozen.values()) > _size(self.parallel.parameters)
         changing |= {

@@ -43,6 +43,7 @@ from workflow_lib.training.divergence import Divergence, check_finite
 from workflow_lib.training.hooks import View
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.model import explain, explain_single_value
+from workflow_lib.training.own_passes import OwnPasses
 from workflow_lib.training.parameter_groups import learning_rate_of
 from workflow_lib.training.passes import Passes
 from workflow_lib.training.progress import ProgressDisplay
@@ -113,7 +114,8 @@ class Trainer:
         self._divergence = Divergence(
             self.state, self._batches, saver=saver, events=events, waits_for_device=device.type != "cpu"
         )
-        self._passes = Passes(self.state, objective, self._batches, shared_state, self._divergence, saver)
+        given = (self.state, objective, self._batches, shared_state, self._divergence, saver)
+        self._passes = Passes(*given) if self.state.step is None else OwnPasses(*given, self._agreement)
 
     # -- one attempt ------------------------------------------------------------------------------------------------
 
@@ -262,7 +264,8 @@ class Trainer:
             "step": cursor.step,
             "lr": learning_rate_of(state.optimizer),
             "train_loss": loss_sum / (progress.steps_since_validation * self._batches.size),
-            **self._objective.metrics(progress.validation),
+            **state.logged_means(self._agreement.all_gather),
+            **self._validation.metrics(),
         }
         check_finite(row)
         progress.history.append(row)
@@ -282,6 +285,7 @@ class Trainer:
         is_exhausted = selection.is_exhausted(progress, row, training.early_stopping)
         is_last = cursor.step == self._batches.length.total or is_exhausted
         state.loss_sum.zero_()
+        state.logged.zero_()
         cursor.val_index, cursor.phase = 0, "finish" if is_last else "train"
         is_epoch_done = self._next_epoch()
         self._pruned = not is_last and self._is_pruned()

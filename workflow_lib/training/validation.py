@@ -13,6 +13,7 @@ import torch
 from workflow_lib.tasks import Objective
 from workflow_lib.training.agreement import Agreement
 from workflow_lib.training.divergence import check_finite
+from workflow_lib.training.own_validation import OwnValidation
 from workflow_lib.training.state import State
 
 if TYPE_CHECKING:
@@ -29,19 +30,22 @@ class Validation:
     ) -> None:
         self._state, self._objective, self._split, self._agreement = state, objective, split, agreement
         self._batch_size = batch_size
+        is_own = state.step is not None and state.step.has_own_validation()
+        self._own = OwnValidation(state) if is_own else None
+        self._sums = self._own.sums if self._own is not None else objective.sums
         self._pending: list[torch.Tensor] = []  # sums of batches that are not in ``progress.validation`` yet
 
     def start(self) -> None:
         """Set the sums to zero."""
         self._state.progress.cursor.val_index = 0
-        self._state.progress.validation = dict.fromkeys(self._objective.sums, 0.0)
+        self._state.progress.validation = dict.fromkeys(self._sums, 0.0)
 
     def run(self, before_batch: Callable[[], None], after_batch: Callable[[], None]) -> None:
         """Validate the rest of the split, from the cursor. ``before_batch`` may save the state, or raise to stop."""
         state, cursor, world = self._state, self._state.progress.cursor, self._state.ranks.world_size
-        zeros = torch.zeros(len(self._objective.sums), dtype=torch.float64, device=state.device)
-        state.model.eval()
-        self._agreement.share_buffers(state.model)
+        zeros = torch.zeros(len(self._sums), dtype=torch.float64, device=state.device)
+        state.module.eval()
+        self._agreement.share_buffers(state.module)
         count = math.ceil(len(self._split) / self._batch_size)
         mine = range(cursor.val_index + state.ranks.rank, count, world)
         rows = (slice(number * self._batch_size, (number + 1) * self._batch_size) for number in mine)
@@ -60,6 +64,11 @@ class Validation:
         self.add_pending()
         sys.audit("everstep", "validated")
 
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the finished validation."""
+        means = self._objective.metrics if self._own is None else self._own.metrics
+        return means(self._state.progress.validation)
+
     def add_pending(self) -> None:
         """Add the pending batches to the sums in the state, in the order of batches, then of ranks.
 
@@ -72,12 +81,14 @@ class Validation:
         self._pending = []
         for batch in zip(*(values.tolist() for values in by_rank), strict=True):
             for values in batch:
-                for name, value in zip(self._objective.sums, values, strict=True):
+                for name, value in zip(self._sums, values, strict=True):
                     sums[name] += value
         check_finite({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
 
     def _measure(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         inputs, targets = self._objective.parts(inputs, targets)
+        if self._own is not None:
+            return self._own.measure(inputs, targets)
         with self._state.autocast():
             outputs = self._state.parallel.eval_forward(inputs, self._state.ema).float()
         return self._objective.measure(outputs, targets)

@@ -1,0 +1,109 @@
+"""A training step of one's own is exact: two models, two optimizers, a gradient penalty, an average, and counters."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.resume.conftest import Fresh
+from tests.support.cases import IN_TRAINING, RANKS
+from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences, merged
+from workflow_lib import checkpoint
+
+GAN: dict[str, Any] = {
+    "model": {"name": "tests.plugins.gan"},
+    "training": {"step": "tests.plugins.gan:Step"},
+}
+SEVERAL: dict[str, Any] = {"training": {"epochs": 2, "batch_size": 131}, "checkpoint": {"interval_steps": 2}}
+
+
+def gan(ranks: int) -> dict[str, Any]:
+    return merged(GAN, merged(SEVERAL, {"runtime": {"nproc": ranks}})) if ranks > 1 else GAN
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_a_gan_interrupted_once_at_every_point_of_the_loop_is_exact(
+    fresh: Fresh, reference: Fresh, signal: str
+) -> None:
+    changes = merged(GAN, {"training": {"epochs": 9}}) if signal == "SIGTERM" else GAN
+    run = fresh(changes)
+    for place, number, rank in IN_TRAINING:
+        code = run.attempt({"point": place, "count": number, "signal": signal, "rank": rank})
+        if signal == "SIGTERM":
+            assert code == (STOPPED if place != "attempt" else TERMINATED), place
+        else:
+            assert code == (KILLED if rank < 0 else FAILED), place
+    assert run.verdict(reference(changes)) == PASS
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_a_gan_of_several_ranks_is_exact(fresh: Fresh, reference: Fresh, signal: str, ranks: int) -> None:
+    """Also at the points within a step, between the steps of its optimizers; 131 samples divide unequally."""
+    run = fresh(gan(ranks))
+    points = [(point, count) for point, count in RANKS if point not in ("join", "warm-up")]
+    for number, (point, count) in enumerate([*points, ("stepped", 4), ("optimizer", 5), ("averaged", 1)]):
+        code = run.attempt({"point": point, "count": count, "signal": signal, "rank": number % ranks})
+        assert code == (STOPPED if signal == "SIGTERM" else FAILED), point
+    assert run.verdict(reference(gan(ranks))) == PASS
+
+
+def test_a_stop_between_two_optimizers_waits_for_the_end_of_the_step(fresh: Fresh) -> None:
+    """The critic has made two steps then, and the generator one: the second `stepped` is the generator's first."""
+    run = fresh(GAN)
+    assert run.attempt({"point": "stepped", "count": 1, "signal": "SIGTERM"}) == STOPPED
+    assert run.newest_step() == 1
+    saved = checkpoint.read_manifest(checkpoint.published(run.checkpoints)[-1])
+    state = checkpoint.read_state(saved)
+    assert state["step"] == {"generator_steps": 1}
+
+
+def test_all_that_the_step_registers_is_in_a_checkpoint(reference: Fresh) -> None:
+    from safetensors.torch import load_file
+
+    run = reference(GAN)
+    files = {path.stem: load_file(path) for path in run.sealed().path.glob("*.safetensors")}
+    names = {name.partition(".")[0] for name in files["model"]}
+    assert names == {"model", "critic", "fixed_noise"}
+    assert all(name.startswith("model.") for name in files["ema"])
+    assert "0.logged" in files["ranks"]
+    assert len({name.partition(".")[0] for name in files["optimizer"]}) == 6 + 4  # weights of generator and critic
+    assert set(files["best"]) == {name.removeprefix("model.") for name in files["model"] if name.startswith("model.")}
+    header = run.output.with_name("history.csv").read_text().partition("\n")[0]
+    assert header == "epoch,step,lr,train_loss,val_loss,train_critic,train_generator,train_penalty,val_distance"
+    state = checkpoint.read_state(run.sealed())
+    assert state["step"] == {"generator_steps": 26}
+
+
+DISTILLED: dict[str, Any] = {
+    "model": {"name": "mlp", "params": {"hidden": [16]}},
+    "training": {"step": "tests.plugins.distilling:Step", "ema_decay": None},
+}
+
+
+def test_a_student_of_a_frozen_teacher_is_exact(fresh: Fresh, reference: Fresh) -> None:
+    teacher = reference({"model": {"name": "mlp", "params": {"hidden": [32]}}, "training": {"ema_decay": None}})
+    weights = teacher.output.with_name("model.safetensors")
+    changes = merged(DISTILLED, {"training": {"step_params": {"teacher": str(weights), "hidden": [32]}}})
+    run = fresh(changes)
+    assert run.attempt({"point": "stepped", "count": 21, "signal": "SIGTERM"}) == STOPPED
+    assert run.attempt({"point": "commit", "count": 14, "signal": "SIGKILL"}) == FAILED
+    assert run.verdict(reference(changes)) == PASS
+    from safetensors.torch import load_file
+
+    final = load_file(run.sealed().path / "model.safetensors")
+    for name, weight in load_file(weights).items():
+        assert final[f"teacher.{name}"].equal(weight)  # not trained
+    alone = reference(merged(changes, {"training": {"step_params": {"weight": 0.0}}}))
+    assert any(name.startswith("model.model.") for name in differences(alone, run))
+    assert json.loads(run.output.read_text())["best"]["metric"] == "val_loss"
+
+
+def test_a_step_in_bf16_with_clipped_gradients_and_a_schedule_is_exact(fresh: Fresh, reference: Fresh) -> None:
+    changes = merged(GAN, {"training": {"precision": "bf16", "clip_norm": 0.5}, "schedule": {"name": "plateau"}})
+    run = fresh(changes)
+    assert run.attempt({"point": "commit", "count": 20, "signal": "SIGKILL"}) == FAILED
+    assert run.attempt({"point": "validate", "count": 1, "signal": "SIGTERM"}) in (STOPPED, FINISHED)
+    assert run.verdict(reference(changes)) == PASS

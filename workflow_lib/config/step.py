@@ -1,0 +1,52 @@
+"""The checks of a training step of one's own: its class and its arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from workflow_lib import plugins
+from workflow_lib.plugins.objects import parameters
+from workflow_lib.plugins.section import project_path
+
+BASE = "workflow_lib.training.step.TrainingStep"  # found by its name: this package may not import it
+
+
+def step_class(target: str) -> Any:
+    """Return the class at `package.module:Name`. Raises PluginError if it is not a training step with its parts."""
+    found = plugins.load_object("training step", target)
+    bases = getattr(found, "__mro__", ())
+    base: Any = next((base for base in bases if f"{base.__module__}.{base.__qualname__}" == BASE), None)
+    if base is None:
+        raise plugins.PluginError(f"{target} is not a class derived from workflow_lib.TrainingStep")
+    if found.step is base.step:
+        raise plugins.PluginError(f"{target} needs a method `step(self, batch, context)`")
+    if found.has_own_validation() and found.metrics.get("loss") != "lower":
+        raise plugins.PluginError(f'{target}.metrics: needs "loss": "lower", which is the column val_loss')
+    return found
+
+
+def checked_step(target: str, params: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
+    """Return the arguments of a step, with files relative to the project; a mistake becomes an error of settings."""
+    try:
+        found = step_class(target)
+        files = file_arguments(target, params)
+    except plugins.PluginError as error:
+        raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+    if problem := plugins.argument_problem(found, params):
+        raise PydanticCustomError("arguments", "{message}", {"message": f"{target}: {problem}"})
+    return {**params, **{name: str(project_path(path, root)) for name, path in files.items()}}
+
+
+def file_arguments(target: str | None, params: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the arguments of a step that are files or folders: those whose type is `Path` in its signature."""
+    known = (parameters(step_class(target)) if target is not None else None) or {}
+    return {
+        name: Path(str(value))
+        for name, value in params.items()
+        if name in known and value is not None and re.search(r"\bPath\b", str(known[name].annotation))
+    }
