@@ -32,7 +32,7 @@ import torch
 from pydantic import ValidationError
 
 from workflow_lib import data, plugins
-from workflow_lib.data import SPLITS, Manifest, Source
+from workflow_lib.data import IGNORED, SPLITS, Manifest, Source
 from workflow_lib.data.shard_writer import with_safe_read
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
@@ -98,7 +98,7 @@ class DataContract:
 
     def test_facts_known_before_the_data_is_read_are_right(self, settings: dict[str, Any], tmp_path: Path) -> None:
         known, manifest = plugins.facts(self.name, settings["params"]), self.prepared(settings, tmp_path)
-        inputs = "texts" if manifest.task == "language" else "images" if len(manifest.input_shape) == 3 else "tables"
+        inputs = "texts" if manifest.has_tokens else "images" if len(manifest.input_shape) == 3 else "tables"
         assert known.inputs in (None, inputs)
         assert known.size in (None, manifest.input_shape[1:])
         assert known.classes in (None, len(manifest.classes))
@@ -108,18 +108,31 @@ class DataContract:
         assert "train" in source.targets
         assert set(source.targets) <= set(SPLITS)
         for targets in source.targets.values():
-            if source.task == "classification":
+            if source.kind == "classes":
                 assert targets.dtype == np.int64
                 assert targets.ndim == 1
                 assert targets.min() >= 0
                 assert targets.max() < len(source.classes)
-            elif source.task == "regression":
+            elif source.kind == "labels":
+                assert targets.shape == (len(targets), len(source.classes))
+                assert np.isin(targets, (0, 1)).all()
+            elif source.kind == "numbers":
                 assert targets.dtype == np.float32
                 assert np.isfinite(targets).all()
                 assert source.classes == ()
             else:
                 assert targets.shape == (len(targets), 0)
-                assert source.classes == ()
+                assert (source.classes == ()) is (source.kind == "tokens")
+
+    def test_masks_fit_the_inputs_and_the_classes(self, source: Source) -> None:
+        assert (source.read_targets is not None) is (source.kind == "masks")
+        for split, targets in source.targets.items() if source.read_targets is not None else ():
+            rows = np.arange(len(targets))
+            masks = source.read_targets(split, rows)
+            assert masks.shape == (len(rows), *source.read(split, rows[:1]).shape[2:])
+            assert ((masks < len(source.classes)) | (masks == IGNORED)).all()
+            for part in (rows[-1:], rows[1:4], rows[::3]):
+                np.testing.assert_array_equal(source.read_targets(split, part), masks[part])
 
     def test_names_are_unique(self, source: Source) -> None:
         names = [source.classes, source.vocabulary, [feature.name for feature in source.features]]
@@ -131,7 +144,7 @@ class DataContract:
             inputs = source.read(split, np.arange(len(targets)))
             assert inputs.ndim >= 2
             assert len(inputs) == len(targets)
-            if source.task == "language":
+            if source.has_tokens:
                 assert inputs.dtype in (np.uint8, np.int32)
                 assert inputs.min() >= 0
                 assert inputs.max() < len(source.vocabulary)
@@ -166,7 +179,8 @@ class DataContract:
         for split in manifest.splits.values():
             assert split.samples > 0
             assert all(split.per_class)
-            assert sum(split.per_class) == (split.samples if manifest.task == "classification" else 0)
+            if manifest.kind not in ("labels", "masks"):  # which count labels and pixels
+                assert sum(split.per_class) == (split.samples if manifest.kind == "classes" else 0)
 
     def test_the_digest_does_not_depend_on_the_size_of_shards(self, settings: dict[str, Any], tmp_path: Path) -> None:
         large = self.prepared(settings, tmp_path, "large")
@@ -194,8 +208,8 @@ class DataContract:
         manifest = self.prepared(settings, tmp_path)
         split = data.load_split(manifest, "train", tmp_path / "work", root=tmp_path)
         inputs, targets = split.batch(slice(0, 3))
-        if manifest.task == "language":
-            assert tuple(inputs.shape) == (3, manifest.spec.input_shape[0] + 1)
+        if manifest.has_tokens:
+            assert tuple(inputs.shape) == (3, manifest.spec.input_shape[0] + (manifest.kind == "tokens"))
             assert not inputs.is_floating_point()
         else:
             assert tuple(inputs.shape) == (3, *manifest.spec.input_shape)
@@ -206,11 +220,11 @@ class DataContract:
                 assert (codes == codes.round()).all()
                 assert codes.min() >= 0
                 assert codes.max() < categories
-        if manifest.task == "classification":
+        if manifest.kind == "classes":
             assert targets.max() < manifest.spec.outputs
 
     def test_the_training_split_is_normalised(self, settings: dict[str, Any], source: Source, tmp_path: Path) -> None:
-        if source.task == "language":
+        if source.has_tokens:
             return  # tokens are not normalised
         stored = np.asarray(source.read("train", np.arange(len(source.targets["train"]))))
         manifest = self.prepared(settings, tmp_path)
@@ -222,7 +236,7 @@ class DataContract:
                 is_constant = values.std() == 0
                 assert values.mean().abs() < 1e-4
                 assert is_constant or is_incomplete or (values.std(correction=0) - 1).abs() < 1e-4
-        if manifest.task == "regression":
+        if manifest.kind == "numbers":
             assert targets.mean().abs() < 1e-4
             assert (targets.std(correction=0) - 1).abs() < 1e-4
 

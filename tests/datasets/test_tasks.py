@@ -29,7 +29,7 @@ def rows_of(manifest: Manifest, source: Source) -> dict[str, np.ndarray]:
 def test_tokens_are_loaded_unchanged(kind: type, prepared: Prepare, tmp_path: Path) -> None:
     source = language(TOKENS.astype(kind))
     manifest = prepared(source)
-    assert manifest.spec == ModelSpec((7,), 5, "language")
+    assert manifest.spec == ModelSpec((7,), 5, "language", vocabulary=5)
     for name, rows in rows_of(manifest, source).items():
         split = data.load_split(manifest, name, tmp_path / "work")
         inputs, targets = split.batch(torch.arange(len(split)))

@@ -6,8 +6,9 @@ class TestMine(ModelContract):
     name = "mypackage.mine"
     shapes = [(1, 8, 8), (3, 28, 28)]
 
-They are checked for each task that the model is for: `tasks = ("regression",)`, or `("language",)` with shapes of one
-number, the context. A model of tables says what its features are: `categories = (0, 3, 0)`.
+They are checked for each task that the model is for: `tasks = ("regression",)`, `("segmentation",)`, or `("language",)`
+and `("text_classification",)` with shapes of one number, the length of a text. A model of tables says what its features
+are: `categories = (0, 3, 0)`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import Section
 
+TOKENS = 40  # of texts with a class
+
 
 class ModelContract:
     """Every test here must hold for the model `name` with the settings `params`, for each of the `shapes` and `tasks`.
@@ -50,7 +53,11 @@ class ModelContract:
     def specs(self) -> list[ModelSpec]:
         pairs = [(shape, self.tasks[0]) for shape in self.shapes]
         pairs += [(self.shapes[0], task) for task in self.tasks[1:]]
-        return [ModelSpec(shape, self.outputs, task, self.categories) for shape, task in pairs]
+        return [ModelSpec(shape, self.outputs, task, self.categories, self.vocabulary(task)) for shape, task in pairs]
+
+    def vocabulary(self, task: str) -> int:
+        """Return the number of tokens of texts for the task; 0 for other inputs."""
+        return {"language": self.outputs, "text_classification": TOKENS}.get(task, 0)
 
     def built(self, spec: ModelSpec, seed: int = 0) -> nn.Module:
         plugin = plugins.load("models", self.name)
@@ -64,13 +71,26 @@ class ModelContract:
             first = torch.randint(spec.outputs, (samples, 1), generator=generator)
             tokens = (first + torch.arange(spec.input_shape[0] + 1)) % spec.outputs
             return tokens[:, :-1], tokens[:, 1:]
+        if spec.task == "text_classification":
+            return self.texts(spec, samples, generator)
         inputs = torch.randn((samples, *spec.input_shape), generator=generator)
+        if spec.task == "segmentation":
+            return inputs, torch.randint(spec.outputs, (samples, *spec.input_shape[1:]), generator=generator)
+        if spec.task == "multilabel":
+            return inputs, torch.randint(2, (samples, spec.outputs), generator=generator)
         for feature, count in enumerate(spec.categories):
             if count:
                 inputs[:, feature] = torch.randint(count, (samples,), generator=generator)
         if spec.task == "regression":
             return inputs, torch.randn((samples, spec.outputs), generator=generator)
         return inputs, torch.randint(spec.outputs, (samples,), generator=generator)
+
+    def texts(self, spec: ModelSpec, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random tokens of a third of the vocabulary that tells the class; the end of each text is filled with 0."""
+        targets = torch.randint(spec.outputs, (samples,), generator=generator)
+        tokens = 1 + targets[:, None] * 3 + torch.randint(3, (samples, *spec.input_shape), generator=generator)
+        sizes = torch.randint(1, spec.input_shape[0] + 1, (samples, 1), generator=generator)
+        return torch.where(torch.arange(spec.input_shape[0]) < sizes, tokens, 0), targets
 
     def loss(self, spec: ModelSpec, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         objective = tasks.load(spec.task).objective(Training(), torch.device("cpu"), (1,) * spec.outputs, ())
@@ -125,7 +145,10 @@ class ModelContract:
             for mode, samples in ((True, 2), (True, 7), (False, 1), (False, 2), (False, 7)):
                 inputs, _ = self.batch(spec, samples)
                 outputs = self.built(spec).train(mode)(inputs)
-                of_a_sample = (*spec.input_shape, self.outputs) if spec.task == "language" else (self.outputs,)
+                of_a_sample = {
+                    "language": (*spec.input_shape, self.outputs),
+                    "segmentation": (self.outputs, *spec.input_shape[1:]),
+                }.get(spec.task, (self.outputs,))
                 assert (outputs.shape, outputs.dtype) == ((samples, *of_a_sample), torch.float32)
                 assert outputs.isfinite().all()
 

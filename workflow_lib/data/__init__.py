@@ -32,6 +32,7 @@ from workflow_lib.data.manifest import SPLITS, Manifest, ModelSpec
 from workflow_lib.data.mapped_files import MappedFiles
 from workflow_lib.data.preparation import ensure, prepare, preprocess
 from workflow_lib.data.source import (
+    IGNORED,
     Feature,
     Source,
     SourceFile,
@@ -43,6 +44,7 @@ from workflow_lib.data.source import (
 )
 
 __all__ = [
+    "IGNORED",
     "SPLITS",
     "Batch",
     "Feature",

@@ -32,7 +32,7 @@ def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str
     Raises DataError if all inputs of train are the same.
     """
     train = digests["train"]
-    if source.kind != "tokens" and len(train) > 1 and (train == train[0]).all():
+    if not source.has_tokens and len(train) > 1 and (train == train[0]).all():
         raise DataError(
             f"all {len(train)} inputs of train are the same after preparation: nothing can be learned from them "
             "(for images, check transparent parts, which are drawn on the background, and the result of the crop)"
@@ -50,7 +50,7 @@ def check_copies(source: Source, parts: Mapping[str, Part], digests: Mapping[str
                 len(copies), len(digests[split]), split, _row_name(source, parts[split], copy),
                 _row_name(source, parts["train"], original), split,
             )  # fmt: skip
-    if source.kind != "tokens":
+    if source.kind not in ("tokens", "masks"):  # whose targets are not in memory
         _warn_of_different_targets(source, parts, digests)
 
 
@@ -88,4 +88,8 @@ def _row_name(source: Source, part: Part, place: int) -> str:
 
 def _target(source: Source, part: Part, place: int) -> str:
     target = part.targets[place]
-    return source.classes[int(target)] if source.kind == "classes" else ", ".join(map(str, target.tolist()))
+    if source.kind == "classes":
+        return source.classes[int(target)]
+    if source.kind == "labels":
+        return ", ".join(source.classes[label] for label in np.flatnonzero(target)) or "no class"
+    return ", ".join(map(str, target.tolist()))

@@ -28,7 +28,7 @@ from workflow_lib.data.rare_classes import apply_min_class_count
 from workflow_lib.data.rows import Rows, draw_runs
 from workflow_lib.data.shard_writer import with_safe_read
 from workflow_lib.data.source import Source, content_digest, read_rows
-from workflow_lib.data.splits import assign, check_classes, checked_targets, stored_targets
+from workflow_lib.data.splits import COUNTED, assign, check_classes, checked_targets, class_counts, stored_targets
 from workflow_lib.data.tally import Tally, relative
 from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.files import blake2b, compact_json
@@ -200,7 +200,7 @@ def draw(source: Source, data: config.Data) -> dict[str, SplitRows]:
     own = {name: Rows(np.array([[0, len(targets)]])) for name, targets in source.targets.items()}
     found = {name: SplitRows(source, "train" if name in missing else name, (own | drawn)[name]) for name in SPLITS}
     for name, split in found.items():
-        counts = _class_counts(split) if source.kind == "classes" else None
+        counts = _class_counts(split) if source.kind in COUNTED else None
         check_classes(name, len(split), counts, source, is_drawn=bool(missing) and split.origin == "train")
     return found
 
@@ -212,9 +212,9 @@ def _files_of(source: Source) -> MappedFiles:
 
 def _class_counts(split: SplitRows) -> np.ndarray:
     counts = np.zeros(len(split.source.classes), np.int64)
-    if split.source.kind == "classes":
+    if split.source.kind in COUNTED:
         for places in Rows(np.array([[0, len(split)]])).chunks():
-            counts += np.bincount(split.targets(places), minlength=len(counts))
+            counts += class_counts(split.source, split.targets(places))
     return counts
 
 

@@ -49,8 +49,9 @@ log = logging.getLogger(__name__)
 class Split:
     """Samples in memory, on the device.
 
-    inputs    normalised float32 [n, *input_shape]; language: tokens as stored [n, context + 1]
-    targets   classification: class numbers int64 [n]; regression: standardised float32 [n, outputs]; language: [n, 0]
+    inputs    normalised float32 [n, *input_shape]; texts: tokens as stored [n, length]; language: [n, context + 1]
+    targets   classification: class numbers int64 [n]; multilabel: uint8 [n, classes]; regression: standardised float32
+              [n, outputs]; segmentation: masks uint8 [n, height, width]; language: [n, 0]
     """
 
     inputs: Tensor
@@ -94,8 +95,11 @@ class MappedSplit:
 
     @cached_property
     def targets(self) -> Tensor:
-        """The targets of all samples, on the CPU."""
+        """The targets of all samples, on the CPU; masks, which are as large as the inputs, only come in batches."""
         import torch
+
+        if self._manifest.kind == "masks":
+            raise DataError("masks are read with the inputs: take them from `batch` or `stream`")
 
         return standardise(self._manifest, torch.from_numpy(self._rows.all_targets))
 
@@ -194,7 +198,7 @@ def load_split(
     mapped = _map_shards(folder, shards)
     ranks = ranks or Ranks()
     _verify(folder, shards[ranks.rank :: ranks.world_size], mapped[ranks.rank :: ranks.world_size], workers, tick)
-    return MappedSplit(manifest, ShardRows(mapped), target, workers)
+    return MappedSplit(manifest, ShardRows(mapped, has_masks=manifest.kind == "masks"), target, workers)
 
 
 def map_split(manifest: Manifest, split: str, work: Path, *, verify: bool = False) -> MappedSplit:
@@ -207,7 +211,7 @@ def map_split(manifest: Manifest, split: str, work: Path, *, verify: bool = Fals
     mapped = _map_shards(folder, shards)
     if verify:
         _verify(folder, shards, mapped, 0, lambda: None)
-    return MappedSplit(manifest, ShardRows(mapped), torch.device("cpu"), workers=0)
+    return MappedSplit(manifest, ShardRows(mapped, has_masks=manifest.kind == "masks"), torch.device("cpu"), workers=0)
 
 
 def available_bytes(device: torch.device, processes: int) -> float:
@@ -220,9 +224,10 @@ def available_bytes(device: torch.device, processes: int) -> float:
 
 
 def _bytes_in_memory(manifest: Manifest, split: str) -> int:
-    """Return the size of the inputs of a split in memory: float32; language: tokens as stored."""
-    value_bytes = np.dtype(manifest.dtype).itemsize if manifest.kind == "tokens" else 4
-    return manifest.splits[split].samples * math.prod(manifest.input_shape) * value_bytes
+    """Return the size of the inputs of a split in memory, float32 or tokens as stored, and of its masks."""
+    value_bytes = np.dtype(manifest.dtype).itemsize if manifest.has_tokens else 4
+    mask_bytes = math.prod(manifest.input_shape[1:]) if manifest.kind == "masks" else 0
+    return manifest.splits[split].samples * (math.prod(manifest.input_shape) * value_bytes + mask_bytes)
 
 
 def _load_into_memory(
@@ -271,7 +276,7 @@ def _empty(manifest: Manifest, samples: int, device: torch.device) -> Batch:
     """Return memory for so many normalised inputs, and for their targets."""
     import torch
 
-    kind = getattr(torch, manifest.dtype) if manifest.kind == "tokens" else torch.float32
+    kind = getattr(torch, manifest.dtype) if manifest.has_tokens else torch.float32
     inputs = torch.empty((samples, *manifest.input_shape), dtype=kind, device=device)
     shape, dtype = target_layout(manifest)
     return inputs, torch.empty((samples, *shape), dtype=dtype, device=device)

@@ -28,20 +28,23 @@ class ModelSpec:
 
     Attributes:
         input_shape: of one input; language: (context,), the largest number of tokens in an input
-        outputs: number of classes, of numbers to predict, or of tokens in the vocabulary
+        outputs: number of classes, of numbers to predict, or of tokens in the vocabulary; segmentation: of classes, for
+            each pixel
         categories: table: the number of categories of each feature, 0 for a numeric one; otherwise empty
+        vocabulary: number of tokens of the inputs, if they are texts; token 0 fills short texts that have classes
     """
 
     input_shape: tuple[int, ...]
     outputs: int
     task: Task = "classification"
     categories: tuple[int, ...] = ()
+    vocabulary: int = 0
 
     def facts(self) -> dict[str, Any]:
         """Return the values of `data.<name>` among the settings of a model, for those that this data has."""
         facts: dict[str, Any] = {"outputs": self.outputs, "input_shape": self.input_shape}
-        if task_facts(self.task).targets == "tokens":
-            return facts | {"context": self.input_shape[0], "vocabulary": self.outputs}
+        if tokens := self.vocabulary or (self.outputs if task_facts(self.task).targets == "tokens" else 0):
+            return facts | {"context": self.input_shape[0], "vocabulary": tokens}
         facts["features"] = math.prod(self.input_shape)
         if len(self.input_shape) == 3:
             facts |= zip(("channels", "height", "width"), self.input_shape, strict=True)
@@ -96,6 +99,7 @@ class Manifest(Section):
     input_shape: tuple[int, ...]  # as stored; language: context + 1 tokens
     dtype: str  # uint8 or float32; tokens are uint8 or int32
     classes: tuple[str, ...]
+    outputs: tuple[str, ...] = ()  # names of the numbers to predict
     features: tuple[Feature, ...] = ()
     vocabulary: tuple[str, ...] = ()
     scale: float
@@ -111,17 +115,23 @@ class Manifest(Section):
 
     @property
     def kind(self) -> Targets:
-        """Storage of the targets, determined by the task: class numbers, numbers to predict, or tokens."""
+        """Storage of the targets, determined by the task."""
         return task_facts(self.task).targets
+
+    @property
+    def has_tokens(self) -> bool:
+        """True if the inputs are tokens of texts, which are not normalised."""
+        return bool(self.vocabulary)
 
     @property
     def spec(self) -> ModelSpec:
         """The shapes for a model of this data."""
         if self.kind == "tokens":
-            return ModelSpec((self.input_shape[0] - 1,), len(self.vocabulary), self.task)
+            tokens = len(self.vocabulary)
+            return ModelSpec((self.input_shape[0] - 1,), tokens, self.task, vocabulary=tokens)
         outputs = len(self.target_mean) if self.kind == "numbers" else len(self.classes)
         categories = tuple(len(feature.categories) for feature in self.features)
-        return ModelSpec(self.input_shape, outputs, self.task, categories)
+        return ModelSpec(self.input_shape, outputs, self.task, categories, len(self.vocabulary))
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -149,4 +159,6 @@ class Manifest(Section):
         splits = {name: [split.samples, split.digest] for name, split in self.splits.items()}
         spec = self.spec
         numbers = {"outputs": spec.outputs, "categories": spec.categories}
+        if self.has_tokens and self.kind != "tokens":
+            numbers["vocabulary"] = spec.vocabulary
         return config.digest(seen | numbers | {"splits": splits}, "everstep-data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workflow_lib.data.manifest import Manifest
+from workflow_lib.plugins import Targets
 
 if TYPE_CHECKING:
     import torch
@@ -18,16 +19,16 @@ class Normalisation:
         import torch
 
         shape = (-1, *[1] * (len(manifest.input_shape) - 1))
-        self._scale, self._has_tokens, self._has_gaps = manifest.scale, manifest.kind == "tokens", manifest.features
+        self._scale, self._has_tokens, self._has_gaps = manifest.scale, manifest.has_tokens, manifest.features
         self._mean = torch.tensor(manifest.mean, dtype=torch.float32, device=device).view(shape)
         self._std = torch.tensor(manifest.std, dtype=torch.float32, device=device).view(shape)
 
     def __call__(self, stored: Tensor) -> Tensor:
-        """Return normalised float32 [n, *input_shape]; language: tokens as int64."""
+        """Return normalised float32 [n, *input_shape]; texts: tokens as int64."""
         return stored.long() if self._has_tokens else self.compact(stored)
 
     def compact(self, stored: Tensor) -> Tensor:
-        """Return normalised float32; language: tokens in their stored type, which takes less memory than int64."""
+        """Return normalised float32; texts: tokens in their stored type, which takes less memory than int64."""
         import torch
 
         if self._has_tokens:
@@ -56,6 +57,11 @@ def target_layout(manifest: Manifest) -> tuple[tuple[int, ...], torch.dtype]:
     """Return shape and type of the target of one sample."""
     import torch
 
-    if manifest.kind == "numbers":
-        return (len(manifest.target_mean),), torch.float32
-    return (0,) * (manifest.kind == "tokens"), torch.int64
+    layouts: dict[Targets, tuple[tuple[int, ...], torch.dtype]] = {
+        "classes": ((), torch.int64),
+        "labels": ((len(manifest.classes),), torch.uint8),
+        "numbers": ((len(manifest.target_mean),), torch.float32),
+        "masks": (manifest.input_shape[1:], torch.uint8),
+        "tokens": ((0,), torch.int64),
+    }
+    return layouts[manifest.kind]

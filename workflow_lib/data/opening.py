@@ -44,5 +44,6 @@ def errors_of(name: str) -> Iterator[None]:
 def checked(given: Source, name: str) -> Source:
     """Return the source after checking it; errors raised by its functions name the data set."""
     check_source(given)
-    names = ("read", "close") if given.learn_from is None else ("read", "close", "learn_from")
+    optional = [function for function in ("learn_from", "read_targets") if getattr(given, function) is not None]
+    names = ("read", "close", *optional)
     return replace(given, **{f: plugins.user_code_errors(f"{name}: {f}()")(getattr(given, f)) for f in names})

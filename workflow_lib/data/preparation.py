@@ -104,7 +104,8 @@ def _prepare_source(
 ) -> Manifest:
     source, parts = _draw_splits(source, data)
     first = read_rows(source, parts["train"].origin, parts["train"].rows[:1])
-    samples = min(data.shard_samples, max(1, SHARD_BYTES // first.nbytes))
+    sample_bytes = first.nbytes + (math.prod(first.shape[2:]) if source.kind == "masks" else 0)
+    samples = min(data.shard_samples, max(1, SHARD_BYTES // sample_bytes))
     made_by = _made_by(data, plugin)
     folder = layout.store_dir(work, _store_name(made_by, source))
     with _lock(folder):

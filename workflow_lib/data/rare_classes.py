@@ -26,7 +26,7 @@ def apply_min_class_count(source: Source, data: config.Data) -> Source:
     if data.min_class_count <= 1:
         return source
     if source.kind != "classes":
-        raise DataError(f"data.min_class_count: the task {source.task} has no classes; remove the setting")
+        raise DataError(f"data.min_class_count: {source.task} has no single class for each sample; remove the setting")
     targets = {split: class_numbers(split, given, len(source.classes)) for split, given in source.targets.items()}
     counts = np.bincount(targets["train"], minlength=len(source.classes))
     is_rare = counts < data.min_class_count

@@ -39,8 +39,9 @@ def read_shard(path: Path) -> ShardContent | None:
 
 def write_shard(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
     """Write a shard as a safetensors file, atomically and without copying the arrays."""
-    # int64 targets first: then every array is aligned to the size of its type
-    write_arrays(path, {"targets": targets, "inputs": inputs}, content_digest(inputs, targets))
+    # larger types first, as int64 targets: then every array is aligned to the size of its type
+    arrays = sorted((("targets", targets), ("inputs", inputs)), key=lambda named: -named[1].dtype.itemsize)
+    write_arrays(path, dict(arrays), content_digest(inputs, targets))
 
 
 def map_shard(path: Path) -> ShardContent | None:
@@ -60,24 +61,33 @@ def is_whole(stored: ShardContent) -> bool:
 
 
 class ShardRows:
-    """The samples of a split in mapped shards; their targets are in memory."""
+    """The samples of a split in mapped shards. Their targets are in memory, except masks (`has_masks`)."""
 
-    def __init__(self, shards: Sequence[ShardContent]) -> None:
+    def __init__(self, shards: Sequence[ShardContent], *, has_masks: bool = False) -> None:
         self._shards = [shard.inputs for shard in shards]
         self._starts = np.cumsum([0, *(len(inputs) for inputs in self._shards)])
-        self.all_targets = np.concatenate([np.asarray(shard.targets) for shard in shards])
+        self._masks = [shard.targets for shard in shards] if has_masks else None
+        whole = [] if has_masks else [np.asarray(shard.targets) for shard in shards]
+        self.all_targets = np.concatenate(whole) if whole else np.empty(0)
 
     def __len__(self) -> int:
-        return len(self.all_targets)
+        return int(self._starts[-1])
 
     def copy(self, places: np.ndarray, target: np.ndarray) -> None:
         """Copy the inputs at these places into the target."""
+        self._copy(self._shards, places, target)
+
+    def _copy(self, mapped: Sequence[np.ndarray], places: np.ndarray, target: np.ndarray) -> None:
         shard_of = np.searchsorted(self._starts, places, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):  # one copy for each shard
             shard = int(shard_of[group[0]])
-            target[group] = self._shards[shard][places[group] - self._starts[shard]]
+            target[group] = mapped[shard][places[group] - self._starts[shard]]
 
     def targets(self, places: np.ndarray) -> np.ndarray:
         """Return the targets at these places, as stored."""
-        return self.all_targets[places]
+        if self._masks is None:
+            return self.all_targets[places]
+        masks = np.empty((len(places), *self._masks[0].shape[1:]), self._masks[0].dtype)
+        self._copy(self._masks, places, masks)
+        return masks

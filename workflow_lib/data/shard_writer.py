@@ -16,7 +16,7 @@ from workflow_lib import config
 from workflow_lib.data.copies import row_digests
 from workflow_lib.data.manifest import Shard
 from workflow_lib.data.shard import ShardContent, is_whole, map_shard, write_shard
-from workflow_lib.data.source import Source, read_rows
+from workflow_lib.data.source import Source, read_masks, read_rows
 from workflow_lib.data.splits import Part
 from workflow_lib.data.statistics import Moments
 from workflow_lib.errors import DataError
@@ -49,7 +49,15 @@ def with_safe_read(source: Source) -> Source:
         with lock:
             return read(split, rows)
 
-    return replace(source, read=read_alone)
+    masks = source.read_targets
+    if masks is None:
+        return replace(source, read=read_alone)
+
+    def read_masks_alone(split: str, rows: np.ndarray) -> np.ndarray:
+        with lock:
+            return masks(split, rows)
+
+    return replace(source, read=read_alone, read_targets=read_masks_alone)
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,16 @@ class PreparedShard:
 def prepare_shard(
     shard: Shard, folder: Path, source: Source, parts: Mapping[str, Part], first: np.ndarray
 ) -> PreparedShard:
-    """Keep the shard if it is whole and has these targets, else link it from earlier data, else write it."""
+    """Keep the shard if it is whole and has these targets, else link it from earlier data, else write it.
+
+    Masks are not compared: like the inputs, they follow from the source files, whose digests name the folder.
+    """
     path, part = folder / shard.name, parts[shard.split]
     targets = part.targets[shard.start : shard.stop]
     if shard.made_from and not path.exists():
         _link_earlier(path)
     stored = map_shard(path)
-    is_new = stored is None or not _matches(stored, first, targets) or not is_whole(stored)
+    is_new = stored is None or not _matches(stored, source, first, targets) or not is_whole(stored)
     if is_new:
         _write(path, source, part, shard, first)
         stored = map_shard(path)
@@ -97,7 +108,7 @@ def _link_earlier(path: Path) -> None:
 
 def new_moments(source: Source, first: np.ndarray, targets: np.ndarray) -> tuple[Moments, Moments]:
     """Return empty statistics: of the inputs by channel, and of the targets of a regression by output."""
-    channels = 0 if source.kind == "tokens" else first.shape[1]
+    channels = 0 if source.has_tokens else first.shape[1]
     return Moments(channels), Moments(targets.shape[1] if source.kind == "numbers" else 0)
 
 
@@ -109,12 +120,18 @@ def _write(path: Path, source: Source, part: Part, shard: Shard, first: np.ndarr
             f"{shard.split} samples {shard.start} to {shard.stop} are {inputs.dtype} {inputs.shape[1:]}, "
             f"the first sample of train is {first.dtype} {first.shape[1:]}; all inputs must have one type and shape"
         )
+    if source.kind == "masks":
+        targets = read_masks(source, part.origin, rows, first.shape[2:])
     write_shard(path, inputs, targets)
 
 
-def _matches(stored: ShardContent, first: np.ndarray, targets: np.ndarray) -> bool:
+def _matches(stored: ShardContent, source: Source, first: np.ndarray, targets: np.ndarray) -> bool:
     is_alike = (stored.inputs.dtype, stored.inputs.shape[1:]) == (first.dtype, first.shape[1:])
-    return is_alike and len(stored.inputs) == len(targets) and np.array_equal(stored.targets, targets)
+    if not is_alike or len(stored.inputs) != len(targets):
+        return False
+    if source.kind == "masks":
+        return stored.targets.dtype == np.uint8 and stored.targets.shape == (len(targets), *first.shape[2:])
+    return np.array_equal(stored.targets, targets)
 
 
 def check_unchanged(source: Source, written: Sequence[Path]) -> None:

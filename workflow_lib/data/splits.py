@@ -11,10 +11,12 @@ import numpy as np
 
 from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS
-from workflow_lib.data.source import Source, class_numbers, first_true, merged_in_float32, type_and_shape
+from workflow_lib.data.source import Source, class_numbers, first_true, labels, merged_in_float32, type_and_shape
 from workflow_lib.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+COUNTED = ("classes", "labels")  # targets of which train must have a sample of each class
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     for name in SPLITS:
         origin = "train" if name in missing else name
         parts[name] = Part(origin, rows[name], targets[origin][rows[name]])
-        counts = np.bincount(parts[name].targets, minlength=len(source.classes)) if source.kind == "classes" else None
+        counts = class_counts(source, parts[name].targets) if source.kind in COUNTED else None
         check_classes(name, len(rows[name]), counts, source, is_drawn=bool(missing) and origin == "train")
     train = parts["train"].targets
     if source.kind == "numbers" and len(train) > 1 and (train == train[0]).all():
@@ -63,7 +65,7 @@ def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: 
     if draw_test:
         left, test = _draw(source, targets, [data.test_fraction], data.split_seed)
     groups = None if (whole := _groups(source, len(targets))) is None else whole[left]
-    strata = targets[left] if source.kind == "classes" else np.zeros(len(left), np.int64)
+    strata = strata_of(source, targets[left])
     assert data.folds is not None  # for the type checker
     fold_of = folds(strata, groups, data.folds, data.split_seed)
     return {
@@ -76,8 +78,34 @@ def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: 
 def _draw(source: Source, targets: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
     if (groups := _groups(source, len(targets))) is not None:
         return grouped_split(groups, fractions, seed)
-    strata = targets if source.kind == "classes" else np.zeros(len(targets), np.int64)
-    return stratified_split(strata, fractions, seed)
+    return stratified_split(strata_of(source, targets), fractions, seed)
+
+
+def strata_of(source: Source, targets: np.ndarray) -> np.ndarray:
+    """Return a number for each row; the rows of a number are divided in proportion: class by class.
+
+    With labels, a row goes with the rarest label that it has (after Sechidis et al., ECML 2011, without updating counts
+    while rows are drawn).
+    """
+    if source.kind == "classes":
+        return targets
+    if source.kind != "labels":
+        return np.zeros(len(targets), np.int64)
+    by_rarity = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")
+    ranked = targets[:, by_rarity]
+    rarest = np.where(ranked.any(axis=1), ranked.argmax(axis=1), targets.shape[1])
+    strata: np.ndarray = np.unique(rarest, return_inverse=True)[1].astype(np.int64)
+    return strata
+
+
+def class_counts(source: Source, stored: np.ndarray) -> np.ndarray:
+    """Return the number of targets of each class: samples, samples that have the label, or pixels of masks."""
+    if source.kind == "labels":
+        counts: np.ndarray = stored.sum(axis=0, dtype=np.int64)
+        return counts
+    if source.kind in ("classes", "masks"):
+        return np.bincount(stored.ravel(), minlength=len(source.classes))[: len(source.classes)]
+    return np.zeros(len(source.classes), np.int64)
 
 
 def _groups(source: Source, rows: int) -> np.ndarray | None:
@@ -104,15 +132,18 @@ def checked_targets(source: Source, split: str, targets: np.ndarray) -> np.ndarr
 
 
 def stored_targets(source: Source, split: str, targets: np.ndarray) -> np.ndarray:
-    """Return the targets as they are stored: int64 [n]; regression: float32 [n, outputs]; language: int64 [n, 0]."""
-    shapes = {"classes": "(n,)", "numbers": "(n,) or (n, outputs)", "tokens": "(n, 0)"}
+    """Return the targets as they are stored; int64 [n, 0] for tokens, and for masks, which are read with the inputs."""
+    classes = len(source.classes)
+    shapes = {"classes": "(n,)", "numbers": "(n,) or (n, outputs)", "labels": f"(n, {classes})"}
     is_numbers = isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf" and targets.ndim in (1, 2)
     if not is_numbers or (source.kind == "numbers" and 0 in targets.shape[1:]):
-        allowed = f"an array of numbers, of shape {shapes[source.kind]}"
+        allowed = f"an array of numbers, of shape {shapes.get(source.kind, '(n, 0)')}"
         raise DataError(f"the targets of `{split}` are {type_and_shape(targets)}; allowed: {allowed}")
     if source.kind == "classes":
-        return class_numbers(split, targets, len(source.classes))
-    if source.kind == "tokens":
+        return class_numbers(split, targets, classes)
+    if source.kind == "labels":
+        return labels(split, targets, classes)
+    if source.kind in ("tokens", "masks"):
         return np.empty((len(targets), 0), np.int64)
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is rejected below
         numbers = np.ascontiguousarray(targets if targets.ndim == 2 else targets[:, None], dtype=np.float32)

@@ -12,6 +12,7 @@ from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS, Manifest, Shard, SplitSummary
 from workflow_lib.data.shard_writer import PreparedShard, new_moments
 from workflow_lib.data.source import Source, bytes_of
+from workflow_lib.data.splits import class_counts
 from workflow_lib.files import blake2b
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ class Tally:
         stored = prepared.stored
         self.shards.append(shard.model_copy(update={"digest": stored.digest}))
         self.samples[shard.split] += len(stored.targets)
-        if self.source.kind == "classes":
-            self.counts[shard.split] += np.bincount(stored.targets, minlength=len(self.source.classes))
+        self.counts[shard.split] += class_counts(self.source, stored.targets)
         for hasher, array in zip(self.hashers[shard.split], (stored.inputs, stored.targets), strict=True):
             hasher.update(bytes_of(array))
         self.digests[shard.split].append(prepared.digests)
@@ -51,6 +51,9 @@ class Tally:
         # For a table, the data set has already warned about constant columns by name.
         if constant := [] if source.features else self.moments.constant_channels():
             log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
+        if source.kind == "masks" and (absent := np.flatnonzero(self.counts["train"] == 0)).size:
+            names = ", ".join(f"`{source.classes[number]}`" for number in absent[:20])
+            log.warning("no pixel of train is %s: the model cannot learn it", names)
         manifest = Manifest(
             digest="",
             store=store,
@@ -60,6 +63,7 @@ class Tally:
             dtype=self.first.dtype.name,
             classes=source.classes,
             features=source.features,
+            outputs=source.outputs,
             vocabulary=source.vocabulary,
             tokenizer=source.tokenizer,
             scale=source.scale,

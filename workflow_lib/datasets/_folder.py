@@ -67,6 +67,21 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: folder / split for split in SPLITS if split in names}
 
 
+def class_folders(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
+    """Return the files of each class that match the pattern, by the name of the class's folder.
+
+    Raises DataError for a file beside the folders, and for a folder without a matching file.
+    """
+    found = {}
+    for path in entries(folder):
+        if not path.is_dir():
+            raise DataError(f"{path}: is beside the folders of the classes; move it into the folder of its class")
+        found[path.name] = [file for file in files_below(path, (folder.resolve(),)) if file.match(pattern)]
+        if not found[path.name]:
+            raise DataError(f"{path}: no file of this class matches `{pattern}`; fill the folder, or remove it")
+    return found
+
+
 def split_like(name: str) -> str | None:
     """Return train, val or test for a usual name of that split, such as `Training-Data`; None for any other name."""
     word = re.sub(r"[^a-z]", "", name.casefold())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from workflow_lib.data import SPLITS
 from workflow_lib.errors import DataError
 
 PIECE_ROWS = 1024  # rows held at once
@@ -47,6 +49,37 @@ class Table(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+def open_table(path: Path, delimiter: str, decimal: str = ".") -> Table:
+    """Return the table in a file, whose kind its name tells. Raises DataError if there is no such file."""
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path}: {what} (data.params.path)")
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return ParquetTable(path, decimal)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return CsvTable(path, delimiter)
+    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq; rename or convert it")
+
+
+def check_column(table: Table, setting: str, name: str) -> None:
+    """Raise DataError if the table does not have the column that a setting names."""
+    if name not in table.columns:
+        near = difflib.get_close_matches(name, table.columns, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        there = ", ".join(table.columns)
+        raise DataError(f"{table.path}: has no column `{name}` (data.params.{setting}){hint} (there are: {there})")
+
+
+def splits_of(path: Path, column: str | None, piece: Piece) -> np.ndarray:
+    """Return the name of the split of each row; without a column, train."""
+    if column is None:
+        return np.full(len(piece.rows), "train")
+    for value, place in zip(piece.values[column], piece.places, strict=True):
+        if value not in SPLITS:
+            raise DataError(f"{path}, {place}, column `{column}`: no split `{value}`; allowed: {', '.join(SPLITS)}")
+    return np.array(piece.values[column])
 
 
 class CsvTable:

@@ -11,7 +11,6 @@ categorical   0 for a missing value, 1 for a category that train does not have, 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 from collections import Counter
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from workflow_lib.data import Inputs, Manifest, Source, SourceFile
     from workflow_lib.datasets._columns import Column
-    from workflow_lib.datasets._tables import Piece, Table
+    from workflow_lib.datasets._tables import Table
     from workflow_lib.datasets._targets import Classes, Numbers
 
 log = logging.getLogger(__name__)
@@ -89,10 +88,11 @@ def known(params: Params) -> DatasetFacts:
 def open_source(params: Params, root: Path) -> Source:
     """Return the rows of the file, after a scan that checked all of them."""
     from workflow_lib.data import SourceFile
+    from workflow_lib.datasets._tables import open_table
 
     params.verify(root / params.path)
     with ExitStack() as resources:
-        table = resources.enter_context(closing(_open_table(root / params.path, params)))
+        table = resources.enter_context(closing(open_table(root / params.path, params.delimiter, params.decimal)))
         source = _source(table, SourceFile.of(table.path), params)
         return replace(source, close=resources.pop_all().close)
 
@@ -104,29 +104,19 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
     with a warning. A row is named by its number in the file, from 0.
     """
     from workflow_lib.datasets._new_rows import open_rows
+    from workflow_lib.datasets._tables import open_table
 
     with ExitStack() as resources:
-        table = resources.enter_context(closing(_open_table(path, params)))
+        table = resources.enter_context(closing(open_table(path, params.delimiter, params.decimal)))
         notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
         return replace(open_rows(table, manifest.features, notation), close=resources.pop_all().close)
 
 
-def _open_table(path: Path, params: Params) -> Table:
-    from workflow_lib.datasets._tables import CsvTable, ParquetTable
-
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path}: {what} (data.params.path)")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        return ParquetTable(path, params.decimal)
-    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-        return CsvTable(path, params.delimiter)
-    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq; rename or convert it")
-
-
 def describe(params: Params, root: Path) -> list[str]:
     """Return a line for each column with its kind and its range or categories, from at most the first 102,400 rows."""
-    with closing(_open_table(root / params.path, params)) as table:
+    from workflow_lib.datasets._tables import open_table
+
+    with closing(open_table(root / params.path, params.delimiter, params.decimal)) as table:
         columns, target, rows = _scan(table, params, pieces=DESCRIBED_PIECES)
         samples = sum(len(part) for parts in rows.values() for part in parts)
         if not (is_part := len(rows["train"]) == DESCRIBED_PIECES):
@@ -146,6 +136,7 @@ def _scan(
     """
     from workflow_lib.data import SPLITS
     from workflow_lib.datasets._columns import Column
+    from workflow_lib.datasets._tables import splits_of
     from workflow_lib.datasets._targets import Classes, Numbers
 
     names, is_first = _feature_names(table, params), learned_rows is None
@@ -156,7 +147,7 @@ def _scan(
     rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     wanted = [*names, params.target, *([params.split] if params.split else [])]
     for piece in itertools.islice(table.scan(wanted), pieces):
-        splits = _splits(table.path, params.split, piece)
+        splits = splits_of(table.path, params.split, piece)
         in_train = splits == "train" if learned_rows is None else learned_rows[piece.rows]
         for column in (*columns, target):
             column.add(piece, in_train)
@@ -221,6 +212,8 @@ def _log_columns(columns: list[Column], target: Classes | Numbers) -> None:
 
 def _feature_names(table: Table, params: Params) -> list[str]:
     """Return the columns to predict from. Raises DataError for settings that do not fit the columns of the file."""
+    from workflow_lib.datasets._tables import check_column
+
     if not table.columns:
         raise DataError(f"{table.path}: is empty; the first line must name the columns")
     if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
@@ -232,7 +225,7 @@ def _feature_names(table: Table, params: Params) -> list[str]:
     }
     for setting, names in (settings | {"features": params.features or ()}).items():
         for name in names:
-            _check_exists(table, setting, name)
+            check_column(table, setting, name)
     others = [name for name in table.columns if name not in (params.target, params.split)]
     for name in params.features or ():
         if name not in others:
@@ -254,25 +247,3 @@ def _feature_names(table: Table, params: Params) -> list[str]:
                 "convert it, or leave it out of data.params.features"
             )
     return features
-
-
-def _check_exists(table: Table, setting: str, name: str) -> None:
-    if name not in table.columns:
-        near = difflib.get_close_matches(name, table.columns, 1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        there = ", ".join(table.columns)
-        raise DataError(f"{table.path}: has no column `{name}` (data.params.{setting}){hint} (there are: {there})")
-
-
-def _splits(path: Path, column: str | None, piece: Piece) -> np.ndarray:
-    """Return the name of the split of each row."""
-    import numpy as np
-
-    from workflow_lib.data import SPLITS
-
-    if column is None:
-        return np.full(len(piece.rows), "train")
-    for value, place in zip(piece.values[column], piece.places, strict=True):
-        if value not in SPLITS:
-            raise DataError(f"{path}, {place}, column `{column}`: no split `{value}`; allowed: {', '.join(SPLITS)}")
-    return np.array(piece.values[column])

@@ -97,12 +97,14 @@ def accepted_inputs(name: str) -> tuple[Inputs, ...]:
 def answers(name: str) -> tuple[Answers, ...]:
     """Return what a model gives an answer for, from its `GIVES`.
 
-    Without it, a model of texts answers for each token, and a model of images or tables for each sample.
+    Without it, a model that TAKES texts answers for each token, and one of images or tables for each sample; of a model
+    that has neither, only its outputs tell.
     """
     module = load("models", name)
-    inputs = accepted_inputs(name)
     usual: dict[Inputs, Answers] = {"images": "sample", "tables": "sample", "texts": "token"}
-    given: tuple[Answers, ...] = getattr(module, "GIVES", tuple(usual[kind] for kind in inputs))
+    is_told = hasattr(module, "TAKES")
+    default = tuple(usual[kind] for kind in accepted_inputs(name)) if is_told else get_args(Answers)
+    given: tuple[Answers, ...] = getattr(module, "GIVES", default)
     if not isinstance(given, tuple | list) or not given or any(kind not in get_args(Answers) for kind in given):
         allowed = ", ".join(get_args(Answers))
         raise PluginError(f"{module.__file__}: GIVES is {given!r:.60}; allowed: a tuple of some of {allowed}")

@@ -1,0 +1,139 @@
+"""Texts with a class each, from a file and from a folder."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.datasets.contract import ChecksumContract, DataContract
+from workflow_lib import data, plugins
+from workflow_lib.data import Source
+from workflow_lib.errors import DataError
+
+WORDS = {"good": ("fine", "lovely", "très bon"), "bad": ("poor", "dull", "no good at all, never again")}
+
+
+def texts(samples: int = 60) -> list[tuple[str, str]]:
+    """Different texts, with their classes in turn."""
+    rows = []
+    for number in range(samples):
+        name = ("good", "bad")[number % 2]
+        rows.append((f"{WORDS[name][number % 3]} {number}", name))
+    return rows
+
+
+def write_csv(folder: Path, rows: list[tuple[str, str]] | None = None) -> dict[str, Any]:
+    lines = ["text,label", *(f'"{text}",{label}' for text, label in rows or texts())]
+    (folder / "texts.csv").write_text("\n".join(lines) + "\n")
+    return {"path": "texts.csv", "length": 12}
+
+
+def write_folder(folder: Path, split: str = "") -> dict[str, Any]:
+    for number, (text, label) in enumerate(texts()):
+        path = folder / "texts" / split / label / f"{number:03d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return {"path": "texts", "length": 12}
+
+
+def opened(params: dict[str, Any], root: Path) -> Source:
+    plugin = plugins.load("data", "labelled_text")
+    return plugin.open_source(plugin.Params.model_validate(params), root)
+
+
+class TestCsv(ChecksumContract):
+    name = "labelled_text"
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return write_csv(tmp_path)
+
+    def change(self, folder: Path) -> None:
+        write_csv(folder, [(text.replace("fine", "nice"), label) for text, label in texts()])
+
+
+class TestCharacters(TestCsv):
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return write_csv(tmp_path) | {"tokens": "characters"}
+
+
+class TestFolder(ChecksumContract):
+    name = "labelled_text"
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return write_folder(tmp_path)
+
+    def change(self, folder: Path) -> None:
+        (folder / "texts/good/000.txt").write_text("another")
+
+
+class TestLibrary(DataContract):
+    name = "labelled_text"
+
+    @pytest.fixture
+    def params(self) -> dict[str, Any]:
+        return {"length": 64}
+
+
+def test_a_short_text_is_filled_with_token_0_and_a_long_one_is_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), closing(opened(write_csv(tmp_path), tmp_path)) as source:
+        tokens = source.read("train", np.array([0, 5]))
+    assert bytes(tokens[0]) == b"fine 0" + bytes(6)
+    assert bytes(tokens[1]) == b"no good at a"
+    assert "texts are longer than 12 bytes (data.params.length): their ends are cut" in caplog.text
+
+
+def test_a_character_that_train_does_not_have_is_unknown(tmp_path: Path) -> None:
+    rows = [("abc", "good"), ("bca", "bad")] * 20 + [("axc", "good"), ("abz", "bad")]
+    lines = [f"{text},{label},{'test' if number >= 40 else 'train'}" for number, (text, label) in enumerate(rows)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,part", *lines]) + "\n")
+    params = {"path": "t.csv", "split": "part", "tokens": "characters", "length": 4}
+    with closing(opened(params, tmp_path)) as source:
+        assert source.vocabulary == ("<pad>", "<unknown>", "a", "b", "c")
+        assert source.read("test", np.arange(2)).tolist() == [[2, 1, 4, 0], [2, 3, 1, 0]]
+
+
+def test_characters_are_learned_from_the_rows_that_remain_in_train(tmp_path: Path) -> None:
+    with closing(opened(write_csv(tmp_path) | {"tokens": "characters"}, tmp_path)) as source:
+        assert source.learn_from is not None
+        assert source.learn_from(np.array([0, 1])).vocabulary[2:] == tuple(sorted(set("fine 0dull 1")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\n,good\nx,bad\n", "line 2, column `text`: the text is empty; remove the row"),
+        ("text,label\nx,good\ny,\n", "line 3, column `label`: the target is missing"),
+        ("words,label\nx,good\n", r"has no column `text` \(data.params.text\)"),
+        ("text,label\nx,good\ny,good\n", "every target is `good`: nothing to learn"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_rejected(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        opened({"path": "t.csv"}, tmp_path)
+
+
+def test_a_file_that_is_not_utf8_or_empty_is_rejected(tmp_path: Path) -> None:
+    params = write_folder(tmp_path)
+    path = tmp_path / "texts/good/000.txt"
+    for content, message in ((b"\xff", "not UTF-8 at byte 0"), (b"", "the text is empty"), (b"a\0", "the character 0")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            opened(params, tmp_path)
+
+
+def test_the_manifest_tells_a_model_the_size_of_the_vocabulary(tmp_path: Path) -> None:
+    settings = {"name": "labelled_text", "params": write_csv(tmp_path)}
+    manifest = data.prepare(settings, tmp_path, tmp_path / "work")
+    assert manifest.spec == data.ModelSpec((12,), 2, "text_classification", vocabulary=256)
+    assert manifest.dtype == "uint8"
