@@ -164,6 +164,15 @@ class DataContract:
             for part in (rows[-1:], rows[1:4], rows[::3], rows, rows[:1], rows[len(rows) // 2 :]):
                 np.testing.assert_array_equal(source.read(split, part), whole[part])
 
+    def test_every_sample_has_a_name_of_its_own(self, source: Source) -> None:
+        for split, targets in source.targets.items():
+            rows = np.arange(len(targets))
+            names = {name: np.asarray(values) for name, values in source.names_of(split, rows).items()}
+            assert not {"split", "sample", "target", "predicted"} & set(names)
+            assert len(set(zip(*(values.tolist() for values in names.values()), strict=True))) == len(rows)
+            for name, values in source.names_of(split, rows[::3]).items():
+                np.testing.assert_array_equal(values, names[name][::3])
+
     def test_every_open_gives_the_same_source(self, source: Source, params: dict[str, Any], tmp_path: Path) -> None:
         with self.opened(params, tmp_path) as again:
             for name in ("task", "classes", "features", "vocabulary", "scale", "files", "content", "row_digests"):

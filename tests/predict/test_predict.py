@@ -273,3 +273,13 @@ def test_predictions_have_no_more_rows_than_samples(numbers: Trained) -> None:
         header, *rows = csv.reader(file)
     assert header == ["row", "predicted"]
     assert [int(row[0]) for row in rows] == list(range(300))
+
+
+def test_the_names_of_the_evaluation_lead_to_the_same_predictions(numbers: Trained) -> None:
+    """The rows of the test split, taken from the table by their names in predictions.csv, are predicted as there."""
+    evaluated = pandas.read_csv(folder_of(numbers) / "predictions.csv")
+    assert list(evaluated.columns) == ["row", "sample", "target", "predicted"]
+    prices = pandas.read_csv("houses.csv")["price"]
+    np.testing.assert_allclose(evaluated["target"], prices[evaluated["row"]], rtol=1e-6)
+    table = workflow_lib.predict(numbers.runs[0], "houses.csv").set_index("row")
+    np.testing.assert_allclose(table.loc[evaluated["row"], "predicted"], evaluated["predicted"], rtol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas
 import pytest
 import torch
 from markupsafe import escape
@@ -51,8 +52,8 @@ def page_of(project: Trained) -> str:
 
 
 def table_of(folder: Path) -> np.ndarray:
-    """Return the columns of predictions.csv."""
-    return np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, unpack=True)
+    """Return the columns of predictions.csv behind those that name the samples."""
+    return pandas.read_csv(folder / "predictions.csv").loc[:, "sample":].to_numpy().T
 
 
 def held_out(project: Trained) -> tuple[Manifest, Split]:

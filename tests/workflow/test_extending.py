@@ -61,7 +61,7 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     assert ran == [*names, "echo", "everstep", "everstep"]
     (model,) = (project.folder / "results/net").glob("runs/*/model.safetensors")
     assert {name.partition(".")[0] for name in load_file(model)} == {"inner", "hidden", "head"}
-    manifest = json.loads(next((project.folder / "results/signals/data").iterdir()).read_text())
+    manifest = json.loads(next((project.folder / "results/signals/data").glob("*.json")).read_text())
     assert (manifest["shards"], manifest["in_place"]["files"]) == ([], ["signals.bin"])
     assert next((project.folder / "results/signals").glob("runs/*/model.onnx")).exists()
     results = project.folder / "results/wine"

@@ -20,6 +20,7 @@ rows           rows of a split as runs
 arrays         arrays in a file, mapped
 shard          the file format of a shard
 manifest       the description of prepared data
+names          the table of samples beside the manifest
 inputs         samples to predict for
 normalisation  stored values to model inputs
 loader         batches for a model, from memory or from mapped shards

@@ -89,8 +89,8 @@ def describe(
     work: Path,
     threads: int,
     made_by: Mapping[str, Any],
-) -> tuple[Manifest, dict[str, np.ndarray]]:
-    """Return the manifest of the data, with all its files verified, and the arrays of its index."""
+) -> tuple[Manifest, dict[str, np.ndarray], dict[str, SplitRows]]:
+    """Return the manifest of the data, with all its files verified, the arrays of its index, and its splits."""
     files = _files_of(source)
     digests = part_digests.part_digests(
         files, config.digest(dict(made_by), "everstep-parts"), layout.parts_dir(work), threads
@@ -140,7 +140,7 @@ def describe(
         many,
         count(len(arrays["parts"]), "part"),
     )
-    return manifest.model_copy(update={"digest": manifest.content_digest()}), arrays
+    return manifest.model_copy(update={"digest": manifest.content_digest()}), arrays, splits
 
 
 def write_index(folder: Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> bool:

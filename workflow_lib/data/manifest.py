@@ -111,6 +111,7 @@ class Manifest(Section):
     shards: tuple[Shard, ...]
     sources: dict[str, str]  # digest of each source file
     tokenizer: str = ""  # content of the tokenizer.json that made the tokens; empty: there is none
+    names: str = ""  # digest of the table of samples beside the manifest; empty if there is none
     in_place: InPlace | None = None  # None: all samples are in the shards
 
     @property

@@ -19,6 +19,7 @@ from workflow_lib import config, plan, plugins
 from workflow_lib.data import in_place
 from workflow_lib.data.copies import check_copies
 from workflow_lib.data.manifest import Manifest
+from workflow_lib.data.names import names_file, write_names, write_runs
 from workflow_lib.data.opening import checked, opened
 from workflow_lib.data.prefetch import prefetch
 from workflow_lib.data.rare_classes import apply_min_class_count
@@ -128,7 +129,8 @@ def _prepare_source(
         manifest = tally.manifest(folder.name, data, root)
         for path in set(folder.glob("*.safetensors")) - {folder / shard.name for shard in manifest.shards}:
             path.unlink()  # left by an interrupted preparation with another shard size
-        _save(manifest, source, folder, output)
+        names = "" if output is None else write_names(names_file(output), source, parts)
+        _save(manifest, names, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %d of %d shards written; %s", data.name, counts, len(written), len(manifest.shards), folder)
     return manifest
@@ -143,23 +145,24 @@ def _prepare_in_place(
     threads: int,
     output: Path | None,
 ) -> Manifest:
-    manifest, arrays = in_place.describe(data, source, plugin, root, work, threads, _made_by(data, plugin))
+    manifest, arrays, splits = in_place.describe(data, source, plugin, root, work, threads, _made_by(data, plugin))
     folder = layout.store_dir(work, manifest.store)
     with _lock(folder):
         in_place.write_index(folder, manifest, arrays)
-        _save(manifest, source, folder, output)
+        names = "" if output is None else write_runs(names_file(output), splits)
+        _save(manifest, names, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %s", data.name, counts, folder)
     return manifest
 
 
-def _save(manifest: Manifest, source: Source, folder: Path, output: Path | None) -> None:
-    """Write the tokenizer, then the manifest, last to the output of the rule."""
+def _save(manifest: Manifest, names: str, source: Source, folder: Path, output: Path | None) -> None:
+    """Write the tokenizer, then the manifest, last to the output of the rule, beside which is the table of samples."""
     if source.tokenizer:
         write_atomic(layout.store_tokenizer(folder), source.tokenizer)
     manifest.save(layout.store_manifest(folder))
     if output is not None:
-        manifest.save(output)
+        manifest.model_copy(update={"names": names}).save(output)
 
 
 def _made_by(data: config.Data, plugin: ModuleType) -> dict[str, Any]:

@@ -75,4 +75,5 @@ def _changed(
             if split in kept
         },
         row_name=lambda split, row: source.row_name(split, int(kept[split][row])),
+        sample_names=lambda split, rows: source.names_of(split, kept[split][rows]),
     )

@@ -102,6 +102,9 @@ class Source:
         row_digests: for each split and row the digest of the one file that the row is read from, if there is
             one: shards whose rows did not change are linked from earlier data with the same settings
         row_name: `row_name(split, row)` returns the name of a row in messages: its number or its file
+        sample_names: `sample_names(split, rows)` returns columns that name these rows in `splits.csv` and
+            `predictions.csv`, such as `file`, a value for each row; the same columns for every split. None: the number
+            of the row, and if the data set has several splits, `of`, the one in which it is
         close: closes what `read` keeps open
         is_thread_safe: several threads may call `read` and `read_targets` at once; otherwise they take turns, which
             is slower for large data
@@ -126,8 +129,15 @@ class Source:
     content: str = ""
     row_digests: Mapping[str, Sequence[str]] = field(default_factory=dict)
     row_name: Callable[[str, int], str] = lambda split, row: f"row {row} of `{split}`"
+    sample_names: Callable[[str, np.ndarray], Mapping[str, Sequence[Any] | np.ndarray]] | None = None
     is_thread_safe: bool = False
     close: Callable[[], None] = lambda: None
+
+    def names_of(self, split: str, rows: np.ndarray) -> Mapping[str, Sequence[Any] | np.ndarray]:
+        """Return the columns that name these rows of a split."""
+        if self.sample_names is not None:
+            return self.sample_names(split, rows)
+        return {"row": rows} if set(self.targets) == {"train"} else {"of": [split] * len(rows), "row": rows}
 
     @property
     def kind(self) -> Targets:

@@ -157,6 +157,13 @@ class Stream:
         """Return the number of windows."""
         return -(-(int(self.ends[-1]) - 1) // self.context)
 
+    def place(self, number: int) -> tuple[Path, int]:
+        """Return the file in which a window begins, and the number of its first token in the file."""
+        start = min(number * self.context, int(self.ends[-1]) - 1 - self.context)
+        document = int(np.searchsorted(self.ends, start, side="right"))
+        begin = int(self.ends[document]) - self.documents[document].size - 1
+        return self.documents[document].file.path, start - begin
+
     def windows(self, numbers: np.ndarray) -> np.ndarray:
         """Return the codes of these windows, whose numbers are ascending: [windows, context + 1]."""
         starts = np.minimum(numbers * self.context, int(self.ends[-1]) - 1 - self.context)

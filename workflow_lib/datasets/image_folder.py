@@ -111,6 +111,9 @@ def open_source(params: Params, root: Path) -> Source:
         content=content_digest(np.array([file.digest for file in files])),  # the order of the files counts
         row_digests={split: [digests[path] for path in paths] for split, paths in images.items()},
         row_name=lambda split, row: str(images[split][row]),
+        sample_names=lambda split, rows: {
+            "file": [images[split][row].relative_to(root / params.path).as_posix() for row in rows.tolist()]
+        },
     )
 
 

@@ -123,6 +123,7 @@ def _checked_source(archive: Archive, names: tuple[str, ...] | None) -> Source:
         read=lambda split, rows: as_stored(images[split].take(rows)),
         classes=classes,
         scale=255.0 if images["train"].dtype == np.uint8 else 1.0,
+        sample_names=lambda split, rows: {"key": [f"{split}_images"] * len(rows), "row": rows},
         files=(file,),
     )
 

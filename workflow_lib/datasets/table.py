@@ -187,6 +187,7 @@ def _source(table: Table, file: SourceFile, params: Params, learned_rows: np.nda
         read=read,
         learn_from=learn_from if any(encoding.depends_on_rows for encoding in inputs) else None,
         is_thread_safe=True,
+        sample_names=lambda split, wanted: {"row": where[split][wanted]},
         classes=target.classes,
         features=tuple(feature for encoded in inputs for feature in encoded.features),
         files=(file,),

@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -89,12 +89,21 @@ def open_source(params: Params, root: Path) -> Source:
             inputs[here] = np.searchsorted(alphabet, codes)
         return inputs
 
+    def named(split: str, rows: np.ndarray) -> dict[str, list[Any]]:
+        found, base = [], Path() if params.path is None else root / params.path
+        for number, row in zip(np.searchsorted(ends[split], rows, side="right"), rows.tolist(), strict=True):
+            stream = streams[split][number]
+            found.append(stream.place(row - int(ends[split][number]) + len(stream)))
+        files = [path.relative_to(base) if path.is_relative_to(base) and path != base else path for path, _ in found]
+        return {"file": [file.as_posix() for file in files], "token": [token for _, token in found]}
+
     rows = np.arange(ends["train"][-1])
     return Source(
         task="language",
         targets={split: np.empty((of_split[-1], 0), np.int64) for split, of_split in ends.items()},
         groups=rows // PASSAGE if by_passage else np.searchsorted(ends["train"], rows, side="right"),
         read=windows,
+        sample_names=named,
         is_thread_safe=True,
         vocabulary=vocabulary,
         tokenizer=tokenizer,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import models, plan, tasks
 from workflow_lib.data import Manifest, ensure, load_split
+from workflow_lib.data.names import names_of_split, with_names
 from workflow_lib.errors import UserError
 from workflow_lib.evaluation import generated
 from workflow_lib.evaluation.computing import device_of, judged
@@ -62,7 +63,8 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     }
     if caution := provenance.caution(len(split)):
         logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
-    write_atomic(output.with_name(results_layout.PREDICTIONS), predictions)
+    named = with_names(predictions, names_of_split(data, manifest, "test"))
+    write_atomic(output.with_name(results_layout.PREDICTIONS), named)
     write_evaluation(output, statement, {**how, **measured})
     if absent := measured.get("absent_classes"):
         logger.warning("the test split has no sample of: %s; nothing is measured of them", ", ".join(absent))

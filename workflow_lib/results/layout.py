@@ -3,6 +3,7 @@
 <experiment>/plan.json                          runs and study of the experiment
 <experiment>/experiment.json                    experiment file that the results belong to
 <experiment>/data/<data id>.json                manifest of a data set
+<experiment>/data/<data id>.splits.csv          row or file of each sample, and its split
 <experiment>/runs/<run>/train.json              statement of the training
 <experiment>/runs/<run>/model.safetensors       trained weights
 <experiment>/runs/<run>/history.csv             learning curve

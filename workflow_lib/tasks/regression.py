@@ -124,10 +124,12 @@ def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, A
     """Return two figures a target: predicted against true values, and the distribution of the errors."""
     with predictions.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    targets = (len(header) - 1) // 2  # columns: the sample, then the true and the predicted value of each target
+    # columns: the name of the sample, its number, then the true and the predicted value of each target
+    first = header.index("sample") + 1
+    targets = (len(header) - first) // 2
     figures = []
     for target in range(min(MAX_TARGETS, targets)):
-        true, predicted = ([float(row[1 + 2 * target + side]) for row in rows] for side in (0, 1))
+        true, predicted = ([float(row[first + 2 * target + side]) for row in rows] for side in (0, 1))
         suffix = f" of target {target}" if targets > 1 else ""
         figures.append(scatter(f"scatter-{target}", f"Predicted against true{suffix}", true, predicted))
         figures.append(histogram(f"errors-{target}", f"Errors{suffix}", true, predicted))
