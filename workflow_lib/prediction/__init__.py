@@ -108,7 +108,12 @@ def _predict(run: str, data: Path, device: str, batch_size: int, use: Callable[[
 def _open(manifest: Manifest, path: Path) -> Inputs:
     """Return the samples in a file or folder, by `open_inputs` of the data set that the model was trained on."""
     name = manifest.data["name"]
-    module = plugins.load("data", name)
+    try:
+        module = plugins.load("data", name)
+    except plugins.PluginError:
+        if path.suffix.lower() != ".npy":  # an exported model can be where the user's data set is not
+            raise
+        return open_array(path, manifest)
     if (open_inputs := getattr(module, "open_inputs", None)) is None:
         return open_array(path, manifest)
     with plugins.user_code_errors(f"data set `{name}`: open_inputs()"):
