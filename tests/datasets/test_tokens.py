@@ -156,3 +156,25 @@ def test_a_token_beyond_the_vocabulary_is_rejected_by_preprocess(
     settings = {"name": "tokens", "params": {"path": name, "vocabulary": 500, "context": 4}}
     with pytest.raises(DataError, match=f"{name}: token 1234 is {wrong}; allowed .* 0 to 499"):
         data.prepare(settings, tmp_path, tmp_path / "work")
+
+
+def test_new_tokens_are_read_passage_by_passage(tmp_path: Path) -> None:
+    path = written(tmp_path / "texts" / "a.bin", values := tokens(11))
+    written(tmp_path / "texts" / "b.npy", values[:3], "int64")
+    plugin = plugins.load("data", "tokens")
+    params = plugin.Params(path="train.bin", vocabulary=500, context=4)
+    manifest = data.Manifest.model_construct(dtype="int32")
+    read = list(plugin.open_inputs(params, path.parent, manifest).read(2))
+    assert [(names["file"], list(names["token"]), given.shape) for names, given in read] == [
+        (["a.bin"] * 2, [0, 4], (2, 5)),
+        (["a.bin"], [8], (1, 3)),
+        (["b.npy"], [0], (1, 3)),
+    ]
+    np.testing.assert_array_equal(read[0][1][1], values[4:9])
+    assert all(given.dtype == np.int32 for _, given in read)
+    written(path, [1, 2, 500])
+    with pytest.raises(DataError, match="a.bin: token 2 is 500"):
+        list(plugin.open_inputs(params, path, manifest).read(2))
+    written(path, [1])
+    with pytest.raises(DataError, match="at least 2 are needed"):
+        plugin.open_inputs(params, path, manifest)

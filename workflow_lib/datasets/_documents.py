@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -183,7 +183,18 @@ class Stream:
         return np.concatenate(parts)
 
 
-def passages(document: Document | EncodedDocument, context: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+class Codes(Protocol):
+    """Codes that are read in parts, such as those of a document."""
+
+    @property
+    def size(self) -> int:
+        """The number of the last code: there is one more."""
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Return the codes from start to stop."""
+
+
+def passages(document: Codes, context: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the first token and the codes of consecutive passages of a document with its end, at most `size` at a time.
 
     A passage has context + 1 tokens, the last of which is the first of the next passage; the last passage is shorter.

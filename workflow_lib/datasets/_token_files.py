@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workflow_lib.datasets._folder import files_below
 from workflow_lib.datasets._splits import files_of_splits
 from workflow_lib.errors import DataError
 
@@ -38,6 +39,26 @@ class TokenFile:
             f"{vocabulary - 1}. If the file is right, correct the vocabulary, or the type of .bin files "
             f"(data.params.dtype; it was read as {self.dtype.name})"
         )
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """The tokens of a file for a trained model, checked when they are read."""
+
+    file: TokenFile
+    vocabulary: int
+
+    @property
+    def size(self) -> int:
+        """The number of the last token."""
+        return self.file.tokens - 1
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from start to stop."""
+        begin = self.file.offset + start * self.file.dtype.itemsize
+        tokens = np.fromfile(self.file.path, self.file.dtype, stop - start, offset=begin)
+        self.file.check(begin, tokens.data.cast("B"), self.vocabulary)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -72,10 +93,24 @@ class Pieces:
         return {"file": self.file, "begin": self.begin, "size": self.size}
 
 
+def new_files(path: Path, dtype: str, vocabulary: int) -> dict[str, NewTokens]:
+    """Return the files at a path, or below it, by name; `dtype` is the type of the tokens in .bin files."""
+    names = {path.name: path}
+    if path.is_dir():
+        names = {file.relative_to(path).as_posix(): file for file in files_below(path) if file.suffix in SUFFIXES}
+    found = {name: NewTokens(token_file(file, dtype), vocabulary) for name, file in names.items()}
+    for tokens in found.values():
+        if tokens.size < 1:
+            raise DataError(
+                f"{tokens.file.path}: has {tokens.file.tokens} tokens; at least 2 are needed to predict one"
+            )
+    return found
+
+
 def find_files(path: Path, dtype: str) -> dict[str, list[TokenFile]]:
     """Return the files of each split; `dtype` is the type of the tokens in .bin files."""
     found = files_of_splits(path, SUFFIXES)
-    return {split: [_token_file(path, dtype) for path in paths] for split, paths in found.items()}
+    return {split: [token_file(path, dtype) for path in paths] for split, paths in found.items()}
 
 
 def whole_files(files: Mapping[str, list[TokenFile]], context: int, stride: int) -> dict[str, Pieces]:
@@ -115,7 +150,7 @@ def divide(pieces: Pieces, files: list[TokenFile], separator: int) -> Pieces:
     return divided
 
 
-def _token_file(path: Path, dtype: str) -> TokenFile:
+def token_file(path: Path, dtype: str) -> TokenFile:
     size = path.stat().st_size
     if path.suffix == ".npy":
         return _npy_file(path, size)

@@ -90,12 +90,13 @@ def open_source(params: Params, root: Path) -> Source:
         return inputs
 
     def named(split: str, rows: np.ndarray) -> dict[str, list[Any]]:
-        found, base = [], Path() if params.path is None else root / params.path
+        found = []
+        base = Path(sysconfig.get_path("stdlib")) if params.path is None else root / params.path
         for number, row in zip(np.searchsorted(ends[split], rows, side="right"), rows.tolist(), strict=True):
             stream = streams[split][number]
             found.append(stream.place(row - int(ends[split][number]) + len(stream)))
-        files = [path.relative_to(base) if path.is_relative_to(base) and path != base else path for path, _ in found]
-        return {"file": [file.as_posix() for file in files], "token": [token for _, token in found]}
+        files = [path.name if path == base else path.relative_to(base).as_posix() for path, _ in found]
+        return {"file": files, "token": [token for _, token in found]}
 
     rows = np.arange(ends["train"][-1])
     return Source(
@@ -133,6 +134,8 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
         for file in paths:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             document, alphabet = known(file)
+            if not document.size:
+                raise DataError(f"{file}: is empty")
             for starts, codes in passages(document, params.context, size):
                 found = np.searchsorted(alphabet, codes).astype(manifest.dtype)
                 yield {"file": [name] * len(starts), "token": starts}, found
@@ -164,8 +167,6 @@ def _known_document(path: Path, tokens: Tokens, manifest: Manifest) -> Document:
     from workflow_lib.datasets._documents import index_document
 
     document, seen = index_document(path, tokens)
-    if not document.size:
-        raise DataError(f"{path}: is empty")
     if document.tokens == "any bytes" and tokens == "bytes":
         raise DataError(f"{path}: has the byte 0xFF, which no text of the training had; is it UTF-8?")
     if unknown := sorted(seen - set(manifest.vocabulary)):

@@ -7,7 +7,7 @@ of the next. The last window of a file begins earlier, so that it ends with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,8 @@ from workflow_lib.plugins import DatasetFacts, Section, Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source
+    from workflow_lib.data import Inputs, Manifest, Source
+    from workflow_lib.data.inputs import Named
 
 PASSAGE = 16  # contexts: this much text is never divided between splits that are drawn
 
@@ -107,6 +108,22 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         index=stored,
         close=mapped.close,
     )
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the passages of a .bin or .npy file of tokens, or of those of a folder, named by file and first token."""
+    from workflow_lib.data import Inputs
+    from workflow_lib.datasets._documents import passages
+    from workflow_lib.datasets._token_files import new_files
+
+    files = new_files(path, params.dtype, params.vocabulary)
+
+    def read(size: int) -> Iterator[Named]:
+        for name, tokens in files.items():
+            for starts, codes in passages(tokens, params.context, size):
+                yield {"file": [name] * len(starts), "token": starts}, codes.astype(manifest.dtype)
+
+    return Inputs(read=read, samples=sum(-(-tokens.size // params.context) for tokens in files.values()))
 
 
 def _check(params: Params) -> None:
