@@ -53,7 +53,7 @@ onstart:
         "everstep: to see the progress from another terminal, run: everstep status. The logs of the jobs are in logs/",
         file=sys.stderr,
     )
-    for run in runs().values():
+    for run in (*runs().values(), *trained_first().values()):
         plans.freeze(run.config, WORK, run.digest)
     if experiment.tune:
         plans.freeze_study(experiment, Path(tuned_pointer()).parent, WORK)

@@ -46,9 +46,15 @@ def runs():
 
 
 @cache
+def trained_first():
+    """Return the runs that others start from, by id, without those of the plan."""
+    return plans.trained_first(plans.all_configs(experiment, runs().values()), runs(), WORK)
+
+
+@cache
 def data_sets():
     """Return the settings of every data set by id."""
-    of_runs = {run.data_id: run.config.data for run in runs().values()}
+    of_runs = {run.data_id: run.config.data for run in (*runs().values(), *trained_first().values())}
     return {plans.data_id(experiment): experiment.data} | of_runs
 
 
@@ -62,8 +68,9 @@ try:
     frozen = plans.freeze_experiment(experiment, WORK)
     if workflow.is_main_process:
         results_folders.register(WORK, results_layout.RESULTS)
-        snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, runs().values())])
-        snakefile.check_models(experiment, runs().values())
+        everything = [*runs().values(), *trained_first().values()]
+        snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, everything)])
+        snakefile.check_models(experiment, everything)
         tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             print(f"everstep: {damaged}", file=sys.stderr)
@@ -113,16 +120,24 @@ def reported_runs():
 
 def targets(wildcards):
     """Return all outputs of the pipeline: the inputs of `rule all`."""
-    return expand(TARGETS, experiment=experiment.name, run=reported_runs())
+    sources = [f"{RESULTS}/runs/{run}/train.json" for run in trained_first()]
+    return expand(TARGETS, experiment=experiment.name, run=reported_runs()) + sources
+
+
+def settings_of_run(run):
+    """Return the settings of a run, from the plan or, for a run of an earlier plan, as they are frozen."""
+    if workflow.is_main_process and (planned := runs().get(run) or trained_first().get(run)):
+        return planned.config
+    return plans.load_run(run, WORK)[0]
 
 
 def data_of(run):
-    """Return the data id of a run, from the plan or, for a run of an earlier plan, from its frozen settings."""
+    """Return the data id of a run."""
     if run == "tuned":
         return plans.data_id(experiment)
     if workflow.is_main_process and run in runs():
         return runs()[run].data_id
-    return plans.data_id(plans.load_run(run, WORK)[0])
+    return plans.data_id(settings_of_run(run))
 
 
 def source_files(wildcards):
@@ -152,8 +167,7 @@ def run_code(wildcards):
     run = wildcards.run
     if run == "tuned":
         return study_code(wildcards)
-    planned = workflow.is_main_process and run in runs()
-    return code_state(runs()[run].config if planned else plans.load_run(run, WORK)[0])
+    return code_state(settings_of_run(run))
 
 
 def study_code(wildcards):
@@ -170,6 +184,24 @@ def run_inputs(wildcards):
     """Return the data manifest of a run; for the run `tuned` also the file that points to it."""
     data = f"{RESULTS}/data/{data_of(wildcards.run)}.json"
     return {"data": data, "best": tuned_pointer()} if wildcards.run == "tuned" else {"data": data}
+
+
+def training_inputs(wildcards):
+    """Return the inputs of a run, and the statements of the runs that it starts from, which are trained first."""
+    of_tuned = wildcards.run == "tuned"
+    sources = study_sources(wildcards) if of_tuned else sources_of([settings_of_run(wildcards.run)])
+    return run_inputs(wildcards) | {"sources": sources}
+
+
+def sources_of(configs):
+    """Return the statements of the trainings that these runs start from."""
+    refs = dict.fromkeys(ref for config in configs for ref in plans.sources_of(config).values())
+    return [f"{RESULTS}/runs/{plans.planned_id(ref, runs())}/train.json" for ref in refs]
+
+
+def study_sources(wildcards):
+    """Return the statements of all trainings that a trial or the best run may start from."""
+    return sources_of(plans.studied(experiment))
 
 
 def run_reference(wildcards):

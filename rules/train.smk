@@ -1,13 +1,14 @@
 """Train a run, or resume its training. Checkpoints are in work/, where Snakemake deletes nothing.
 
-REQUIRED INPUTS: the data manifest; for the run `tuned` also the result of the study
+REQUIRED INPUTS: the data manifest; the result of the run that it starts from, if there is one; for the run `tuned`
+also the result of the study
 OUTPUTS: results/{experiment}/runs/{run}/train.json, model.safetensors, history.csv
 """
 
 
 rule train:
     input:
-        unpack(run_inputs),
+        unpack(training_inputs),
     output:
         train="results/{experiment}/runs/{run}/train.json",
         model="results/{experiment}/runs/{run}/model.safetensors",

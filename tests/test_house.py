@@ -30,7 +30,7 @@ LAYERS = (
     ("slurm", "distributed", "checkpoint"),
     ("store", "results"),
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
-    ("training", "orchestrator", "plan.model_check", "plan.preview", "evaluation"),
+    ("training", "orchestrator", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "snakefile"),
     ("cli", "__main__"),
@@ -97,9 +97,10 @@ def test_what_every_command_imports_is_light(room: str) -> None:
 UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "sympy", "PIL")
 
 
-# functions that unpickle or execute their input, and torch's collectives of objects, which unpickle
+# functions that unpickle or execute their input, and torch's collectives of objects, which unpickle; with weights_only
+# torch.load builds tensors only
 UNPICKLING = re.compile(
-    r"\b(import (pickle|dill|cloudpickle|marshal|shelve)|torch\.load\(|joblib|allow_pickle=True|"
+    r"\b(import (pickle|dill|cloudpickle|marshal|shelve)|torch\.load\((?!.*weights_only=True)|joblib|allow_pickle=True|"
     r"(broadcast|gather|scatter|send|recv)_object|all_gather_object)"
 )
 

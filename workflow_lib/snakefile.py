@@ -73,17 +73,21 @@ def _is_utf8(name: str) -> bool:
 
 def check_named_files(sections: Iterable[config.Data | config.Model], where: str = "") -> None:
     """Raise ConfigError if a file that the settings of a data set or model name does not exist."""
-    unique = {config.canonical([section.name, section.params]): section for section in sections}
+    unique = {config.canonical(section.model_dump(mode="json")): section for section in sections}
     for section in unique.values():
         kind, key = ("data", "data") if isinstance(section, config.Data) else ("models", "model")
-        for name, path in plugins.named_files(kind, section.name, section.params).items():
+        named = plugins.named_files(kind, section.name, section.params)
+        paths = {f"{key}.params.{name}": path for name, path in named.items()}
+        if isinstance(section, config.Model) and section.init.file is not None:
+            paths["model.init.from"] = section.init.file
+        for setting, path in paths.items():
             if kind == "data" and {"{", "}"} & {*str(path)}:
                 raise ConfigError(
-                    f"{where}data.params.{name}: {path}: Snakemake would read the braces as wildcards; rename the file"
+                    f"{where}{setting}: {path}: Snakemake would read the braces as wildcards; rename the file"
                 )
             if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
                 shown = shortened(str(path), 300)
-                raise ConfigError(f"{where}{key}.params.{name}: no such file: {shown} (looked for in {Path.cwd()})")
+                raise ConfigError(f"{where}{setting}: no such file: {shown} (looked for in {Path.cwd()})")
 
 
 def move_damaged(folder: Path) -> list[str]:
@@ -107,9 +111,10 @@ def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[conf
 
 
 def check_models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> None:
-    """Raise ConfigError if a model that is not of this package cannot be built, or does not fit the data."""
-    own = [run for run in plan.all_configs(experiment, runs) if preview.is_own(run.model.name)]
-    if problems := preview.look(own, experiment.runtime, Path.cwd()).problems:
+    """Raise ConfigError if a model that is not of this package, or its `init`, does not fit."""
+    all_configs = plan.all_configs(experiment, runs)
+    checked = [run for run in all_configs if preview.is_own(run.model.name) or run.model.init != config.Model().init]
+    if problems := preview.look(checked, experiment.runtime, Path.cwd()).problems:
         raise ConfigError("\n".join(problems))
 
 

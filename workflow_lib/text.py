@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -54,3 +55,8 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= flatten(inner, f"{name}.{key}" if name else key)
     return flat
+
+
+def slug(text: str) -> str:
+    """Return the text in characters that are safe in a path, at most 64 of them."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text.lower())[:64].strip("-.")

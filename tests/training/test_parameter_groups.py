@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from workflow_lib.config.init import Init
-from workflow_lib.config.optimization import SGD, AdamW, Lion, Muon
+from workflow_lib.config.optimization import SGD, AdamW, Lion, Muon, OwnOptimizer
 from workflow_lib.errors import ConfigError
 from workflow_lib.training.optimizers import build_optimizer
 from workflow_lib.training.parameter_groups import (
@@ -118,6 +118,13 @@ def test_muon_without_other_weights_has_no_adamw() -> None:
     model(torch.randn(3, 4)).sum().backward()
     optimizer.step()
     assert [*optimizer.state] == [model[0].weight]
+
+
+def test_decays_for_an_optimizer_without_decay_are_rejected() -> None:
+    model = small()
+    groups = parameter_groups(Init(weight_decay={"*.bias": 0.0}), trained(model))
+    with pytest.raises(ConfigError, match=r"model\.init\.weight_decay: torch\.optim:Rprop has no weight_decay"):
+        build_optimizer(OwnOptimizer(name="torch.optim:Rprop", lr=0.1), model, groups)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from workflow_lib import plugins
+from workflow_lib.config.init import Init, without_names
 from workflow_lib.config.run import Data, Model
 from workflow_lib.files import blake2b
 from workflow_lib.plugins import Section, in_identity
@@ -27,6 +28,8 @@ def identity(section: Section) -> dict[str, Any]:
         inner = getattr(section, name)
         if name not in excluded and isinstance(inner, Section):
             values[name] = identity(inner)
+    if isinstance(section, Init):
+        values = without_names(values)
     for name, default in _added(type(section)).items():
         if name in values and getattr(section, name) == default:
             del values[name]

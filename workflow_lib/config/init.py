@@ -1,21 +1,53 @@
-"""`model.init`: which weights are trained, and how fast. Patterns are globs over the names of the model's weights."""
+"""`model.init`: the weights that a training starts from, which of them are trained, and how fast.
+
+`from` names a run or a file. An experiment file stands for its only run: it is replaced by the run's id as soon as it
+is read, so that stored settings never depend on a file that may be edited.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic_core import PydanticCustomError
 
+from workflow_lib.config import sources
+from workflow_lib.errors import EverstepError
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import project_path
+
+RUN = re.compile(r"[A-Za-z0-9._-]+-([0-9a-f]{12})")
+
+# `from` is a word of Python, so it cannot be declared as other settings are
+_FROM: Any = {
+    "from": (
+        str | None,
+        Field(
+            None,
+            description="weights to start from: an experiment file or the id of a run, which is then trained first,"
+            " or a file or folder of weights (.safetensors, .pt); null draws them at random",
+        ),
+    )
+}
 
 
-class Init(Section):
-    """Weights that are frozen, and those with a learning rate or decay of their own. `*` also matches dots."""
+class Init(create_model("_From", __base__=Section, **_FROM)):  # type: ignore[misc]
+    """The initial weights: where they come from, which are frozen, and which have their own learning rate or decay."""
 
+    map: dict[str, str | None] = Field(
+        {},
+        description="beginning of names in `from`: what replaces it in the names of the model; null leaves them out",
+        examples=[{"encoder.": "backbone.", "head.": None}],
+    )
+    strict: bool = Field(
+        True, description="true: `from` must have every weight of the model; false takes those that fit, and says which"
+    )
     freeze: list[str] = Field(
         [],
-        description="patterns of weights and buffers that are not trained and stay as they are; a module of which all"
-        " match computes as in validation",
+        description="patterns of weights and buffers that are not trained and stay as they are (`*` also matches dots);"
+        " a module of which all match computes as in validation",
         examples=[["encoder.*"]],
     )
     lr_scale: dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -28,3 +60,39 @@ class Init(Section):
         description="pattern of weights: their weight decay; optimizer.weight_decay for all others",
         examples=[{"*.bias": 0.0}],
     )
+
+    @property
+    def source(self) -> str | None:
+        """The setting `from`."""
+        value: str | None = getattr(self, "from")
+        return value
+
+    @property
+    def run(self) -> str | None:
+        """The id of the run that the weights come from, or None."""
+        return self.source if self.source is not None and RUN.fullmatch(self.source) else None
+
+    @property
+    def file(self) -> Path | None:
+        """The file or folder that the weights come from, or None."""
+        return Path(self.source) if self.source is not None and self.run is None else None
+
+    @field_validator("from", mode="after")
+    @classmethod
+    def _resolve(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or RUN.fullmatch(value):
+            return value
+        root = (info.context or {}).get("root")
+        path = project_path(Path(value), root)
+        if path.suffix not in (".yaml", ".yml"):
+            return str(path)
+        try:
+            return sources.only_run((root or Path()) / path)
+        except EverstepError as error:
+            raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+
+
+def without_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the dumped section with the digest of a run in place of its id, which contains an experiment's name."""
+    run = RUN.fullmatch(values["from"] or "")
+    return {**values, "from": run[1]} if run else values

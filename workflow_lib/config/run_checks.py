@@ -59,6 +59,11 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
     yield from data_problems(run, plugins.facts(data.name, data.params))
     yield from _exclusive_problems(training)
     yield from _step_problems(run)
+    init = run["model"].init
+    if init.source is None:
+        for name, is_set in (("map", init.map), ("strict", not init.strict)):
+            if is_set:
+                yield ("model", "init", name), "is about weights to start from; set model.init.from, or leave it out"
     device = runtime.device.partition(":")[0]
     if training.precision not in PRECISIONS.get(device, (training.precision,)):
         yield (

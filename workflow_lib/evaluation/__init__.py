@@ -21,7 +21,7 @@ from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results import provenance
+from workflow_lib.results import provenance, source_weights
 from workflow_lib.results import write_run as outputs
 from workflow_lib.results.statements import Evaluation, ModelIdentity, write_evaluation
 from workflow_lib.tasks import AnySplit
@@ -134,7 +134,8 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
             f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
             f"but run {digest} on data {manifest.digest} was asked for: train it again"
         )
-    if trained["code"] != (code := user_code.digest(config)):
+    source = source_weights.digest(config, model.parents[3], model.parents[2].name)
+    if trained["code"] != (code := user_code.digest(config, source)):
         raise UserError(
             f"{model} was trained by code that has changed since (`everstep explain {digest[:12]}` shows the lines): "
             f"run the pipeline again, which trains it again, or keep the result by `everstep accept {digest[:12]}`"

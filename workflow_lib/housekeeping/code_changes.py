@@ -12,6 +12,8 @@ from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results import source_weights
+from workflow_lib.results.layout import RESULTS
 from workflow_lib.store import layout
 from workflow_lib.store.attempts import utc_now
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
@@ -21,7 +23,7 @@ from workflow_lib.store.lease import Lease
 def accept(ref: str, work: Path) -> str:
     """Record that the newest result of the run is valid for the current code; return a message."""
     run, digest = plan.load_run(ref, work)
-    code = user_code.digest(run)
+    code = user_code.digest(run, source_weights.digest(run, RESULTS))
     accepted = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
         workspace = layout.workspace_path(work, digest, data, code)
@@ -50,7 +52,7 @@ def retrain(ref: str, work: Path, results: Path) -> str:
     Returns a message with the new names, one line each.
     """
     run, digest = plan.load_run(ref, work)
-    code = user_code.digest(run)
+    code = user_code.digest(run, source_weights.digest(run, results))
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
     lines = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):

@@ -14,8 +14,10 @@ from workflow_lib.config import sweep
 from workflow_lib.config.consistency import name_problem
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml import Origins
-from workflow_lib.plan import expand, load_run, stages, study_id, user_code
+from workflow_lib.plan import RunConfig, expand, load_run, stages, study_id, user_code
 from workflow_lib.plan.user_code import CodeRecord
+from workflow_lib.results import source_weights
+from workflow_lib.results.layout import RESULTS
 from workflow_lib.store import code_record, layout
 from workflow_lib.text import aligned, count, flatten
 
@@ -78,7 +80,8 @@ def _code_lines(left: CodeRecord, right: CodeRecord) -> Iterator[str]:
                 yield from difflib.unified_diff(before, after, **heads, lineterm="", n=1)
     for name in sorted(left["files"].keys() | right["files"].keys()):
         if left["files"].get(name) != right["files"].get(name):
-            yield f"  the content of the file in model.params.{name} differs"
+            setting = name if name == user_code.INIT else f"{'training.' if '.' in name else 'model.params.'}{name}"
+            yield f"  the content of the file in {setting} differs"
 
 
 def _side(ref: str, work: Path) -> _Side:
@@ -91,21 +94,25 @@ def _side(ref: str, work: Path) -> _Side:
     runs = frozenset(run.digest for run in planned)
     settings = flatten({**experiment.model_dump(mode="json", exclude={"sweep", "tune"}), "stages": stages()})
     study = study_id(experiment) if experiment.tune is not None else None
-    code = user_code.record(planned[0].config)
+    code = _record(planned[0].config)
     return _Side(f"{ref}  ({count(len(runs), 'run')})", settings, experiment._origins, runs, study, code)
 
 
 def _current(ref: str, work: Path) -> _Side:
     run, name = load_run(ref, work)
     settings = flatten(run.model_dump(mode="json"))
-    return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=user_code.record(run))
+    return _Side(f"{ref}  (current code)", settings, Origins(), frozenset([name]), code=_record(run))
+
+
+def _record(run: RunConfig) -> CodeRecord:
+    return user_code.record(run, source_weights.digest(run, RESULTS))
 
 
 def _trained_with(name: str, work: Path) -> CodeRecord:
     """Return the code of the run's newest training, or the current code if there is none."""
     found = layout.workspaces(work, name)
     if not found:
-        return user_code.record(load_run(name, work)[0])
+        return _record(load_run(name, work)[0])
     return code_record.read(max(found, key=lambda path: path.stat().st_mtime)) or {}
 
 

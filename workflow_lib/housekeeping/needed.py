@@ -77,5 +77,5 @@ def _names_in_file(path: Path, names: Callable[[Any], list[str]]) -> list[str]:
 def _digests(content: Mapping[str, Any]) -> list[str]:
     """Return the digests of the runs that a plan, a result or a file of a study names."""
     if "runs" in content:
-        return [run["digest"] for run in content["runs"]]
+        return [run["digest"] for run in (*content["runs"], *content.get("trained_first", []))]
     return [content["digest"] if "digest" in content else content["run"]["digest"]]

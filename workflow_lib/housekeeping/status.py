@@ -63,7 +63,8 @@ def _planned_names(results: Path) -> dict[str, str]:
     for path in (*results_layout.all_plans(results), *results_layout.all_pointers(results)):
         try:
             content = read_json(path)
-            for run in content["runs"] if path.name == results_layout.PLAN else [content["run"]]:
+            is_plan = path.name == results_layout.PLAN
+            for run in [*content["runs"], *content.get("trained_first", [])] if is_plan else [content["run"]]:
                 names.setdefault(str(run["digest"]), str(run["id"]))
         except UNREADABLE:
             continue

@@ -95,7 +95,7 @@ class Attempt:
             check_certain_failure(context)
         newest = _newest(context.workspace)
         self._check_stalled(newest)
-        code_record.write(context.workspace, context.run, context.code)
+        code_record.write(context.workspace, context.run, context.code, context.source_digest)
         ws.begin(
             context.workspace,
             context.attempt,

@@ -10,6 +10,8 @@ from workflow_lib import plan
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout as results_layout
+from workflow_lib.results import source_weights
 from workflow_lib.slurm import nodes
 from workflow_lib.slurm.job import seconds_left
 from workflow_lib.store.attempts import new_attempt
@@ -30,6 +32,8 @@ class AttemptContext:
     digest: str
     manifest: Manifest
     code: str  # digest of the user's code and files
+    weights: Path | None  # to start from
+    source_digest: str | None  # of these weights, if another run trained them
     work: Path
     workspace: Path
     attempt: str
@@ -68,13 +72,16 @@ def create_context(
 
     config, digest = _load_or_freeze(experiment, run, work)
     manifest = Manifest.load(data)
-    code = user_code.digest(config)
+    weights, source_digest = _weights(config, experiment.name, work)
+    code = user_code.digest(config, source_digest)
     return AttemptContext(
         experiment=experiment,
         run=config,
         digest=digest,
         manifest=manifest,
         code=code,
+        weights=weights,
+        source_digest=source_digest,
         work=work,
         workspace=workspace_path(work, digest, manifest.digest, code),
         attempt=new_attempt(),
@@ -83,6 +90,19 @@ def create_context(
         node=nodes.number() if experiment.runtime.nodes > 1 else 0,
         caller="a training" if stop_early is None else f"trial {run}",
     )
+
+
+def _weights(run: plan.RunConfig, experiment: str, work: Path) -> tuple[Path | None, str | None]:
+    """Return the weights to start from and, if another run trained them, their digest; those are verified."""
+    from workflow_lib.results import write_run
+
+    weights = source_weights.required(run, results_layout.RESULTS, experiment)
+    if weights is None:
+        file = run.model.init.file
+        if file is not None and not file.exists():
+            raise ConfigError(f"model.init.from: no such file: {file} (looked for in {Path.cwd()})")
+        return file, None
+    return weights, write_run.trained(weights, work)["model"]
 
 
 def _load_or_freeze(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfig, str]:

@@ -112,6 +112,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             saver=saver,
             events=root.events,
             environment=_fingerprint(root, ranks),
+            weights=context.weights,
             metrics_file=layout.metrics_file(context.workspace),
             stop_early=context.stop_early,
         )

@@ -7,6 +7,7 @@ from workflow_lib.plan.frozen import freeze, freeze_experiment, load_run
 from workflow_lib.plan.listing import columns, table
 from workflow_lib.plan.naming import data_id, data_settings, run_digest, run_id, section_digest
 from workflow_lib.plan.plan_file import plan, plan_digest, reported_runs, write_plan
+from workflow_lib.plan.sources import planned_id, sources_of, trained_first
 from workflow_lib.plan.study import all_configs, freeze_study, studied, study_digest, study_id, study_metric, tuned_base
 
 __all__ = [
@@ -27,16 +28,19 @@ __all__ = [
     "load_run",
     "plan",
     "plan_digest",
+    "planned_id",
     "reported_runs",
     "run_digest",
     "run_id",
     "section_digest",
+    "sources_of",
     "stages",
     "studied",
     "study_digest",
     "study_id",
     "study_metric",
     "table",
+    "trained_first",
     "tuned_base",
     "write_plan",
 ]

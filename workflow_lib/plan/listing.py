@@ -12,7 +12,9 @@ from workflow_lib.config.experiment import Experiment, Tune
 from workflow_lib.config.identity import canonical
 from workflow_lib.errors import EverstepError
 from workflow_lib.plan.expansion import Run, expand
-from workflow_lib.plan.study import study_id, study_metric
+from workflow_lib.plan.sources import trained_first
+from workflow_lib.plan.study import all_configs, study_id, study_metric
+from workflow_lib.store.layout import WORK
 from workflow_lib.text import aligned, count
 
 
@@ -31,6 +33,9 @@ def table(experiment: Experiment) -> str:
     if total > len(runs):
         lines[0] += f" ({count(total, 'point')} of the sweep; those with equal settings are one run)"
     lines += ["", *aligned([["run", *columns], *rows])]
+    first = trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, WORK)
+    if first:
+        lines += ["", "trained first, since runs start from their weights:", *(f"  {name}" for name in first)]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     return "\n".join(lines)

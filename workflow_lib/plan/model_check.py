@@ -99,6 +99,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
     """
     import torch
 
+    from workflow_lib.training import parameter_groups
     from workflow_lib.training.model import check_fits
     from workflow_lib.training.step_building import new_step
 
@@ -108,6 +109,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
             step = new_step(run.training)
             example = step.example_inputs(shapes.spec, 2) if step is not None else None
             check_fits(run.model.name, model, shapes.spec, outputs_are_known=shapes.outputs, example=example)
+            parameter_groups.freeze(model, run.model.init.freeze)
             sizes = _sizes(run, model, shapes.spec, processes)
     except Exception as error:
         if _needs_numbers(error):

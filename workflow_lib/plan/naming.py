@@ -5,7 +5,6 @@ Folders in `work/` and `results/` are named by them, so a change here would trai
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from workflow_lib.config.identity import canonical
 from workflow_lib.config.renamed import with_stored_names
 from workflow_lib.config.run import Data, RunConfig
 from workflow_lib.plugins import Section
+from workflow_lib.text import slug
 
 
 def run_digest(run: RunConfig) -> str:
@@ -48,11 +48,6 @@ def _word(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{key.rpartition('.')[2]}{canonical(value)}"
-
-
-def slug(text: str) -> str:
-    """Return the text in characters that are safe in a path, at most 64 of them."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text.lower())[:64].strip("-.")
 
 
 def section_digest(experiment: Experiment, section: str) -> str:

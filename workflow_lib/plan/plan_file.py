@@ -13,17 +13,21 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import Run, base, expand
 from workflow_lib.plan.frozen import freeze
 from workflow_lib.plan.naming import data_id, run_digest
-from workflow_lib.plan.study import study_definition, study_digest, study_id
+from workflow_lib.plan.sources import trained_first
+from workflow_lib.plan.study import all_configs, study_definition, study_digest, study_id
 from workflow_lib.store import layout
+from workflow_lib.store.layout import WORK
 
 
 def plan(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the plan as JSON values: the runs and the study."""
+    """Return the plan as JSON values: the runs, those that are trained before them, and the study."""
     listed = [
         {"id": run.id, "digest": run.digest, "data_id": run.data_id, "swept": with_stored_names(run.swept)}
         for run in runs
     ]
-    return {"experiment": experiment.name, "runs": listed, "study": _study(experiment)}
+    needed = trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, WORK)
+    first = {"trained_first": [{"id": run.id, "digest": run.digest} for run in needed.values()]} if needed else {}
+    return {"experiment": experiment.name, "runs": listed, **first, "study": _study(experiment)}
 
 
 def reported_runs(plan_file: Path) -> list[str]:
@@ -56,7 +60,7 @@ def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
 def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
     """Freeze every run and the definition of the study, then write the plan."""
     runs = expand(experiment)
-    for run in runs:
+    for run in (*runs, *trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, work).values()):
         freeze(run.config, work, run.digest)
     if experiment.tune is not None:
         frozen = layout.study_file(work, study_digest(experiment))

@@ -15,7 +15,7 @@ from workflow_lib.config.experiment import Runtime
 from workflow_lib.config.run_checks import data_problems
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.plan import RunConfig, data_settings, model_check
+from workflow_lib.plan import RunConfig, data_settings, init_check, model_check
 
 MOST_MODELS = 32  # of those that a sweep compares; the others are checked when their training starts
 
@@ -53,6 +53,7 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
             checked.add(key)
             if len(checked) <= MOST_MODELS:
                 _check_model(run, known, runtime.nproc * runtime.nodes, found, with_sizes=with_sizes)
+                _check_init(run, known, found, root)
             else:
                 found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
     return found
@@ -78,6 +79,14 @@ def _check_model(
             note = model_check.single_value_note(run, shapes, known.inputs, processes)
             found.notes.update({note: None} if note else {})
     except ConfigError as error:
+        found.problems[str(error)] = None
+
+
+def _check_init(run: RunConfig, known: plugins.DatasetFacts, found: Preview, root: Path) -> None:
+    try:
+        if (note := init_check.note(run, known, root)) is not None:
+            found.notes[note] = None
+    except (EverstepError, OSError) as error:
         found.problems[str(error)] = None
 
 

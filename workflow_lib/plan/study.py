@@ -15,9 +15,9 @@ from workflow_lib.config.stages import STAGES
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import Run, apply, base
 from workflow_lib.plan.frozen import freeze
-from workflow_lib.plan.naming import slug
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import layout
+from workflow_lib.text import slug
 
 # settings that may name code of the user, beside those of the model
 USER_CODE = ("training.hooks", "training.loss", "optimizer.name", "schedule.name")

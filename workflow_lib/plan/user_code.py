@@ -16,6 +16,7 @@ from workflow_lib.config.step import file_arguments
 from workflow_lib.plan import RunConfig
 from workflow_lib.plugins import source_digest
 
+INIT = "model.init.from"  # the name of initial weights among the files of a run
 CodeRecord = dict[str, Any]  # content of code.json in a workspace: digest, code, files
 
 
@@ -46,12 +47,21 @@ def files_of(run: RunConfig) -> dict[str, Path]:
     return {
         **plugins.named_files("models", run.model.name, run.model.params),
         **{f"step_params.{name}": path for name, path in of_step.items()},
+        **({} if run.model.init.file is None else {INIT: run.model.init.file}),
     }
 
 
-def digest(run: RunConfig) -> str:
-    """Return the digest of the run's code and of the content of its model's files: 32 hex digits."""
-    return digest_of(of(run), {name: content_digest(path) for name, path in files_of(run).items()})
+def digest(run: RunConfig, weights: str | None = None) -> str:
+    """Return the digest of the run's code and of the content of its files: 32 hex digits.
+
+    If the run starts from the result of another run, `weights` is the digest of that.
+    """
+    return digest_of(of(run), _content(run, weights))
+
+
+def _content(run: RunConfig, weights: str | None) -> dict[str, str]:
+    named = {name: content_digest(path) for name, path in files_of(run).items()}
+    return named if weights is None else {**named, INIT: weights}
 
 
 def digest_of(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
@@ -70,9 +80,8 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
     cache: dict[str, str] = {}
 
     def of_run(run: RunConfig) -> str:
-        key = config.canonical(
-            [run.model.name, run.model.params, run.training.hooks, run.training.step_params, objects_of(run)]
-        )
+        model = run.model.model_dump(mode="json")
+        key = config.canonical([model, run.training.hooks, run.training.step_params, objects_of(run)])
         if key not in cache:
             cache[key] = digest(run)
         return cache[key]
@@ -93,8 +102,8 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def record(run: RunConfig) -> CodeRecord:
-    """Return the record of the run's current code for its workspace."""
-    code, named = of(run), {name: content_digest(path) for name, path in files_of(run).items()}
+def record(run: RunConfig, weights: str | None = None) -> CodeRecord:
+    """Return the record of the run's current code for its workspace; `weights` as for `digest`."""
+    code, named = of(run), _content(run, weights)
     texts = {kind: {"digest": part.digest, "texts": part.texts} for kind, part in code.items()}
     return {"digest": digest_of(code, named), "code": texts, "files": named}

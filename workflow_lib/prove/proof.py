@@ -22,6 +22,8 @@ from workflow_lib.plan import user_code
 from workflow_lib.prove import faults
 from workflow_lib.prove.child import forked, tail
 from workflow_lib.prove.trace import Tracer, first_difference, read_trace
+from workflow_lib.results import source_weights
+from workflow_lib.results.layout import RESULTS
 from workflow_lib.runtime import device, forking
 from workflow_lib.store import final_checkpoint, layout
 from workflow_lib.store.layout import workspace_path
@@ -155,9 +157,9 @@ class Training:
         # all trainings share the prepared data, but no run and no checkpoint
         layout.data_dir(self._work).symlink_to(layout.data_dir(data.parent / "work").resolve())
         plan.freeze(run.config, self._work)
-        self.workspace = workspace_path(
-            self._work, run.digest, Manifest.load(data).digest, user_code.digest(run.config)
-        )
+        weights = source_weights.required(run.config, RESULTS, experiment.name)
+        code = user_code.digest(run.config, source_weights.digest_of(weights) if weights else None)
+        self.workspace = workspace_path(self._work, run.digest, Manifest.load(data).digest, code)
 
     def attempt(self, fault: faults.Fault | None) -> int:
         """Run one attempt and return its exit code, 0 if the run is finished.

@@ -186,6 +186,7 @@ def _templates(of_chapter: Path | None = None) -> jinja2.Environment:
     )
     environment.filters |= {
         "accepted": provenance.accepted_words,
+        "started_from": provenance.started_from_words,
         "number": decimal,
         "interval": shown_interval,
         "setting": shown_setting,

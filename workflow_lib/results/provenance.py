@@ -14,10 +14,10 @@ from workflow_lib.errors import UserError
 from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results.statements import DIVERGED, Provenance, read_training
+from workflow_lib.results.statements import DIVERGED, DivergedTraining, Initialised, Provenance, Training, read_training
 from workflow_lib.runtime import git
 from workflow_lib.store import layout
-from workflow_lib.text import aligned
+from workflow_lib.text import aligned, count
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ def trace(path: Path, work: Path) -> str:
         "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
         **ended,
         **({"accepted": accepted_words(trained["accepted"])} if "accepted" in trained else {}),
+        **_started_from(trained),
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),
         "made by": made.get("command", "unknown"),
@@ -78,6 +79,21 @@ def trace(path: Path, work: Path) -> str:
         rows[f"from {name}"] = digest + _change(Path(name), digest)
     rows["again"] = rebuild_command(path, made.get("experiment"))
     return "\n".join(aligned([(name, str(value)) for name, value in rows.items()]))
+
+
+def _started_from(trained: Training | DivergedTraining) -> dict[str, str]:
+    """Return a row about the weights that the training started from, if it did."""
+    if "state" in trained or "initialised" not in trained:
+        return {}
+    found = trained["initialised"]
+    left = f"; drawn at random: {', '.join(found['not_taken'])}" if found["not_taken"] else ""
+    return {"started from": f"{found['from']} ({found['digest']}), {found['taken']} weights{left}"}
+
+
+def started_from_words(found: Initialised) -> str:
+    """Return the note on a run that started from given weights."""
+    left = f", {count(len(found['not_taken']), 'weight')} drawn at random" if found["not_taken"] else ""
+    return f"starts from {found['from']}{left}"
 
 
 def accepted_words(record: Acceptance) -> str:

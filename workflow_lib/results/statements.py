@@ -48,6 +48,18 @@ class Best(TypedDict):
     step: int
 
 
+Initialised = TypedDict(
+    "Initialised",
+    {
+        "from": str,  # a file, or the id of a run
+        "digest": str,  # of its content
+        "taken": int,  # number of weights
+        "not_taken": list[str],  # weights of the model that were drawn at random
+        "unused": list[str],  # names in the source
+    },
+)
+
+
 class Identity(TypedDict):
     """The run that a statement is about: its digest, and the digests of its data and of the user's code."""
 
@@ -100,6 +112,7 @@ class Training(ModelIdentity, Cost):
     parameters: int
     environment: dict[str, Any]
     accepted: NotRequired[Acceptance]
+    initialised: NotRequired[Initialised]
 
 
 class Evaluation(ModelIdentity):

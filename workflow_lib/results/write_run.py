@@ -6,18 +6,20 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from workflow_lib import checkpoint, plugins
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, write_atomic
+from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results.statements import (
     DIVERGED,
     Diverged,
     DivergedTraining,
+    Initialised,
     Provenance,
     Training,
     read_training,
@@ -76,6 +78,9 @@ def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
     is_of_other_code = final.manifest["fingerprint"].get("code") != run.code
     if is_of_other_code and (acceptance := code_record.read_acceptance(run.workspace)) is not None:
         statement["accepted"] = acceptance
+    if "initialised" in final.about:
+        digest = (code_record.read(layout.parent_workspace(final.path)) or {"files": {}})["files"].get(user_code.INIT)
+        statement["initialised"] = cast("Initialised", {**final.about["initialised"], "digest": digest})
     sys.audit("everstep", "statement")
     write_training(output, statement)
 

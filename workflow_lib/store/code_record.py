@@ -22,12 +22,14 @@ class Acceptance(TypedDict):
     time: str
 
 
-def write(workspace: Path, run: RunConfig, expected: str) -> None:
+def write(workspace: Path, run: RunConfig, expected: str, weights: str | None = None) -> None:
     """Write the text of the code and the digests of the files to the workspace, unless the record exists.
+
+    `weights` is the digest of the run's source, if it has one.
 
     Raises ConfigError if the code no longer has the expected digest.
     """
-    current = user_code.record(run)
+    current = user_code.record(run, weights)
     if current["digest"] != expected:
         raise ConfigError("the code of the run changed while its training started: run the same command again")
     if not (path := layout.code_file(workspace)).exists():

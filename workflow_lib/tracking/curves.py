@@ -14,6 +14,7 @@ from workflow_lib.errors import EverstepError
 from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results import source_weights
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
@@ -69,7 +70,7 @@ class Curve:
 
 def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]:
     """Yield the curve of each run, trial and tuned run of the experiment that has a checkpoint."""
-    code_of = user_code.memo()
+    code_of = user_code.memo(lambda run: user_code.digest(run, source_weights.digest(run, results, experiment.name)))
     for digest, (name, data) in _runs(experiment, results / experiment.name).items():
         folder = layout.run_config(work, digest)
         if not folder.exists():

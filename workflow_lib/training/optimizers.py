@@ -76,6 +76,9 @@ def _own(section: OwnOptimizer, parameters: Groups) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         what = f"a {type(optimizer).__name__}; allowed: a torch.optim.Optimizer"
         raise ConfigError(f"optimizer.name: {section.name} gives {what}")
+    has_decays = any(isinstance(group, dict) and "weight_decay" in group for group in parameters)
+    if has_decays and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(f"model.init.weight_decay: {section.name} has no weight_decay; leave the patterns out")
     return optimizer
 
 

@@ -149,6 +149,7 @@ def _about(state: State) -> dict[str, Any]:
         "exact": state.progress.exact,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "environment": state.environment,
+        **({} if state.initialised is None else {"initialised": state.initialised}),
     }
 
 

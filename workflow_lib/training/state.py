@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import capture_rng, derive, seed_everything
 from workflow_lib.runtime.torch_internals import foreach_lerp_
-from workflow_lib.training import parameter_groups
+from workflow_lib.training import initial_weights, parameter_groups
 from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
 from workflow_lib.training.model import build_model, compiled
@@ -101,6 +102,7 @@ class State:
     logged        float64 [names, 2], on the device: sums and numbers of samples of what the user's step logged
     ema           averaged weights of the model by name in ``module``, or None
     hooks         the user's functions; only on rank 0
+    initialised   record of the weights that the model started from, or None
     environment   fingerprint of the machine and the software
     """
 
@@ -113,6 +115,7 @@ class State:
         peers: Peers,
         device: torch.device,
         environment: Mapping[str, Any],
+        weights: Path | None = None,
     ) -> None:
         training = run.training
         self.run, self.ranks, self.peers, self.device, self.environment = run, ranks, peers, device, dict(environment)
@@ -125,6 +128,7 @@ class State:
         seed_everything(derive(run.seed, "initial"))
         self.step = new_step(training)
         self.model = build_model(run.model, spec, self.step.example_inputs(spec, 2) if self.step is not None else None)
+        self.initialised = None if weights is None else initial_weights.load(self.model, run.model.init, weights)
         self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         if training.activation_checkpointing:
             recompute_blocks(self.model, device)

@@ -95,6 +95,7 @@ class Trainer:
         events: EventLog,
         environment: Mapping[str, Any],
         metrics_file: Path,
+        weights: Path | None = None,
         stop_early: StopEarly | None = None,
     ) -> None:
         self.run, self.ranks, self._objective, self._train_split = run, ranks, objective, train
@@ -107,7 +108,15 @@ class Trainer:
         self._display: ProgressDisplay | None = None
         self._resumed_step: int | None = None
         check_augmentation(run.augment, spec)
-        self.state = State(run, spec, ranks=ranks, peers=self._agreement.peers, device=device, environment=environment)
+        self.state = State(
+            run,
+            spec,
+            ranks=ranks,
+            peers=self._agreement.peers,
+            device=device,
+            environment=environment,
+            weights=weights,
+        )
         self._checkpoints = Checkpoints(self.state, store, saver, self._curve)
         batch_size = -(-self._batches.size // run.training.accumulation_steps)
         self._validation = Validation(self.state, objective, validation, self._agreement, batch_size=batch_size)

@@ -1,0 +1,72 @@
+"""Initial weights and patterns of weights, compared with a model on torch's meta device before any training.
+
+torch is imported inside functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import models, plugins
+from workflow_lib.errors import ConfigError
+from workflow_lib.plan import RunConfig, model_check, trained_first
+from workflow_lib.store.layout import WORK
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ONLY_THE_TRAINING = "model.init: only the training can tell whether the names and shapes of weights fit the model"
+
+
+def note(run: RunConfig, known: plugins.DatasetFacts, root: Path) -> str | None:
+    """Return a note if only the training can tell whether `model.init` fits the model, else None.
+
+    Raises ConfigError if it does not fit.
+    """
+    init = run.model.init
+    if init == type(init)():
+        return None
+    from workflow_lib.training import parameter_groups
+    from workflow_lib.training.initial_weights import fit
+
+    try:
+        model, is_exact = _built(run, known)
+        source, is_source_exact = _source(run, root)
+    except ConfigError:
+        raise
+    except Exception:  # a model that needs real numbers fails on the meta device
+        return ONLY_THE_TRAINING
+    if model is None or source is None:
+        return ONLY_THE_TRAINING
+    if init.source is not None:
+        fit(model, source, init, only_names=not (is_exact and is_source_exact))
+    parameter_groups.freeze(model, init.freeze)
+    named = model.named_parameters(remove_duplicate=False)
+    parameter_groups.parameter_groups(init, ((name, weight) for name, weight in named if weight.requires_grad))
+    return None
+
+
+def _built(run: RunConfig, known: plugins.DatasetFacts) -> tuple[nn.Module | None, bool]:
+    """Return the model without memory, if its shapes can be given, and True if they are those of the data."""
+    import torch
+
+    shapes = model_check.shapes_of(run, known)
+    if shapes is None:
+        return None, False
+    with torch.device("meta"):
+        return models.build(run.model, shapes.spec), shapes.inputs and shapes.outputs
+
+
+def _source(run: RunConfig, root: Path) -> tuple[dict[str, Tensor] | None, bool]:
+    """Return the tensors that the run starts from, without memory, if they are known, and True if their shapes are."""
+    from workflow_lib.training.initial_weights import read
+
+    init = run.model.init
+    if init.file is not None:
+        return read(init.file, meta=True), True
+    if init.run is None:
+        return {}, True
+    source = trained_first([run], {}, WORK)[init.run].config
+    model, is_exact = _built(source, plugins.facts_in_headers(source.data.name, source.data.params, root))
+    return (None if model is None else model.state_dict()), is_exact
