@@ -58,12 +58,18 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
     ran = [command.split()[0] for command in commands]
     names = ["python", "snakemake", "everstep", "snakemake", "everstep", "snakemake", "snakemake"]
-    assert ran == [*names, "echo", "everstep", "everstep"]
+    assert ran == [*names, "echo", "everstep", "snakemake", "everstep", "cp", "everstep", "everstep"]
     (model,) = (project.folder / "results/net").glob("runs/*/model.safetensors")
     assert {name.partition(".")[0] for name in load_file(model)} == {"inner", "hidden", "head"}
     manifest = json.loads(next((project.folder / "results/signals/data").glob("*.json")).read_text())
     assert (manifest["shards"], manifest["in_place"]["files"]) == ([], ["signals.bin"])
     assert next((project.folder / "results/signals").glob("runs/*/model.onnx")).exists()
+    (generator,) = (project.folder / "results/gan").glob("runs/*/model.safetensors")
+    assert {name.partition(".")[0] for name in load_file(generator)} == {"layers"}
+    judged = json.loads(generator.with_name("evaluation.json").read_text())
+    assert (judged["split"], judged["metrics"].keys()) == ("val", {"val_loss", "val_score"})
+    header = generator.with_name("history.csv").read_text().partition("\n")[0]
+    assert header == "epoch,step,lr,train_loss,val_loss,train_generator,train_penalty,val_score"
     results = project.folder / "results/wine"
     bundle = next(results.glob("runs/*/bundle.zip"))
     assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]
