@@ -101,6 +101,25 @@ def test_a_student_of_a_frozen_teacher_is_exact(fresh: Fresh, reference: Fresh) 
     assert json.loads(run.output.read_text())["best"]["metric"] == "val_loss"
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_gradients_of_ranks_are_averaged_by_their_samples(reference: Fresh, ranks: int) -> None:
+    """131 samples divide unequally; the training of one process differs by rounding only."""
+    changes = merged(SEVERAL, {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": {"ema_decay": None}})
+    changes = merged(changes, {"training": {"step": "tests.plugins.plain_step:Step"}})
+    runs = [reference(changes), reference(merged(changes, {"runtime": {"nproc": ranks}}))]
+    alone, together = (run.output.with_name("history.csv").read_text().splitlines()[-1].split(",") for run in runs)
+    assert [float(value) for value in together] == pytest.approx([float(value) for value in alone], rel=1e-4)
+
+
+def test_the_plainest_step_has_the_bits_of_a_training_without_one(reference: Fresh) -> None:
+    changes = {"model": {"name": "cnn", "params": {"channels": [4]}}}
+    plain, own = reference(changes), reference({**changes, "training": {"step": "tests.plugins.plain_step:Step"}})
+    weights = [run.output.with_name("model.safetensors").read_bytes() for run in (plain, own)]
+    assert weights[0] == weights[1]
+    histories = [run.output.with_name("history.csv").read_text().splitlines() for run in (plain, own)]
+    assert [line.rpartition(",")[0] for line in histories[1]] == histories[0]
+
+
 def test_a_step_in_bf16_with_clipped_gradients_and_a_schedule_is_exact(fresh: Fresh, reference: Fresh) -> None:
     changes = merged(GAN, {"training": {"precision": "bf16", "clip_norm": 0.5}, "schedule": {"name": "plateau"}})
     run = fresh(changes)
