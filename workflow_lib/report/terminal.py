@@ -36,6 +36,7 @@ def summary(results: Path) -> str:
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
         "report": results / results_layout.REPORT,
+        "predict": f"everstep predict {best['run']} DATA --output predictions.csv",
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
