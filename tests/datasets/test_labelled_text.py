@@ -137,3 +137,31 @@ def test_the_manifest_tells_a_model_the_size_of_the_vocabulary(tmp_path: Path) -
     manifest = data.prepare(settings, tmp_path, tmp_path / "work")
     assert manifest.spec == data.ModelSpec((12,), 2, "text_classification", vocabulary=256)
     assert manifest.dtype == "uint8"
+
+
+def new_texts(params: dict[str, Any], root: Path, path: str) -> list[tuple[Any, np.ndarray]]:
+    """Return the texts at a path for a model that was trained on the data of these settings."""
+    plugin = plugins.load("data", "labelled_text")
+    manifest = data.prepare({"name": "labelled_text", "params": params}, root, root / "work")
+    with closing(plugin.open_inputs(plugin.Params.model_validate(params), root / path, manifest)) as inputs:
+        return list(inputs.read(2))
+
+
+def test_new_texts_are_files_of_a_folder_or_one_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    params = write_folder(tmp_path) | {"tokens": "characters"}
+    (tmp_path / "new.txt").write_text("fine ~")
+    ((names, tokens),) = new_texts(params, tmp_path, "new.txt")
+    assert names == {"file": ["new.txt"]}
+    assert tokens[0, 5:7].tolist() == [1, 0]  # a character that train does not have, then the filled end
+    assert [len(tokens) for _, tokens in new_texts(params, tmp_path, "texts/bad")] == [2] * 15
+    assert "texts are longer than 12 tokens: their ends are cut" in caplog.text
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match="empty.txt: the text is empty"):
+        new_texts(params, tmp_path, "empty.txt")
+
+
+def test_new_texts_of_a_table_need_its_column(tmp_path: Path) -> None:
+    params = write_csv(tmp_path)
+    (tmp_path / "new.csv").write_text("texts\nfine\n")
+    with pytest.raises(DataError, match=r"has no column `text`, from which .*; did you mean `texts`\? .*needs: text"):
+        new_texts(params, tmp_path, "new.csv")

@@ -38,7 +38,7 @@ def open_rows(table: Table, features: Sequence[Feature], notation: Notation) -> 
     encodings = encodings_of(features, notation)
     names = [encoding.name for encoding in encodings]
     for name in names:
-        _check_column(table, name, names)
+        check_usable(table, name, names)
 
     def read(size: int) -> Iterator[Named]:
         columns = [_Column(encoding, ColumnReader(table.path, encoding.name, notation)) for encoding in encodings]
@@ -51,7 +51,8 @@ def open_rows(table: Table, features: Sequence[Feature], notation: Notation) -> 
     return Inputs(read=read)
 
 
-def _check_column(table: Table, name: str, needed: Sequence[str]) -> None:
+def check_usable(table: Table, name: str, needed: Sequence[str]) -> None:
+    """Raise DataError unless the table has the column once, with values that can be read."""
     if name not in table.columns:
         near = difflib.get_close_matches(name, table.columns, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -22,11 +22,11 @@ from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
-    from workflow_lib.data import Source, SourceFile
+    from workflow_lib.data import Inputs, Manifest, Source, SourceFile
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ LIBRARY = ("asyncio", "email", "importlib", "multiprocessing", "unittest")
 PASSAGES = 6  # of each file of the library
 PAD, UNKNOWN = "<pad>", "<unknown>"
 ROWS_AT_ONCE = 1024
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
 
 class Params(Checksums):
@@ -74,6 +75,7 @@ class Texts:
     read: Callable[[str, np.ndarray], list[str]]
     files: tuple[SourceFile, ...]
     name: Callable[[str, int], str]
+    names: Callable[[str, np.ndarray], dict[str, Any]]
     row_digests: dict[str, list[str]]
     close: Callable[[], None] = lambda: None
 
@@ -101,18 +103,10 @@ def _source(params: Params, texts: Texts, seen: set[str]) -> Source:
     from workflow_lib.data import Source, content_digest
 
     vocabulary = _vocabulary(params.tokens, seen)
-    kind = np.uint8 if len(vocabulary) <= 256 else np.int32
-    number_of = {character: number for number, character in enumerate(vocabulary)}
+    encode = _encoder(params, vocabulary)
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
-        tokens = np.zeros((len(rows), params.length), kind)
-        for place, text in enumerate(texts.read(split, rows)):
-            if params.tokens == "bytes":
-                codes = np.frombuffer(text.encode()[: params.length], np.uint8)
-            else:
-                codes = np.array([number_of.get(character, 1) for character in text[: params.length]], kind)
-            tokens[place, : len(codes)] = codes
-        return tokens
+        return encode(texts.read(split, rows))
 
     def learn_from(rows: np.ndarray) -> Source:
         return _source(params, texts, _characters(texts, rows))
@@ -130,8 +124,45 @@ def _source(params: Params, texts: Texts, seen: set[str]) -> Source:
         content=content_digest(np.array(digests)),
         row_digests={} if params.tokens == "characters" else texts.row_digests,  # which depend on the rows of train
         row_name=texts.name,
+        sample_names=texts.names,
         close=texts.close,
     )
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the texts of a file of the kind that was trained on, or of the files of a folder, or of one text file."""
+    from workflow_lib.datasets._new_texts import Reader
+
+    reader = Reader(_encoder(params, manifest.vocabulary), lambda text: _size(params, text), params.length)
+    is_table = path.suffix.lower() in TABLES and (params.path is not None and params.path.suffix.lower() in TABLES)
+    if is_table and not path.is_dir():
+        return reader.column(path, params.delimiter, params.text)
+    return reader.files(path, params.pattern, _text)
+
+
+def _encoder(params: Params, vocabulary: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return a function that returns the tokens of texts [n, length]."""
+    import numpy as np
+
+    kind = np.uint8 if len(vocabulary) <= 256 else np.int32
+    number_of = {character: number for number, character in enumerate(vocabulary)}
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        tokens = np.zeros((len(texts), params.length), kind)
+        for place, text in enumerate(texts):
+            if params.tokens == "bytes":
+                codes = np.frombuffer(text.encode()[: params.length], np.uint8)
+            else:
+                codes = np.array([number_of.get(character, 1) for character in text[: params.length]], kind)
+            tokens[place, : len(codes)] = codes
+        return tokens
+
+    return encode
+
+
+def _size(params: Params, text: str) -> int:
+    """Return the number of tokens of a text before it is cut."""
+    return len(text.encode()) if params.tokens == "bytes" else len(text)
 
 
 def _vocabulary(tokens: str, seen: set[str]) -> tuple[str, ...]:
@@ -160,8 +191,7 @@ def _check(params: Params, texts: Texts) -> set[str]:
                 raise DataError(f"{texts.name(split, row)}: the text is empty; fill it, or remove it")
             if "\0" in text:
                 raise DataError(f"{texts.name(split, row)}: the text has the character 0, which no text has; remove it")
-            size = len(text.encode()) if params.tokens == "bytes" else len(text)
-            longer, total = longer + (size > params.length), total + 1
+            longer, total = longer + (_size(params, text) > params.length), total + 1
             if split == "train" and params.tokens == "characters":
                 seen |= set(text)
     if longer:
@@ -209,6 +239,7 @@ def _folder(params: Params, path: Path) -> Texts:
         read=lambda split, rows: [_text(paths[split][row]) for row in rows],
         files=files,
         name=lambda split, row: str(paths[split][row]),
+        names=lambda split, rows: {"file": [paths[split][row].relative_to(path).as_posix() for row in rows.tolist()]},
         row_digests={split: [digests[path] for path in of_split] for split, of_split in paths.items()},
     )
 
@@ -250,12 +281,21 @@ def _library(params: Params) -> Texts:
                 texts.append(file.read(params.length).decode(errors="ignore"))
         return texts
 
+    def named(split: str, rows: np.ndarray) -> dict[str, Any]:
+        places = [passages[split][row] for row in rows.tolist()]
+        library = Path(sysconfig.get_path("stdlib"))
+        return {
+            "file": [path.relative_to(library).as_posix() for path, _ in places],
+            "byte": [start for _, start in places],
+        }
+
     return Texts(
         targets={split: np.array(numbers, np.int64) for split, numbers in targets.items()},
         classes=LIBRARY,
         read=read,
         files=tuple(files),
         name=lambda split, row: f"{passages[split][row][0]}, byte {passages[split][row][1]}",
+        names=named,
         row_digests={},
     )
 
@@ -304,6 +344,7 @@ def _table(params: Params, path: Path) -> Texts:
         read=read,
         files=(SourceFile.of(path),),
         name=lambda split, row: f"{path}, row {int(where[split][row])}",
+        names=lambda split, rows: {"row": where[split][rows]},
         row_digests={},
         close=table.close,
     )

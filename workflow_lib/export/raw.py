@@ -82,14 +82,9 @@ class Columns:
         return {**listed, "missing": list(self.missing)}
 
 
-def has_tokens(manifest: Manifest) -> bool:
-    """Return True if the inputs are tokens."""
-    return manifest.kind == "tokens" or bool(manifest.vocabulary)
-
-
 def feeds(manifest: Manifest, stored: np.ndarray) -> dict[str, np.ndarray]:
     """Return the inputs of the graph, by name, for inputs as they are stored."""
-    if has_tokens(manifest):
+    if manifest.has_tokens:
         return {TOKENS: stored.astype(np.int64)}
     if not manifest.features:
         return {INPUTS: stored}
@@ -119,7 +114,7 @@ def traced(manifest: Manifest, stored: Tensor) -> dict[str, Tensor]:
     """Return the inputs of the part of the graph that torch traces: categories are numbers."""
     import torch
 
-    if has_tokens(manifest):
+    if manifest.has_tokens:
         return {TOKENS: stored.long()}
     if not manifest.features:
         return {INPUTS: stored}
@@ -209,7 +204,7 @@ def read_categories(proto: onnx.ModelProto, manifest: Manifest) -> None:
 
 def described(manifest: Manifest) -> Mapping[str, Any]:
     """Return what a user must know to make the inputs, for the metadata."""
-    if has_tokens(manifest):
+    if manifest.has_tokens:
         return {"names": [TOKENS], "type": "int64", "most": manifest.spec.input_shape[0]}
     if manifest.features:
         return Columns.of(manifest).described()
