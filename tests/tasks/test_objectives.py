@@ -11,7 +11,9 @@ from workflow_lib.plugins import task_facts, task_names
 from workflow_lib.tasks import Objective
 from workflow_lib.tasks.classification import CrossEntropy, class_weights
 from workflow_lib.tasks.language import TokenCrossEntropy
+from workflow_lib.tasks.multilabel import BinaryCrossEntropy
 from workflow_lib.tasks.regression import SquaredError
+from workflow_lib.tasks.segmentation import PixelCrossEntropy
 
 BATCH = 12
 CPU = torch.device("cpu")
@@ -23,6 +25,12 @@ def example(name: str, device: torch.device = CPU) -> tuple[Objective, torch.Ten
     torch.manual_seed(3)
     if name == "regression":
         return SquaredError(std=(2.0, 5.0), device=device), torch.randn(BATCH, 2), torch.randn(BATCH, 2)
+    if name == "segmentation":
+        masks = torch.randint(3, (BATCH, 4, 5))
+        masks[:, :, 0] = 255
+        return PixelCrossEntropy(3, smoothing=0.1), torch.randn(BATCH, 3, 4, 5), masks
+    if name == "multilabel":
+        return BinaryCrossEntropy(4, smoothing=0.1), torch.randn(BATCH, 4), torch.randint(2, (BATCH, 4))
     if name == "language":
         return TokenCrossEntropy(smoothing=0.1), torch.randn(BATCH, 5, 7), torch.randint(7, (BATCH, 5))
     return CrossEntropy(smoothing=0.1), torch.randn(BATCH, 4), torch.randint(4, (BATCH,))

@@ -72,7 +72,7 @@ def name_of(names: Mapping[str, Sequence[Any] | np.ndarray], row: int) -> str:
 
 
 def _check(names: Mapping[str, Any], given: Any, path: Path, manifest: Manifest) -> None:
-    shape, is_sequence = manifest.input_shape, manifest.kind == "tokens"
+    shape, is_sequence = manifest.input_shape, manifest.has_tokens
     where = f"{path}: {name_of(names, 0)}" if len(given) else str(path)
     if not isinstance(given, np.ndarray) or given.dtype.name != manifest.dtype:
         kind = given.dtype.name if isinstance(given, np.ndarray) else type(given).__name__

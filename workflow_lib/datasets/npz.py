@@ -3,21 +3,25 @@
 train_images    numbers (n, height, width) or (n, height, width, channels), 1 or 3 channels
 train_labels    class numbers from 0, (n,) or (n, 1)
 val_images, val_labels, test_images, test_labels    optional; a missing pair is drawn from train
+
+`data.params.task: multilabel` takes labels (n, classes) of 0 and 1; `segmentation` takes class numbers from 0 for each
+pixel (n, height, width) in train_masks instead of train_labels, and 255 for a pixel to ignore.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import DatasetFacts
+from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
+from workflow_lib.plugins.section import ADDED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +38,16 @@ class Params(Checksums):
 
     path: Path = Field(description="npz file, relative to the project's root")
     classes: tuple[str, ...] | None = Field(None, min_length=2, description="names of the classes; null: their numbers")
+    task: Literal["classification", "multilabel", "segmentation"] = Field(
+        "classification",
+        description="classification: one class for each image; multilabel: several; segmentation: one for each pixel",
+        json_schema_extra=ADDED,
+    )
+
+
+def task(params: Params) -> Task:
+    """Return the task, which is a setting."""
+    return params.task
 
 
 def known(params: Params) -> DatasetFacts:
@@ -46,7 +60,7 @@ def look(params: Params, root: Path) -> DatasetFacts:
     from workflow_lib.datasets._archive import Archive
 
     with closing(Archive(root / params.path)) as archive:
-        images, _ = _members(archive)
+        images, _ = _members(archive, params.task)
         height, width, channels = (*images["train"].shape[1:], 1)[:3]
         return replace(
             known(params),
@@ -63,7 +77,7 @@ def open_source(params: Params, root: Path) -> Source:
     params.verify(root / params.path)
     with ExitStack() as resources:
         archive = resources.enter_context(closing(Archive(root / params.path)))
-        source = _checked_source(archive, params.classes)
+        source = _checked_source(archive, params)
         return replace(source, close=resources.pop_all().close)
 
 
@@ -106,20 +120,30 @@ def _check_trained_type(images: Member, manifest: Manifest) -> None:
         raise DataError(f"{images.where}: has type {images.dtype}; the model was trained on {was}")
 
 
-def _checked_source(archive: Archive, names: tuple[str, ...] | None) -> Source:
+def _checked_source(archive: Archive, params: Params) -> Source:
     import numpy as np
 
     from workflow_lib.data import Source, SourceFile
 
     file = SourceFile.of(archive.path)
-    images, label_members = _members(archive)
-    labels = {split: _labels(member) for split, member in label_members.items()}
-    classes = names or _default_names(archive.path, labels["train"])
+    images, members = _members(archive, params.task)
+    if params.task == "segmentation":
+        labels = {split: np.empty((len(member), 0), np.int64) for split, member in members.items()}
+        classes = _mask_classes(members, params.classes)
+    elif params.task == "multilabel":
+        labels = {split: _all_labels(member, len(params.classes or ())) for split, member in members.items()}
+        classes = params.classes or tuple(map(str, range(labels["train"].shape[1])))
+    else:
+        labels = {split: _labels(member) for split, member in members.items()}
+        classes = params.classes or _default_names(archive.path, labels["train"])
     for split in images:
-        _check_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
+        if params.task == "classification":
+            _check_range(f"{archive.path}: key `{split}_labels`", labels[split], len(classes))
         _check_images(images[split])
     return Source(
+        task=params.task,
         targets=labels,
+        read_targets=(lambda split, rows: members[split].take(rows)) if params.task == "segmentation" else None,
         read=lambda split, rows: as_stored(images[split].take(rows)),
         classes=classes,
         scale=255.0 if images["train"].dtype == np.uint8 else 1.0,
@@ -128,13 +152,52 @@ def _checked_source(archive: Archive, names: tuple[str, ...] | None) -> Source:
     )
 
 
-def _members(archive: Archive) -> tuple[dict[str, Member], dict[str, Member]]:
+def _all_labels(member: Member, names: int) -> np.ndarray:
+    """Return the labels [n, classes]. Raises DataError for another value than 0 and 1, or another number of names."""
+    import numpy as np
+
+    from workflow_lib.data import first_true
+
+    labels = member.take(np.arange(len(member)))
+    if names not in (0, labels.shape[1]):
+        raise DataError(f"{member.where}: has {labels.shape[1]} labels, and data.params.classes has {names} names")
+    if (bad := ~np.isin(labels, (0, 1))).any():
+        row = first_true(bad)
+        raise DataError(f"{member.where}, row {row}: the label {labels[row][bad[row]][0]} is neither 0 nor 1")
+    return labels.astype(np.uint8)
+
+
+def _mask_classes(members: Mapping[str, Member], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the names of the classes, after reading every mask once. Raises DataError for a value without a class."""
+    import numpy as np
+
+    from workflow_lib.data import IGNORED, first_true
+
+    largest = 0
+    for member in members.values():
+        for start, block in member.blocks(0, len(member)):
+            bad = (block < 0) | (block > IGNORED)
+            if names:
+                bad |= (block >= len(names)) & (block != IGNORED)
+            if bad.any():
+                row = first_true(bad)
+                allowed = (
+                    f"allowed: 0 to {len(names or ()) - 1 if names else IGNORED - 1}, and {IGNORED} to ignore a pixel"
+                )
+                value = block[row][bad[row]][0]
+                raise DataError(f"{member.where}, row {start + row}: the mask has the value {value}; {allowed}")
+            largest = max(largest, int(np.where(block == IGNORED, 0, block).max()))
+    return names or tuple(map(str, range(max(largest, 1) + 1)))
+
+
+def _members(archive: Archive, task: Task) -> tuple[dict[str, Member], dict[str, Member]]:
     """Return the images and the labels of each split, with checked headers; their values are not read."""
-    splits = ["train", *(s for s in ("val", "test") if f"{s}_images" in archive.keys or f"{s}_labels" in archive.keys)]
+    what = "masks" if task == "segmentation" else "labels"
+    splits = ["train", *(s for s in ("val", "test") if {f"{s}_images", f"{s}_{what}"} & set(archive.keys))]
     images = {split: _images(archive, f"{split}_images") for split in splits}
     for member in images.values():
         _check_alike(member, images["train"])
-    labels = {split: _label_member(archive, f"{split}_labels", images[split]) for split in splits}
+    labels = {split: _label_member(archive, f"{split}_{what}", images[split], task) for split in splits}
     _check_keys(archive)
     return images, labels
 
@@ -170,10 +233,15 @@ def _check_alike(member: Member, train: Member) -> None:
         )
 
 
-def _label_member(archive: Archive, key: str, images: Member) -> Member:
-    """Return the labels of a key. Raises DataError if their number differs from that of the images."""
-    member = archive.member(key)
-    if len(member.shape) not in (1, 2) or member.shape[1:] not in ((), (1,)):
+def _label_member(archive: Archive, key: str, images: Member, task: Task) -> Member:
+    """Return the labels or masks of a key. Raises DataError if they are not one for each image."""
+    member, size = archive.member(key), images.shape[1:3]
+    if task == "segmentation" and (member.shape[1:] != size or member.dtype.kind not in "bui"):
+        given = f"{member.dtype} of shape {member.shape}"
+        raise DataError(f"{member.where}: {given}; allowed: whole numbers of shape (n, {size[0]}, {size[1]})")
+    if task == "multilabel" and len(member.shape) != 2:
+        raise DataError(f"{member.where}: shape {member.shape}; allowed: (n, classes), 0 or 1 for each class")
+    if task == "classification" and member.shape[1:] not in ((), (1,)):
         raise DataError(f"{member.where}: shape {member.shape}; allowed: (n,) or (n, 1), one class for each image")
     if len(member) != len(images):
         raise DataError(f"{member.where}: has {len(member)} labels for {len(images)} images; allowed: one for each")
@@ -255,7 +323,7 @@ def _check_precision(images: Member, block: np.ndarray) -> None:
 
 def _check_keys(archive: Archive) -> None:
     """Reject a split with an unknown name: it would be ignored, and a split drawn from train instead."""
-    known = {f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")}
+    known = {f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels", "masks")}
     for key in archive.keys:
-        if key not in known and key.casefold().endswith(("_images", "_labels")):
+        if key not in known and key.casefold().endswith(("_images", "_labels", "_masks")):
             raise DataError(f"{archive.path}: the key `{key}` belongs to no split (train, val or test); rename it")

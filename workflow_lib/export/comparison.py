@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -112,17 +112,20 @@ def _comparing(
     network, atol = network.cpu().eval(), settings.atol * np.array(manifest.target_std or 1.0)
     how_to = tasks.load(manifest.task).onnx
     has_labels, probabilities = how_to.has_labels, how_to.probabilities
+    axis = how_to.class_axis if how_to.class_axis >= 0 else -1
 
     def compare(inputs: Tensor, stored: np.ndarray, first: int, where: str) -> Compared:
         given, *more = session.run(None, raw.feeds(manifest, stored))
         with torch.inference_mode():
             outputs = network(inputs)
-            shares = None if probabilities is None else probabilities(outputs).numpy()
-        rtol, expected = settings.rtol, outputs.numpy()
+            shares = None if probabilities is None else np.moveaxis(probabilities(outputs).numpy(), axis, -1)
+        rtol = settings.rtol
+        expected, given = np.moveaxis(outputs.numpy(), axis, -1), np.moveaxis(given, axis, -1)
         found = compared(expected, given, where, atol=atol, rtol=rtol, has_labels=has_labels, first=first)
         if shares is not None and more:
-            compared(shares, more[0], f"{where} (probabilities)", atol=settings.atol, rtol=rtol, first=first)
-        return found
+            chances, named = np.moveaxis(more[0], axis, -1), f"{where} (probabilities)"
+            compared(shares, chances, named, atol=settings.atol, rtol=rtol, has_labels=has_labels, first=first)
+        return replace(found, torch=np.moveaxis(found.torch, -1, axis), onnx=np.moveaxis(found.onnx, -1, axis))
 
     return compare
 

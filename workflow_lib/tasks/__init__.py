@@ -79,6 +79,7 @@ class Onnx:
     score        name of the score of both models in export.json, and its label in the report
     score_of     returns the sum of the score over samples, from outputs, targets and the manifest
     has_labels   True if the largest output is a prediction, which both models must agree on
+    class_axis   axis of the outputs along which the largest is the prediction
     wrap         returns the network to export; the outputs of the graph are its outputs
     probabilities  returns what the graph gives as `probabilities` beside the outputs, from the outputs; None: nothing
     pairs        returns inputs of the model and targets from a batch
@@ -91,6 +92,7 @@ class Onnx:
     score: tuple[str, str]
     score_of: Callable[[np.ndarray, np.ndarray, Manifest], float]
     has_labels: bool = True
+    class_axis: int = -1
     wrap: Callable[[nn.Module, Manifest], nn.Module] = lambda network, manifest: network
     probabilities: Callable[[Tensor], Tensor] | None = None
     pairs: Callable[[Tensor, Tensor], Pairs] = lambda inputs, targets: (inputs, targets)

@@ -103,6 +103,8 @@ def augmented(
     """
     ids = ids.to(inputs.device)
     if partners is None:
+        if targets.dim() == 3:  # masks [B, height, width] move with their images
+            targets = move_masks(section, targets, ids, seed=seed, epoch=epoch)
         return augment(section, inputs, ids, seed=seed, epoch=epoch), targets, None
     both = torch.cat((ids, partners.to(inputs.device)))
     own, other = augment(section, inputs, both, seed=seed, epoch=epoch).chunk(2)
@@ -121,6 +123,16 @@ def augment(section: Augment, inputs: Tensor, ids: Tensor, *, seed: int, epoch: 
     if any(getattr(section, name) for name in COLOUR):
         inputs = _coloured(section, inputs, drawn)
     return inputs + _noise(inputs, drawn) * section.noise if section.noise else inputs
+
+
+def move_masks(section: Augment, masks: Tensor, ids: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Return the masks [B, height, width] moved as `augment` moves their images; a pixel has the nearest class."""
+    if not any(getattr(section, name) for name in GEOMETRY):
+        return masks
+    y, x = _places(section, (masks.shape[1], masks.shape[2]), _Drawn(ids, seed, epoch))
+    if y.is_floating_point():
+        y, x = ((place + 0.5).floor().to(torch.int64) for place in (y, x))
+    return _read(masks[:, None], y, x)[:, 0]
 
 
 def occurrence_ids(order: Tensor, samples: int) -> Tensor:
@@ -189,7 +201,13 @@ def _boxes(size: tuple[int, int], weights: Tensor, drawn: _Drawn) -> Tensor:
 
 def _moved(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
     """Return the images flipped, shifted by whole pixels, and turned about the centre, read in a single pass."""
-    height, width = inputs.shape[2:]
+    y, x = _places(section, (inputs.shape[2], inputs.shape[3]), drawn)
+    return _interpolated(inputs, y, x) if y.is_floating_point() else _read(inputs, y, x)
+
+
+def _places(section: Augment, size: tuple[int, int], drawn: _Drawn) -> tuple[Tensor, Tensor]:
+    """Return the row and the column that each pixel is read from: int64 or, if images are turned, float32."""
+    height, width = size
     y = _axis(height, section.flip_vertical, drawn["flip_vertical"])
     x = _axis(width, section.flip_horizontal, drawn["flip_horizontal"])
     reaches = {"shift": (round(section.shift * height), round(section.shift * width)), "crop": (section.crop,) * 2}
@@ -198,8 +216,8 @@ def _moved(section: Augment, inputs: Tensor, drawn: _Drawn) -> Tensor:
             y = y + (_below(drawn[f"{name}_y"], 2 * down + 1) - down)[:, None]
             x = x + (_below(drawn[f"{name}_x"], 2 * across + 1) - across)[:, None]
     if section.rotation:
-        return _turned(inputs, y[:, :, None], x[:, None, :], section.rotation, drawn["rotation"])
-    return _read(inputs, y[:, :, None], x[:, None, :])
+        return _turned(size, y[:, :, None], x[:, None, :], section.rotation, drawn["rotation"])
+    return y[:, :, None], x[:, None, :]
 
 
 def _axis(length: int, probability: float, bits: Tensor) -> Tensor:
@@ -210,12 +228,16 @@ def _axis(length: int, probability: float, bits: Tensor) -> Tensor:
     return torch.where((_uniform(bits) < probability)[:, None], length - 1 - places, places)
 
 
-def _turned(inputs: Tensor, y: Tensor, x: Tensor, degrees: float, bits: Tensor) -> Tensor:
-    """Return the images at coordinates turned about the centre, interpolated from the four nearest pixels."""
+def _turned(size: tuple[int, int], y: Tensor, x: Tensor, degrees: float, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the coordinates turned about the centre."""
     cosine, sine = _angles(degrees, bits.device)[:, (bits >> 40) & (ANGLES - 1), None, None]
-    middle_y, middle_x = (inputs.shape[2] - 1) / 2, (inputs.shape[3] - 1) / 2
+    middle_y, middle_x = (size[0] - 1) / 2, (size[1] - 1) / 2
     across, down = x.to(torch.float32) - middle_x, y.to(torch.float32) - middle_y
-    y, x = across * sine + down * cosine + middle_y, across * cosine - down * sine + middle_x
+    return across * sine + down * cosine + middle_y, across * cosine - down * sine + middle_x
+
+
+def _interpolated(inputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Return the images at these coordinates, interpolated from the four nearest pixels."""
     above, before = y.floor(), x.floor()
     part_y, part_x = (y - above)[:, None], (x - before)[:, None]
     above, before = above.to(torch.int64), before.to(torch.int64)
