@@ -13,10 +13,11 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from workflow_lib.datasets._images import ImageSettings, Size, decode, pixels, size_of
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts
 from workflow_lib.plugins.checksums import Checksums
@@ -37,32 +38,12 @@ LIKE_ANNOTATIONS = frozenset(
     ("annotation", "annotations", "label", "labels", "mask", "masks", "segmentation", "segmentations", "groundtruth",
      "gt", "target", "targets", "bbox", "bboxes", "boxes", "trimaps", "xmls", "metadata")
 )  # fmt: skip
-MAX_PIXELS = 90_000_000  # the header of a small file can claim more, and decoding would take all memory
-Side = Annotated[int, Field(ge=1, le=8192)]
-Size = tuple[int, int]  # height, width
 
 
-class Params(Checksums):
+class Params(ImageSettings, Checksums):
     """Settings of the folder, and size and colours of the inputs."""
 
     path: Path = Field(description="folder, relative to the project's root")
-    size: Side | tuple[Side, Side] | None = Field(
-        None,
-        description="height and width of the inputs, or one number for both; null: all images must have one size",
-    )
-    channels: Literal["grey", "rgb"] = Field("rgb", description="colours of the inputs")
-    background: Literal["black", "white"] = Field(
-        "black", description="colour behind transparent parts, and of the margins that `resize: pad` adds"
-    )
-    resize: Literal["stretch", "crop", "pad"] = Field(
-        "crop",
-        description="for images of another size: stretch, crop (scale, then keep the middle), or pad",
-    )
-
-    @property
-    def shape(self) -> Size | None:
-        """Height and width, or None."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 def known(params: Params) -> DatasetFacts:
@@ -133,8 +114,8 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
         raise DataError(f"{path}: has no images ({', '.join(SUFFIXES)})")
     _, height, width = manifest.input_shape
 
-    def pixels(file: Path) -> np.ndarray:
-        if params.shape is None and (size := _size(_decode(file, params))) != (height, width):
+    def scaled(file: Path) -> np.ndarray:
+        if params.shape is None and (size := size_of(_decode(file, params))) != (height, width):
             raise DataError(
                 f"{file}: is {size[0]} x {size[1]} (height x width), but the model was trained on images of {height} x "
                 f"{width}, and data.params.size does not scale them; give images of this size"
@@ -145,7 +126,7 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
         for start in range(0, len(paths), size):
             files = paths[start : start + size]
             names = [(file.relative_to(path) if is_folder else Path(file.name)).as_posix() for file in files]
-            yield {"file": names}, np.ascontiguousarray(np.moveaxis(np.stack(map_files(pixels, files)), 3, 1))
+            yield {"file": names}, np.ascontiguousarray(np.moveaxis(np.stack(map_files(scaled, files)), 3, 1))
 
     return Inputs(read=read, samples=len(paths))
 
@@ -211,11 +192,7 @@ def _check_image(path: Path, params: Params) -> tuple[SourceFile, Size]:
     from workflow_lib.data import SourceFile
 
     file = SourceFile.of(path)
-    return file, _size(_decode(path, params))
-
-
-def _size(image: Any) -> Size:
-    return image.height, image.width
+    return file, size_of(_decode(path, params))
 
 
 def _common_size(checked: list[tuple[SourceFile, Size]]) -> Size:
@@ -231,45 +208,15 @@ def _common_size(checked: list[tuple[SourceFile, Size]]) -> Size:
 
 def _pixels(path: Path, params: Params, shape: Size) -> np.ndarray:
     """Return the image as uint8 [height, width, channels]."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    image, size = _decode(path, params), (shape[1], shape[0])
-    if image.size != size:
-        fit = {
-            "stretch": lambda: image.resize(size, Image.Resampling.BILINEAR),
-            "crop": lambda: ImageOps.fit(image, size, Image.Resampling.BILINEAR),
-            "pad": lambda: ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=params.background),
-        }
-        image = fit[params.resize]()  # type: ignore[no-untyped-call]
-    return np.asarray(image).reshape(*shape, -1)
+    return pixels(_content(path), str(path), params, shape)
 
 
 def _decode(path: Path, params: Params) -> Any:
-    """Return the upright image in grey or RGB, 8 bits per value. Raises DataError for damage of any kind."""
-    from PIL import Image, ImageOps
+    return decode(_content(path), str(path), params)
 
+
+def _content(path: Path) -> bytes:
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            bits = _bits(path) if image.format == "PNG" else 8
-            # The header is read because Pillow opens a 16-bit PNG in colour as 8 bits: it drops the lower byte.
-            if bits > 8 or image.mode.startswith(("I", "F")):
-                raise ValueError(f"has {max(bits, 16)} bits a value, more than 8; convert it to 8 bits")
-            frames = getattr(image, "n_frames", 1)
-            if image.format == "PNG" and frames > 1:
-                raise ValueError(f"is an animation of {frames} images; save one of them")
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                ground = Image.new("RGBA", upright.size, params.background)
-                upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-            return upright.convert("RGB" if params.channels == "rgb" else "L")
-    except Exception as error:  # decoders do not document what they raise on damage
-        raise DataError(f"{path}: not a readable PNG or JPEG image ({error or type(error).__name__})") from error
-
-
-def _bits(path: Path) -> int:
-    """Return the bits of each value of a PNG, from its header."""
-    with path.open("rb") as file:
-        return file.read(25)[24]
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not a readable PNG or JPEG image ({error})") from error

@@ -1,0 +1,148 @@
+"""WebDataset tar files: images and targets by name, read at their places, and files that are rejected."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.datasets.contract import InPlaceContract
+from workflow_lib import plugins
+from workflow_lib.data import Source
+from workflow_lib.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+
+
+def picture(value: int, size: tuple[int, int] = (9, 8)) -> bytes:
+    pixels = (RANDOM.integers(0, 40, (*size, 3)) + value).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def packed(path: Path, *members: tuple[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, last: int) -> list[tuple[str, bytes]]:
+    parts = [
+        [(f"x/{n:04}.png", picture(90 * (n % 3))), (f"x/{n:04}.cls", str(n % 3).encode())] for n in range(first, last)
+    ]
+    return [member for part in parts for member in part]
+
+
+def opened(path: Path, **params: Any) -> Source:
+    plugin = plugins.load("data", "tar")
+    with closing(plugin.open_source(plugin.Params(path=path, **({"size": 6} | params)), path.parent)) as source:
+        return source
+
+
+class TestTar(InPlaceContract):
+    name = "tar"
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        packed(tmp_path / "images" / "0.tar", *samples(0, 60))
+        packed(tmp_path / "images" / "1.tar", *samples(60, 99))
+        return {"path": "images", "size": [6, 7]}
+
+    def change(self, folder: Path) -> None:
+        packed(folder / "images" / "1.tar", *samples(60, 99))
+
+
+class TestNumbersInJson(InPlaceContract):
+    name = "tar"
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        for split, first in (("train", 0), ("val", 40), ("test", 60)):
+            packed(tmp_path / "images" / f"{split}-0.tar", *self.members(first))
+        return {
+            "path": "images",
+            "size": 6,
+            "target": "json",
+            "key": "height",
+            "kind": "regression",
+            "channels": "grey",
+        }
+
+    def members(self, first: int) -> list[tuple[str, bytes]]:
+        found = []
+        for n in range(first, first + 20):
+            found += [(f"{n}.meta.png", b""), (f"{n}.json", json.dumps({"height": n / 2}).encode())]
+            found[-2] = (f"{n}.png", picture(n))
+        return found
+
+    def change(self, folder: Path) -> None:
+        packed(folder / "images" / "train-0.tar", *self.members(100))
+
+
+def test_targets_are_names_or_numbers(tmp_path: Path) -> None:
+    named = packed(
+        tmp_path / "a.tar", ("1.png", picture(0)), ("1.txt", b"cat"), ("2.png", picture(0)), ("2.txt", b"ant\n")
+    )
+    source = opened(named, target="txt")
+    assert (source.classes, source.targets["train"].tolist()) == (("ant", "cat"), [1, 0])
+    numbered = packed(
+        tmp_path / "b.tar", ("1.png", picture(0)), ("1.cls", b"2"), ("2.png", picture(0)), ("2.cls", b"0")
+    )
+    source = opened(numbered)
+    assert (source.classes, source.targets["train"].tolist()) == (("0", "1", "2"), [2, 0])
+    source = opened(numbered, classes=("red", "green", "blue"))
+    assert (source.classes, source.targets["train"].tolist()) == (("red", "green", "blue"), [2, 0])
+
+
+@pytest.mark.parametrize(
+    ("members", "params", "message"),
+    [
+        ([("1.png", b"x")], {}, "the sample `1` has the files png; allowed: one image"),
+        ([("1.cls", b"1"), ("1.png", b"x"), ("1.jpg", b"x")], {}, "the sample `1` has the files cls, jpg, png"),
+        ([("1.png", b"x"), ("1.png", b"x")], {}, "the sample `1` occurs twice"),
+        (
+            [*[("1.png", b"x"), ("1.cls", b"0")], ("2.cls", b"0"), ("2.png", b""), ("1.txt", b"")],
+            {},
+            "`1` occurs twice",
+        ),
+        ([("1.png", b"x"), ("1.json", b"{")], {"target": "json", "key": "a"}, "1.json: cannot be read"),
+        ([("1.png", b"x"), ("1.json", b'{"b": 1}')], {"target": "json", "key": "a"}, "has b; `a` is missing"),
+        ([("1.png", b"x"), ("1.json", b"[1]")], {"target": "json"}, "allowed: a number or a text"),
+        ([("1.png", b"x"), ("1.cls", b"3")], {"classes": ("a", "b")}, "target in row 0 of `train` is 3; allowed: a, b"),
+        ([("1.png", b"x"), ("1.txt", b"tall")], {"target": "txt", "kind": "regression"}, "is 'tall', not a number"),
+        ([("1.png", b"x"), ("1.cls", b"3")], {"size": None}, "data.params.size is missing"),
+    ],
+)
+def test_samples_that_cannot_be_used_are_rejected(
+    tmp_path: Path, members: list[tuple[str, bytes]], params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(packed(tmp_path / "x.tar", *members), **params)
+
+
+def test_files_that_are_not_plain_tars_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match="is not an uncompressed tar file"):
+        opened(tmp_path / "x.tar")
+    path = packed(tmp_path / "y.tar", *samples(0, 3))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"y.tar: ends before `x/0000.png` does|damaged"):
+        opened(path)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    source = opened(packed(tmp_path / "x.tar", ("1.png", b"no image"), ("1.cls", b"1")))
+    with pytest.raises(DataError, match=r"x.tar, image at byte 512: not a readable PNG or JPEG image"):
+        source.read("train", np.arange(1))

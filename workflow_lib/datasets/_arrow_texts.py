@@ -1,0 +1,126 @@
+"""Windows of texts or tokens in Arrow columns: the rows of a split are one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workflow_lib.datasets._arrow_files import Batch, Table, pyarrow
+from workflow_lib.datasets._bpe import Tokenizer, tokenizer_for
+from workflow_lib.errors import DataError
+
+ROWS_AT_ONCE = 256  # tokenised together
+Encode = Callable[[Batch, Sequence[int]], list[np.ndarray]]
+
+
+def encoder(
+    params: Any, root: Path, tables: Mapping[str, Table], arrays: dict[str, np.ndarray]
+) -> tuple[Encode, tuple[str, ...], str]:
+    """Return a function that gives the tokens of rows, the names of the tokens, and the content of the tokenizer."""
+    if params.tokens:
+        return _tokens_of(params), tuple(map(str, range(params.vocabulary))), ""
+    if "tokenizer" in arrays:
+        tokenizer = Tokenizer(bytes(arrays["tokenizer"]).decode(), params.bpe.end, "the stored tokenizer")
+    else:
+        texts = (text for batch in tables["train"].batches() for text in (*_texts(batch, params.text, None), "\n"))
+        tokenizer = tokenizer_for(params.bpe, root, texts)
+        arrays["tokenizer"] = np.frombuffer(tokenizer.content.encode(), np.uint8)
+
+    def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
+        encoded = tokenizer.encode(_texts(batch, params.text, places))
+        return [np.array([*tokens, tokenizer.end], np.int32) for tokens in encoded]
+
+    return encode, tokenizer.names(), tokenizer.content
+
+
+def _texts(batch: Batch, name: str, places: Sequence[int] | None) -> list[str]:
+    column, types = batch.column(name), pyarrow().types
+    if not (types.is_string(column.type) or types.is_large_string(column.type)):
+        raise DataError(f"`{name}` is {column.type}; allowed: texts (data.params.text)")
+    chosen = column if places is None else column.take(pyarrow().array(places))
+    texts: list[str] = chosen.to_pylist()
+    return texts
+
+
+def _tokens_of(params: Any) -> Encode:
+    end = [] if params.separator is None else [params.separator]
+
+    def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
+        column, types = batch.column(params.tokens), pyarrow().types
+        is_list = (
+            types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type)
+        )
+        if not is_list or not types.is_integer(column.type.value_type):
+            raise DataError(f"`{params.tokens}` is {column.type}; allowed: lists of whole numbers (data.params.tokens)")
+        found = []
+        for place in places:
+            values = column[place].values
+            if values.null_count:
+                raise DataError(f"`{params.tokens}` has a null inside of a list; remove it")
+            tokens = np.asarray(values).astype(np.int64)
+            if len(tokens) and not (tokens.min() >= 0 and tokens.max() < params.vocabulary):
+                wrong = tokens[(tokens < 0) | (tokens >= params.vocabulary)][0]
+                raise DataError(
+                    f"`{params.tokens}` has the token {wrong}; allowed with data.params.vocabulary = "
+                    f"{params.vocabulary}: 0 to {params.vocabulary - 1}"
+                )
+            found.append(np.append(tokens, end).astype(np.int32))
+        return found
+
+    return encode
+
+
+class Windows:
+    """The windows of one split."""
+
+    def __init__(self, table: Table, encode: Encode, params: Any) -> None:
+        self._table, self._encode = table, encode
+        self._context, self._stride = params.context, params.stride or params.context
+        self._ends = np.empty(0, np.int64)
+
+    def measure(self) -> np.ndarray:
+        """Return the number of tokens up to the end of each row."""
+        sizes = [
+            np.array(
+                [len(tokens) for tokens in self._encode(batch, range(start, min(start + ROWS_AT_ONCE, batch.num_rows)))]
+            )
+            for batch in self._table.batches()
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE)
+        ]
+        return np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), dtype=np.int64)
+
+    def set_ends(self, split: str, ends: np.ndarray) -> None:
+        """Use what `measure` returned. Raises DataError if there is not one window."""
+        self._ends = ends
+        if len(self) < 1:
+            tokens = int(ends[-1]) if len(ends) else 0
+            raise DataError(
+                f"{split} has {tokens} tokens; a context of {self._context} needs {self._context + 1}: lower "
+                "data.params.context"
+            )
+
+    def __len__(self) -> int:
+        more = int(self._ends[-1]) - self._context - 1 if len(self._ends) else -1
+        return 1 + -(-more // self._stride) if more >= 0 else 0
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the tokens of these windows, int32 [windows, context + 1]."""
+        starts = np.minimum(rows * self._stride, int(self._ends[-1]) - 1 - self._context)
+        first = np.searchsorted(self._ends, starts, side="right")
+        last = np.searchsorted(self._ends, starts + self._context, side="right")
+        needed = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
+        texts = dict(
+            zip(
+                needed.tolist(),
+                (tokens for batch, places in self._table.parts(needed) for tokens in self._encode(batch, places)),
+                strict=True,
+            )
+        )
+        windows = np.empty((len(rows), self._context + 1), np.int32)
+        for window, start, a, b in zip(windows, starts.tolist(), first.tolist(), last.tolist(), strict=True):
+            begin = start - (int(self._ends[a - 1]) if a else 0)
+            window[:] = np.concatenate([texts[row] for row in range(a, b + 1)])[begin : begin + self._context + 1]
+        return windows

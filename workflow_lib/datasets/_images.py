@@ -1,0 +1,87 @@
+"""PNG and JPEG images as inputs: their settings, and pixels from the bytes of a file."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_PIXELS = 90_000_000  # the header of a small file can claim more, and decoding would take all memory
+Side = Annotated[int, Field(ge=1, le=8192)]
+Size = tuple[int, int]  # height, width
+
+
+class ImageSettings(Section):
+    """Size and colours of the inputs."""
+
+    size: Side | tuple[Side, Side] | None = Field(
+        None,
+        description="height and width of the inputs, or one number for both; null: all images must have one size",
+    )
+    channels: Literal["grey", "rgb"] = Field("rgb", description="colours of the inputs")
+    background: Literal["black", "white"] = Field(
+        "black", description="colour behind transparent parts, and of the margins that `resize: pad` adds"
+    )
+    resize: Literal["stretch", "crop", "pad"] = Field(
+        "crop",
+        description="for images of another size: stretch, crop (scale, then keep the middle), or pad",
+    )
+
+    @property
+    def shape(self) -> Size | None:
+        """Height and width, or None."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def size_of(image: Any) -> Size:
+    """Return height and width."""
+    return image.height, image.width
+
+
+def pixels(content: bytes | memoryview, name: str, settings: ImageSettings, shape: Size | None) -> np.ndarray:
+    """Return the image as uint8 [height, width, channels], scaled to the shape; `name` is for messages."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image = decode(content, name, settings)
+    shape = shape or size_of(image)
+    size = (shape[1], shape[0])
+    if image.size != size:
+        fit = {
+            "stretch": lambda: image.resize(size, Image.Resampling.BILINEAR),
+            "crop": lambda: ImageOps.fit(image, size, Image.Resampling.BILINEAR),
+            "pad": lambda: ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=settings.background),
+        }
+        image = fit[settings.resize]()  # type: ignore[no-untyped-call]
+    return np.asarray(image).reshape(*shape, -1)
+
+
+def decode(content: bytes | memoryview, name: str, settings: ImageSettings) -> Any:
+    """Return the upright image in grey or RGB, 8 bits per value. Raises DataError for damage of any kind."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            bits = content[24] if image.format == "PNG" else 8
+            # The header is read because Pillow opens a 16-bit PNG in colour as 8 bits: it drops the lower byte.
+            if bits > 8 or image.mode.startswith(("I", "F")):
+                raise ValueError(f"has {max(bits, 16)} bits a value, more than 8; convert it to 8 bits")
+            frames = getattr(image, "n_frames", 1)
+            if image.format == "PNG" and frames > 1:
+                raise ValueError(f"is an animation of {frames} images; save one of them")
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                ground = Image.new("RGBA", upright.size, settings.background)
+                upright = Image.alpha_composite(ground, upright.convert("RGBA"))
+            return upright.convert("RGB" if settings.channels == "rgb" else "L")
+    except Exception as error:  # decoders do not document what they raise on damage
+        raise DataError(f"{name}: not a readable PNG or JPEG image ({error or type(error).__name__})") from error

@@ -1,0 +1,163 @@
+"""Arrow and Parquet files, read in place: texts, tokens, images or numbers in columns.
+
+Also data sets of Hugging Face that `save_to_disk` has written. Folders or first words of the file names are the splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from workflow_lib.datasets._bpe import Bpe
+from workflow_lib.datasets._images import ImageSettings
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import DatasetFacts, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workflow_lib.data import Source
+    from workflow_lib.datasets._arrow_files import Table
+
+PASSAGE = 16  # contexts: this much text is never divided between splits that are drawn
+
+
+class Params(ImageSettings):
+    """Settings of the files, and of their columns: one of text, tokens, image and numbers gives the inputs."""
+
+    path: Path = Field(description="a file, or a folder of .arrow and .parquet files at any depth")
+    text: str | None = Field(None, description="column of texts, to predict the next token of")
+    tokens: str | None = Field(None, description="column of lists of tokens, to predict the next one of")
+    image: str | None = Field(None, description="column of PNG or JPEG images, as bytes")
+    numbers: tuple[str, ...] = Field((), description="columns of numbers to predict from")
+    target: str | None = Field(None, description="column to predict, with image or numbers")
+    kind: Literal["classification", "regression"] = Field("classification", description="task: classes or numbers")
+    classes: tuple[str, ...] = Field((), description="names of the classes 0, 1, ...; default: those in the files")
+    context: int = Field(128, ge=1, le=1 << 20, description="largest number of tokens to predict the next one from")
+    stride: int | None = Field(None, ge=1, description="tokens from one window to the next; null: context")
+    vocabulary: int | None = Field(None, ge=2, le=1 << 31, description="number of different tokens, with `tokens`")
+    separator: int | None = Field(None, ge=0, description="token to add after each row, with `tokens`")
+    bpe: Bpe = Field(Bpe(), description="tokenizer of the texts")
+
+
+def task(params: Params) -> Task:
+    """Return `language` for texts and tokens, else the task of the settings."""
+    return "language" if params.text or params.tokens else params.kind
+
+
+def known(params: Params) -> DatasetFacts:
+    """Return the kind of the inputs."""
+    if params.text or params.tokens:
+        return DatasetFacts("texts")
+    if params.image:
+        return DatasetFacts("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
+    return DatasetFacts("tables")
+
+
+def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | None = None) -> Source:
+    """Return the rows of the files; `index` has the places of the batches, and the targets or the ends of the texts."""
+    import numpy as np
+
+    from workflow_lib.data import MappedFiles
+    from workflow_lib.datasets._arrow_files import SUFFIXES, Table, index_batches
+    from workflow_lib.datasets._splits import files_of_splits
+
+    columns = _columns(params)
+    found = files_of_splits(root / params.path, SUFFIXES)
+    mapped = MappedFiles([path for paths in found.values() for path in paths])
+    firsts = np.cumsum([0, *map(len, found.values())]).tolist()
+    arrays = dict(index or {})
+    tables: dict[str, Table] = {}
+    every = [path for paths in found.values() for path in paths]
+    batches = index_batches(every, columns) if index is None else {}
+    for number, split in enumerate(found):
+        if index is None:
+            mine = (batches["file"] >= firsts[number]) & (batches["file"] < firsts[number + 1])
+            arrays |= {f"{split}.{name}": values[mine] for name, values in batches.items()}
+            arrays[f"{split}.file"] -= firsts[number]
+        own = {name: arrays[f"{split}.{name}"] for name in ("file", "place", "bytes", "rows")}
+        tables[split] = Table(mapped, firsts[number], own, columns)
+    make = _language if task(params) == "language" else _samples
+    return replace(make(params, root, tables, arrays), mapped=mapped, is_thread_safe=True, close=mapped.close)
+
+
+def _columns(params: Params) -> list[str]:
+    """Return the columns that are read: the inputs, then the target. Raises DataError for settings that do not fit."""
+    given = {name: getattr(params, name) for name in ("text", "tokens", "image", "numbers") if getattr(params, name)}
+    if len(given) != 1:
+        what = ", ".join(given) or "none"
+        raise DataError(f"data.params: {what} is set; allowed: one of text, tokens, image and numbers gives the inputs")
+    (name, value), is_language = next(iter(given.items())), bool(params.text or params.tokens)
+    if is_language == bool(params.target):
+        raise DataError(f"data.params.target {'is not for' if is_language else 'is missing beside'} `{name}`")
+    if params.image and params.shape is None:
+        raise DataError("data.params.size is missing: images are scaled to one size when they are read")
+    if bool(params.tokens) != bool(params.vocabulary):
+        raise DataError("data.params: tokens and vocabulary, the number of different tokens, are set together")
+    if params.separator is not None and params.separator >= (params.vocabulary or 0):
+        raise DataError("data.params.separator must be below data.params.vocabulary, and goes with tokens")
+    inputs = list(value) if name == "numbers" else [value]
+    return inputs + ([params.target] if params.target else [])
+
+
+def _samples(params: Params, root: Path, tables: Mapping[str, Table], arrays: dict[str, Any]) -> Source:
+    """Return images or numbers with their targets."""
+    import numpy as np
+
+    from workflow_lib.data import Feature, Source
+    from workflow_lib.datasets._arrow_columns import class_names, read_images, read_numbers, targets_of
+    from workflow_lib.datasets._labels import from_index, to_index
+
+    target = str(params.target)
+    if not any(name.endswith(".targets") for name in arrays):
+        names = params.classes or (class_names(tables["train"], target) if params.kind == "classification" else ())
+        arrays |= to_index({split: targets_of(table, target) for split, table in tables.items()}, params.kind, names)
+    targets, classes = from_index(arrays, tables)
+
+    def read(split: str, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [
+                read_images(batch, places, params) if params.image else read_numbers(batch, places, params.numbers)
+                for batch, places in tables[split].parts(rows)
+            ]
+        )
+
+    return Source(
+        task=params.kind,
+        targets=targets,
+        read=read,
+        classes=classes,
+        features=tuple(map(Feature, params.numbers)),
+        scale=255.0 if params.image else 1.0,
+        index=arrays,
+    )
+
+
+def _language(params: Params, root: Path, tables: Mapping[str, Table], arrays: dict[str, Any]) -> Source:
+    """Return windows of all rows, one after the other."""
+    import numpy as np
+
+    from workflow_lib.data import Source, content_digest
+    from workflow_lib.datasets._arrow_texts import Windows, encoder
+
+    encode, vocabulary, tokenizer = encoder(params, root, tables, arrays)
+    windows = {split: Windows(table, encode, params) for split, table in tables.items()}
+    for split, of_split in windows.items():
+        if f"{split}.ends" not in arrays:
+            arrays[f"{split}.ends"] = of_split.measure()
+        of_split.set_ends(split, arrays[f"{split}.ends"])
+    dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
+    return Source(
+        task="language",
+        targets={split: np.empty((len(of_split), 0), np.int64) for split, of_split in windows.items()},
+        group_rows=-(-PASSAGE * params.context // (params.stride or params.context)),
+        read=lambda split, rows: windows[split].read(rows).astype(dtype),
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
+        content=content_digest(np.frombuffer(tokenizer.encode(), np.uint8)),
+        index=arrays,
+    )

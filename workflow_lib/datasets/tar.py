@@ -1,0 +1,87 @@
+"""Images in WebDataset tar files, read in place: the files of a sample have one name up to the first dot.
+
+    0001.jpg, 0001.cls, 0002.jpg, 0002.cls ...
+
+Folders or first words of the names of the tar files (train-0000.tar) are the splits; a missing one is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workflow_lib.datasets._images import ImageSettings
+from workflow_lib.errors import DataError
+from workflow_lib.plugins import DatasetFacts, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workflow_lib.data import Source
+
+
+class Params(ImageSettings):
+    """Settings of the files, and of the images."""
+
+    path: Path = Field(description="a tar file, or a folder of tar files at any depth")
+    target: str = Field(
+        "cls", min_length=1, description="extension of the files with the target: cls, txt, or json with `key`"
+    )
+    key: str | None = Field(None, description="name of the target in a json file; null: the file is the target")
+    kind: Literal["classification", "regression"] = Field("classification", description="task: classes or numbers")
+    classes: tuple[str, ...] = Field((), description="names of the classes 0, 1, ...; default: those in the files")
+
+
+def task(params: Params) -> Task:
+    """Return the task of the settings."""
+    return params.kind
+
+
+def known(params: Params) -> DatasetFacts:
+    """Return the kind, size and channels of the inputs."""
+    return DatasetFacts("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
+
+
+def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | None = None) -> Source:
+    """Return the images of the tar files; `index` has the place of each in its file, and the targets."""
+    import numpy as np
+
+    from workflow_lib.data import MappedFiles, Source
+    from workflow_lib.datasets._images import pixels
+    from workflow_lib.datasets._labels import from_index, to_index
+    from workflow_lib.datasets._splits import files_of_splits
+    from workflow_lib.datasets._tar_members import index_tars
+
+    if params.shape is None:
+        raise DataError("data.params.size is missing: images in tar files are scaled to one size when they are read")
+    found = files_of_splits(root / params.path, (".tar",))
+    mapped = MappedFiles([path for paths in found.values() for path in paths])
+    if index is None:
+        places, values = index_tars(found, params.target, params.key)
+        index = places | to_index(values, params.kind, params.classes)
+    targets, classes = from_index(index, found)
+    first = dict(zip(found, np.cumsum([0, *map(len, found.values())]).tolist(), strict=False))
+
+    def read(split: str, rows: np.ndarray) -> np.ndarray:
+        images = []
+        files, starts, sizes = (index[f"{split}.{name}"][rows].tolist() for name in ("file", "start", "size"))
+        for number, start, size in zip(files, starts, sizes, strict=True):
+            content = mapped.view(first[split] + number, start, start + size)
+            name = f"{mapped.paths[first[split] + number]}, image at byte {start}"
+            images.append(np.moveaxis(pixels(content, name, params, params.shape), 2, 0))
+        return np.stack(images)
+
+    return Source(
+        task=params.kind,
+        targets=targets,
+        read=read,
+        classes=classes,
+        scale=255.0,
+        mapped=mapped,
+        index=index,
+        is_thread_safe=True,
+        close=mapped.close,
+    )
