@@ -209,6 +209,28 @@ def test_state_that_is_not_restored_is_named(project: Path, monkeypatch: pytest.
     assert any(word in found.difference for word in expected.split("|")), found.difference
 
 
+OUTSIDE = {
+    "loss": ("training.loss=tests.plugins.own:Tired", "loss"),
+    "optimizer": ("optimizer.name=tests.plugins.own:Forgetful", "model|optimizer"),
+    "metric": ("training.metrics=['tests.plugins.own:Leaky']", "state"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_part_of_the_user_that_keeps_state_outside_of_the_checkpoint_is_found(project: Path, name: str) -> None:
+    change, expected = OUTSIDE[name]
+    experiment(project)
+    found = verdict(config.load([project / "experiment.yaml"], [change]), kills=3)
+    assert found.difference is not None
+    assert any(word in found.difference for word in expected.split("|")), found.difference
+
+
+def test_parts_of_the_user_whose_state_is_saved_are_found_exact(project: Path) -> None:
+    experiment(project, more=", loss: tests.plugins.own:smoothed, metrics: [auroc, 'tests.plugins.own:Streak']")
+    changes = ["optimizer.name=tests.plugins.own:Heavy", "schedule.name=tests.plugins.own:noam"]
+    assert verdict(config.load([project / "experiment.yaml"], changes), kills=3).difference is None
+
+
 def test_a_model_with_unseeded_numbers_is_told_apart_from_lost_state(project: Path) -> None:
     found = verdict(experiment(project, model="noisy.model", params="{}"))
     assert found.difference is not None

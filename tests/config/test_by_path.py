@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 import pytest
 
 from tests.config.conftest import load, problems
 from workflow_lib import config
+from workflow_lib.config.measures import Metric, maximized
+from workflow_lib.config.metric_checks import own_metric_problems
+from workflow_lib.config.metrics import best_row, is_better
 from workflow_lib.plan import user_code
 from workflow_lib.plan.expansion import base
 
@@ -66,6 +73,33 @@ pytestmark = pytest.mark.usefixtures("folder")
         ("schedule: {name: tests.plugins.own:a_word}", "tests.plugins.own:a_word returns a str, not a number, for"),
         ("schedule: {name: tests.plugins.own:noam, params: {rise: up}}", "tests.plugins.own:noam failed: "),
         ("schedule: {name: tests.plugins.own:noam, factor: 2}", "schedule.factor: no such setting"),
+        ("training: {metrics: [f1_makro]}", "training.metrics[0]: no metric `f1_makro`; did you mean `f1_macro`?"),
+        ("training: {metrics: [rmse]}", "training.metrics[0]: rmse is not for classification; allowed: f1_macro, "),
+        ("training: {metrics: [auroc, auroc]}", "training.metrics: two metrics are called `auroc`; give one of them"),
+        (
+            "training: {metrics: [{auroc: {tresholds: 5}}]}",
+            "torchmetrics.classification:MulticlassAUROC: `tresholds` is no argument of it; did you mean `thresholds`?",
+        ),
+        ("training: {metrics: ['torchmetrics.classification:MulticlasAUROC']}", "did you mean `MulticlassAUROC`?"),
+        ("training: {metrics: ['tests.plugins.own:spread']}", "write maximize: true or false beside its name"),
+        ("training: {metrics: ['tests.plugins.own:Mute']}", "tests.plugins.own:Mute has no `state_dict`, "),
+        (
+            "training: {metrics: [{name: auroc, label: accuracy}]}",
+            "training.metrics[0]: classification has a metric `accuracy` already",
+        ),
+        (
+            "training: {metrics: [auroc], select_metric: val_aurok}",
+            "training.select_metric: val_aurok is not measured in classification; did you mean `val_auroc`?; allowed: "
+            "train_loss, val_loss, val_accuracy, val_auroc",
+        ),
+        (
+            "training: {early_stopping: {metric: val_auroc}}",
+            "training.early_stopping.metric: val_auroc is not measured in classification",
+        ),
+        (
+            "tune: {metric: val_auroc, space: {optimizer.lr: {type: float, low: 0.1, high: 1}}}",
+            "tune.metric: val_auroc is not measured in classification",
+        ),
     ],
 )
 def test_what_cannot_be_is_rejected_with_one_message(text: str, said: str) -> None:
@@ -112,3 +146,49 @@ def test_paths_can_be_swept() -> None:
     losses = "[null, 'tests.plugins.own:smoothed', 'torch.nn:CrossEntropyLoss']"
     text = f"name: a\nsweep: {{grid: {{training.loss: {losses}, optimizer.name: [sgd, 'torch.optim:NAdam']}}}}\n"
     assert len({run.digest for run in plan.expand(load(text))}) == 6
+
+
+def test_a_metric_has_three_forms_and_may_choose_epochs_and_trials() -> None:
+    text = """
+name: a
+training:
+  metrics:
+  - f1_macro
+  - auroc: {thresholds: 50}
+  - {name: tests.plugins.own:spread, label: wide, maximize: false, params: {power: 2}}
+  - tests.plugins.own:Streak
+  select_metric: val_streak
+  early_stopping: {metric: val_wide}
+tune: {metric: val_auroc, space: {optimizer.lr: {type: float, low: 0.1, high: 1}}}
+"""
+    training = load(text).training
+    assert [(metric.label, metric.maximize) for metric in training.metrics] == [
+        ("f1_macro", True),
+        ("auroc", True),
+        ("wide", False),
+        ("streak", True),
+    ]
+    assert maximized(training.metrics) == ["val_f1_macro", "val_auroc", "val_streak"]
+    assert load(f"name: a\ntraining: {json.dumps(training.model_dump(mode='json'))}").training == training
+    objects = user_code.objects_of(base(load(text)))
+    assert objects == {"metric wide": "tests.plugins.own:spread", "metric streak": "tests.plugins.own:Streak"}
+
+
+def test_a_metric_that_repeats_one_of_the_test_split_is_only_a_curve() -> None:
+    assert not metric_checks_of("regression", "r2")
+    assert "has a metric `r2` already" in metric_checks_of(
+        "regression", {"name": "tests.plugins.own:Streak", "label": "r2"}
+    )
+
+
+def metric_checks_of(task: str, metric: Any) -> str:
+    return " ".join(what for _, what in own_metric_problems([Metric.model_validate(metric)], task))
+
+
+def test_the_direction_of_a_metric_of_the_user_decides_which_value_is_better() -> None:
+    rows = [{"val_x": 1.0}, {"val_x": None}, {"val_x": 3.0}, {"val_x": math.nan}]
+    assert best_row(rows, "val_x") == rows[0]
+    assert best_row(rows, "val_x", ["val_x"]) == rows[2]
+    assert is_better("val_x", 2.0, None)
+    assert not is_better("val_x", None, 2.0, ["val_x"])
+    assert is_better("val_x", 3.0, 2.0, ["val_x"])

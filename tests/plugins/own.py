@@ -49,6 +49,16 @@ class Counting(Weighted):
         return super().forward(outputs, targets)
 
 
+class Tired:
+    """A loss that counts its calls."""
+
+    calls = 0
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return functional.cross_entropy(outputs, targets) * (1 + 0.01 * self.calls)
+
+
 def a_word(outputs: torch.Tensor, targets: torch.Tensor) -> str:
     return "loss"
 
@@ -120,3 +130,82 @@ def downhill(step: int, total_steps: int) -> float:
 
 class Scheduler:
     """A schedule with state."""
+
+
+def spread(outputs: torch.Tensor, targets: torch.Tensor, *, power: float = 1.0) -> torch.Tensor:
+    """A metric over the whole split: no mean over samples."""
+    return outputs.std(0).pow(power).mean() + targets.double().std()
+
+
+class Streak:
+    """A metric that depends on the order of the samples: the longest run of correct predictions."""
+
+    higher_is_better = True
+
+    def __init__(self, num_classes: int, least: int = 0) -> None:
+        self.current, self.longest, self.seen = least, least, torch.zeros(num_classes, dtype=torch.int64)
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        for is_right in (outputs.argmax(1) == targets).tolist():
+            self.current = self.current + 1 if is_right else 0
+            self.longest = max(self.longest, self.current)
+        self.seen += torch.bincount(targets, minlength=len(self.seen))
+
+    def compute(self) -> float:
+        return self.longest + self.seen.sum().item() / 1000
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": [self.current, self.longest], "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.current, self.longest = state["counts"]
+        self.seen = state["seen"]
+
+
+class Leaky(Streak):
+    """A metric that counts its batches outside of its state."""
+
+    batches = 0
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.batches += 1
+        super().update(outputs, targets)
+
+    def compute(self) -> float:
+        return float(self.batches)
+
+
+class Table(Streak):
+    """A metric whose value is no number."""
+
+    def compute(self) -> Any:
+        return {"longest": self.longest}
+
+
+class Unsaved(Streak):
+    """A metric whose state has a set."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": {1, 2}}
+
+
+class Mute:
+    """A metric without a direction and a state."""
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        pass
+
+    def compute(self) -> float:
+        return 0.0
+
+
+class wrapped:  # noqa: N801
+    """A metric of torchmetrics around another one."""
+
+    update = compute = state_dict = load_state_dict = Mute.update
+
+    def __new__(cls) -> Any:
+        from torchmetrics.classification import MulticlassAccuracy
+        from torchmetrics.wrappers import MinMaxMetric
+
+        return MinMaxMetric(MulticlassAccuracy(6))

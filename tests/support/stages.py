@@ -21,6 +21,8 @@ DATA = ("datasets/*", "data/*", "checkpoint/safetensors.py")
 TRAINING = (
     "training/*",
     "tasks/*",
+    "metrics/own.py",
+    "metrics/kept.py",
     "models/*",
     "distributed/parallel.py",
     "distributed/fsdp.py",

@@ -28,6 +28,7 @@ def follow(document: str, project: Project) -> list[str]:
     for block in BLOCK.finditer(document):
         text = block["text"]
         if block["file"]:
+            (project.folder / block["file"]).parent.mkdir(exist_ok=True)
             (project.folder / block["file"]).write_text(text)
         elif block["edited"]:
             project.edit(block["edited"], f"{block['after']}\n", f"{block['after']}\n{text}")
@@ -57,8 +58,22 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     """Slow: several commands run whole pipelines."""
     commands = follow((ROOT / "docs/extending.md").read_text(), project)
     ran = [command.split()[0] for command in commands]
-    names = ["python", "snakemake", "everstep", "snakemake", "everstep", "snakemake", "snakemake"]
-    assert ran == [*names, "echo", "everstep", "snakemake", "everstep", "cp", "everstep", "everstep"]
+    names = ["python", "snakemake", "everstep", "snakemake", "everstep", "snakemake", "everstep"]
+    assert ran == [
+        *names,
+        "snakemake",
+        "snakemake",
+        "echo",
+        "everstep",
+        "snakemake",
+        "everstep",
+        "cp",
+        "everstep",
+        "everstep",
+    ]
+    parts = json.loads(next((project.folder / "results/parts").glob("runs/*/evaluation.json")).read_text())["metrics"]
+    assert {"f1_macro", "streak", "sharp"} < parts.keys()
+    assert parts["sharp"]["low"] < parts["sharp"]["value"] < parts["sharp"]["high"]
     (model,) = (project.folder / "results/net").glob("runs/*/model.safetensors")
     assert {name.partition(".")[0] for name in load_file(model)} == {"inner", "hidden", "head"}
     manifest = json.loads(next((project.folder / "results/signals/data").glob("*.json")).read_text())

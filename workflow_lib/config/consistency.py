@@ -9,7 +9,8 @@ from typing import Any, get_origin
 from workflow_lib import plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
 from workflow_lib.config.messages import nearest, sections_of, shown, unknown
-from workflow_lib.config.run_checks import no_metric, run_problems
+from workflow_lib.config.metric_checks import metric_problem
+from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
@@ -26,8 +27,9 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
         task = plugins.task(experiment.data.name, experiment.data.params)
-        if experiment.tune.metric not in (None, *plugins.task_facts(task).curves):
-            found.append((("tune", "metric"), no_metric(str(experiment.tune.metric), task)))
+        metric = experiment.tune.metric
+        if metric is not None and (what := metric_problem(metric, task, experiment.training.metrics)):
+            found.append((("tune", "metric"), what))
     lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
         lines += _trial_problems(experiment, experiment.tune, origins)

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib import plugins
 from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedule, variant
-from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Metric, Model, Training
+from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Model, Training
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY
@@ -180,7 +180,7 @@ class Tune(Section):
     )
     window: int = Field(2, ge=1, description="maximum number of trials that run at the same time")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the suggestions")
-    metric: Metric | None = Field(
+    metric: str | None = Field(
         None,
         description="metric that the study optimizes (accuracy: higher is better; others: lower); null takes"
         " val_accuracy, or val_loss if the task has no accuracy",

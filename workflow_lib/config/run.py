@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,7 @@ from workflow_lib import plugins
 from workflow_lib.config.by_path import BY_PATH, PATTERN, check_loss
 from workflow_lib.config.init import Init
 from workflow_lib.config.length import without_epochs
+from workflow_lib.config.measures import Metric, repeated
 from workflow_lib.config.optimization import (
     SGD,
     AdamW,
@@ -34,11 +35,6 @@ from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
 MOST_FOLDS = 1000
 MOST = 1_000_000  # upper bound of counts such as epochs and trials; a larger number is probably a typo
-
-if TYPE_CHECKING:
-    Metric: TypeAlias = str
-else:  # the metrics of every task, so that messages and the schema list them
-    Metric = Literal[tuple(dict.fromkeys(name for facts in plugins.all_facts().values() for name in facts.curves))]
 
 
 class _PluginSection(Section):
@@ -123,9 +119,7 @@ class Model(_PluginSection):
 class EarlyStopping(Section):
     """Early stopping: ends the training when a metric stops improving."""
 
-    metric: Metric = Field(
-        "val_loss", description="metric that must improve (accuracy: higher is better; others: lower)"
-    )
+    metric: str = Field("val_loss", description="metric that must improve (accuracy: higher is better; others: lower)")
     patience: int = Field(10, ge=1, description="validations without improvement before the training ends")
     min_delta: float = Field(0.0, ge=0, description="smallest change that counts as improvement")
 
@@ -198,7 +192,14 @@ class Training(Section):
         description="decay of an exponential moving average of the weights, which is evaluated in their place; it warms"
         " up as (1 + step) / (10 + step); null disables it",
     )
-    select_metric: Metric = Field("val_loss", description="metric that selects the epoch of the final model")
+    metrics: list[Metric] = Field(
+        [],
+        description="metrics of the validation and the test beside those of the task: short names, import paths, or"
+        " either with arguments; curves and select_metric have them as val_<name>",
+        examples=[["f1_macro", {"name": "auroc", "params": {"thresholds": 200}}]],
+        json_schema_extra={**ADDED, "allowed": "a list of names, or {NAME: {argument: value}}"},
+    )
+    select_metric: str = Field("val_loss", description="metric that selects the epoch of the final model")
     early_stopping: EarlyStopping | None = Field(None, description="null trains for all epochs")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
@@ -249,6 +250,14 @@ class Training(Section):
             return checked_step(target, value, (info.context or {}).get("root"))
         if value and "step" in info.data:
             raise PydanticCustomError("arguments", "are for training.step, which is not set; allowed: {{}}")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_labels(cls, value: list[Metric]) -> list[Metric]:
+        if label := repeated(value):
+            message = f"two metrics are called `{label}`; give one of them a `label` of its own"
+            raise PydanticCustomError("arguments", "{message}", {"message": message})
         return value
 
     @field_validator("hooks")

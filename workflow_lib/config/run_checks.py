@@ -11,6 +11,7 @@ from workflow_lib.config.experiment import Runtime
 from workflow_lib.config.length import Length
 from workflow_lib.config.length_checks import length_problems, warmup_problem
 from workflow_lib.config.messages import shown
+from workflow_lib.config.metric_checks import metric_problem, own_metric_problems
 from workflow_lib.config.run import Data, Training
 from workflow_lib.config.yaml import KeyPath
 
@@ -115,8 +116,9 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if training.early_stopping is not None:
         metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
     for path, metric in metrics.items():
-        if metric not in plugins.task_facts(task).curves:
-            yield path, no_metric(metric, task)
+        if what := metric_problem(metric, task, training.metrics):
+            yield path, what
+    yield from own_metric_problems(training.metrics, task)
     if plugins.task_facts(task).answers == "pixel":
         for name in ("mixup", "cutmix"):
             if value := getattr(run["augment"], name):
@@ -238,7 +240,3 @@ def _step_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             ("training", "precision"),
             "fp16 needs a loss scale, which a training step of one's own does not have; allowed: bf16, tf32, fp32",
         )
-
-
-def no_metric(metric: str, task: plugins.Task) -> str:
-    return f"{metric} is not measured in {task}; allowed: {', '.join(plugins.task_facts(task).curves)}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workflow_lib import data
     from workflow_lib.checkpoint import CheckpointStore
     from workflow_lib.distributed.rendezvous import Rendezvous
+    from workflow_lib.metrics.own import Measures
     from workflow_lib.orchestrator import RootOrchestrator
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             weights=context.weights,
             metrics_file=layout.metrics_file(context.workspace),
             stop_early=context.stop_early,
+            measures=_measures(context),
         )
         outcome = trainer.fit()
         sys.audit("everstep", "leave")
@@ -122,6 +124,15 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             dist.barrier()
             dist.destroy_process_group()
         return asdict(outcome)
+
+
+def _measures(context: AttemptContext) -> Measures | None:
+    """Return the metrics of `training.metrics`; importing torchmetrics takes a second, so only if there are any."""
+    if not context.run.training.metrics:
+        return None
+    from workflow_lib.metrics.own import Measures
+
+    return Measures(context.run.training.metrics, context.manifest)
 
 
 def _open_store(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks) -> CheckpointStore:

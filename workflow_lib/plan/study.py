@@ -20,7 +20,7 @@ from workflow_lib.store import layout
 from workflow_lib.text import slug
 
 # settings that may name code of the user, beside those of the model
-USER_CODE = ("training.hooks", "training.loss", "training.step", "optimizer.name", "schedule.name")
+USER_CODE = ("training.hooks", "training.loss", "training.metrics", "training.step", "optimizer.name", "schedule.name")
 
 
 def tuned_base(experiment: Experiment) -> RunConfig:

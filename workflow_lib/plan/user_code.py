@@ -37,6 +37,7 @@ def objects_of(run: RunConfig) -> dict[str, str]:
         "schedule": run.schedule.name,
         "loss": run.training.loss,
         "step": run.training.step,
+        **{f"metric {metric.label}": metric.name for metric in run.training.metrics},
     }
     return {kind: name for kind, name in named.items() if name is not None and plugins.is_object_path(name)}
 

@@ -121,7 +121,10 @@ def _train_under_kills(
     while True:
         fault = None
         if struck < kills:
-            fault = _choose(rng, (struck + 1) * steps // (kills + 1), training)
+            after = (struck + 1) * steps // (kills + 1)
+            # metrics of the user have a state only in a validation, so the first stop is in one
+            is_first = struck == 0 and training.has_own_metrics
+            fault = _in_validation(after) if is_first else _choose(rng, after, training)
         code = training.attempt(fault)
         attempts += 1
         if code == 0:
@@ -133,6 +136,11 @@ def _train_under_kills(
             struck += 1
             where = f"{fault.signal} to {fault.target} at {fault.point!r}"
             show(f"kill {struck}/{kills}: {where}; step {training.step()}/{steps} saved")
+
+
+def _in_validation(step: int) -> faults.Fault:
+    """Return a stop in the first validation after that step, once it has measured a batch."""
+    return faults.Fault("validate", 2, "SIGTERM", from_step=step)
 
 
 def _choose(rng: random.Random, step: int, training: Training) -> faults.Fault:
@@ -149,6 +157,7 @@ class Training:
     def __init__(self, experiment: Experiment, run: plan.Run, data: Path, folder: Path) -> None:
         self.log = folder / "log.txt"
         self.accumulation_steps = run.config.training.accumulation_steps
+        self.has_own_metrics = bool(run.config.training.metrics)
         self._experiment, self._run, self._data, self.folder = experiment, run, data, folder
         self._work = folder / "work"
         self._seen: str | None = None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib import plugins
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.metrics import gain
 from workflow_lib.config.sweep import REPEATED
@@ -81,7 +80,7 @@ class Configuration:
         first = self.runs[0]
         row: dict[str, Any] = {**self.settings, "runs": len(self.runs), "select_metric": first.select_metric}
         named = {"select_value": self.selected()}
-        named |= {name: self.measured(name) for name in plugins.task_facts(first.task).metrics}
+        named |= {name: self.measured(name) for name in first.metrics}
         for name, spread in named.items():
             row |= {name: spread.mean, f"{name}_deviation": spread.deviation}
             row |= {f"{name}_low": spread.low, f"{name}_high": spread.high}
@@ -109,9 +108,9 @@ def _own_settings(run: RunResults) -> Row:
 def _rank(configuration: Configuration) -> tuple[float, float]:
     """Return a sort key: the best mean first, ties by the lowest validation loss of a run."""
     mean = configuration.selected().mean
-    metric = configuration.runs[0].select_metric
+    first = configuration.runs[0]
     ties = min(run.rank()[1] for run in configuration.runs)
-    return (math.inf if mean is None else -gain(metric, mean)), ties
+    return (math.inf if mean is None else -gain(first.select_metric, mean, first.maximized)), ties
 
 
 def _typical_first(runs: Sequence[RunResults]) -> tuple[RunResults, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import plugins
+from workflow_lib.config.measures import maximized
 from workflow_lib.errors import StateError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
@@ -52,6 +53,7 @@ class RunResults:
     export: Export
     history: list[Row]
     select_metric: str
+    maximized: Sequence[str]  # metrics of training.metrics of which a larger value is better
     account: Account
 
     @property
@@ -61,6 +63,11 @@ class RunResults:
     @property
     def id(self) -> str:
         return str(self.evaluation["run"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the test split: those of the task, then those of `training.metrics`."""
+        return list(dict.fromkeys((*plugins.task_facts(self.task).metrics, *self.evaluation["metrics"])))
 
     @property
     def caution(self) -> str:
@@ -74,7 +81,7 @@ class RunResults:
             return chosen["value"], chosen["epoch"]
         from workflow_lib.config.metrics import best_row
 
-        row = best_row(self.history, self.select_metric) or {}
+        row = best_row(self.history, self.select_metric, self.maximized) or {}
         return row[self.select_metric], row["epoch"]
 
     def rank(self) -> tuple[float, float]:
@@ -82,7 +89,7 @@ class RunResults:
         from workflow_lib.config.metrics import gain
 
         losses = [row["val_loss"] for row in self.history if row["val_loss"] is not None]
-        return -gain(self.select_metric, self.best()[0]), min(losses, default=math.inf)
+        return -gain(self.select_metric, self.best()[0], self.maximized), min(losses, default=math.inf)
 
     def export_error(self) -> float:
         """Return the largest absolute difference between outputs of the ONNX model and of torch."""
@@ -94,7 +101,7 @@ class RunResults:
         value, epoch = self.best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
         row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
-        for name in plugins.task_facts(self.task).metrics:
+        for name in self.metrics:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
         row |= {"epochs": self.train["epochs"], "steps": self.train["steps"], "seconds": self.train["seconds"]}
@@ -133,6 +140,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 export=read_export(folder / results_layout.EXPORT),
                 history=_history(folder / results_layout.HISTORY),
                 select_metric=experiment.training.select_metric,
+                maximized=maximized(experiment.training.metrics),
                 account=account_of(train, work),
             )
         )

@@ -108,7 +108,7 @@ class Training(ModelIdentity, Cost):
     sealed: str  # path of the final checkpoint
     exact: bool
     best: Best
-    final: dict[str, float]  # metrics of the last epoch
+    final: dict[str, float | None]  # metrics of the last epoch
     parameters: int
     environment: dict[str, Any]
     accepted: NotRequired[Acceptance]

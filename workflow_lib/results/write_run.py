@@ -180,5 +180,10 @@ def _csv(history: Sequence[Mapping[str, Any]], task: plugins.Task) -> str:
     curves = plugins.task_facts(task).curves
     first = ("epoch", "step", "lr", *(name for name in curves if not history or name in history[0]))
     columns = (*first, *sorted(history[0].keys() - first if history else ()))
-    lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in history)]
+    lines = [",".join(columns), *(",".join(_cell(row[name]) for name in columns) for row in history)]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    """Return a number with every digit; nothing for a metric that has no value."""
+    return "" if value is None else repr(value)

@@ -63,7 +63,11 @@ class Curve:
     def points(self) -> list[Point]:
         """The rows, with their times."""
         return [
-            Point(int(row["step"]), time_s, {name: float(value) for name, value in row.items() if name != "step"})
+            Point(
+                int(row["step"]),
+                time_s,
+                {name: float(value) for name, value in row.items() if name != "step" and value is not None},
+            )
             for row, time_s in zip(self.rows, self.times, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from workflow_lib.checkpoint import CheckpointStore, Snapshot, read_state, read_
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.training import snapshot
 from workflow_lib.training.metrics_file import Curve
-from workflow_lib.training.state import State
+from workflow_lib.training.state import Named, State
 
 
 class Checkpoints:
@@ -65,16 +65,17 @@ class Checkpoints:
         if received is None:
             return None
         tensors = loaded[1].tensors if loaded is not None else {}
-        # only rank 0 saves the best weights
-        best = {"best": tensors.pop("best")} if "best" in tensors else {}
-        return Snapshot(tensors={**self._peers.broadcast_tensors(tensors), **best}, **received)
+        # only rank 0 has the best weights and the state of the user's metrics
+        own: dict[str, Named] = {name: tensors.pop(name) for name in ("best", "metrics") if name in tensors}
+        return Snapshot(tensors={**self._peers.broadcast_tensors(tensors), **own}, **received)
 
     def _load_shared(self) -> Snapshot | None:
         latest = self._store.find_shared()
         if latest is None:
             return None
         self._saver.latest = latest
-        tensors = {**self._state.parallel.read(latest.path), "ranks": read_tensors(latest, "ranks")}
+        whole = ("ranks", "metrics") if "metrics.safetensors" in latest.manifest["files"] else ("ranks",)
+        tensors = {**self._state.parallel.read(latest.path), **{name: read_tensors(latest, name) for name in whole}}
         return Snapshot(latest.step, tensors, read_state(latest), latest.about)
 
     def restore(self, loaded: Snapshot | None) -> None:

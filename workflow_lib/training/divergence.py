@@ -88,10 +88,10 @@ class Divergence:
         )
 
 
-def check_finite(row: Mapping[str, float]) -> None:
+def check_finite(row: Mapping[str, float | None]) -> None:
     """Raise DivergedError if a metric of the epoch is not finite."""
     for name, value in row.items():
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise DivergedError(
                 f"the training diverged: {name} is {value} after epoch {row['epoch']} (step {row['step']}). "
                 f"A lower optimizer.lr, a warm-up or training.clip_norm may help"

@@ -46,11 +46,11 @@ class View:
     epoch: int
     learning_rate: float
     loss: torch.Tensor | None
-    history: tuple[Mapping[str, float], ...]
+    history: tuple[Mapping[str, float | None], ...]
     model: nn.Module
 
     @property
-    def row(self) -> Mapping[str, float]:
+    def row(self) -> Mapping[str, float | None]:
         """Metrics of the last validation; empty before the first."""
         return self.history[-1] if self.history else {}
 

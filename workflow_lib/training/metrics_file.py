@@ -13,7 +13,7 @@ from workflow_lib.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, float | None]]
 
 
 class Curve:

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = {"bar": 0.25, "line": 10.0}
 
+PLACE = ("epoch", "step", "lr")  # not metrics of a validation
+
 
 class ProgressDisplay:
     """Shows the progress at most a few times a second; in between, a step costs one read of the clock."""
@@ -62,12 +64,12 @@ class ProgressDisplay:
                     epoch, self._length.epochs, step, self._total, loss, f"{speed:,.0f}", eta,
                 )  # fmt: skip
 
-    def validated(self, row: dict[str, float], *, is_best: bool) -> None:
+    def validated(self, row: dict[str, float | None], *, is_best: bool) -> None:
         """Show the metrics of a validation."""
         metrics = "  ".join(
-            f"{name} {value:.4f}" for name, value in row.items() if name.endswith(("loss", "accuracy", "mae"))
+            f"{name} {value:.4f}" for name, value in row.items() if name not in PLACE and value is not None
         )
-        speed = self._speed(int(row["step"]), time.monotonic())
+        speed = self._speed(int(row["step"] or 0), time.monotonic())
         place = f"epoch {row['epoch']}/{self._length.epochs}"
         if self._is_counted_in_steps:
             place = f"step {row['step']}/{self._total}  epoch {row['epoch']}"

@@ -241,12 +241,38 @@ def _restore_hooks(state: State, saved: Any) -> None:
         state.hooks.restore(saved)
 
 
+def _has_metrics(state: State) -> bool:
+    """Return True in a validation with metrics of the user, on rank 0, which holds their state."""
+    return state.measures is not None and state.ranks.is_main and state.progress.cursor.phase == "validate"
+
+
+def _save_metrics(state: State) -> Named:
+    return state.measures.save()[0] if state.measures is not None else {}
+
+
+def _restore_metrics(state: State, saved: Named) -> None:
+    state.restored_metrics = saved
+
+
+def _save_metric_values(state: State) -> dict[str, Any]:
+    return state.measures.save()[1] if state.measures is not None else {}
+
+
+def _restore_metric_values(state: State, saved: dict[str, Any]) -> None:
+    if state.measures is not None and state.ranks.is_main:
+        state.measures.load(state.restored_metrics, saved)
+    state.restored_metrics = {}
+
+
 MUTABLE: tuple[Part[Named], ...] = (
     Part("model", lambda state: state.weights(), lambda state, saved: state.parallel.load(saved)),
     Part("optimizer", _save_moments, _restore_moments),
     Part("ema", _save_averages, _restore_averages, has=lambda state: state.ema is not None),
 )
-STABLE: tuple[Part[Named], ...] = (Part("best", _save_best, _restore_best, has=lambda state: bool(state.best)),)
+STABLE: tuple[Part[Named], ...] = (
+    Part("best", _save_best, _restore_best, has=lambda state: bool(state.best)),
+    Part("metrics", _save_metrics, _restore_metrics, has=lambda s: _has_metrics(s) and bool(_save_metrics(s))),
+)
 RECORD: tuple[Part[Any], ...] = (
     Part("progress", _save_progress, _restore_progress),
     Part("optimizer", _save_settings, _restore_settings),
@@ -258,5 +284,6 @@ RECORD: tuple[Part[Any], ...] = (
     ),
     Part("scaler", _save_scaler, _restore_scaler),
     Part("step", _save_values, _restore_values, has=lambda state: state.step is not None),
+    Part("metrics", _save_metric_values, _restore_metric_values, has=_has_metrics),
     Part("hooks", _save_hooks, _restore_hooks, has=lambda state: state.hooks is not None),
 )

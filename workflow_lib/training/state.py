@@ -34,10 +34,11 @@ from workflow_lib.training.step_building import build_step, joined_optimizers, n
 
 if TYPE_CHECKING:
     from workflow_lib.data import ModelSpec
+    from workflow_lib.metrics.own import Measures
     from workflow_lib.plan import RunConfig
 
 Phase = Literal["train", "validate", "finish"]
-EpochMetrics = dict[str, float]
+EpochMetrics = dict[str, float | None]  # None: a metric of the user that has no finite value
 Named = dict[str, torch.Tensor]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,7 +83,7 @@ class Progress:
     @property
     def steps_since_validation(self) -> int:
         """The steps whose losses are in the loss sum."""
-        return self.cursor.step - int(self.history[-1]["step"] if self.history else 0)
+        return self.cursor.step - int((self.history[-1]["step"] if self.history else 0) or 0)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Progress:
@@ -103,6 +104,7 @@ class State:
     ema           averaged weights of the model by name in ``module``, or None
     hooks         the user's functions; only on rank 0
     initialised   record of the weights that the model started from, or None
+    measures      the metrics of `training.metrics`, or None; only rank 0 adds batches to their state
     environment   fingerprint of the machine and the software
     """
 
@@ -116,10 +118,13 @@ class State:
         device: torch.device,
         environment: Mapping[str, Any],
         weights: Path | None = None,
+        measures: Measures | None = None,
     ) -> None:
         training = run.training
         self.run, self.ranks, self.peers, self.device, self.environment = run, ranks, peers, device, dict(environment)
         self.progress = Progress(exact=repeats_bits(device, training.determinism))
+        self.measures = measures
+        self.restored_metrics: Named = {}  # tensors of a checkpoint, until `measures` takes them
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.best: Named = {}
         self._pre_step_backup: tuple[Named, Named] | None = None  # generators, and tensors that forward passes change

@@ -28,6 +28,7 @@ import torch
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.config.length import is_counted_in_steps
+from workflow_lib.config.measures import maximized
 from workflow_lib.config.optimization import Plateau
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
@@ -52,6 +53,7 @@ from workflow_lib.training.validation import Validation
 
 if TYPE_CHECKING:
     from workflow_lib.data import Batch, MappedSplit, ModelSpec, Split
+    from workflow_lib.metrics.own import Measures
     from workflow_lib.plan import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class Trainer:
         metrics_file: Path,
         weights: Path | None = None,
         stop_early: StopEarly | None = None,
+        measures: Measures | None = None,
     ) -> None:
         self.run, self.ranks, self._objective, self._train_split = run, ranks, objective, train
         self._shared_state, self._store, self._saver, self._events = shared_state, store, saver, events
@@ -104,6 +107,7 @@ class Trainer:
         self._batches = Batches(run, train, ranks)
         self._agreement = Agreement(ranks)
         self._curve = Curve(metrics_file, store)
+        self._maximized = maximized(run.training.metrics)
         self._pruned = False
         self._display: ProgressDisplay | None = None
         self._resumed_step: int | None = None
@@ -116,6 +120,7 @@ class Trainer:
             device=device,
             environment=environment,
             weights=weights,
+            measures=measures,
         )
         self._checkpoints = Checkpoints(self.state, store, saver, self._curve)
         batch_size = -(-self._batches.size // run.training.accumulation_steps)
@@ -275,10 +280,11 @@ class Trainer:
             "train_loss": loss_sum / (progress.steps_since_validation * self._batches.size),
             **state.logged_means(self._agreement.all_gather),
             **self._validation.metrics(),
+            **self._validation.own_metrics(),
         }
         check_finite(row)
         progress.history.append(row)
-        is_best = selection.update_best(progress, row, metric)
+        is_best = selection.update_best(progress, row, metric, self._maximized)
         if is_best:
             if self._checkpoints.are_written_here:
                 weights = state.inference_weights().items()
@@ -290,9 +296,11 @@ class Trainer:
         if self._display is not None:
             self._display.validated(row, is_best=is_best)
         if isinstance(self.run.schedule, Plateau):
-            progress.plateau.observe(metric, row[metric], self.run.schedule)
-        is_exhausted = selection.is_exhausted(progress, row, training.early_stopping)
+            progress.plateau.observe(metric, row[metric], self.run.schedule, self._maximized)
+        is_exhausted = selection.is_exhausted(progress, row, training.early_stopping, self._maximized)
         is_last = cursor.step == self._batches.length.total or is_exhausted
+        if is_last:
+            selection.check_chosen(progress, metric)
         state.loss_sum.zero_()
         state.logged.zero_()
         cursor.val_index, cursor.phase = 0, "finish" if is_last else "train"

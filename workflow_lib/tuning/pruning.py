@@ -48,10 +48,10 @@ def _is_pruned(suggestion: Suggestion, history: Sequence[Row]) -> bool:
 
 def pruned_after(suggestion: Suggestion, values: Sequence[float | None]) -> int | None:
     """Return the number of validations after which the trial is pruned, or None if it is not."""
-    metric, best_so_far = suggestion["metric"], -math.inf
+    metric, best_so_far, maximized = suggestion["metric"], -math.inf, suggestion.get("maximized", [])
     for i, (value, threshold) in enumerate(zip(values, suggestion["thresholds"], strict=False)):
-        best_so_far = max(best_so_far, -math.inf if value is None else gain(metric, value))
-        if threshold is not None and best_so_far < gain(metric, threshold):
+        best_so_far = max(best_so_far, gain(metric, value, maximized))
+        if threshold is not None and best_so_far < gain(metric, threshold, maximized):
             return i + 1
     return None
 

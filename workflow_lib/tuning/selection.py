@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import plan
+from workflow_lib.config.measures import maximized
 from workflow_lib.config.metrics import gain
 from workflow_lib.errors import EverstepError
 from workflow_lib.tuning.study_files import Result, check_study, load_result, reference, result_path, tune_of, write
@@ -24,7 +25,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
     tune, study = tune_of(experiment), plan.study_digest(experiment)
     results = [load_result(result_path(tune_dir, i)) for i in range(tune.trials)]
     check_study(study, results, tune_dir)
-    chosen = _best(results, plan.study_metric(experiment), study)
+    chosen = _best(results, plan.study_metric(experiment), study, maximized(experiment.training.metrics))
     run = plan.apply(experiment, chosen["params"], f"trial {chosen['number']}")
     plan.freeze(run, work)
     statement = {
@@ -41,7 +42,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
     return statement
 
 
-def _best(results: Sequence[Result], metric: str, study: str) -> Result:
+def _best(results: Sequence[Result], metric: str, study: str, maximized: Sequence[str]) -> Result:
     complete = [trial for trial in results if trial["state"] == "complete"]
     if not complete:
         first = results[0]
@@ -49,4 +50,4 @@ def _best(results: Sequence[Result], metric: str, study: str) -> Result:
             f"study {study}: none of its {len(results)} trials was trained in full; "
             f"trial {first['number']} {first['state']}: {first['reason']}"
         )
-    return max(complete, key=lambda trial: gain(metric, trial["value"] or 0.0))
+    return max(complete, key=lambda trial: gain(metric, trial["value"], maximized))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import plan
+from workflow_lib.config.measures import maximized
 from workflow_lib.config.metrics import is_lower_better
 from workflow_lib.tuning.study_files import Point, Result, Suggestion, load_result, result_path, tune_of
 
@@ -22,7 +23,8 @@ def load_study(experiment: Experiment, tune_dir: Path) -> optuna.Study:
     tune = tune_of(experiment)
     paths = (result_path(tune_dir, i) for i in range(tune.trials))
     results = [load_result(path) for path in paths if path.exists()]
-    return rebuild(tune, plan.study_id(experiment), results, [], seed=0)
+    own = maximized(experiment.training.metrics)
+    return rebuild(tune, plan.study_id(experiment), results, [], seed=0, maximized=own)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -33,7 +35,15 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study)) if len(complete) > 1 else {}
 
 
-def rebuild(tune: Tune, name: str, results: Sequence[Result], running: Sequence[Suggestion], seed: int) -> optuna.Study:
+def rebuild(
+    tune: Tune,
+    name: str,
+    results: Sequence[Result],
+    running: Sequence[Suggestion],
+    *,
+    seed: int,
+    maximized: Sequence[str] = (),
+) -> optuna.Study:
     """Return a study in memory with these results, and these suggestions as running trials."""
     import optuna
     from optuna.trial import TrialState, create_trial
@@ -44,7 +54,7 @@ def rebuild(tune: Tune, name: str, results: Sequence[Result], running: Sequence[
         study_name=name,
         sampler=_sampler(tune, seed),
         pruner=optuna.pruners.NopPruner(),  # a suggestion carries its own thresholds
-        direction="minimize" if is_lower_better(str(tune.metric)) else "maximize",
+        direction="minimize" if is_lower_better(str(tune.metric), maximized) else "maximize",
     )
     space = distributions(tune)
     for result in results:

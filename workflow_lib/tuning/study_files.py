@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
 from workflow_lib import files, plan
 from workflow_lib.config.renamed import with_current_names, with_stored_names
@@ -36,6 +36,7 @@ class Suggestion(TypedDict):
     params: dict[str, Any]
     run: RunReference
     thresholds: list[float | None]
+    maximized: NotRequired[list[str]]  # metrics of training.metrics of which a larger value is better
 
 
 class Point(TypedDict):
@@ -68,7 +69,7 @@ def result_path(tune_dir: Path, number: int) -> Path:
 
 
 def load_suggestion(path: Path) -> Suggestion:
-    content = files.read_json(path, *Suggestion.__annotations__)
+    content = files.read_json(path, *(Suggestion.__annotations__.keys() - {"maximized"}))
     return cast("Suggestion", content | {"params": with_current_names(content["params"])})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import config, plan
+from workflow_lib.config.measures import maximized
 from workflow_lib.tuning.pruning import thresholds
 from workflow_lib.tuning.study import distributions, rebuild
 from workflow_lib.tuning.study_files import (
@@ -39,7 +40,8 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
     earlier = [load_suggestion(suggestion_path(tune_dir, i)) for i in range(number)]
     results = [load_result(result_path(tune_dir, i)) for i in range(number - tune.window + 1)]
     check_study(study, [*earlier, *results], tune_dir)
-    params = _ask(tune, study, number, results, earlier)
+    own = maximized(experiment.training.metrics)
+    params = _ask(tune, study, number, results, earlier, own)
     run = plan.apply(plan.tuned_base(experiment), params, f"trial {number}")
     plan.freeze(run, work)
     suggestion = Suggestion(
@@ -51,18 +53,25 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
         run=reference(experiment, params, run),
         thresholds=thresholds(tune, results, run.training),
     )
+    if own:
+        suggestion["maximized"] = own
     write(output, suggestion)
     return suggestion
 
 
 def _ask(
-    tune: Tune, study: str, number: int, results: Sequence[Result], earlier: Sequence[Suggestion]
+    tune: Tune,
+    study: str,
+    number: int,
+    results: Sequence[Result],
+    earlier: Sequence[Suggestion],
+    maximized: Sequence[str],
 ) -> dict[str, Any]:
     """Return parameters that no earlier trial has, or repeated ones if none are found in a few attempts."""
     import optuna
 
     seed = int(config.digest([study, tune.seed, number], "suggest")[:8], 16)
-    rebuilt = rebuild(tune, study, results, earlier[len(results) :], seed=seed)
+    rebuilt = rebuild(tune, study, results, earlier[len(results) :], seed=seed, maximized=maximized)
     known = [suggestion["params"] for suggestion in earlier]
     for _ in range(ASKS):
         trial = rebuilt.ask(distributions(tune))

@@ -61,7 +61,7 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
     length = pruned_after(suggestion, values)
     state: State = "complete" if length is None else "pruned"
     rows = history[:length]
-    best = best_row(rows, suggestion["select_metric"])
+    best = best_row(rows, suggestion["select_metric"], suggestion.get("maximized", []))
     value = finite(best[suggestion["metric"]]) if best else None
     if state == "complete" and failure is None and value is None:
         failure = f"{suggestion['metric']} is not a number where {suggestion['select_metric']} is best"

@@ -1,0 +1,36 @@
+"""Checks of the names of metrics, and of `training.metrics`, with the task of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from workflow_lib import plugins
+from workflow_lib.config.measures import KNOWN, Metric, names_for
+from workflow_lib.config.messages import nearest
+from workflow_lib.config.yaml import KeyPath
+
+
+def metric_problem(metric: str, task: plugins.Task, own: Sequence[Metric]) -> str | None:
+    """Return the problem of a metric that chooses epochs or trials, or None if every validation has it."""
+    allowed = [*plugins.task_facts(task).curves, *(other.curve for other in own)]
+    if metric in allowed:
+        return None
+    more = "" if own else "; training.metrics adds more"
+    return f"{metric} is not measured in {task}{nearest(metric, allowed)}; allowed: {', '.join(allowed)}{more}"
+
+
+def own_metric_problems(metrics: Sequence[Metric], task: plugins.Task) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of `training.metrics` with the task."""
+    facts = plugins.task_facts(task)
+    for index, metric in enumerate(metrics):
+        names = names_for(facts.targets)
+        if metric.name in KNOWN and metric.name not in names:
+            yield (
+                ("training", "metrics", index),
+                f"{metric.name} is not for {task}; allowed: {', '.join(names)}, or an import path",
+            )
+        elif metric.curve in facts.curves or (metric.label in facts.metrics and metric.name not in KNOWN):
+            yield (
+                ("training", "metrics", index),
+                f"{task} has a metric `{metric.label}` already; leave this one out, or give it a `label` of its own",
+            )
