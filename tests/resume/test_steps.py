@@ -19,7 +19,7 @@ STEPS = merged(
     BATCH, {"training": {"epochs": None, "max_steps": 3 * STEPS_PER_EPOCH, "validate_every_steps": STEPS_PER_EPOCH}}
 )
 WITHIN: dict[str, Any] = {
-    "training": {"batch_size": 66, "epochs": None, "max_steps": 40, "validate_every_steps": 6},
+    "training": {"batch_size": 66, "epochs": None, "max_steps": 40, "validate_every_steps": 6, "log_every_steps": 3},
     "schedule": {"name": "cosine", "warmup_epochs": 0, "warmup_steps": 5},
 }
 
@@ -60,3 +60,42 @@ def test_a_validation_within_an_epoch_can_be_interrupted(
     newest = checkpoint.read_newest(run.checkpoints)
     assert newest is not None
     assert run.verdict(reference(changes)) == PASS
+
+
+def test_the_log_has_a_row_every_few_steps_and_the_losses_of_the_curve(reference: Fresh) -> None:
+    run = reference(WITHIN)
+    text = run.output.with_name("steps.csv").read_text()
+    header, *rows = [line.split(",") for line in text.splitlines()]
+    assert header == ["step", "lr", "train_loss"]
+    assert [int(row[0]) for row in rows] == [*range(3, 40, 3), 40]
+    curve = [line.split(",") for line in outputs(run)[0].splitlines()[1:]]
+    for number, row in enumerate(curve[:6]):  # validated every 6 steps, logged every 3
+        first, second = rows[2 * number : 2 * number + 2]
+        assert float(row[3]) == pytest.approx((float(first[2]) + float(second[2])) / 2)
+        assert row[2] == second[1]
+    lines = [json.loads(line) for line in (run.workspace / "steps.jsonl").read_text().splitlines()]
+    assert [[repr(line[name]) for name in header] for line in lines] == rows
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_log_is_complete_after_a_kill_before_it_is_read(fresh: Fresh, reference: Fresh, kind: str) -> None:
+    """The first rows are read by a save or after 64 steps; those of a killed attempt are repeated."""
+    often = {"training": {"log_every_steps": 1, "parallel": kind}, "checkpoint": {"interval_steps": 7}}
+    changes = merged(WITHIN, often)
+    if kind == "fsdp":
+        changes = merged(with_ranks(2), changes)
+    run = fresh(changes)
+    for count, signal in ((12, "SIGKILL"), (9, "SIGKILL"), (5, "SIGTERM"), (9, "SIGKILL")):
+        run.attempt({"point": "optimizer", "count": count, "signal": signal})
+    assert run.verdict(reference(changes)) == PASS
+    rows = run.output.with_name("steps.csv").read_text().splitlines()[1:]
+    assert [int(row.partition(",")[0]) for row in rows] == [*range(1, 41)]
+
+
+def test_a_log_changes_no_weight(reference: Fresh) -> None:
+    silent = merged(WITHIN, {"training": {"log_every_steps": None}})
+    logged, plain = tensors(reference(WITHIN)), tensors(reference(silent))
+    assert {name: logged[name] for name in ("model.safetensors", "optimizer.safetensors", "best.safetensors")} == {
+        name: plain[name] for name in ("model.safetensors", "optimizer.safetensors", "best.safetensors")
+    }
+    assert not reference(silent).output.with_name("steps.csv").exists()

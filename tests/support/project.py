@@ -192,6 +192,8 @@ def differences(one: Project, other: Project) -> list[str]:
             found += _unequal_tensors(mine.path / name, theirs.path / name)
     found += _unequal("about", dict(mine.about), dict(theirs.about))
     places = {"metrics.jsonl": "workspace", "model.safetensors": "output", "history.csv": "output"}
+    if any((project.workspace / "steps.jsonl").exists() for project in (one, other)):
+        places |= {"steps.jsonl": "workspace", "steps.csv": "output"}
     for name, place in places.items():
         files = [
             (project.workspace / name) if place == "workspace" else project.output.with_name(name)

@@ -88,3 +88,14 @@ class TrackerContract(ABC):
         write(self.name, folder, curve(row(1)), other, curve(row(1), row(2)))
         assert self.read(folder, "demo-a") == self.expected(row(1), row(2))
         assert self.read(folder, "demo-b") == self.expected(row(1, loss=9.0))
+
+    def test_the_log_of_steps_is_copied_beside_the_rows(self, folder: Path) -> None:
+        logged = [{"step": step, "lr": 0.5, "train_loss": 1 / step} for step in (5, 10, 15)]
+        some, every = (
+            replace(curve(*rows), log=tuple(log), log_times=(1e9,) * len(log))
+            for rows, log in (([row(1)], logged[:2]), ([row(1), row(2)], logged))
+        )
+        write(self.name, folder, some, every, every)
+        steps = {("step_train_loss", int(each["step"])): [self.stored(each["train_loss"])] for each in logged}
+        rates = {("step_lr", int(each["step"])): [self.stored(0.5)] for each in logged}
+        assert self.read(folder, "demo-a") == self.expected(row(1), row(2)) | steps | rates

@@ -159,6 +159,12 @@ def test_steps_come_after_whole_epochs_from_the_start() -> None:
     assert [found[step] for step in (10, 29, 30, 59, 60, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
 
 
+def test_a_schedule_counts_in_steps() -> None:
+    assert rates(Constant(warmup_steps=4), 5) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates(Step(every_epochs=None, every_steps=3, factor=0.1), 7) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert rates(Linear(warmup_steps=20), 101) == rates(Linear(warmup_epochs=2), 101)
+
+
 def test_one_cycle_rises_to_its_peak_and_falls_below_where_it_began() -> None:
     found = rates(OneCycle(rise_fraction=0.25, start_fraction=0.1, final_fraction=0.01, warmup_epochs=2), 101)
     assert found[:20] == pytest.approx([0.1 * (step + 1) / 20 for step in range(20)])

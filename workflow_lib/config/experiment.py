@@ -189,7 +189,7 @@ class Tune(Section):
     pruner: Literal["none", "median"] = Field(
         "none", description="median stops trials that are worse than half of the others"
     )
-    warmup_epochs: int = Field(1, ge=0, description="epochs before a trial can be pruned")
+    warmup_epochs: int = Field(1, ge=0, description="validations before a trial can be pruned")
     min_trials: int = Field(
         5, ge=1, description="finished trials before tpe replaces random search and before median prunes"
     )

@@ -49,6 +49,6 @@ def warmup_problem(schedule: Schedule, length: Length) -> tuple[KeyPath, str] | 
         return None
     return (
         ("schedule", setting),
-        f"{getattr(schedule, setting):g} are {count(steps, 'step')}, more than the training has; allowed: at most"
+        f"the warm-up ({count(steps, 'step')}) is longer than the training; allowed: at most"
         f" {count(length.total, 'step')}",
     )

@@ -147,6 +147,13 @@ class Training(Section):
         " always validated",
         json_schema_extra=ADDED,
     )
+    log_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps from one row of steps.csv to the next: their mean loss, and the learning rate;"
+        " null writes none",
+        json_schema_extra=ADDED,
+    )
     batch_size: int = Field(
         64, ge=1, le=MOST, description="samples per optimizer step, over all ranks and micro-batches"
     )

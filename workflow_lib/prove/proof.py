@@ -224,6 +224,9 @@ def compare(straight: Training, other: Training) -> str | None:
             return f"{_difference(first, second, name)} of the final state (step {first.step})"
     if layout.metrics_file(straight.workspace).read_bytes() != layout.metrics_file(other.workspace).read_bytes():
         return "metrics.jsonl: the curves differ"
+    logs = [layout.steps_file(training.workspace) for training in (straight, other)]
+    if any(path.exists() for path in logs) and logs[0].read_bytes() != logs[1].read_bytes():
+        return "steps.jsonl: the logs of steps differ"
     return None
 
 

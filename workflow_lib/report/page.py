@@ -17,7 +17,7 @@ from workflow_lib.errors import DivergedError
 from workflow_lib.files import write_atomic
 from workflow_lib.report.augmentation import augmentation
 from workflow_lib.report.cost import cost
-from workflow_lib.report.curves import curve, describe_drawn, drawn_runs
+from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, unit_of
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
 from workflow_lib.results import layout as results_layout
@@ -119,7 +119,7 @@ def _render(
     task = tasks.load(best.task)
     drawn = drawn_runs(runs)
     data = {
-        "curves": [curve(run, task.curve[0]) for run in drawn],
+        "curves": [curve(run, task.curve[0], unit_of(drawn)) for run in drawn],
         "second": task.curve[0],
         "figures": [*content.get("figures", []), *(study["figures"] if study else [])],
     }

@@ -7,6 +7,7 @@
 <experiment>/runs/<run>/train.json              statement of the training
 <experiment>/runs/<run>/model.safetensors       trained weights
 <experiment>/runs/<run>/history.csv             learning curve
+<experiment>/runs/<run>/steps.csv               loss and learning rate by step, with training.log_every_steps
 <experiment>/runs/<run>/evaluation.json         statement of the evaluation
 <experiment>/runs/<run>/predictions.csv         prediction for each test sample
 <experiment>/runs/<run>/export.json             statement of the export
@@ -26,12 +27,12 @@ from pathlib import Path
 
 RESULTS = Path("results")  # relative to the folder of the project
 PLAN, OWNER = "plan.json", "experiment.json"
-TRAIN, MODEL, HISTORY = "train.json", "model.safetensors", "history.csv"
+TRAIN, MODEL, HISTORY, STEPS = "train.json", "model.safetensors", "history.csv", "steps.csv"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
 REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
-STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
+STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, STEPS: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
 
 
 def plan_file(experiment: Path) -> Path:

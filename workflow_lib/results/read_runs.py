@@ -52,6 +52,7 @@ class RunResults:
     evaluation: Evaluation
     export: Export
     history: list[Row]
+    is_counted_in_steps: bool
     select_metric: str
     maximized: Sequence[str]  # metrics of training.metrics of which a larger value is better
     account: Account
@@ -120,6 +121,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
     Raises StateError if a run diverged.
     """
     from workflow_lib import plan
+    from workflow_lib.config.length import is_counted_in_steps
 
     varied = {name for run in plan.expand(experiment) for name in run.swept}
     if TUNED in runs and experiment.tune:
@@ -130,7 +132,8 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
         train = read_training(folder / results_layout.TRAIN)
         if "state" in train:
             raise StateError(f"{folder / results_layout.TRAIN}: the training diverged, so there are no results")
-        config = plan.load_run(train["digest"], work)[0].model_dump(mode="json")
+        run = plan.load_run(train["digest"], work)[0]
+        config = run.model_dump(mode="json")
         found.append(
             RunResults(
                 name=name,
@@ -139,6 +142,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 evaluation=read_evaluation(folder / results_layout.EVALUATION),
                 export=read_export(folder / results_layout.EXPORT),
                 history=_history(folder / results_layout.HISTORY),
+                is_counted_in_steps=is_counted_in_steps(run.training),
                 select_metric=experiment.training.select_metric,
                 maximized=maximized(experiment.training.metrics),
                 account=account_of(train, work),

@@ -14,7 +14,7 @@ from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, write_atomic
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results import provenance
+from workflow_lib.results import provenance, steps
 from workflow_lib.results.statements import (
     DIVERGED,
     Diverged,
@@ -55,6 +55,7 @@ def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
     model = _weights(final)
     write_atomic(output.with_name(results_layout.MODEL), model)
     write_atomic(output.with_name(results_layout.HISTORY), _csv(state["history"], run.task))
+    steps.write(steps.read(final), output)
     best, metric = state["best"], run.select_metric
     seconds, attempts = _cost(layout.parent_workspace(final.path))
     statement: Training = {
@@ -90,6 +91,7 @@ def write_diverged(reason: str, step: int, run: TrainedRun, data: Path, output: 
     history = read_events(layout.metrics_file(run.workspace))
     write_atomic(output.with_name(results_layout.MODEL), b"")
     write_atomic(output.with_name(results_layout.HISTORY), _csv(history, run.task))
+    steps.write(read_events(layout.steps_file(run.workspace)), output)
     seconds, attempts = _cost(run.workspace)
     statement: DivergedTraining = {
         "run": run.digest[:12],

@@ -8,7 +8,8 @@ runs/<run>/<data>-<code>/               its workspace for this data and code
     leases/                             owner of the workspace
     code.json                           code that the run is trained with
     failure.json                        last failure, if it may recur
-    metrics.jsonl                       learning curve, one line an epoch
+    metrics.jsonl                       learning curve, one line a validation
+    steps.jsonl                         loss and learning rate by step, if they are logged
     events.jsonl                        log of all attempts
     delivered.jsonl                     each time that the finished run was requested
 runs/<run>/<data>-<code>.accepted.json  acceptance of another workspace's result
@@ -35,7 +36,7 @@ LOCKS = frozenset({".lock", "leases"})  # readers write to these too, so they do
 EXPERIMENT_FILE = re.compile(r"[0-9a-f]{32}\.json")
 # names of the files that Everstep writes to a workspace and to a folder of shards
 WORKSPACE_CONTENT = re.compile(
-    r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|events|delivered)\.jsonl|\..*\.tmp"
+    r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|steps|events|delivered)\.jsonl|\..*\.tmp"
 )
 STORE_CONTENT = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
@@ -158,6 +159,11 @@ def failure_file(workspace: Path) -> Path:
 def metrics_file(workspace: Path) -> Path:
     """Return the path of the learning curve."""
     return workspace / "metrics.jsonl"
+
+
+def steps_file(workspace: Path) -> Path:
+    """Return the path of the log of steps."""
+    return workspace / "steps.jsonl"
 
 
 def events_file(workspace: Path) -> Path:

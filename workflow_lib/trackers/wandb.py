@@ -35,7 +35,7 @@ class WandB(Tracker):
         import wandb
 
         folder = self._folder / curve.experiment / curve.id
-        rows = [config.digest(row, "row") for row in curve.rows]
+        rows = [config.digest(row, "row") for row in (*curve.rows, *curve.log)]
         note = {"name": curve.name, "rows": rows, "is_finished": curve.is_finished}
         before = read_json(folder / "written.json", *note) if (folder / "written.json").exists() else {"rows": []}
         if before == note:

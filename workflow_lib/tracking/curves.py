@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from workflow_lib.errors import EverstepError
 from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results import source_weights
+from workflow_lib.results import source_weights, steps
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
@@ -53,6 +54,8 @@ class Curve:
     times: tuple[float, ...]  # when each row was measured, in seconds since 1970
     began: float  # in seconds since 1970
     is_finished: bool
+    log: tuple[Row, ...] = ()  # the rows of the log of steps
+    log_times: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,15 +64,16 @@ class Curve:
 
     @property
     def points(self) -> list[Point]:
-        """The rows, with their times."""
-        return [
-            Point(
-                int(row["step"]),
-                time_s,
-                {name: float(value) for name, value in row.items() if name != "step" and value is not None},
-            )
-            for row, time_s in zip(self.rows, self.times, strict=True)
-        ]
+        """The rows of the log of steps and of the validations in the order of steps, with their times."""
+        logged = (_point(row, time_s, "step_") for row, time_s in zip(self.log, self.log_times, strict=True))
+        validated = (_point(row, time_s) for row, time_s in zip(self.rows, self.times, strict=True))
+        return sorted((*logged, *validated), key=lambda point: point.step)  # stable: the log first
+
+
+def _point(row: Row, time_s: float, prefix: str = "") -> Point:
+    values = {name: value for name, value in row.items() if name != "step" and value is not None}
+    metrics = {f"{prefix}{name}": float(value) for name, value in values.items()}
+    return Point(int(row["step"]), time_s, metrics)
 
 
 def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]:
@@ -111,8 +115,10 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
         return None
     rows = checkpoint.read_state(newest)["progress"]["history"]
     began = min((_seconds(attempt.began) for attempt in ws.list_attempts(workspace)), default=0.0)
+    log = steps.read(newest)
+    events = read_events(layout.events_file(workspace))
     times: dict[tuple[int, int], float] = {}
-    for event in read_events(layout.events_file(workspace)):
+    for event in events:
         if event.get("kind") == "epoch":  # if an epoch was trained twice, its first time counts, which never changes
             times.setdefault((event["epoch"], event["step"]), _seconds(event["time"]))
     return Curve(
@@ -124,9 +130,21 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
         settings=flatten(read_json(layout.config_of(workspace))),
         rows=tuple(rows),
         times=tuple(times.get((row["epoch"], row["step"]), began) for row in rows),
+        log=tuple(log),
+        log_times=tuple(_log_times(log, events, began)),
         began=began,
         is_finished=is_finished(newest),
     )
+
+
+def _log_times(log: Sequence[Row], events: Sequence[Mapping[str, Any]], began: float) -> Iterator[float]:
+    """Yield for each row when it was first read from the device, which later attempts never change."""
+    reads = iter([(event["step"], _seconds(event["time"])) for event in events if event.get("kind") == "logged"])
+    step, time_s = 0.0, began
+    for row in log:
+        while step < row["step"]:
+            step, time_s = next(reads, (math.inf, time_s))
+        yield time_s
 
 
 def _seconds(time_of_day: str) -> float:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from workflow_lib.checkpoint import CheckpointStore, Snapshot, read_state, read_tensors
 from workflow_lib.checkpoint.saver import Saver
+from workflow_lib.results import steps
 from workflow_lib.training import snapshot
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.state import Named, State
@@ -74,8 +75,9 @@ class Checkpoints:
         if latest is None:
             return None
         self._saver.latest = latest
-        whole = ("ranks", "metrics") if "metrics.safetensors" in latest.manifest["files"] else ("ranks",)
-        tensors = {**self._state.parallel.read(latest.path), **{name: read_tensors(latest, name) for name in whole}}
+        groups = ("ranks", "metrics", steps.GROUP)
+        whole = [group for group in groups if f"{group}.safetensors" in latest.manifest["files"]]
+        tensors = {**self._state.parallel.read(latest.path), **{group: read_tensors(latest, group) for group in whole}}
         return Snapshot(latest.step, tensors, read_state(latest), latest.about)
 
     def restore(self, loaded: Snapshot | None) -> None:

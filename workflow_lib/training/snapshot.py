@@ -4,7 +4,7 @@
     STABLE    tensors that are only ever replaced as a whole: a save can write them without a copy
     RECORD    JSON values
 
-The generators and the loss sum of every rank are gathered on rank 0, as the group ``ranks`` of the stable tensors.
+The generators and the loss sums of every rank are gathered on rank 0, as the group ``ranks`` of the stable tensors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from workflow_lib.checkpoint import Snapshot
 from workflow_lib.config.optimization import OwnOptimizer
+from workflow_lib.results import steps
 from workflow_lib.runtime.seed import capture_rng, derive, restore_rng, seed_everything
 from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.training import optimizer_state
@@ -139,8 +140,9 @@ def _restore_ranks(state: State, ranks: Mapping[str, torch.Tensor], about: Mappi
 
 
 def _sums(state: State) -> Named:
-    """Return the sums of this rank since the last validation, by name."""
-    return {"loss_sum": state.loss_sum, **({"logged": state.logged} if len(state.logged) else {})}
+    """Return the sums of this rank since the last validation, and since the last row of the log, by name."""
+    logged = {"logged": state.logged} if len(state.logged) else {}
+    return {"loss_sum": state.loss_sum, **logged, **({"log_sum": state.log_sum} if state.is_logged else {})}
 
 
 def _about(state: State) -> dict[str, Any]:
@@ -191,6 +193,14 @@ def _save_best(state: State) -> Named:
 
 def _restore_best(state: State, saved: Named) -> None:
     state.best = saved
+
+
+def _save_log(state: State) -> Named:
+    return {steps.TENSOR: state.log}
+
+
+def _restore_log(state: State, saved: Named) -> None:
+    state.log = saved[steps.TENSOR]
 
 
 def _save_settings(state: State) -> list[dict[str, Any]]:
@@ -272,6 +282,7 @@ MUTABLE: tuple[Part[Named], ...] = (
 STABLE: tuple[Part[Named], ...] = (
     Part("best", _save_best, _restore_best, has=lambda state: bool(state.best)),
     Part("metrics", _save_metrics, _restore_metrics, has=lambda s: _has_metrics(s) and bool(_save_metrics(s))),
+    Part(steps.GROUP, _save_log, _restore_log, has=lambda state: len(state.log) > 0),
 )
 RECORD: tuple[Part[Any], ...] = (
     Part("progress", _save_progress, _restore_progress),

@@ -96,6 +96,7 @@ class State:
     """The state that one process holds.
 
     loss_sum      float64, on the device: sum of this rank's losses since the last validation
+    log           float64 [rows, 3]: the rows of `StepLog`; log_sum is the sum of losses since the last one
     best          inference weights of the best validation, on the CPU; only on ranks that save them
     model         the run's model
     step          the user's training step, or None
@@ -126,6 +127,9 @@ class State:
         self.measures = measures
         self.restored_metrics: Named = {}  # tensors of a checkpoint, until `measures` takes them
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.log = torch.zeros((0, 3), dtype=torch.float64)
+        self.log_sum = torch.zeros_like(self.loss_sum)
+        self.is_logged = training.log_every_steps is not None
         self.best: Named = {}
         self._pre_step_backup: tuple[Named, Named] | None = None  # generators, and tensors that forward passes change
         hooks = training.hooks if ranks.is_main else None

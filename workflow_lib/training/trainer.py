@@ -49,6 +49,7 @@ from workflow_lib.training.parameter_groups import learning_rate_of
 from workflow_lib.training.passes import Passes
 from workflow_lib.training.progress import ProgressDisplay
 from workflow_lib.training.state import Cursor, EpochMetrics, State
+from workflow_lib.training.step_log import StepLog
 from workflow_lib.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Trainer:
         )
         given = (self.state, objective, self._batches, shared_state, self._divergence, saver)
         self._passes = Passes(*given) if self.state.step is None else OwnPasses(*given, self._agreement)
+        self._log = StepLog(self.state, self._agreement, self._batches, metrics_file.parent, store, events)
 
     # -- one attempt ------------------------------------------------------------------------------------------------
 
@@ -168,6 +170,7 @@ class Trainer:
         if self.ranks.is_main:
             logger.info("%s at step %d, epoch %d", "resumes" if loaded else "starts", step, epoch + 1)
             self._curve.write(progress.history)
+            self._log.write()
             self._saver.begin_at(step, self._saver.latest)
             self._shared_state.start_at(step)
             self._display = ProgressDisplay(
@@ -246,6 +249,7 @@ class Trainer:
         for loss, samples in losses:
             state.loss_sum.add_(loss, alpha=samples)
         state.commit(self._batches.size)
+        self._log.add(losses)
         if state.hooks is not None and state.hooks.has("on_step_end"):
             self._call("on_step_end", _mean(losses))
         _at("commit", state)
@@ -354,6 +358,7 @@ class Trainer:
         """Read what the device has computed so far, so that the state is complete and known to be finite."""
         self._divergence.check_pending()
         self._validation.add_pending()
+        self._log.add_pending()
 
 
 def _mean(losses: list[tuple[torch.Tensor, int]]) -> torch.Tensor:

@@ -51,28 +51,28 @@ unpacked("plotly").then((library) => {
     Plotly.react(place, place.data, themed(current, place.data), config);
   });
 
-  // Learning curves: three traces for each run and plot (validation, training, the epoch whose state is kept).
+  // Learning curves: three traces for each run and plot (validation, training, the place whose state is kept).
   const colour = (run) => PALETTE[run % PALETTE.length];
   const traces = (kind) => curves.flatMap((run, index) => {
     const line = { color: colour(index), width: 2 };
-    const best = run.epoch.indexOf(run.best_epoch);
+    const best = run.x.indexOf(run.best);
     const shared = { type: "scatter", showlegend: false };
-    const mode = run.epoch.length === 1 ? "markers" : "lines"; // a line through one point is invisible
+    const mode = run.x.length === 1 ? "markers" : "lines"; // a line through one point is invisible
     return [
-      { ...shared, mode, name: `${run.name} validation`, x: run.epoch, y: run[`val_${kind}`], marker: { color: colour(index) }, line },
-      { ...shared, mode, name: `${run.name} training`, x: run.epoch, y: run[`train_${kind}`] || run.epoch.map(() => null),
+      { ...shared, mode, name: `${run.name} validation`, x: run.x, y: run[`val_${kind}`], marker: { color: colour(index) }, line },
+      { ...shared, mode, name: `${run.name} training`, x: run.x, y: run[`train_${kind}`] || run.x.map(() => null),
         marker: { color: colour(index), symbol: "diamond-open" }, line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
-      { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best_epoch], y: best < 0 ? [] : [run[`val_${kind}`][best]],
+      { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best], y: best < 0 ? [] : [run[`val_${kind}`][best]],
         hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
     ];
   });
-  // A logarithmic axis shows nothing if the values are close together; ticks between two epochs have no meaning.
+  // A logarithmic axis shows nothing if the values are close together; ticks between two epochs or steps have no meaning.
   const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
   const scale = losses.length && Math.max(...losses) > 10 * Math.min(...losses) ? "log" : "linear";
-  const ticks = Math.max(0, ...curves.flatMap((run) => run.epoch)) <= 10 ? { dtick: 1 } : {};
+  const ticks = Math.max(0, ...curves.flatMap((run) => run.x)) <= 10 ? { dtick: 1 } : {};
   const curve = (place, kind, y) => draw(`curve-${place}`, traces(kind), {
     margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest",
-    xaxis: { title: { text: "epoch" }, ...ticks }, yaxis: y,
+    xaxis: { title: { text: curves.length ? curves[0].unit : "epoch" }, ...ticks }, yaxis: y,
   });
   const plots = [curve("loss", "loss", { type: scale }), curve("second", second, {})];
 
