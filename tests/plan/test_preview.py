@@ -151,3 +151,13 @@ def test_validate_imports_no_torch_for_a_model_without_a_normalisation(tmp_path:
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("0 False\n")
+
+
+def test_the_plan_shows_the_steps_of_each_training(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"training.max_steps": [50, 60], "seed": [1, 2]}
+    swept = {"training": {"validate_every_steps": 20}, "sweep": {"grid": grid}}
+    Path("x.yaml").write_text(yaml.safe_dump({"name": "x", **swept}))
+    assert main(["plan", "x.yaml"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training on")]
+    where = "training on 1,168 samples in batches of 64: 18 steps per epoch;"
+    assert lines == [f"{where} 50 steps and 3 validations in all", f"{where} 60 steps and 3 validations in all"]

@@ -64,7 +64,7 @@ def _plan(arguments: Arguments) -> None:
         print(line)
     runs = plan.all_configs(experiment, plan.expand(experiment))
     found = preview.look(runs, experiment.runtime, Path.cwd(), with_sizes=True)
-    for line in [*found.sizes, *(f"rejected: {problem}" for problem in found.problems), *found.notes]:
+    for line in [*found.lengths, *found.sizes, *(f"rejected: {problem}" for problem in found.problems), *found.notes]:
         print(f"\n{line}")
     if arguments.profile:
         profile = budget.read_profile(arguments.profile)

@@ -165,10 +165,7 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
             ("training", "class_weights"),
             f"{len(weights)} weights; the data has {known.classes} classes, and each needs one",
         )
-    if known.samples is not None and data.validation_fraction + data.test_fraction < 1:
-        test = round(known.samples * data.test_fraction)
-        validation = (known.samples - test) // data.folds if data.folds else known.samples * data.validation_fraction
-        samples = known.samples - test - round(validation)
+    if (samples := training_samples(data, known)) is not None:
         if what := batch_problem(training.batch_size, samples):
             yield ("training", "batch_size"), what
         elif not any(length_problems(training, run["schedule"])):
@@ -180,6 +177,15 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
 def _fits(model: str, inputs: plugins.Inputs | None, answers: plugins.Answers) -> bool:
     """Return True if a model takes these inputs, which may be unknown, and gives these answers."""
     return (inputs is None or inputs in plugins.accepted_inputs(model)) and answers in plugins.answers(model)
+
+
+def training_samples(data: Data, known: plugins.DatasetFacts) -> int | None:
+    """Return the number of samples of the training split, or None if it is not known before the data is read."""
+    if known.samples is None or data.validation_fraction + data.test_fraction >= 1:
+        return None
+    test = round(known.samples * data.test_fraction)
+    validation = (known.samples - test) // data.folds if data.folds else known.samples * data.validation_fraction
+    return known.samples - test - round(validation)
 
 
 def batch_problem(batch_size: int, samples: int) -> str | None:

@@ -12,21 +12,24 @@ from pathlib import Path
 
 from workflow_lib import config, plugins
 from workflow_lib.config.experiment import Runtime
-from workflow_lib.config.run_checks import data_problems
+from workflow_lib.config.length import Length
+from workflow_lib.config.run_checks import data_problems, training_samples
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
 from workflow_lib.plan import RunConfig, data_settings, init_check, model_check
+from workflow_lib.text import count
 
 MOST_MODELS = 32  # of those that a sweep compares; the others are checked when their training starts
 
 
 @dataclass
 class Preview:
-    """Problems of runs, notes on what only the training can tell, and a line with the sizes of each model."""
+    """Problems of runs, notes on what only the training can tell, and lines with the sizes and lengths of trainings."""
 
     problems: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     sizes: list[str] = field(default_factory=list)
+    lengths: dict[str, None] = field(default_factory=dict)
 
 
 def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes: bool = False) -> Preview:
@@ -47,6 +50,8 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
         values = {name: getattr(run, name) for name in type(run).model_fields}
         problems = [f"{dotted(path)}: {what}" for path, what in data_problems(values, known)]
         found.problems.update(dict.fromkeys(problems))
+        if not problems and (samples := training_samples(run.data, known)) is not None:
+            found.lengths[_length(run, samples)] = None
         parts = (run.model, run.optimizer, run.training)
         key = config.canonical([data, *(part.model_dump(mode="json") for part in parts)])
         if key not in checked and not problems:
@@ -57,6 +62,15 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
             else:
                 found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
     return found
+
+
+def _length(run: RunConfig, samples: int) -> str:
+    length = Length.of(run.training, samples // run.training.batch_size)
+    return (
+        f"training on {count(samples, 'sample')} in batches of {run.training.batch_size}: "
+        f"{count(length.steps_per_epoch, 'step')} per epoch; {count(length.total, 'step')} and"
+        f" {count(length.validations, 'validation')} in all"
+    )
 
 
 def is_own(name: str) -> bool:
