@@ -41,6 +41,20 @@ def test_only_the_older_checkpoint_of_a_finished_run_is_removed(finished: Projec
     assert len(row(finished)["attempts"]) == before
 
 
+def test_a_run_that_a_planned_run_starts_from_is_needed(finished: Project) -> None:
+    forget(finished)
+    assert run_of(finished) in listed(finished)
+    first = [{"id": "pre-0123456789ab", "digest": layout.run_of(finished.workspace)}]
+    content = {"experiment": "fine", "runs": [], "trained_first": first, "study": None}
+    plan_file = finished.folder / "results" / "fine" / "plan.json"
+    plan_file.parent.mkdir(parents=True)
+    plan_file.write_text(json.dumps(content))
+    assert run_of(finished) not in listed(finished)
+    assert [found["run"] for found in status.runs(finished.folder / "work", plan_file.parents[1])] == [
+        "pre-0123456789ab"
+    ]
+
+
 def test_the_older_checkpoint_stays_when_the_newest_is_damaged(finished: Project) -> None:
     older, newest = checkpoint.published(finished.checkpoints)
     damaged = newest / "model.safetensors"
