@@ -168,7 +168,7 @@ tune: {metric: val_auroc, space: {optimizer.lr: {type: float, low: 0.1, high: 1}
         ("wide", False),
         ("streak", True),
     ]
-    assert maximized(training.metrics) == ["val_f1_macro", "val_auroc", "val_streak"]
+    assert maximized(training) == ["val_f1_macro", "val_auroc", "val_streak"]
     assert load(f"name: a\ntraining: {json.dumps(training.model_dump(mode='json'))}").training == training
     objects = user_code.objects_of(base(load(text)))
     assert objects == {"metric wide": "tests.plugins.own:spread", "metric streak": "tests.plugins.own:Streak"}

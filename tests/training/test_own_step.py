@@ -37,6 +37,11 @@ def problem(tmp_path: Path, text: str, *more: str) -> str:
             "training.label_smoothing: 0.1 does not apply to a training step",
         ),
         ("training.accumulation_steps=2", "which computes loss and gradients itself; allowed: 1"),
+        ("training.select_metric=val_accuracy", "is not measured in classification; allowed: train_loss, val_loss"),
+        (
+            "tune={metric: val_accuracy, space: {optimizer.lr: {type: float, low: 0.1, high: 0.2}}}",
+            "tune.metric: val_accuracy is not measured",
+        ),
         ("training.parallel=fsdp", "training.parallel: 'fsdp' does not apply to a training step"),
         ("augment.mixup=0.4", "augment.mixup: 0.4 does not apply to a training step of one's own"),
         ("training.step_params={noize: 3}", "`noize` is no argument of it; did you mean `noise`?"),
@@ -156,3 +161,11 @@ def test_each_optimizer_keeps_its_own_learning_rate_under_the_schedule() -> None
     _, optimizer = built(Two, lr=0.1)
     set_learning_rate(optimizer, 0.05)  # half of optimizer.lr
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.25])
+
+
+def test_a_study_of_a_step_that_validates_takes_its_loss_by_default(tmp_path: Path) -> None:
+    from workflow_lib import plan
+
+    path = tmp_path / "gan.yaml"
+    path.write_text(f"{GAN}tune: {{space: {{optimizer.lr: {{type: float, low: 0.1, high: 0.2}}}}}}\n")
+    assert plan.study_metric(config.load([path])) == "val_loss"

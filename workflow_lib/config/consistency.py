@@ -28,7 +28,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
         found += _tune_problems(experiment.tune, experiment.sweep)
         task = plugins.task(experiment.data.name, experiment.data.params)
         metric = experiment.tune.metric
-        if metric is not None and (what := metric_problem(metric, task, experiment.training.metrics)):
+        if metric is not None and (what := metric_problem(metric, task, experiment.training)):
             found.append((("tune", "metric"), what))
     lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:

@@ -9,15 +9,19 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
 from workflow_lib.config.by_path import check_arguments, first_arguments, loaded
+from workflow_lib.config.step import step_class
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.objects import parameters
+
+if TYPE_CHECKING:
+    from workflow_lib.config.run import Training
 
 # arguments that are filled in from the data if a metric has them and the user does not set them
 FILLED = ("num_classes", "num_labels", "num_outputs")
@@ -205,9 +209,12 @@ def repeated(metrics: Sequence[Metric]) -> str | None:
     return next((label for label in labels if labels.count(label) > 1), None)
 
 
-def maximized(metrics: Sequence[Metric]) -> list[str]:
-    """Return the names in the history of those metrics that are maximised."""
-    return [metric.curve for metric in metrics if metric.maximize]
+def maximized(training: Training) -> list[str]:
+    """Return the metrics besides those of the task of which a larger value is better."""
+    own = [metric.curve for metric in training.metrics if metric.maximize]
+    if training.step is not None and (step := step_class(training.step)).has_own_validation():
+        own += [f"val_{name}" for name, better in step.metrics.items() if better == "higher"]
+    return own
 
 
 def _nearest(name: str, names: Collection[str] = ()) -> str:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from workflow_lib import plugins
 from workflow_lib.config.measures import KNOWN, Metric, names_for
 from workflow_lib.config.messages import nearest
+from workflow_lib.config.step import step_class
 from workflow_lib.config.yaml import KeyPath
 
+if TYPE_CHECKING:
+    from workflow_lib.config.run import Training
 
-def metric_problem(metric: str, task: plugins.Task, own: Sequence[Metric]) -> str | None:
+
+def measured(training: Training, task: plugins.Task) -> list[str]:
+    """Return the metrics that every validation has: of the task and `training.metrics`, or of a step that validates."""
+    if training.step is not None and (step := step_class(training.step)).has_own_validation():
+        return ["train_loss", *(f"val_{name}" for name in step.metrics)]
+    return [*plugins.task_facts(task).curves, *(metric.curve for metric in training.metrics)]
+
+
+def metric_problem(metric: str, task: plugins.Task, training: Training) -> str | None:
     """Return the problem of a metric that chooses epochs or trials, or None if every validation has it."""
-    allowed = [*plugins.task_facts(task).curves, *(other.curve for other in own)]
+    allowed = measured(training, task)
     if metric in allowed:
         return None
-    more = "" if own else "; training.metrics adds more"
+    more = "" if training.metrics or training.step else "; training.metrics adds more"
     return f"{metric} is not measured in {task}{nearest(metric, allowed)}; allowed: {', '.join(allowed)}{more}"
 
 

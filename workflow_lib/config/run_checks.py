@@ -116,7 +116,7 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if training.early_stopping is not None:
         metrics["training", "early_stopping", "metric"] = training.early_stopping.metric
     for path, metric in metrics.items():
-        if what := metric_problem(metric, task, training.metrics):
+        if what := metric_problem(metric, task, training):
             yield path, what
     yield from own_metric_problems(training.metrics, task)
     if plugins.task_facts(task).answers == "pixel":

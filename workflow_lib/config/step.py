@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
+from workflow_lib.config.metrics import is_lower_better
 from workflow_lib.plugins.objects import parameters
 from workflow_lib.plugins.section import project_path
 
@@ -27,6 +28,9 @@ def step_class(target: str) -> Any:
         raise plugins.PluginError(f"{target} needs a method `step(self, batch, context)`")
     if found.has_own_validation() and found.metrics.get("loss") != "lower":
         raise plugins.PluginError(f'{target}.metrics: needs "loss": "lower", which is the column val_loss')
+    for name, better in found.metrics.items():
+        if better == "lower" and not is_lower_better(f"val_{name}"):
+            raise plugins.PluginError(f'{target}.metrics: "{name}" is higher for a better model in other trainings')
     return found
 
 

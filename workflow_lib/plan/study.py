@@ -9,6 +9,7 @@ from typing import Any
 
 from workflow_lib import config, files, plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment
+from workflow_lib.config.metric_checks import measured
 from workflow_lib.config.renamed import with_current_names, with_stored_names
 from workflow_lib.config.run import RunConfig
 from workflow_lib.config.stages import STAGES
@@ -74,7 +75,9 @@ def study_metric(experiment: Experiment) -> str:
     """Return the metric that the study optimizes: `tune.metric`, or the default for the task of the data."""
     if experiment.tune is not None and experiment.tune.metric is not None:
         return experiment.tune.metric
-    return plugins.task_facts(plugins.task(experiment.data.name, experiment.data.params)).study_metric
+    task = plugins.task(experiment.data.name, experiment.data.params)
+    default = plugins.task_facts(task).study_metric
+    return default if default in measured(experiment.training, task) else "val_loss"
 
 
 def study_digest(experiment: Experiment) -> str:

@@ -144,7 +144,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 history=_history(folder / results_layout.HISTORY),
                 is_counted_in_steps=is_counted_in_steps(run.training),
                 select_metric=experiment.training.select_metric,
-                maximized=maximized(experiment.training.metrics),
+                maximized=maximized(experiment.training),
                 account=account_of(train, work),
             )
         )

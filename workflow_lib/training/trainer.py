@@ -108,7 +108,7 @@ class Trainer:
         self._batches = Batches(run, train, ranks)
         self._agreement = Agreement(ranks)
         self._curve = Curve(metrics_file, store)
-        self._maximized = maximized(run.training.metrics)
+        self._maximized = maximized(run.training)
         self._pruned = False
         self._display: ProgressDisplay | None = None
         self._resumed_step: int | None = None

@@ -25,7 +25,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
     tune, study = tune_of(experiment), plan.study_digest(experiment)
     results = [load_result(result_path(tune_dir, i)) for i in range(tune.trials)]
     check_study(study, results, tune_dir)
-    chosen = _best(results, plan.study_metric(experiment), study, maximized(experiment.training.metrics))
+    chosen = _best(results, plan.study_metric(experiment), study, maximized(experiment.training))
     run = plan.apply(experiment, chosen["params"], f"trial {chosen['number']}")
     plan.freeze(run, work)
     statement = {

@@ -23,7 +23,7 @@ def load_study(experiment: Experiment, tune_dir: Path) -> optuna.Study:
     tune = tune_of(experiment)
     paths = (result_path(tune_dir, i) for i in range(tune.trials))
     results = [load_result(path) for path in paths if path.exists()]
-    own = maximized(experiment.training.metrics)
+    own = maximized(experiment.training)
     return rebuild(tune, plan.study_id(experiment), results, [], seed=0, maximized=own)
 
 

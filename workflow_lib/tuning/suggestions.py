@@ -40,7 +40,7 @@ def suggest(experiment: Experiment, number: int, tune_dir: Path, work: Path, out
     earlier = [load_suggestion(suggestion_path(tune_dir, i)) for i in range(number)]
     results = [load_result(result_path(tune_dir, i)) for i in range(number - tune.window + 1)]
     check_study(study, [*earlier, *results], tune_dir)
-    own = maximized(experiment.training.metrics)
+    own = maximized(experiment.training)
     params = _ask(tune, study, number, results, earlier, own)
     run = plan.apply(plan.tuned_base(experiment), params, f"trial {number}")
     plan.freeze(run, work)
