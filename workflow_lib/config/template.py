@@ -96,7 +96,11 @@ def _bare(section: type[Section]) -> Iterator[str]:
         example = field.examples[0] if field.examples else None
         value = _default(field)
         yield from _meaning(field)
-        if value is PydanticUndefined:
+        inner = sections_of(field.annotation)
+        if inner and value is None:
+            yield f"{name}: null"
+            yield from _commented([f"{name}:", *_indented(_bare(inner[0]))])
+        elif value is PydanticUndefined:
             text = list(_yaml(example)) if isinstance(example, dict) else []
             yield f"{name}:" if text else f"{name}: {_inline(example) if example is not None else '...'}"
             yield from _indented(text)

@@ -32,6 +32,8 @@ class ModelSpec:
             each pixel
         categories: table: the number of categories of each feature, 0 for a numeric one; otherwise empty
         vocabulary: number of tokens of the inputs, if they are texts; token 0 fills short texts that have classes
+        scale, mean, std: how the inputs were normalised, as in the manifest; empty if that is not known yet
+        tokenizer: content of the tokenizer.json that made the tokens, if there is one
     """
 
     input_shape: tuple[int, ...]
@@ -39,6 +41,10 @@ class ModelSpec:
     task: Task = "classification"
     categories: tuple[int, ...] = ()
     vocabulary: int = 0
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    tokenizer: str = ""
 
     def facts(self) -> dict[str, Any]:
         """Return the values of `data.<name>` among the settings of a model, for those that this data has."""
@@ -128,11 +134,13 @@ class Manifest(Section):
     def spec(self) -> ModelSpec:
         """The shapes for a model of this data."""
         if self.kind == "tokens":
-            tokens = len(self.vocabulary)
-            return ModelSpec((self.input_shape[0] - 1,), tokens, self.task, vocabulary=tokens)
+            tokens, known = len(self.vocabulary), self.tokenizer
+            return ModelSpec((self.input_shape[0] - 1,), tokens, self.task, vocabulary=tokens, tokenizer=known)
         outputs = len(self.target_mean) if self.kind == "numbers" else len(self.classes)
         categories = tuple(len(feature.categories) for feature in self.features)
-        return ModelSpec(self.input_shape, outputs, self.task, categories, len(self.vocabulary))
+        vocabulary: dict[str, Any] = {"vocabulary": len(self.vocabulary), "tokenizer": self.tokenizer}
+        normalisation: dict[str, Any] = {"scale": self.scale, "mean": self.mean, "std": self.std}
+        return ModelSpec(self.input_shape, outputs, self.task, categories, **vocabulary, **normalisation)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

@@ -147,7 +147,7 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
         )
     network = models.build(config.model, manifest.spec)
     try:
-        network.load_state_dict(load_file(model))
+        models.load_weights(network, load_file(model))
     except RuntimeError as error:  # the result was accepted for code that builds other weights
         raise UserError(
             f"{model} does not fit the model that the code builds now: {error}. Undo the change of the code, or train "

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import tasks
+from workflow_lib import models, tasks
 from workflow_lib.data import ensure, map_split
 from workflow_lib.errors import UserError
 from workflow_lib.evaluation import load_trained
@@ -78,7 +78,8 @@ def export(
     network = how_to.wrap(trained.network, manifest).cpu().eval()
     stored = how_to.pairs(torch.from_numpy(split.stored(slice(0, 2))), split.batch(slice(0, 2))[1])[0]
     names = [f"{how_to.output}s", *(["probabilities"] if how_to.probabilities else [])]
-    whole = raw.whole(network, manifest, how_to.probabilities)
+    merged = how_to.wrap(models.merged(trained.network), manifest).cpu().eval()
+    whole = raw.whole(merged, manifest, how_to.probabilities)
     proto = convert(whole, raw.traced(manifest, stored), settings.opset, names)
     raw.read_categories(proto, manifest)
     describe(proto, trained.identity, manifest, measured["metrics"])

@@ -26,13 +26,14 @@ Its first weights come from torch's global generator, which the training seeds. 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import plugins
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from workflow_lib.config.run import Model
     from workflow_lib.data import ModelSpec
@@ -52,6 +53,26 @@ def build(section: Model, spec: ModelSpec) -> nn.Module:
         # a hook, and no module around the model: the names of its weights stay its own
         network.register_forward_hook(lambda module, inputs, outputs: tensor_of(outputs))
     return network
+
+
+def read_from_files(network: nn.Module) -> frozenset[str]:
+    """Return the names of weights that `build` reads from files whose content is part of the run's identity."""
+    return getattr(network, "read_from_files", frozenset())
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a training, without those that were read from files and never trained."""
+    kept = {name: value for name, value in network.state_dict().items() if name in read_from_files(network)}
+    network.load_state_dict({**kept, **weights})
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """Return a copy of a model in which its adapters are part of its weights; without adapters, the model itself."""
+    if "peft" not in sys.modules:
+        return network
+    from workflow_lib.models import _pretrained
+
+    return _pretrained.merged(network)
 
 
 def tensor_of(outputs: Any) -> Any:

@@ -119,8 +119,13 @@ def _call(module: ModuleType, function: str, params: Mapping[str, Any], default:
 
 
 def named_files(kind: str, name: str, params: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the files and folders that a plugin's settings name, by setting, without NOT_IDENTITY settings."""
-    return dict(_paths(load(kind, name).Params.model_validate(params)))
+    """Return the files and folders that a plugin's settings name, by setting, without NOT_IDENTITY settings.
+
+    A model may name others by its `files(params)`.
+    """
+    module = load(kind, name)
+    settings = module.Params.model_validate(params)
+    return dict(_paths(settings)) | getattr(module, "files", lambda settings: {})(settings)
 
 
 def _paths(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:

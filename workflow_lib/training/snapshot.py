@@ -275,7 +275,7 @@ def _restore_metric_values(state: State, saved: dict[str, Any]) -> None:
 
 
 MUTABLE: tuple[Part[Named], ...] = (
-    Part("model", lambda state: state.weights(), lambda state, saved: state.parallel.load(saved)),
+    Part("model", lambda state: state.weights(), lambda state, saved: state.load(saved)),
     Part("optimizer", _save_moments, _restore_moments),
     Part("ema", _save_averages, _restore_averages, has=lambda state: state.ema is not None),
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from workflow_lib import plugins
+from workflow_lib import models, plugins
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.errors import ConfigError
@@ -137,8 +137,16 @@ class State:
         seed_everything(derive(run.seed, "initial"))
         self.step = new_step(training)
         self.model = build_model(run.model, spec, self.step.example_inputs(spec, 2) if self.step is not None else None)
+        read = models.read_from_files(self.model)
+        versions = {name: weight._version for name, weight in self.model.named_parameters(remove_duplicate=False)}
         self.initialised = None if weights is None else initial_weights.load(self.model, run.model.init, weights)
         self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
+        # frozen weights as they were read: every process reads them from the same content, so no checkpoint has them
+        self._read = {
+            name
+            for name, weight in self.model.named_parameters(remove_duplicate=False)
+            if name in read and not weight.requires_grad and weight._version == versions[name] and self.step is None
+        }
         if training.activation_checkpointing:
             recompute_blocks(self.model, device)
         self.module: nn.Module = self.model
@@ -157,9 +165,9 @@ class State:
             for name, weight in self.module.named_parameters(remove_duplicate=False)
             if not weight.requires_grad
         }
-        self._versions = dict.fromkeys(self._frozen, 0)  # torch increments a tensor's version with each write into it
+        self._note_versions()
         # a copy, since the warm-up before the first step changes buffers
-        self._initial = {name: value.detach().clone() for name, value in self.parallel.state().items()}
+        self._initial = {name: value.detach().clone() for name, value in self._without_read().items()}
         self.logged = torch.zeros(
             (len(self.step.logs) if self.step is not None else 0, 2), dtype=torch.float64, device=device
         )
@@ -178,13 +186,17 @@ class State:
 
     def reset(self) -> None:
         """Set the weights and the generators to those of a new run."""
-        self.parallel.load(self._initial)
+        self.load(self._initial)
         seed_everything(derive(self.run.seed, "train"), self.ranks.rank)
 
     def begin(self) -> None:
         """Free the initial weights. Called once, after `reset` or after the state of a checkpoint is restored."""
-        self._versions = {name: weight._version for name, weight in self._frozen.items()}
+        self._note_versions()
         del self._initial
+
+    def _note_versions(self) -> None:
+        """Remember the versions of frozen weights, which torch increments with each write into a tensor."""
+        self._versions = {name: weight._version for name, weight in self._frozen.items()}
 
     def set_training(self) -> None:
         """Set the model to training mode; modules that are frozen as a whole stay in evaluation mode."""
@@ -219,7 +231,7 @@ class State:
 
     def inference_weights(self) -> Named:
         """Return the weights and buffers that are validated and exported: averaged weights if there are any."""
-        weights = self.parallel.state()
+        weights = self._without_read()
         if self.ema is not None:
             averages = dict(zip(self._averaged, self.ema.values(), strict=True))
             weights.update({name: averages[p] for name, p in self.parallel.names() if p in averages})
@@ -247,7 +259,20 @@ class State:
     def weights(self) -> Named:
         """Return weights and buffers as of the last commit; those that a forward pass changes are copies."""
         changing = self._pre_step_backup[1] if self._pre_step_backup else self._copies_of_changing()
-        return {**self.parallel.state(), **changing}
+        return {**self._without_read(), **changing}
+
+    def load(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Copy saved weights and buffers into the model."""
+        state = self.parallel.state()
+        self._read -= saved.keys()  # these were written before they were saved
+        self.parallel.load({**{name: state[name] for name in self._read}, **saved})
+        self._note_versions()
+
+    def _without_read(self) -> Named:
+        """Return weights and buffers, without frozen weights that were read from files and not written since."""
+        is_written = {name for name, weight in self._frozen.items() if weight._version != self._versions[name]}
+        left_out = self._read if self.parallel.is_shared else self._read - is_written
+        return {name: value for name, value in self.parallel.state().items() if name not in left_out}
 
     def _copies_of_changing(self) -> Named:
         """Return copies of all that a forward pass may change, made on the main stream before any later work.
@@ -263,7 +288,11 @@ class State:
         changing |= {
             name: weight for name, weight in frozen.items() if not are_many or weight._version != self._versions[name]
         }
-        return {name: tensor.detach().clone() for name, tensor in changing.items() if name in saved}
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in changing.items()
+            if name in saved and (name not in self._read or tensor._version != self._versions[name])
+        }
 
 
 def _size(tensors: Iterable[torch.Tensor]) -> int:
