@@ -65,15 +65,23 @@ def test_a_numbered_device_is_rejected_for_several_processes(tmp_path: Path) -> 
 
 
 FITTING = {
+    "arrow": ["cnn", "mlp", "resnet", "transformers"],
     "digits": ["cnn", "mlp", "resnet", "transformers"],
     "image_folder": ["cnn", "mlp", "resnet", "transformers"],
     "labelled_text": ["transformers"],
     "npz": ["cnn", "mlp", "resnet", "transformers"],
     "table": ["mlp", "tabular"],
+    "tar": ["cnn", "mlp", "resnet", "transformers"],
     "text": ["transformer", "transformers"],
     "tokens": ["transformer", "transformers"],
 }
-NEEDED = {"digits": {}, "text": {}, "tokens": {"path": "x", "vocabulary": 9}, "table": {"path": "x.csv", "target": "y"}}
+NEEDED = {
+    "arrow": {"path": "x", "image": "picture", "target": "y"},
+    "digits": {},
+    "text": {},
+    "tokens": {"path": "x", "vocabulary": 9},
+    "table": {"path": "x.csv", "target": "y"},
+}
 
 
 def test_the_table_has_every_data_set_of_the_package() -> None:
