@@ -70,10 +70,11 @@ def test_a_stop_in_a_validation_keeps_what_the_metrics_have_seen(fresh: Fresh, r
 
 def test_metrics_do_not_depend_on_the_number_of_ranks_that_validate(fresh: Fresh) -> None:
     """One epoch that learns nothing, in which all ranks have the same model."""
-    still = {"optimizer": {"lr": 1e-30}, "training": {"epochs": 1, "ema_decay": None}, "model": {"name": "mlp"}}
+    still = {"optimizer": {"lr": 1e-30}, "training": {"epochs": 1, "ema_decay": None}}
+    still["model"] = {"name": "mlp", "params": {"hidden": [8]}}
     rows = []
     for ranks in (1, 2, 3):
-        run = fresh(merged(settings(ranks), merged(still, {"model": {"params": {"hidden": [8]}}})))
+        run = fresh(merged(merged(OWN, {"runtime": {"nproc": ranks}}), still))
         run.finish()
         with run.output.with_name("history.csv").open() as file:
             rows.append(next(csv.DictReader(file)))
