@@ -50,12 +50,12 @@ def test_two_trainings_in_different_processes_give_the_same_file() -> None:
 
 
 def test_settings_decide_the_tokens() -> None:
-    small, large = (Tokenizer(train(TEXTS, Bpe(vocabulary=size)), "<end>", "it") for size in (258, 270))
+    small, large = (Tokenizer(train(TEXTS, Bpe(vocabulary=size)), Bpe().mark, "it") for size in (258, 270))
     assert (small.size, large.size) == (258, 270)
     assert len(small.encode(TEXTS)[0]) > len(large.encode(TEXTS)[0])
-    rare = Tokenizer(train(TEXTS, Bpe(min_frequency=10**6)), "<end>", "it")
+    rare = Tokenizer(train(TEXTS, Bpe(min_frequency=10**6)), Bpe().mark, "it")
     assert rare.size == 257
-    special = Tokenizer(train(TEXTS, Bpe(special=("<pad>", "<ask>"), end="<stop>")), "<stop>", "it")
+    special = Tokenizer(train(TEXTS, Bpe(special=("<pad>", "<ask>"), end="<stop>")), Bpe(end="<stop>").mark, "it")
     assert special.names()[:3] == ("<stop>", "<pad>", "<ask>")
     assert len(special.encode(["<ask>"])[0]) == 1
     assert len(set(large.names())) == large.size
@@ -94,7 +94,7 @@ def test_the_tokenizer_is_stored_with_the_data(tmp_path: Path) -> None:
     manifest = data.prepare({"name": "text", "params": params}, tmp_path, tmp_path / "work")
     stored = (tmp_path / "work" / "data" / manifest.store / "tokenizer.json").read_text(encoding="utf-8")
     assert manifest.tokenizer == stored
-    assert Tokenizer(stored, "<end>", "it").names() == manifest.vocabulary
+    assert Tokenizer(stored, Bpe().mark, "it").names() == manifest.vocabulary
     assert manifest.dtype == "int32"
     module = plugins.load("data", "text")
     (tmp_path / "new.txt").write_text(TEXTS[0])

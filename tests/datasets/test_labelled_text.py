@@ -13,6 +13,7 @@ import pytest
 from tests.datasets.contract import ChecksumContract, DataContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Source
+from workflow_lib.datasets._bpe import Bpe, PaddedBpe, Tokenizer, train
 from workflow_lib.errors import DataError
 
 WORDS = {"good": ("fine", "lovely", "très bon"), "bad": ("poor", "dull", "no good at all, never again")}
@@ -61,6 +62,19 @@ class TestCharacters(TestCsv):
     @pytest.fixture
     def params(self, tmp_path: Path) -> dict[str, Any]:
         return write_csv(tmp_path) | {"tokens": "characters"}
+
+
+class TestPairs(TestCsv):
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"vocabulary": 270}}
+
+
+class TestReadPairs(TestCsv):
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        (tmp_path / "tokenizer.json").write_text(train([text for text, _ in texts()], PaddedBpe(vocabulary=280)))
+        return write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "tokenizer.json"}}
 
 
 class TestFolder(ChecksumContract):
@@ -165,3 +179,48 @@ def test_new_texts_of_a_table_need_its_column(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("texts\nfine\n")
     with pytest.raises(DataError, match=r"has no column `text`, from which .*; did you mean `texts`\? .*needs: text"):
         new_texts(params, tmp_path, "new.csv")
+
+
+PAIRS = {"tokens": "bpe", "bpe": {"vocabulary": 280}}
+
+
+def test_pairs_are_learned_from_the_rows_that_remain_in_train(tmp_path: Path) -> None:
+    rows = [(f"{'lovely ' * 3}{number}", "good") for number in range(20)] + [(f"zyzy {n}", "bad") for n in range(20)]
+    with closing(opened(write_csv(tmp_path, rows) | PAIRS, tmp_path)) as source:
+        assert {" lovely", "zy"} <= set(source.vocabulary)
+        assert source.vocabulary[0] == "<pad>"
+        tokens = source.read("train", np.array([0]))[0]
+        assert "".join(source.vocabulary[token] for token in tokens if token) == rows[0][0]
+        assert tokens[-1] == 0
+        assert source.learn_from is not None
+        learned = source.learn_from(np.arange(20))
+    assert not any("zy" in name for name in learned.vocabulary)
+    (tmp_path / "read.json").write_text(source.tokenizer)
+    with closing(opened(write_csv(tmp_path, rows) | PAIRS | {"bpe": {"path": "read.json"}}, tmp_path)) as again:
+        assert again.learn_from is None
+        assert (again.vocabulary, again.tokenizer) == (source.vocabulary, source.tokenizer)
+
+
+def test_new_texts_have_the_tokens_of_the_stored_tokenizer(tmp_path: Path) -> None:
+    params = write_folder(tmp_path) | PAIRS
+    manifest = data.prepare({"name": "labelled_text", "params": params}, tmp_path, tmp_path / "work")
+    stored = Tokenizer(manifest.tokenizer, PaddedBpe().mark, "it")
+    assert manifest.spec.vocabulary == stored.size
+    (tmp_path / "new.txt").write_text("lovely ü")
+    ((_, tokens),) = new_texts(params, tmp_path, "new.txt")
+    (expected,) = stored.encode(["lovely ü"])
+    assert tokens[0].tolist() == expected + [0] * (12 - len(expected))
+    (tmp_path / "new.txt").write_text("lovely <pad>")
+    with pytest.raises(DataError, match=r"new.txt: the text has the token `<pad>`, which fills short texts"):
+        new_texts(params, tmp_path, "new.txt")
+
+
+def test_a_text_or_a_tokenizer_without_a_free_token_0_is_rejected(tmp_path: Path) -> None:
+    params = write_csv(tmp_path, [*texts(), ("so <pad> so", "good")])
+    with pytest.raises(DataError, match=r"row 60: the text has the token `<pad>`"):
+        opened(params | PAIRS, tmp_path)
+    (tmp_path / "x.json").write_text(train(["a b"], Bpe(special=("<pad>",))))
+    with pytest.raises(DataError, match=r"x.json: `<pad>` \(bpe.pad\) is token 1 .* here that is `<end>`"):
+        opened(write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "x.json"}}, tmp_path)
+    with pytest.raises(DataError, match=r"x.json: has no token `\[PAD\]` to fill short texts \(bpe.pad\)"):
+        opened(write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "x.json", "pad": "[PAD]"}}, tmp_path)

@@ -23,7 +23,7 @@ def encoder(
     if params.tokens:
         return _tokens_of(params), tuple(map(str, range(params.vocabulary))), ""
     if "tokenizer" in arrays:
-        tokenizer = Tokenizer(bytes(arrays["tokenizer"]).decode(), params.bpe.end, "the stored tokenizer")
+        tokenizer = Tokenizer(bytes(arrays["tokenizer"]).decode(), params.bpe.mark, "the stored tokenizer")
     else:
         texts = (text for batch in tables["train"].batches() for text in (*_texts(batch, params.text, None), "\n"))
         tokenizer = tokenizer_for(params.bpe, root, texts)
@@ -31,7 +31,7 @@ def encoder(
 
     def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
         encoded = tokenizer.encode(_texts(batch, params.text, places))
-        return [np.array([*tokens, tokenizer.end], np.int32) for tokens in encoded]
+        return [np.array([*tokens, tokenizer.mark], np.int32) for tokens in encoded]
 
     return encode, tokenizer.names(), tokenizer.content
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
@@ -19,20 +19,49 @@ FILE = "tokenizer.json"  # in a folder that `save_pretrained` of a fast tokenize
 BLOCK_CHARACTERS = 1 << 20  # encoded at once, up to the last line end
 
 
-class Bpe(Section):
+class _Bpe(Section):
     """Byte-pair encoding: `path` reads a tokenizer; without it, one is trained on the training texts."""
 
     path: Path | None = Field(None, description="tokenizer.json, or a folder of save_pretrained; null trains one")
     vocabulary: int = Field(8192, ge=258, le=1 << 24, description="number of tokens of a tokenizer that is trained")
     min_frequency: int = Field(2, ge=1, description="how often a pair must occur to become a token")
     special: tuple[str, ...] = Field((), description="further tokens that text is never split within, such as <pad>")
+
+
+class Bpe(_Bpe):
+    """Byte-pair encoding of documents, each of which is followed by a token."""
+
     end: str = Field("<end>", min_length=1, description="token that ends a document")
+
+    @property
+    def mark(self) -> Mark:
+        """The token that the tokenizer must have."""
+        return Mark("end", self.end, "to end a document")
+
+
+class PaddedBpe(_Bpe):
+    """Byte-pair encoding of texts that are filled with a token up to one length."""
+
+    pad: str = Field("<pad>", min_length=1, description="token that fills short texts: number 0 of the tokenizer")
+
+    @property
+    def mark(self) -> Mark:
+        """The token that the tokenizer must have."""
+        return Mark("pad", self.pad, "to fill short texts")
+
+
+class Mark(NamedTuple):
+    """A token that is no text, the setting with its name, and its use; the first of a tokenizer that is trained."""
+
+    setting: str
+    name: str
+    use: str
 
 
 class Tokenizer:
-    """A tokenizer from the content of a tokenizer.json."""
+    """A tokenizer from the content of a tokenizer.json, with the number of its mark."""
 
-    def __init__(self, content: str, end: str, where: str) -> None:
+    def __init__(self, content: str, mark: Mark, where: str) -> None:
         self.content = content
         try:
             self._tokenizer = _package().Tokenizer.from_str(content)
@@ -41,12 +70,12 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.size: int = self._tokenizer.get_vocab_size()
-        found = self._tokenizer.token_to_id(end)
+        found = self._tokenizer.token_to_id(mark.name)
         if found is None:
             special = sorted(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
             known = f"; its special tokens are {', '.join(special[:20])}" if special else ""
-            raise DataError(f"{where}: has no token `{end}` to end a document (bpe.end){known}")
-        self.end: int = found
+            raise DataError(f"{where}: has no token `{mark.name}` {mark.use} (bpe.{mark.setting}){known}")
+        self.mark: int = found
 
     def names(self) -> tuple[str, ...]:
         """Return a readable and unique name for each token: its text, or as the tokenizer writes it."""
@@ -75,7 +104,7 @@ class Tokenizer:
             yield np.array(self.encode([piece])[0], np.int32)
 
 
-def train(texts: Iterable[str], settings: Bpe) -> str:
+def train(texts: Iterable[str], settings: Bpe | PaddedBpe) -> str:
     """Return the content of tokenizer.json of a byte-level tokenizer: equal for equal texts and settings."""
     package = _package()
     tokenizer = package.Tokenizer(package.models.BPE())
@@ -84,7 +113,7 @@ def train(texts: Iterable[str], settings: Bpe) -> str:
     trainer = package.trainers.BpeTrainer(
         vocab_size=settings.vocabulary,
         min_frequency=settings.min_frequency,
-        special_tokens=list(dict.fromkeys((settings.end, *settings.special))),
+        special_tokens=list(dict.fromkeys((settings.mark.name, *settings.special))),
         initial_alphabet=sorted(package.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -102,11 +131,11 @@ def load(path: Path) -> str:
         raise DataError(f"{path}: {what} ({error})") from error
 
 
-def tokenizer_for(settings: Bpe, root: Path, texts: Iterable[str]) -> Tokenizer:
+def tokenizer_for(settings: Bpe | PaddedBpe, root: Path, texts: Iterable[str]) -> Tokenizer:
     """Return the tokenizer in the settings' file, or one that is trained on the texts."""
     if settings.path is not None:
-        return Tokenizer(load(root / settings.path), settings.end, str(settings.path))
-    return Tokenizer(train(texts, settings), settings.end, "the trained tokenizer")
+        return Tokenizer(load(root / settings.path), settings.mark, str(settings.path))
+    return Tokenizer(train(texts, settings), settings.mark, "the trained tokenizer")
 
 
 def _pieces(blocks: Iterable[str]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def encode_documents(tokenizer: Tokenizer, paths: Sequence[Path]) -> dict[Path, 
         total = sum(sizes)
         tokens = np.memmap(temporary, np.int32, "r", shape=(total,)) if total else np.empty(0, np.int32)
     parts = np.split(tokens, np.cumsum(sizes)[:-1])
-    return {file.path: EncodedDocument(file, part, tokenizer.end) for file, part in zip(sources, parts, strict=True)}
+    return {file.path: EncodedDocument(file, part, tokenizer.mark) for file, part in zip(sources, parts, strict=True)}
 
 
 @dataclass(frozen=True)

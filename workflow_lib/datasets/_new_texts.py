@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from workflow_lib.data.inputs import Named
 from workflow_lib.datasets._folder import files_below
 from workflow_lib.datasets._new_rows import check_usable
 from workflow_lib.datasets._tables import open_table
+from workflow_lib.datasets._text_tokens import Tokens, filled
 from workflow_lib.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads texts: `encode` returns their tokens, and `size` the number of tokens of a text before it is cut."""
+    """Reads texts as tokens, cut or filled up to one length."""
 
-    encode: Callable[[Sequence[str]], np.ndarray]
-    size: Callable[[str], int]
+    tokens: Tokens
     length: int
 
     def files(self, path: Path, pattern: str, text_of: Callable[[Path], str]) -> Inputs:
@@ -39,9 +39,9 @@ class Reader:
             for start in range(0, len(found), size):
                 files = found[start : start + size]
                 names = [file.relative_to(path).as_posix() if is_folder else file.name for file in files]
-                texts = [_checked(text_of(file), str(file)) for file in files]
-                longer += self._longer(texts)
-                yield {"file": names}, self.encode(texts)
+                texts = [text_of(file) for file in files]
+                longer += self._check(texts, map(str, files))
+                yield {"file": names}, filled(self.tokens, texts, self.length)
             self._warn(path, longer)
 
         return Inputs(read=read, samples=len(found))
@@ -61,24 +61,22 @@ class Reader:
                 values = piece.values[name]
                 if isinstance(values, np.ndarray):
                     raise DataError(f"{path}, column `{name}`: has numbers, not texts (data.params.text)")
-                pairs = zip(values, piece.places, strict=True)
-                texts = [_checked(text or "", f"{path}, {place}, column `{name}`") for text, place in pairs]
-                longer += self._longer(texts)
-                yield {"row": piece.rows}, self.encode(texts)
+                texts = [text or "" for text in values]
+                longer += self._check(texts, (f"{path}, {place}, column `{name}`" for place in piece.places))
+                yield {"row": piece.rows}, filled(self.tokens, texts, self.length)
             self._warn(path, longer)
 
         return Inputs(read=read, close=table.close)
 
-    def _longer(self, texts: Sequence[str]) -> int:
-        return sum(self.size(text) > self.length for text in texts)
+    def _check(self, texts: Sequence[str], places: Iterable[str]) -> int:
+        """Return the number of texts that are cut. Raises DataError for one that cannot be used."""
+        longer = 0
+        for where, (size, problem) in zip(places, self.tokens.measure(texts), strict=True):
+            if problem:
+                raise DataError(f"{where}: the text {problem}")
+            longer += size > self.length
+        return longer
 
     def _warn(self, path: Path, longer: int) -> None:
         if longer:
             log.warning("%s: %d texts are longer than %d tokens: their ends are cut", path, longer, self.length)
-
-
-def _checked(text: str, where: str) -> str:
-    if not text or "\0" in text:
-        what = "has the character 0, which no text has; remove it" if text else "is empty"
-        raise DataError(f"{where}: the text {what}")
-    return text

@@ -153,7 +153,7 @@ def _known_tokens(
     from workflow_lib.datasets._documents import encode_documents
 
     if params.tokens == "bpe":
-        tokenizer = Tokenizer(manifest.tokenizer, params.bpe.end, "the tokenizer of the training")
+        tokenizer = Tokenizer(manifest.tokenizer, params.bpe.mark, "the tokenizer of the training")
         return lambda path: (encode_documents(tokenizer, [path])[path], np.arange(tokenizer.size))
     tokens: Tokens = "characters" if params.tokens == "characters" else "bytes"
     if tokens == "bytes" and len(manifest.vocabulary) > 256:

@@ -1,0 +1,105 @@
+"""Tokens of texts that are filled up to one length: bytes, characters, or those of byte-pair encoding; 0 fills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from workflow_lib.datasets._bpe import Tokenizer
+from workflow_lib.errors import DataError
+
+PAD, UNKNOWN = "<pad>", "<unknown>"
+
+
+class Tokens(Protocol):
+    """Tokens of texts."""
+
+    vocabulary: tuple[str, ...]
+    tokenizer: str  # content of tokenizer.json, if there is one
+
+    def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
+        """Return the first `length` tokens of each text, or more."""
+
+    def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the number of tokens of each text, and why it cannot be used, or an empty text."""
+
+
+class Bytes:
+    """The bytes of UTF-8, of which no text has 0."""
+
+    vocabulary = (PAD, *(chr(code) if code < 0x80 else f"<{code:02x}>" for code in range(1, 256)))
+    tokenizer = ""
+
+    def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
+        """Return the bytes of each text."""
+        return [np.frombuffer(text[:length].encode(), np.uint8) for text in texts]
+
+    def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the number of bytes of each text, and what is wrong with it."""
+        return [(len(text.encode()), _problem(text)) for text in texts]
+
+
+class Characters:
+    """The characters of a vocabulary; every other one is UNKNOWN."""
+
+    tokenizer = ""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = tuple(vocabulary)
+        self._number_of = {character: number for number, character in enumerate(vocabulary)}
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Characters:
+        """Return the characters of the texts."""
+        return cls((PAD, UNKNOWN, *sorted(set().union(*texts))))
+
+    def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
+        """Return the numbers of the first characters of each text."""
+        unknown = self.vocabulary.index(UNKNOWN)
+        return [np.array([self._number_of.get(c, unknown) for c in text[:length]], np.int32) for text in texts]
+
+    def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the number of characters of each text, and what is wrong with it."""
+        return [(len(text), _problem(text)) for text in texts]
+
+
+class Pairs:
+    """The tokens of a tokenizer, whose token 0 fills short texts."""
+
+    def __init__(self, tokenizer: Tokenizer, where: str) -> None:
+        self.vocabulary, self.tokenizer, self._encoder = tokenizer.names(), tokenizer.content, tokenizer
+        if tokenizer.mark != 0:
+            raise DataError(
+                f"{where}: `{self.vocabulary[tokenizer.mark]}` (bpe.pad) is token {tokenizer.mark} of the tokenizer; "
+                f"allowed: the token that fills short texts is 0, and here that is `{self.vocabulary[0]}`"
+            )
+
+    def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
+        """Return the tokens of each text."""
+        return [np.array(numbers, np.int32) for numbers in self._encoder.encode(texts)]
+
+    def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the number of tokens of each text, and what is wrong with it."""
+        found = []
+        for text, numbers in zip(texts, self._encoder.encode(texts), strict=True):
+            wrong = "" if numbers else "has no token"
+            if 0 in numbers:
+                wrong = f"has the token `{self.vocabulary[0]}`, which fills short texts (bpe.pad); remove it"
+            found.append((len(numbers), _problem(text) or wrong))
+        return found
+
+
+def filled(tokens: Tokens, texts: Sequence[str], length: int) -> np.ndarray:
+    """Return the tokens of texts [n, length], cut or filled with 0."""
+    inputs = np.zeros((len(texts), length), np.uint8 if len(tokens.vocabulary) <= 256 else np.int32)
+    for place, codes in enumerate(tokens.codes(texts, length)):
+        inputs[place, : len(codes)] = codes[:length]
+    return inputs
+
+
+def _problem(text: str) -> str:
+    if not text:
+        return "is empty"
+    return "has the character 0, which no text has; remove it" if "\0" in text else ""
