@@ -229,3 +229,37 @@ def test_the_tokenizer_is_learned_from_train_and_stored(tmp_path: Path) -> None:
     assert "aaaa" in manifest.vocabulary
     assert not any("zy" in name for name in manifest.vocabulary)
     assert (tmp_path / "work" / "data" / manifest.store / "tokenizer.json").read_text() == manifest.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("columns", "params", "message"),
+    [
+        ({"t": ["a"]}, {"text": "u"}, "the column `u` is missing; there are: t"),
+        ({"t": [1]}, {"text": "t"}, r"x.arrow: `t` is int64; allowed: texts"),
+        ({"t": ["a"]}, {"tokens": "t", "vocabulary": 9}, "`t` is string; allowed: lists of whole numbers"),
+        ({"t": [[0.5]]}, {"tokens": "t", "vocabulary": 9}, "allowed: lists of whole numbers"),
+        ({"x": ["a"], "y": [1]}, {"numbers": ("x",), "target": "y"}, "`x` is string; allowed: numbers"),
+        ({"x": ["a"], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "`x` is string; allowed: the bytes of PNG"),
+        ({"x": [{"path": "a"}], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "allowed: the bytes of PNG"),
+        ({"x": [0.5], "y": [1]}, {"numbers": ("x",), "target": "z"}, "the column `z` is missing"),
+    ],
+)
+def test_columns_that_do_not_fit_are_rejected_before_the_data_is_read(
+    tmp_path: Path, columns: dict[str, Any], params: dict[str, Any], message: str
+) -> None:
+    written(tmp_path / "x.arrow", columns)
+    with pytest.raises(DataError, match=message):
+        plugins.facts_in_headers("arrow", {"path": "x.arrow", **params}, tmp_path)
+
+
+def test_the_header_gives_the_number_of_classes(tmp_path: Path) -> None:
+    features = {"y": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    written(tmp_path / "x.arrow", {"x": [0.5], "y": [1]}, metadata=metadata)
+    params = {"path": "x.arrow", "numbers": ["x"], "target": "y"}
+    assert plugins.facts_in_headers("arrow", params, tmp_path) == plugins.DatasetFacts("tables", classes=3)
+    named = params | {"classes": ["a", "b"]}
+    assert plugins.facts_in_headers("arrow", named, tmp_path).classes == 2
+    (tmp_path / "x.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match="x.arrow: not a readable .arrow file"):
+        plugins.facts_in_headers("arrow", params, tmp_path)

@@ -146,3 +146,21 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     source = opened(packed(tmp_path / "x.tar", ("1.png", b"no image"), ("1.cls", b"1")))
     with pytest.raises(DataError, match=r"x.tar, image at byte 512: not a readable PNG or JPEG image"):
         source.read("train", np.arange(1))
+
+
+def test_the_first_sample_of_a_split_is_checked_before_the_data_is_read(tmp_path: Path) -> None:
+    def look(**params: Any) -> plugins.DatasetFacts:
+        return plugins.facts_in_headers("tar", {"path": "images", **params}, tmp_path)
+
+    packed(tmp_path / "images" / "train-0.tar", *samples(0, 6))
+    assert look(size=[6, 7], classes=["a", "b", "c"]) == plugins.DatasetFacts("images", (6, 7), 3, 3)
+    with pytest.raises(DataError, match="data.params.size is missing"):
+        look()
+    with pytest.raises(DataError, match=r"train-0.tar: the sample `x/0000` has the files cls, png; .* target, txt"):
+        look(size=6, target="txt")
+    packed(tmp_path / "images" / "val-0.tar")
+    with pytest.raises(DataError, match="val-0.tar: has no sample"):
+        look(size=6)
+    (tmp_path / "images" / "val-0.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match="val-0.tar: is not an uncompressed tar file"):
+        look(size=6)

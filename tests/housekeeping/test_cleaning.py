@@ -17,8 +17,9 @@ from tests.support.crash import operations, run_forked
 from tests.support.project import NAME, Project, copy
 from tests.support.stored import row
 from workflow_lib import checkpoint, cli, config, plan
+from workflow_lib.data import MappedFiles, mapped_files, part_digests
 from workflow_lib.data.manifest import Shard
-from workflow_lib.files import write_atomic
+from workflow_lib.files import read_json, write_atomic, write_signed
 from workflow_lib.housekeeping import cleaning, status
 from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
@@ -270,3 +271,50 @@ def test_an_unknown_option_is_rejected(finished: Project, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit) as error:
         cli.main(["clean", "--all"])
     assert error.value.code == 2
+
+
+def verified(folder: Path, content: bytes, work: Path) -> str:
+    """Record the digests of a file's parts in the store, and return the digest of the file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "x.bin").write_bytes(content)
+    files = MappedFiles([folder / "x.bin"])
+    ((digests),) = part_digests.part_digests(files, "made by", layout.parts_dir(work), threads=1)
+    return part_digests.file_digest(len(content), digests)
+
+
+def test_digests_of_parts_stay_as_long_as_data_has_the_file(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (mapped_files, part_digests):
+        monkeypatch.setattr(module, "PART_BYTES", 1 << 10)
+    monkeypatch.setattr(part_digests, "SEGMENT_PARTS", 2)
+    work = finished.folder / "work"
+    used = verified(tmp_path / "used", bytes(range(256)) * 20, work)
+    (kept,) = layout.parts(work)
+    assert len(list(kept.iterdir())) == 3
+    assert part_digests.recorded_file(kept) == used
+    verified(tmp_path / "unused", bytes(5000), work)
+    unused = {f"parts/{path.name}" for path in layout.parts(work) if path != kept}
+    path = data_of(finished) / "manifest.json"
+    manifest = read_json(path) | {"sources": {"x.bin": used}}
+    write_signed(path, manifest)
+    assert not unused & set(listed(finished))  # a preparation may be verifying more files
+    rest(work)
+    assert unused <= set(listed(finished))
+    assert f"parts/{kept.name}" not in listed(finished)
+    items = [item for item in cleaning.removable(work, finished.folder / "results") if item.path.parent.name == "parts"]
+    path.write_text("{")  # it is unknown which files are used
+    assert not any(name.startswith("parts") for name in listed(finished))
+    ((_, why),) = cleaning.clean(items)
+    assert why is not None
+    assert "came into use" in why
+    write_signed(path, manifest)
+    clean(finished)
+    assert layout.parts(work) == [kept]
+    (kept / "1.json").unlink()  # damaged, so that it is of no use
+    rest(work)
+    assert part_digests.recorded_file(kept) is None
+    assert listed(finished) == {f"parts/{kept.name}": "digests of a file that no data uses"}
+    (kept / "notes.txt").write_text("a user's")
+    rest(work)
+    assert listed(finished) == {}

@@ -40,9 +40,9 @@ from workflow_lib.data.source import (
     content_digest,
     first_true,
     from_arrays,
-    merged_in_float32,
     numbering_hint,
 )
+from workflow_lib.data.statistics import merged_in_float32
 
 __all__ = [
     "IGNORED",

@@ -1,6 +1,6 @@
 """Digests of the parts of files that are read in place. After a kill, finished segments are not read again.
 
-work/parts/<digest of path, size, time and settings>/<segment>.json   digests of SEGMENT_PARTS parts of one file
+work/parts/<digest of path, size, time and settings>/<segment>.json   size of a file, digests of SEGMENT_PARTS parts
 """
 
 from __future__ import annotations
@@ -61,6 +61,19 @@ def file_digest(size: int, digests: np.ndarray) -> str:
     return blake2b(size.to_bytes(8, "little") + digests.tobytes(), kind="everstep.parts").hexdigest()
 
 
+def recorded_file(folder: Path) -> str | None:
+    """Return the digest of the file whose parts have records in the folder; None if not all of them have one."""
+    records = []
+    try:
+        size = int(read_json(folder / "0.json", "size", "digests")["size"])
+        for number in range(-(-parts_of(size) // SEGMENT_PARTS)):
+            records.append(bytes.fromhex(read_json(folder / f"{number}.json", "digests")["digests"]))
+    except (FileNotFoundError, StateError, ValueError, TypeError):
+        return None
+    digests = np.frombuffer(b"".join(records), np.uint8)
+    return file_digest(size, digests) if len(digests) == parts_of(size) * DIGEST_BYTES else None
+
+
 def _segments(files: MappedFiles, made_by: str, folder: Path) -> Iterator[_Segment]:
     for number, (path, (_, size, mtime_ns)) in enumerate(zip(files.paths, files.states, strict=True)):
         key = config.digest([made_by, str(path.absolute()), size, mtime_ns], "everstep-parts")
@@ -79,7 +92,7 @@ def _digests(files: MappedFiles, segment: _Segment) -> np.ndarray:
     if len(recorded) != length:
         recorded = b"".join(_computed(files, segment, files.check_part))
         files.check_unchanged(segment.number)
-        write_signed(segment.record, {"digests": recorded.hex()})
+        write_signed(segment.record, {"size": files.sizes[segment.number], "digests": recorded.hex()})
     return np.frombuffer(recorded, np.uint8).reshape(-1, DIGEST_BYTES)
 
 

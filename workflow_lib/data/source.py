@@ -329,15 +329,6 @@ def _bad_values(inputs: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
     return bad
 
 
-def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[Any, Any] | None:
-    """Return two different numbers that are equal in float32, if more than this fraction is merged; else None."""
-    different = np.unique(values)
-    same = np.flatnonzero(np.diff(different.astype(np.float32)) == 0)
-    if len(same) <= tolerance * len(different):
-        return None
-    return different[same[0]].item(), different[same[0] + 1].item()
-
-
 def first_true(where: np.ndarray) -> int:
     """Return the number of the first row that contains a true value."""
     return int(where.reshape(len(where), -1).any(axis=1).argmax())

@@ -11,7 +11,8 @@ import numpy as np
 
 from workflow_lib import config
 from workflow_lib.data.manifest import SPLITS
-from workflow_lib.data.source import Source, class_numbers, first_true, labels, merged_in_float32, type_and_shape
+from workflow_lib.data.source import Source, class_numbers, first_true, labels, type_and_shape
+from workflow_lib.data.statistics import merged_in_float32
 from workflow_lib.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,10 @@
-"""Mean and standard deviation from exact sums: they do not depend on the order or the size of the pieces."""
+"""Mean and standard deviation from exact sums, which do not depend on the order or the size of the pieces."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -78,3 +79,12 @@ def exact_sum(values: np.ndarray) -> Fraction:
         rest -= upper
         total += Fraction(float(upper.sum()))
     return total
+
+
+def merged_in_float32(values: np.ndarray, *, tolerance: float = 0.0) -> tuple[Any, Any] | None:
+    """Return two different numbers that are equal in float32, if more than this fraction is merged; else None."""
+    different = np.unique(values)
+    same = np.flatnonzero(np.diff(different.astype(np.float32)) == 0)
+    if len(same) <= tolerance * len(different):
+        return None
+    return different[same[0]].item(), different[same[0] + 1].item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,10 @@ def read_images(batch: Batch, places: Sequence[int], params: Any) -> np.ndarray:
 
 def read_numbers(batch: Batch, places: Sequence[int], names: Sequence[str]) -> np.ndarray:
     """Return the numbers in these rows of the batch, float32 [rows, columns]."""
-    types = pyarrow().types
     columns = []
     for name in names:
         column = batch.column(name)
-        if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
-            raise DataError(f"`{name}` is {column.type}; allowed: numbers (data.params.numbers)")
+        check_numbers(name, column.type)
         columns.append(np.asarray(column.take(pyarrow().array(places))).astype(np.float32))
     return np.column_stack(columns)
 
@@ -47,11 +45,25 @@ def targets_of(table: Table, name: str) -> Any:
     return [value for part in parts for value in part.to_pylist()]
 
 
-def class_names(table: Table, name: str) -> tuple[str, ...]:
-    """Return the names of a `ClassLabel` of Hugging Face, which are in the metadata of the schema; else none."""
-    metadata = table.metadata().get(b"huggingface")
+def check_images(name: str, kind: Any) -> None:
+    """Raise DataError unless a column has bytes, or a struct with `bytes` as Hugging Face writes it."""
+    types = pyarrow().types
+    has_bytes = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not (types.is_binary(kind) or types.is_large_binary(kind) or has_bytes):
+        raise DataError(f"`{name}` is {kind}; allowed: the bytes of PNG or JPEG images (data.params.image)")
+
+
+def check_numbers(name: str, kind: Any) -> None:
+    """Raise DataError unless a column has numbers."""
+    types = pyarrow().types
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        raise DataError(f"`{name}` is {kind}; allowed: numbers (data.params.numbers)")
+
+
+def class_names(metadata: Mapping[bytes, bytes], name: str) -> tuple[str, ...]:
+    """Return the names of a `ClassLabel` of Hugging Face, which are in the metadata of a schema; else none."""
     try:
-        feature = json.loads(metadata or b"{}")["info"]["features"][name]
+        feature = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][name]
         return tuple(map(str, feature["names"]))
     except (ValueError, KeyError, TypeError):
         return ()

@@ -6,6 +6,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,8 @@ def index_batches(paths: Sequence[Path], columns: Sequence[str]) -> dict[str, np
     found: list[tuple[int, int, int, int]] = []
     first: Any = None
     for number, path in enumerate(paths):
-        try:
+        with _readable(path):
             schema, batches = _parquet_batches(path) if path.suffix != ".arrow" else _arrow_batches(path)
-        except (pyarrow().ArrowException, OSError, EOFError) as error:
-            raise DataError(f"{path}: not a readable {path.suffix} file: {error}") from error
         _check_columns(path, schema, columns)
         first = first or (path, schema)
         for name in columns:
@@ -52,6 +51,23 @@ def index_batches(paths: Sequence[Path], columns: Sequence[str]) -> dict[str, np
         found += [(number, *batch) for batch in batches]
     values = np.array(found, np.int64).reshape(-1, 4)
     return dict(zip(("file", "place", "bytes", "rows"), values.T.copy(), strict=True))
+
+
+def checked_schema(path: Path, columns: Sequence[str]) -> Any:
+    """Return the schema of a file, from its header. Raises DataError if it cannot be read or lacks a column."""
+    with _readable(path):
+        schema = schema_of(path)
+    _check_columns(path, schema, columns)
+    return schema
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise DataError instead of the errors of pyarrow."""
+    try:
+        yield
+    except (pyarrow().ArrowException, OSError, EOFError, StopIteration) as error:
+        raise DataError(f"{path}: not a readable {path.suffix} file: {error}") from error
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:

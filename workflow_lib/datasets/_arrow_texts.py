@@ -37,24 +37,34 @@ def encoder(
 
 
 def _texts(batch: Batch, name: str, places: Sequence[int] | None) -> list[str]:
-    column, types = batch.column(name), pyarrow().types
-    if not (types.is_string(column.type) or types.is_large_string(column.type)):
-        raise DataError(f"`{name}` is {column.type}; allowed: texts (data.params.text)")
+    column = batch.column(name)
+    check_texts(name, column.type)
     chosen = column if places is None else column.take(pyarrow().array(places))
     texts: list[str] = chosen.to_pylist()
     return texts
+
+
+def check_texts(name: str, kind: Any) -> None:
+    """Raise DataError unless a column has texts."""
+    types = pyarrow().types
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise DataError(f"`{name}` is {kind}; allowed: texts (data.params.text)")
+
+
+def check_tokens(name: str, kind: Any) -> None:
+    """Raise DataError unless a column has lists of whole numbers."""
+    types = pyarrow().types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not is_list or not types.is_integer(kind.value_type):
+        raise DataError(f"`{name}` is {kind}; allowed: lists of whole numbers (data.params.tokens)")
 
 
 def _tokens_of(params: Any) -> Encode:
     end = [] if params.separator is None else [params.separator]
 
     def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
-        column, types = batch.column(params.tokens), pyarrow().types
-        is_list = (
-            types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type)
-        )
-        if not is_list or not types.is_integer(column.type.value_type):
-            raise DataError(f"`{params.tokens}` is {column.type}; allowed: lists of whole numbers (data.params.tokens)")
+        column = batch.column(params.tokens)
+        check_tokens(params.tokens, column.type)
         found = []
         for place in places:
             values = column[place].values

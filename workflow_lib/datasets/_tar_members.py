@@ -6,6 +6,7 @@ import json
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,19 @@ def index_tars(
     return places, targets
 
 
+def check_first(path: Path, target: str, key: str | None) -> None:
+    """Raise DataError if the first sample of a tar file is not an image and its target."""
+    if next(_samples(path, target, key), None) is None:
+        raise DataError(f"{path}: has no sample: an image ({', '.join(IMAGES)}) and a file with its target")
+
+
 def _samples(path: Path, target: str, key: str | None) -> Iterator[tuple[tuple[int, int], Any]]:
     """Yield the place of each image in a tar file, and its target."""
     with path.open("rb") as file:
         members: dict[str, tuple[int, int]] = {}
         seen: set[str] = set()
         current = ""
-        for name, extension, start, size in (*_members(path), ("", "", 0, 0)):
+        for name, extension, start, size in chain(_members(path), [("", "", 0, 0)]):
             if name != current and current:
                 images = [extension for extension in IMAGES if extension in members]
                 if len(images) != 1 or target not in members:

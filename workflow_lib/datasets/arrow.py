@@ -58,6 +58,28 @@ def known(params: Params) -> DatasetFacts:
     return DatasetFacts("tables")
 
 
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return facts from the headers of the first file of each split. Raises DataError for columns that do not fit."""
+    from workflow_lib.datasets._arrow_columns import check_images, check_numbers, class_names
+    from workflow_lib.datasets._arrow_files import SUFFIXES, checked_schema
+    from workflow_lib.datasets._arrow_texts import check_texts, check_tokens
+    from workflow_lib.datasets._splits import files_of_splits
+
+    columns, facts = _columns(params), known(params)
+    checks = {params.text: check_texts, params.tokens: check_tokens, params.image: check_images}
+    for split, paths in files_of_splits(root / params.path, SUFFIXES).items():
+        schema = checked_schema(paths[0], columns)
+        for name in columns[:-1] if params.target else columns:
+            try:
+                checks.get(name, check_numbers)(name, schema.field(name).type)
+            except DataError as error:
+                raise DataError(f"{paths[0]}: {error}") from error
+        if split == "train" and params.target and params.kind == "classification":
+            names = params.classes or class_names(schema.metadata or {}, params.target)
+            facts = replace(facts, classes=len(names) or None)
+    return facts
+
+
 def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | None = None) -> Source:
     """Return the rows of the files; `index` has the places of the batches, and the targets or the ends of the texts."""
     import numpy as np
@@ -114,7 +136,9 @@ def _samples(params: Params, root: Path, tables: Mapping[str, Table], arrays: di
 
     target = str(params.target)
     if not any(name.endswith(".targets") for name in arrays):
-        names = params.classes or (class_names(tables["train"], target) if params.kind == "classification" else ())
+        names = params.classes or (
+            class_names(tables["train"].metadata(), target) if params.kind == "classification" else ()
+        )
         arrays |= to_index({split: targets_of(table, target) for split, table in tables.items()}, params.kind, names)
     targets, classes = from_index(arrays, tables)
 

@@ -8,6 +8,7 @@ Folders or first words of the names of the tar files (train-0000.tar) are the sp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +46,17 @@ def known(params: Params) -> DatasetFacts:
     return DatasetFacts("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
 
 
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return the known facts. Raises DataError if the first tar file of a split does not begin with a sample."""
+    from workflow_lib.datasets._splits import files_of_splits
+    from workflow_lib.datasets._tar_members import check_first
+
+    _check(params)
+    for paths in files_of_splits(root / params.path, (".tar",)).values():
+        check_first(paths[0], params.target, params.key)
+    return replace(known(params), classes=len(params.classes) or None)
+
+
 def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | None = None) -> Source:
     """Return the images of the tar files; `index` has the place of each in its file, and the targets."""
     import numpy as np
@@ -55,8 +67,7 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
     from workflow_lib.datasets._splits import files_of_splits
     from workflow_lib.datasets._tar_members import index_tars
 
-    if params.shape is None:
-        raise DataError("data.params.size is missing: images in tar files are scaled to one size when they are read")
+    _check(params)
     found = files_of_splits(root / params.path, (".tar",))
     mapped = MappedFiles([path for paths in found.values() for path in paths])
     if index is None:
@@ -85,3 +96,8 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         is_thread_safe=True,
         close=mapped.close,
     )
+
+
+def _check(params: Params) -> None:
+    if params.shape is None:
+        raise DataError("data.params.size is missing: images in tar files are scaled to one size when they are read")

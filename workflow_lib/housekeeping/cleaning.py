@@ -66,7 +66,8 @@ def removable(work: Path, results: Path) -> list[Removable]:
         found += items
         if all(item.path != workspace for item in items):
             used_data.add(layout.data_of(workspace))
-    found += [*_data(needed, used_data), *_frozen_experiments(needed), *_proofs(work)]
+    data = list(_data(needed, used_data))
+    found += [*data, *_parts(work, {item.path for item in data}), *_frozen_experiments(needed), *_proofs(work)]
     for path in layout.removals(work):
         mark = REMOVED.fullmatch(path.name)
         if mark is None or not is_writer_alive(mark[1]):
@@ -194,6 +195,41 @@ def _is_data_needed(path: Path, why: str, needed: Needed) -> bool:
     return why != _why_data_is_removable(
         path, {layout.data_of(workspace) for workspace in layout.all_workspaces(needed.work)}
     )
+
+
+def _parts(work: Path, removed: Set[Path]) -> Iterator[Removable]:
+    """Yield the digests of files read in place that no data which stays has, except recent ones: see QUEUE_S."""
+    files = _files_of_data(work, removed)
+    for path in layout.parts(work) if files is not None else []:
+        with suppress(FileNotFoundError):  # another process is changing the folder
+            if layout.PARTS.fullmatch(path.name) and path.is_dir() and _are_parts_removable(path, files):
+                yield Removable(path, "digests of a file that no data uses", is_needed=partial(_are_needed, path, work))
+
+
+def _are_needed(path: Path, work: Path) -> bool:
+    return not _are_parts_removable(path, _files_of_data(work))
+
+
+def _are_parts_removable(path: Path, files: Set[str] | None) -> bool:
+    from workflow_lib.data.part_digests import recorded_file
+
+    if files is None or not _is_quiet(path, QUEUE_S) or not _contains_only(path, layout.PARTS_CONTENT):
+        return False
+    return recorded_file(path) not in files
+
+
+def _files_of_data(work: Path, removed: Set[Path] = frozenset()) -> set[str] | None:
+    """Return the digests of the source files of the data in the store; None if a manifest cannot be read."""
+    files: set[str] = set()
+    for path in layout.stores(work):
+        try:
+            if path not in removed:
+                files.update(read_json(layout.store_manifest(path))["sources"].values())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UNREADABLE:
+            return None
+    return files
 
 
 def _frozen_experiments(needed: Needed) -> Iterator[Removable]:

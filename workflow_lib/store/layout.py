@@ -42,6 +42,9 @@ STORE_CONTENT = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
 )
 
+PARTS = re.compile("[0-9a-f]{32}")
+PARTS_CONTENT = re.compile(r"\d+\.json|\..*\.tmp")
+
 
 def experiment_file(work: Path, digest: str) -> Path:
     """Return the path of a frozen experiment."""
@@ -216,6 +219,11 @@ def parts_dir(work: Path) -> Path:
     return work / "parts"
 
 
+def parts(work: Path) -> list[Path]:
+    """Return what is in the folder of the digests of files that are read in place, sorted."""
+    return sorted(parts_dir(work).glob("*"))
+
+
 def old_store_lock(store: Path) -> Path:
     """Return the file that version 0.1 locks while it prepares the data; newer versions take a lease."""
     return store / ".lock"
@@ -248,5 +256,5 @@ def proofs(work: Path) -> list[Path]:
 
 def removals(work: Path) -> list[Path]:
     """Return the folders whose removal has begun but not finished."""
-    places = ("runs/*", "data", "prove", "experiments")
+    places = ("runs/*", "data", "parts", "prove", "experiments")
     return [path for place in places for path in sorted(work.glob(f"{place}/.trash-*"))]
