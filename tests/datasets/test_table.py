@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from tests.datasets.contract import ChecksumContract
 from tests.datasets.made import (
@@ -21,7 +22,7 @@ from tests.datasets.made import (
     wines,
     written,
 )
-from workflow_lib import data
+from workflow_lib import data, plugins
 from workflow_lib.data import Feature
 from workflow_lib.data.shard import read_shard
 from workflow_lib.errors import DataError
@@ -81,6 +82,32 @@ class TestClassificationWithSplits(TableContract):
 class TestParquetClassificationWithSplits(TableContract):
     file = "x.parquet"
     task = "classification"
+
+
+class TestSeveralNumbers(TableContract):
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        self.save(self.frame(), tmp_path / self.file)
+        return {"path": self.file, "target": ["target", "bp"], "task": "regression"}
+
+
+class TestLabels(TableContract):
+    file = "x.parquet"
+
+    def frame(self) -> pd.DataFrame:
+        return labelled(diabetes())
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        self.save(self.frame(), tmp_path / self.file)
+        return {"path": self.file, "target": ["old", "heavy", "ill"], "task": "multilabel"}
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the patients with labels of three spellings: numbers, booleans and texts."""
+    ill = np.where(frame["target"] > 200, "Yes", "no")
+    labels = {"old": (frame["age"] > 60).astype(int), "heavy": frame["bmi"] > 30}
+    return frame.assign(**labels, ill=pd.Series(ill).map({"Yes": "TRUE", "no": "false"})).drop(columns="target")
 
 
 def test_the_values_are_those_of_the_file(tmp_path: Path) -> None:
@@ -267,3 +294,50 @@ print(used() - before)
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert path.stat().st_size > 24e6
     assert float(shown.stdout) < 8
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_several_numbers_are_targets_in_the_order_of_the_setting(tmp_path: Path, name: str) -> None:
+    frame = diabetes()
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    with opened("table", tmp_path / name, target=["target", "bp"], task="regression") as source:
+        np.testing.assert_array_equal(source.targets["train"], frame[["target", "bp"]].astype(np.float32))
+        assert source.outputs == ("target", "bp")
+        assert "bp" not in [feature.name for feature in source.features]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_labels_are_0_and_1_in_any_spelling(tmp_path: Path, name: str) -> None:
+    frame = labelled(diabetes())
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    with opened("table", tmp_path / name, target=("ill", "old", "heavy"), task="multilabel") as source:
+        assert source.classes == ("ill", "old", "heavy")
+        expected = np.column_stack([frame["ill"] == "TRUE", frame["old"], frame["heavy"]])
+        np.testing.assert_array_equal(source.targets["train"], expected)
+    with opened("table", tmp_path / name, target="old", task="multilabel", features=("bp",)) as source:
+        assert source.targets["train"].tolist() == [[value] for value in frame["old"]]
+
+
+def test_a_single_target_in_a_list_is_the_same_data() -> None:
+    params = plugins.load("data", "table").Params
+    dumped = [params(path="x.csv", target=target).model_dump_json() for target in ("y", ["y"])]
+    assert dumped[0] == dumped[1]
+    assert '"target":"y"' in dumped[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "said"),
+    [
+        (
+            ["a", "b"],
+            "classification",
+            "predicts one column, but data.params.target lists 2; allowed for several: regr",
+        ),
+        (["a", "b", "a"], "regression", "`a` is listed 2 times; list each column once"),
+    ],
+)
+def test_targets_that_do_not_fit_the_task_are_rejected(target: list[str], task: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        plugins.load("data", "table").Params(path="x.csv", target=target, task=task)

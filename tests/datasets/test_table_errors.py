@@ -70,6 +70,31 @@ BAD: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
         {"task": "regression"},
         "line 3, column `y`: the target is missing",
     ),
+    "a label that is a word": (
+        ("a,y,z", "1,1,0", "2,0,maybe"),
+        {"task": "multilabel", "target": ["y", "z"]},
+        "line 3, column `z`: the label is `maybe`; allowed: 0 or 1, true or false; set data.params.task",
+    ),
+    "a label that is a number": (
+        ("a,y,z", "1,1,0", "2,2,1"),
+        {"task": "multilabel", "target": ["y", "z"]},
+        "line 3, column `y`: the label is `2`; allowed: 0 or 1",
+    ),
+    "a label that is missing": (
+        ("a,y,z", "1,1,0", "2,0,"),
+        {"task": "multilabel", "target": ["y", "z"]},
+        "line 3, column `z`: the target is missing; remove the row, or fill it",
+    ),
+    "a label that never varies": (
+        ("a,y,z", "1,1,0", "2,0,False"),
+        {"task": "multilabel", "target": ["y", "z"]},
+        "column `z`: every label is 0: nothing to learn; remove it from data.params.target",
+    ),
+    "a second target that is missing": (
+        ("a,y", "1,1", "2,0"),
+        {"task": "multilabel", "target": ["y", "yy"]},
+        r"has no column `yy` \(data.params.target\); did you mean `y`",
+    ),
     "one number": (("a,y", "1,3", "2,3.0"), {"task": "regression"}, "column `y`: every target is 3: nothing to learn"),
 }  # fmt: skip
 

@@ -43,6 +43,16 @@ checkpoint: {interval_steps: 1000}
 sweep: {grid: {seed: [0, 1]}}
 evaluate: {bootstrap: 200}
 """
+SEVERAL = """
+name: digits-demo
+data: {name: table, params: {path: houses.csv, target: [price, area], task: regression}, test_fraction: 0.15}
+model: {name: tabular, params: {hidden: [16]}}
+optimizer: {lr: 0.01}
+training: {epochs: 2, batch_size: 32}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 200}
+"""
+LABELS = SEVERAL.replace("[price, area], task: regression", "[large, dear], task: multilabel")
 TEXT = """
 name: digits-demo
 data: {name: text, params: {path: rhyme.txt, context: 16}}
@@ -60,7 +70,10 @@ training: {epochs: 5, batch_size: 16}
 checkpoint: {interval_steps: 1000}
 evaluate: {bootstrap: 200}
 """
-EXPERIMENTS = {"images": IMAGES, "classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT}
+EXPERIMENTS = {"images": IMAGES, "classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT} | {
+    "several": SEVERAL,
+    "labels": LABELS,
+}
 
 
 def write_data(root: Path) -> None:
@@ -71,6 +84,13 @@ def write_data(root: Path) -> None:
         price = 250_000 + 900 * area + (40_000 if kind == "house" else 0) - 500 * age
         rows.append(f"{area},{kind},{'' if number % 17 == 0 else age},{price}")
     (root / "houses.csv").write_text("\n".join(rows) + "\n")
+    if "multilabel" in (root / "experiment.yaml").read_text(encoding="utf-8"):
+        numbers = [line.split(",") for line in rows[1:]]
+        labels = [
+            f"{line},{int(int(row[0]) > 120)},{int(row[3]) > 330_000}"
+            for line, row in zip(rows[1:], numbers, strict=True)
+        ]
+        (root / "houses.csv").write_text("\n".join([rows[0] + ",large,dear", *labels]) + "\n")
     (root / "rhyme.txt").write_text("the cat <sat> on the mat & the rat ate the hat. " * 120)
 
 

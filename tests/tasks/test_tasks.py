@@ -101,6 +101,8 @@ def test_predicted_numbers_are_float64_columns_by_target() -> None:
     assert list(tasks.load("regression").predicted(outputs[:, :1], np.empty(0), described("regression"))) == [
         "predicted"
     ]
+    named = tasks.load("regression").predicted(outputs, np.empty(0), described("regression", outputs=("b", "a")))
+    assert list(named) == ["predicted(b)", "predicted(a)"]
 
 
 def test_a_predicted_text_has_its_loss_in_nats() -> None:

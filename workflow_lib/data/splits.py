@@ -148,6 +148,10 @@ def stored_targets(source: Source, split: str, targets: np.ndarray) -> np.ndarra
         return np.empty((len(targets), 0), np.int64)
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is rejected below
         numbers = np.ascontiguousarray(targets if targets.ndim == 2 else targets[:, None], dtype=np.float32)
+    if source.outputs and len(source.outputs) != numbers.shape[1]:
+        raise DataError(
+            f"Source.outputs has {len(source.outputs)} names; allowed: one for each of {numbers.shape[1]} targets"
+        )
     bad = ~np.isfinite(numbers)
     if bad.any():
         row = first_true(bad)

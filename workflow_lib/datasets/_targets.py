@@ -1,18 +1,20 @@
-"""The target column of a table: classes or numbers."""
+"""The target columns of a table: classes, numbers or labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from workflow_lib.data import merged_in_float32
 from workflow_lib.datasets._notation import LIKE_MISSING, NEARLY_ALL, folded, other_notation
 from workflow_lib.datasets._tables import Piece
-from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, names_of, sort_names
+from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, names_of, parse_numbers, sort_names
 from workflow_lib.errors import DataError
 
 MOST_CLASSES = 1_000
+TRUTH = {"true": 1, "false": 0}
 
 
 @dataclass
@@ -134,3 +136,45 @@ class Numbers(ColumnReader):
         """Return a line that describes the target."""
         targets = np.concatenate(self.seen)
         return f"`{self.name}`: target, number, {targets.min():.10g} to {targets.max():.10g}"
+
+
+@dataclass
+class Label(ColumnReader):
+    """A label, which a row has or does not have."""
+
+    seen: list[np.ndarray] = field(default_factory=list)
+    classes: tuple[str, ...] = ()  # its name is one of them, not its values
+
+    def add(self, piece: Piece, in_train: np.ndarray) -> None:
+        """Add the next rows."""
+        values = piece.values[self.name]
+        numbers, is_text = parse_numbers(values, self.notation)
+        for row in np.flatnonzero(is_text).tolist():
+            numbers[row] = TRUTH.get(str(values[row]).casefold(), -1)
+        if (bad := np.isnan(numbers)).any():
+            self._reject_missing(piece, int(bad.argmax()))
+        if (bad := ~np.isin(numbers, (0, 1))).any():
+            row = int(bad.argmax())
+            value = f"{values[row]:g}" if isinstance(values, np.ndarray) else f"`{values[row]}`"
+            hint = "set data.params.task: regression to predict numbers, or classification to predict one class"
+            self.reject(piece, row, f"the label is {value}; allowed: 0 or 1, true or false; {hint}")
+        self.seen.append(numbers.astype(np.uint8))
+
+    def encoded(self) -> np.ndarray:
+        """Return 0 or 1 for each row, uint8. Raises DataError if they cannot be learned."""
+        labels = np.concatenate(self.seen)
+        if (labels == labels[0]).all():
+            raise DataError(
+                f"{self.path}, column `{self.name}`: every label is {labels[0]}: nothing to learn; remove it from "
+                "data.params.target"
+            )
+        return labels
+
+    def summary(self) -> str:
+        """Return a line that describes the label."""
+        labels = np.concatenate(self.seen)
+        return f"`{self.name}`: label, of {int(labels.sum()):,} of {len(labels):,} rows"
+
+
+TargetColumn: TypeAlias = Classes | Numbers | Label
+KINDS: dict[str, type[TargetColumn]] = {"classification": Classes, "regression": Numbers, "multilabel": Label}

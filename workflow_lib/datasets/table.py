@@ -1,4 +1,4 @@
-"""Tables: numeric and categorical columns of a CSV or Parquet file, and a target that is a class or a number.
+"""Tables: numeric and categorical columns of a CSV or Parquet file, and targets: a class, numbers or labels.
 
 A column of numbers is numeric, a column without numbers is categorical, and a column with both is rejected. Inputs are
 float32 [n, features]:
@@ -14,10 +14,11 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from workflow_lib.data import Inputs, Manifest, Source, SourceFile
     from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._tables import Table
-    from workflow_lib.datasets._targets import Classes, Numbers
+    from workflow_lib.datasets._targets import TargetColumn
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,12 @@ class Params(Checksums):
     """Settings of the file and of its columns."""
 
     path: Path = Field(description="CSV or Parquet file, relative to the project's root")
-    target: str = Field(description="column to predict")
-    task: Literal["classification", "regression"] = Field(
-        "classification", description="classification: the target is a class; regression: it is a number"
+    target: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="column to predict; regression and multilabel: or a list of columns"
+    )
+    task: Literal["classification", "regression", "multilabel"] = Field(
+        "classification",
+        description="classification: the target is a class; regression: a number; multilabel: each column is a label",
     )
     features: tuple[str, ...] | None = Field(
         None, min_length=1, description="columns to predict from; null: all other columns"
@@ -67,12 +71,36 @@ class Params(Checksums):
     )
     delimiter: str = Field(",", min_length=1, max_length=1, description="character between the values of a CSV file")
 
+    @field_validator("target", mode="after")
+    @classmethod
+    def _has_different_names(cls, target: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(target, str):
+            return target
+        if twice := [name for name, count in Counter(target).items() if count > 1]:
+            raise ValueError(f"`{twice[0]}` is listed {target.count(twice[0])} times; list each column once")
+        return target[0] if len(target) == 1 else target  # equal data has equal settings
+
+    @field_validator("task", mode="after")
+    @classmethod
+    def _can_have_these_targets(cls, task: Task, info: ValidationInfo) -> Task:
+        if task == "classification" and isinstance(target := info.data.get("target"), tuple):
+            raise ValueError(
+                f"classification predicts one column, but data.params.target lists {len(target)}; allowed for several: "
+                "regression, which predicts numbers, and multilabel, whose columns are labels of 0 and 1"
+            )
+        return task
+
     @field_validator("thousands", mode="after")
     @classmethod
     def _is_not_the_decimal_mark(cls, thousands: str | None, info: ValidationInfo) -> str | None:
         if thousands is not None and thousands == info.data.get("decimal"):
             raise ValueError(f"`{thousands}` is already the decimal mark (data.params.decimal)")
         return thousands
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 def task(params: Params) -> Task:
@@ -81,8 +109,12 @@ def task(params: Params) -> Task:
 
 
 def known(params: Params) -> DatasetFacts:
-    """Return the only fact that the settings give: the inputs are tables."""
-    return DatasetFacts("tables")
+    """Return the kind of the inputs, and the number of labels or of numbers to predict."""
+    return DatasetFacts(
+        "tables",
+        classes=len(params.targets) if params.task == "multilabel" else None,
+        outputs=len(params.targets) if params.task == "regression" else None,
+    )
 
 
 def open_source(params: Params, root: Path) -> Source:
@@ -117,45 +149,46 @@ def describe(params: Params, root: Path) -> list[str]:
     from workflow_lib.datasets._tables import open_table
 
     with closing(open_table(root / params.path, params.delimiter, params.decimal)) as table:
-        columns, target, rows = _scan(table, params, pieces=DESCRIBED_PIECES)
+        columns, targets, rows = _scan(table, params, pieces=DESCRIBED_PIECES)
         samples = sum(len(part) for parts in rows.values() for part in parts)
         if not (is_part := len(rows["train"]) == DESCRIBED_PIECES):
             for column in columns:
                 column.encoding()  # rejects what preprocess would reject
-            target.encoded()
-        lines = [column.summary() for column in (target, *columns)]
+            for target in targets:
+                target.encoded()
+        lines = [column.summary() for column in (*targets, *columns)]
         return [*lines, f"(in the first {samples:,} rows)"] if is_part else lines
 
 
 def _scan(
     table: Table, params: Params, learned_rows: np.ndarray | None = None, pieces: int | None = None
-) -> tuple[list[Column], Classes | Numbers, dict[str, list[np.ndarray]]]:
-    """Read the file, or its first pieces; return the features, the target and the row numbers of each split.
+) -> tuple[list[Column], list[TargetColumn], dict[str, list[np.ndarray]]]:
+    """Read the file, or its first pieces; return the features, the targets and the row numbers of each split.
 
     `learned_rows` masks the rows from which categories and missing values are learned; None: the rows of train.
     """
     from workflow_lib.data import SPLITS
     from workflow_lib.datasets._columns import Column
     from workflow_lib.datasets._tables import splits_of
-    from workflow_lib.datasets._targets import Classes, Numbers
+    from workflow_lib.datasets._targets import KINDS
 
     names, is_first = _feature_names(table, params), learned_rows is None
     notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
     columns = [Column(table.path, name, notation, name in params.categorical, is_first) for name in names]
-    kind: type[Classes | Numbers] = Classes if params.task == "classification" else Numbers
-    target = kind(table.path, params.target, notation, params.target in params.categorical, is_first)
+    kind = KINDS[params.task]
+    targets = [kind(table.path, name, notation, name in params.categorical, is_first) for name in params.targets]
     rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    wanted = [*names, params.target, *([params.split] if params.split else [])]
+    wanted = [*names, *params.targets, *([params.split] if params.split else [])]
     for piece in itertools.islice(table.scan(wanted), pieces):
         splits = splits_of(table.path, params.split, piece)
         in_train = splits == "train" if learned_rows is None else learned_rows[piece.rows]
-        for column in (*columns, target):
+        for column in (*columns, *targets):
             column.add(piece, in_train)
         for split in SPLITS:
             rows[split].append(piece.rows[splits == split])
     if not any(map(len, rows["train"])):
         raise DataError(f"{table.path}: has no rows of train")
-    return columns, target, rows
+    return columns, targets, rows
 
 
 def _source(table: Table, file: SourceFile, params: Params, learned_rows: np.ndarray | None = None) -> Source:
@@ -164,13 +197,15 @@ def _source(table: Table, file: SourceFile, params: Params, learned_rows: np.nda
 
     from workflow_lib.data import Source
 
-    columns, target, rows = _scan(table, params, learned_rows)
+    columns, target_columns, rows = _scan(table, params, learned_rows)
     names = [column.name for column in columns]
     where = {split: np.concatenate(parts) for split, parts in rows.items() if any(map(len, parts))}
     inputs = [column.encoding() for column in columns]
-    targets = target.encoded()
+    encoded = [column.encoded() for column in target_columns]
+    is_alone = params.task != "multilabel" and isinstance(params.target, str)
+    targets = encoded[0] if is_alone else np.stack(encoded, axis=1)
     if learned_rows is None:
-        _log_columns(columns, target)
+        _log_columns(columns, target_columns)
 
     def read(split: str, wanted: np.ndarray) -> np.ndarray:
         pieces = table.take(where[split][wanted], names)
@@ -188,24 +223,25 @@ def _source(table: Table, file: SourceFile, params: Params, learned_rows: np.nda
         learn_from=learn_from if any(encoding.depends_on_rows for encoding in inputs) else None,
         is_thread_safe=True,
         sample_names=lambda split, wanted: {"row": where[split][wanted]},
-        classes=target.classes,
+        classes=params.targets if params.task == "multilabel" else target_columns[0].classes,
+        outputs=params.targets if params.task == "regression" and not is_alone else (),
         features=tuple(feature for encoded in inputs for feature in encoded.features),
         files=(file,),
     )
 
 
-def _log_columns(columns: list[Column], target: Classes | Numbers) -> None:
+def _log_columns(columns: list[Column], targets: Sequence[TargetColumn]) -> None:
     """Log the kind of each column and warn of probable mistakes. Raises DataError if every feature is constant."""
     if all(column.is_constant for column in columns):
         raise DataError(
             f"{columns[0].path}: every row has the same value in each feature ({', '.join(c.name for c in columns)}): "
             "nothing to learn from"
         )
-    for column in (target, *columns[:LISTED_COLUMNS]):
+    for column in (*targets[:LISTED_COLUMNS], *columns[:LISTED_COLUMNS]):
         log.info("table: %s", column.summary())
     if len(columns) > LISTED_COLUMNS:
         log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - LISTED_COLUMNS)
-    if not target.classes:
+    for target in targets:
         target.warn_small()
     for column in columns:
         column.warn()
@@ -220,14 +256,14 @@ def _feature_names(table: Table, params: Params) -> list[str]:
     if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
         raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are named `{twice[0]}`; rename them")
     settings = {
-        "target": [params.target],
+        "target": params.targets,
         "split": [params.split] if params.split else [],
         "categorical": params.categorical,
     }
     for setting, names in (settings | {"features": params.features or ()}).items():
         for name in names:
             check_column(table, setting, name)
-    others = [name for name in table.columns if name not in (params.target, params.split)]
+    others = [name for name in table.columns if name not in (*params.targets, params.split)]
     for name in params.features or ():
         if name not in others:
             raise DataError(
@@ -241,7 +277,7 @@ def _feature_names(table: Table, params: Params) -> list[str]:
             f"{table.path}: column {table.columns.index('') + 1} has no name (row numbers?); name it, or list the "
             "columns to use in data.params.features"
         )
-    for name in (*features, params.target):
+    for name in (*features, *params.targets):
         if name in table.unusable:
             raise DataError(
                 f"{table.path}: column `{name}` has type {table.unusable[name]}; allowed: numbers, strings, booleans; "

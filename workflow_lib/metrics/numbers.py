@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ import numpy as np
 from workflow_lib.metrics.bootstrap import Resampling, intervals
 
 
-def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling) -> dict[str, Any]:
-    """Return metrics with percentile bootstrap intervals, the metrics of each target, and quantiles of the errors."""
+def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return metrics with percentile bootstrap intervals, the metrics of each target, and quantiles of the errors.
+
+    `names` are those of the targets, if they have names.
+    """
     sample = Sample(predicted, targets)
     constant = "r2 compares with the mean, but a target of the test split never varies"
     reasons = {"r2": constant} if np.isnan(sample.each(sample.once)["r2"]).any() else {}
@@ -25,7 +29,8 @@ def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling) -> dict
         ),
         "bootstrap": how.describe(),
         "per_target": [
-            {name: None if np.isnan(values[number, 0]) else float(values[number, 0]) for name, values in each.items()}
+            ({"target": names[number]} if names else {})
+            | {name: None if np.isnan(values[number, 0]) else float(values[number, 0]) for name, values in each.items()}
             for each in [sample.each(sample.once)]
             for number in range(targets.shape[1])
         ],
@@ -67,12 +72,19 @@ def _residuals(residuals: np.ndarray) -> dict[str, list[float]]:
     return {"mean": residuals.mean(axis=0).tolist(), **found}
 
 
-def predictions_csv(predicted: np.ndarray, targets: np.ndarray) -> str:
+def columns_of(what: str, names: Sequence[str], targets: int) -> list[str]:
+    """Return the name of the column of each target: `predicted`; of several `predicted(<name>)` or `predicted_0`."""
+    if targets == 1:
+        return [what]
+    return [f"{what}({name})" for name in names] or [f"{what}_{number}" for number in range(targets)]
+
+
+def predictions_csv(predicted: np.ndarray, targets: np.ndarray, names: Sequence[str] = ()) -> str:
     """Return one line a sample; every number reads back as the same float64."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    numbers = [""] if targets.shape[1] == 1 else [f"_{number}" for number in range(targets.shape[1])]
-    writer.writerow(["sample", *(f"{name}{number}" for number in numbers for name in ("target", "predicted"))])
+    sides = zip(*(columns_of(what, names, targets.shape[1]) for what in ("target", "predicted")), strict=True)
+    writer.writerow(["sample", *(name for pair in sides for name in pair)])
     pairs = np.stack([targets, predicted], axis=2).reshape(len(targets), -1)
     for index, row in enumerate(pairs.tolist()):
         writer.writerow([index, *map(repr, row)])

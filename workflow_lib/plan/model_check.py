@@ -81,7 +81,7 @@ def shapes_of(run: RunConfig, known: plugins.DatasetFacts) -> Shapes | None:
 
     task = plugins.task(run.data.name, run.data.params)
     targets = plugins.task_facts(task).targets
-    outputs = 1 if targets == "numbers" else known.classes or ANY_OUTPUTS
+    outputs = known.outputs or 1 if targets == "numbers" else known.classes or ANY_OUTPUTS
     has_outputs = targets == "numbers" or known.classes is not None
     if known.inputs == "images":
         height, width = known.size or (ANY_SIZE, ANY_SIZE)

@@ -30,6 +30,7 @@ class DatasetFacts:
         size: height and width of the images
         channels: channels of the images
         classes: number of classes
+        outputs: number of numbers to predict; None counts as one
         samples: total number of samples, if Everstep draws every split from them
     """
 
@@ -37,6 +38,7 @@ class DatasetFacts:
     size: tuple[PositiveInt, PositiveInt] | None = None
     channels: PositiveInt | None = None
     classes: PositiveInt | None = None
+    outputs: PositiveInt | None = None
     samples: PositiveInt | None = None
 
 

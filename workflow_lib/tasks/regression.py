@@ -79,7 +79,8 @@ def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: 
     from workflow_lib.metrics.bootstrap import Resampling
 
     predicted, targets = predicted_and_true(network, manifest, split, settings, where)
-    return numbers.measure(predicted, targets, Resampling.of(settings)), numbers.predictions_csv(predicted, targets)
+    measured = numbers.measure(predicted, targets, Resampling.of(settings), manifest.outputs)
+    return measured, numbers.predictions_csv(predicted, targets, manifest.outputs)
 
 
 def in_units(network: nn.Module, manifest: Manifest) -> nn.Module:
@@ -107,9 +108,10 @@ def predicted(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> C
     """Return the predicted numbers, in the units of the data."""
     import numpy as np
 
-    numbers = [""] if outputs.shape[1] == 1 else [f"_{number}" for number in range(outputs.shape[1])]
-    columns = zip(numbers, outputs.astype(np.float64).T, strict=True)
-    return {f"predicted{number}": column for number, column in columns}
+    from workflow_lib.metrics.numbers import columns_of
+
+    names = columns_of("predicted", manifest.outputs, outputs.shape[1])
+    return dict(zip(names, outputs.astype(np.float64).T, strict=True))
 
 
 def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest) -> float:
@@ -130,7 +132,9 @@ def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, A
     figures = []
     for target in range(min(MAX_TARGETS, targets)):
         true, predicted = ([float(row[first + 2 * target + side]) for row in rows] for side in (0, 1))
-        suffix = f" of target {target}" if targets > 1 else ""
+        column = header[first + 2 * target]
+        name = column.removeprefix("target(").removesuffix(")") if column.endswith(")") else f"target {target}"
+        suffix = f" of {name}" if targets > 1 else ""
         figures.append(scatter(f"scatter-{target}", f"Predicted against true{suffix}", true, predicted))
         figures.append(histogram(f"errors-{target}", f"Errors{suffix}", true, predicted))
     return {"figures": figures}

@@ -1,0 +1,43 @@
+"""Several targets of a table have their names in evaluation, report and predictions."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pandas
+import pytest
+
+import workflow_lib
+from tests.predict.conftest import folder_of
+from tests.support.trained import with_results
+from workflow_lib.files import read_json
+
+
+def test_several_numbers_have_their_names_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = with_results(tmp_path, "several", monkeypatch)
+    folder = folder_of(project)
+    assert [row["target"] for row in read_json(folder / "evaluation.json")["per_target"]] == ["price", "area"]
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file))
+    assert header[-4:] == ["target(price)", "predicted(price)", "target(area)", "predicted(area)"]
+    page = (project.results / "report.html").read_text(encoding="utf-8")
+    assert "Predicted against true of price" in page
+    assert '<th scope="row" class="n">area</th>' in page
+    os.rename("houses.csv", "with.csv")
+    pandas.read_csv("with.csv").drop(columns=["price", "area"]).to_csv("new.csv", index=False)
+    tables = [workflow_lib.predict(model, "new.csv") for model in (project.runs[0], folder / "model.onnx")]
+    assert list(tables[0].columns) == ["row", "predicted(price)", "predicted(area)"]
+    assert tables[0]["predicted(price)"].between(200_000, 500_000).mean() > 0.9  # each in its own units
+    assert tables[0]["predicted(area)"].between(0, 300).all()
+    pandas.testing.assert_frame_equal(tables[1], tables[0], rtol=1e-4)
+
+
+def test_labels_of_a_table_are_predicted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = with_results(tmp_path, "labels", monkeypatch)
+    evaluation = read_json(folder_of(project) / "evaluation.json")
+    assert [row["label"] for row in evaluation["per_label"]] == ["large", "dear"]
+    table = workflow_lib.predict(project.runs[0], "houses.csv")
+    assert list(table.columns) == ["row", "predicted", "p(large)", "p(dear)"]
+    assert set(table["predicted"]) <= {"", "large", "dear", "large;dear"}
