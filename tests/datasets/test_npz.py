@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.datasets.contract import DataContract
-from workflow_lib import data, plugins
+from tests.support.repository import ROOT
+from workflow_lib import config, data, plugins
 from workflow_lib.data import Manifest, Source
 from workflow_lib.errors import DataError
 
@@ -344,3 +345,17 @@ def test_a_wrong_checksum_is_rejected_before_the_file_is_read(tmp_path: Path) ->
     settings = {"name": "npz", "params": {"path": "data.npz", "sha256": "0" * 64}}
     with pytest.raises(DataError, match="data.npz: its sha256 is .*, but data.params.sha256 is 0000"):
         data.prepare(settings, tmp_path, tmp_path / "work")
+
+
+def test_the_example_of_the_documentation_is_for_masks_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    for task in ("segmentation", "multilabel"):
+        experiment = config.load([ROOT / "config" / f"{task}.yaml"])
+        manifest = data.prepare(experiment.data.model_dump(), tmp_path, tmp_path / "work")
+        assert (manifest.spec.task, manifest.spec.input_shape) == (task, (1, 16, 16))
+        samples = {name: split.samples for name, split in manifest.splits.items()}
+        assert samples == {"train": 2000, "val": 300, "test": 400}
