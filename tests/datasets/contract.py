@@ -312,6 +312,24 @@ class FileContract(DataContract, ABC):
             source.read("train", np.arange(3))
         assert held() == []
 
+    def test_samples_to_predict_for_are_read_as_in_the_training(
+        self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)  # files that are read in place are found from here
+        module, manifest = plugins.load("data", self.name), self.prepared(settings, tmp_path)
+        if not hasattr(module, "open_inputs") or manifest.kind == "tokens":
+            return  # windows of a text depend on the files beside it
+        stored = [data.map_split(manifest, split, tmp_path / "work").stored(slice(None)) for split in SPLITS]
+        params = module.Params.model_validate(settings["params"])
+        with closing(module.open_inputs(params, tmp_path / settings["params"]["path"], manifest)) as inputs:
+            read = list(inputs.read(7))
+        names = [tuple(row) for columns, _ in read for row in zip(*columns.values(), strict=True)]
+        assert len(set(names)) == len(names)
+        given = np.concatenate([part for _, part in read])
+        assert inputs.samples in (None, len(given))
+        assert given.dtype.name == manifest.dtype
+        assert sorted(row.tobytes() for row in given) == sorted(row.tobytes() for row in np.concatenate(stored))
+
 
 class InPlaceContract(FileContract, ABC):
     """Further tests for a data set whose `Source` has `mapped`: its files are read in place."""
@@ -432,21 +450,6 @@ def paths_of(source: Source) -> list[Path]:
 
 class ChecksumContract(FileContract, ABC):
     """A further test for a data set whose `Params` inherit `Checksums`, for the data at `path`."""
-
-    def test_samples_to_predict_for_are_read_as_in_the_training(self, settings: dict[str, Any], tmp_path: Path) -> None:
-        module, manifest = plugins.load("data", self.name), self.prepared(settings, tmp_path)
-        if not hasattr(module, "open_inputs") or manifest.kind == "tokens":
-            return  # windows of a text depend on the files beside it
-        stored = [data.map_split(manifest, split, tmp_path / "work").stored(slice(None)) for split in SPLITS]
-        params = module.Params.model_validate(settings["params"])
-        with closing(module.open_inputs(params, tmp_path / settings["params"]["path"], manifest)) as inputs:
-            read = list(inputs.read(7))
-        names = [tuple(row) for columns, _ in read for row in zip(*columns.values(), strict=True)]
-        assert len(set(names)) == len(names)
-        given = np.concatenate([part for _, part in read])
-        assert inputs.samples in (None, len(given))
-        assert given.dtype.name == manifest.dtype
-        assert sorted(row.tobytes() for row in given) == sorted(row.tobytes() for row in np.concatenate(stored))
 
     def test_data_with_another_checksum_is_rejected(self, settings: dict[str, Any], tmp_path: Path) -> None:
         right = checksums(tmp_path / settings["params"]["path"], "sha256")

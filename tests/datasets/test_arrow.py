@@ -263,3 +263,41 @@ def test_the_header_gives_the_number_of_classes(tmp_path: Path) -> None:
     (tmp_path / "x.arrow").write_bytes(b"")
     with pytest.raises(DataError, match="x.arrow: not a readable .arrow file"):
         plugins.facts_in_headers("arrow", params, tmp_path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_new_rows_need_the_columns_of_the_inputs_only(tmp_path: Path, name: str) -> None:
+    columns = {"a": np.arange(40.0), "b": np.arange(40), "y": [n % 2 for n in range(40)]}
+    written(tmp_path / "rows.parquet", columns)
+    settings = {"name": "arrow", "params": {"path": "rows.parquet", "numbers": ["b", "a"], "target": "y"}}
+    manifest = data.prepare(settings, tmp_path, tmp_path / "work")
+    plugin = plugins.load("data", "arrow")
+    params = plugin.Params.model_validate(settings["params"])
+    path = written(tmp_path / name, {"a": [5.0] * 30, "b": range(30)})
+    read = list(plugin.open_inputs(params, path, manifest).read(20))
+    assert np.concatenate([inputs for _, inputs in read]).tolist() == [[row, 5] for row in range(30)]
+    assert [row for names, _ in read for row in names["row"]] == list(range(30))
+    path = written(tmp_path / name, {"a": [5.0] * 30})
+    with pytest.raises(DataError, match=f"{name}: the column `b` is missing; there are: a"):
+        list(plugin.open_inputs(params, path, manifest).read(20))
+    with pytest.raises(DataError, match=r"rows.csv: allowed: .arrow, .parquet, .pq, or a folder of such files"):
+        plugin.open_inputs(params, tmp_path / "rows.csv", manifest)
+
+
+def test_new_texts_are_read_in_passages_with_the_tokenizer_of_the_training(tmp_path: Path) -> None:
+    written(tmp_path / "rows.parquet", {"text": texts(150)})
+    params = {"path": "rows.parquet", "text": "text", "context": 8, "bpe": {"vocabulary": 280}}
+    manifest = data.prepare({"name": "arrow", "params": params}, tmp_path, tmp_path / "work")
+    plugin = plugins.load("data", "arrow")
+    new = texts(40, 3)
+    path = written(tmp_path / "stream.arrow", {"text": new})
+    given = plugin.Params.model_validate(params)
+    read = list(plugin.open_inputs(given, path, manifest).read(3))
+    flat = np.concatenate([row[:-1] for _, inputs in read for row in inputs] + [read[-1][1][-1][-1:]])
+    starts = [start for names, _ in read for start in names["token"]]
+    assert starts == list(range(0, len(flat) - 1, 8))
+    said = "".join(manifest.vocabulary[token] for token in flat)
+    assert said == "".join(f"{text}<end>" for text in new)
+    written(path, {"text": [""]})
+    with pytest.raises(DataError, match="stream.arrow: has 1 tokens; at least 2 are needed"):
+        list(plugin.open_inputs(given, path, manifest).read(3))

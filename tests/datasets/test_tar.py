@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets.contract import InPlaceContract
-from workflow_lib import plugins
+from workflow_lib import data, plugins
 from workflow_lib.data import Source
 from workflow_lib.errors import DataError
 
@@ -164,3 +164,23 @@ def test_the_first_sample_of_a_split_is_checked_before_the_data_is_read(tmp_path
     (tmp_path / "images" / "val-0.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match="val-0.tar: is not an uncompressed tar file"):
         look(size=6)
+
+
+def test_images_without_targets_are_read_to_predict_for_them(tmp_path: Path) -> None:
+    packed(tmp_path / "images" / "train.tar", *samples(0, 40))
+    settings = {"name": "tar", "params": {"path": "images", "size": 6}}
+    manifest = data.prepare(settings, tmp_path, tmp_path / "work")
+    plugin = plugins.load("data", "tar")
+    params = plugin.Params.model_validate(settings["params"])
+    packed(tmp_path / "new" / "a.tar", *[(f"{n}.png", picture(n)) for n in range(5)])
+    read = list(plugin.open_inputs(params, tmp_path / "new", manifest).read(2))
+    assert [row for names, _ in read for row in zip(names["file"], names["sample"], strict=True)] == [
+        ("a.tar", str(n)) for n in range(5)
+    ]
+    assert [inputs.shape for _, inputs in read] == [(2, 3, 6, 6), (2, 3, 6, 6), (1, 3, 6, 6)]
+    packed(tmp_path / "two.tar", ("0.png", picture(0)), ("0.jpg", picture(0)))
+    with pytest.raises(DataError, match="two.tar: the sample `0` has more than one image; allowed: one"):
+        list(plugin.open_inputs(params, tmp_path / "two.tar", manifest).read(2))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: has no file to predict for; allowed: files named .tar"):
+        plugin.open_inputs(params, tmp_path / "empty", manifest)

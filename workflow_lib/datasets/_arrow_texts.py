@@ -112,6 +112,28 @@ class Windows:
                 "data.params.context"
             )
 
+    @classmethod
+    def of_new(cls, table: Table, encode: Encode, params: Any) -> Windows:
+        """Return the texts of a new file, of any length, which `passages` reads. Raises DataError for an empty file."""
+        found = cls(table, encode, params)
+        found._ends = found.measure()
+        if found.size < 1:
+            raise DataError(f"has {found.size + 1} tokens; at least 2 are needed to predict one")
+        return found
+
+    @property
+    def size(self) -> int:
+        """The tokens of all rows but the last one, which ends the document."""
+        return int(self._ends[-1]) - 1 if len(self._ends) else -1
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from start to stop."""
+        first, last = np.searchsorted(self._ends, (start, stop - 1), side="right").tolist()
+        parts = self._table.parts(np.arange(first, last + 1))
+        tokens = np.concatenate([tokens for batch, places in parts for tokens in self._encode(batch, places)])
+        begin = start - (int(self._ends[first - 1]) if first else 0)
+        return tokens[begin : begin + stop - start]
+
     def __len__(self) -> int:
         more = int(self._ends[-1]) - self._context - 1 if len(self._ends) else -1
         return 1 + -(-more // self._stride) if more >= 0 else 0

@@ -44,3 +44,19 @@ def files_of_splits(path: Path, suffixes: Collection[str]) -> dict[str, list[Pat
     if empty := [split for split, files in found.items() if not files]:
         raise DataError(f"{path}: the split {empty[0]} has no file named {allowed}")
     return {split: found[split] for split in SPLITS if split in found}
+
+
+def new_files(path: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Return the file at a path, or the files with these suffixes below it, by name; their splits do not matter.
+
+    Raises DataError if there is none.
+    """
+    allowed = ", ".join(sorted(suffixes))
+    if not path.is_dir():
+        if path.suffix not in suffixes:
+            raise DataError(f"{path}: allowed: {allowed}, or a folder of such files")
+        return {path.name: path}
+    found = {file.relative_to(path).as_posix(): file for file in files_below(path) if file.suffix in suffixes}
+    if not found:
+        raise DataError(f"{path}: has no file to predict for; allowed: files named {allowed}")
+    return found

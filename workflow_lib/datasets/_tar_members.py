@@ -42,6 +42,17 @@ def check_first(path: Path, target: str, key: str | None) -> None:
         raise DataError(f"{path}: has no sample: an image ({', '.join(IMAGES)}) and a file with its target")
 
 
+def images_of(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the name, first byte and size of each image in a tar file; other files of its sample do not matter."""
+    before = ""
+    for name, extension, start, size in _members(path):
+        if extension in IMAGES:
+            if name == before:
+                raise DataError(f"{path}: the sample `{name}` has more than one image; allowed: one")
+            before = name
+            yield name, start, size
+
+
 def _samples(path: Path, target: str, key: str | None) -> Iterator[tuple[tuple[int, int], Any]]:
     """Yield the place of each image in a tar file, and its target."""
     with path.open("rb") as file:

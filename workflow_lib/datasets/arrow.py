@@ -5,7 +5,8 @@ Also data sets of Hugging Face that `save_to_disk` has written. Folders or first
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,8 @@ from workflow_lib.plugins import DatasetFacts, Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source
+    from workflow_lib.data import Inputs, Manifest, Source
+    from workflow_lib.data.inputs import Named
     from workflow_lib.datasets._arrow_files import Table
 
 PASSAGE = 16  # contexts: this much text is never divided between splits that are drawn
@@ -105,6 +107,60 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         tables[split] = Table(mapped, firsts[number], own, columns)
     make = _language if task(params) == "language" else _samples
     return replace(make(params, root, tables, arrays), mapped=mapped, is_thread_safe=True, close=mapped.close)
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the rows of a file, or of the files of a folder, named by file and row; texts by file and first token.
+
+    The files need the columns of the inputs only. The rows of a file of texts follow each other, as in the training.
+    """
+    from workflow_lib.data import Inputs, MappedFiles
+    from workflow_lib.datasets._arrow_files import SUFFIXES, Table, index_batches
+    from workflow_lib.datasets._splits import new_files
+
+    files = new_files(path, SUFFIXES)
+    columns = _columns(params)[: -1 if params.target else None]
+    parts = _new_passages if task(params) == "language" else _new_samples
+
+    def read(size: int) -> Iterator[Named]:
+        for name, file in files.items():
+            with closing(MappedFiles([file])) as mapped:
+                table = Table(mapped, 0, index_batches([file], columns), columns)
+                try:
+                    for names, inputs in parts(params, table, manifest, size):
+                        yield {"file": [name] * len(inputs)} | names, inputs
+                except DataError as error:
+                    raise DataError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+
+    return Inputs(read=read)
+
+
+def _new_samples(params: Params, table: Table, manifest: Manifest, size: int) -> Iterator[Named]:
+    """Yield images or numbers with the numbers of their rows."""
+    import numpy as np
+
+    from workflow_lib.datasets._arrow_columns import read_images, read_numbers
+
+    for start in range(0, len(table), size):
+        rows = np.arange(start, min(start + size, len(table)))
+        found = [
+            read_images(batch, places, params) if params.image else read_numbers(batch, places, params.numbers)
+            for batch, places in table.parts(rows)
+        ]
+        yield {"row": rows}, np.concatenate(found)
+
+
+def _new_passages(params: Params, table: Table, manifest: Manifest, size: int) -> Iterator[Named]:
+    """Yield passages of at most `context` tokens with the number of their first token."""
+    import numpy as np
+
+    from workflow_lib.datasets._arrow_texts import Windows, encoder
+    from workflow_lib.datasets._documents import passages
+
+    stored = {"tokenizer": np.frombuffer(manifest.tokenizer.encode(), np.uint8)}
+    encode, *_ = encoder(params, Path(), {}, stored)
+    for starts, tokens in passages(Windows.of_new(table, encode, params), params.context, size):
+        yield {"token": starts}, tokens.astype(manifest.dtype)
 
 
 def _columns(params: Params) -> list[str]:

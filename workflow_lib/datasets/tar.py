@@ -7,7 +7,7 @@ Folders or first words of the names of the tar files (train-0000.tar) are the sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,8 @@ from workflow_lib.plugins import DatasetFacts, Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Source
+    from workflow_lib.data import Inputs, Manifest, Source
+    from workflow_lib.data.inputs import Named
 
 
 class Params(ImageSettings):
@@ -101,3 +102,31 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
 def _check(params: Params) -> None:
     if params.shape is None:
         raise DataError("data.params.size is missing: images in tar files are scaled to one size when they are read")
+
+
+def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+    """Return the images of a tar file, or of those of a folder, named by the file and the sample; targets may lack."""
+    import itertools
+
+    import numpy as np
+
+    from workflow_lib.data import Inputs
+    from workflow_lib.datasets._images import pixels
+    from workflow_lib.datasets._splits import new_files
+    from workflow_lib.datasets._tar_members import images_of
+
+    files = new_files(path, (".tar",))
+
+    def read(size: int) -> Iterator[Named]:
+        for name, file in files.items():
+            images = images_of(file)
+            with file.open("rb") as opened:
+                while places := list(itertools.islice(images, size)):
+                    found = []
+                    for sample, start, length in places:
+                        opened.seek(start)
+                        image = pixels(opened.read(length), f"{file}: {sample}", params, params.shape)
+                        found.append(np.moveaxis(image, 2, 0))
+                    yield {"file": [name] * len(found), "sample": [sample for sample, *_ in places]}, np.stack(found)
+
+    return Inputs(read=read)
