@@ -68,7 +68,10 @@ FITTING = {
     "arrow": ["cnn", "mlp", "resnet", "transformers"],
     "digits": ["cnn", "mlp", "resnet", "transformers"],
     "image_folder": ["cnn", "mlp", "resnet", "transformers"],
-    "labelled_text": ["transformers"],
+    "image_masks": [
+        name for name in plugins.available("models") if "pixel" in getattr(plugins.load("models", name), "GIVES", ())
+    ],
+    "labelled_text": ["text_encoder", "transformers"],
     "npz": ["cnn", "mlp", "resnet", "transformers"],
     "table": ["mlp", "tabular"],
     "tar": ["cnn", "mlp", "resnet", "transformers"],
@@ -78,6 +81,7 @@ FITTING = {
 NEEDED = {
     "arrow": {"path": "x", "image": "picture", "target": "y"},
     "digits": {},
+    "image_masks": {"path": "x", "masks": "y", "classes": ["a", "b"]},
     "text": {},
     "tokens": {"path": "x", "vocabulary": 9},
     "table": {"path": "x.csv", "target": "y"},

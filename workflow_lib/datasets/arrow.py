@@ -128,7 +128,7 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
                 table = Table(mapped, 0, index_batches([file], columns), columns)
                 try:
                     for names, inputs in parts(params, table, manifest, size):
-                        yield {"file": [name] * len(inputs)} | names, inputs
+                        yield {"file": [name] * len(inputs), **names}, inputs
                 except DataError as error:
                     raise DataError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 

@@ -67,7 +67,7 @@ def open_source(params: Params, root: Path) -> Source:
     images = {split: [path for paths in folders.values() for path in paths] for split, folders in found.items()}
     paths = [path for of_split in images.values() for path in of_split]
     checked = map_files(lambda path: _check_image(path, params), paths)
-    shape = params.shape or _common_size(checked)
+    shape = params.shape or common_size(checked)
     files = tuple(file for file, _ in checked)
     digests = {file.path: file.digest for file in files}
     channels = 3 if params.channels == "rgb" else 1
@@ -98,7 +98,7 @@ def open_source(params: Params, root: Path) -> Source:
     )
 
 
-def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
+def open_inputs(params: ImageSettings, path: Path, manifest: Manifest) -> Inputs:
     """Return an image, or the images of a folder at any depth, scaled as in the training; each is named by its file."""
     import numpy as np
 
@@ -195,7 +195,8 @@ def _check_image(path: Path, params: Params) -> tuple[SourceFile, Size]:
     return file, size_of(_decode(path, params))
 
 
-def _common_size(checked: list[tuple[SourceFile, Size]]) -> Size:
+def common_size(checked: list[tuple[SourceFile, Size]]) -> Size:
+    """Return height and width of all images. Raises DataError if they differ."""
     first, size = checked[0]
     for file, other in checked:
         if other != size:
@@ -206,16 +207,17 @@ def _common_size(checked: list[tuple[SourceFile, Size]]) -> Size:
     return size
 
 
-def _pixels(path: Path, params: Params, shape: Size) -> np.ndarray:
+def _pixels(path: Path, params: ImageSettings, shape: Size) -> np.ndarray:
     """Return the image as uint8 [height, width, channels]."""
-    return pixels(_content(path), str(path), params, shape)
+    return pixels(content_of(path), str(path), params, shape)
 
 
-def _decode(path: Path, params: Params) -> Any:
-    return decode(_content(path), str(path), params)
+def _decode(path: Path, params: ImageSettings) -> Any:
+    return decode(content_of(path), str(path), params)
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a file."""
     try:
         return path.read_bytes()
     except OSError as error:
