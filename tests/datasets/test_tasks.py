@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.prepared import FEATURES, NUMBERS, TABLE, TOKENS, Prepare, language, prepared, regression, table
+from tests.support.prepared import (
+    FEATURES,
+    NUMBERS,
+    TABLE,
+    TOKENS,
+    Prepare,
+    language,
+    prepared,
+    regression,
+    shapes,
+    table,
+)
 from workflow_lib import data
 from workflow_lib.data import SPLITS, Manifest, ModelSpec, Source
 from workflow_lib.data.splits import assign, stratified_split
@@ -41,7 +52,7 @@ def test_tokens_are_loaded_unchanged(kind: type, prepared: Prepare, tmp_path: Pa
 def test_numbers_to_predict_are_standardised_by_those_of_train(prepared: Prepare, tmp_path: Path) -> None:
     source = regression()
     manifest = prepared(source)
-    assert manifest.spec == ModelSpec((1,), 2, "regression")
+    assert shapes(manifest) == ModelSpec((1,), 2, "regression")
     rows = rows_of(manifest, source)
     np.testing.assert_allclose(manifest.target_mean, NUMBERS[rows["train"]].mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(manifest.target_std, NUMBERS[rows["train"]].std(axis=0), rtol=1e-5)
@@ -97,7 +108,7 @@ def test_without_classes_a_split_is_drawn_from_all_rows(source: Source, prepared
 def test_a_missing_number_is_the_mean_and_a_category_its_number(prepared: Prepare, tmp_path: Path) -> None:
     source = table()
     manifest = prepared(source)
-    assert manifest.spec == ModelSpec((3,), 2, categories=(0, 3, 0))
+    assert shapes(manifest) == ModelSpec((3,), 2, categories=(0, 3, 0))
     assert (manifest.mean[1], manifest.std[1]) == (0.0, 1.0)
     assert manifest.features == FEATURES
     for name, rows in rows_of(manifest, source).items():

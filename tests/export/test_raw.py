@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.prepared import FEATURES, TABLE
+from tests.support.prepared import FEATURES, TABLE, shapes
 from workflow_lib import export
 from workflow_lib.data import Feature, Manifest, ModelSpec, prepare
 from workflow_lib.data.normalisation import normalise
@@ -79,7 +79,7 @@ def user_table() -> Manifest:
 
 def test_the_table_of_a_users_data_set_works_too_and_an_unknown_name_is_no_category() -> None:
     manifest = user_table()
-    assert manifest.spec == ModelSpec((3,), 2, "classification", (0, 3, 0))
+    assert shapes(manifest) == ModelSpec((3,), 2, "classification", (0, 3, 0))
     session = session_of(manifest, TABLE)
     given = raw.feeds(manifest, TABLE)
     assert given["categories"][:3, 0].tolist() == ["red", "green", "blue"]

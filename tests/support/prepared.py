@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from workflow_lib import config, data, plan, tasks
 from workflow_lib.checkpoint import CheckpointStore
 from workflow_lib.checkpoint.saver import Saver
-from workflow_lib.data import Feature, Manifest, Source
+from workflow_lib.data import Feature, Manifest, ModelSpec, Source
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.plugins import Section
@@ -53,6 +54,11 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
         return manifest
 
     return prepare
+
+
+def shapes(manifest: Manifest) -> ModelSpec:
+    """Return the shapes of the data, without how its inputs were normalised."""
+    return replace(manifest.spec, scale=1.0, mean=(), std=())
 
 
 def given(inputs: np.ndarray, targets: Any, **fields: Any) -> Source:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from tests.support.prepared import shapes
 from workflow_lib import data, tasks
 from workflow_lib.data import from_arrays
 from workflow_lib.data.splits import strata_of
@@ -62,7 +63,7 @@ def test_labels_of_an_npz_file_are_stored_and_counted(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", train_images=images, train_labels=TARGETS)
     settings = {"name": "npz", "params": {"path": "t.npz", "task": "multilabel", "classes": ["a", "b", "c"]}}
     manifest = data.prepare(settings, tmp_path, tmp_path / "work")
-    assert manifest.spec == data.ModelSpec((1, 4, 4), 3, "multilabel")
+    assert shapes(manifest) == data.ModelSpec((1, 4, 4), 3, "multilabel")
     counts = np.array([split.per_class for split in manifest.splits.values()]).sum(axis=0)
     assert counts.tolist() == TARGETS.sum(axis=0).tolist()
     targets = data.load_split(manifest, "train", tmp_path / "work").targets

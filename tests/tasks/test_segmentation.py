@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
+from tests.support.prepared import shapes
 from workflow_lib import data, tasks
 from workflow_lib.config.run import Augment, Training
 from workflow_lib.data import IGNORED
@@ -107,7 +108,7 @@ def test_masks_are_stored_and_read_with_their_images(tmp_path: Path) -> None:
     numbers = random.integers(0, 3, (40, 5, 6)).astype(np.uint8)
     images = (numbers * 50 + random.integers(0, 9, numbers.shape)).astype(np.uint8)
     manifest = data.prepare(image_masks(images, numbers, tmp_path), tmp_path, tmp_path / "work")
-    assert manifest.spec == data.ModelSpec((1, 5, 6), 3, "segmentation")
+    assert shapes(manifest) == data.ModelSpec((1, 5, 6), 3, "segmentation")
     assert sum(manifest.splits["train"].per_class) == manifest.splits["train"].samples * 30
     for in_memory in (True, False):
         split = data.load_split(manifest, "train", tmp_path / "work", in_memory=in_memory)
