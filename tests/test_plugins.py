@@ -101,7 +101,7 @@ def test_a_data_set_defines_its_task(folder: Path, source: str, expected: str) -
 
 def test_an_unknown_task_is_rejected_with_the_allowed_ones(folder: Path) -> None:
     (folder / "mine" / "texts.py").write_text(f"{DATA_SET}\ndef task(params): return 'ranking'\n")
-    with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, language, regression"):
+    with pytest.raises(PluginError, match="task.. says 'ranking'; allowed: classification, language, multilabel"):
         plugins.task("mine.texts", {})
 
 
@@ -220,10 +220,10 @@ def test_the_code_of_a_plugin_includes_what_it_imports_from_its_package(folder: 
 @pytest.mark.parametrize(
     ("name", "helpers"),
     [
-        ("image_folder", {"_folder", "_notation"}),
+        ("image_folder", {"_folder", "_images", "_notation"}),
         ("npz", {"_archive"}),
-        ("table", {"_columns", "_notation", "_tables", "_targets", "_values"}),
-        ("text", {"_documents", "_folder"}),
+        ("table", {"_columns", "_new_rows", "_notation", "_tables", "_targets", "_values"}),
+        ("text", {"_bpe", "_documents", "_folder"}),
         ("digits", set()),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_batch_larger_than_the_split_is_rejected_before_a_rank_is_started(tmp_
     ("kind", "what"),
     [
         ("wide", "gives torch.float32 (2, 11) for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
-        ("pair", "gives tuple for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
+        ("scores", "gives a dict of scores (not of `logits`) for inputs (2, 1, 8, 8); the data needs floats (2, 10)"),
         ("frozen", "the result of build() of tests.plugins.unfit has no weights to train"),
         ("none", "the result of build() of tests.plugins.unfit is not a torch.nn.Module"),
     ],

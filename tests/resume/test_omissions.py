@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = 
     "python": (PLAIN, IN_AN_EPOCH, "ranks.0.python", ("ranks.0.numpy", "ranks.0.torch")),
     "numpy": (PLAIN, IN_AN_EPOCH, "ranks.0.numpy", ("ranks.0.python", "ranks.0.torch")),
     "torch": (PLAIN, IN_AN_EPOCH, "ranks.0.torch", ("ranks.0.python", "ranks.0.numpy")),
-    "sample": (PLAIN, IN_AN_EPOCH, "state.progress.cursor.step", ()),
+    "sample": (PLAIN, IN_AN_EPOCH, "model.1.weight", ()),
     "loss_sum": (PLAIN, IN_AN_EPOCH, "state.progress.history.1.train_loss", ("model", "optimizer", "ranks")),
     "validation": (PLAIN, IN_VALIDATION, "state.progress.history.0.val_loss", ("model", "optimizer", "ranks")),
     "best_metric": (RESTLESS, LATE, "state.progress.best.epoch", ("model", "optimizer", "ranks")),

@@ -24,7 +24,7 @@ def in_wandb(folder: Path, run: str) -> Points:
                 continue
             history, record = Record.FromString(record).history, b""
             items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in history.item}
-            for name in items.keys() & {"epoch", "lr", "val_loss"}:
+            for name in items.keys() & {"epoch", "lr", "val_loss", "step_lr", "step_train_loss"}:
                 points.setdefault((name, items["_step"]), []).append(items[name])
     return points
 
