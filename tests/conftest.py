@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 
 # before numpy and torch are imported; tests run in parallel
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -13,3 +16,13 @@ os.environ.pop("EVERSTEP_EXPERIMENT", None)
 
 # the same examples in every run, without a time limit per example
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Restore the package's logger, which a command that runs in the process of a test sets up for its own process."""
+    log = logging.getLogger("workflow_lib")
+    handlers, level = list(log.handlers), log.level
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ def told(capsys: pytest.CaptureFixture[str], verb: str, name: str = NET, **setti
     params = settings.pop("params", PARAMS)
     whole = {"name": "x", "model": {"name": name, "params": params}, **settings}
     Path("x.yaml").write_text(yaml.safe_dump(whole))
-    logging.getLogger().setLevel(logging.WARNING)  # as in a command of its own, whatever an earlier test has set
     code = main([verb, "x.yaml"])
     shown = capsys.readouterr()
     return code, shown.out + shown.err
