@@ -123,12 +123,12 @@ SLOW_TO_COMPILE = """
 import time
 import torch
 from torch import nn
-from torch.library import custom_op
+from torch import library
 from workflow_lib.plugins import Section
 
 waited = []
 
-@custom_op("gpu_check::same", mutates_args=())
+@library.custom_op("gpu_check::same", mutates_args=())
 def same(x: torch.Tensor) -> torch.Tensor:
     return x.clone()
 

@@ -37,7 +37,7 @@ from workflow_lib.plugins.loader import PluginError
 from workflow_lib.plugins.objects import BY_KEYWORD, NO_DEFAULT, load_object, parameters
 from workflow_lib.plugins.section import Section
 
-# What `data.<name>` among the settings stands for.
+# Meaning of each `data.<name>` that may stand among the settings of a model.
 FACTS = {
     "outputs": "number of classes, of numbers to predict, or of tokens",
     "features": "numbers in an input",

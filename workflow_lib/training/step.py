@@ -39,7 +39,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Setup:
-    """What `build` and `optimizers` of a step may use.
+    """The data, settings and model that `build` and `optimizers` of a step may use.
 
     Attributes:
         spec: shapes of the data, and its task

@@ -1,4 +1,4 @@
-"""What the user's training step may use while it computes."""
+"""The context that the user's training step computes in: its optimizers, its place in the run, and a log of values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What `step` and `validate` of a training step may use.
+    """The context of `step` and `validate` of a training step.
 
     Attributes:
         optimizers: by name, as `optimizers` of the step returned them
