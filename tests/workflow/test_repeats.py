@@ -30,6 +30,17 @@ HOOKS = """\
 def on_epoch_end(state):
     raise LookupError("no such table")
 """
+# it needs a real number, so that it cannot be built on the meta device, and only the training sees what is wrong
+WITHOUT_WEIGHTS = """\
+import torch
+from workflow_lib.plugins import Section
+
+class Params(Section):
+    pass
+
+def build(params, spec):
+    return torch.nn.Flatten(int(torch.ones(()).item()))
+"""
 NOT_AGAIN = "is not retried: it would fail in the same way"
 
 
@@ -144,8 +155,7 @@ def test_an_exception_of_a_hook_is_retried_once(project: Project) -> None:
 def test_settings_that_the_training_rejects_are_tried_once(project: Project) -> None:
     project.write(ALONE.replace("lr: 1.0e+30", "lr: 0.01") + "model: {name: mine.net}\n")
     (project.folder / "mine").mkdir()
-    net = "from torch import nn\nfrom workflow_lib.plugins import Section\nclass Params(Section): pass\n"
-    (project.folder / "mine/net.py").write_text(net + "def build(params, spec): return nn.Flatten()\n")
+    (project.folder / "mine/net.py").write_text(WITHOUT_WEIGHTS)
     outcome = project.run("--retries", "2")
     lines = tries(outcome)
     assert "is retried, since" not in outcome.output  # nothing changed since the failure

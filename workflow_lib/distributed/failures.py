@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from workflow_lib import errors
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.errors import DivergedError, EverstepError, RankError, UserError
+from workflow_lib.errors import DivergedError, EverstepError, RankError, SaveError, UserError
 from workflow_lib.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,16 @@ def fail(folder: Path, ranks: Ranks, error: BaseException, step: int) -> NoRetur
         "step": step,
         "place": " > ".join([*(f"{call.filename}:{call.lineno}" for call in calls), type(error).__name__]),
     }
+    report = folder / f"failure-{ranks.rank}.json"
     try:
-        write_json(folder / f"failure-{ranks.rank}.json", failure)
+        try:
+            write_json(report, failure)
+        except OSError as write_error:
+            if write_error.errno != errno.EMFILE:
+                raise
+            # nothing else runs in this process anymore, so that its other files can be closed
+            os.closerange(3, 1 << 20)
+            write_json(report, failure)
     except OSError as write_error:
         # a full disk may still take an empty file, whose name tells the launcher why there is no report
         with suppress(OSError):
@@ -125,6 +133,9 @@ def first(folder: Path, ranks: range, world_size: int) -> Cause:
     failures.sort(key=lambda failure: (_has_lost_connection(failure), failure["time"]))
     if not failures or _has_lost_connection(failures[0]):
         silent = sorted({*ranks} - {failure["rank"] for failure in failures})
+        if silent and (why := why_unwritten(folder)):
+            unreported = SaveError(f"rank {silent[0]} failed, and could not write its report ({why}); see above")
+            return Cause("failed", unreported)
         if silent or len(ranks) < world_size:
             who = f"rank {', '.join(map(str, silent))}" if silent else "a rank of another node"
             return Cause("failed", RankError(f"{who} was killed and left no report (out of memory?). {CONTINUE}"))
