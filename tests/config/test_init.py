@@ -9,6 +9,7 @@ import pytest
 from workflow_lib import config, plan
 from workflow_lib.config.init import Init
 from workflow_lib.errors import ConfigError
+from workflow_lib.plan import user_code
 
 PRETRAIN = "name: pre\nmodel: {params: {hidden: [8]}}\n"
 
@@ -46,6 +47,27 @@ def test_a_file_is_replaced_by_the_id_of_its_run() -> None:
     assert plan.trained_first([fine.config], {pre.id: pre}, Path("work")) == {}
 
 
+def test_an_argument_of_a_training_step_names_a_run_in_the_same_way() -> None:
+    def student(source: str, name: str = "student") -> plan.Run:
+        params = f"{{teacher: {source}, hidden: [8]}}"
+        step = f'training: {{step: "tests.plugins.distilling:Step", step_params: {params}}}'
+        return run_of("student.yaml", f"name: {name}\n{step}\n")
+
+    pre, taught = run_of("pre.yaml", PRETRAIN), student("pre.yaml")
+    assert plan.sources_of(taught.config) == {"training.step_params.teacher": pre.id}
+    assert user_code.files_of(taught.config) == {}
+    assert [*plan.trained_first([taught.config], {}, Path("work"))] == [pre.id]
+    assert student(pre.id).digest == taught.digest
+    weights = [user_code.digest(taught.config, {"training.step_params.teacher": digest}) for digest in "ab"]
+    assert weights[0] != weights[1]
+    write("pre.yaml", PRETRAIN.replace("name: pre", "name: other"))
+    assert student("pre.yaml").digest == taught.digest
+    write("pre.yaml", PRETRAIN + "seed: 1\n")
+    assert student("pre.yaml").digest != taught.digest
+    with pytest.raises(ConfigError, match=r"step_params: gone\.yaml: cannot be read"):
+        student("gone.yaml")
+
+
 def test_the_digest_depends_on_the_settings_of_the_source_and_not_on_its_name() -> None:
     fine = run_of("fine.yaml", start("pre.yaml"))
     write("pre.yaml", PRETRAIN.replace("name: pre", "name: other"))
@@ -79,7 +101,7 @@ def test_the_plan_names_what_is_trained_first_and_freezes_it() -> None:
     plan.write_plan(experiment, Path("work"), Path("plan.json"))
     assert plan.load_run(pre.id, Path("work"))[0] == pre.config
     assert plan.plan(experiment, plan.expand(experiment))["trained_first"] == [{"id": pre.id, "digest": pre.digest}]
-    assert f"trained first, since runs start from their weights:\n  {pre.id}" in plan.table(experiment)
+    assert f"trained first, since runs use their weights:\n  {pre.id}" in plan.table(experiment)
 
 
 def test_a_run_that_nobody_knows_is_rejected() -> None:

@@ -160,7 +160,7 @@ def test_one_wrong_weight_is_caught_and_nothing_stays_published(project: Trained
         return proto
 
     export_run(project, tmp_path / "export.json")
-    with pytest.raises(EverstepError, match=r"at batch \d+: test sample .* nothing was published") as raised:
+    with pytest.raises(EverstepError, match=r"at batch \d+: sample .* nothing was published") as raised:
         export_run(project, tmp_path / "export.json", convert=convert_wrongly)
     assert raised.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []

@@ -24,3 +24,11 @@ class Step(TrainingStep):
         context.optimizers["model"].step()
         context.log("same", loss)
         return loss
+
+
+class Uneven(Step):
+    """Keeps another value on each rank."""
+
+    def step(self, batch: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        self.values["rank"] = context.rank
+        return super().step(batch, context)

@@ -10,7 +10,7 @@ import pytest
 from tests.resume.conftest import Fresh
 from tests.support.cases import IN_TRAINING, RANKS
 from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences, merged
-from workflow_lib import checkpoint
+from workflow_lib import ConfigError, checkpoint
 
 GAN: dict[str, Any] = {
     "model": {"name": "tests.plugins.gan"},
@@ -111,6 +111,13 @@ def test_gradients_of_ranks_are_averaged_by_their_samples(reference: Fresh, rank
     assert [float(value) for value in together] == pytest.approx([float(value) for value in alone], rel=1e-4)
 
 
+def test_values_that_differ_between_ranks_are_rejected_by_the_first_save(fresh: Fresh) -> None:
+    uneven = {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": {"ema_decay": None}}
+    run = fresh(merged(gan(2), merged(uneven, {"training": {"step": "tests.plugins.plain_step:Uneven"}})))
+    assert run.attempt() == ConfigError.exit_code
+    assert 'Uneven.values differs between ranks at step 2: {"rank":0} on rank 0, {"rank":1} on rank 1' in run.log
+
+
 def test_the_plainest_step_has_the_bits_of_a_training_without_one(reference: Fresh) -> None:
     changes = {"model": {"name": "cnn", "params": {"channels": [4]}}}
     plain, own = reference(changes), reference({**changes, "training": {"step": "tests.plugins.plain_step:Step"}})
@@ -118,6 +125,13 @@ def test_the_plainest_step_has_the_bits_of_a_training_without_one(reference: Fre
     assert weights[0] == weights[1]
     histories = [run.output.with_name("history.csv").read_text().splitlines() for run in (plain, own)]
     assert [line.rpartition(",")[0] for line in histories[1]] == histories[0]
+
+
+def test_recomputed_activations_of_the_generator_change_no_bit(reference: Fresh) -> None:
+    """Its forward pass has batch norm, and its backward pass is one of two in a step."""
+    plain, saving = reference(GAN), reference(merged(GAN, {"training": {"activation_checkpointing": True}}))
+    weights = [run.output.with_name("model.safetensors").read_bytes() for run in (plain, saving)]
+    assert weights[0] == weights[1]
 
 
 def test_a_step_in_bf16_with_clipped_gradients_and_a_schedule_is_exact(fresh: Fresh, reference: Fresh) -> None:

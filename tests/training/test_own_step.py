@@ -36,7 +36,9 @@ def problem(tmp_path: Path, text: str, *more: str) -> str:
             "training.label_smoothing=0.1",
             "training.label_smoothing: 0.1 does not apply to a training step",
         ),
-        ("training.accumulation_steps=2", "which computes loss and gradients itself; allowed: 1"),
+        ("training.accumulation_steps=2", "can divide it: backward passes add up; allowed: 1"),
+        ("training.compile=true", "compiled code depends on the shapes that a process has computed before"),
+        ("training.precision=fp16", "fp16 needs a loss scale"),
         ("training.select_metric=val_accuracy", "is not measured in classification; allowed: train_loss, val_loss"),
         (
             "tune={metric: val_accuracy, space: {optimizer.lr: {type: float, low: 0.1, high: 0.2}}}",

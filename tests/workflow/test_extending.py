@@ -67,8 +67,7 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
         "everstep",
         "snakemake",
         "everstep",
-        "cp",
-        "everstep",
+        "snakemake",
         "everstep",
     ]
     parts = json.loads(next((project.folder / "results/parts").glob("runs/*/evaluation.json")).read_text())["metrics"]
@@ -85,6 +84,19 @@ def test_the_files_and_commands_of_the_document_work(project: Project) -> None:
     assert (judged["split"], judged["metrics"].keys()) == ("val", {"val_loss", "val_score"})
     header = generator.with_name("history.csv").read_text().partition("\n")[0]
     assert header == "epoch,step,lr,train_loss,val_loss,train_generator,train_penalty,val_score"
+    shown = project.everstep("summary", "--results", "results/gan").stdout
+    assert re.search(r"^  validation +loss .*, score ", shown, re.MULTILINE)
+    assert "predict" not in shown
+    for ref in (generator.parent, generator.with_name("model.onnx")):
+        rejected = project.everstep("predict", str(ref), "config/gan.yaml", "--output", "predicted.csv")
+        assert (rejected.returncode, "inputs of its own training step" in rejected.stderr) == (2, True)
+    page = generator.parents[2].joinpath("report.html").read_text()
+    assert "example inputs of the training step" in page
+    assert "Validation score" in page
+    student = json.loads(next((project.folder / "results/student").glob("runs/student-*/train.json")).read_text())
+    (taught_by,) = student["sources"].values()
+    teacher = json.loads((project.folder / f"results/student/runs/{taught_by['run']}/train.json").read_text())
+    assert taught_by["digest"] == teacher["model"]
     results = project.folder / "results/wine"
     bundle = next(results.glob("runs/*/bundle.zip"))
     assert sorted(zipfile.ZipFile(bundle).namelist()) == ["evaluation.json", "export.json", "model.onnx"]

@@ -80,7 +80,7 @@ def trained(project: Project) -> int:
 def test_pretraining_and_fine_tuning_are_one_pipeline(tmp_path: Path) -> None:
     project, straight = made(tmp_path / "killed"), made(tmp_path / "straight")
     listed = project.everstep("plan", "config/tiny.yaml").stdout
-    assert "trained first, since runs start from their weights:\n  pre-" in listed
+    assert "trained first, since runs use their weights:\n  pre-" in listed
 
     # killed while the first run trains, and again while the second does
     hold = project.folder / "hold"

@@ -9,8 +9,10 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from workflow_lib import plugins
-from workflow_lib.config.init import Init, without_names
-from workflow_lib.config.run import Data, Model
+from workflow_lib.config import sources
+from workflow_lib.config.init import Init
+from workflow_lib.config.run import Data, Model, Training
+from workflow_lib.config.step import run_arguments
 from workflow_lib.files import blake2b
 from workflow_lib.plugins import Section, in_identity
 from workflow_lib.plugins.section import is_added, stored_name
@@ -29,7 +31,10 @@ def identity(section: Section) -> dict[str, Any]:
         if name not in excluded and isinstance(inner, Section):
             values[name] = identity(inner)
     if isinstance(section, Init):
-        values = without_names(values)
+        values["from"] = sources.without_name(values["from"])
+    if isinstance(section, Training):
+        runs = run_arguments(section.step, section.step_params)
+        values["step_params"] |= {name: sources.without_name(run) for name, run in runs.items()}
     for name, default in _added(type(section)).items():
         if name in values and getattr(section, name) == default:
             del values[name]

@@ -6,19 +6,13 @@ is read, so that stored settings never depend on a file that may be edited.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, create_model, field_validator
-from pydantic_core import PydanticCustomError
 
 from workflow_lib.config import sources
-from workflow_lib.errors import EverstepError
 from workflow_lib.plugins import Section
-from workflow_lib.plugins.section import project_path
-
-RUN = re.compile(r"[A-Za-z0-9._-]+-([0-9a-f]{12})")
 
 # `from` is a word of Python, so it cannot be declared as other settings are
 _FROM: Any = {
@@ -70,7 +64,7 @@ class Init(create_model("_From", __base__=Section, **_FROM)):  # type: ignore[mi
     @property
     def run(self) -> str | None:
         """The id of the run that the weights come from, or None."""
-        return self.source if self.source is not None and RUN.fullmatch(self.source) else None
+        return self.source if sources.is_run(self.source) else None
 
     @property
     def file(self) -> Path | None:
@@ -80,19 +74,4 @@ class Init(create_model("_From", __base__=Section, **_FROM)):  # type: ignore[mi
     @field_validator("from", mode="after")
     @classmethod
     def _resolve(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None or RUN.fullmatch(value):
-            return value
-        root = (info.context or {}).get("root")
-        path = project_path(Path(value), root)
-        if path.suffix not in (".yaml", ".yml"):
-            return str(path)
-        try:
-            return sources.only_run((root or Path()) / path)
-        except EverstepError as error:
-            raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
-
-
-def without_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the dumped section with the digest of a run in place of its id, which contains an experiment's name."""
-    run = RUN.fullmatch(values["from"] or "")
-    return {**values, "from": run[1]} if run else values
+        return None if value is None else sources.resolved(value, (info.context or {}).get("root"))

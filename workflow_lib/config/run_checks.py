@@ -23,18 +23,18 @@ PRECISIONS = {
 # optimizers of torch that update each number of a weight by itself, so that each rank can update its shards
 NAMES = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ELEMENTWISE = tuple(f"torch.optim:{name}" for name in NAMES)
-# settings that change how a loss of the task is computed, which a step computes by itself
-REPLACED = (
-    "loss",
-    "accumulation_steps",
-    "label_smoothing",
-    "focal_gamma",
-    "class_weights",
-    "parallel",
-    "compile",
-    "activation_checkpointing",
-)
-MIXED = ("mixup", "cutmix")
+# settings that a training step of one's own has no use for, by section, and the reason
+LOSS, MIXED = "it computes the loss itself", "it gets one target for each sample"
+NOT_OF_A_STEP: dict[str, dict[str, str]] = {
+    "training": {
+        **dict.fromkeys(("loss", "label_smoothing", "focal_gamma", "class_weights"), LOSS),
+        "accumulation_steps": "its `step` gets the whole batch of a rank, and can divide it: backward passes add up",
+        "parallel": "each rank holds its modules whole, and averages the gradients of each optimizer",
+        "compile": "compiled code depends on the shapes that a process has computed before, which a resume does not"
+        " repeat",
+    },
+    "augment": dict.fromkeys(("mixup", "cutmix"), MIXED),
+}
 
 
 def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
@@ -232,14 +232,14 @@ def _step_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     training: Training = run["training"]
     if training.step is None:
         return
-    for section, names in (("training", REPLACED), ("augment", MIXED)):
-        for name in names:
+    for section, reasons in NOT_OF_A_STEP.items():
+        for name, reason in reasons.items():
             value, default = getattr(run[section], name), type(run[section]).model_fields[name].default
             if value != default:
                 yield (
                     (section, name),
-                    f"{shown(value)} does not apply to a training step of one's own (training.step={training.step}),"
-                    f" which computes loss and gradients itself; allowed: {shown(default)}",
+                    f"{shown(value)} does not apply to a training step of one's own (training.step={training.step}):"
+                    f" {reason}; allowed: {shown(default)}",
                 )
     if training.precision == "fp16":
         yield (

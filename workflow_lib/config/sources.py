@@ -1,21 +1,54 @@
-"""Experiment files that other experiments name, because a run of theirs starts from its weights.
+"""Runs whose weights another run uses, named by their id, or by an experiment file that stands for its only run.
 
-Such a file stands for its only run. The settings of these runs are kept for this process, until they are frozen.
+The settings of runs that a file stands for are kept for this process, until they are frozen.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflow_lib.errors import ConfigError
+from pydantic_core import PydanticCustomError
+
+from workflow_lib.errors import ConfigError, EverstepError
+from workflow_lib.plugins.section import project_path
 from workflow_lib.text import slug
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import RunConfig
 
+RUN = re.compile(r"[A-Za-z0-9._-]+-([0-9a-f]{12})")
+
 _opened: list[Path] = []  # files that are being read, each because of the one before
 _known: dict[str, RunConfig] = {}
+
+
+def resolved(value: str, root: Path | None) -> str:
+    """Return the id of the run that a setting names, or else the path of its file or folder, relative to the project.
+
+    A mistake in an experiment file becomes an error of settings.
+    """
+    if is_run(value):
+        return value
+    path = project_path(Path(value), root)
+    if path.suffix not in (".yaml", ".yml"):
+        return str(path)
+    try:
+        return only_run((root or Path()) / path)
+    except EverstepError as error:
+        raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+
+
+def is_run(value: str | None) -> bool:
+    """Return True if the value is the id of a run."""
+    return value is not None and RUN.fullmatch(value) is not None
+
+
+def without_name(value: Any) -> Any:
+    """Return the digest in place of the id of a run, which contains an experiment's name; other values as they are."""
+    run = RUN.fullmatch(value) if isinstance(value, str) else None
+    return value if run is None else run[1]
 
 
 def only_run(path: Path) -> str:

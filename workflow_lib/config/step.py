@@ -10,9 +10,9 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from workflow_lib import plugins
+from workflow_lib.config import sources
 from workflow_lib.config.metrics import is_lower_better
 from workflow_lib.plugins.objects import parameters
-from workflow_lib.plugins.section import project_path
 
 BASE = "workflow_lib.training.step.TrainingStep"  # found by its name: this package may not import it
 
@@ -35,22 +35,36 @@ def step_class(target: str) -> Any:
 
 
 def checked_step(target: str, params: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
-    """Return the arguments of a step, with files relative to the project; a mistake becomes an error of settings."""
+    """Return the arguments of a step, with files relative to the project and an experiment file as the id of its run.
+
+    A mistake becomes an error of settings.
+    """
     try:
         found = step_class(target)
-        files = file_arguments(target, params)
+        paths = _path_arguments(target, params)
     except plugins.PluginError as error:
         raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
     if problem := plugins.argument_problem(found, params):
         raise PydanticCustomError("arguments", "{message}", {"message": f"{target}: {problem}"})
-    return {**params, **{name: str(project_path(path, root)) for name, path in files.items()}}
+    return {**params, **{name: sources.resolved(value, root) for name, value in paths.items()}}
 
 
 def file_arguments(target: str | None, params: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the arguments of a step that are files or folders: those whose type is `Path` in its signature."""
+    """Return the arguments of a step that are files or folders: those of type `Path` that name no run."""
+    paths = _path_arguments(target, params)
+    return {name: Path(value) for name, value in paths.items() if not sources.is_run(value)}
+
+
+def run_arguments(target: str | None, params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments of a step that are ids of runs: the step gets the paths of their trained weights."""
+    return {name: value for name, value in _path_arguments(target, params).items() if sources.is_run(value)}
+
+
+def _path_arguments(target: str | None, params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments whose type is `Path` in the signature of the step."""
     known = (parameters(step_class(target)) if target is not None else None) or {}
     return {
-        name: Path(str(value))
+        name: str(value)
         for name, value in params.items()
         if name in known and value is not None and re.search(r"\bPath\b", str(known[name].annotation))
     }

@@ -139,8 +139,8 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
             f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
             f"but run {digest} on data {manifest.digest} was asked for: train it again"
         )
-    source = source_weights.digest(config, model.parents[3], model.parents[2].name)
-    if trained["code"] != (code := user_code.digest(config, source)):
+    weights = source_weights.find(config, model.parents[3], model.parents[2].name)
+    if trained["code"] != (code := user_code.digest(config, source_weights.digests_of(weights))):
         raise UserError(
             f"{model} was trained by code that has changed since (`everstep explain {digest[:12]}` shows the lines): "
             f"run the pipeline again, which trains it again, or keep the result by `everstep accept {digest[:12]}`"
@@ -160,7 +160,7 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
         "code": code,
         "model": provenance.file_digest(model),
     }
-    examples = generated.examples(config, manifest.spec)
+    examples = generated.examples(config, manifest.spec, weights)
     if examples is not None:
         manifest = examples.described(manifest)
     return TrainedModel(network.eval(), manifest, identity, config.training.precision, examples)

@@ -7,6 +7,7 @@ validation, and its export is compared on example inputs of the step.
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -52,11 +53,11 @@ class Examples:
         return manifest.model_copy(update={"task": NAME, **inputs, **values})
 
 
-def examples(run: RunConfig, spec: ModelSpec) -> Examples | None:
+def examples(run: RunConfig, spec: ModelSpec, weights: Mapping[str, Path]) -> Examples | None:
     """Return the example inputs of the run's training step, or None if its model takes those of the data."""
     from workflow_lib.training.step_building import new_step
 
-    step: TrainingStep | None = new_step(run.training)
+    step: TrainingStep | None = new_step(run.training, weights)
     seed_everything(derive(run.seed, "examples"))
     inputs = step.example_inputs(spec, SAMPLES) if step is not None else None
     return None if inputs is None else Examples(inputs)

@@ -86,7 +86,7 @@ def check(
     whole, torch_score, onnx_score = [], 0.0, 0.0
     for rows in slices(samples, largest):
         inputs, stored, targets = rows_of(rows)
-        whole.append(compare(inputs, stored, rows.start, f"in samples {rows.start} to {rows.stop} of the test split"))
+        whole.append(compare(inputs, stored, rows.start, f"in samples {rows.start} to {rows.stop}"))
         torch_score += onnx.score_of(whole[-1].torch, targets, manifest)
         onnx_score += onnx.score_of(whole[-1].onnx, targets, manifest)
     scores = {f"torch_{onnx.score[0]}": torch_score / samples, f"onnx_{onnx.score[0]}": onnx_score / samples}
@@ -170,7 +170,7 @@ def compared(
         named = "".join(f", {word} {number}" for word, number in zip(words, place, strict=True))
         differ = f"{int((~same).sum())} of {same.size} predictions differ; " if has_labels else ""
         raise EverstepError(
-            f"the ONNX model differs from torch {where}: test sample {first + sample}{named}: "
+            f"the ONNX model differs from torch {where}: sample {first + sample}{named}: "
             f"onnx {given[worst]:.6g}, torch {expected[worst]:.6g}, error {error[worst]:.3g}, "
             f"allowed {allowed[worst]:.3g} (export.atol, export.rtol); {differ}nothing was published"
         )

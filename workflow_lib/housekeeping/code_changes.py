@@ -23,7 +23,7 @@ from workflow_lib.store.lease import Lease
 def accept(ref: str, work: Path) -> str:
     """Record that the newest result of the run is valid for the current code; return a message."""
     run, digest = plan.load_run(ref, work)
-    code = user_code.digest(run, source_weights.digest(run, RESULTS))
+    code = user_code.digest(run, source_weights.digests(run, RESULTS))
     accepted = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):
         workspace = layout.workspace_path(work, digest, data, code)
@@ -52,7 +52,7 @@ def retrain(ref: str, work: Path, results: Path) -> str:
     Returns a message with the new names, one line each.
     """
     run, digest = plan.load_run(ref, work)
-    code = user_code.digest(run, source_weights.digest(run, results))
+    code = user_code.digest(run, source_weights.digests(run, results))
     stamp = utc_now().replace(":", "").replace("-", "").partition(".")[0]
     lines = []
     for data in sorted({path.name[:12] for path in layout.workspaces(work, digest)}):

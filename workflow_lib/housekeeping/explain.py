@@ -14,7 +14,7 @@ from workflow_lib.config import sweep
 from workflow_lib.config.consistency import name_problem
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.yaml import Origins
-from workflow_lib.plan import RunConfig, expand, load_run, stages, study_id, user_code
+from workflow_lib.plan import INIT, STEP_PARAMS, RunConfig, expand, load_run, stages, study_id, user_code
 from workflow_lib.plan.user_code import CodeRecord
 from workflow_lib.results import source_weights
 from workflow_lib.results.layout import RESULTS
@@ -80,8 +80,14 @@ def _code_lines(left: CodeRecord, right: CodeRecord) -> Iterator[str]:
                 yield from difflib.unified_diff(before, after, **heads, lineterm="", n=1)
     for name in sorted(left["files"].keys() | right["files"].keys()):
         if left["files"].get(name) != right["files"].get(name):
-            setting = name if name == user_code.INIT else f"{'training.' if '.' in name else 'model.params.'}{name}"
-            yield f"  the content of the file in {setting} differs"
+            yield f"  the content of {_setting(name)} differs"
+
+
+def _setting(name: str) -> str:
+    """Return the setting that names a file or a run, by its name in the record of the code."""
+    if name == INIT or name.startswith(STEP_PARAMS):
+        return name
+    return f"the file in {'training.' if '.' in name else 'model.params.'}{name}"
 
 
 def _side(ref: str, work: Path) -> _Side:
@@ -105,7 +111,7 @@ def _current(ref: str, work: Path) -> _Side:
 
 
 def _record(run: RunConfig) -> CodeRecord:
-    return user_code.record(run, source_weights.digest(run, RESULTS))
+    return user_code.record(run, source_weights.digests(run, RESULTS))
 
 
 def _trained_with(name: str, work: Path) -> CodeRecord:

@@ -95,7 +95,7 @@ class Attempt:
             check_certain_failure(context)
         newest = _newest(context.workspace)
         self._check_stalled(newest)
-        code_record.write(context.workspace, context.run, context.code, context.source_digest)
+        code_record.write(context.workspace, context.run, context.code, context.source_digests)
         ws.begin(
             context.workspace,
             context.attempt,

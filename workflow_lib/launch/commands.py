@@ -56,6 +56,7 @@ def train(
         task=context.manifest.task,
         select_metric=context.run.training.select_metric,
         workspace=context.workspace,
+        sources=plan.sources_of(context.run),
     )
 
     def deliver(final: Checkpoint) -> None:

@@ -32,8 +32,8 @@ class AttemptContext:
     digest: str
     manifest: Manifest
     code: str  # digest of the user's code and files
-    weights: Path | None  # to start from
-    source_digest: str | None  # of these weights, if another run trained them
+    weights: dict[str, Path]  # to start from, and of other runs that the training step reads, by setting
+    source_digests: dict[str, str]  # of these weights, if another run trained them
     work: Path
     workspace: Path
     attempt: str
@@ -72,8 +72,8 @@ def create_context(
 
     config, digest = _load_or_freeze(experiment, run, work)
     manifest = Manifest.load(data)
-    weights, source_digest = _weights(config, experiment.name, work)
-    code = user_code.digest(config, source_digest)
+    weights, source_digests = _weights(config, experiment.name, work)
+    code = user_code.digest(config, source_digests)
     return AttemptContext(
         experiment=experiment,
         run=config,
@@ -81,7 +81,7 @@ def create_context(
         manifest=manifest,
         code=code,
         weights=weights,
-        source_digest=source_digest,
+        source_digests=source_digests,
         work=work,
         workspace=workspace_path(work, digest, manifest.digest, code),
         attempt=new_attempt(),
@@ -92,17 +92,16 @@ def create_context(
     )
 
 
-def _weights(run: plan.RunConfig, experiment: str, work: Path) -> tuple[Path | None, str | None]:
-    """Return the weights to start from and, if another run trained them, their digest; those are verified."""
+def _weights(run: plan.RunConfig, experiment: str, work: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the weights that the run uses, by setting, and the verified digests of those that other runs trained."""
     from workflow_lib.results import write_run
 
     weights = source_weights.required(run, results_layout.RESULTS, experiment)
-    if weights is None:
-        file = run.model.init.file
-        if file is not None and not file.exists():
-            raise ConfigError(f"model.init.from: no such file: {file} (looked for in {Path.cwd()})")
-        return file, None
-    return weights, write_run.trained(weights, work)["model"]
+    digests = {setting: write_run.trained(path, work)["model"] for setting, path in weights.items()}
+    file = run.model.init.file
+    if file is not None and not file.exists():
+        raise ConfigError(f"{plan.INIT}: no such file: {file} (looked for in {Path.cwd()})")
+    return ({plan.INIT: file} if file is not None else {}) | weights, digests
 
 
 def _load_or_freeze(experiment: Experiment, run: str, work: Path) -> tuple[plan.RunConfig, str]:

@@ -7,10 +7,12 @@ from workflow_lib.plan.frozen import freeze, freeze_experiment, load_run
 from workflow_lib.plan.listing import columns, table
 from workflow_lib.plan.naming import data_id, data_settings, run_digest, run_id, section_digest
 from workflow_lib.plan.plan_file import plan, plan_digest, reported_runs, write_plan
-from workflow_lib.plan.sources import planned_id, sources_of, trained_first
+from workflow_lib.plan.sources import INIT, STEP_PARAMS, planned_id, sources_of, trained_first
 from workflow_lib.plan.study import all_configs, freeze_study, studied, study_digest, study_id, study_metric, tuned_base
 
 __all__ = [
+    "INIT",
+    "STEP_PARAMS",
     "all_configs",
     "Run",
     "RunConfig",

@@ -35,7 +35,7 @@ def table(experiment: Experiment) -> str:
     lines += ["", *aligned([["run", *columns], *rows])]
     first = trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, WORK)
     if first:
-        lines += ["", "trained first, since runs start from their weights:", *(f"  {name}" for name in first)]
+        lines += ["", "trained first, since runs use their weights:", *(f"  {name}" for name in first)]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     return "\n".join(lines)

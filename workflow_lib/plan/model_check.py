@@ -106,7 +106,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
     try:
         with torch.device("meta"):
             model = models.build(run.model, shapes.spec)
-            step = new_step(run.training)
+            step = new_step(run.training, {})
             example = step.example_inputs(shapes.spec, 2) if step is not None else None
             check_fits(run.model.name, model, shapes.spec, outputs_are_known=shapes.outputs, example=example)
             parameter_groups.freeze(model, run.model.init.freeze)

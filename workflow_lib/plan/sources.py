@@ -1,4 +1,4 @@
-"""Runs that are trained before others, which start from their weights."""
+"""Runs that are trained before others, which start from their weights or learn from them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from pathlib import Path
 
 from workflow_lib.config import sources
 from workflow_lib.config.run import RunConfig
+from workflow_lib.config.step import run_arguments
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan.expansion import Run
 from workflow_lib.plan.frozen import load_run
 from workflow_lib.plan.naming import data_id, run_digest
 
+INIT, STEP_PARAMS = "model.init.from", "training.step_params"
+
 
 def sources_of(run: RunConfig) -> dict[str, str]:
     """Return the ids of the runs whose results the run needs, by setting."""
     init = run.model.init
-    return {"model.init.from": init.run} if init.run is not None else {}
+    of_step = run_arguments(run.training.step, run.training.step_params)
+    return {
+        **({INIT: init.run} if init.run is not None else {}),
+        **{f"{STEP_PARAMS}.{name}": ref for name, ref in of_step.items()},
+    }
 
 
 def trained_first(runs: Iterable[RunConfig], planned: Mapping[str, Run], work: Path) -> dict[str, Run]:

@@ -7,16 +7,16 @@ finished result for changed code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from workflow_lib import config, files, plugins
 from workflow_lib.config.step import file_arguments
 from workflow_lib.plan import RunConfig
+from workflow_lib.plan.sources import INIT
 from workflow_lib.plugins import source_digest
 
-INIT = "model.init.from"  # the name of initial weights among the files of a run
 CodeRecord = dict[str, Any]  # content of code.json in a workspace: digest, code, files
 
 
@@ -52,17 +52,16 @@ def files_of(run: RunConfig) -> dict[str, Path]:
     }
 
 
-def digest(run: RunConfig, weights: str | None = None) -> str:
+def digest(run: RunConfig, weights: Mapping[str, str] | None = None) -> str:
     """Return the digest of the run's code and of the content of its files: 32 hex digits.
 
-    If the run starts from the result of another run, `weights` is the digest of that.
+    `weights` are the digests of the weights of other runs that it uses, by setting.
     """
     return digest_of(of(run), _content(run, weights))
 
 
-def _content(run: RunConfig, weights: str | None) -> dict[str, str]:
-    named = {name: content_digest(path) for name, path in files_of(run).items()}
-    return named if weights is None else {**named, INIT: weights}
+def _content(run: RunConfig, weights: Mapping[str, str] | None) -> dict[str, str]:
+    return {**{name: content_digest(path) for name, path in files_of(run).items()}, **(weights or {})}
 
 
 def digest_of(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
@@ -103,7 +102,7 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def record(run: RunConfig, weights: str | None = None) -> CodeRecord:
+def record(run: RunConfig, weights: Mapping[str, str] | None = None) -> CodeRecord:
     """Return the record of the run's current code for its workspace; `weights` as for `digest`."""
     code, named = of(run), _content(run, weights)
     texts = {kind: {"digest": part.digest, "texts": part.texts} for kind, part in code.items()}

@@ -16,7 +16,7 @@ from workflow_lib import plan, tasks
 from workflow_lib.data import Manifest
 from workflow_lib.data.normalisation import Normalisation
 from workflow_lib.errors import ConfigError, UserError
-from workflow_lib.evaluation import load_trained
+from workflow_lib.evaluation import generated, load_trained
 from workflow_lib.evaluation.computing import device_of
 from workflow_lib.export import raw
 from workflow_lib.export.metadata import manifest_of
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
+
+PREDICTS_NOTHING = (
+    "{ref}: its model takes inputs of its own training step, such as noise, and predicts nothing from data; compute "
+    "its outputs with onnxruntime from model.onnx"
+)
 
 
 class Model(ABC):
@@ -50,7 +55,10 @@ class Model(ABC):
 def open_model(ref: str, device: str, work: Path, results: Path) -> Iterator[Model]:
     """Yield the model of a run or of a .onnx file. Raises UserError if there is none, or if it cannot be trusted."""
     if ref.endswith(".onnx"):
-        yield Exported(Path(ref), device)
+        exported = Exported(Path(ref), device)
+        if exported.manifest.task == generated.NAME:
+            raise UserError(PREDICTS_NOTHING.format(ref=ref))
+        yield exported
         return
     folder = find_run(ref, results)
     statement = read_training(folder / results_layout.TRAIN)
@@ -58,7 +66,7 @@ def open_model(ref: str, device: str, work: Path, results: Path) -> Iterator[Mod
     data = results_layout.data_manifest(folder.parents[1], plan.data_id(config))
     trained = load_trained(digest, data, work, folder / results_layout.MODEL)
     if trained.examples is not None:
-        raise UserError(f"{ref}: its model takes inputs of its own training step, and predicts nothing from data")
+        raise UserError(PREDICTS_NOTHING.format(ref=ref))
     with device_of(device, "--device") as where:
         yield Trained(trained.network, trained.manifest, where)
 

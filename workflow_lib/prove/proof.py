@@ -167,7 +167,7 @@ class Training:
         layout.data_dir(self._work).symlink_to(layout.data_dir(data.parent / "work").resolve())
         plan.freeze(run.config, self._work)
         weights = source_weights.required(run.config, RESULTS, experiment.name)
-        code = user_code.digest(run.config, source_weights.digest_of(weights) if weights else None)
+        code = user_code.digest(run.config, source_weights.digests_of(weights))
         self.workspace = workspace_path(self._work, run.digest, Manifest.load(data).digest, code)
 
     def attempt(self, fault: faults.Fault | None) -> int:

@@ -126,7 +126,7 @@ def _render(
     names = dict.fromkeys(run.task for run in runs)
     labels = {metric: label for name in names for metric, label in tasks.load(name).metrics.items()}
     own = dict.fromkeys(metric for run in runs for metric in run.metrics if metric not in labels)
-    metrics = labels | {metric: metric.replace("_", " ") for metric in own}
+    metrics = labels | {metric: metric.removeprefix("val_").replace("_", " ") for metric in own}
     rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
     template = _templates(task.chapter.folder if task.chapter else None).get_template("report.html")
     return template.render(

@@ -11,6 +11,8 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.text import aligned, decimal
 
+SAMPLES = {"test_samples": "test", "validation_samples": "val"}  # columns of the table, and the split that they count
+
 
 def summary(results: Path) -> str:
     """Return the best run, its metrics, the path of the report and what to type next."""
@@ -25,6 +27,7 @@ def summary(results: Path) -> str:
         raise UserError(f"{table}: no run of the experiment has a result; the reasons are in the table")
     best = rows[0]
     folder = results_layout.run_dir(results, best["name"])
+    is_of_test = not best.get("validation_samples")  # a model with inputs of its own has no test
     repeated = _repeated(_configurations(results))
     lines = {
         **repeated,
@@ -32,11 +35,11 @@ def summary(results: Path) -> str:
         if len(rows) > 1
         else best["run"],
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
-        "test": _test_metrics(best),
+        "test" if is_of_test else "validation": _measured(best),
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
         "report": results / results_layout.REPORT,
-        "predict": f"everstep predict {best['run']} DATA --output predictions.csv",
+        **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
         "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
     }
@@ -63,16 +66,17 @@ def _repeated(configurations: list[dict[str, str]]) -> dict[str, str]:
     return {"configuration": f"{', '.join(settings) or 'all runs'}; {chosen}{mean} over {row['runs']} runs"}
 
 
-def _test_metrics(row: dict[str, str]) -> str:
-    """Return the test metrics of a run, the first with its interval."""
+def _measured(row: dict[str, str]) -> str:
+    """Return the metrics of the evaluation of a run, the first with its interval."""
     labels = {name: label for facts in plugins.all_facts().values() for name, label in facts.metrics.items()}
     measured = [name for name in row if f"{name}_low" in row and row[name]]
     if not measured:
         return "undefined"
     low, high = (row[f"{measured[0]}_{end}"] for end in ("low", "high"))
     interval = f" [{_short(low)}, {_short(high)}]" if low else ""
-    first, *others = (f"{labels.get(name, name)} {_short(row[name])}" for name in measured)
-    caution = provenance.caution(int(row["test_samples"])) if row.get("test_samples") else ""
+    first, *others = (f"{labels.get(name, name.removeprefix('val_'))} {_short(row[name])}" for name in measured)
+    sizes = [(int(row[name]), split) for name, split in SAMPLES.items() if row.get(name)]
+    caution = provenance.caution(*sizes[0]) if sizes else ""
     return ", ".join([first + interval, *others]) + (f"; {caution}" if caution else "")
 
 

@@ -82,12 +82,15 @@ def trace(path: Path, work: Path) -> str:
 
 
 def _started_from(trained: Training | DivergedTraining) -> dict[str, str]:
-    """Return a row about the weights that the training started from, if it did."""
-    if "state" in trained or "initialised" not in trained:
+    """Return rows about the weights of other runs or files that the training used, if it did."""
+    if "state" in trained:
         return {}
-    found = trained["initialised"]
-    left = f"; drawn at random: {', '.join(found['not_taken'])}" if found["not_taken"] else ""
-    return {"started from": f"{found['from']} ({found['digest']}), {found['taken']} weights{left}"}
+    rows = {setting: f"{found['run']} ({found['digest']})" for setting, found in trained.get("sources", {}).items()}
+    if "initialised" in trained:
+        found = trained["initialised"]
+        left = f"; drawn at random: {', '.join(found['not_taken'])}" if found["not_taken"] else ""
+        rows["started from"] = f"{found['from']} ({found['digest']}), {found['taken']} weights{left}"
+    return rows
 
 
 def started_from_words(found: Initialised) -> str:
@@ -101,9 +104,10 @@ def accepted_words(record: Acceptance) -> str:
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 
-def caution(samples: int) -> str:
-    """Return the note to be shown beside every metric of a small test split; an empty string for a large one."""
-    return f"only {samples} test samples" if samples < FEW_SAMPLES else ""
+def caution(samples: int, split: str = "test") -> str:
+    """Return the note to be shown beside every metric of a small split; an empty string for a large one."""
+    name = "test" if split == "test" else "validation"
+    return f"only {samples} {name} samples" if samples < FEW_SAMPLES else ""
 
 
 def rebuild_command(path: Path, experiment: str | None) -> str:

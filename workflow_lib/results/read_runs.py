@@ -67,13 +67,13 @@ class RunResults:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics of the test split: those of the task, then those of `training.metrics`."""
+        """The metrics of the evaluation: those of the task, then those of `training.metrics`."""
         return list(dict.fromkeys((*plugins.task_facts(self.task).metrics, *self.evaluation["metrics"])))
 
     @property
     def caution(self) -> str:
-        """A note to be shown beside every metric of a small test split; empty for a large one."""
-        return provenance.caution(self.evaluation["samples"])
+        """A note to be shown beside every metric of a small split; empty for a large one."""
+        return provenance.caution(self.evaluation["samples"], self.evaluation["split"])
 
     def best(self) -> tuple[float, int]:
         """Return the best value of the metric that ranks the runs, and its epoch."""
@@ -108,7 +108,8 @@ class RunResults:
         row |= {"epochs": self.train["epochs"], "steps": self.train["steps"], "seconds": self.train["seconds"]}
         row |= {"attempts": self.train["attempts"], "parameters": self.train["parameters"]}
         account = self.account
-        row |= {"test_samples": self.evaluation["samples"]}
+        of_test = self.evaluation["split"] == "test"
+        row |= {"test_samples" if of_test else "validation_samples": self.evaluation["samples"]}
         row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
         row |= {"failed_attempts": account.failed, "failed_seconds": account.failed_s}
         row |= {"saved_seconds": account.saved_s, "reused": account.reused}

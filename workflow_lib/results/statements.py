@@ -60,6 +60,13 @@ Initialised = TypedDict(
 )
 
 
+class Source(TypedDict):
+    """A run whose weights another run used, and their digest."""
+
+    run: str
+    digest: str
+
+
 class Identity(TypedDict):
     """The run that a statement is about: its digest, and the digests of its data and of the user's code."""
 
@@ -113,6 +120,7 @@ class Training(ModelIdentity, Cost):
     environment: dict[str, Any]
     accepted: NotRequired[Acceptance]
     initialised: NotRequired[Initialised]
+    sources: NotRequired[dict[str, Source]]  # of the training step, by setting
 
 
 class Evaluation(ModelIdentity):

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from workflow_lib import checkpoint, plugins
+from workflow_lib import checkpoint, plan, plugins
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import CheckpointError, StateError, UserError
 from workflow_lib.files import REMAKE, file_digest, write_atomic
-from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance, steps
 from workflow_lib.results.statements import (
@@ -46,6 +45,7 @@ class TrainedRun:
     task: plugins.Task
     select_metric: str
     workspace: Path
+    sources: Mapping[str, str]  # ids of the runs whose weights it uses, by setting
 
 
 def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
@@ -79,9 +79,11 @@ def write(final: Checkpoint, run: TrainedRun, data: Path, output: Path) -> None:
     is_of_other_code = final.manifest["fingerprint"].get("code") != run.code
     if is_of_other_code and (acceptance := code_record.read_acceptance(run.workspace)) is not None:
         statement["accepted"] = acceptance
+    used = (code_record.read(layout.parent_workspace(final.path)) or {"files": {}})["files"]
     if "initialised" in final.about:
-        digest = (code_record.read(layout.parent_workspace(final.path)) or {"files": {}})["files"].get(user_code.INIT)
-        statement["initialised"] = cast("Initialised", {**final.about["initialised"], "digest": digest})
+        statement["initialised"] = cast("Initialised", {**final.about["initialised"], "digest": used.get(plan.INIT)})
+    if taught_by := {name: ref for name, ref in run.sources.items() if name != plan.INIT}:
+        statement["sources"] = {name: {"run": ref, "digest": used.get(name)} for name, ref in taught_by.items()}
     sys.audit("everstep", "statement")
     write_training(output, statement)
 

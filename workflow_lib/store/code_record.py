@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,10 +23,10 @@ class Acceptance(TypedDict):
     time: str
 
 
-def write(workspace: Path, run: RunConfig, expected: str, weights: str | None = None) -> None:
+def write(workspace: Path, run: RunConfig, expected: str, weights: Mapping[str, str] | None = None) -> None:
     """Write the text of the code and the digests of the files to the workspace, unless the record exists.
 
-    `weights` is the digest of the run's source, if it has one.
+    `weights` are the digests of the weights of other runs that it uses, by setting.
 
     Raises ConfigError if the code no longer has the expected digest.
     """

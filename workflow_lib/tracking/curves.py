@@ -78,7 +78,7 @@ def _point(row: Row, time_s: float, prefix: str = "") -> Point:
 
 def curves(experiment: Experiment, work: Path, results: Path) -> Iterator[Curve]:
     """Yield the curve of each run, trial and tuned run of the experiment that has a checkpoint."""
-    code_of = user_code.memo(lambda run: user_code.digest(run, source_weights.digest(run, results, experiment.name)))
+    code_of = user_code.memo(lambda run: user_code.digest(run, source_weights.digests(run, results, experiment.name)))
     for digest, (name, data) in _runs(experiment, results / experiment.name).items():
         folder = layout.run_config(work, digest)
         if not folder.exists():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
+from workflow_lib import config
 from workflow_lib.checkpoint import Snapshot
 from workflow_lib.config.optimization import OwnOptimizer
 from workflow_lib.results import steps
@@ -26,6 +27,7 @@ from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.training import optimizer_state
 from workflow_lib.training.hooks import json_state
 from workflow_lib.training.state import Named, Progress
+from workflow_lib.training.step_building import check_equal_values
 
 if TYPE_CHECKING:
     from workflow_lib.training.state import State
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,24 @@ def shapes_after_a_step(state: State) -> dict[str, Named]:
 
 
 def gather_rank_states(state: State) -> list[Named]:
-    """Return the generators and the sums of every rank, on rank 0. A collective: all ranks call it."""
+    """Return the generators and the sums of every rank, on rank 0. A collective: all ranks call it.
+
+    Raises ConfigError on rank 0 if the values of the user's step differ between ranks.
+    """
     generators = state.generators()
     sys.audit("everstep", "gather")
     sums = {name: value.detach().cpu().clone() for name, value in _sums(state).items()}
-    return state.peers.gather_tensors({**generators, **sums})
+    by_rank = state.peers.gather_tensors({**generators, **sums, **_compared(state)})
+    if state.step is not None:
+        check_equal_values(state.step, state.progress.cursor.step, [named.pop(VALUES) for named in by_rank])
+    return by_rank
+
+
+def _compared(state: State) -> Named:
+    """Return the values of the user's step as bytes of JSON, to be compared between ranks."""
+    if state.step is None:
+        return {}
+    return {VALUES: torch.tensor([*config.canonical(_save_values(state)).encode()], dtype=torch.uint8)}
 
 
 def _restore_ranks(state: State, ranks: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:

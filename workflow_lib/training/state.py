@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from workflow_lib import models, plugins
+from workflow_lib import models, plan, plugins
 from workflow_lib.distributed import parallel
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.errors import ConfigError
@@ -118,7 +118,7 @@ class State:
         peers: Peers,
         device: torch.device,
         environment: Mapping[str, Any],
-        weights: Path | None = None,
+        weights: Mapping[str, Path] | None = None,
         measures: Measures | None = None,
     ) -> None:
         training = run.training
@@ -135,11 +135,13 @@ class State:
         hooks = training.hooks if ranks.is_main else None
         self.hooks = Hooks(plugins.load_hooks(hooks)) if hooks is not None else None
         seed_everything(derive(run.seed, "initial"))
-        self.step = new_step(training)
+        weights = weights or {}
+        self.step = new_step(training, weights)
         self.model = build_model(run.model, spec, self.step.example_inputs(spec, 2) if self.step is not None else None)
         read = models.read_from_files(self.model)
         versions = {name: weight._version for name, weight in self.model.named_parameters(remove_duplicate=False)}
-        self.initialised = None if weights is None else initial_weights.load(self.model, run.model.init, weights)
+        source = weights.get(plan.INIT)
+        self.initialised = None if source is None else initial_weights.load(self.model, run.model.init, source)
         self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         # frozen weights as they were read: every process reads them from the same content, so no checkpoint has them
         self._read = {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from workflow_lib import plugins
-from workflow_lib.config.step import file_arguments, step_class
-from workflow_lib.errors import ConfigError
+from workflow_lib import plan, plugins
+from workflow_lib.config.step import file_arguments, run_arguments, step_class
+from workflow_lib.errors import ConfigError, shortened
 from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.training.step import Setup, TrainingStep
 
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
     from workflow_lib.config.run import Training
 
 
-def new_step(training: Training) -> TrainingStep | None:
-    """Return an object of the class at `training.step`, or None if there is none."""
+def new_step(training: Training, weights: Mapping[str, Path]) -> TrainingStep | None:
+    """Return an object of the class at `training.step`, or None if there is none.
+
+    `weights` are those of other runs by setting; an argument whose run is not trained yet is its id.
+    """
     if training.step is None:
         return None
-    params = {**training.step_params, **file_arguments(training.step, training.step_params)}
+    given = training.step_params
+    runs = run_arguments(training.step, given)
+    trained = {name: weights.get(f"{plan.STEP_PARAMS}.{name}", Path(run)) for name, run in runs.items()}
+    params = {**given, **file_arguments(training.step, given), **trained}
     with plugins.user_code_errors(f"training.step: {training.step}"):
         step: TrainingStep = step_class(training.step)(**params)
         return step
@@ -51,6 +58,18 @@ def joined_optimizers(step: TrainingStep, setup: Setup) -> Joined:
     _check_trained(step, parts)
     step._is_built = True
     return Joined(parts, setup.section.lr)
+
+
+def check_equal_values(step: TrainingStep, number: int, by_rank: Sequence[torch.Tensor]) -> None:
+    """Raise ConfigError if the step's values, as bytes of JSON, differ between ranks: a resume would change them."""
+    texts = [bytes(text.tolist()).decode() for text in by_rank]
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            raise ConfigError(
+                f"training.step: {type(step).__name__}.values differs between ranks at step {number}: "
+                f"{shortened(texts[0])} on rank 0, {shortened(text)} on rank {rank}; keep there what is equal on all "
+                "ranks, such as a count of steps, or average it by context.mean"
+            )
 
 
 class Joined(torch.optim.Optimizer):

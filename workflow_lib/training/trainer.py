@@ -98,7 +98,7 @@ class Trainer:
         events: EventLog,
         environment: Mapping[str, Any],
         metrics_file: Path,
-        weights: Path | None = None,
+        weights: Mapping[str, Path] | None = None,
         stop_early: StopEarly | None = None,
         measures: Measures | None = None,
     ) -> None:
