@@ -13,6 +13,7 @@ from workflow_lib import config
 from workflow_lib.config.measures import Metric, maximized
 from workflow_lib.config.metric_checks import own_metric_problems
 from workflow_lib.config.metrics import best_row, is_better
+from workflow_lib.config.run import Training
 from workflow_lib.plan import user_code
 from workflow_lib.plan.expansion import base
 
@@ -86,6 +87,14 @@ pytestmark = pytest.mark.usefixtures("folder")
         (
             "training: {metrics: [{name: auroc, label: accuracy}]}",
             "training.metrics[0]: classification has a metric `accuracy` already",
+        ),
+        (
+            "training: {loss: tests.plugins.own:smoothed, metrics: [{name: auroc, label: own_loss}]}",
+            "training.metrics[0]: classification has a metric `own_loss` already",
+        ),
+        (
+            "model: {name: tests.plugins.gan}\ntraining: {step: tests.plugins.gan:Step, metrics: [auroc]}",
+            "training.metrics: do not apply to training.step=tests.plugins.gan:Step, which validates by itself",
         ),
         (
             "training: {metrics: [auroc], select_metric: val_aurok}",
@@ -182,7 +191,7 @@ def test_a_metric_that_repeats_one_of_the_test_split_is_only_a_curve() -> None:
 
 
 def metric_checks_of(task: str, metric: Any) -> str:
-    return " ".join(what for _, what in own_metric_problems([Metric.model_validate(metric)], task))
+    return " ".join(what for _, what in own_metric_problems(Training(metrics=[Metric.model_validate(metric)]), task))
 
 
 def test_the_direction_of_a_metric_of_the_user_decides_which_value_is_better() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.support.trained import Trained, train
-from workflow_lib import data, evaluation
+from workflow_lib import data, evaluation, tasks
+from workflow_lib.config.run import Training
 from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.evaluation import own_metrics
 from workflow_lib.files import read_json
 from workflow_lib.metrics.outputs import predict
 from workflow_lib.results.provenance import file_digest
@@ -57,6 +60,28 @@ def test_the_batch_size_changes_no_prediction(project: Trained) -> None:
     np.testing.assert_allclose(single, whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(single.argmax(axis=1), whole.argmax(axis=1))
     np.testing.assert_array_equal(seven.argmax(axis=1), whole.argmax(axis=1))
+
+
+def test_an_own_loss_has_an_interval_if_it_is_of_each_sample(project: Trained) -> None:
+    run, settings = project.runs[0], project.experiment.evaluate
+    model = project.results / "runs" / run / "model.safetensors"
+    trained = evaluation.load_trained(run, project.data, project.work, model)
+    split, where = data.load_split(trained.manifest, "test", project.work), torch.device("cpu")
+
+    def measured(loss: str, **params: float) -> dict[str, Any]:
+        training = Training.model_validate({"loss": f"tests.plugins.own:{loss}", "loss_params": params})
+        found = own_metrics.measure(training, trained.network, trained.manifest, split, settings, where)
+        return found["own_loss"]
+
+    of_task, _ = tasks.load("classification").evaluate(trained.network, trained.manifest, split, settings, where)
+    shipped, own = of_task["metrics"]["log_loss"], measured("smoothed")
+    assert [own[key] for key in ("value", "low", "high")] == pytest.approx(
+        [shipped[key] for key in ("value", "low", "high")], rel=1e-6
+    )
+    weighted = measured("Weighted", weight=2.0)
+    assert weighted["value"] == pytest.approx(2 * own["value"], rel=1e-6)
+    assert (weighted["low"], weighted["high"]) == (None, None)
+    assert weighted["reason"].startswith("no interval: it is one number for a batch")
 
 
 def test_weights_of_another_run_are_refused(project: Trained) -> None:

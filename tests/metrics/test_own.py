@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from types import SimpleNamespace
-from typing import Any
+from typing import ClassVar
 
 import pytest
 import torch
 import torchmetrics.functional as functional
 
+from tests.metrics.contract import SAMPLES, TASKS, MetricContract, batch, measures, over
 from workflow_lib.config.measures import KNOWN, Metric, names_for
 from workflow_lib.errors import ConfigError
-from workflow_lib.metrics.own import Measures, Merged, build
+from workflow_lib.metrics.own import Merged, build
 
-SAMPLES = 60
-KINDS = ("classes", "labels", "numbers", "masks", "tokens")
-TASKS = {"classes": "classification", "numbers": "regression", "tokens": "language"}
-
-
-def measures(kind: str, *metrics: Any, outputs: int = 6) -> Measures:
-    """Return the metrics of a task with targets of this kind."""
-    manifest: Any = SimpleNamespace(
-        task=TASKS[kind], spec=SimpleNamespace(outputs=outputs), target_mean=[1.0] * outputs, target_std=[2.0] * outputs
-    )
-    return Measures([Metric.model_validate(metric) for metric in metrics], manifest)
-
-
-def batch(kind: str, outputs: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    if kind == "numbers":
-        targets = torch.randn(SAMPLES, outputs, generator=generator)
-        return targets + 0.5 * torch.randn(SAMPLES, outputs, generator=generator), targets
-    if kind == "tokens":
-        return torch.randn(SAMPLES, 5, 6, generator=generator), torch.randint(6, (SAMPLES, 5), generator=generator)
-    return torch.randn(SAMPLES, 6, generator=generator), torch.randint(6, (SAMPLES,), generator=generator)
-
-
-def over(found: Measures, outputs: torch.Tensor, targets: torch.Tensor, size: int) -> dict[str, float | None]:
-    """Return the values over batches of this size; the batches are measured in inference mode, as in a validation."""
-    found.reset()
-    for first in range(0, len(outputs), size):
-        with torch.inference_mode():
-            part = found.contribution(outputs[first : first + size], targets[first : first + size])
-        found.add(part)
-    return found.values()
+KINDS = tuple(TASKS)
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -78,24 +47,28 @@ def test_probabilities_are_compared_with_classes_and_numbers_in_their_units() ->
     )
 
 
-OWN = ["tests.plugins.own:Streak", {"name": "tests.plugins.own:spread", "maximize": False}]
+class TestShipped(MetricContract):
+    metric = "f1_macro"
 
 
-def test_states_come_back_after_any_batch() -> None:
-    metrics = ["f1_macro", "auroc", {"name": "auroc", "label": "binned", "params": {"thresholds": 20}}, *OWN]
-    outputs, targets = batch("classes")
-    straight = over(measures("classes", *metrics), outputs, targets, 10)
-    for stop in range(0, 60, 10):
-        first, second = measures("classes", *metrics), measures("classes", *metrics)
-        for start in range(0, stop, 10):
-            first.add(first.contribution(outputs[start : start + 10], targets[start : start + 10]))
-        tensors, rest = first.save()
-        second.load({name: value.clone() for name, value in tensors.items()}, json.loads(json.dumps(rest)))
-        for start in range(stop, 60, 10):
-            second.add(second.contribution(outputs[start : start + 10], targets[start : start + 10]))
-        assert second.values() == straight
-        first.reset()
-        assert over(first, outputs, targets, 10) == straight
+class TestList(MetricContract):
+    metric = "auroc"
+
+
+class TestBinned(MetricContract):
+    metric: ClassVar = {"name": "auroc", "label": "binned", "params": {"thresholds": 20}}
+
+
+class TestMasks(MetricContract):
+    metric, kind = "iou", "masks"
+
+
+class TestStepwise(MetricContract):
+    metric = "tests.plugins.own:Streak"
+
+
+class TestWhole(MetricContract):
+    metric: ClassVar = {"name": "tests.plugins.own:spread", "maximize": False}
 
 
 def test_only_lists_and_whole_functions_hold_numbers_of_each_sample() -> None:

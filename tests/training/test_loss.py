@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.training.contract import LossContract
 from workflow_lib.config.run import Training
 from workflow_lib.errors import ConfigError, EverstepError
 from workflow_lib.tasks import Objective
@@ -22,6 +24,15 @@ TARGETS = torch.arange(12) % 4
 def objective(name: str, ranks: int = 1, **settings: object) -> Objective:
     training = Training.model_validate({"loss": f"tests.plugins.own:{name}", **settings})
     return with_own_loss(CrossEntropy(), training, CPU, ranks=ranks)
+
+
+class TestOfEachSample(LossContract):
+    loss = "tests.plugins.own:smoothed"
+    params: ClassVar = {"power": 2.0}
+
+
+class TestOfBatch(LossContract):
+    loss = "tests.plugins.own:Weighted"
 
 
 def test_without_a_loss_the_objective_is_the_tasks() -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # arguments that are filled in from the data if a metric has them and the user does not set them
 FILLED = ("num_classes", "num_labels", "num_outputs")
+IGNORED = 255  # class of the pixels of a mask that are not counted, as in workflow_lib.data
+OWN_LOSS = "own_loss"  # name of `training.loss` among the metrics of the test split
 METHODS = ("update", "compute", "state_dict", "load_state_dict")  # that a class of the user needs
 
 
@@ -53,7 +55,7 @@ def _numbers(name: str, **arguments: Any) -> dict[str, tuple[str, Mapping[str, A
 
 
 def _masks(name: str, **arguments: Any) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    return {"masks": (f"torchmetrics.classification:Multiclass{name}", arguments)}
+    return {"masks": (f"torchmetrics.classification:Multiclass{name}", {"ignore_index": IGNORED, **arguments})}
 
 
 def _only(kind: str, metrics: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[str, Mapping[str, Any]]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from workflow_lib import plugins
-from workflow_lib.config.measures import KNOWN, Metric, names_for
+from workflow_lib.config.measures import KNOWN, OWN_LOSS, names_for
 from workflow_lib.config.messages import nearest
 from workflow_lib.config.step import step_class
 from workflow_lib.config.yaml import KeyPath
@@ -31,17 +31,28 @@ def metric_problem(metric: str, task: plugins.Task, training: Training) -> str |
     return f"{metric} is not measured in {task}{nearest(metric, allowed)}; allowed: {', '.join(allowed)}{more}"
 
 
-def own_metric_problems(metrics: Sequence[Metric], task: plugins.Task) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the problems of `training.metrics` with the task."""
+def own_metric_problems(training: Training, task: plugins.Task) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the problems of `training.metrics` with the task, the loss and the training step."""
     facts = plugins.task_facts(task)
-    for index, metric in enumerate(metrics):
-        names = names_for(facts.targets)
+    if training.metrics and training.step is not None and step_class(training.step).has_own_validation():
+        yield (
+            ("training", "metrics"),
+            f"do not apply to training.step={training.step}, which validates by itself and gives no outputs to measure;"
+            " return these metrics from its validate(), or leave training.metrics out",
+        )
+        return
+    names = names_for(facts.targets)
+    for index, metric in enumerate(training.metrics):
         if metric.name in KNOWN and metric.name not in names:
             yield (
                 ("training", "metrics", index),
                 f"{metric.name} is not for {task}; allowed: {', '.join(names)}, or an import path",
             )
-        elif metric.curve in facts.curves or (metric.label in facts.metrics and metric.name not in KNOWN):
+        elif (
+            metric.curve in facts.curves
+            or (metric.label in facts.metrics and metric.name not in KNOWN)
+            or (metric.label == OWN_LOSS and training.loss is not None)
+        ):
             yield (
                 ("training", "metrics", index),
                 f"{task} has a metric `{metric.label}` already; leave this one out, or give it a `label` of its own",

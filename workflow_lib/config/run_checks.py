@@ -118,7 +118,7 @@ def _task_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     for path, metric in metrics.items():
         if what := metric_problem(metric, task, training):
             yield path, what
-    yield from own_metric_problems(training.metrics, task)
+    yield from own_metric_problems(training, task)
     if plugins.task_facts(task).answers == "pixel":
         for name in ("mixup", "cutmix"):
             if value := getattr(run["augment"], name):

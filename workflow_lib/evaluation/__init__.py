@@ -50,10 +50,11 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     with device_of(experiment.evaluate.device) as device:
         split = load_test(experiment, manifest, work, str(device))
         (measured, predictions), how = judged(lambda: measure(network, manifest, split, experiment.evaluate, device))
-        if own := plan.load_run(run, work)[0].training.metrics:
+        if (training := plan.load_run(run, work)[0].training).metrics or training.loss is not None:
             from workflow_lib.evaluation import own_metrics  # torchmetrics takes a second to import
 
-            found, _ = judged(lambda: own_metrics.measure(own, network, manifest, split, experiment.evaluate, device))
+            given = (training, network, manifest, split, experiment.evaluate, device)
+            found, _ = judged(lambda: own_metrics.measure(*given))
             measured["metrics"] |= {k: value for k, value in found.items() if k not in measured["metrics"]}
         made = provenance.record([data, model], device)
     statement: Evaluation = {

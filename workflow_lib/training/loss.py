@@ -39,6 +39,41 @@ def with_own_loss(
 
 
 @final
+class UserLoss:
+    """The function of `training.loss`, or an object of the class, whose results are checked."""
+
+    def __init__(self, target: str, params: Mapping[str, Any], device: torch.device) -> None:
+        self._target, self._function = target, built(target, params, device)
+        buffers = dict(self._function.named_buffers()) if isinstance(self._function, nn.Module) else {}
+        self._buffers = {name: (buffer, buffer._version) for name, buffer in buffers.items()}
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return what the function returns: the loss of each sample [n, any], or one number, their mean."""
+        with plugins.user_code_errors(f"training.loss: {self._target}"):
+            value = self._function(outputs, targets)
+        is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if not is_number or (value.dim() and len(value) != len(targets)):
+            is_tensor = isinstance(value, torch.Tensor)
+            given = f"{value.dtype} {tuple(value.shape)}" if is_tensor else type(value).__name__
+            raise ConfigError(
+                f"training.loss: {self._target} returns {given} for {len(targets)} samples; allowed: a tensor of "
+                f"floats, with the loss of each sample or their mean"
+            )
+        self._check_buffers()
+        result: torch.Tensor = value
+        return result
+
+    def _check_buffers(self) -> None:
+        """Raise ConfigError if a call changed a buffer, which no checkpoint holds."""
+        for name, (buffer, version) in self._buffers.items():
+            if buffer._version != version:
+                raise ConfigError(
+                    f"training.loss: {self._target} changes its buffer `{name}`, and a checkpoint has no state of a "
+                    f"loss; keep it in the model"
+                )
+
+
+@final
 class OwnLoss(Objective):
     """The user's loss and the task's metrics; `val_loss` is the user's loss."""
 
@@ -47,9 +82,7 @@ class OwnLoss(Objective):
     ) -> None:
         self._task, self._target, self._parts = task, target, warns_of
         self.sums = ("loss", "count", *(f"task_{name}" for name in task.sums))
-        self._function = built(target, params, device)
-        buffers = dict(self._function.named_buffers()) if isinstance(self._function, nn.Module) else {}
-        self._buffers = {name: (buffer, buffer._version) for name, buffer in buffers.items()}
+        self._value = UserLoss(target, params, device)
 
     def parts(self, inputs: torch.Tensor, targets: torch.Tensor) -> Pairs:
         return self._task.parts(inputs, targets)
@@ -78,31 +111,6 @@ class OwnLoss(Objective):
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         task = {name.removeprefix("task_"): value for name, value in sums.items() if name.startswith("task_")}
         return {**self._task.metrics(task), "val_loss": sums["loss"] / sums["count"]}
-
-    def _value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return what the user's loss returns, after a check of its type and shape."""
-        with plugins.user_code_errors(f"training.loss: {self._target}"):
-            value = self._function(outputs, targets)
-        is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
-        if not is_number or (value.dim() and len(value) != len(targets)):
-            is_tensor = isinstance(value, torch.Tensor)
-            given = f"{value.dtype} {tuple(value.shape)}" if is_tensor else type(value).__name__
-            raise ConfigError(
-                f"training.loss: {self._target} returns {given} for {len(targets)} samples; allowed: a tensor of "
-                f"floats, with the loss of each sample or their mean"
-            )
-        self._check_buffers()
-        result: torch.Tensor = value
-        return result
-
-    def _check_buffers(self) -> None:
-        """Raise ConfigError if a call changed a buffer, which no checkpoint holds."""
-        for name, (buffer, version) in self._buffers.items():
-            if buffer._version != version:
-                raise ConfigError(
-                    f"training.loss: {self._target} changes its buffer `{name}`, and a checkpoint has no state of a "
-                    f"loss; keep it in the model"
-                )
 
     def _check_division(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Warn, once, if the loss of a batch is not the mean of the losses of its halves."""

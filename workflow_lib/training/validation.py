@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workflow_lib.errors import ConfigError
 from workflow_lib.tasks import Objective
 from workflow_lib.training.agreement import Agreement
 from workflow_lib.training.divergence import check_finite
@@ -34,11 +33,6 @@ class Validation:
         is_own = state.step is not None and state.step.has_own_validation()
         self._own = OwnValidation(state) if is_own else None
         self._sums = self._own.sums if self._own is not None else objective.sums
-        if is_own and state.measures is not None:
-            raise ConfigError(
-                f"training.metrics: training.step={state.run.training.step} validates by itself, and gives no outputs "
-                f"to measure; return these metrics from its validate(), or leave training.metrics out"
-            )
         # sums of batches that are not in ``progress.validation`` yet, and what these batches add to the user's metrics
         self._pending: list[torch.Tensor] = []
         self._contributions: list[Named] = []
