@@ -30,7 +30,7 @@ LAYERS = (
     ("slurm", "distributed", "checkpoint"),
     ("store", "results"),
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
-    ("training", "orchestrator", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
+    ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "snakefile"),
     ("cli", "__main__"),

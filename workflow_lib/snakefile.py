@@ -111,9 +111,9 @@ def models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[conf
 
 
 def check_models(experiment: config.Experiment, runs: Iterable[plan.Run]) -> None:
-    """Raise ConfigError if a model that is not of this package, or its `init`, does not fit."""
+    """Raise ConfigError if a model that can be checked before its training, or its `init`, does not fit."""
     all_configs = plan.all_configs(experiment, runs)
-    checked = [run for run in all_configs if preview.is_own(run.model.name) or run.model.init != config.Model().init]
+    checked = [run for run in all_configs if preview.is_built(run.model) or run.model.init != config.Model().init]
     if problems := preview.look(checked, experiment.runtime, Path.cwd()).problems:
         raise ConfigError("\n".join(problems))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ from safetensors.numpy import load_file
 
 from tests.support.repository import ROOT
 from tests.support.trained import Trained
-from workflow_lib import config, evaluation, export, models, plan
+from workflow_lib import config, data, evaluation, export, models, plan
 from workflow_lib.cli import main
 from workflow_lib.config.run import Model
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.files import read_json
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout
 
 NET = "tests.plugins.nets:Net"
 PARAMS: dict[str, Any] = {"inputs": "data.features", "classes": "data.outputs"}
@@ -121,7 +123,44 @@ def test_shapes_that_only_the_whole_data_gives_are_left_to_the_training(
     table = {"name": "table", "params": {"path": "t.csv", "target": "y", "task": "classification"}}
     code, said = told(capsys, "validate", data=table)
     assert code == 0, said
-    assert "only the training can tell" in said
+    assert "only the training can tell whether tests.plugins.nets:Net fits the data, which is not prepared yet" in said
+    manifest = prepared(Path("x.yaml"))
+    rest: dict[str, Any] = {"data": table, "training": {"batch_size": 58}}
+    assert told(capsys, "validate", **rest) == (0, "x.yaml: valid; 1 run\n")
+    said = told(capsys, "plan", **rest)[1]
+    assert "training on 58 samples in batches of 58: 1 step per epoch" in said
+    assert "parameters; memory on each device about " in said
+    wrong = PARAMS | {"inputs": 3}
+    assert "with inputs (2, 2) failed: RuntimeError" in told(capsys, "validate", params=wrong, **rest)[1]
+    said = told(capsys, "validate", data=table)[1]
+    assert "training.batch_size: 64 samples are more than the training split has; allowed: at most 58" in said
+    later = manifest.stat().st_mtime_ns + 1
+    os.utime(folder / "t.csv", ns=(later, later))  # it may have other columns now
+    assert "only the training can tell" in told(capsys, "validate", params=wrong, **rest)[1]
+
+
+def prepared(file: Path) -> Path:
+    """Prepare the data of the only run of an experiment, and return its manifest."""
+    experiment = config.load([file])
+    (run,) = plan.expand(experiment)
+    path = layout.data_manifest(Path("results") / experiment.name, run.data_id)
+    data.preprocess(experiment, run.data_id, Path("work"), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "source"),
+    [
+        ("mlp", {"hidden": [10**6, 10**6]}, {"name": "digits"}),
+        ("text_encoder", {"width": 10**6}, {"name": "labelled_text"}),  # of unknown inputs
+    ],
+)
+def test_validate_rejects_a_model_of_the_package_that_no_device_can_hold(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, params: dict[str, Any], source: dict[str, Any]
+) -> None:
+    code, said = told(capsys, "validate", name, params=params, data=source)
+    assert code == 2
+    assert "on each device, more than any has; choose a smaller one" in said
 
 
 def test_plan_tells_parameters_and_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.contract import ModelContract
 from tests.support.small_models import save
-from workflow_lib import config, models, plan
+from workflow_lib import config, data, models, plan
+from workflow_lib.cli import main
 from workflow_lib.config.run import Model
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
+from workflow_lib.results import layout
 
 TEXT = ModelSpec((12,), 20, "language")
 IMAGES = ModelSpec((1, 8, 8), 10, scale=255.0, mean=(0.3,), std=(0.2,))
@@ -106,6 +108,29 @@ def test_a_model_that_does_not_fit_the_data_is_rejected(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         built(folders[kind], spec)
+
+
+def test_validate_compares_the_model_with_prepared_data(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
+    small = save(tmp_path / "small", "gpt2", vocab_size=19)
+    for folder, expected in ((small, "its vocab_size is 19, and the data needs 20"), (folders["gpt2"], "valid; 1 run")):
+        model = {"name": "transformers", "params": {"path": str(folder), "lora": {"r": 1}}}
+        source = {"name": "tests.plugins.small", "params": {"kind": "tokens"}}
+        Path("x.yaml").write_text(json.dumps({"name": "x", "data": source, "model": model}))
+        experiment = config.load([Path("x.yaml")])
+        (run,) = plan.expand(experiment)
+        manifest = layout.data_manifest(Path("results/x"), run.data_id)
+        if not manifest.exists():
+            assert main(["validate", "x.yaml"]) == 0
+            assert "only the training can tell whether transformers fits the data, which is" in capsys.readouterr().out
+            data.preprocess(experiment, run.data_id, Path("work"), manifest)
+        main(["validate", "x.yaml"])
+        told = capsys.readouterr()
+        assert expected in told.out + told.err
+        assert "only the training" not in told.out
 
 
 def test_images_of_another_size_than_the_weights_saw_are_rejected(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -9,40 +9,50 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.resume.conftest import Fresh
-from tests.support.project import FAILED, KILLED, PASS, STOPPED
-from tests.support.small_models import save
-
-TOKENS = {"name": "tests.plugins.small", "params": {"kind": "tokens"}}
+from tests.support.cases import IN_TRAINING, adapted
+from tests.support.project import FAILED, KILLED, PASS, STOPPED, TERMINATED, merged
+from tests.support.small_models import LLAMA_SIZES, PARTS, save
+from tests.support.warm import Warm
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "llama", "llama", hidden_size=64, intermediate_size=256)
+def saved(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
+    warm.load(*PARTS)
+    return save(tmp_path_factory.mktemp("models") / "llama", "llama", **LLAMA_SIZES)
 
 
 def changes(saved: Path, ranks: int, **training: Any) -> dict[str, Any]:
-    return {
-        "data": TOKENS,
-        "model": {"name": "transformers", "params": {"path": str(saved), "lora": {"r": 2, "dropout": 0.1}}},
-        "training": {"epochs": 2, "batch_size": 60, "ema_decay": 0.9, **training},
-        "runtime": {"nproc": ranks},
-        "checkpoint": {"interval_steps": 1},
-    }
+    return merged(adapted(str(saved), ranks), {"training": training})
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "ddp"), (3, "ddp"), (2, "fsdp")])
+def test_a_fine_tuning_interrupted_once_at_every_point_is_exact(fresh: Fresh, reference: Fresh, saved: Path) -> None:
+    """A kill and a stop in turn. `scripts/chaos adapters` sends both at every point, also to 2 and 3 ranks."""
+    settings = changes(saved, 1)
+    run = fresh(settings)
+    for turn, (place, count, rank) in enumerate(IN_TRAINING):
+        signal = ("SIGTERM", "SIGKILL")[turn % 2]
+        code = run.attempt({"point": place, "count": count, "signal": signal, "rank": rank})
+        if signal == "SIGTERM":
+            assert code == (STOPPED if place != "attempt" else TERMINATED), place
+        else:
+            assert code == (KILLED if rank < 0 else FAILED), place
+    assert run.verdict(reference(settings)) == PASS
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
 def test_a_fine_tuning_that_is_stopped_and_killed_ends_in_equal_bits(
     fresh: Fresh, reference: Fresh, saved: Path, ranks: int, parallel: str
 ) -> None:
-    run, last = fresh(changes(saved, ranks, parallel=parallel)), ranks - 1
+    settings, last = changes(saved, ranks, parallel=parallel, epochs=1), ranks - 1
+    run = fresh(settings)
     assert run.attempt({"point": "backward", "count": 2, "rank": last, "signal": "SIGTERM"}) == STOPPED
     assert run.newest_step() == 2
     assert run.attempt({"point": "optimizer", "count": 2, "rank": 0, "signal": "SIGKILL"}) in (KILLED, FAILED)
-    assert run.verdict(reference(changes(saved, ranks, parallel=parallel))) == PASS
+    assert run.verdict(reference(settings)) == PASS
 
 
 def test_the_base_keeps_its_bits_and_neither_checkpoints_nor_moments_have_it(reference: Fresh, saved: Path) -> None:
-    run = reference(changes(saved, 1, parallel="ddp"))
+    run = reference(changes(saved, 1))
     files = {file.stem: load_file(file) for file in run.sealed().path.glob("*.safetensors")}
     for group in ("model", "best", "ema"):
         assert files[group]

@@ -69,6 +69,16 @@ def shared(ranks: int, **training: Any) -> dict[str, Any]:
     }
 
 
+def adapted(folder: str, ranks: int) -> dict[str, Any]:
+    """Return changes for adapters beside the frozen weights of a Llama in a folder, with dropout and averages."""
+    return {
+        "data": {"name": "tests.plugins.small", "params": {"kind": "tokens"}},
+        "model": {"name": "transformers", "params": {"path": folder, "lora": {"r": 2, "dropout": 0.1}}},
+        "training": {"epochs": 9, "batch_size": 30, "ema_decay": 0.9},  # each stop continues a little later
+        "runtime": {"nproc": ranks},
+    }
+
+
 def random_fault(rng: random.Random) -> dict[str, Any]:
     """Return a kill or a stop at a random point within a few steps."""
     point, _, rank = rng.choice([place for place in IN_TRAINING if place[2] == 0])

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+# modules of adapters beside a Llama, which take seconds to import
+PARTS = ("peft", "transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit")
+LLAMA_SIZES = {"hidden_size": 64, "intermediate_size": 256}
+
 
 def save(folder: Path, kind: str, **changes: Any) -> Path:
     """Save a model of the kind `gpt2`, `llama`, `bert` or `vit` into the folder, and return the folder."""

@@ -63,6 +63,10 @@ class Warm:
     ) -> None:
         self._process.communicate()
 
+    def load(self, *modules: str) -> None:
+        """Import modules that attempts need, so that no attempt imports them itself."""
+        self._ask({"load": modules})
+
     def start(self, order: Order) -> int:
         """Start the command; return the number of its process, which is also its group."""
         return int(self._ask({"start": asdict(order)}))
@@ -125,7 +129,9 @@ def _serve() -> None:
     _answer("ready")
     for line in sys.stdin:
         question = json.loads(line)
-        if "start" in question:
+        if "load" in question:
+            _answer([importlib.import_module(name).__name__ for name in question["load"]])
+        elif "start" in question:
             _answer(_start(Order(**question["start"])))
         else:
             _answer(_wait(question["wait"], question["timeout_s"]))

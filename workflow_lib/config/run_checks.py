@@ -181,6 +181,8 @@ def _fits(model: str, inputs: plugins.Inputs | None, answers: plugins.Answers) -
 
 def training_samples(data: Data, known: plugins.DatasetFacts) -> int | None:
     """Return the number of samples of the training split, or None if it is not known before the data is read."""
+    if known.training_samples is not None:
+        return known.training_samples
     if known.samples is None or data.validation_fraction + data.test_fraction >= 1:
         return None
     test = round(known.samples * data.test_fraction)

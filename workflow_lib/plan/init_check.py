@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import models, plugins
 from workflow_lib.errors import ConfigError
-from workflow_lib.plan import RunConfig, model_check, trained_first
+from workflow_lib.plan import RunConfig, model_check, prepared, trained_first
 from workflow_lib.store.layout import WORK
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ONLY_THE_TRAINING = "model.init: only the training can tell whether the names and shapes of weights fit the model"
 
 
-def note(run: RunConfig, known: plugins.DatasetFacts, root: Path) -> str | None:
+def note(run: RunConfig, shapes: model_check.Shapes | None, root: Path) -> str | None:
     """Return a note if only the training can tell whether `model.init` fits the model, else None.
 
     Raises ConfigError if it does not fit.
@@ -31,7 +31,7 @@ def note(run: RunConfig, known: plugins.DatasetFacts, root: Path) -> str | None:
     from workflow_lib.training.initial_weights import fit
 
     try:
-        model, is_exact = _built(run, known)
+        model, is_exact = _built(run, shapes)
         source, is_source_exact = _source(run, root)
     except ConfigError:
         raise
@@ -47,11 +47,10 @@ def note(run: RunConfig, known: plugins.DatasetFacts, root: Path) -> str | None:
     return None
 
 
-def _built(run: RunConfig, known: plugins.DatasetFacts) -> tuple[nn.Module | None, bool]:
+def _built(run: RunConfig, shapes: model_check.Shapes | None) -> tuple[nn.Module | None, bool]:
     """Return the model without memory, if its shapes can be given, and True if they are those of the data."""
     import torch
 
-    shapes = model_check.shapes_of(run, known)
     if shapes is None:
         return None, False
     with torch.device("meta"):
@@ -68,5 +67,7 @@ def _source(run: RunConfig, root: Path) -> tuple[dict[str, Tensor] | None, bool]
     if init.run is None:
         return {}, True
     source = trained_first([run], {}, WORK)[init.run].config
-    model, is_exact = _built(source, plugins.facts_in_headers(source.data.name, source.data.params, root))
+    known = plugins.facts_in_headers(source.data.name, source.data.params, root)
+    shapes = model_check.shapes_of(source, known, prepared.manifest_path(source.data, root))
+    model, is_exact = _built(source, shapes)
     return (None if model is None else model.state_dict()), is_exact

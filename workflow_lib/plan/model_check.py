@@ -5,11 +5,13 @@ Only shapes are computed, so a model of any size is checked in seconds. This mod
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import models, plugins, tasks
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, DataError
 from workflow_lib.text import byte_size, count
 
 if TYPE_CHECKING:
@@ -75,10 +77,16 @@ class Sizes:
         )
 
 
-def shapes_of(run: RunConfig, known: plugins.DatasetFacts) -> Shapes | None:
-    """Return the shapes that a model of this run must accept and return; None if even their number is not known."""
-    from workflow_lib.data import ModelSpec
+def shapes_of(run: RunConfig, known: plugins.DatasetFacts, manifest: Path | None) -> Shapes | None:
+    """Return the shapes that a model of this run must accept and return; None if even their number is not known.
 
+    All are known from the manifest of prepared data.
+    """
+    from workflow_lib.data import Manifest, ModelSpec
+
+    if manifest is not None:
+        with contextlib.suppress(DataError):  # damaged: the data is prepared again
+            return Shapes(Manifest.load(manifest).spec, inputs=True, outputs=True)
     task = plugins.task(run.data.name, run.data.params)
     targets = plugins.task_facts(task).targets
     outputs = known.outputs or 1 if targets == "numbers" else known.classes or ANY_OUTPUTS
@@ -115,12 +123,33 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
         if _needs_numbers(error):
             return None
         raise
+    _check_largest(sizes)
+    return sizes
+
+
+def check_size(run: RunConfig, shapes: Shapes | None, processes: int) -> None:
+    """Raise ConfigError if a model of this package is too large for any device, with whatever inputs."""
+    import torch
+
+    from workflow_lib.data import ModelSpec
+
+    task = plugins.task(run.data.name, run.data.params)
+    smallest = ModelSpec((ANY_FEATURES,), ANY_OUTPUTS, task, vocabulary=ANY_OUTPUTS)
+    spec = smallest if shapes is None else shapes.spec
+    try:
+        with torch.device("meta"):
+            sizes = _sizes(run, models.build(run.model, spec), None, processes)
+    except Exception:  # made-up inputs do not fit every model
+        return
+    _check_largest(sizes)
+
+
+def _check_largest(sizes: Sizes) -> None:
     if sizes.state > LARGEST:
         raise ConfigError(
             f"model.params: the model has {count(sizes.parameters, 'parameter')}; a training of it needs "
             f"{byte_size(sizes.state)} on each device, more than any has; choose a smaller one"
         )
-    return sizes
 
 
 def single_value_note(run: RunConfig, shapes: Shapes | None, inputs: str | None, processes: int) -> str | None:
@@ -137,7 +166,7 @@ def single_value_note(run: RunConfig, shapes: Shapes | None, inputs: str | None,
             model = models.build(run.model, shapes.spec).train()
             if not (shapes.inputs or len(shapes.spec.input_shape) == 1):
                 return ONLY_THE_TRAINING if any(map(is_batch_norm, model.modules())) else None
-            model(torch.zeros((1, *shapes.spec.input_shape)))
+            model(tasks.load(shapes.spec.task).probe(shapes.spec)[0][:1])
     except ValueError as error:
         explain_single_value(error, run.training, processes)
     except Exception:  # a model that needs real numbers fails on the meta device
@@ -154,8 +183,8 @@ def _needs_numbers(error: BaseException | None) -> bool:
     return False
 
 
-def _sizes(run: RunConfig, model: nn.Module, spec: ModelSpec, processes: int) -> Sizes:
-    """Return the sizes of a model on the meta device; it is left in training mode."""
+def _sizes(run: RunConfig, model: nn.Module, spec: ModelSpec | None, processes: int) -> Sizes:
+    """Return the sizes of a model on the meta device, without activations if there is no spec of its inputs."""
     training = run.training
     shared_by = processes if training.parallel == "fsdp" else 1
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -170,7 +199,7 @@ def _sizes(run: RunConfig, model: nn.Module, spec: ModelSpec, processes: int) ->
         gradients=gradients,
         optimizer=None if moments is None else moments // shared_by,
         averages=gradients if training.ema_decay is not None else 0,
-        activations=_activations(model, spec, samples),
+        activations=None if spec is None else _activations(model, spec, samples),
         samples=samples,
     )
 

@@ -1,14 +1,15 @@
 """Checks of runs before training: of settings against the headers of data files, and of models.
 
-torch is imported only where a model is built: for a model of the user, for batch norm that may get a single value, and
-for the sizes that `everstep plan` shows.
+torch is imported only where a model is built: one of the user, one that is read from files or has large sizes, batch
+norm that may get a single value, and for the sizes that `everstep plan` shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from workflow_lib import config, plugins
 from workflow_lib.config.experiment import Runtime
@@ -16,9 +17,10 @@ from workflow_lib.config.length import Length
 from workflow_lib.config.run_checks import data_problems, training_samples
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.plan import RunConfig, data_settings, init_check, model_check
+from workflow_lib.plan import RunConfig, data_settings, init_check, model_check, prepared
 from workflow_lib.text import count
 
+LARGE = 256  # a model of this package with smaller numbers in its settings fits some device
 MOST_MODELS = 32  # of those that a sweep compares; the others are checked when their training starts
 
 
@@ -35,18 +37,19 @@ class Preview:
 def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes: bool = False) -> Preview:
     """Return what can be told about runs before their training; with the sizes of their models if asked for."""
     found = Preview()
-    facts: dict[str, plugins.DatasetFacts | None] = {}
+    facts: dict[str, tuple[plugins.DatasetFacts, model_check.Shapes | None] | None] = {}
     checked: set[str] = set()
     for run in runs:
         data = config.canonical(data_settings(run))
         if data not in facts:
             try:
-                facts[data] = plugins.facts_in_headers(run.data.name, run.data.params, root)
+                facts[data] = _facts(run, root)
             except (EverstepError, OSError) as error:
                 facts[data] = None
                 found.problems[str(error)] = None
-        if (known := facts[data]) is None:
+        if (told := facts[data]) is None:
             continue
+        known, shapes = told
         values = {name: getattr(run, name) for name in type(run).model_fields}
         problems = [f"{dotted(path)}: {what}" for path, what in data_problems(values, known)]
         found.problems.update(dict.fromkeys(problems))
@@ -57,11 +60,20 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
         if key not in checked and not problems:
             checked.add(key)
             if len(checked) <= MOST_MODELS:
-                _check_model(run, known, runtime.nproc * runtime.nodes, found, with_sizes=with_sizes)
-                _check_init(run, known, found, root)
+                processes = runtime.nproc * runtime.nodes
+                _check_model(run, shapes, known.inputs, processes, found, with_sizes=with_sizes)
+                _check_init(run, shapes, found, root)
             else:
                 found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
     return found
+
+
+def _facts(run: RunConfig, root: Path) -> tuple[plugins.DatasetFacts, model_check.Shapes | None]:
+    """Return the facts about the run's data, from its manifest if it is prepared, and the shapes for its model."""
+    known = plugins.facts_in_headers(run.data.name, run.data.params, root)
+    if (manifest := prepared.manifest_path(run.data, root)) is not None:
+        known = prepared.completed(known, manifest)
+    return known, model_check.shapes_of(run, known, manifest)
 
 
 def _length(run: RunConfig, samples: int) -> str:
@@ -78,27 +90,55 @@ def is_own(name: str) -> bool:
     return "." in name or ":" in name
 
 
+def is_built(model: config.Model) -> bool:
+    """Return True if a model is built before its training: it is the user's, read from files, or may be too large."""
+    return is_own(model.name) or _has_files(model) or _largest(model.params) > LARGE
+
+
+def _has_files(model: config.Model) -> bool:
+    return bool(plugins.named_files("models", model.name, model.params))
+
+
+def _largest(value: Any) -> int:
+    """Return the largest whole number in a value, at any depth."""
+    if isinstance(value, int):
+        return value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return max(map(_largest, inner), default=0)
+
+
 def _check_model(
-    run: RunConfig, known: plugins.DatasetFacts, processes: int, found: Preview, *, with_sizes: bool
+    run: RunConfig,
+    shapes: model_check.Shapes | None,
+    inputs: str | None,
+    processes: int,
+    found: Preview,
+    *,
+    with_sizes: bool,
 ) -> None:
     """Add the problems, notes and sizes of the run's model."""
     try:
-        shapes = model_check.shapes_of(run, known)
-        if with_sizes or is_own(run.model.name):
+        if with_sizes or is_built(run.model):
             told = list(_sizes(run, shapes, processes))
             found.sizes += told if with_sizes else []
-            if not told and is_own(run.model.name):
-                found.notes[f"model.name: only the training can tell whether {run.model.name} fits the data"] = None
+            if not told:
+                is_shipped = not (is_own(run.model.name) or _has_files(run.model))
+                if is_shipped:
+                    model_check.check_size(run, shapes, processes)
+                why = "" if shapes is not None and shapes.inputs else ", which is not prepared yet"
+                if with_sizes or not is_shipped:
+                    what = f"only the training can tell whether {run.model.name} fits the data{why}"
+                    found.notes[f"model.name: {what}"] = None
         if _may_get_a_single_value(run, processes):
-            note = model_check.single_value_note(run, shapes, known.inputs, processes)
+            note = model_check.single_value_note(run, shapes, inputs, processes)
             found.notes.update({note: None} if note else {})
     except ConfigError as error:
         found.problems[str(error)] = None
 
 
-def _check_init(run: RunConfig, known: plugins.DatasetFacts, found: Preview, root: Path) -> None:
+def _check_init(run: RunConfig, shapes: model_check.Shapes | None, found: Preview, root: Path) -> None:
     try:
-        if (note := init_check.note(run, known, root)) is not None:
+        if (note := init_check.note(run, shapes, root)) is not None:
             found.notes[note] = None
     except (EverstepError, OSError) as error:
         found.problems[str(error)] = None

@@ -32,6 +32,7 @@ class DatasetFacts:
         classes: number of classes
         outputs: number of numbers to predict; None counts as one
         samples: total number of samples, if Everstep draws every split from them
+        training_samples: number of samples of the training split
     """
 
     inputs: Inputs | None = None
@@ -40,6 +41,7 @@ class DatasetFacts:
     classes: PositiveInt | None = None
     outputs: PositiveInt | None = None
     samples: PositiveInt | None = None
+    training_samples: PositiveInt | None = None
 
 
 def task(name: str, params: Mapping[str, Any]) -> Task:
