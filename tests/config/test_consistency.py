@@ -178,6 +178,10 @@ def test_the_final_run_is_checked_without_the_settings_of_trials(tmp_path: Path)
             "sweep.seeds: seed is also in sweep.grid; keep one of them",
         ),
         ({"sweep": {"list": [{"data.fold": 0}], "folds": 2}}, "sweep.folds: data.fold is also in sweep.list"),
+        (
+            {"sweep": {"seeds": 2}, "tune": {"space": {"optimizer.lr": {"type": "float", "low": 0.1, "high": 1}}}},
+            "sweep.seeds: the trials of a study are not repeated",
+        ),
         ({"sweep": {"folds": 1}}, "sweep.folds: 1 is not allowed; allowed: a whole number, at least 2"),
         ({"data": {"folds": 5}}, "data.fold: data.folds and data.fold belong together"),
         ({"data": {"folds": 5, "fold": 5}}, "data.fold: 5 is not below data.folds=5; folds are counted from 0"),

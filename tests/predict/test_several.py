@@ -6,13 +6,18 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
+from PIL import Image
 
 import workflow_lib
 from tests.predict.conftest import folder_of
-from tests.support.trained import with_results
+from tests.support.trained import train, with_results
+from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
+from workflow_lib.prediction import write_predictions
+from workflow_lib.prediction.masks import write_masks
 
 
 def test_several_numbers_have_their_names_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +46,26 @@ def test_labels_of_a_table_are_predicted_by_name(tmp_path: Path, monkeypatch: py
     table = workflow_lib.predict(project.runs[0], "houses.csv")
     assert list(table.columns) == ["row", "predicted", "p(large)", "p(dear)"]
     assert set(table["predicted"]) <= {"", "large", "dear", "large;dear"}
+
+
+def test_masks_are_files_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = train(tmp_path, task="masks")
+    monkeypatch.chdir(tmp_path)
+    write_predictions(project.runs[0], Path("photos"), tmp_path / "new.csv", batch_size=7)
+    table = pandas.read_csv("new.csv")
+    assert list(table.columns) == ["file", "mask", "share(dark)", "share(bright)"]
+    assert table["mask"].tolist() == [f"{file}.png" for file in table["file"]]
+    for row in table.itertuples():
+        pixels = np.array(Image.open(tmp_path / "new_masks" / row.mask))
+        assert pixels.shape == (8, 8)
+        assert (pixels == 1).mean() == row[4]
+        assert set(np.unique(pixels)) <= {0, 1}
+
+
+def test_a_mask_is_not_written_outside_of_its_folder(tmp_path: Path) -> None:
+    masks = np.zeros((1, 2, 2), np.uint8)
+    assert write_masks(tmp_path / "masks", {"key": ["test"], "row": [3]}, masks) == ["test-3.png"]
+    for name in ("../out", "/out", "a/../../out"):
+        with pytest.raises(UserError, match="leads out of"):
+            write_masks(tmp_path / "masks", {"file": [name]}, masks)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["test-3.png"]

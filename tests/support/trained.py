@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.repository import ROOT
 from workflow_lib import config, evaluation, export, plan, report, tuning
@@ -70,9 +72,18 @@ training: {epochs: 5, batch_size: 16}
 checkpoint: {interval_steps: 1000}
 evaluate: {bootstrap: 200}
 """
+MASKS = """
+name: digits-demo
+data: {name: image_masks, params: {path: photos, masks: masks, classes: [dark, bright]}}
+model: {name: unet, params: {width: 4, levels: 1}}
+training: {epochs: 1, batch_size: 8}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 20}
+"""
 EXPERIMENTS = {"images": IMAGES, "classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT} | {
     "several": SEVERAL,
     "labels": LABELS,
+    "masks": MASKS,
 }
 
 
@@ -91,6 +102,12 @@ def write_data(root: Path) -> None:
             for line, row in zip(rows[1:], numbers, strict=True)
         ]
         (root / "houses.csv").write_text("\n".join([rows[0] + ",large,dear", *labels]) + "\n")
+    if "image_masks" in (root / "experiment.yaml").read_text(encoding="utf-8"):
+        for number in range(30):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+            for folder, content in (("photos", pixels), ("masks", (pixels > 127).astype(np.uint8))):
+                (root / folder / "a").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(root / folder / "a" / f"{number}.png")
     (root / "rhyme.txt").write_text("the cat <sat> on the mat & the rat ate the hat. " * 120)
 
 

@@ -131,6 +131,13 @@ def _takes_settings(name: str) -> bool:
 
 
 def _tune_problems(tune: Tune, sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    for setting in ("seeds", "folds"):
+        if getattr(sweep, setting) is not None:
+            yield (
+                ("sweep", setting),
+                "the trials of a study are not repeated, so its best would be compared with means as a single run;"
+                " leave out `tune`, and repeat its best settings by a sweep in another experiment",
+            )
     swept = {name for _, name, _ in _swept(sweep)}
     for name in (*tune.space, *tune.set):
         path: KeyPath = ("tune", "space" if name in tune.space else "set", name)

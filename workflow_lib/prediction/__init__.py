@@ -1,6 +1,7 @@
 """Predictions of a trained run, or of an exported model, for data without targets.
 
 models    the two kinds of model, each of which turns stored inputs into outputs
+masks     PNG files of predicted masks
 tables    CSV and Parquet files, written a batch at a time
 
 The samples are read by `open_inputs` of the data set, with everything that training learned: categories, missing
@@ -20,6 +21,7 @@ from workflow_lib import plugins, tasks
 from workflow_lib.data.inputs import Inputs, Named, checked, name_of, open_array
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation.computing import judged
+from workflow_lib.prediction.masks import folder_of, write_masks
 from workflow_lib.prediction.models import Model, open_model
 from workflow_lib.prediction.tables import Rows, check_output, open_table
 from workflow_lib.results.layout import RESULTS
@@ -66,7 +68,10 @@ def predict(
 def write_predictions(
     run: str, data: Path, output: Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
 ) -> None:
-    """Write the predictions as `predict` returns them, batch by batch; the file appears when it is complete."""
+    """Write the predictions as `predict` returns them, batch by batch; the file appears when it is complete.
+
+    If the task has masks, they are written before the table, whose column `mask` names the file of each sample.
+    """
     check_output(output, data)
 
     def write(rows: Iterable[Rows]) -> None:
@@ -74,11 +79,18 @@ def write_predictions(
             for columns in rows:
                 table.add(columns)
 
-    samples = _predict(run, data, device, batch_size, write)
+    samples = _predict(run, data, device, batch_size, write, folder_of(output))
     log.info("%s: %s", output, count(samples, "sample"))
 
 
-def _predict(run: str, data: Path, device: str, batch_size: int, use: Callable[[Iterable[Rows]], None]) -> int:
+def _predict(
+    run: str,
+    data: Path,
+    device: str,
+    batch_size: int,
+    use: Callable[[Iterable[Rows]], None],
+    folder: Path | None = None,
+) -> int:
     """Give the predictions to a function, batch by batch; return the number of samples."""
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: allowed: 1 and more")
@@ -99,7 +111,8 @@ def _predict(run: str, data: Path, device: str, batch_size: int, use: Callable[[
             samples = 0
             with closing(_open(model.manifest, data)) as inputs:
                 size = model.batch_size(batch_size)
-                use(counted(_rows(model, _with_progress(checked(inputs, size, data, model.manifest), inputs), data)))
+                batches = _with_progress(checked(inputs, size, data, model.manifest), inputs)
+                use(counted(_rows(model, batches, data, folder)))
 
         judged(whole)
     return samples
@@ -121,17 +134,19 @@ def _open(manifest: Manifest, path: Path) -> Inputs:
         return found
 
 
-def _rows(model: Model, batches: Iterable[Named], data: Path) -> Iterator[Rows]:
-    """Yield the columns of each batch: those that name the samples, then those of the task."""
+def _rows(model: Model, batches: Iterable[Named], data: Path, folder: Path | None) -> Iterator[Rows]:
+    """Yield the columns of each batch: those that name the samples, then those of the task; write masks to a folder."""
     import numpy as np
 
-    manifest, predicted = model.manifest, tasks.load(model.manifest.task).predicted
+    manifest, task = model.manifest, tasks.load(model.manifest.task)
     for names, inputs in batches:
         outputs, targets = model.outputs(inputs)
         bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
         if bad.any():
             raise EverstepError(f"{data}: {name_of(names, int(bad.argmax()))}: the model gives no finite number for it")
-        columns = predicted(outputs, targets, manifest)
+        columns = task.predicted(outputs, targets, manifest)
+        if folder is not None and task.masks is not None:
+            columns = {"mask": write_masks(folder, names, task.masks(outputs)), **columns}
         yield {**names, **columns}
 
 

@@ -149,6 +149,8 @@ class Task(TaskFacts):
                 targets of `onnx.pairs` (language: the next tokens; other tasks have none when they predict); and the
                 manifest, of which an exported graph keeps all but the shards, the splits and the source files. Every
                 batch must have the same columns, each with text, whole numbers or float64
+    masks       returns the predicted classes of the pixels, uint8 [n, height, width], from these outputs; the command
+                `everstep predict` writes them as PNG files. None: there are none
     """
 
     objective: Callable[[Training, device, Sequence[int], Sequence[float]], Objective]
@@ -157,6 +159,7 @@ class Task(TaskFacts):
     chapter: Chapter | None = None
     probe: Callable[[ModelSpec], tuple[Tensor, tuple[int, ...]]] = one_output_a_sample
     predicted: Callable[[np.ndarray, np.ndarray, Manifest], Columns] = numbered_outputs
+    masks: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def load(name: str) -> Task:

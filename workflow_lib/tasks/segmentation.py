@@ -206,8 +206,13 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
     """Return the share of each class among the pixels of an image."""
-    numbers = logits.argmax(axis=1)
+    numbers = numbers_of(logits)
     return {f"share({name})": (numbers == number).mean(axis=(1, 2)) for number, name in enumerate(manifest.classes)}
+
+
+def numbers_of(logits: np.ndarray) -> np.ndarray:
+    """Return the number of the class with the largest logit of each pixel, uint8 [n, height, width]."""
+    return logits.argmax(axis=1).astype("uint8")
 
 
 def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
@@ -239,4 +244,5 @@ TASK = Task(
     chapter=Chapter("masks", "Masks", chapter_values),
     probe=probe,
     predicted=predicted,
+    masks=numbers_of,
 )
