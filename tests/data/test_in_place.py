@@ -14,8 +14,8 @@ import pytest
 from tests.support.crash import run_forked
 from tests.support.faults import FileFault, Mode
 from workflow_lib import data
-from workflow_lib.data import MappedFiles, in_place, mapped_files, part_digests
-from workflow_lib.errors import DataError
+from workflow_lib.data import MappedFiles, in_place, mapped_files, names, part_digests
+from workflow_lib.errors import ConfigError, DataError
 
 SETTINGS = {"name": "tokens", "params": {"path": "texts", "vocabulary": 1000, "context": 8}}
 PARTS = 40  # of each file
@@ -157,6 +157,23 @@ def test_settings_that_change_the_samples_are_other_data(tmp_path: Path, texts: 
     assert len(found) == 4
 
 
+def test_samples_are_named_by_file_and_token_or_in_runs_of_rows(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results" / "x.json"
+    manifest = data.prepare(SETTINGS, tmp_path, tmp_path / "work", output=output)
+    named = names.names_of_split(output, data.Manifest.load(output), "test") or {}
+    test = in_place.open_split(manifest, "test", tmp_path / "work", tmp_path)
+    windows = test.inputs(np.arange(len(test)))
+    for place, (file, token) in enumerate(zip(named["file"], named["token"], strict=True)):
+        content = np.fromfile(texts / file, np.uint16)
+        assert content[int(token) : int(token) + 9].tolist() == windows[place].tolist()
+    monkeypatch.setattr(names, "MOST_LISTED", 10)
+    data.prepare(SETTINGS, tmp_path, tmp_path / "work", output=output)
+    named = names.names_of_split(output, data.Manifest.load(output), "test") or {}
+    assert [int(row) for row in named["row"]] == test.rows[np.arange(len(test))].tolist()
+
+
 def test_many_rows_are_divided_in_runs(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_place, "MOST_DRAWN", 1000)
     manifest = data.prepare(SETTINGS, tmp_path, tmp_path / "work")
@@ -166,5 +183,7 @@ def test_many_rows_are_divided_in_runs(tmp_path: Path, texts: Path, monkeypatch:
     assert np.sort(np.concatenate([*rows.values()])).tolist() == list(range(total))
     assert len(rows["val"]) == round(0.15 * total)
     assert len(rows["test"]) == round(0.2 * total)
+    with pytest.raises(ConfigError, match=r"data.folds: folds are drawn row by row, and of data read in place only"):
+        data.prepare({**SETTINGS, "folds": 5, "fold": 0}, tmp_path, tmp_path / "work")
     runs = splits["val"].rows.runs
     assert (runs[:, 1] - runs[:, 0]).min() >= 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import ipc, parquet
+from pydantic import ValidationError
 
 from tests.datasets.contract import InPlaceContract
 from tests.datasets.test_tar import picture
@@ -162,10 +164,10 @@ def test_texts_end_with_a_token(tmp_path: Path) -> None:
     ("columns", "params", "message"),
     [
         ({"t": ["a"]}, {"text": "u"}, "the column `u` is missing; there are: t"),
-        ({"t": ["a" * 9, None]}, {"text": "t", "context": 2}, "`t` is null in row 1"),
+        ({"t": ["a" * 9, None]}, {"text": "t", "context": 2}, r", row 1: `t` is null"),
         ({"t": [1, 2]}, {"text": "t"}, "`t` is int64; allowed: texts"),
         ({"t": ["a"]}, {"tokens": "t", "vocabulary": 9}, "`t` is string; allowed: lists of whole numbers"),
-        ({"t": [[1, None]]}, {"tokens": "t", "vocabulary": 9}, "has a null inside of a list"),
+        ({"t": [[1], [1, None]]}, {"tokens": "t", "vocabulary": 9}, ", row 1: `t` has a null inside of a list"),
         ({"t": [[1, 9]]}, {"tokens": "t", "vocabulary": 9}, "has the token 9; allowed .* 0 to 8"),
         ({"t": [[1, 8]]}, {"tokens": "t", "vocabulary": 9}, "has 2 tokens; a context of 128 needs 129"),
         ({"t": [[1]]}, {"tokens": "t"}, "tokens and vocabulary, .* are set together"),
@@ -175,7 +177,17 @@ def test_texts_end_with_a_token(tmp_path: Path) -> None:
         ({"t": ["a"]}, {"text": "t", "target": "t"}, "target is not for `text`"),
         ({"t": ["a"]}, {"image": "t"}, "target is missing beside `image`"),
         ({"t": ["a"], "y": [1]}, {"image": "t", "target": "y"}, "data.params.size is missing"),
-        ({"x": [1.0], "y": ["tall"]}, {"numbers": ("x",), "target": "y", "kind": "regression"}, "'tall', not a number"),
+        (
+            {"x": [1.0], "y": ["a"]},
+            {"numbers": ("x",), "target": "y", "kind": "regression"},
+            "`y` is string; allowed for a reg",
+        ),
+        ({"x": [1.0, 2.0], "y": [1.0, 0.5]}, {"numbers": ("x",), "target": "y"}, ", row 1: the target is 0.5; allowed"),
+        (
+            {"x": [1.0, 2.0], "y": [1, -1]},
+            {"numbers": ("x",), "target": "y"},
+            "row 1: the target is -1; .* -1 and 1: give",
+        ),
         ({"x": [1.0], "y": [5]}, {"numbers": ("x",), "target": "y", "classes": ("a", "b")}, "is 5; allowed: a, b"),
     ],
 )
@@ -189,8 +201,11 @@ def test_columns_that_cannot_be_used_are_rejected(
 @pytest.mark.parametrize(
     ("columns", "params", "message"),
     [
-        ({"x": ["a"], "y": [1]}, {"numbers": ("x",), "target": "y"}, "`x` is string; allowed: numbers"),
-        ({"x": ["a"], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "`x` has str; allowed: the bytes"),
+        (
+            {"x": [b"1"], "y": [1]},
+            {"image": "x", "target": "y", "size": 8},
+            r"x.arrow, row 0: `x`: not a readable PNG or JPEG image \(cannot identify image\)",
+        ),
         (
             {"x": [{"bytes": None, "path": "1.png"}], "y": [1]},
             {"image": "x", "target": "y", "size": 8},
@@ -215,9 +230,66 @@ def test_files_with_different_types_and_damaged_files_are_rejected(tmp_path: Pat
         (tmp_path / name).write_bytes(b"not a file at all" * 9)
         with pytest.raises(DataError, match=f"{name}: not a readable"):
             opened(tmp_path / name, text="t")
+    for name in ("file.arrow", "stream.arrow"):  # cut at the end of a batch
+        path = written(tmp_path / name, {"t": ["a"] * 30})
+        end = path.read_bytes().rindex(b"\xff\xff\xff\xff\0\0\0\0")
+        os.truncate(path, end)
+        with pytest.raises(DataError, match=f"{name}: ends without the mark of its end: it is incomplete"):
+            opened(path, text="t")
     coded = pyarrow.array(["a", "b"]).dictionary_encode()
     with pytest.raises(DataError, match="`t` is dictionary-encoded; cast it to string"):
         opened(written(tmp_path / "y.arrow", {"t": coded}), text="t")
+
+
+def test_of_a_saved_data_set_only_its_own_files_are_read(tmp_path: Path) -> None:
+    """`save_to_disk` of Hugging Face lists them; caches may lie beside them."""
+    folder = tmp_path / "rows" / "train"
+    names = [written(folder / f"data-{n}.arrow", {"x": [1.0, n], "y": [0, 1]}).name for n in range(2)]
+    written(folder / "cache-a.arrow", {"x": [9.0], "y": [1]})
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    source = opened(tmp_path / "rows", numbers=("x",), target="y")
+    assert source.targets["train"].tolist() == [0, 1, 0, 1]
+    assert source.names_of("train", np.array([0, 3])) == {"file": ["train/data-0.arrow", "train/data-1.arrow"]} | {
+        "row": pytest.approx([0, 1])
+    }
+    (tmp_path / "rows" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match=r"rows: has no folder `test`, which its dataset_dict.json lists"):
+        opened(tmp_path / "rows", numbers=("x",), target="y")
+    (folder / names[1]).unlink()
+    with pytest.raises(DataError, match=r"data-1.arrow: is missing; the state.json beside it lists it"):
+        opened(tmp_path / "rows", numbers=("x",), target="y")
+    (folder / "state.json").write_text('{"_indices_data_files": [{"filename": "indices.arrow"}]}')
+    with pytest.raises(DataError, match=r"train: has a selection of its rows; save it after `flatten_indices\(\)`"):
+        opened(tmp_path / "rows", numbers=("x",), target="y")
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("text", {"bpe": {"vocabulary": 300}}, "`bpe` has no effect without tokens: bpe"),
+        ("labelled_text", {"bpe": {"vocabulary": 300}}, "`bpe` has no effect without tokens: bpe"),
+        (
+            "text",
+            {"tokens": "bpe", "bpe": {"path": "x", "vocabulary": 300}},
+            "`vocabulary` has no effect without training",
+        ),
+        (
+            "tokens",
+            {"path": "x", "vocabulary": 9, "separator": 1},
+            "`separator` has no effect without cross_documents: f",
+        ),
+        ("tar", {"path": "x", "key": "a"}, "`key` has no effect without target: json"),
+        (
+            "arrow",
+            {"path": "x", "numbers": ["a"], "target": "y", "context": 9},
+            "`context` has no effect without text or",
+        ),
+        ("arrow", {"path": "x", "text": "a", "classes": ["a", "b"]}, "`classes` has no effect without target"),
+    ],
+)
+def test_settings_without_an_effect_are_rejected(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        plugins.load("data", name).Params.model_validate(params)
 
 
 def test_the_tokenizer_is_learned_from_train_and_stored(tmp_path: Path) -> None:

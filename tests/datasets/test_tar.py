@@ -120,7 +120,7 @@ def test_targets_are_names_or_numbers(tmp_path: Path) -> None:
         ([("1.png", b"x"), ("1.json", b"{")], {"target": "json", "key": "a"}, "1.json: cannot be read"),
         ([("1.png", b"x"), ("1.json", b'{"b": 1}')], {"target": "json", "key": "a"}, "has b; `a` is missing"),
         ([("1.png", b"x"), ("1.json", b"[1]")], {"target": "json"}, "allowed: a number or a text"),
-        ([("1.png", b"x"), ("1.cls", b"3")], {"classes": ("a", "b")}, "target in row 0 of `train` is 3; allowed: a, b"),
+        ([("1.png", b"x"), ("1.cls", b"3")], {"classes": ("a", "b")}, "x.tar: 1: the target is 3; allowed: a, b"),
         ([("1.png", b"x"), ("1.txt", b"tall")], {"target": "txt", "kind": "regression"}, "is 'tall', not a number"),
         ([("1.png", b"x"), ("1.cls", b"3")], {"size": None}, "data.params.size is missing"),
     ],
@@ -136,6 +136,14 @@ def test_files_that_are_not_plain_tars_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match="is not an uncompressed tar file"):
         opened(tmp_path / "x.tar")
+    path = packed(tmp_path / "z.tar", *samples(0, 3))
+    path.write_bytes(path.read_bytes()[: 4 * 1024])  # two whole samples
+    with pytest.raises(DataError, match=r"z.tar: has no mark of its end at byte 4096: it is incomplete"):
+        opened(path)
+    packed(tmp_path / "gz" / "a.tar", *samples(0, 3))
+    (tmp_path / "gz" / "b.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"b.tar.gz: is compressed and cannot be read in place"):
+        opened(tmp_path / "gz")
     path = packed(tmp_path / "y.tar", *samples(0, 3))
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"y.tar: ends before `x/0000.png` does|damaged"):
@@ -174,7 +182,7 @@ def test_images_without_targets_are_read_to_predict_for_them(tmp_path: Path) -> 
     params = plugin.Params.model_validate(settings["params"])
     packed(tmp_path / "new" / "a.tar", *[(f"{n}.png", picture(n)) for n in range(5)])
     read = list(plugin.open_inputs(params, tmp_path / "new", manifest).read(2))
-    assert [row for names, _ in read for row in zip(names["file"], names["sample"], strict=True)] == [
+    assert [row for names, _ in read for row in zip(names["file"], names["key"], strict=True)] == [
         ("a.tar", str(n)) for n in range(5)
     ]
     assert [inputs.shape for _, inputs in read] == [(2, 3, 6, 6), (2, 3, 6, 6), (1, 3, 6, 6)]

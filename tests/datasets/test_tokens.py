@@ -12,7 +12,9 @@ import pytest
 from tests.datasets.contract import InPlaceContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Source
+from workflow_lib.datasets._bpe import token_names
 from workflow_lib.errors import DataError
+from workflow_lib.tasks.language import readable
 
 RANDOM = np.random.default_rng(0)
 
@@ -125,8 +127,17 @@ def test_names_give_the_splits(tmp_path: Path, names: tuple[str, str]) -> None:
         ({"val.bin": b"\0\0" * 9}, {}, "has no file of train"),
         ({"x.txt": b"\0\0" * 9}, {}, "has no file of train; allowed: files named .bin, .npy"),
         ({"x.bin": b"\0\0" * 9}, {"cross_documents": False}, "needs data.params.separator"),
-        ({"x.bin": b"\0\0" * 9}, {"separator": 500}, "separator = 500 is not below data.params.vocabulary = 500"),
+        (
+            {"x.bin": b"\0\0" * 9},
+            {"separator": 500, "cross_documents": False},
+            "separator = 500 is not below data.params.vocabulary = 500",
+        ),
         ({"x.bin": b"\1\0" * 9}, {"separator": 1, "cross_documents": False}, "no document, up to the separator 1"),
+        (
+            {"x.bin": b"\0\0" * 9, "x.idx": b"MMIDIDX\0\0" + (1).to_bytes(8, "little") + b"\4"},
+            {},
+            "x.idx: says that its tokens are int32, but data.params.dtype is uint16",
+        ),
     ],
 )
 def test_files_that_cannot_be_used_are_rejected(
@@ -178,3 +189,17 @@ def test_new_tokens_are_read_passage_by_passage(tmp_path: Path) -> None:
     written(path, [1])
     with pytest.raises(DataError, match="at least 2 are needed"):
         plugin.open_inputs(params, path, manifest)
+
+
+def test_a_tokenizer_names_the_tokens(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(Tokenizer(WordLevel({"a": 0, "house": 1}, unk_token="a")).to_str())
+    source = opened(written(tmp_path / "x.bin", np.arange(9) % 3), vocabulary=3, tokenizer=path)
+    assert source.vocabulary == ("a", "house", "<2>")
+    assert readable([1, 2], source.vocabulary) == "house<2>"
+    assert readable([1, 2], ("0", "1", "2")) == "1 2"
+    with pytest.raises(DataError, match=r"tokenizer.json: has 2 tokens, more than data.params.vocabulary = 1?"):
+        token_names(path, 1)

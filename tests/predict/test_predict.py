@@ -141,6 +141,19 @@ def changed(name: str, **columns: object) -> str:
     return name
 
 
+def test_a_data_frame_is_predicted_as_its_file(numbers: Trained) -> None:
+    expected = workflow_lib.predict(numbers.runs[0], "houses.csv")
+    frame = pandas.read_csv("houses.csv")[["kind", "age", "area"]].set_index(np.arange(300) + 7)
+    for model in (numbers.runs[0], folder_of(numbers) / "model.onnx"):
+        found = workflow_lib.predict(model, frame)
+        assert found.index.tolist() == frame.index.tolist()
+        np.testing.assert_allclose(found["predicted"], expected["predicted"], rtol=1e-5)
+    with pytest.raises(UserError, match="^the DataFrame: has no column `kind`"):
+        workflow_lib.predict(numbers.runs[0], frame.drop(columns="kind"))
+    with pytest.raises(UserError, match="the DataFrame cannot be written as Parquet"):
+        workflow_lib.predict(numbers.runs[0], frame.assign(kind=[object()] * 300))
+
+
 def test_the_target_and_the_order_of_columns_do_not_matter(numbers: Trained) -> None:
     expected = workflow_lib.predict(numbers.runs[0], "houses.csv")
     frame = pandas.read_csv("houses.csv")[["age", "kind", "area"]].assign(more="x")
@@ -152,6 +165,10 @@ def test_the_target_and_the_order_of_columns_do_not_matter(numbers: Trained) -> 
     ("columns", "message"),
     [
         ({"kind": None}, r"has no column `kind`, from which the model predicts \(it needs: area, kind, age\)"),
+        (
+            {"kind": None, "age": None, "price": None, "area": "1;2"},
+            "its only column is `area`: it must have the delimiter",
+        ),
         ({"age": "old"}, r"line 2, column `age`: `old` is not a number, as all values were in the training"),
         ({"area": "1e+99"}, r"line 2, column `area`: 1e\+99 is too large"),
     ],
@@ -224,6 +241,7 @@ def test_csv_and_parquet_hold_the_same_predictions(numbers: Trained) -> None:
     [
         (["houses.csv", "--output", "x.json"], "--output x.json: allowed: a name that ends with .csv or .parquet"),
         (["houses.csv", "--output", "houses.csv"], "--output houses.csv: is the data, which is not overwritten"),
+        (["houses.csv", "--output", "houses.csv/x.csv"], "--output houses.csv/x.csv: no file can be written in "),
         (["none.csv", "--output", "x.csv"], "none.csv: there is no such file or folder"),
         (["houses.csv", "--output", "x.csv", "--batch-size", "0"], "--batch-size 0: allowed: 1 and more"),
         (["houses.csv", "--output", "x.csv", "--device", "tpu"], "--device: tpu"),

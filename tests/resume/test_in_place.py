@@ -10,6 +10,7 @@ import pytest
 
 from tests.resume.conftest import Fresh
 from tests.support.cases import IN_TRAINING, RANKS
+from tests.support.in_place import FORMATS, experiment
 from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED
 
 
@@ -57,6 +58,19 @@ def test_ranks_that_read_in_place_are_exact(fresh: Fresh, reference: Fresh, toke
         for signal, code in (("SIGKILL", FAILED), ("SIGTERM", STOPPED)):
             assert run.attempt({"point": place, "count": number, "signal": signal, "rank": ranks - 1}) == code, place
     assert run.verdict(reference(settings(tokens, ranks, in_memory=True))) == PASS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_formats_are_exact_too(
+    fresh: Fresh, reference: Fresh, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """`scripts/chaos formats` kills and stops at every point, with one, two and three ranks."""
+    folder = tmp_path_factory.getbasetemp() / "in-place"
+    run = fresh(experiment(folder, name, 2))
+    for place, number, signal in (("load", 1, "SIGKILL"), ("backward", 4, "SIGTERM"), ("fetch", 3, "SIGKILL")):
+        expected = STOPPED if signal == "SIGTERM" else FAILED
+        assert run.attempt({"point": place, "count": number, "signal": signal, "rank": 1}) == expected, place
+    assert run.verdict(reference(experiment(folder, name, 2, in_memory=True))) == PASS
 
 
 def test_a_file_that_is_damaged_during_a_training_ends_it_and_can_be_restored(

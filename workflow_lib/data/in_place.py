@@ -191,7 +191,10 @@ def draw(source: Source, data: config.Data) -> dict[str, SplitRows]:
     if max(map(len, source.targets.values()), default=0) <= MOST_DRAWN:
         return {name: SplitRows(source, part.origin, Rows.of(part.rows)) for name, part in assign(source, data).items()}
     if data.folds is not None:
-        raise ConfigError(f"data.folds: needs data of at most {MOST_DRAWN:,} rows; leave out data.folds (sweep.folds)")
+        raise ConfigError(
+            f"data.folds: folds are drawn row by row, and of data read in place only for up to {MOST_DRAWN:,} rows: "
+            "splits of more are runs of neighbouring rows. Leave out data.folds (sweep.folds)"
+        )
     for name, targets in source.targets.items():
         checked_targets(source, name, targets[Rows(np.array([[0, len(targets)]])).spaced(MOST_DRAWN)])
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}

@@ -1,7 +1,7 @@
 """The table of samples beside a manifest: `<data id>.splits.csv` says which row or file is which sample of which split.
 
 A line has the split, the number of the sample in it, and the columns that name the sample, such as `row` or `file`. Of
-data that is read in place, a line has a run of consecutive rows, since there can be billions.
+large data that is read in place, a line has a run of consecutive rows, since there can be billions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 1 << 23  # samples; a table of more would be larger than many data sets
+MOST_LISTED = 1 << 20  # samples of data that is read in place; the table is small beside the data
 CHUNK_ROWS = 4096
 RUNS = ("split", "sample", "of", "row", "rows")  # columns of data that is read in place
 
@@ -48,8 +49,10 @@ def write_names(path: Path, source: Source, parts: Mapping[str, Part]) -> str:
     return _write(path, _lines(source, parts))
 
 
-def write_runs(path: Path, splits: Mapping[str, SplitRows]) -> str:
-    """Write the table of data that is read in place, and return its digest."""
+def write_names_in_place(path: Path, source: Source, splits: Mapping[str, SplitRows]) -> str:
+    """Write the table of data that is read in place, and return its digest: a line for each sample, or for each run."""
+    if source.sample_names is not None and sum(map(len, splits.values())) <= MOST_LISTED:
+        return _write(path, _lines(source, splits))
 
     def lines() -> Iterator[Sequence[Any]]:
         yield RUNS
@@ -71,11 +74,11 @@ def _write(path: Path, lines: Iterator[Sequence[Any]]) -> str:
     return file_digest(path)
 
 
-def _lines(source: Source, parts: Mapping[str, Part]) -> Iterator[Sequence[Any]]:
+def _lines(source: Source, parts: Mapping[str, Part] | Mapping[str, SplitRows]) -> Iterator[Sequence[Any]]:
     header: tuple[str, ...] = ()
     for split, part in parts.items():
         for start in range(0, len(part.rows), CHUNK_ROWS):
-            rows = part.rows[start : start + CHUNK_ROWS]
+            rows = part.rows[np.arange(start, min(start + CHUNK_ROWS, len(part.rows)))]
             columns = source.names_of(part.origin, rows)
             if not header:
                 header = tuple(columns)
@@ -97,7 +100,11 @@ def names_of_split(path: Path, manifest: Manifest, split: str) -> dict[str, list
     """
     table = names_file(path)
     if not manifest.names:
-        log.info("%s: the samples have no names here: the data was prepared by an older version, or is too large", path)
+        log.info(
+            "%s: predictions.csv has no names of rows or files: the data is too large, or an older version prepared "
+            "it; snakemake --forcerun preprocess writes them",
+            path,
+        )
         return None
     if not table.is_file() or file_digest(table) != manifest.names:
         raise DataError(

@@ -19,7 +19,7 @@ from workflow_lib import config, plan, plugins
 from workflow_lib.data import in_place
 from workflow_lib.data.copies import check_copies
 from workflow_lib.data.manifest import Manifest
-from workflow_lib.data.names import names_file, write_names, write_runs
+from workflow_lib.data.names import names_file, write_names, write_names_in_place
 from workflow_lib.data.opening import checked, opened
 from workflow_lib.data.prefetch import prefetch
 from workflow_lib.data.rare_classes import apply_min_class_count
@@ -149,7 +149,7 @@ def _prepare_in_place(
     folder = layout.store_dir(work, manifest.store)
     with _lock(folder):
         in_place.write_index(folder, manifest, arrays)
-        names = "" if output is None else write_runs(names_file(output), splits)
+        names = "" if output is None else write_names_in_place(names_file(output), source, splits)
         _save(manifest, names, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())
     log.info("%s: %s; %s", data.name, counts, folder)

@@ -49,8 +49,10 @@ class Tally:
         has_categories = [bool(feature.categories) for feature in source.features] or [False] * len(mean)
         target_mean, target_std = self.target_moments.mean_and_std(1.0)
         # For a table, the data set has already warned about constant columns by name.
-        if constant := [] if source.features else self.moments.constant_channels():
-            log.warning("channels %s of the inputs never vary in train", ", ".join(map(str, constant[:20])))
+        is_told = source.features and source.mapped is None
+        if constant := [] if is_told else self.moments.constant_channels():
+            named = [f"`{source.features[number].name}`" if source.features else str(number) for number in constant]
+            log.warning("channels %s of the inputs never vary in train", ", ".join(named[:20]))
         if source.kind == "masks" and (absent := np.flatnonzero(self.counts["train"] == 0)).size:
             names = ", ".join(f"`{source.classes[number]}`" for number in absent[:20])
             log.warning("no pixel of train is %s: the model cannot learn it", names)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from workflow_lib.errors import DataError
 
 SUFFIXES = (".arrow", ".parquet", ".pq")
 MAGIC = b"ARROW1"
+ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")  # of a stream: now, and before version 0.15
 HELD_GROUPS = 4  # decoded row groups of Parquet files in memory
 Batch = Any  # pyarrow.RecordBatch or pyarrow.Table
+Where: TypeAlias = Callable[[int], str]  # names a row of a batch
 
 
 def pyarrow() -> Any:
@@ -53,6 +56,45 @@ def index_batches(paths: Sequence[Path], columns: Sequence[str]) -> dict[str, np
     return dict(zip(("file", "place", "bytes", "rows"), values.T.copy(), strict=True))
 
 
+def saved_files(path: Path, files: Iterable[Path]) -> list[Path]:
+    """Return the files without those that a data set of Hugging Face, saved to disk, does not list, such as caches.
+
+    Raises DataError if a file or split that it lists is missing, or if it has a selection of its rows.
+    """
+    found, listed = [], dict[Path, set[str] | None]()
+    for file in files:
+        if file.parent not in listed:
+            listed[file.parent] = _listed(file.parent)
+        names = listed[file.parent]
+        if names is None or file.name in names:
+            found.append(file)
+    splits = _read_json(path / "dataset_dict.json").get("splits", [])
+    if missing := [split for split in splits if not (path / split).is_dir()]:
+        raise DataError(f"{path}: has no folder `{missing[0]}`, which its dataset_dict.json lists")
+    return found
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """Return the names of the files of a data set that `save_to_disk` wrote into the folder; None if it did not."""
+    state = _read_json(folder / "state.json")
+    if state.get("_indices_data_files"):
+        raise DataError(f"{folder}: has a selection of its rows; save it after `flatten_indices()`")
+    names = {str(file["filename"]) for file in state.get("_data_files", ())}
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
+        raise DataError(f"{folder / missing[0]}: is missing; the state.json beside it lists it")
+    return names or None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error})") from error
+    return found if isinstance(found, dict) else {}
+
+
 def checked_schema(path: Path, columns: Sequence[str]) -> Any:
     """Return the schema of a file, from its header. Raises DataError if it cannot be read or lacks a column."""
     with _readable(path):
@@ -67,7 +109,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow().ArrowException, OSError, EOFError, StopIteration) as error:
-        raise DataError(f"{path}: not a readable {path.suffix} file: {error}") from error
+        raise DataError(f"{path}: not a readable {path.suffix} file: {str(error) or 'it ends too early'}") from error
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
@@ -98,10 +140,21 @@ def _arrow_batches(path: Path) -> tuple[Any, list[tuple[int, int, int]]]:
             try:
                 message = messages.read_next_message()
             except StopIteration:
+                _check_end(path, begin)
                 return schema, found
             if message.type == "record batch":
                 rows = package.ipc.read_record_batch(message, schema).num_rows
                 found.append((begin, file.tell() - begin, rows))
+
+
+def _check_end(path: Path, begin: int) -> None:
+    """Raise DataError unless the batches end with the mark of a stream, and a file with that of a file."""
+    with path.open("rb") as file:
+        is_file = file.read(len(MAGIC)) == MAGIC
+        file.seek(begin)
+        rest = file.read()
+    if not rest.startswith(ENDS) or (is_file and not rest.endswith(MAGIC)):
+        raise DataError(f"{path}: ends without the mark of its end: it is incomplete; write it again")
 
 
 def _parquet_batches(path: Path) -> tuple[Any, list[tuple[int, int, int]]]:
@@ -129,6 +182,8 @@ class Table:
     def __init__(self, files: MappedFiles, first: int, index: Mapping[str, np.ndarray], columns: Sequence[str]) -> None:
         self._files, self._first, self._index, self._columns = files, first, index, list(columns)
         self._ends = np.cumsum(index["rows"])
+        firsts = np.searchsorted(index["file"], np.arange(len(files.paths) - first))  # batch of each file
+        self._begins = np.append(0, self._ends)[firsts]  # rows before each file
         self._schemas: dict[int, Any] = {}
         self._held: OrderedDict[int, Batch] = OrderedDict()
         self._lock = threading.Lock()
@@ -136,23 +191,38 @@ class Table:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield all batches in order."""
-        return (self._batch(number) for number in range(len(self._ends)))
+    def batches(self) -> Iterator[tuple[Batch, Where]]:
+        """Yield all batches in order, and a function that names their rows."""
+        return ((self._batch(number), self._where(number)) for number in range(len(self._ends)))
 
     def metadata(self) -> dict[bytes, bytes]:
         """Return the metadata of the schema of the first file."""
         found: dict[bytes, bytes] = self._schema(self._first).metadata or {}
         return found
 
-    def parts(self, rows: np.ndarray) -> Iterator[tuple[Batch, list[int]]]:
-        """Yield each batch that has some of the ascending rows, and the numbers of these in it."""
+    def places(self, rows: np.ndarray) -> tuple[list[Path], np.ndarray]:
+        """Return the file of each row, and its number in the file, from 0."""
+        number = np.searchsorted(self._ends, rows, side="right")
+        files = self._index["file"][number]
+        return [self._files.paths[self._first + file] for file in files.tolist()], rows - self._begins[files]
+
+    def where(self, row: int) -> str:
+        """Return the place of a row for messages."""
+        (path,), (number,) = self.places(np.array([row]))
+        return f"{path}, row {number}"
+
+    def _where(self, number: int) -> Where:
+        begin = int(self._ends[number] - self._index["rows"][number])
+        return lambda place: self.where(begin + place)
+
+    def parts(self, rows: np.ndarray) -> Iterator[tuple[Batch, list[int], Where]]:
+        """Yield each batch that has some of the ascending rows, their numbers in it, and a function that names them."""
         batch_of = np.searchsorted(self._ends, rows, side="right")
         for group in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(batch_of)) + 1):
             if len(group):
                 number = int(batch_of[group[0]])
                 begin = int(self._ends[number] - self._index["rows"][number])
-                yield self._batch(number), (rows[group] - begin).tolist()
+                yield self._batch(number), (rows[group] - begin).tolist(), self._where(number)
 
     def _batch(self, number: int) -> Batch:
         file = self._first + int(self._index["file"][number])
@@ -165,11 +235,8 @@ class Table:
             batch = package.ipc.read_record_batch(message, self._schema(file)).select(self._columns)
         for name in self._columns:
             if batch.column(name).null_count:
-                begin = int(self._ends[number] - self._index["rows"][number])
                 row = next(row for row, is_null in enumerate(batch.column(name).is_null().to_pylist()) if is_null)
-                raise DataError(
-                    f"{self._files.paths[file]}: `{name}` is null in row {begin + row} of the split; remove such rows"
-                )
+                raise DataError(f"{self._where(number)(row)}: `{name}` is null; remove such rows")
         return batch
 
     def _schema(self, file: int) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from workflow_lib.datasets._arrow_files import Batch, Table, pyarrow
-from workflow_lib.datasets._bpe import Tokenizer, tokenizer_for
+from workflow_lib.datasets._arrow_files import Batch, Table, Where, pyarrow
+from workflow_lib.datasets._bpe import Tokenizer, token_names, tokenizer_for
 from workflow_lib.errors import DataError
 
 ROWS_AT_ONCE = 256  # tokenised together
-Encode = Callable[[Batch, Sequence[int]], list[np.ndarray]]
+Encode = Callable[[Batch, Sequence[int], Where], list[np.ndarray]]
 
 
 def encoder(
@@ -21,15 +21,17 @@ def encoder(
 ) -> tuple[Encode, tuple[str, ...], str]:
     """Return a function that gives the tokens of rows, the names of the tokens, and the content of the tokenizer."""
     if params.tokens:
-        return _tokens_of(params), tuple(map(str, range(params.vocabulary))), ""
+        is_new = not any(name.endswith(".ends") for name in arrays)
+        path = root / params.tokenizer if params.tokenizer is not None and is_new else None
+        return _tokens_of(params), token_names(path, params.vocabulary), ""
     if "tokenizer" in arrays:
         tokenizer = Tokenizer(bytes(arrays["tokenizer"]).decode(), params.bpe.mark, "the stored tokenizer")
     else:
-        texts = (text for batch in tables["train"].batches() for text in (*_texts(batch, params.text, None), "\n"))
+        texts = (text for batch, _ in tables["train"].batches() for text in (*_texts(batch, params.text, None), "\n"))
         tokenizer = tokenizer_for(params.bpe, root, texts)
         arrays["tokenizer"] = np.frombuffer(tokenizer.content.encode(), np.uint8)
 
-    def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
+    def encode(batch: Batch, places: Sequence[int], where: Where) -> list[np.ndarray]:
         encoded = tokenizer.encode(_texts(batch, params.text, places))
         return [np.array([*tokens, tokenizer.mark], np.int32) for tokens in encoded]
 
@@ -62,19 +64,19 @@ def check_tokens(name: str, kind: Any) -> None:
 def _tokens_of(params: Any) -> Encode:
     end = [] if params.separator is None else [params.separator]
 
-    def encode(batch: Batch, places: Sequence[int]) -> list[np.ndarray]:
+    def encode(batch: Batch, places: Sequence[int], where: Where) -> list[np.ndarray]:
         column = batch.column(params.tokens)
         check_tokens(params.tokens, column.type)
         found = []
         for place in places:
             values = column[place].values
             if values.null_count:
-                raise DataError(f"`{params.tokens}` has a null inside of a list; remove it")
+                raise DataError(f"{where(place)}: `{params.tokens}` has a null inside of a list; remove it")
             tokens = np.asarray(values).astype(np.int64)
             if len(tokens) and not (tokens.min() >= 0 and tokens.max() < params.vocabulary):
                 wrong = tokens[(tokens < 0) | (tokens >= params.vocabulary)][0]
                 raise DataError(
-                    f"`{params.tokens}` has the token {wrong}; allowed with data.params.vocabulary = "
+                    f"{where(place)}: `{params.tokens}` has the token {wrong}; allowed with data.params.vocabulary = "
                     f"{params.vocabulary}: 0 to {params.vocabulary - 1}"
                 )
             found.append(np.append(tokens, end).astype(np.int32))
@@ -95,9 +97,12 @@ class Windows:
         """Return the number of tokens up to the end of each row."""
         sizes = [
             np.array(
-                [len(tokens) for tokens in self._encode(batch, range(start, min(start + ROWS_AT_ONCE, batch.num_rows)))]
+                [
+                    len(tokens)
+                    for tokens in self._encode(batch, range(start, min(start + ROWS_AT_ONCE, batch.num_rows)), where)
+                ]
             )
-            for batch in self._table.batches()
+            for batch, where in self._table.batches()
             for start in range(0, batch.num_rows, ROWS_AT_ONCE)
         ]
         return np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), dtype=np.int64)
@@ -130,7 +135,7 @@ class Windows:
         """Return the tokens from start to stop."""
         first, last = np.searchsorted(self._ends, (start, stop - 1), side="right").tolist()
         parts = self._table.parts(np.arange(first, last + 1))
-        tokens = np.concatenate([tokens for batch, places in parts for tokens in self._encode(batch, places)])
+        tokens = np.concatenate([tokens for part in parts for tokens in self._encode(*part)])
         begin = start - (int(self._ends[first - 1]) if first else 0)
         return tokens[begin : begin + stop - start]
 
@@ -138,16 +143,26 @@ class Windows:
         more = int(self._ends[-1]) - self._context - 1 if len(self._ends) else -1
         return 1 + -(-more // self._stride) if more >= 0 else 0
 
+    def _starts(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of the first token of each window."""
+        return np.minimum(rows * self._stride, int(self._ends[-1]) - 1 - self._context)
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row in which each window begins, and the number of its first token there."""
+        starts = self._starts(rows)
+        first = np.searchsorted(self._ends, starts, side="right")
+        return first, starts - np.append(0, self._ends)[first]
+
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the tokens of these windows, int32 [windows, context + 1]."""
-        starts = np.minimum(rows * self._stride, int(self._ends[-1]) - 1 - self._context)
+        starts = self._starts(rows)
         first = np.searchsorted(self._ends, starts, side="right")
         last = np.searchsorted(self._ends, starts + self._context, side="right")
         needed = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
         texts = dict(
             zip(
                 needed.tolist(),
-                (tokens for batch, places in self._table.parts(needed) for tokens in self._encode(batch, places)),
+                (tokens for part in self._table.parts(needed) for tokens in self._encode(*part)),
                 strict=True,
             )
         )

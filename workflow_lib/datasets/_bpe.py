@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
+from workflow_lib.plugins.section import reject_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,12 @@ class _Bpe(Section):
     vocabulary: int = Field(8192, ge=258, le=1 << 24, description="number of tokens of a tokenizer that is trained")
     min_frequency: int = Field(2, ge=1, description="how often a pair must occur to become a token")
     special: tuple[str, ...] = Field((), description="further tokens that text is never split within, such as <pad>")
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if self.path is not None:
+            reject_unused(self, ("vocabulary", "min_frequency", "special"), "training a tokenizer (path: null)")
+        return self
 
 
 class Bpe(_Bpe):
@@ -61,7 +68,9 @@ class Mark(NamedTuple):
 class Tokenizer:
     """A tokenizer from the content of a tokenizer.json, with the number of its mark."""
 
-    def __init__(self, content: str, mark: Mark, where: str) -> None:
+    mark: int
+
+    def __init__(self, content: str, mark: Mark | None, where: str) -> None:
         self.content = content
         try:
             self._tokenizer = _package().Tokenizer.from_str(content)
@@ -70,12 +79,16 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.size: int = self._tokenizer.get_vocab_size()
-        found = self._tokenizer.token_to_id(mark.name)
+        if mark is not None:
+            self.mark = self._number_of(mark, where)
+
+    def _number_of(self, mark: Mark, where: str) -> int:
+        found: int | None = self._tokenizer.token_to_id(mark.name)
         if found is None:
             special = sorted(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
             known = f"; its special tokens are {', '.join(special[:20])}" if special else ""
             raise DataError(f"{where}: has no token `{mark.name}` {mark.use} (bpe.{mark.setting}){known}")
-        self.mark: int = found
+        return found
 
     def names(self) -> tuple[str, ...]:
         """Return a readable and unique name for each token: its text, or as the tokenizer writes it."""
@@ -102,6 +115,14 @@ class Tokenizer:
 
         for piece in _pieces(blocks):
             yield np.array(self.encode([piece])[0], np.int32)
+
+
+def token_names(path: Path | None, vocabulary: int) -> tuple[str, ...]:
+    """Return a name for each token: that of the tokenizer at the path, or its number."""
+    names = () if path is None else Tokenizer(load(path), None, str(path)).names()
+    if len(names) > vocabulary:
+        raise DataError(f"{path}: has {len(names)} tokens, more than data.params.vocabulary = {vocabulary}")
+    return names + tuple(f"<{number}>" if names else str(number) for number in range(len(names), vocabulary))
 
 
 def train(texts: Iterable[str], settings: Bpe | PaddedBpe) -> str:

@@ -34,6 +34,11 @@ def entries(folder: Path) -> list[Path]:
     return found
 
 
+def name_below(path: Path, base: Path) -> str:
+    """Return the name of a file of a folder, with those of the folders between; of a single file, its own name."""
+    return path.name if path == base else path.relative_to(base).as_posix()
+
+
 def files_below(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield every file in the folder, at any depth. Raises DataError for a broken link or a link to a parent folder."""
     real = folder.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,4 +85,9 @@ def decode(content: bytes | memoryview, name: str, settings: ImageSettings) -> A
                 upright = Image.alpha_composite(ground, upright.convert("RGBA"))
             return upright.convert("RGB" if settings.channels == "rgb" else "L")
     except Exception as error:  # decoders do not document what they raise on damage
-        raise DataError(f"{name}: not a readable PNG or JPEG image ({error or type(error).__name__})") from error
+        raise DataError(f"{name}: not a readable PNG or JPEG image ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the text of an error of a decoder, without the name of the buffer that it read."""
+    return re.sub(r"( file)? <_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.data import merged_in_float32
+from workflow_lib.data.source import numbering_hint
 from workflow_lib.errors import DataError
 
 MOST_CLASSES = 100_000
 
 
-def to_index(values: Mapping[str, Sequence[Any]], kind: str, classes: Sequence[str]) -> dict[str, np.ndarray]:
+def to_index(
+    values: Mapping[str, Sequence[Any]], kind: str, classes: Sequence[str], where: Callable[[str, int], str]
+) -> dict[str, np.ndarray]:
     """Return arrays with the targets of each split and, for classes, their names.
 
-    Classes are whole numbers from 0, or names. Raises DataError for a label that is neither, or not in `classes`.
+    Classes are whole numbers from 0, or names. Raises DataError for a label that is neither, or not in `classes`;
+    `where(split, row)` names its place.
     """
+    if empty := [split for split, labels in values.items() if not len(labels)]:
+        raise DataError(f"{empty[0]} has no sample")
     if kind == "regression":
-        return {f"{split}.targets": _numbers(split, labels) for split, labels in values.items()}
+        return {f"{split}.targets": _numbers(split, labels, where) for split, labels in values.items()}
+    values = {split: _whole(split, labels, where) for split, labels in values.items()}
     names = list(classes) or _names(values["train"])
     number_of = {name: number for number, name in enumerate(names)}
     found = {}
@@ -33,7 +40,7 @@ def to_index(values: Mapping[str, Sequence[Any]], kind: str, classes: Sequence[s
             row = numbers.index(None)
             wrong = labels[row].item() if isinstance(labels, np.ndarray) else labels[row]
             some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise DataError(f"the target in row {row} of `{split}` is {wrong!r}; allowed: {some} (data.params.classes)")
+            raise DataError(f"{where(split, row)}: the target is {wrong!r}; allowed: {some} (data.params.classes)")
         found[f"{split}.targets"] = np.array(numbers, np.int64)
     text = "\0".join(names).encode()
     return found | {"classes": np.frombuffer(text, np.uint8)}
@@ -46,12 +53,36 @@ def from_index(index: Mapping[str, np.ndarray], splits: Iterable[str]) -> tuple[
     return targets, tuple(names)
 
 
-def _numbers(split: str, labels: Sequence[Any]) -> np.ndarray:
-    if not isinstance(labels, np.ndarray):
+def _whole(split: str, labels: Sequence[Any], where: Callable[[str, int], str]) -> Sequence[Any]:
+    """Return the labels, whole numbers as integers. Raises DataError for a fraction or a negative number."""
+    is_array = isinstance(labels, np.ndarray)
+    given = labels if is_array else [label if isinstance(label, int | float) else 0 for label in labels]
+    numbers = np.asarray(given, np.float64)
+    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0) & (np.floor(numbers) == numbers)))
+    if len(bad):
+        hint = numbering_hint(numbers)
+        raise DataError(
+            f"{where(split, int(bad[0]))}: the target is {numbers[bad[0]]:g}; allowed for a class: a whole number from "
+            f"0, or a name{f'; {hint}' if hint else ''}"
+        )
+    if isinstance(labels, np.ndarray):
+        return labels.astype(np.int64)
+    return [int(label) if isinstance(label, float) else label for label in labels]
+
+
+def _numbers(split: str, labels: Sequence[Any], where: Callable[[str, int], str]) -> np.ndarray:
+    if isinstance(labels, np.ndarray):
+        numbers = labels.astype(np.float64)
+    else:
+        numbers = np.empty(len(labels))
         for row, label in enumerate(labels):
-            if isinstance(label, bool) or not isinstance(label, int | float):
-                raise DataError(f"the target in row {row} of `{split}` is {label!r}, not a number")
-    numbers = np.asarray(labels, np.float64)
+            try:
+                numbers[row] = float(label)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{where(split, row)}: the target is {label!r}, not a number") from error
+    if not np.isfinite(numbers).all():
+        row = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise DataError(f"{where(split, row)}: the target is {numbers[row]}; every sample needs a finite target")
     if (merged := merged_in_float32(numbers, tolerance=0.05)) is not None:
         raise DataError(
             f"the targets {merged[0]!r} and {merged[1]!r} of `{split}` are equal in float32, in which models compute; "

@@ -56,6 +56,8 @@ def check_usable(table: Table, name: str, needed: Sequence[str]) -> None:
     if name not in table.columns:
         near = difflib.get_close_matches(name, table.columns, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
+        if len(table.columns) == 1 and needed[1:]:
+            hint = f"; its only column is `{table.columns[0]:.60}`: it must have the delimiter of the training"
         raise DataError(
             f"{table.path}: has no column `{name}`, from which the model predicts{hint} (it needs: {', '.join(needed)})"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from workflow_lib.data import SPLITS
@@ -13,10 +13,13 @@ from workflow_lib.errors import DataError
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def files_of_splits(path: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+def files_of_splits(
+    path: Path, suffixes: Collection[str], rejected: Mapping[str, str] | None = None
+) -> dict[str, list[Path]]:
     """Return the files with these suffixes of each split, sorted by path; a file or folder without splits is train.
 
-    Raises DataError if there is no such file, or some but not all of the files name a split.
+    Raises DataError if there is no such file, if some but not all of the files name a split, or for a file with the
+    end of a name in `rejected`, which has the reason.
     """
     allowed = ", ".join(sorted(suffixes))
     if path.is_file():
@@ -31,9 +34,9 @@ def files_of_splits(path: Path, suffixes: Collection[str]) -> dict[str, list[Pat
         for folder, split in folders.items():
             if split is None:
                 raise DataError(f"{folder}: is not a split, but beside folders of splits; move it")
-            found.setdefault(split, []).extend(file for file in files_below(folder) if file.suffix in suffixes)
+            found.setdefault(split, []).extend(_named(files_below(folder), suffixes, rejected or {}))
     else:
-        files = [file for file in files_below(path) if file.suffix in suffixes]
+        files = _named(files_below(path), suffixes, rejected or {})
         splits = {file: NAMES.get(re.split(r"[-_.]", file.name)[0]) for file in files}
         if any(splits.values()) and (others := [file for file, split in splits.items() if split is None]):
             raise DataError(f"{others[0]}: its name does not begin with train, val or test, as those of other files do")
@@ -44,6 +47,19 @@ def files_of_splits(path: Path, suffixes: Collection[str]) -> dict[str, list[Pat
     if empty := [split for split, files in found.items() if not files]:
         raise DataError(f"{path}: the split {empty[0]} has no file named {allowed}")
     return {split: found[split] for split in SPLITS if split in found}
+
+
+def _named(files: Iterable[Path], suffixes: Collection[str], rejected: Mapping[str, str]) -> list[Path]:
+    """Return the files with these suffixes. Raises DataError for a file that would be overlooked by mistake."""
+    found = []
+    for file in files:
+        if file.suffix in suffixes:
+            found.append(file)
+        elif file.suffix.lower() in suffixes:
+            raise DataError(f"{file}: write `{file.suffix}` in small letters, or move the file")
+        elif reason := next((why for end, why in rejected.items() if file.name.lower().endswith(end)), ""):
+            raise DataError(f"{file}: {reason}")
+    return found
 
 
 def new_files(path: Path, suffixes: Collection[str]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tarfile
 from array import array
@@ -42,6 +43,12 @@ def check_first(path: Path, target: str, key: str | None) -> None:
         raise DataError(f"{path}: has no sample: an image ({', '.join(IMAGES)}) and a file with its target")
 
 
+@functools.lru_cache(maxsize=1)  # rows are named in the order of the files
+def names_of(path: Path, state: object) -> dict[int, str]:
+    """Return the name of the sample of each image in a tar file in this state, by the first byte of the image."""
+    return {start: name for name, extension, start, _ in _members(path) if extension in IMAGES}
+
+
 def images_of(path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield the name, first byte and size of each image in a tar file; other files of its sample do not matter."""
     before = ""
@@ -66,7 +73,7 @@ def _samples(path: Path, target: str, key: str | None) -> Iterator[tuple[tuple[i
                     there = ", ".join(sorted(members))
                     raise DataError(
                         f"{path}: the sample `{current}` has the files {there}; allowed: one image "
-                        f"({', '.join(IMAGES)}) and its target, {target} (data.params.target)"
+                        f"({', '.join(IMAGES)}) and its target, {target} (data.params.target), as neighbours"
                     )
                 first, length = members[target]
                 file.seek(first)
@@ -84,7 +91,9 @@ def _members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
+            end = 0
             while (member := tar.next()) is not None:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 tar.members = []  # type: ignore[attr-defined]  # otherwise the list of all members stays in memory
                 folder, _, name = member.name.rpartition("/")
                 key, _, extension = name.partition(".")
@@ -94,6 +103,10 @@ def _members(path: Path) -> Iterator[Member]:
                     if member.offset_data + member.size > size:
                         raise DataError(f"{path}: ends before `{member.name}` does: it is incomplete")
                     yield f"{folder}/{key}" if folder else key, extension.lower(), member.offset_data, member.size
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(f"{path}: has no mark of its end at byte {end}: it is incomplete or damaged")
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path}: is not an uncompressed tar file, or damaged ({error}); decompress it") from error
 

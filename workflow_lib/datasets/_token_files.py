@@ -14,6 +14,8 @@ from workflow_lib.datasets._splits import files_of_splits
 from workflow_lib.errors import DataError
 
 SUFFIXES = (".bin", ".npy")
+MEGATRON, MEGATRON_HEADER = b"MMIDIDX\0\0", 18  # of an .idx file: this, 8 bytes of a version, and the type
+MEGATRON_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
 BLOCK_TOKENS = 1 << 22  # searched at once for separators
 
 
@@ -154,6 +156,7 @@ def token_file(path: Path, dtype: str) -> TokenFile:
     size = path.stat().st_size
     if path.suffix == ".npy":
         return _npy_file(path, size)
+    _check_index(path.with_suffix(".idx"), dtype)
     kind = np.dtype(dtype).newbyteorder("<")
     if size % kind.itemsize:
         raise DataError(
@@ -161,6 +164,19 @@ def token_file(path: Path, dtype: str) -> TokenFile:
             "incomplete, or data.params.dtype is not its type"
         )
     return TokenFile(path, kind, 0, size // kind.itemsize)
+
+
+def _check_index(path: Path, dtype: str) -> None:
+    """Raise DataError if an index of Megatron-LM beside a .bin file says that its tokens have another type."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(MEGATRON_HEADER)
+    except FileNotFoundError:
+        return
+    if not header.startswith(MEGATRON) or len(header) < MEGATRON_HEADER:
+        return
+    if (kind := MEGATRON_TYPES.get(header[-1], "unknown")) != dtype:
+        raise DataError(f"{path}: says that its tokens are {kind}, but data.params.dtype is {dtype}")
 
 
 def _npy_file(path: Path, size: int) -> TokenFile:

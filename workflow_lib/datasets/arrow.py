@@ -5,18 +5,19 @@ Also data sets of Hugging Face that `save_to_disk` has written. Folders or first
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.datasets._bpe import Bpe
 from workflow_lib.datasets._images import ImageSettings
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Task
+from workflow_lib.plugins.section import NOT_IDENTITY, reject_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from workflow_lib.data import Inputs, Manifest, Source
     from workflow_lib.data.inputs import Named
     from workflow_lib.datasets._arrow_files import Table
+
+    SampleNames = Callable[[str, np.ndarray], Mapping[str, Any]]
 
 PASSAGE = 16  # contexts: this much text is never divided between splits that are drawn
 
@@ -43,7 +46,28 @@ class Params(ImageSettings):
     stride: int | None = Field(None, ge=1, description="tokens from one window to the next; null: context")
     vocabulary: int | None = Field(None, ge=2, le=1 << 31, description="number of different tokens, with `tokens`")
     separator: int | None = Field(None, ge=0, description="token to add after each row, with `tokens`")
+    tokenizer: Path | None = Field(
+        None,
+        description="tokenizer.json, or a folder of save_pretrained: names of `tokens` for the report; null: numbers",
+        json_schema_extra=NOT_IDENTITY,
+    )
     bpe: Bpe = Field(Bpe(), description="tokenizer of the texts")
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if not self.text:
+            reject_unused(self, ("bpe",), "text")
+        if not self.tokens:
+            reject_unused(self, ("tokenizer",), "tokens")
+        if not (self.text or self.tokens):
+            reject_unused(self, ("context", "stride"), "text or tokens")
+        if not self.image:
+            reject_unused(self, ("size", "channels", "background", "resize"), "image")
+        if not self.target:
+            reject_unused(self, ("kind", "classes"), "target")
+        if self.kind == "regression":
+            reject_unused(self, ("classes",), "kind: classification")
+        return self
 
 
 def task(params: Params) -> Task:
@@ -62,24 +86,43 @@ def known(params: Params) -> DatasetFacts:
 
 def look(params: Params, root: Path) -> DatasetFacts:
     """Return facts from the headers of the first file of each split. Raises DataError for columns that do not fit."""
-    from workflow_lib.datasets._arrow_columns import check_images, check_numbers, class_names
-    from workflow_lib.datasets._arrow_files import SUFFIXES, checked_schema
-    from workflow_lib.datasets._arrow_texts import check_texts, check_tokens
-    from workflow_lib.datasets._splits import files_of_splits
+    from workflow_lib.datasets._arrow_columns import class_names
 
-    columns, facts = _columns(params), known(params)
-    checks = {params.text: check_texts, params.tokens: check_tokens, params.image: check_images}
-    for split, paths in files_of_splits(root / params.path, SUFFIXES).items():
-        schema = checked_schema(paths[0], columns)
-        for name in columns[:-1] if params.target else columns:
-            try:
-                checks.get(name, check_numbers)(name, schema.field(name).type)
-            except DataError as error:
-                raise DataError(f"{paths[0]}: {error}") from error
+    facts = known(params)
+    for split, paths in _files(params, root).items():
+        schema = _checked(params, paths[0])
         if split == "train" and params.target and params.kind == "classification":
             names = params.classes or class_names(schema.metadata or {}, params.target)
             facts = replace(facts, classes=len(names) or None)
     return facts
+
+
+def _files(params: Params, root: Path) -> dict[str, list[Path]]:
+    """Return the files of each split."""
+    from workflow_lib.datasets._arrow_files import SUFFIXES, saved_files
+    from workflow_lib.datasets._splits import files_of_splits
+
+    path = root / params.path
+    return {split: saved_files(path, files) for split, files in files_of_splits(path, SUFFIXES).items()}
+
+
+def _checked(params: Params, path: Path) -> Any:
+    """Return the schema of a file. Raises DataError for columns that are missing or do not fit."""
+    from workflow_lib.datasets._arrow_columns import check_images, check_numbers, check_target
+    from workflow_lib.datasets._arrow_files import checked_schema
+    from workflow_lib.datasets._arrow_texts import check_texts, check_tokens
+
+    columns = _columns(params)
+    schema = checked_schema(path, columns)
+    checks = {params.text: check_texts, params.tokens: check_tokens, params.image: check_images}
+    try:
+        for name in columns[:-1] if params.target else columns:
+            checks.get(name, check_numbers)(name, schema.field(name).type)
+        if params.target:
+            check_target(params.target, schema.field(params.target).type, params.kind)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return schema
 
 
 def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | None = None) -> Source:
@@ -87,16 +130,17 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
     import numpy as np
 
     from workflow_lib.data import MappedFiles
-    from workflow_lib.datasets._arrow_files import SUFFIXES, Table, index_batches
-    from workflow_lib.datasets._splits import files_of_splits
+    from workflow_lib.datasets._arrow_files import Table, index_batches
 
     columns = _columns(params)
-    found = files_of_splits(root / params.path, SUFFIXES)
+    found = _files(params, root)
     mapped = MappedFiles([path for paths in found.values() for path in paths])
     firsts = np.cumsum([0, *map(len, found.values())]).tolist()
     arrays = dict(index or {})
     tables: dict[str, Table] = {}
     every = [path for paths in found.values() for path in paths]
+    if index is None:
+        _checked(params, every[0])  # all others must be like it
     batches = index_batches(every, columns) if index is None else {}
     for number, split in enumerate(found):
         if index is None:
@@ -106,7 +150,21 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         own = {name: arrays[f"{split}.{name}"] for name in ("file", "place", "bytes", "rows")}
         tables[split] = Table(mapped, firsts[number], own, columns)
     make = _language if task(params) == "language" else _samples
-    return replace(make(params, root, tables, arrays), mapped=mapped, is_thread_safe=True, close=mapped.close)
+    source = make(params, root, tables, arrays)
+    named = _names(root / params.path, tables, source.sample_names)
+    return replace(source, mapped=mapped, sample_names=named, is_thread_safe=True, close=mapped.close)
+
+
+def _names(base: Path, tables: Mapping[str, Table], rows_of: SampleNames | None) -> SampleNames:
+    """Return a function that names samples by file and row; `rows_of` gives the row in which each sample begins."""
+    from workflow_lib.datasets._folder import name_below
+
+    def named(split: str, samples: np.ndarray) -> dict[str, Any]:
+        columns = {"row": samples} if rows_of is None else dict(rows_of(split, samples))
+        paths, columns["row"] = tables[split].places(columns["row"])
+        return {"file": [name_below(path, base) for path in paths], **columns}
+
+    return named
 
 
 def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
@@ -115,10 +173,12 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
     The files need the columns of the inputs only. The rows of a file of texts follow each other, as in the training.
     """
     from workflow_lib.data import Inputs, MappedFiles
-    from workflow_lib.datasets._arrow_files import SUFFIXES, Table, index_batches
+    from workflow_lib.datasets._arrow_files import SUFFIXES, Table, index_batches, saved_files
     from workflow_lib.datasets._splits import new_files
 
-    files = new_files(path, SUFFIXES)
+    found = new_files(path, SUFFIXES)
+    saved = set(saved_files(path, found.values()))
+    files = {name: file for name, file in found.items() if file in saved}
     columns = _columns(params)[: -1 if params.target else None]
     parts = _new_passages if task(params) == "language" else _new_samples
 
@@ -144,8 +204,8 @@ def _new_samples(params: Params, table: Table, manifest: Manifest, size: int) ->
     for start in range(0, len(table), size):
         rows = np.arange(start, min(start + size, len(table)))
         found = [
-            read_images(batch, places, params) if params.image else read_numbers(batch, places, params.numbers)
-            for batch, places in table.parts(rows)
+            read_images(*part, params) if params.image else read_numbers(part[0], part[1], params.numbers)
+            for part in table.parts(rows)
         ]
         yield {"row": rows}, np.concatenate(found)
 
@@ -187,7 +247,13 @@ def _samples(params: Params, root: Path, tables: Mapping[str, Table], arrays: di
     import numpy as np
 
     from workflow_lib.data import Feature, Source
-    from workflow_lib.datasets._arrow_columns import class_names, read_images, read_numbers, targets_of
+    from workflow_lib.datasets._arrow_columns import (
+        class_names,
+        read_images,
+        read_numbers,
+        targets_of,
+        warn_of_merged,
+    )
     from workflow_lib.datasets._labels import from_index, to_index
 
     target = str(params.target)
@@ -195,14 +261,17 @@ def _samples(params: Params, root: Path, tables: Mapping[str, Table], arrays: di
         names = params.classes or (
             class_names(tables["train"].metadata(), target) if params.kind == "classification" else ()
         )
-        arrays |= to_index({split: targets_of(table, target) for split, table in tables.items()}, params.kind, names)
+        values = {split: targets_of(table, target) for split, table in tables.items()}
+        arrays |= to_index(values, params.kind, names, lambda split, row: tables[split].where(row))
+        for table in tables.values():
+            warn_of_merged(table, params.numbers)
     targets, classes = from_index(arrays, tables)
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [
-                read_images(batch, places, params) if params.image else read_numbers(batch, places, params.numbers)
-                for batch, places in tables[split].parts(rows)
+                read_images(*part, params) if params.image else read_numbers(part[0], part[1], params.numbers)
+                for part in tables[split].parts(rows)
             ]
         )
 
@@ -236,6 +305,7 @@ def _language(params: Params, root: Path, tables: Mapping[str, Table], arrays: d
         targets={split: np.empty((len(of_split), 0), np.int64) for split, of_split in windows.items()},
         group_rows=-(-PASSAGE * params.context // (params.stride or params.context)),
         read=lambda split, rows: windows[split].read(rows).astype(dtype),
+        sample_names=lambda split, rows: dict(zip(("row", "token"), windows[split].places(rows), strict=True)),
         vocabulary=vocabulary,
         tokenizer=tokenizer,
         content=content_digest(np.frombuffer(tokenizer.encode(), np.uint8)),

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.datasets._bpe import PaddedBpe
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
-from workflow_lib.plugins.section import ADDED
+from workflow_lib.plugins.section import ADDED, reject_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,6 +59,12 @@ class Params(Checksums):
     )
     bpe: PaddedBpe = Field(PaddedBpe(), description="tokenizer of `tokens: bpe`", json_schema_extra=ADDED)
     length: int = Field(256, ge=1, le=1 << 20, description="largest number of tokens of a text; longer texts are cut")
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if self.tokens != "bpe":
+            reject_unused(self, ("bpe",), "tokens: bpe")
+        return self
 
 
 def task(params: Params) -> Task:

@@ -10,19 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.datasets._images import ImageSettings
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Task
+from workflow_lib.plugins.section import reject_unused
 
 if TYPE_CHECKING:
     import numpy as np
 
     from workflow_lib.data import Inputs, Manifest, Source
     from workflow_lib.data.inputs import Named
+
+
+COMPRESSED = dict.fromkeys(
+    (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+    "is compressed and cannot be read in place; decompress it",
+)
 
 
 class Params(ImageSettings):
@@ -35,6 +42,14 @@ class Params(ImageSettings):
     key: str | None = Field(None, description="name of the target in a json file; null: the file is the target")
     kind: Literal["classification", "regression"] = Field("classification", description="task: classes or numbers")
     classes: tuple[str, ...] = Field((), description="names of the classes 0, 1, ...; default: those in the files")
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if not self.target.endswith("json"):
+            reject_unused(self, ("key",), "target: json")
+        if self.kind == "regression":
+            reject_unused(self, ("classes",), "kind: classification")
+        return self
 
 
 def task(params: Params) -> Task:
@@ -53,7 +68,7 @@ def look(params: Params, root: Path) -> DatasetFacts:
     from workflow_lib.datasets._tar_members import check_first
 
     _check(params)
-    for paths in files_of_splits(root / params.path, (".tar",)).values():
+    for paths in files_of_splits(root / params.path, (".tar",), COMPRESSED).values():
         check_first(paths[0], params.target, params.key)
     return replace(known(params), classes=len(params.classes) or None)
 
@@ -63,19 +78,32 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
     import numpy as np
 
     from workflow_lib.data import MappedFiles, Source
+    from workflow_lib.datasets._folder import name_below
     from workflow_lib.datasets._images import pixels
     from workflow_lib.datasets._labels import from_index, to_index
     from workflow_lib.datasets._splits import files_of_splits
-    from workflow_lib.datasets._tar_members import index_tars
+    from workflow_lib.datasets._tar_members import index_tars, names_of
 
     _check(params)
-    found = files_of_splits(root / params.path, (".tar",))
+    found = files_of_splits(root / params.path, (".tar",), COMPRESSED)
     mapped = MappedFiles([path for paths in found.values() for path in paths])
+    first = dict(zip(found, np.cumsum([0, *map(len, found.values())]).tolist(), strict=False))
+
+    def name_of(places: Mapping[str, np.ndarray], split: str, row: int) -> tuple[Path, str]:
+        number = first[split] + int(places[f"{split}.file"][row])
+        path = mapped.paths[number]
+        return path, names_of(path, mapped.states[number])[int(places[f"{split}.start"][row])]
+
     if index is None:
         places, values = index_tars(found, params.target, params.key)
-        index = places | to_index(values, params.kind, params.classes)
+        index = places | to_index(
+            values, params.kind, params.classes, lambda split, row: "{}: {}".format(*name_of(places, split, row))
+        )
     targets, classes = from_index(index, found)
-    first = dict(zip(found, np.cumsum([0, *map(len, found.values())]).tolist(), strict=False))
+
+    def named(split: str, rows: np.ndarray) -> dict[str, Any]:
+        paths, samples = zip(*(name_of(index, split, row) for row in rows.tolist()), strict=True)
+        return {"file": [name_below(path, root / params.path) for path in paths], "key": samples}
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
         images = []
@@ -90,6 +118,7 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         task=params.kind,
         targets=targets,
         read=read,
+        sample_names=named,
         classes=classes,
         scale=255.0,
         mapped=mapped,
@@ -105,7 +134,7 @@ def _check(params: Params) -> None:
 
 
 def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
-    """Return the images of a tar file, or of those of a folder, named by the file and the sample; targets may lack."""
+    """Return the images of a tar file, or of those of a folder, named by file and key; targets may lack."""
     import itertools
 
     import numpy as np
@@ -127,6 +156,6 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
                         opened.seek(start)
                         image = pixels(opened.read(length), f"{file}: {sample}", params, params.shape)
                         found.append(np.moveaxis(image, 2, 0))
-                    yield {"file": [name] * len(found), "sample": [sample for sample, *_ in places]}, np.stack(found)
+                    yield {"file": [name] * len(found), "key": [sample for sample, *_ in places]}, np.stack(found)
 
     return Inputs(read=read)

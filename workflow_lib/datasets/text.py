@@ -15,15 +15,15 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.datasets._bpe import Bpe
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Task
 from workflow_lib.plugins.checksums import Checksums
-from workflow_lib.plugins.section import ADDED
+from workflow_lib.plugins.section import ADDED, reject_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,12 @@ class Params(Checksums):
         None, description="unit that is never divided between splits; null: file, or passage if there is a single file"
     )
 
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if self.tokens != "bpe":
+            reject_unused(self, ("bpe",), "tokens: bpe")
+        return self
+
 
 def task(params: Params) -> Task:
     """Return `language`: the model predicts the next token."""
@@ -68,6 +74,7 @@ def open_source(params: Params, root: Path) -> Source:
     import numpy as np
 
     from workflow_lib.data import Source, content_digest
+    from workflow_lib.datasets._folder import name_below
 
     found = _find_files(params, root)
     read = _encoded if params.tokens == "bpe" else _coded
@@ -95,7 +102,7 @@ def open_source(params: Params, root: Path) -> Source:
         for number, row in zip(np.searchsorted(ends[split], rows, side="right"), rows.tolist(), strict=True):
             stream = streams[split][number]
             found.append(stream.place(row - int(ends[split][number]) + len(stream)))
-        files = [path.name if path == base else path.relative_to(base).as_posix() for path, _ in found]
+        files = [name_below(path, base) for path, _ in found]
         return {"file": files, "token": [token for _, token in found]}
 
     rows = np.arange(ends["train"][-1])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Section, Task
+from workflow_lib.plugins.section import NOT_IDENTITY, reject_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,17 @@ class Params(Section):
     cross_documents: bool = Field(
         True, description="true packs documents: a window can hold the end of one and the start of the next"
     )
+    tokenizer: Path | None = Field(
+        None,
+        description="tokenizer.json, or a folder of save_pretrained: names of the tokens for the report; null: numbers",
+        json_schema_extra=NOT_IDENTITY,
+    )
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        if self.cross_documents:
+            reject_unused(self, ("separator",), "cross_documents: false")
+        return self
 
 
 def task(params: Params) -> Task:
@@ -66,6 +78,8 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
     import numpy as np
 
     from workflow_lib.data import MappedFiles, Source
+    from workflow_lib.datasets._bpe import token_names
+    from workflow_lib.datasets._folder import name_below
     from workflow_lib.datasets._token_files import Pieces, divide, find_files, whole_files
 
     _check(params)
@@ -97,13 +111,22 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
             inputs[row] = np.frombuffer(content, file.dtype)
         return inputs
 
+    def named(split: str, rows: np.ndarray) -> dict[str, Any]:
+        places = list(pieces[split].places(rows))
+        paths = [found[number + first[split]].path for number, _ in places]
+        files = [name_below(path, root / params.path) for path in paths]
+        return {"file": files, "token": [start for _, start in places]}
+
     return Source(
         task="language",
         targets={split: np.empty((len(of_split), 0), np.int64) for split, of_split in pieces.items()},
+        sample_names=named,
         group_rows=-(-PASSAGE * params.context // stride),
         read=windows,
         is_thread_safe=True,
-        vocabulary=tuple(map(str, range(params.vocabulary))),
+        vocabulary=token_names(
+            root / params.tokenizer if params.tokenizer is not None and index is None else None, params.vocabulary
+        ),
         mapped=mapped,
         index=stored,
         close=mapped.close,

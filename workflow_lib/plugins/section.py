@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -28,6 +30,14 @@ class Section(BaseModel):
     @classmethod
     def _relative_to_root(cls, value: Any, info: ValidationInfo) -> Any:
         return project_path(value, (info.context or {}).get("root")) if isinstance(value, Path) else value
+
+
+def reject_unused(section: Section, names: Iterable[str], without: str) -> None:
+    """Raise an error of validation for a setting that was changed but has no effect `without` another one."""
+    for name in names:
+        if getattr(section, name) != type(section).model_fields[name].get_default(call_default_factory=True):
+            message = f"`{name}` has no effect without {without}; remove it"
+            raise PydanticCustomError("arguments", "{message}", {"message": message})
 
 
 def _takes_bool(annotation: Any) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,14 +41,15 @@ BATCH_SIZE = 256
 
 
 def predict(
-    run: str | Path, data: str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
+    run: str | Path, data: str | Path | pandas.DataFrame, *, device: str = "auto", batch_size: int = BATCH_SIZE
 ) -> pandas.DataFrame:
-    """Return the predictions of a run or an exported model for a file or folder, a row for each sample.
+    """Return the predictions of a run or an exported model for a file, a folder or a table, a row for each sample.
 
     Args:
         run: id of a run or its first digits, its folder in `results/`, its `train.json`, or a `model.onnx`. All but the
             last need the project as the working directory
-        data: data of the kind that the model was trained on; targets are not needed, and not used
+        data: data of the kind that the model was trained on; targets are not needed, and not used. A DataFrame is read
+            as a Parquet file with its columns; the predictions have its index
         device: auto, cpu, cuda or cuda:N
         batch_size: largest number of samples that are computed at once
 
@@ -56,6 +58,10 @@ def predict(
     """
     import pandas
 
+    if isinstance(data, pandas.DataFrame):
+        with _as_file(data) as path:
+            predictions = predict(run, path, device=device, batch_size=batch_size)
+        return predictions.set_axis(data.index, axis="index")
     parts: list[pandas.DataFrame] = []
 
     def collect(rows: Iterable[Rows]) -> None:
@@ -63,6 +69,21 @@ def predict(
 
     _predict(str(run), Path(data), device, batch_size, collect)
     return pandas.concat(parts, ignore_index=True)
+
+
+@contextmanager
+def _as_file(table: pandas.DataFrame) -> Iterator[Path]:
+    """Yield a temporary Parquet file of the table. Raises UserError with the table, not with the file, as the place."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        try:
+            table.to_parquet(path, index=False)
+        except (ImportError, ValueError, TypeError) as error:  # of pyarrow too: ArrowInvalid is a ValueError
+            raise UserError(f"the DataFrame cannot be written as Parquet: {error}") from error
+        try:
+            yield path
+        except UserError as error:
+            raise type(error)(str(error).replace(str(path), "the DataFrame")) from error
 
 
 def write_predictions(
@@ -94,8 +115,8 @@ def _predict(
     """Give the predictions to a function, batch by batch; return the number of samples."""
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: allowed: 1 and more")
-    if not data.exists():
-        raise UserError(f"{data}: there is no such file or folder")
+    if not data.is_file() and not data.is_dir():
+        raise UserError(f"{data}: there is no such file or folder (a pipe is not read: it can be read only once)")
     samples = 0
 
     def counted(rows: Iterable[Rows]) -> Iterator[Rows]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ def check_output(output: Path, data: Path) -> None:
         raise UserError(f"--output {output}: is a folder")
     if output.exists() and (output.samefile(data) or (data.is_dir() and data.resolve() in output.resolve().parents)):
         raise UserError(f"--output {output}: is the data, which is not overwritten; name another file")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: no file can be written in {folder}")
     if output.suffix.lower() == ".parquet":
         _pyarrow()
 

@@ -96,12 +96,18 @@ def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: 
     prompt = split.batch(slice(0, 1))[0][0, : min(PROMPT_TOKENS, context)].cpu()
     text = generate(network, prompt, context, settings.seed, where)
     generated = {
-        "prompt": "".join(vocabulary[token] for token in prompt.tolist()),
-        "text": "".join(vocabulary[token] for token in text),
+        "prompt": readable(prompt.tolist(), vocabulary),
+        "text": readable(text, vocabulary),
         "temperature": TEMPERATURE,
         "seed": settings.seed,
     }
     return tokens.measure(sums, Resampling.of(settings)) | {"generated": generated}, tokens.predictions_csv(sums)
+
+
+def readable(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
+    """Return the names of the tokens, one after the other, with a space between them if they are numbers."""
+    is_number = vocabulary[-1] == str(len(vocabulary) - 1)
+    return (" " if is_number else "").join(vocabulary[token] for token in tokens)
 
 
 def rows_at_once(spec: ModelSpec, batch_size: int) -> int:
