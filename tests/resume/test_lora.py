@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_the_base_keeps_its_bits_and_neither_checkpoints_nor_moments_have_it(ref
     assert checkpoint < base.stat().st_size / 2
     assert run.output.with_name("model.safetensors").stat().st_size < base.stat().st_size / 5
     assert any(value.abs().max() > 0 for name, value in files["model"].items() if "lora_B" in name)
+
+
+def test_a_fine_tuning_starts_from_the_adapters_of_another(fresh: Fresh, reference: Fresh, saved: Path) -> None:
+    source = reference(changes(saved, 1)).output.with_name("model.safetensors")
+    start = {"model": {"init": {"from": str(source)}}, "optimizer": {"lr": 1e-30}, "training": {"ema_decay": None}}
+    run = fresh(merged(changes(saved, 1, epochs=1), start))
+    run.finish()
+    given, trained = load_file(source), load_file(run.output.with_name("model.safetensors"))
+    assert given.keys() == trained.keys()
+    assert all(value.equal(given[name]) for name, value in trained.items())
+    record = json.loads(run.output.read_text())["initialised"]
+    assert (record["taken"], record["not_taken"], record["unused"]) == (len(given), [], [])
 
 
 def test_an_image_model_is_fine_tuned_with_a_new_head(

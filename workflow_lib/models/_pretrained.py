@@ -52,7 +52,8 @@ def cached_folder(hub: str, revision: str, *, allow_download: bool) -> Path:
 def load(folder: Path, spec: ModelSpec, *, is_random: bool) -> nn.Module:
     """Return the model in a folder with the head for this data, or one of its configuration with random weights.
 
-    On the meta device it has no weights. Its attribute `read_from_files` has the names of those from the folder.
+    On the meta device it has no weights. Its attribute `read_from_files` has the names of those from the folder; on
+    the meta device, all that may be there.
     """
     import torch
     import transformers
@@ -63,7 +64,9 @@ def load(folder: Path, spec: ModelSpec, *, is_random: bool) -> nn.Module:
     with _rejected(folder, f"is no model for {kind.removeprefix('AutoModelFor')}"), _quiet():
         if is_random or torch.get_default_device().type == "meta":
             network = automatic.from_config(config, dtype=torch.float32)
-            network.read_from_files = frozenset()
+            base = f"{network.base_model_prefix}." if task_facts(spec.task).answers != "token" else ""
+            read = () if is_random else (name for name in network.state_dict() if name.startswith(base))
+            network.read_from_files = frozenset(read)
         else:
             network = _with_weights(automatic, folder, config)
     prepare = _image_arguments(folder, spec, is_random=is_random) if _is_image(spec) else _token_arguments(kind)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from workflow_lib import models
 from workflow_lib.checkpoint.safetensors import NAMES
 from workflow_lib.errors import ConfigError
 
@@ -78,7 +79,8 @@ def fit(model: nn.Module, source: Named, init: Init, *, only_names: bool = False
     """Compare names and shapes of the model's weights and the source's. Both may be on the meta device.
 
     With ``only_names`` shapes are not compared, since those of the data are not known yet. Raises ConfigError if
-    nothing fits, or, with ``strict``, unless every weight of the model is found.
+    nothing fits, or, with ``strict``, unless every weight of the model is found. The frozen weights beside adapters
+    need not be: the model has read them from its own files, and no run saves them.
     """
     weights = model.state_dict(keep_vars=True)
     renamed = _renamed(source, init)
@@ -91,9 +93,10 @@ def fit(model: nn.Module, source: Named, init: Init, *, only_names: bool = False
         else:
             other_shape[name] = f"{_shape(theirs)} there, {_shape(mine)} in the model"
     tied = {id(weights[name]) for name in taken}
+    base = {name for name in models.read_from_files(model) if not weights[name].requires_grad}
     found = Fit(
         taken={name: taken[name] for name in weights if name in taken},
-        missing=[name for name in weights if name not in renamed and id(weights[name]) not in tied],
+        missing=[name for name in weights if name not in {*renamed, *base} and id(weights[name]) not in tied],
         other_shape={name: other_shape[name] for name in weights if name in other_shape},
         unused=sorted(renamed[name] for name in renamed.keys() - weights.keys()),
     )
