@@ -52,3 +52,21 @@ def test_a_validation_split_of_the_data_set_leaves_no_folds() -> None:
     own = Source(**{**own.__dict__, "targets": {**own.targets, "val": np.array([0, 1, 2])}})
     with pytest.raises(ConfigError, match="data.folds: this data set has a validation split of its own"):
         assign(own, config.Data(folds=5, fold=1))
+
+
+def test_a_class_with_fewer_samples_than_folds_is_in_every_training_split() -> None:
+    rare = given(np.arange(100, dtype=np.float32)[:, None], np.repeat([0, 1, 2], [93, 4, 3]), classes=CLASSES)
+    found = [fold(rare, number) for number in range(5)]
+    for parts in found:
+        assert any(row >= 97 for row in parts["train"])
+        assert any(93 <= row < 97 for row in parts["train"])
+    assert set.union(*(parts["val"] for parts in found)) == set(range(100)) - found[0]["test"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [(None, r"1000 folds of \d+ samples; allowed: at most \d+"), (np.arange(100) // 4, r"1000 folds of \d+ groups of")],
+)
+def test_more_folds_than_samples_or_groups_are_rejected(groups: np.ndarray | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.folds: {message}"):
+        assign(source(groups=groups), config.Data(folds=1000, fold=1))

@@ -83,6 +83,35 @@ class TestColumnsFirst(NpzContract):
     arrays = {key: np.asfortranarray(array) for key, array in medmnist(8, 8, 3).items()}
 
 
+def with_masks() -> Arrays:
+    """Return images and their masks: 0 for dark, 1 for bright, 255 for a few pixels to ignore."""
+    arrays = medmnist(8, 8)
+    for split in ("train", "val", "test"):
+        images = arrays[f"{split}_images"]
+        del arrays[f"{split}_labels"]
+        arrays[f"{split}_masks"] = np.where(images < 20, 255, images > 127).astype(np.uint8)
+    return arrays
+
+
+class TestMasks(NpzContract):
+    arrays = with_masks()
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return {"path": saved(tmp_path, self.arrays).name, "task": "segmentation"}
+
+
+class TestLabels(NpzContract):
+    arrays = medmnist(8, 8) | {
+        f"{split}_labels": np.arange(samples)[:, np.newaxis] // (1, 2, 3) % 2
+        for split, samples in {"train": 60, "val": 12, "test": 15}.items()
+    }
+
+    @pytest.fixture
+    def params(self, tmp_path: Path) -> dict[str, Any]:
+        return {"path": saved(tmp_path, self.arrays).name, "task": "multilabel"}
+
+
 class TestManyBlocks(NpzContract):
     arrays = medmnist(8, 8, train=200, val=0, test=0)
 

@@ -40,6 +40,15 @@ def test_only_complete_trials_count_for_the_median(pruned_with: Callable[..., co
     assert tuning.thresholds(tune, results, TRAINING) == [None, 0.75, 0.875, None, None]
 
 
+def test_a_metric_of_the_user_is_pruned_by_its_own_direction() -> None:
+    history = [{"epoch": epoch, "val_streak": value} for epoch, value in ((1, 3.0), (2, 8.0))]
+    suggestion: Any = {"metric": "val_streak", "thresholds": [5.0, 5.0, 5.0]}
+    assert tuning.pruner(suggestion | {"maximized": ["val_streak"]})(history[:1])
+    assert not tuning.pruner(suggestion | {"maximized": ["val_streak"], "thresholds": [None, 5.0]})(history)
+    assert not tuning.pruner(suggestion)(history[:1])
+    assert tuning.pruner(suggestion | {"thresholds": [None, 2.0]})(history)
+
+
 GRID = st.integers(0, 16).map(lambda n: n / 16)  # medians of these are exact
 CURVES = st.lists(st.lists(GRID, min_size=1, max_size=EPOCHS), min_size=0, max_size=6)
 
