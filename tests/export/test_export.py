@@ -218,6 +218,15 @@ def test_each_opset_exports_and_agrees(opset: int | None, project: Trained) -> N
     export.check(content, network, split, manifest, Export(max_batch=9))
 
 
+def test_a_model_that_is_too_large_for_a_file_is_refused(
+    project: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"of weights, and a .onnx file holds at most .*: it is not exported; predict"):
+        export_run(project, tmp_path / "export.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_evaluation_of_other_weights_is_refused(project: Trained, tmp_path: Path) -> None:
     measured = read_json(folder_of(project) / "evaluation.json")
     (tmp_path / "evaluation.json").write_text(json.dumps({**measured, "model": "0" * 32}))

@@ -33,6 +33,7 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.results import write_run as outputs
 from workflow_lib.results.statements import Export, read_evaluation, write_export
+from workflow_lib.text import byte_size
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "convert", "export"]
 
 logger = logging.getLogger(__name__)
+MOST_BYTES = (1 << 31) - 1  # of a protobuf message, which a .onnx file is
 
 
 def export(
@@ -70,6 +72,7 @@ def export(
     if outputs.pass_on_divergence(model, output, published.name):
         return
     trained = load_trained(run, data, work, model)
+    _check_size(trained.network)
     measured = read_evaluation(evaluation)
     if measured["model"] != trained.identity["model"]:
         raise UserError(f"{evaluation} is about other weights than {model}: evaluate the model again")
@@ -102,6 +105,16 @@ def export(
     }
     write_export(output, statement)
     logger.info("%s: agrees with torch at every batch size tried, %d bytes", published, len(content))
+
+
+def _check_size(network: nn.Module) -> None:
+    """Raise UserError if the weights do not fit into a .onnx file."""
+    size = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the model has {byte_size(size)} of weights, and a .onnx file holds at most {byte_size(MOST_BYTES)}: it "
+            "is not exported; predict with the run instead (everstep predict RUN)"
+        )
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
