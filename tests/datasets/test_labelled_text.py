@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import closing
 from pathlib import Path
@@ -213,6 +214,27 @@ def test_new_texts_have_the_tokens_of_the_stored_tokenizer(tmp_path: Path) -> No
     (tmp_path / "new.txt").write_text("lovely <pad>")
     with pytest.raises(DataError, match=r"new.txt: the text has the token `<pad>`, which fills short texts"):
         new_texts(params, tmp_path, "new.txt")
+
+
+def test_the_template_of_a_tokenizer_is_applied_and_cut_texts_keep_its_end(tmp_path: Path) -> None:
+    tokenizer = json.loads(train([text for text, _ in texts()], PaddedBpe(special=("[CLS]", "[SEP]"))))
+    special = {name: {"id": name, "ids": [number], "tokens": [name]} for number, name in ((1, "[CLS]"), (2, "[SEP]"))}
+    parts = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    single = [*parts, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    (tmp_path / "t.json").write_text(json.dumps(tokenizer | {"post_processor": template}))
+    params = write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "t.json"}}
+    plain = Tokenizer((tmp_path / "t.json").read_text(), PaddedBpe().mark, "it")
+    for length in (4, 12):
+        with closing(opened(params | {"length": length}, tmp_path)) as source:
+            for row, (text, _) in zip(source.read("train", np.arange(9)).tolist(), texts(), strict=False):
+                inside = plain.encode([text])[0][: length - 2]
+                assert row == [1, *inside, 2] + [0] * (length - 2 - len(inside))
+    with (
+        closing(opened(params | {"length": 2}, tmp_path)) as source,
+        pytest.raises(DataError, match="length: 2 tokens leave no room for a text: the tokenizer adds 2"),
+    ):
+        source.read("train", np.arange(1))
 
 
 def test_a_text_or_a_tokenizer_without_a_free_token_0_is_rejected(tmp_path: Path) -> None:

@@ -109,6 +109,19 @@ class Tokenizer:
         encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    @property
+    def added(self) -> int:
+        """The number of tokens that the tokenizer's template adds to a text, such as [CLS] and [SEP]."""
+        count: int = self._tokenizer.num_special_tokens_to_add(False)
+        return count
+
+    def encode_whole(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Return at most `length` tokens of each text, with those of the template: a text is cut inside of them."""
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for encoding in encoded:
+            encoding.truncate(length - self.added)
+        return [self._tokenizer.post_process(encoding).ids for encoding in encoded]
+
     def encode_long(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield the tokens of a text of any length, which comes in blocks; it is divided at the ends of lines."""
         import numpy as np

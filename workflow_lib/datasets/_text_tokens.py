@@ -66,7 +66,7 @@ class Characters:
 
 
 class Pairs:
-    """The tokens of a tokenizer, whose token 0 fills short texts."""
+    """The tokens of a tokenizer with those of its template, such as [CLS] and [SEP]; token 0 fills short texts."""
 
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
         self.vocabulary, self.tokenizer, self._encoder = tokenizer.names(), tokenizer.content, tokenizer
@@ -78,7 +78,12 @@ class Pairs:
 
     def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
         """Return the tokens of each text."""
-        return [np.array(numbers, np.int32) for numbers in self._encoder.encode(texts)]
+        if length <= self._encoder.added:
+            raise DataError(
+                f"data.params.length: {length} tokens leave no room for a text: the tokenizer adds "
+                f"{self._encoder.added}"
+            )
+        return [np.array(numbers, np.int32) for numbers in self._encoder.encode_whole(texts, length)]
 
     def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
         """Return the number of tokens of each text, and what is wrong with it."""
@@ -87,7 +92,7 @@ class Pairs:
             wrong = "" if numbers else "has no token"
             if 0 in numbers:
                 wrong = f"has the token `{self.vocabulary[0]}`, which fills short texts (bpe.pad); remove it"
-            found.append((len(numbers), _problem(text) or wrong))
+            found.append((len(numbers) + self._encoder.added, _problem(text) or wrong))
         return found
 
 
