@@ -31,7 +31,7 @@ from workflow_lib.report.page import script_json
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
 from workflow_lib.tasks.classification import confused, matrix
-from workflow_lib.training.augment import augmented, mixing_partners
+from workflow_lib.training.augment import augmented, epoch_key, mixing_partners
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +172,9 @@ def test_augmented_images_are_shown_below_the_originals(
     manifest = data.Manifest.load(project.data)
     split = data.load_split(manifest, "train", project.work)
     rows = torch.arange(8) * len(split) // 8
-    others = mixing_partners(Augment(**augment), rows, seed=7, epoch=0, samples=len(split))
+    others = mixing_partners(Augment(**augment), rows, key=epoch_key(7, 0), samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
-    expected, *_ = augmented(Augment(**augment), inputs, targets, rows, others, seed=7, epoch=0)
+    expected, *_ = augmented(Augment(**augment), inputs, targets, rows, others, key=epoch_key(7, 0))
     grey = [
         ((images * manifest.std[0] + manifest.mean[0]).clamp(0, 1) * 255)[:, 0] for images in (inputs[:8], expected)
     ]

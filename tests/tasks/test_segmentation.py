@@ -21,7 +21,7 @@ from workflow_lib.metrics import masks
 from workflow_lib.metrics.bootstrap import Resampling
 from workflow_lib.metrics.masks import Counts
 from workflow_lib.tasks.segmentation import PixelCrossEntropy, counted
-from workflow_lib.training.augment import augment, augmented
+from workflow_lib.training.augment import augment, augmented, epoch_key
 
 CPU = torch.device("cpu")
 
@@ -87,10 +87,10 @@ def test_a_mask_moves_with_its_image(settings: dict[str, Any]) -> None:
     numbers = torch.arange(4)[None, :, None].expand(40, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
     numbers = (numbers + numbers.transpose(1, 2)).contiguous()
     images = numbers[:, None].float()
-    inputs, moved, mixed = augmented(section, images, numbers.to(torch.uint8), ids, None, seed=1, epoch=2)
+    inputs, moved, mixed = augmented(section, images, numbers.to(torch.uint8), ids, None, key=epoch_key(1, 2))
     assert mixed is None
     assert moved.dtype == torch.uint8
-    assert torch.equal(inputs, augment(section, images, ids, seed=1, epoch=2))
+    assert torch.equal(inputs, augment(section, images, ids, key=epoch_key(1, 2)))
     assert not torch.equal(moved.float(), images[:, 0])
     if "rotation" not in settings:
         assert torch.equal(inputs[:, 0], moved.float())

@@ -60,6 +60,12 @@ class Runtime(Section):
         le=1024,
         description="threads per process that prefetch data that is not in memory; 0 does not prefetch",
     )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "off",
+        description="compute whole steps as CUDA graphs: auto does where it gives the same bits, on requires it."
+        " Not tested on a GPU yet",
+        json_schema_extra=ADDED,
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level of messages in the log"
     )

@@ -35,6 +35,8 @@ NOT_OF_A_STEP: dict[str, dict[str, str]] = {
     },
     "augment": dict.fromkeys(("mixup", "cutmix"), MIXED),
 }
+# optimizers whose kernels can read the learning rate from the GPU's memory
+GRAPH_OPTIMIZERS = ("adamw", "sgd")
 
 
 def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
@@ -72,6 +74,10 @@ def run_problems(run: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Key
             f"{training.precision} cannot be computed on runtime.device={runtime.device};"
             f" allowed there: {', '.join(PRECISIONS[device])}",
         )
+    if runtime.cuda_graphs == "on":
+        what = "runtime.device is cpu" if device == "cpu" else None
+        if what := what or graph_problem(training, run["optimizer"].name, ranks):
+            yield ("runtime", "cuda_graphs"), f"on is impossible: {what}; allowed: auto, off"
     if what := decay_problem(run["optimizer"], run["model"].init.weight_decay):
         yield ("model", "init", "weight_decay"), what
     if training.parallel == "fsdp" and (what := sharding_problem(run["optimizer"].name)):
@@ -248,3 +254,16 @@ def _step_problems(run: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             ("training", "precision"),
             "fp16 needs a loss scale, which a training step of one's own does not have; allowed: bf16, tf32, fp32",
         )
+
+
+def graph_problem(training: Training, optimizer: str, processes: int) -> str | None:
+    """Return why the steps of a run can never be captured as a CUDA graph, or None."""
+    if training.step is not None:
+        return "a step of training.step is the user's own"
+    if processes > 1 or training.parallel == "fsdp":
+        return f"the steps of {processes} processes (training.parallel: {training.parallel}) wait for each other"
+    if training.activation_checkpointing:
+        return "training.activation_checkpointing restores random generators within a step"
+    if optimizer not in GRAPH_OPTIMIZERS:
+        return f"optimizer.name: {optimizer} waits for its learning rate; possible: {', '.join(GRAPH_OPTIMIZERS)}"
+    return None

@@ -70,10 +70,11 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
     from workflow_lib.checkpoint.saver import Saver
     from workflow_lib.orchestrator import RootOrchestrator
     from workflow_lib.runtime import environment
+    from workflow_lib.training.graphs import graph_for
     from workflow_lib.training.loss import with_own_loss
     from workflow_lib.training.trainer import Trainer
 
-    settings = context.experiment.checkpoint
+    settings, runtime = context.experiment.checkpoint, context.experiment.runtime
     with RootOrchestrator(context.experiment, context.run, context.workspace, context.attempt, ranks) as root:
         if ranks.world_size > 1 or context.run.training.parallel == "fsdp":
             sys.audit("everstep", "join")
@@ -117,6 +118,8 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             metrics_file=layout.metrics_file(context.workspace),
             stop_early=context.stop_early,
             measures=_measures(context),
+            graph=graph_for(runtime.cuda_graphs, context.run, root.device, ranks.world_size, is_main=ranks.is_main),
+            is_graph_required=runtime.cuda_graphs == "on",
         )
         outcome = trainer.fit()
         sys.audit("everstep", "leave")

@@ -38,7 +38,7 @@ def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
         return None
     import torch
 
-    from workflow_lib.training.augment import augmented, mixing_partners
+    from workflow_lib.training.augment import augmented, epoch_key, mixing_partners
 
     manifest = Manifest.load(results_layout.data_manifest(results, plan.data_id(config)))
     try:
@@ -47,9 +47,10 @@ def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
         logger.warning("no picture of augmented images: %s", error)
         return None
     rows = torch.arange(IMAGES) * len(split) // IMAGES
-    others = mixing_partners(config.augment, rows, seed=config.seed, epoch=0, samples=len(split))
+    key = epoch_key(config.seed, 0)
+    others = mixing_partners(config.augment, rows, key=key, samples=len(split))
     inputs, targets = split.batch(rows if others is None else torch.cat((rows, others)))
-    changed, *_ = augmented(config.augment, inputs, targets, rows, others, seed=config.seed, epoch=0)
+    changed, *_ = augmented(config.augment, inputs, targets, rows, others, key=key)
     pixels = _tiled(torch.stack((inputs[:IMAGES], changed)), manifest)
     return {"image": _png(pixels), "seed": config.seed}
 

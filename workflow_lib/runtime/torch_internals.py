@@ -106,6 +106,15 @@ def is_compiler_error(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
 
 
+def scaler_tensors(scaler: torch.amp.GradScaler) -> list[torch.Tensor]:
+    """Return the tensors of the scaler's state, in its own memory; none before its first step, or if it is disabled.
+
+    `state_dict` waits for the device and returns numbers. To be dropped when it can return the tensors.
+    """
+    found: tuple[torch.Tensor | None, ...] = (scaler._scale, scaler._growth_tracker) if scaler.is_enabled() else ()
+    return [tensor for tensor in found if tensor is not None]
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     """Return True for a batch norm of any dimension, lazy or synchronized: they have no public base class."""
     from torch.nn.modules.batchnorm import _BatchNorm

@@ -9,9 +9,10 @@ Images are [B, channels, height, width], normalised. They are moved (flipped, sh
 noisy; pixels beyond the edge of an image repeat the edge. Pairs are mixed after that. Partners are known beforehand, so
 that the inputs of both are read together:
 
-    partners = mixing_partners(section, ids, seed=seed, epoch=epoch, samples=len(split))
+    key = epoch_key(seed, epoch)
+    partners = mixing_partners(section, ids, key=key, samples=len(split))
     inputs, targets = split.batch(rows if partners is None else torch.cat((rows, partners)))
-    inputs, targets, mixed = augmented(section, inputs, targets, ids, partners, seed=seed, epoch=epoch)
+    inputs, targets, mixed = augmented(section, inputs, targets, ids, partners, key=key)
     loss = objective.loss(outputs, targets) if mixed is None else objective.mixed_loss(outputs, targets, *mixed)
 
 ``ids`` are the indices of the samples or, if a sample comes more than once in an epoch, its `occurrence_ids`.
@@ -23,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,9 +60,17 @@ GEOMETRY = ("flip_horizontal", "flip_vertical", "shift", "crop", "rotation")
 COLOUR = ("brightness", "contrast", "saturation")
 MIXES = ("mixup", "cutmix")
 
+Key: TypeAlias = "int | Tensor"  # an `epoch_key`; a step that is captured as a graph reads it from an int64 tensor
+
 GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as int64
 ANGLES = 1 << 12  # entries of the table of sines and cosines
 QUANTILES = 1 << 16  # entries of the tables of normal and beta deviates: 16 bits choose one
+
+
+@lru_cache(maxsize=4)
+def epoch_key(seed: int, epoch: int) -> int:
+    """Return the key of an epoch's random numbers, below 2^63."""
+    return derive(seed, "augment", epoch)
 
 
 def is_augmenting(section: Augment) -> bool:
@@ -86,16 +95,16 @@ def check_augmentation(section: Augment, spec: ModelSpec) -> None:
         raise ConfigError(f"augment.crop: {problem}")
 
 
-def mixing_partners(section: Augment, ids: Tensor, *, seed: int, epoch: int, samples: int) -> Tensor | None:
+def mixing_partners(section: Augment, ids: Tensor, *, key: Key, samples: int) -> Tensor | None:
     """Return, for each id, the index of the sample that is mixed in, below ``samples``; None if nothing is mixed."""
     if not is_mixing(section):
         return None
     place = DRAWS.index("partner")
-    return _below(_hashes(ids, seed, epoch, range(place, place + 1))[0], samples)
+    return _below(_hashes(ids, key, range(place, place + 1))[0], samples)
 
 
 def augmented(
-    section: Augment, inputs: Tensor, targets: Tensor, ids: Tensor, partners: Tensor | None, *, seed: int, epoch: int
+    section: Augment, inputs: Tensor, targets: Tensor, ids: Tensor, partners: Tensor | None, *, key: Key
 ) -> tuple[Tensor, Tensor, Batch | None]:
     """Return augmented inputs and targets; for mixed pairs also the partners' targets and the samples' own weights.
 
@@ -104,20 +113,20 @@ def augmented(
     ids = ids.to(inputs.device)
     if partners is None:
         if targets.dim() == 3:  # masks [B, height, width] move with their images
-            targets = move_masks(section, targets, ids, seed=seed, epoch=epoch)
-        return augment(section, inputs, ids, seed=seed, epoch=epoch), targets, None
+            targets = move_masks(section, targets, ids, key=key)
+        return augment(section, inputs, ids, key=key), targets, None
     both = torch.cat((ids, partners.to(inputs.device)))
-    own, other = augment(section, inputs, both, seed=seed, epoch=epoch).chunk(2)
-    pairs = mixing(section, ids, seed=seed, epoch=epoch, size=(inputs.shape[2], inputs.shape[3]))
+    own, other = augment(section, inputs, both, key=key).chunk(2)
+    pairs = mixing(section, ids, key=key, size=(inputs.shape[2], inputs.shape[3]))
     targets, of_partners = targets.chunk(2)
     return mix(own, other, pairs), targets, (of_partners, pairs.weights)
 
 
-def augment(section: Augment, inputs: Tensor, ids: Tensor, *, seed: int, epoch: int) -> Tensor:
+def augment(section: Augment, inputs: Tensor, ids: Tensor, *, key: Key) -> Tensor:
     """Return the images, each changed by the random numbers of its id (int64 [B]); unchanged if all is off."""
     if not is_augmenting(section):
         return inputs
-    drawn = _Drawn(ids, seed, epoch)
+    drawn = _Drawn(ids, key)
     if any(getattr(section, name) for name in GEOMETRY):
         inputs = _moved(section, inputs, drawn)
     if any(getattr(section, name) for name in COLOUR):
@@ -125,11 +134,11 @@ def augment(section: Augment, inputs: Tensor, ids: Tensor, *, seed: int, epoch: 
     return inputs + _noise(inputs, drawn) * section.noise if section.noise else inputs
 
 
-def move_masks(section: Augment, masks: Tensor, ids: Tensor, *, seed: int, epoch: int) -> Tensor:
+def move_masks(section: Augment, masks: Tensor, ids: Tensor, *, key: Key) -> Tensor:
     """Return the masks [B, height, width] moved as `augment` moves their images; a pixel has the nearest class."""
     if not any(getattr(section, name) for name in GEOMETRY):
         return masks
-    y, x = _places(section, (masks.shape[1], masks.shape[2]), _Drawn(ids, seed, epoch))
+    y, x = _places(section, (masks.shape[1], masks.shape[2]), _Drawn(ids, key))
     if y.is_floating_point():
         y, x = ((place + 0.5).floor().to(torch.int64) for place in (y, x))
     return _read(masks[:, None], y, x)[:, 0]
@@ -157,9 +166,9 @@ class Mixing:
     boxes: Tensor
 
 
-def mixing(section: Augment, ids: Tensor, *, seed: int, epoch: int, size: tuple[int, int]) -> Mixing:
+def mixing(section: Augment, ids: Tensor, *, key: Key, size: tuple[int, int]) -> Mixing:
     """Return the mixing of images of ``size`` (height, width); if both mixup and cutmix are set, half of each."""
-    drawn = _Drawn(ids, seed, epoch)
+    drawn = _Drawn(ids, key)
     share = (drawn["weight"] >> 48) & (QUANTILES - 1)
     blended = _beta_quantiles(section.mixup, ids.device)[share] if section.mixup else None
     if not section.cutmix and blended is not None:
@@ -281,22 +290,17 @@ def _noise(inputs: Tensor, drawn: _Drawn) -> Tensor:
 class _Drawn:
     """The random numbers of each sample, by name: 64 bits each."""
 
-    def __init__(self, ids: Tensor, seed: int, epoch: int) -> None:
-        self._bits = _hashes(ids, seed, epoch, range(len(DRAWS)))
+    def __init__(self, ids: Tensor, key: Key) -> None:
+        self._bits = _hashes(ids, key, range(len(DRAWS)))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._bits[DRAWS.index(name)]
 
 
-def _hashes(ids: Tensor, seed: int, epoch: int, draws: range) -> Tensor:
+def _hashes(ids: Tensor, key: Key, draws: range) -> Tensor:
     """Return 64 bits for each draw, by its place in DRAWS, and each id, hashed by splitmix64: int64 [draws, B]."""
-    words = _mixed(ids * GOLDEN + _key(seed, epoch))
+    words = _mixed(ids * GOLDEN + key)
     return _mixed(words + torch.arange(1 + draws.start, 1 + draws.stop, device=ids.device)[:, None] * GOLDEN)
-
-
-@lru_cache(maxsize=4)
-def _key(seed: int, epoch: int) -> int:
-    return derive(seed, "augment", epoch)
 
 
 def _mixed(bits: Tensor) -> Tensor:

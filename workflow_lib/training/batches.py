@@ -17,7 +17,7 @@ from workflow_lib.config.length_checks import warmup_problem
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import derive
-from workflow_lib.training.augment import is_augmenting, is_mixing, mixing_partners, occurrence_ids
+from workflow_lib.training.augment import epoch_key, is_augmenting, is_mixing, mixing_partners, occurrence_ids
 from workflow_lib.training.permutation import Computed, Permutation
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class Batches:
         is_random = is_augmenting(section) or is_mixing(section)
         is_repeating = is_random and self._run.training.sampling == "balanced"
         ids = (occurrence_ids(samples, len(self._split)) if is_repeating else samples).to(device)
-        partners = mixing_partners(section, ids, seed=self._run.seed, epoch=number, samples=len(self._split))
+        key = epoch_key(self._run.seed, number)
+        partners = mixing_partners(section, ids, key=key, samples=len(self._split))
         return Epoch(samples.to(device), ids, partners, self.spans)
 
     def _computed_epoch(self, number: int) -> Epoch:
@@ -114,7 +115,7 @@ class Batches:
             return permutation(places).to(device)
 
         def partners(places: torch.Tensor) -> torch.Tensor:
-            found = mixing_partners(section, samples(places), seed=self._run.seed, epoch=number, samples=length)
+            found = mixing_partners(section, samples(places), key=epoch_key(self._run.seed, number), samples=length)
             return samples(places) if found is None else found
 
         shuffled = Computed(length, samples)

@@ -1,14 +1,15 @@
 """Detection of losses and gradients that are not finite, before any state after them is saved.
 
 On the CPU every loss and gradient is checked in its own step. On a GPU the program runs ahead, and reading a number
-waits until the GPU has computed it. So results are read after ``MAX_PENDING_STEPS`` steps, before each validation, and
-before each save.
+waits until the GPU has computed it. So a flag on the GPU, with the number of steps before it was set, is read at most a
+few times a second, before each validation, and before each save.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -18,52 +19,83 @@ from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.errors import DivergedError
 from workflow_lib.store.events import EventLog
 from workflow_lib.training.batches import Batches
-from workflow_lib.training.state import State
+from workflow_lib.training.state import Losses, State
 
-MAX_PENDING_STEPS = 64
+MIN_UNREAD_STEPS = 64
+MIN_INTERVAL_S = 0.25
 SHOWN_SAMPLES = 20
 
 
 class Divergence:
-    """The check of one process's steps."""
+    """The check of one process's steps.
+
+    is_finite      bool, on the device: True while all losses and gradients were finite
+    finite_steps   int64, on the device: steps since `begin_at` in which they were
+    """
 
     def __init__(
-        self, state: State, batches: Batches, *, saver: Saver, events: EventLog, waits_for_device: bool
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        saver: Saver,
+        events: EventLog,
+        waits_for_device: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state, self._batches, self._saver, self._events = state, batches, saver, events
-        self._waits_for_device = waits_for_device
-        self._pending: list[tuple[int, torch.Tensor]] = []  # step, and the sum of its losses and gradients
+        self._waits_for_device, self._clock = waits_for_device, clock
+        self.is_finite = torch.ones((), dtype=torch.bool, device=state.device)
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=state.device)
+        self._first = self._read = 0  # steps of the run at the start of the attempt, and at the last read
+        self._read_at = clock()
 
-    def watch(
-        self, losses: list[tuple[torch.Tensor, int]], weights: Sequence[nn.Parameter], norm: torch.Tensor | None = None
-    ) -> None:
+    def begin_at(self, step: int) -> None:
+        """Count from this step of the run."""
+        self._first = self._read = step
+
+    def watch(self, losses: Losses, weights: Sequence[nn.Parameter], norm: torch.Tensor | None = None) -> None:
         """Check losses, with their numbers of samples, and the gradients of weights, by their norm if it is known.
 
         Raises DivergedError: on the CPU at once, else in a later `check_pending`. With a loss scaler gradients are not
         checked: it skips a step whose gradient overflows, and lowers the scale.
         """
-        state, step = self._state, self._state.progress.cursor.step
+        state = self._state
         values = [loss for loss, _ in losses]
-        if norm is not None and not state.scaler.is_enabled():
-            values.append(norm)
-        elif not state.scaler.is_enabled():
-            values += [weight.grad.sum() for weight in weights if weight.grad is not None]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if state.scaler.is_enabled():
+            gradients, norm = [], None
+        if norm is not None:
+            gradients = [norm]
         if self._waits_for_device:
-            # the sum is finite only if every value is
-            self._pending.append((step, torch.stack([value.float() for value in values]).sum()))
-            if len(self._pending) == MAX_PENDING_STEPS:
-                self.check_pending()
-        elif not all(math.isfinite(value.item()) for value in values):
-            self._end(step, [math.isfinite(loss.item()) for loss, _ in losses])
+            gradients = [value.coalesce().values() if value.is_sparse else value for value in gradients]
+            # the largest absolute value is finite only if every value is; a sum or a product could overflow
+            values += [nn.utils.get_total_norm(gradients, math.inf)] if gradients else []
+            self.is_finite.logical_and_(torch.stack([value.float() for value in values]).isfinite().all())
+        elif not all(math.isfinite(value.item()) for value in (*values, *(value.sum() for value in gradients))):
+            self._end(state.progress.cursor.step, [math.isfinite(loss.item()) for loss, _ in losses])
+
+    def count_step(self) -> None:
+        """Count a step that is computed, after all its losses and gradients are watched."""
+        if self._waits_for_device:
+            self.finite_steps.add_(self.is_finite)
+
+    def check_if_due(self) -> None:
+        """Read the result of the steps so far if the last time is long ago. Raises DivergedError."""
+        if (
+            self._waits_for_device
+            and self._state.progress.cursor.step - self._read >= MIN_UNREAD_STEPS
+            and self._clock() - self._read_at >= MIN_INTERVAL_S
+        ):
+            self.check_pending()
 
     def check_pending(self) -> None:
-        """Read the results of all steps so far. Raises DivergedError for the first that is not finite."""
-        if not self._pending:
+        """Read the result of all steps so far. Raises DivergedError for the first that is not finite."""
+        if not self._waits_for_device:
             return
-        (steps, sums), self._pending = zip(*self._pending, strict=True), []
-        for step, is_finite in zip(steps, torch.stack(sums).isfinite().tolist(), strict=True):
-            if not is_finite:
-                self._end(step, [])
+        if not self.is_finite.item():
+            self._end(self._first + int(self.finite_steps.item()), [])
+        self._read, self._read_at = self._state.progress.cursor.step, self._clock()
 
     def _end(self, step: int, are_finite: list[bool]) -> NoReturn:
         """Raise DivergedError with the samples: those of the micro-batches whose loss is not finite, else of all ranks.

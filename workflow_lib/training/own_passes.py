@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +17,10 @@ from torch import nn
 
 from workflow_lib import plugins
 from workflow_lib.errors import ConfigError
-from workflow_lib.training import parameter_groups
 from workflow_lib.training.agreement import Agreement
 from workflow_lib.training.batches import MicroBatch
-from workflow_lib.training.passes import Computation
+from workflow_lib.training.passes import Computation, Poll
+from workflow_lib.training.state import Losses
 from workflow_lib.training.step_building import Joined
 from workflow_lib.training.step_context import Context
 
@@ -43,20 +43,17 @@ class OwnPasses(Computation):
         for name, part in optimizer.parts.items():
             part.step = functools.partial(self._update, name)  # type: ignore[assignment,method-assign]
 
-    def warm_up(self, split: Split | MappedSplit, poll: Callable[[], object]) -> None:
+    def warm_up(self, split: Split | MappedSplit, poll: Poll) -> None:
         """Do nothing: every sum over ranks is that of the first step."""
 
-    def step(
-        self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Callable[[], object]
-    ) -> list[tuple[torch.Tensor, int]]:
+    def step(self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Poll) -> Losses:
         """Call the user's step with this rank's part of the batch; return its loss and number of samples."""
-        (micro_batch,), state, context = micro_batches, self._state, self._context
-        sys.audit("everstep", "fetch", micro_batch.samples)
-        inputs, targets, _ = self._parts(micro_batch, next(batches))
+        (batch,), state, context = self.loaded(micro_batches, batches, poll), self._state, self._context
+        inputs, targets, _ = self._parts(batch)
         state.parallel.zero_grad()
         self._saver.wait_copied()  # a step may change any tensor at any time
-        context.samples, context.learning_rate = len(micro_batch), self.learning_rate
-        parameter_groups.set_learning_rate(state.optimizer, context.learning_rate)
+        context.samples, context.learning_rate = len(batch), self.learning_rate
+        self._numbers.set_learning_rate(context.learning_rate)
         self._shared_state.tick(self._ranks.local_rank, state.progress.cursor.step)
         sys.audit("everstep", "forward", inputs)
         with plugins.user_code_errors(f"training.step: {type(self._step).__name__}.step()"):
@@ -68,11 +65,13 @@ class OwnPasses(Computation):
                 f"training.step: {type(self._step).__name__}.step() returns {shown}; it must return the loss of the "
                 "batch, a tensor with one number"
             )
-        losses = [(loss.detach().reshape(()), len(micro_batch))]
+        losses = [(loss.detach().reshape(()), len(batch))]
         self._divergence.watch(losses, [])
         if state.ema is not None:
-            state.update_averages()
+            state.update_averages(state.average_weight)
             sys.audit("everstep", "averaged")
+        state.add_losses(losses)
+        self._divergence.count_step()
         self._agreement.share_buffers(self._step)  # each rank has computed them from its own samples
         return losses
 

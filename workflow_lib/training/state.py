@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Phase = Literal["train", "validate", "finish"]
 EpochMetrics = dict[str, float | None]  # None: a metric of the user that has no finite value
 Named = dict[str, torch.Tensor]
+Losses = list[tuple[torch.Tensor, int]]  # of the micro-batches of a step: mean loss, number of samples
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -207,16 +208,34 @@ class State:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes: in ``training.precision``."""
         dtype = AUTOCAST.get(self.run.training.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+        if dtype is None:
+            return contextlib.nullcontext()
+        # casts that are cached outside of a graph would be missing in its replays
+        is_captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return torch.autocast(self.device.type, dtype, cache_enabled=not is_captured)
 
-    def update_averages(self) -> None:
-        """Move the averages towards the weights after an optimizer step, before it is counted."""
-        decay, step = self.run.training.ema_decay, self.progress.cursor.step
-        if self.ema is not None and decay is not None:
-            # smaller in the first steps, so that the random initial weights do not remain in the average
-            decay = min(decay, (1 + step) / (10 + step))
-            live = [parameter.detach() for parameter in self._averaged]
-            foreach_lerp_(list(self.ema.values()), live, 1 - decay)
+    @property
+    def average_weight(self) -> float:
+        """The weight of the new weights in the averages, in the next step."""
+        step = self.progress.cursor.step
+        # the decay is smaller in the first steps, so that the random initial weights do not remain in the average
+        return 1 - min(self.run.training.ema_decay or 0.0, (1 + step) / (10 + step))
+
+    def update_averages(self, weight: float | torch.Tensor) -> None:
+        """Move the averages towards the weights after an optimizer step, by `average_weight`."""
+        averages, live = list((self.ema or {}).values()), [parameter.detach() for parameter in self._averaged]
+        if isinstance(weight, torch.Tensor):
+            for average, parameter in zip(averages, live, strict=True):
+                average.lerp_(parameter, weight.to(average.dtype))
+        else:
+            foreach_lerp_(averages, live, weight)
+
+    def add_losses(self, losses: Losses) -> None:
+        """Add the losses of a step to the sums."""
+        for loss, samples in losses:
+            self.loss_sum.add_(loss, alpha=samples)
+            if self.is_logged:
+                self.log_sum.add_(loss, alpha=samples)
 
     def logged_means(self, all_gather: Callable[[torch.Tensor], list[torch.Tensor]]) -> dict[str, float]:
         """Return the means of what the user's step logged on all ranks, by column. All ranks call it."""

@@ -45,13 +45,11 @@ class StepLog:
         self._path, self._store, self._events = layout.steps_file(workspace), store, events
         self._is_file_whole = False
 
-    def add(self, losses: list[tuple[torch.Tensor, int]]) -> None:
-        """Add the losses of a step that is committed, with their numbers of samples."""
+    def add(self) -> None:
+        """Add a row for the steps that are committed since the last one, if it is due."""
         if self._every is None:
             return
         state, step = self._state, self._state.progress.cursor.step
-        for loss, samples in losses:
-            state.log_sum.add_(loss, alpha=samples)
         if step % self._every == 0 or step == self._batches.length.total:
             self._pending.append((step, learning_rate_of(state.optimizer), state.log_sum.clone()))
             state.log_sum.zero_()

@@ -41,14 +41,16 @@ from workflow_lib.training.augment import check_augmentation
 from workflow_lib.training.batches import Batches, MicroBatch
 from workflow_lib.training.checkpoints import Checkpoints
 from workflow_lib.training.divergence import Divergence, check_finite
+from workflow_lib.training.graphed import GraphedPasses
+from workflow_lib.training.graphs import Graph
 from workflow_lib.training.hooks import View
 from workflow_lib.training.metrics_file import Curve
 from workflow_lib.training.model import explain, explain_single_value
 from workflow_lib.training.own_passes import OwnPasses
 from workflow_lib.training.parameter_groups import learning_rate_of
-from workflow_lib.training.passes import Passes
+from workflow_lib.training.passes import Passes, Steps
 from workflow_lib.training.progress import ProgressDisplay
-from workflow_lib.training.state import Cursor, EpochMetrics, State
+from workflow_lib.training.state import Cursor, EpochMetrics, Losses, State
 from workflow_lib.training.step_log import StepLog
 from workflow_lib.training.validation import Validation
 
@@ -101,6 +103,8 @@ class Trainer:
         weights: Mapping[str, Path] | None = None,
         stop_early: StopEarly | None = None,
         measures: Measures | None = None,
+        graph: Graph | None = None,
+        is_graph_required: bool = False,
     ) -> None:
         self.run, self.ranks, self._objective, self._train_split = run, ranks, objective, train
         self._shared_state, self._store, self._saver, self._events = shared_state, store, saver, events
@@ -126,11 +130,24 @@ class Trainer:
         self._checkpoints = Checkpoints(self.state, store, saver, self._curve)
         batch_size = -(-self._batches.size // run.training.accumulation_steps)
         self._validation = Validation(self.state, objective, validation, self._agreement, batch_size=batch_size)
-        self._divergence = Divergence(
-            self.state, self._batches, saver=saver, events=events, waits_for_device=device.type != "cpu"
-        )
+        waits = device.type != "cpu" or graph is not None
+        self._divergence = Divergence(self.state, self._batches, saver=saver, events=events, waits_for_device=waits)
         given = (self.state, objective, self._batches, shared_state, self._divergence, saver)
-        self._passes = Passes(*given) if self.state.step is None else OwnPasses(*given, self._agreement)
+        self._passes: Steps
+        if self.state.step is not None:
+            self._passes = OwnPasses(*given, self._agreement)
+        elif graph is None:
+            self._passes = Passes(*given)
+        else:
+            self._passes = GraphedPasses(
+                Passes(*given, is_captured=True),
+                graph,
+                self.state,
+                divergence=self._divergence,
+                saver=saver,
+                events=events,
+                is_required=is_graph_required,
+            )
         self._log = StepLog(self.state, self._agreement, self._batches, metrics_file.parent, store, events)
 
     # -- one attempt ------------------------------------------------------------------------------------------------
@@ -166,6 +183,7 @@ class Trainer:
         self._checkpoints.restore(loaded)
         progress = self.state.progress
         step, epoch = progress.cursor.step, progress.cursor.epoch
+        self._divergence.begin_at(step)
         self._resumed_step = step if loaded else None
         if self.ranks.is_main:
             logger.info("%s at step %d, epoch %d", "resumes" if loaded else "starts", step, epoch + 1)
@@ -222,6 +240,7 @@ class Trainer:
         starts = range(cursor.sample, end, size)
         rows = (micro_batch.rows for start in starts for micro_batch in epoch.micro_batches(start))
         self.state.set_training()
+        self._passes.begin_epoch(cursor.epoch)
         with contextlib.closing(self._train_split.stream(rows)) as batches:
             while cursor.sample < end:
                 if self._poll():
@@ -246,10 +265,9 @@ class Trainer:
         state, cursor = self.state, self.state.progress.cursor
         _at("window")
         losses = self._passes.step(micro_batches, batches, self._poll)
-        for loss, samples in losses:
-            state.loss_sum.add_(loss, alpha=samples)
         state.commit(self._batches.size)
-        self._log.add(losses)
+        self._divergence.check_if_due()
+        self._log.add()
         if state.hooks is not None and state.hooks.has("on_step_end"):
             self._call("on_step_end", _mean(losses))
         _at("commit", state)
@@ -361,7 +379,7 @@ class Trainer:
         self._log.add_pending()
 
 
-def _mean(losses: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+def _mean(losses: Losses) -> torch.Tensor:
     """Return the mean loss of the samples of several micro-batches."""
     return torch.stack([loss * samples for loss, samples in losses]).sum() / sum(samples for _, samples in losses)
 
