@@ -11,7 +11,7 @@ setup: ## make .venv with the pinned packages
 	@scripts/setup
 
 run: setup ## run the pipeline of config/config.yaml on this machine; ARGS="..." goes to snakemake
-	snakemake --profile profiles/local $(ARGS)
+	@everstep run $(if $(ARGS),-- $(ARGS))
 
 test: setup ## run every check: style, types, tests, and tests on a real SLURM where it is installed
 	scripts/check

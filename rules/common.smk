@@ -7,6 +7,7 @@ frozen in work/experiments/. Every job reads the frozen file, so that an edit of
 import gc
 import os
 import re
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from workflow_lib import config as experiments
 from workflow_lib import plan as plans
 from workflow_lib import plugins, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_advice
+from workflow_lib.live import recorder
 from workflow_lib.plan import user_code
 from workflow_lib.results import claims
 from workflow_lib.results import layout as results_layout
@@ -37,6 +39,12 @@ code_state = user_code.memo(user_code.state)
 
 # Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
 snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_message(Path(".snakemake")))
+
+
+def say(text, kind="message"):
+    """Print a line for the user, also where `everstep run` shows it."""
+    print(f"everstep: {text}", file=sys.stderr)
+    recorder.record(kind, text=text)
 
 
 @cache
@@ -58,6 +66,9 @@ def data_sets():
     return {plans.data_id(experiment): experiment.data} | of_runs
 
 
+if workflow.is_main_process:
+    recorder.attach()
+
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
     settings = snakefile.settings_of(workflow.config_settings.config_args or [])
@@ -73,12 +84,12 @@ try:
         snakefile.check_models(experiment, everything)
         tracking.check_installed(experiment.tracking.to)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
-            print(f"everstep: {damaged}", file=sys.stderr)
+            say(damaged)
         snakefile.check_records(Path(".snakemake"))
         for killed in snakefile.enter(Path(".snakemake")):
-            print(f"everstep: Snakemake {killed} was killed; its lock is removed", file=sys.stderr)
+            say(f"Snakemake {killed} was killed; its lock is removed")
 except (EverstepError, OSError) as error:
-    print(f"everstep: {with_advice(error)}", file=sys.stderr)
+    say(with_advice(error), "error")
     raise SystemExit(getattr(error, "exit_code", 1))
 
 os.environ.update(
@@ -118,6 +129,10 @@ def reported_runs():
     return [*runs(), *(["tuned"] if experiment.tune else [])]
 
 
+if workflow.is_main_process:
+    recorder.record("plan", results=RESULTS, runs=[*trained_first(), *reported_runs()], is_local=IS_LOCAL)
+
+
 def targets(wildcards):
     """Return all outputs of the pipeline: the inputs of `rule all`."""
     sources = [f"{RESULTS}/runs/{run}/train.json" for run in trained_first()]
@@ -152,7 +167,7 @@ def source_state(wildcards):
     try:
         return snakefile.files_state(data) if data else ""
     except EverstepError as error:  # Snakemake would show a traceback for an Exception
-        print(f"everstep: {error}", file=sys.stderr)
+        say(error, "error")
         raise SystemExit(error.exit_code)
 
 
@@ -254,9 +269,9 @@ def take_results():
     """Record that the results belong to the experiment file; exit if another file claimed them in the meantime."""
     try:
         if line := claims.acquire(results_layout.RESULTS, experiment.name, claim):
-            print(f"everstep: {line}", file=sys.stderr)
+            say(line)
     except EverstepError as error:
-        print(f"everstep: {error}", file=sys.stderr)
+        say(error, "error")
         raise SystemExit(error.exit_code)
 
 
@@ -275,9 +290,9 @@ def check_requests():
         for rule, found in alike.items()
     ]
     try:
-        print(f"everstep: {budget.check(budget.asked_by(jobs, experiment, sys.argv))}", file=sys.stderr)
+        say(budget.check(budget.asked_by(jobs, experiment, sys.argv)))
     except EverstepError as error:
-        print(f"everstep: nothing was submitted.\n{error}", file=sys.stderr)
+        say(f"nothing was submitted.\n{error}", "error")
         raise SystemExit(error.exit_code)
 
 
@@ -292,13 +307,19 @@ def check_gpus():
     if lacking is None and "evaluate" in rules and evaluate.startswith("cuda"):
         lacking = gpus.problem(evaluate, 1, gpus.count(), given=given, setting="evaluate.device")
     if lacking is not None:
-        print(f"everstep: nothing was started.\n{lacking}", file=sys.stderr)
+        say(f"nothing was started.\n{lacking}", "error")
         raise SystemExit(2)
 
 
+def record_start():
+    """Tell `everstep run` that jobs begin, and which runs need one."""
+    needed = {job.wildcards_dict.get("run") for job in workflow.dag.needrun_jobs()} - {None}
+    recorder.record("started", runs=sorted(needed))
+
+
 def print_summary():
-    """Print the summary of the report, if there is one."""
-    if Path(f"{RESULTS}/report.html").exists():
+    """Print the summary of the report, if there is one; `everstep run` does so itself."""
+    if Path(f"{RESULTS}/report.html").exists() and recorder.PATH not in os.environ:
         shell(f"exec python -m workflow_lib summary --results {RESULTS} || true")
 
 
@@ -308,10 +329,12 @@ def print_failures():
         (" ".join([job.name, *dict(job.wildcards).values()]), next(map(Path, job.log), None))
         for job in workflow.scheduler.failed
     )
-    print(snakefile.failures(jobs, ["snakemake", *sys.argv[1:]]), file=sys.stderr)
-    if workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
+    command = os.environ.get(recorder.COMMAND) or shlex.join(["snakemake", *sys.argv[1:]])
+    say(snakefile.failures(jobs, command), "error")
+    # One that was stopped by a signal has no failed job, and ends without a report, since the user waits.
+    if jobs and workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
         shell(
             f"exec python -m workflow_lib report --incomplete --results {RESULTS} --plan {RESULTS}/plan.json"
             f" --output {RESULTS}/report.html || true"
         )
-        print(f"everstep: the results so far are in {RESULTS}/report.html", file=sys.stderr)
+        say(f"the results so far are in {RESULTS}/report.html", "error")

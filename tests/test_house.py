@@ -33,6 +33,7 @@ LAYERS = (
     ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "snakefile"),
+    ("live",),
     ("cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(room for layer in LAYERS for room in layer)}

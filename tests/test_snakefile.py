@@ -168,7 +168,7 @@ def test_config_accepts_only_set() -> None:
 def test_a_failed_job_is_listed_with_its_last_line_and_log(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("starting\nthe reason\n\n")
-    told = snakefile.failures([("train a", log), ("train b", tmp_path / "none.log")], ["snakemake", "a b"])
+    told = snakefile.failures([("train a", log), ("train b", tmp_path / "none.log")], "snakemake 'a b'")
     assert f"train a failed: the reason\n    log: {log}" in told
     assert "train b failed: its log is empty" in told
     assert told.endswith("Fix the cause, then resume with: snakemake 'a b'")

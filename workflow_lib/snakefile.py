@@ -195,16 +195,20 @@ def _described(pid: int) -> str:
         return f"pid {pid}"
 
 
-def failures(jobs: Iterable[tuple[str, Path | None]], command: Sequence[str]) -> str:
+def failures(jobs: Iterable[tuple[str, Path | None]], command: str) -> str:
     """Return the last log line of each failed job, given by name and log, and the command that resumes the pipeline."""
     lines = []
     for name, log in jobs:
-        text = log.read_text(errors="replace") if log and log.exists() else ""
-        last = next((line for line in reversed(text.splitlines()) if line.strip()), "its log is empty")
-        lines.append(f"everstep: {name} failed: {last}\n    log: {log}")
+        lines.append(f"{name} failed: {last_line(log)}\n    log: {log}")
     # A Snakemake that was stopped by a signal has no failed job.
     advice = "Fix the cause, then resume with" if lines else "Resume with"
-    return "\n".join([*lines, f"everstep: no finished work is lost. {advice}: {shlex.join(command)}"])
+    return "\n".join([*lines, f"no finished work is lost. {advice}: {command}"])
+
+
+def last_line(log: Path | None) -> str:
+    """Return the last line of a log that is not blank."""
+    text = log.read_text(errors="replace") if log and log.exists() else ""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "its log is empty")
 
 
 def _hold(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.store.events import NAME, EventLog, open_log, read_events
+from workflow_lib.store.events import NAME, EventLog, Follower, open_log, read_events
 
 LAUNCHER = Ranks(is_launcher=True)
 SECOND = Ranks(rank=1, local_rank=1, world_size=2)
@@ -116,3 +116,16 @@ def test_an_event_that_cannot_be_written_causes_only_a_warning(
     shown = capsys.readouterr().err
     assert shown.count("event not recorded") == 2
     assert "continuing" in shown
+
+
+def test_a_follower_returns_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    follower = Follower(path)
+    assert follower.new() == []
+    path.write_text('{"kind": "a"}\n{"kind": ')
+    assert [event["kind"] for event in follower.new()] == ["a"]
+    with path.open("a") as file:
+        file.write('"b"}\nnot an event\n')
+    assert [event["kind"] for event in follower.new()] == ["b"]
+    assert follower.new() == []
+    assert Follower(path, from_end=True).new() == []

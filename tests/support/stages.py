@@ -67,6 +67,7 @@ NEUTRAL = (
     "files.py",
     "housekeeping/*",
     "launch/*",
+    "live/*",
     "prediction/*",
     "processes.py",
     "py.typed",

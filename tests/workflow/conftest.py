@@ -177,7 +177,9 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             copy_repository(folder)
             tiny = Project(folder)
             tiny.write(TINY)
-            tiny.make()
+            printed = tiny.everstep("run", tiny.config, "--", "--cores", "2")
+            assert printed.returncode == 0, printed.stdout + printed.stderr
+            (folder / "printed.txt").write_text(printed.stdout)
             (folder / "done").touch()
     return folder
 

@@ -88,11 +88,21 @@ def _parsed(argv: Sequence[str]) -> Arguments:
     parser = _parser()
     if argv and not argv[0].startswith("-") and argv[0] not in names:
         parser.error(f"there is no verb {argv[0]!r}{_nearest(argv[0], names)}")
-    arguments, unknown = parser.parse_known_args(argv)
+    own, after = _split(argv)
+    arguments, unknown = parser.parse_known_args(own)
+    arguments.after = after
     if unknown:
         parser = arguments.parser  # of the verb, so that the message shows its usage
         parser.error(f"unknown argument {' '.join(unknown)}{_nearest(unknown[0], parser._option_string_actions)}")
     return arguments
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the arguments before and after `--`, if the verb hands those after it to Snakemake."""
+    if argv[:1] == ["run"] and "--" in argv:
+        place = list(argv).index("--")
+        return argv[:place], argv[place + 1 :]
+    return argv, []
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from workflow_lib.cli.options import (
@@ -43,6 +44,20 @@ def _validate(arguments: Arguments) -> None:
             problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+@VERBS.add(
+    "run",
+    "run the pipeline of an experiment and show its progress; arguments after -- go to Snakemake",
+    option("config", nargs="?", type=Path, metavar="CONFIG", help="experiment file (default: config/config.yaml)"),
+    option("--profile", default="local", metavar="P", help="`local` (default), `slurm`, or the folder of a profile"),
+    SET,
+)
+def _run(arguments: Arguments) -> None:
+    from workflow_lib import live
+
+    command = live.snakemake(arguments.config, arguments.profile, arguments.set, arguments.after)
+    live.run(command, ["everstep", *sys.argv[1:]])
 
 
 PROFILE = option(

@@ -68,14 +68,18 @@ def _is_truncated(text: str) -> bool:
 def load_run(ref: str, work: Path) -> tuple[RunConfig, str]:
     """Return the frozen run and its digest.
 
-    `ref` is an id, a digest, its first 12 digits or more, or a JSON file such as best.json. Raises ConfigError if it
-    names no run, or several.
+    Raises ConfigError if `ref`, as in `run_path`, names no run, or several.
     """
-    path = _frozen(ref, work)
+    path = run_path(ref, work)
     return read_run(path, path.parent.name), path.parent.name
 
 
-def _frozen(ref: str, work: Path) -> Path:
+def run_path(ref: str, work: Path) -> Path:
+    """Return the path of a frozen run.
+
+    `ref` is an id, a digest, its first 12 digits or more, or a JSON file such as best.json. Raises ConfigError if it
+    names no run, or several.
+    """
     match = re.search(r"(?:^|-)([0-9a-f]{12,32})$", _pointed(ref) if ref.endswith(".json") else ref)
     if not match:
         raise ConfigError(f"{ref!r} is not a run: give its id, its digest, or a JSON file that points to it")

@@ -18,7 +18,7 @@ def summary(results: Path) -> str:
     """Return the best run, its metrics, the path of the report and what to type next."""
     table = results / results_layout.RUNS_TABLE
     if not table.exists():
-        raise UserError(f"{table} is missing: no report yet; run snakemake --profile profiles/local")
+        raise UserError(f"{table} is missing: no report yet; run `everstep run`")
     with table.open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     rows = [row for row in listed if not row.get("state")]
@@ -41,7 +41,7 @@ def summary(results: Path) -> str:
         "report": results / results_layout.REPORT,
         **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
-        "your own": "snakemake --profile profiles/local --configfile YOURS.yaml (everstep init prints one)",
+        "your own": "everstep run YOURS.yaml (everstep init prints one)",
     }
     return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
 

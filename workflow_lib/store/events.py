@@ -61,6 +61,25 @@ def last_event(path: Path, kinds: Sequence[str], last_bytes: int) -> dict[str, A
     return next((event for event in events if event is not None and event.get("kind") in kinds), None)
 
 
+class Follower:
+    """Reads the events that are appended to a file; a line counts once it is complete."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the events since the last call, oldest first; none while the file is missing."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                lines, end, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._offset += len(lines + end)
+        return [event for line in lines.splitlines() if (event := _event(line)) is not None]
+
+
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)

@@ -1,0 +1,96 @@
+"""Lines about events of the pipeline: one when a data set, a trial, a run or an evaluation is done, or has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workflow_lib import plugins, snakefile
+from workflow_lib.files import UNREADABLE, read_json
+from workflow_lib.live.jobs import FAILED, FINISHED, Job
+from workflow_lib.live.training import Training
+from workflow_lib.results import layout
+from workflow_lib.text import decimal, duration
+
+
+def of_job(job: Job, results: Path, *, is_stopping: bool = False) -> str | None:
+    """Return the line about a job that has just changed its state, or None if the user need not know."""
+    if job.state == FAILED:
+        reason = snakefile.last_line(job.log).removeprefix(f"everstep {job.rule}: ")
+        return (
+            f"{job.name}: {reason.partition('. ')[0]}"
+            if reason.startswith("stopped")
+            else f"{job.name} failed: {reason}"
+        )
+    if job.state == FINISHED:
+        return _finished(job, results)
+    return f"{job.name} starts again" if job.attempts > 1 else None
+
+
+def _finished(job: Job, results: Path) -> str | None:
+    """Return the result of a finished job, read from its statement."""
+    try:
+        match job.rule:
+            case "preprocess":
+                return f"{job.subject}: {_splits(read_json(layout.data_manifest(results, job.subject)))}"
+            case "trial":
+                study = layout.study_dir(results, job.wildcards["study"])
+                return f"{job.name}: {_trial(study, int(job.wildcards['number']))}"
+            case "train":
+                training = read_json(layout.run_dir(results, job.subject) / layout.TRAIN)
+                return f"{job.name}: {_best(training)}"
+            case "evaluate":
+                evaluation = read_json(layout.run_dir(results, job.subject) / layout.EVALUATION)
+                return f"{job.name}: {_metric(evaluation)}"
+            case "best":
+                best = read_json(layout.best_file(layout.study_dir(results, job.wildcards["study"])))
+                return f"the study is done: trial {best['number']} is the best; `tuned` trains it in full"
+    except (*UNREADABLE, KeyError):  # a file of another version
+        return f"{job.name} is finished"
+    return None
+
+
+def _splits(manifest: Mapping[str, Any]) -> str:
+    counts = dict.fromkeys(("train", "val", "test"), 0)
+    for shard in manifest["shards"]:
+        counts[shard["split"]] = max(counts[shard["split"]], shard["stop"])
+    return ", ".join(f"{number:,} {split}" for split, number in counts.items()) + " samples"
+
+
+def _trial(study: Path, number: int) -> str:
+    trial, metric = (
+        read_json(layout.trial_file(study, number)),
+        read_json(layout.suggestion_file(study, number))["metric"],
+    )
+    value = f"{metric} {decimal(trial['value'])} at epoch {trial['epoch']}" if trial["value"] is not None else ""
+    how = {"complete": "", "pruned": "pruned", "failed": f"failed: {trial['reason']}"}[trial["state"]]
+    return "; ".join(filter(None, (value, how)))
+
+
+def _best(training: Mapping[str, Any]) -> str:
+    if training.get("state") == "diverged":
+        return "diverged; the reason is in the report"
+    best = training["best"]
+    return f"{best['metric']} {decimal(best['value'])} at epoch {best['epoch']}"
+
+
+def _metric(evaluation: Mapping[str, Any]) -> str:
+    """Return the first metric of the task, with its interval."""
+    labels = {name: label for facts in plugins.all_facts().values() for name, label in facts.metrics.items()}
+    name = next((name for name in labels if name in evaluation["metrics"]), next(iter(evaluation["metrics"])))
+    metric = evaluation["metrics"][name]
+    interval = f" [{decimal(metric['low'])}, {decimal(metric['high'])}]" if metric.get("low") is not None else ""
+    return f"test {labels.get(name, name)} {decimal(metric['value'])}{interval}"
+
+
+def of_training(name: str, training: Training) -> str:
+    """Return the progress of a training."""
+    parts = [
+        training.place,
+        f"loss {decimal(training.loss)}" if training.loss is not None else "",
+        f"{training.metric} {decimal(training.value)}" if training.value is not None else "",
+        f"{training.samples_per_s:,.0f} samples/s" if training.samples_per_s else "",
+        f"ETA {duration(training.left_s)}" if training.left_s is not None else "",
+    ]
+    return f"{name}: {', '.join(filter(None, parts))}"

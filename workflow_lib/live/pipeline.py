@@ -1,0 +1,127 @@
+"""The pipeline as a child process: it is started, watched, stopped and judged here.
+
+Snakemake runs in its own process group, so that a Ctrl-C reaches it and its jobs only from here: the first asks them to
+save and stop, the second kills them. What Snakemake prints goes to a file; its events come through another.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from workflow_lib import snakefile
+from workflow_lib.errors import EverstepError, Stopped, UserError
+from workflow_lib.live import recorder
+from workflow_lib.live.watch import Watch
+from workflow_lib.store.events import Follower
+
+LOGS = Path("logs") / "run"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_S = 0.2
+
+
+class Signals:
+    """The signals that this process got since the block began."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+
+    def add(self, number: int, frame: FrameType | None) -> None:
+        self.got.append(number)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Count the signals that ask to stop, instead of ending."""
+        before = {number: signal.signal(number, self.add) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(command: Sequence[str], typed: Sequence[str]) -> None:
+    """Run the command of Snakemake to its end and show what it does; `typed` is what the user types to repeat it.
+
+    Raises Stopped if it was asked to stop, UserError for a mistake of the user, and EverstepError if a job failed.
+    """
+    signals = Signals()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{datetime.now():%Y-%m-%dT%H%M%S}-{os.getpid()}.log"
+    with tempfile.TemporaryDirectory(prefix="everstep-") as folder, log.open("wb") as output, signals.caught():
+        events = Path(folder) / "events.jsonl"
+        environment = {recorder.PATH: str(events), recorder.COMMAND: shlex.join(typed)}
+        child = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        with Watch(Follower(events), log) as watch:
+            was_stopped = _wait(child, watch, signals)
+    _judge(child.returncode, watch, log, was_stopped=was_stopped)
+
+
+def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> bool:
+    """Show the pipeline until it ends; return True if it was asked to stop."""
+    asked = 0
+    while True:
+        is_over = child.poll() is not None
+        watch.update()
+        if is_over:
+            return asked > 0
+        if len(signals.got) > asked:
+            asked += 1
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT if asked == 1 else signal.SIGKILL)
+            if asked > 1:
+                child.wait()
+                raise KeyboardInterrupt
+            watch.say_stopping()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=LOOK_S)
+
+
+def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
+    """Print what there is now; raise the error that the exit code stands for."""
+    pipeline = watch.pipeline
+    if code == 0 and not (pipeline.has_started or pipeline.has_nothing_to_do):
+        print(log.read_text(errors="replace"), end="")  # a dry run, or another task of Snakemake
+        return
+    if code == 0:
+        watch.print_summary()
+        return
+    if was_stopped:
+        raise Stopped(f"stopped; no finished work is lost. The same command resumes. Snakemake's output: {log}")
+    reasons = pipeline.errors or [snakefile.last_line(log)]
+    error = UserError if code == 2 else EverstepError
+    raise error("\n".join([*dict.fromkeys(reasons), f"Snakemake's output: {log}"]))
+
+
+def snakemake(config: Path | None, profile: str, settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the command of Snakemake; its own arguments come last, so that they win."""
+    command = [sys.executable, "-P", "-m", "snakemake", "--profile", _profile(profile)]
+    command += ["--configfile", str(config)] if config else []
+    command += ["--config", *(f"set={given}" for given in settings)] if settings else []
+    return [*command, *arguments]
+
+
+def _profile(name: str) -> str:
+    """Return the folder of the profile: the name itself if it is a folder, else profiles/NAME."""
+    known = sorted(path.parent.name for path in Path("profiles").glob("*/config.yaml"))
+    if Path(name, "config.yaml").exists():
+        return name
+    if name in known:
+        return str(Path("profiles", name))
+    raise UserError(f"--profile {name}: neither a folder with a config.yaml, nor one of {', '.join(known)}")
