@@ -126,8 +126,7 @@ def test_without_javascript_the_page_shows_the_best_runs_and_names_the_table(man
 
 def test_the_page_draws_the_best_curves_and_says_so(many: Path) -> None:
     page = own_part(page_of(many))
-    (data,) = re.findall('<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    drawn = [curve["name"] for curve in json.loads(data)["curves"]]
+    drawn = [curve["name"] for curve in json.loads(unpacked(page, "data"))["curves"]]
     assert drawn == [row["name"] for row in rows_of(many)[:MAX_CURVES]]
     assert f"Drawn here: the {MAX_CURVES} best runs, of {MANY:,}" in page
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.metrics.bootstrap import Resampling, intervals
+from workflow_lib.metrics.outcomes import Outcomes, Told, check_columns, read
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -175,3 +177,29 @@ def predictions_csv(logits: np.ndarray, targets: np.ndarray, class_names: Sequen
     for index, row in enumerate(probabilities.tolist()):
         writer.writerow([index, targets[index], predicted[index], *map(repr, row)])
     return text.getvalue()
+
+
+def outcomes(path: Path, class_names: Sequence[str]) -> Outcomes:
+    """Return the predictions of a file that `predictions_csv` wrote."""
+    names, columns, values = read(path)
+    check_columns(path, columns, ["target", "predicted", *(f"p({name})" for name in class_names)])
+    targets, predicted, shares = values[:, 0].astype(np.int64), values[:, 1].astype(np.int64), values[:, 2:]
+    is_right, certainty = targets == predicted, shares[np.arange(len(shares)), predicted]
+
+    def told(sample: int) -> Told:
+        return Told(class_names[targets[sample]], class_names[predicted[sample]], float(certainty[sample]))
+
+    def scores() -> Any:
+        with np.errstate(divide="ignore"):  # logarithms of probabilities are logits of the same probabilities
+            return Sample(np.maximum(np.log(shares), -745.0), targets).scores
+
+    return Outcomes(
+        names=names,
+        truth=targets,
+        scores=scores,
+        wrong=np.where(is_right, 0.0, certainty),
+        told=told,
+        certainty="Probability",
+        ranked={name: (shares[:, number], targets == number) for number, name in enumerate(class_names)},
+        chosen=(certainty, is_right),
+    )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.metrics.bootstrap import Resampling, intervals
 from workflow_lib.metrics.classes import _Ranking
+from workflow_lib.metrics.outcomes import Outcomes, Told, check_columns, read
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -121,3 +123,29 @@ def predictions_csv(logits: np.ndarray, targets: np.ndarray, names: Sequence[str
         pairs = zip(true, shares, strict=True)
         writer.writerow([index, *(value for label, share in pairs for value in (label, repr(share)))])
     return text.getvalue()
+
+
+def outcomes(path: Path, names: Sequence[str]) -> Outcomes:
+    """Return the predictions of a file that `predictions_csv` wrote; a sample is as wrong as its worst label."""
+    of_samples, columns, values = read(path)
+    check_columns(path, columns, [f"{what}({name})" for name in names for what in ("target", "p")])
+    true, shares = values[:, ::2] > 0, values[:, 1::2]
+    predicted = shares > 0.5
+    wrong = np.where(true != predicted, np.where(predicted, shares, 1 - shares), 0.0).max(axis=1)
+
+    def listed(row: np.ndarray) -> str:
+        return ", ".join(names[number] for number in row.nonzero()[0].tolist()) or "none"
+
+    def scores() -> Any:
+        with np.errstate(divide="ignore"):
+            return Sample(np.clip(np.log(shares) - np.log1p(-shares), -745.0, 745.0), true).scores
+
+    return Outcomes(
+        names=of_samples,
+        truth=true,
+        scores=scores,
+        wrong=wrong,
+        told=lambda sample: Told(listed(true[sample]), listed(predicted[sample]), float(wrong[sample])),
+        certainty="Probability",
+        ranked={name: (shares[:, number], true[:, number]) for number, name in enumerate(names)},
+    )

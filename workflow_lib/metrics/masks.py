@@ -10,11 +10,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.metrics.bootstrap import Resampling, intervals
+from workflow_lib.metrics.outcomes import Outcomes, Told, check_columns, read
+from workflow_lib.text import count
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,33 @@ def predictions_csv(counts: Counts) -> str:
     for index, (pixels, *numbers) in enumerate(columns):
         writer.writerow([index, pixels, *("" if np.isnan(number) else repr(number) for number in numbers)])
     return text.getvalue()
+
+
+def outcomes(path: Path) -> Outcomes:
+    """Return the predictions of a file that `predictions_csv` wrote; an image is as wrong as 1 - its mean IoU.
+
+    The file has no pixels of each class: `mean_iou_by_image` and `dice_by_image` are means over the images, while the
+    `mean_iou` and `dice` of an evaluation count the pixels of all images together.
+    """
+    names, columns, values = read(path)
+    check_columns(path, columns, ["pixels", "loss", "mean_iou", "dice", "pixel_accuracy"])
+    pixels, loss, each = values[:, 0], values[:, 1], dict(zip(columns[2:], values[:, 2:].T, strict=True))
+
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for name in ("mean_iou", "dice"):
+            is_defined = ~np.isnan(each[name])
+            total = is_defined.astype(np.float64) @ weights
+            found[f"{name}_by_image"] = _ratio(np.where(is_defined, each[name], 0.0) @ weights, total)
+        right = np.nan_to_num(each["pixel_accuracy"]) * pixels
+        found["pixel_accuracy"] = _ratio(right @ weights, pixels @ weights)
+        return found | {"loss": loss @ weights / weights.sum(axis=0)}
+
+    return Outcomes(
+        names=names,
+        truth=pixels,
+        scores=lambda: scores,
+        wrong=1 - np.nan_to_num(each["mean_iou"], nan=1.0),
+        told=lambda sample: Told(count(int(pixels[sample]), "pixel"), "", float(each["mean_iou"][sample])),
+        certainty="Mean IoU",
+    )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.metrics.bootstrap import Resampling, intervals
+from workflow_lib.metrics.outcomes import Outcomes, Told, check_columns, read
 
 
 def measure(predicted: np.ndarray, targets: np.ndarray, how: Resampling, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -89,3 +91,33 @@ def predictions_csv(predicted: np.ndarray, targets: np.ndarray, names: Sequence[
     for index, row in enumerate(pairs.tolist()):
         writer.writerow([index, *map(repr, row)])
     return text.getvalue()
+
+
+def outcomes(path: Path) -> Outcomes:
+    """Return the predictions of a file that `predictions_csv` wrote.
+
+    A sample is as wrong as the mean over its targets of the absolute error, in standard deviations of the target.
+    """
+    names, columns, values = read(path)
+    targets, predicted = values[:, ::2], values[:, 1::2]
+    labels = [column.removeprefix("target").strip("()_") for column in columns[::2]]
+    check_columns(path, columns[1::2], [column.replace("target", "predicted", 1) for column in columns[::2]])
+    spread = targets.std(axis=0)
+    wrong = (np.abs(predicted - targets) / np.where(spread > 0, spread, 1.0)).mean(axis=1)
+
+    def listed(row: np.ndarray) -> str:
+        return ", ".join(f"{label} {_short(value)}".strip() for label, value in zip(labels, row, strict=True))
+
+    return Outcomes(
+        names=names,
+        truth=targets,
+        scores=lambda: Sample(predicted, targets).scores,
+        wrong=wrong,
+        told=lambda sample: Told(listed(targets[sample]), listed(predicted[sample]), float(wrong[sample])),
+        certainty="Error in standard deviations",
+    )
+
+
+def _short(value: float) -> str:
+    """Return a number of a target in at most six digits, which hides that float32 was stored."""
+    return f"{value:,.0f}" if abs(value) >= 1e5 and abs(value) < 1e12 else f"{value:,.6g}"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LARGEST = 192  # pixels of the longer side; a larger picture is thinned out
 SMALLEST = 96  # a smaller picture is enlarged by a whole number
+THUMBNAIL = 64  # pixels of the longer side
+MOST_PNG_BYTES = 3000  # of a thumbnail; a larger one becomes a JPEG
 IGNORED_COLOUR = (0, 0, 0)
 GOLDEN_ANGLE = 0.381966  # of the circle: hues of consecutive numbers are far apart
 
@@ -25,6 +27,24 @@ def colour(number: int) -> str:
 
 def image(inputs: np.ndarray, manifest: Manifest) -> str:
     """Return a normalised input [channels, height, width] as a picture; the first channel if there are not 1 or 3."""
+    return _png(_pixels(inputs, manifest))
+
+
+def thumbnail(inputs: np.ndarray, manifest: Manifest) -> str:
+    """Return a small picture of a normalised input, as `image` does: a PNG, or a JPEG if that is smaller."""
+    from PIL import Image
+
+    picture = Image.fromarray(_pixels(inputs, manifest))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    kind, file = "png", io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    if file.tell() > MOST_PNG_BYTES:
+        kind, file = "jpeg", io.BytesIO()
+        picture.save(file, "JPEG", quality=80)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _pixels(inputs: np.ndarray, manifest: Manifest) -> np.ndarray:
     import numpy as np
 
     shape = (-1, 1, 1)
@@ -32,7 +52,8 @@ def image(inputs: np.ndarray, manifest: Manifest) -> str:
     values = values if len(values) == 3 else values[:1]
     low, high = (0.0, 1.0) if manifest.scale != 1.0 else (float(values.min()), float(values.max()))
     pixels = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
-    return _png(np.moveaxis(pixels.round().astype(np.uint8), 0, 2).repeat(3 // len(values), axis=2))
+    shown: np.ndarray = np.moveaxis(pixels.round().astype(np.uint8), 0, 2).repeat(3 // len(values), axis=2)
+    return shown
 
 
 def mask(numbers: np.ndarray) -> str:

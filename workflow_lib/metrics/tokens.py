@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workflow_lib.metrics.bootstrap import Resampling, intervals
+from workflow_lib.metrics.outcomes import Outcomes, Told, check_columns, read
 
 LARGEST_EXPONENT = 709.0  # of e, in float64
 
@@ -56,3 +58,20 @@ def predictions_csv(sums: Sums) -> str:
     for index, (loss, accuracy) in enumerate(columns):
         writer.writerow([index, sums.tokens, repr(loss), repr(accuracy)])
     return text.getvalue()
+
+
+def outcomes(path: Path) -> Outcomes:
+    """Return the predictions of a file that `predictions_csv` wrote; a sample is as wrong as its loss."""
+    names, columns, values = read(path)
+    check_columns(path, columns, ["tokens", "loss", "accuracy"])
+    tokens, loss, accuracy = values.T
+    correct = np.rint(accuracy * tokens).astype(np.int64)
+    sums = Sums(loss=loss * tokens, correct=correct, tokens=int(tokens[0]) if len(tokens) else 1)
+    return Outcomes(
+        names=names,
+        truth=tokens,
+        scores=lambda: sums.scores,
+        wrong=loss,
+        told=lambda sample: Told(f"{int(tokens[sample])} tokens", f"{correct[sample]} correct", float(loss[sample])),
+        certainty="Loss",
+    )

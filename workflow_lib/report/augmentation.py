@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib.errors import DataError
-from workflow_lib.results import layout as results_layout
-from workflow_lib.results.read_runs import Row, RunResults
+from workflow_lib.report import samples
+from workflow_lib.results.read_runs import Row
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from workflow_lib.data import Manifest
-
-logger = logging.getLogger(__name__)
+    from workflow_lib.plan import RunConfig
 
 IMAGES = 8  # originals, and as many augmented versions
 MAX_PIXELS = 96  # a side of each
 
 
-def augmentation(run: RunResults, results: Path, work: Path) -> Row | None:
+def augmentation(config: RunConfig, manifest: Manifest, work: Path) -> Row | None:
     """Return a picture of training images above their versions in the run's first epoch, or None without augmentation.
 
     The images are spaced evenly over the training split.
     """
-    from workflow_lib import plan
-    from workflow_lib.data import Manifest, map_split
-
-    config, _ = plan.load_run(run.train["digest"], work)
-    if not any(dict(config.augment).values()):
+    split = samples.opened(manifest, "train", work) if any(dict(config.augment).values()) else None
+    if split is None:
         return None
     import torch
 
     from workflow_lib.training.augment import augmented, epoch_key, mixing_partners
 
-    manifest = Manifest.load(results_layout.data_manifest(results, plan.data_id(config)))
-    try:
-        split = map_split(manifest, "train", work)
-    except DataError as error:  # the data may have been deleted since; the rest of the report does not need it
-        logger.warning("no picture of augmented images: %s", error)
-        return None
     rows = torch.arange(IMAGES) * len(split) // IMAGES
     key = epoch_key(config.seed, 0)
     others = mixing_partners(config.augment, rows, key=key, samples=len(split))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from workflow_lib.results import layout as results_layout
+from workflow_lib.results.configurations import Configuration
 from workflow_lib.results.read_runs import TUNED, Row, RunResults
 
-MAX_CURVES = 30
+MAX_CURVES = 40
+MAX_POINTS = 400  # of a curve
+DIGITS = 6  # that are drawn; history.csv has all
 
 Unit = Literal["epoch", "step"]
 
@@ -24,14 +31,55 @@ def describe_drawn(runs: Sequence[RunResults], drawn: Sequence[RunResults]) -> s
     return f"the {MAX_CURVES} best runs" + (" and the tuned one" if len(drawn) > MAX_CURVES else "")
 
 
-def curve(run: RunResults, metric: str, unit: Unit) -> Row:
-    """Return the columns of the run's history that report.js draws over the unit, with None where one is missing."""
-    columns = {name: [row.get(name) for row in run.history] for name in ("train_loss", "val_loss", f"val_{metric}")}
+def curve(run: RunResults, metric: str, results: Path) -> Row:
+    """Return the columns of the run's history that curves.js draws, with None where one is missing.
+
+    Of a long history, every n-th validation and the best one are drawn. `steps` has the training loss by step, if it
+    was logged: the means of equally many consecutive rows.
+    """
     epoch = run.best()[1]
-    best = next((row[unit] for row in run.history if row["epoch"] == epoch), None)
-    return {"name": run.name, "unit": unit, "best": best, "x": [row[unit] for row in run.history], **columns}
+    every = math.ceil(len(run.history) / MAX_POINTS)
+    last = len(run.history) - 1
+    rows = [
+        row for place, row in enumerate(run.history) if place % every == 0 or place == last or row["epoch"] == epoch
+    ]
+    names = ("epoch", "step", "train_loss", "val_loss", f"val_{metric}")
+    columns: Row = {name: [_short(row.get(name)) for row in rows] for name in names}
+    best = next((place for place, row in enumerate(rows) if row["epoch"] == epoch), None)
+    return {"name": run.name, "best": best, **columns, "steps": _steps(run, results)}
+
+
+def groups(drawn: Sequence[RunResults], configurations: Sequence[Configuration]) -> list[Row]:
+    """Return the label and the drawn runs of each configuration that has more than one of them."""
+    places = {run.name: place for place, run in enumerate(drawn)}
+    found = []
+    for number, configuration in enumerate(configurations, 1):
+        runs = [places[run.name] for run in configuration.runs if run.name in places]
+        settings = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in configuration.settings.items())
+        if len(runs) > 1:
+            found.append({"name": f"{settings or f'configuration {number}'} ({len(runs)} runs)", "runs": runs})
+    return found
 
 
 def unit_of(runs: Sequence[RunResults]) -> Unit:
     """Return the unit of the axis that the runs share: steps, if one of them is counted in steps."""
     return "step" if any(run.is_counted_in_steps for run in runs) else "epoch"
+
+
+def _steps(run: RunResults, results: Path) -> Row | None:
+    """Return the steps and the training loss of the run's log of steps; None if steps were not logged."""
+    path = results_layout.run_dir(results, run.name) / results_layout.STEPS
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [(int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(file)]
+    size = max(1, math.ceil(len(rows) / MAX_POINTS))
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    losses = [_short(math.fsum(loss for _, loss in part) / len(part)) for part in parts]
+    return {"step": [part[-1][0] for part in parts], "train_loss": losses}
+
+
+def _short(value: float | None) -> float | int | None:
+    if value is None or isinstance(value, int):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -10,14 +10,18 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workflow_lib import tasks
 from workflow_lib.errors import DivergedError
 from workflow_lib.files import write_atomic
+from workflow_lib.report import parallel
 from workflow_lib.report.augmentation import augmentation
+from workflow_lib.report.compared import compared_chapter, files_of
 from workflow_lib.report.cost import cost
-from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, unit_of
+from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, groups, unit_of
+from workflow_lib.report.data_preview import data_chapter
+from workflow_lib.report.errors import errors_chapter, read_outcomes
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
 from workflow_lib.results import layout as results_layout
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("tables.js", "report.js", "curves.js", "compare.js")
 
 
 def write(
@@ -58,20 +63,15 @@ def write(
         )
     configurations = group(found)
     table = [*(run.row() for run in found), *(run.row() for run in (*diverged, *missing))]
-    best = found[0]
     page = _render(
-        title=experiment.report.title or experiment.name,
         experiment=experiment,
+        results=results,
+        work=work,
+        output=output,
         runs=found,
         diverged=diverged,
         missing=missing,
-        content=_chapter_content(best, results),
-        augmentation=augmentation(best, results, work),
-        headings=headings(best.settings),
         configurations=configurations,
-        study=study_chapter(experiment, results),
-        cost=cost(experiment, results, found, diverged, work),
-        reproduce=_reproduction(experiment, work, output),
     )
     write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text(table))
     means = csv_text([configuration.row() for configuration in configurations])
@@ -105,51 +105,102 @@ def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str],
 
 def _render(
     *,
+    experiment: Experiment,
+    results: Path,
+    work: Path,
+    output: Path,
     runs: Sequence[RunResults],
+    diverged: Sequence[Unfinished],
+    missing: Sequence[Unfinished],
     configurations: Sequence[Configuration],
-    study: Row | None,
-    content: Row,
-    **values: Any,
 ) -> str:
-    """Return the HTML. Users' text is escaped: as text by the template, as data by `script_json`."""
+    """Return the HTML. Users' text is escaped in the template; data is compressed, so that it cannot end a script."""
     from plotly.offline import get_plotlyjs
 
     best = runs[0]
     provenance = best.evaluation["provenance"]
     task = tasks.load(best.task)
-    drawn = drawn_runs(runs)
+    metrics = _labels(runs)
+    study = study_chapter(experiment, results)
+    words = headings(best.settings)
+    chapters = _best_run_chapters(best, results, work)
+    drawn, sweep = drawn_runs(runs), parallel.of_runs(runs, words, metrics)
+    compared = compared_chapter(runs, metrics, results, work, output) if len(runs) > 1 else []
+    figures = [
+        *chapters["content"].get("figures", []),
+        *(study["figures"] if study else []),
+        *([sweep] if sweep else []),
+    ]
     data = {
-        "curves": [curve(run, task.curve[0], unit_of(drawn)) for run in drawn],
+        "curves": [curve(run, task.curve[0], results) for run in drawn],
+        "groups": groups(drawn, configurations),
         "second": task.curve[0],
-        "figures": [*content.get("figures", []), *(study["figures"] if study else [])],
+        "unit": unit_of(drawn),
+        "compared": compared,
+        "figures": [*figures, *(chapters["diagrams"]["figures"] if chapters["diagrams"] else [])],
     }
-    names = dict.fromkeys(run.task for run in runs)
-    labels = {metric: label for name in names for metric, label in tasks.load(name).metrics.items()}
-    own = dict.fromkeys(metric for run in runs for metric in run.metrics if metric not in labels)
-    metrics = labels | {metric: metric.removeprefix("val_").replace("_", " ") for metric in own}
     rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
     template = _templates(task.chapter.folder if task.chapter else None).get_template("report.html")
     return template.render(
+        title=experiment.report.title or experiment.name,
+        experiment=experiment,
         runs=runs,
+        diverged=diverged,
+        missing=missing,
         configurations=configurations,
         is_repeated=any(len(configuration.runs) > 1 for configuration in configurations),
         best=best,
         metrics=metrics,
+        headings=words,
         page=PAGE,
         rows=packed(json.dumps(rows, allow_nan=False)) if rows else None,
         curves=drawn,
         drawn=describe_drawn(runs, drawn),
         task=task,
-        content=content,
+        sweep=sweep,
         study=study,
+        compared=compared,
+        files=files_of(best, results, work, output),
+        cost=cost(experiment, results, runs, diverged, work),
+        reproduce=_reproduction(experiment, work, output),
         code=provenance["code"],
         machine=flatten(provenance["environment"]),
-        data=script_json(data),
+        data=packed(json.dumps(data, allow_nan=False)),
         plotly=packed(get_plotlyjs()),
         style=_asset("report.css"),
-        script=_asset("tables.js") + _asset("report.js"),
-        **values,
+        script="".join(map(_asset, SCRIPTS)),
+        **chapters,
     )
+
+
+def _labels(runs: Sequence[RunResults]) -> dict[str, str]:
+    """Return the labels of all metrics of the runs: those of their tasks first."""
+    names = dict.fromkeys(run.task for run in runs)
+    labels = {metric: label for name in names for metric, label in tasks.load(name).metrics.items()}
+    own = dict.fromkeys(metric for run in runs for metric in run.metrics if metric not in labels)
+    return labels | {metric: metric.removeprefix("val_").replace("_", " ") for metric in own}
+
+
+def _best_run_chapters(best: RunResults, results: Path, work: Path) -> Row:
+    """Return the values of the chapters on the best run: its data, its predictions and its errors."""
+    from workflow_lib import plan
+    from workflow_lib.data import Manifest
+    from workflow_lib.report.diagrams import diagrams_chapter
+
+    config, _ = plan.load_run(best.train["digest"], work)
+    manifest = Manifest.load(results_layout.data_manifest(results, plan.data_id(config)))
+    outcomes = read_outcomes(best, results)
+    content = _chapter_content(best, results)
+    if outcomes is not None and "examples" in best.evaluation:
+        content["names"] = [outcomes.name_of(number) for number in range(len(outcomes))]
+    has_errors = outcomes is not None and manifest.kind != "masks"  # the chapter of masks has its own images
+    return {
+        "content": content,
+        "preview": data_chapter(manifest, work),
+        "augmentation": augmentation(config, manifest, work),
+        "diagrams": diagrams_chapter(outcomes) if outcomes is not None else None,
+        "errors": errors_chapter(outcomes, manifest, work) if has_errors and outcomes is not None else None,
+    }
 
 
 def _chapter_content(run: RunResults, results: Path) -> Row:
@@ -199,9 +250,3 @@ def _templates(of_chapter: Path | None = None) -> jinja2.Environment:
 
 def _asset(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def script_json(value: Any) -> str:
-    """Return JSON that can neither end the script element around it nor start a comment there."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

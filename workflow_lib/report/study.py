@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib.files import read_json
+from workflow_lib.report import parallel
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row
 
@@ -29,13 +30,16 @@ def study_chapter(experiment: Experiment, results: Path) -> Row | None:
     from workflow_lib import tuning
 
     study, metric = tuning.load_study(experiment, folder), plan.study_metric(experiment)
+    trials = [_trial(trial) for trial in study.trials]
+    names = sorted({name for trial in study.trials for name in trial.params})
+    lines = parallel.of_trials(trials, names, metric, is_maximised=study.direction.name == "MAXIMIZE")
     return {
         "name": experiment.tune.name,
         "metric": metric,
         "best": read_json(results_layout.best_file(folder)),
-        "trials": [_trial(trial) for trial in study.trials],
-        "names": sorted({name for trial in study.trials for name in trial.params}),
-        "figures": _figures(study, tuning.importances(study), metric),
+        "trials": trials,
+        "names": names,
+        "figures": [*([lines] if lines else []), *_figures(study, tuning.importances(study), metric)],
     }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.experiment import Evaluate
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest, MappedSplit, ModelSpec, Split
+    from workflow_lib.metrics.outcomes import Outcomes
 
 AnySplit: TypeAlias = "Split | MappedSplit"
 Pairs: TypeAlias = "tuple[Tensor, Tensor]"  # inputs of the model, and what its outputs are compared with
@@ -151,6 +152,8 @@ class Task(TaskFacts):
                 batch must have the same columns, each with text, whole numbers or float64
     masks       returns the predicted classes of the pixels, uint8 [n, height, width], from these outputs; the command
                 `everstep predict` writes them as PNG files. None: there are none
+    outcomes    returns the content of predictions.csv, from its path and evaluation.json: the report shows the errors,
+                and `everstep compare` resamples the predictions of two runs together; None: neither is possible
     """
 
     objective: Callable[[Training, device, Sequence[int], Sequence[float]], Objective]
@@ -160,6 +163,7 @@ class Task(TaskFacts):
     probe: Callable[[ModelSpec], tuple[Tensor, tuple[int, ...]]] = one_output_a_sample
     predicted: Callable[[np.ndarray, np.ndarray, Manifest], Columns] = numbered_outputs
     masks: Callable[[np.ndarray], np.ndarray] | None = None
+    outcomes: Callable[[Path, Mapping[str, Any]], Outcomes] | None = None
 
 
 def load(name: str) -> Task:

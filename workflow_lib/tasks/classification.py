@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.experiment import Evaluate
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest
+    from workflow_lib.metrics.outcomes import Outcomes
 
 MAX_MATRIX_CLASSES = 40
 MAX_CONFUSED_PAIRS = 15
@@ -142,6 +143,13 @@ def confused(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(pairs, key=lambda pair: -pair["count"])[:MAX_CONFUSED_PAIRS]
 
 
+def outcomes(predictions: Path, evaluation: Mapping[str, Any]) -> Outcomes:
+    """Return the content of predictions.csv."""
+    from workflow_lib.metrics import classes
+
+    return classes.outcomes(predictions, evaluation["classes"])
+
+
 TASK = Task(
     targets="classes",
     metrics={"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"},
@@ -154,4 +162,5 @@ TASK = Task(
     onnx=Onnx(output="logit", score=("accuracy", "Accuracy"), score_of=correct, probabilities=probabilities),
     chapter=Chapter("classes", "Classes", chapter_values),
     predicted=predicted,
+    outcomes=outcomes,
 )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Pairs, Task, summed
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.experiment import Evaluate
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest, ModelSpec
+    from workflow_lib.metrics.outcomes import Outcomes
     from workflow_lib.metrics.tokens import Sums
 
 PROBED_TOKENS = 8
@@ -182,6 +184,13 @@ def shorter_lengths(spec: ModelSpec) -> list[int]:
     return sorted({1, (spec.input_shape[0] + 1) // 2})
 
 
+def outcomes(predictions: Path, evaluation: Mapping[str, Any]) -> Outcomes:
+    """Return the content of predictions.csv."""
+    from workflow_lib.metrics import tokens
+
+    return tokens.outcomes(predictions)
+
+
 TASK = Task(
     targets="tokens",
     metrics={"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
@@ -204,4 +213,5 @@ TASK = Task(
     chapter=Chapter("text", "Text"),
     probe=probe,
     predicted=predicted,
+    outcomes=outcomes,
 )

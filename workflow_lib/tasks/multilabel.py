@@ -6,7 +6,8 @@ The loss is the binary cross-entropy of each label, averaged over the labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.experiment import Evaluate
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest
+    from workflow_lib.metrics.outcomes import Outcomes
 
 
 @final
@@ -95,6 +97,13 @@ def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Co
     return {"predicted": names} | {f"p({name})": shares[:, number] for number, name in enumerate(manifest.classes)}
 
 
+def outcomes(predictions: Path, evaluation: Mapping[str, Any]) -> Outcomes:
+    """Return the content of predictions.csv."""
+    from workflow_lib.metrics import labels
+
+    return labels.outcomes(predictions, evaluation["classes"])
+
+
 TASK = Task(
     targets="labels",
     metrics={
@@ -120,4 +129,5 @@ TASK = Task(
     ),
     chapter=Chapter("labels", "Labels"),
     predicted=predicted,
+    outcomes=outcomes,
 )

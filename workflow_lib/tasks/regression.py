@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.experiment import Evaluate
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest
+    from workflow_lib.metrics.outcomes import Outcomes
 
 MAX_TARGETS = 4  # with figures
 MAX_POINTS = 2000  # of a scatter plot
@@ -166,6 +167,13 @@ def histogram(name: str, label: str, true: Sequence[float], predicted: Sequence[
     return {"name": name, "label": label, "data": [bars], "layout": {**axes, "showlegend": False, "bargap": 0}}
 
 
+def outcomes(predictions: Path, evaluation: Mapping[str, Any]) -> Outcomes:
+    """Return the content of predictions.csv."""
+    from workflow_lib.metrics import numbers
+
+    return numbers.outcomes(predictions)
+
+
 TASK = Task(
     targets="numbers",
     metrics={"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
@@ -181,4 +189,5 @@ TASK = Task(
     ),
     chapter=Chapter("predictions", "Predictions", chapter_values),
     predicted=predicted,
+    outcomes=outcomes,
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workflow_lib.config.run import Training
     from workflow_lib.data import Manifest, ModelSpec
     from workflow_lib.metrics.masks import Counts
+    from workflow_lib.metrics.outcomes import Outcomes
 
 IGNORED = 255  # as in workflow_lib.data, which imports numpy
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB of float32
@@ -222,6 +223,13 @@ def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, A
     return {"colours": [pictures.colour(number) for number in range(len(evaluation["classes"]))]}
 
 
+def outcomes(predictions: Path, evaluation: Mapping[str, Any]) -> Outcomes:
+    """Return the content of predictions.csv."""
+    from workflow_lib.metrics import masks
+
+    return masks.outcomes(predictions)
+
+
 TASK = Task(
     targets="masks",
     metrics={"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy", "loss": "loss"},
@@ -245,4 +253,5 @@ TASK = Task(
     probe=probe,
     predicted=predicted,
     masks=numbers_of,
+    outcomes=outcomes,
 )

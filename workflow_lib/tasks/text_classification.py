@@ -6,10 +6,9 @@ Loss and metrics are those of classification. Texts are filled with token 0 up t
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_lib.tasks import AnySplit, Chapter, Measured, classification
+from workflow_lib.tasks import AnySplit, Measured, classification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,15 +84,9 @@ def text_of(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
     return "".join(vocabulary[token] for token in tokens if token != PAD)
 
 
-def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return the values of a classification, and the most certain errors."""
-    return classification.chapter_values(evaluation, predictions) | {"errors": evaluation["errors"]}
-
-
 TASK = replace(
     classification.TASK,
     evaluate=evaluate,
     onnx=replace(classification.TASK.onnx, lengths=shorter_lengths),
-    chapter=Chapter("labelled_texts", "Classes", chapter_values),
     probe=probe,
 )

@@ -1,11 +1,16 @@
-// The figures. The page contains Plotly compressed to a quarter of its size.
-unpacked("plotly").then((library) => {
+// Figures. Plotly and the data are unpacked once; `ready` gives the functions that draw to the scripts below.
+const ready = Promise.all([unpacked("plotly"), unpacked("data")]).then(([library, text]) => {
   document.head.append(Object.assign(document.createElement("script"), { textContent: library }));
-  const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76"];
-  const { curves, second, figures } = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(text);
+  // Forty colours that differ as much as possible, and can be seen on the light and on the dark page.
+  const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76",
+    "#006900", "#e1a5ff", "#783c78", "#003ce1", "#e100ff", "#964b00", "#b400b4", "#006987", "#009600", "#c396a5", "#7800e1", "#c378ff",
+    "#ffa587", "#a5c3a5", "#965a96", "#b4005a", "#c36900", "#ff78c3", "#969600", "#5a783c", "#5a5ac3", "#0096a5", "#8796e1", "#78c3ff",
+    "#ff5aff", "#5a5a3c", "#b469c3", "#c36978", "#1e5aff", "#00b400"];
+  const colour = (number) => PALETTE[number % PALETTE.length];
   const config = { displayModeBar: false, responsive: true };
-  const drawn = [];
-  const POWERS = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3];
+  const drawn = new Map();
+  const POWERS = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
   const tickText = (number) => (number < 1e-3 ? number.toExponential(0) : String(number));
   const logTicks = (digits) => {
     const tickvals = POWERS.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)));
@@ -13,9 +18,9 @@ unpacked("plotly").then((library) => {
   };
   const [FEW_TICKS, MANY_TICKS] = [[1, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map(logTicks);
   // The largest value of an axis divided by its smallest one.
-  const ratio = (data, axis) => {
+  const ratio = (traces, axis) => {
     const [key, name] = [axis[0], axis.replace("axis", "")];
-    const own = data.filter((trace) => (trace[`${key}axis`] ?? key) === name && Array.isArray(trace[key]));
+    const own = traces.filter((trace) => (trace[`${key}axis`] ?? key) === name && Array.isArray(trace[key]));
     const values = own.flatMap((trace) => trace[key]).filter((value) => value > 0);
     return Math.max(...values) / Math.min(...values);
   };
@@ -24,90 +29,33 @@ unpacked("plotly").then((library) => {
   const colours = () => {
     const style = getComputedStyle(document.documentElement);
     const of = (name) => style.getPropertyValue(name).trim();
-    return { ink: of("--ink"), line: of("--line"), card: of("--card"), accent: of("--accent") };
+    return { ink: of("--ink"), line: of("--line"), card: of("--card") };
   };
-  const themed = (layout, data) => {
+  const themed = (layout, traces) => {
     const { ink, line, card } = colours();
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     const all = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: ink }, namelength: -1 } };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
-      all[name] = { ...layout[name], ...axis, ...(layout[name]?.type === "log" ? (ratio(data, name) < 8 ? MANY_TICKS : FEW_TICKS) : {}) };
+      all[name] = { ...axis, ...layout[name], ...(layout[name]?.type === "log" ? (ratio(traces, name) < 8 ? MANY_TICKS : FEW_TICKS) : {}) };
     }
+    if (layout.annotations) all.annotations = layout.annotations.map((note) => ({ ...note, bgcolor: card, font: { ...note.font, color: ink } }));
     return all;
   };
-  const draw = (id, data, layout) => {
+  // Draw a figure, or change it if it is drawn already.
+  const draw = (id, traces, layout) => {
     const place = document.getElementById(id);
-    Plotly.newPlot(place, data, themed(layout, data), config);
-    drawn.push({ place, layout });
-    return place;
+    drawn.set(place, { traces, layout });
+    return Plotly.react(place, traces, themed(layout, traces), config);
   };
-  const redraw = () => drawn.forEach(({ place, layout }) => {
+  const redraw = () => drawn.forEach(({ traces, layout }, place) => {
     const current = { ...layout };
     for (const key of Object.keys(place.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
       const { range, autorange } = place.layout[key];
       current[key] = { ...layout[key], range, autorange };
     }
-    Plotly.react(place, place.data, themed(current, place.data), config);
+    Plotly.react(place, traces, themed(current, traces), config);
   });
-
-  // Learning curves: three traces for each run and plot (validation, training, the place whose state is kept).
-  const colour = (run) => PALETTE[run % PALETTE.length];
-  const traces = (kind) => curves.flatMap((run, index) => {
-    const line = { color: colour(index), width: 2 };
-    const best = run.x.indexOf(run.best);
-    const shared = { type: "scatter", showlegend: false };
-    const mode = run.x.length === 1 ? "markers" : "lines"; // a line through one point is invisible
-    return [
-      { ...shared, mode, name: `${run.name} validation`, x: run.x, y: run[`val_${kind}`], marker: { color: colour(index) }, line },
-      { ...shared, mode, name: `${run.name} training`, x: run.x, y: run[`train_${kind}`] || run.x.map(() => null),
-        marker: { color: colour(index), symbol: "diamond-open" }, line: { ...line, width: 1.25, dash: "dot" }, opacity: 0.75 },
-      { ...shared, mode: "markers", name: `${run.name} kept`, x: best < 0 ? [] : [run.best], y: best < 0 ? [] : [run[`val_${kind}`][best]],
-        hoverinfo: "skip", marker: { symbol: "circle-open", size: 10, color: colour(index), line: { width: 2 } } },
-    ];
-  });
-  // A logarithmic axis shows nothing if the values are close together; ticks between two epochs or steps have no meaning.
-  const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
-  const scale = losses.length && Math.max(...losses) > 10 * Math.min(...losses) ? "log" : "linear";
-  const ticks = Math.max(0, ...curves.flatMap((run) => run.x)) <= 10 ? { dtick: 1 } : {};
-  const curve = (place, kind, y) => draw(`curve-${place}`, traces(kind), {
-    margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest",
-    xaxis: { title: { text: curves.length ? curves[0].unit : "epoch" }, ...ticks }, yaxis: y,
-  });
-  const plots = [curve("loss", "loss", { type: scale }), curve("second", second, {})];
-
-  const controls = document.getElementById("curve-controls");
-  const boxes = curves.map((run, index) => {
-    const label = document.createElement("label");
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
-    const swatch = document.createElement("i");
-    swatch.style.background = colour(index);
-    label.append(box, swatch, run.name);
-    return { box, label };
-  });
-  const training = Object.assign(document.createElement("input"), { type: "checkbox", checked: curves.length <= 6 });
-  const show = () => {
-    const visible = boxes.flatMap(({ box }) => [box.checked, box.checked && training.checked, box.checked]);
-    plots.forEach((plot) => Plotly.restyle(plot, { visible }));
-  };
-  const button = (text, wanted) => {
-    const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
-    made.addEventListener("click", () => { boxes.forEach(({ box }, index) => { box.checked = wanted(index); }); show(); });
-    return made;
-  };
-  const trainingLabel = document.createElement("label");
-  trainingLabel.append(training, "training curves");
-  controls.append(button("all", () => true), button("best", (index) => index === 0), button("none", () => false), trainingLabel,
-    ...boxes.map(({ label }) => label));
-  controls.addEventListener("change", show);
-  show();
-
-  for (const { name, data, layout } of figures) {
-    const place = document.getElementById(`figure-${name}`);
-    const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
-    if (panels > 1) place.style.minWidth = `${panels * 15}rem`;
-    draw(`figure-${name}`, data, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, legend: { orientation: "h", y: 1.12 }, ...layout });
-  }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   // Print dark on white.
@@ -115,7 +63,53 @@ unpacked("plotly").then((library) => {
   const { theme } = root.dataset;
   addEventListener("beforeprint", () => { root.dataset.theme = "light"; redraw(); });
   addEventListener("afterprint", () => { root.dataset.theme = theme; redraw(); });
-}, () => {
+  return { data, colour, draw, PALETTE };
+});
+
+const made = (name, values = {}, ...children) => {
+  const element = Object.assign(document.createElement(name), values);
+  element.append(...children);
+  return element;
+};
+// A labelled check box, with the colour of what it shows or hides.
+const checkBox = (text, checked, swatch) => {
+  const box = made("input", { type: "checkbox", checked });
+  const colour = swatch ? [made("i")] : [];
+  if (swatch) colour[0].style.background = swatch;
+  return { box, label: made("label", {}, box, ...colour, text) };
+};
+
+ready.then(({ data, draw, colour, PALETTE }) => {
+  for (const { name, data: traces, layout } of data.figures) {
+    const place = document.getElementById(`figure-${name}`);
+    const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
+    if (panels > 1) place.style.minWidth = `${panels * 15}rem`;
+    if (name.startsWith("parallel")) place.style.minWidth = `${layout.xaxis.tickvals.length * 6.5}rem`;
+    draw(`figure-${name}`, traces, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, legend: { orientation: "h", y: 1.12 }, ...layout });
+  }
+
+  // The diagrams of classes share their check boxes.
+  const controls = document.querySelector(".figure-controls");
+  if (!controls) return;
+  const diagrams = data.figures.filter(({ data: traces }) => traces.some(({ meta }) => meta));
+  const names = [...new Set(diagrams.flatMap(({ data: traces }) => traces.map(({ meta }) => meta)))].filter((name) => name !== "diagonal");
+  const boxes = names.map((name, number) => checkBox(name, true, colour(number)));
+  const show = () => {
+    for (const { name, data: traces, layout } of diagrams) {
+      const chosen = traces.map((trace) => (trace.meta === "diagonal"
+        ? { ...trace, line: { color: PALETTE[9], width: 1.5, dash: "dot" } }
+        : { ...trace, visible: boxes[names.indexOf(trace.meta)].box.checked, line: { ...trace.line, color: colour(names.indexOf(trace.meta)) },
+          marker: { color: colour(names.indexOf(trace.meta)), size: 5 } }));
+      draw(`figure-${name}`, chosen, { margin: { l: 55, r: 10, t: 10, b: 45 }, ...layout });
+    }
+  };
+  controls.append(...boxes.map(({ label }) => label));
+  controls.addEventListener("change", show);
+  show();
+});
+
+ready.catch((error) => {
+  console.error(error);
   for (const place of document.querySelectorAll(".plot")) {
     place.textContent = "This browser is too old to draw the figure (it needs DecompressionStream, of 2023).";
   }
