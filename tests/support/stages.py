@@ -61,6 +61,7 @@ NEUTRAL = (
     "__init__.py",
     "__main__.py",
     "cli/*",
+    "comparison/*",
     "checksums.py",
     "distributed/*",
     "errors.py",

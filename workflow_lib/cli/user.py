@@ -101,6 +101,26 @@ def _explain(arguments: Arguments) -> None:
     print(explain.explain(arguments.a, arguments.b, WORK))
 
 
+@VERBS.add(
+    "compare",
+    "compare runs or experiments with the first: settings, metrics, differences that are more than noise, curves",
+    option("subjects", nargs="+", metavar="A B", help="run id, folder of its results, or experiment; two or more"),
+    option("--html", type=Path, metavar="FILE", help="also write the comparison as a page"),
+)
+def _compare(arguments: Arguments) -> None:
+    from workflow_lib import comparison
+
+    if len(arguments.subjects) < 2:
+        raise ConfigError(
+            f"compare {arguments.subjects[0]}: name at least one more run or experiment to compare it with"
+        )
+    found = comparison.compare([comparison.find(ref, RESULTS, WORK) for ref in arguments.subjects])
+    print(comparison.shown(found))
+    if arguments.html is not None:
+        comparison.write_page(found, arguments.html)
+        print(f"\nwritten: {arguments.html}")
+
+
 @VERBS.add("accept", "keep finished results of runs whose code has changed since, and record the decision", RUNS)
 def _accept(arguments: Arguments) -> None:
     from workflow_lib.housekeeping import code_changes

@@ -32,21 +32,22 @@ def describe_drawn(runs: Sequence[RunResults], drawn: Sequence[RunResults]) -> s
 
 
 def curve(run: RunResults, metric: str, results: Path) -> Row:
-    """Return the columns of the run's history that curves.js draws, with None where one is missing.
+    """Return the columns of the run's history that curves.js draws, with None where one is missing."""
+    return columns_of(run.name, run.history, metric, run.best()[1], results_layout.run_dir(results, run.name))
+
+
+def columns_of(name: str, history: Sequence[Row], metric: str, best: int, folder: Path) -> Row:
+    """Return the columns of a history, in which `best` is the epoch whose weights are kept.
 
     Of a long history, every n-th validation and the best one are drawn. `steps` has the training loss by step, if it
     was logged: the means of equally many consecutive rows.
     """
-    epoch = run.best()[1]
-    every = math.ceil(len(run.history) / MAX_POINTS)
-    last = len(run.history) - 1
-    rows = [
-        row for place, row in enumerate(run.history) if place % every == 0 or place == last or row["epoch"] == epoch
-    ]
+    every, last = math.ceil(len(history) / MAX_POINTS), len(history) - 1
+    rows = [row for place, row in enumerate(history) if place % every == 0 or place == last or row["epoch"] == best]
     names = ("epoch", "step", "train_loss", "val_loss", f"val_{metric}")
-    columns: Row = {name: [_short(row.get(name)) for row in rows] for name in names}
-    best = next((place for place, row in enumerate(rows) if row["epoch"] == epoch), None)
-    return {"name": run.name, "best": best, **columns, "steps": _steps(run, results)}
+    columns: Row = {column: [_short(row.get(column)) for row in rows] for column in names}
+    kept = next((place for place, row in enumerate(rows) if row["epoch"] == best), None)
+    return {"name": name, "best": kept, **columns, "steps": _steps(folder)}
 
 
 def groups(drawn: Sequence[RunResults], configurations: Sequence[Configuration]) -> list[Row]:
@@ -66,9 +67,9 @@ def unit_of(runs: Sequence[RunResults]) -> Unit:
     return "step" if any(run.is_counted_in_steps for run in runs) else "epoch"
 
 
-def _steps(run: RunResults, results: Path) -> Row | None:
+def _steps(folder: Path) -> Row | None:
     """Return the steps and the training loss of the run's log of steps; None if steps were not logged."""
-    path = results_layout.run_dir(results, run.name) / results_layout.STEPS
+    path = folder / results_layout.STEPS
     if not path.exists():
         return None
     with path.open(encoding="utf-8", newline="") as file:

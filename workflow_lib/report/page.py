@@ -95,9 +95,9 @@ def write_incomplete(experiment: Experiment, results: Path, runs: Sequence[str],
         write(experiment, results, [name for name in runs if name not in names], work, output, missing)
         return
     title = experiment.report.title or experiment.name
-    template = _templates().get_template("unfinished.html")
+    template = templates().get_template("unfinished.html")
     page = template.render(
-        title=title, experiment=experiment, missing=found, total=len(runs), style=_asset("report.css"), page=PAGE
+        title=title, experiment=experiment, missing=found, total=len(runs), style=asset("report.css"), page=PAGE
     )
     write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text([run.row() for run in found]))
     write_atomic(output, page)
@@ -140,7 +140,7 @@ def _render(
         "figures": [*figures, *(chapters["diagrams"]["figures"] if chapters["diagrams"] else [])],
     }
     rows = columns(runs, best.settings, metrics) if len(runs) > PAGE else []
-    template = _templates(task.chapter.folder if task.chapter else None).get_template("report.html")
+    template = templates(task.chapter.folder if task.chapter else None).get_template("report.html")
     return template.render(
         title=experiment.report.title or experiment.name,
         experiment=experiment,
@@ -167,8 +167,8 @@ def _render(
         machine=flatten(provenance["environment"]),
         data=packed(json.dumps(data, allow_nan=False)),
         plotly=packed(get_plotlyjs()),
-        style=_asset("report.css"),
-        script="".join(map(_asset, SCRIPTS)),
+        style=asset("report.css"),
+        script="".join(map(asset, SCRIPTS)),
         **chapters,
     )
 
@@ -224,7 +224,7 @@ def _reproduction(experiment: Experiment, work: Path, output: Path) -> Row:
     }
 
 
-def _templates(of_chapter: Path | None = None) -> jinja2.Environment:
+def templates(of_chapter: Path | None = None) -> jinja2.Environment:
     """Return the environment of the page; the template of a user's chapter is in a folder of its own."""
     import jinja2
 
@@ -248,5 +248,6 @@ def _templates(of_chapter: Path | None = None) -> jinja2.Environment:
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the content of a style sheet or a script."""
     return (TEMPLATES / name).read_text(encoding="utf-8")

@@ -142,7 +142,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 train=train,
                 evaluation=read_evaluation(folder / results_layout.EVALUATION),
                 export=read_export(folder / results_layout.EXPORT),
-                history=_history(folder / results_layout.HISTORY),
+                history=read_history(folder / results_layout.HISTORY),
                 is_counted_in_steps=is_counted_in_steps(run.training),
                 select_metric=experiment.training.select_metric,
                 maximized=maximized(experiment.training),
@@ -215,7 +215,7 @@ def _setting_of(config: Any, name: str) -> Any:
     return config
 
 
-def _history(path: Path) -> list[Row]:
+def read_history(path: Path) -> list[Row]:
     """Return the rows of a learning curve; values that are missing or not finite are None."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]

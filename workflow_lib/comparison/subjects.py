@@ -1,0 +1,115 @@
+"""The runs that are compared. An experiment stands for its best run, the first in its table of runs."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_lib import tasks
+from workflow_lib.errors import ConfigError, DataError, UserError
+from workflow_lib.prediction.models import find_run
+from workflow_lib.results import layout as results_layout
+from workflow_lib.results.read_runs import Row, read_history
+from workflow_lib.results.statements import Evaluation, Training, read_evaluation, read_training
+from workflow_lib.text import decimal, flatten
+
+if TYPE_CHECKING:
+    from workflow_lib.metrics.outcomes import Outcomes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with its results.
+
+    name      as it was given
+    settings  all settings of the run, by dotted name
+    over      means and deviations over seeds or folds, if the run stands for an experiment that repeats it
+    """
+
+    name: str
+    folder: Path
+    train: Training
+    evaluation: Evaluation
+    history: list[Row]
+    settings: dict[str, Any]
+    over: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and the run that it stands for."""
+        return self.name if self.name == self.folder.name else f"{self.name} (run {self.folder.name})"
+
+    def outcomes(self) -> Outcomes | None:
+        """Return the predictions for the test split; None if they cannot be read."""
+        read = tasks.load(self.evaluation["task"]).outcomes
+        path = self.folder / results_layout.PREDICTIONS
+        if read is None or not path.exists() or not path.stat().st_size:
+            return None
+        try:
+            return read(path, self.evaluation)
+        except DataError:  # written by an evaluation of the user's task
+            return None
+
+
+def find(ref: str, results: Path, work: Path) -> Subject:
+    """Return the run or the experiment. Raises ConfigError or UserError if there is none, or it has no evaluation."""
+    from workflow_lib import plan
+
+    folder, over = _folder(ref, results)
+    train = read_training(folder / results_layout.TRAIN)
+    if "state" in train:
+        raise UserError(f"{ref}: the training of {folder.name} diverged, so there is nothing to compare")
+    if not (folder / results_layout.EVALUATION).exists():
+        raise UserError(f"{ref}: {folder.name} is not evaluated yet; run the pipeline again")
+    run, _ = plan.load_run(train["digest"], work)
+    return Subject(
+        name=ref,
+        folder=folder,
+        train=train,
+        evaluation=read_evaluation(folder / results_layout.EVALUATION),
+        history=read_history(folder / results_layout.HISTORY),
+        settings=flatten(run.model_dump(mode="json")),
+        over=over,
+    )
+
+
+def _folder(ref: str, results: Path) -> tuple[Path, str]:
+    """Return the folder of the run, and the means of the experiment if it is one that repeats its best run."""
+    experiment = Path(ref) if (Path(ref) / results_layout.RUNS_TABLE).exists() else results / ref
+    if Path(ref).suffix in (".yaml", ".yml"):
+        from workflow_lib import config
+
+        experiment = results / config.load([Path(ref)]).name
+    if not results_layout.plan_file(experiment).exists() and not (experiment / results_layout.RUNS_TABLE).exists():
+        try:
+            return find_run(ref, results), ""
+        except ConfigError as error:
+            names = ", ".join(path.parent.name for path in results_layout.all_plans(results))
+            raise ConfigError(f"{error}; or an experiment: {names or 'none has been planned'}") from error
+    table = experiment / results_layout.RUNS_TABLE
+    best = next((row for row in _rows(table) if not row.get("state")), None)
+    if best is None:
+        raise UserError(f"{ref}: {table} has no finished run yet; run the pipeline")
+    first = next(iter(_rows(experiment / results_layout.CONFIGURATIONS)), {})
+    return results_layout.run_dir(experiment, best["name"]), _over(first)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    if not table.exists():
+        return []
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _over(row: dict[str, str]) -> str:
+    """Return the means of the best configuration in words; an empty string if it was not repeated."""
+    if int(row.get("runs", 1)) < 2:
+        return ""
+    means = [
+        f"{name} {decimal(float(row[name]))} ± {decimal(float(row[f'{name}_deviation']))}"
+        for name in row
+        if name != "select_value" and row.get(f"{name}_deviation") and row[name]
+    ]
+    return f"over its {row['runs']} seeds or folds: {', '.join(means)}"
