@@ -4,6 +4,8 @@
                               ▲
              tune: suggest[n] ──► trial[n] ──► best
 
+    pack trains many small runs in one job before their own jobs hand out the results, if runtime.pack asks for it.
+
     track copies the curves to other tools after the trainings, if tracking.to names any.
 
 Each phase is one file in rules/. The experiment and the functions that they share are in rules/common.smk.
@@ -20,6 +22,7 @@ report: "report/workflow.rst"
 include: "rules/common.smk"
 include: "rules/plan.smk"
 include: "rules/preprocess.smk"
+include: "rules/pack.smk"
 include: "rules/train.smk"
 include: "rules/tune.smk"
 include: "rules/evaluate.smk"
@@ -56,6 +59,10 @@ onstart:
     )
     for run in (*runs().values(), *trained_first().values()):
         plans.freeze(run.config, WORK, run.digest)
+    for pack in packs().values():
+        plans.freeze_pack(pack, WORK)
+    if packing.is_wanted(experiment) and (reason := no_packs()):
+        say(f"runtime.pack: the runs are trained one by one, since {reason}")
     if experiment.tune:
         plans.freeze_study(experiment, Path(tuned_pointer()).parent, WORK)
 

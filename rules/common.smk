@@ -19,6 +19,7 @@ gc.set_threshold(100_000, 50, 50)
 sys.path.insert(0, workflow.basedir)
 
 import snakemake.exceptions
+import snakemake.persistence
 from snakemake_interface_common.exceptions import WorkflowError
 
 from workflow_lib import config as experiments
@@ -26,7 +27,7 @@ from workflow_lib import plan as plans
 from workflow_lib import plugins, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_advice
 from workflow_lib.live import recorder
-from workflow_lib.plan import user_code
+from workflow_lib.plan import packing, user_code
 from workflow_lib.results import claims
 from workflow_lib.results import layout as results_layout
 from workflow_lib.runtime import gpus
@@ -39,6 +40,12 @@ code_state = user_code.memo(user_code.state)
 
 # Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
 snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_message(Path(".snakemake")))
+
+# A pack decides when a run is trained, not what is trained: if Snakemake recorded it as an input, it would train the run
+# again without the pack.
+snakemake.persistence.PersistenceBase._input = snakefile.without_packs(
+    snakemake.persistence.PersistenceBase._input
+)
 
 
 def say(text, kind="message"):
@@ -122,6 +129,7 @@ wildcard_constraints:
     experiment=re.escape(experiment.name),
     run=r"[A-Za-z0-9._-]+-[0-9a-f]{12}|tuned",
     data_id=r"[A-Za-z0-9._-]+-[0-9a-f]{12}",
+    pack=r"[0-9a-f]{12}",
 
 
 def reported_runs():
@@ -202,10 +210,48 @@ def run_inputs(wildcards):
 
 
 def training_inputs(wildcards):
-    """Return the inputs of a run, and the statements of the runs that it starts from, which are trained first."""
+    """Return the inputs of a run: its data, the statements of the runs that it starts from, and its pack, if any."""
     of_tuned = wildcards.run == "tuned"
     sources = study_sources(wildcards) if of_tuned else sources_of([settings_of_run(wildcards.run)])
-    return run_inputs(wildcards) | {"sources": sources}
+    pack = {"pack": f"{RESULTS}/packs/{pack_of()[wildcards.run]}.json"} if wildcards.run in pack_of() else {}
+    return run_inputs(wildcards) | {"sources": sources} | pack
+
+
+@cache
+def packs():
+    """Return the packs by id: of the runs without a result, if this Snakemake makes the whole pipeline here."""
+    asked = workflow.dag_settings
+    if not packing.is_wanted(experiment) or no_packs() or set(asked.targets) - {"all"} or asked.batch:
+        return {}
+    names = (results_layout.TRAIN, results_layout.MODEL, results_layout.HISTORY)
+    missing = [
+        run
+        for run in (*trained_first().values(), *runs().values())
+        if not all(Path(f"{RESULTS}/runs/{run.id}/{name}").exists() for name in names)
+    ]
+    return plans.packs(experiment, missing)
+
+
+def no_packs():
+    """Return why runs cannot be packed, or None."""
+    return packing.obstacle(experiment, gpus=GPUS, is_cluster=not IS_LOCAL)
+
+
+@cache
+def pack_of():
+    """Return the pack of each packed run, by their ids."""
+    return {run: pack.id for pack in packs().values() for run, _ in pack.runs}
+
+
+def pack_data(wildcards):
+    """Return the data manifests of a pack."""
+    pack = packs().get(wildcards.pack) or plans.load_pack(wildcards.pack, WORK)
+    return [f"{RESULTS}/data/{data}.json" for data in dict(pack.runs).values()]
+
+
+def pack_threads(wildcards):
+    """Return the number of runs that a pack trains at once, each with one thread."""
+    return min(len(packs()[wildcards.pack].runs), workflow.cores) if packs() else 1
 
 
 def sources_of(configs):

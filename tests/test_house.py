@@ -32,7 +32,7 @@ LAYERS = (
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
     ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
-    ("tuning", "prove", "report", "comparison", "snakefile"),
+    ("tuning", "prove", "report", "comparison", "packs", "snakefile"),
     ("live",),
     ("cli", "__main__"),
 )

@@ -14,11 +14,11 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 
@@ -140,6 +140,11 @@ def check_records(folder: Path) -> None:
             continue  # another Snakemake runs here
         except (OSError, UnicodeDecodeError) as error:
             raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {advice}") from error
+
+
+def without_packs(recorded: Callable[[Any, Any], list[str]]) -> Callable[[Any, Any], list[str]]:
+    """Return Snakemake's function for the inputs of a job that it records and compares, without packs."""
+    return lambda persistence, job: [p for p in recorded(persistence, job) if not results_layout.is_pack(Path(p))]
 
 
 def enter(folder: Path) -> list[str]:

@@ -69,6 +69,7 @@ NEUTRAL = (
     "housekeeping/*",
     "launch/*",
     "live/*",
+    "packs/*",
     "prediction/*",
     "processes.py",
     "py.typed",

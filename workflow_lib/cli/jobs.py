@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from workflow_lib.cli.options import (
     DATA,
     DEADLINE,
@@ -50,15 +53,54 @@ def _preprocess(arguments: Arguments) -> None:
 
 @VERBS.add("train", "train a run, or resume it", EXPERIMENT, RUN, DATA, OUTPUT, DEADLINE, ON_STOP)
 def _train(arguments: Arguments) -> None:
-    from workflow_lib.launch import commands, launcher
+    from workflow_lib.launch import commands
 
-    launcher.prepare()
+    _prepare_to_fork()
     commands.train(
         experiment_of(arguments),
         run=arguments.run,
         data=arguments.data,
         work=WORK,
         output=arguments.output,
+        deadline_minutes=arguments.deadline_minutes,
+    )
+
+
+def _prepare_to_fork() -> None:
+    """Prepare to fork ranks before a module of the user, which may ask for GPUs, is imported."""
+    from workflow_lib.runtime import forking
+
+    def prepare() -> None:
+        from workflow_lib.launch import launcher
+
+        launcher.prepare()
+
+    forking.prepare_later(prepare)
+
+
+@VERBS.add(
+    "pack",
+    "train the runs of a pack, and evaluate and export them into the store",
+    EXPERIMENT,
+    option("--pack", required=True, metavar="ID", help="id of the pack, frozen in work/packs"),
+    option("--threads", type=int, default=1, metavar="N", help="number of runs trained at once (default: 1)"),
+    OUTPUT,
+    DEADLINE,
+    ON_STOP,
+)
+def _pack(arguments: Arguments) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"  # of each run; and a library with several threads must not be forked
+    from workflow_lib import packs, plan
+
+    experiment = experiment_of(arguments)
+    packs.train(
+        experiment,
+        plan.load_pack(arguments.pack, WORK),
+        work=WORK,
+        threads=arguments.threads,
+        output=arguments.output,
+        logs=Path("logs", "pack", experiment.name, arguments.pack),
         deadline_minutes=arguments.deadline_minutes,
     )
 
@@ -89,9 +131,8 @@ def _suggest(arguments: Arguments) -> None:
 )
 def _trial(arguments: Arguments) -> None:
     from workflow_lib import tuning
-    from workflow_lib.launch import launcher
 
-    launcher.prepare()
+    _prepare_to_fork()
     tuning.trial(
         experiment_of(arguments),
         arguments.suggestion,
@@ -111,16 +152,14 @@ def _best(arguments: Arguments) -> None:
 
 @VERBS.add("evaluate", "measure a model on the test split", EXPERIMENT, RUN, DATA, MODEL, OUTPUT)
 def _evaluate(arguments: Arguments) -> None:
-    from workflow_lib import evaluation
+    from workflow_lib.results import computed
 
-    evaluation.evaluate(
-        experiment_of(arguments),
-        run=arguments.run,
-        data=arguments.data,
-        work=WORK,
-        model=arguments.model,
-        output=arguments.output,
-    )
+    experiment = experiment_of(arguments)
+    given = {name: getattr(arguments, name) for name in ("run", "data", "model", "output")}
+    if not computed.hand_out("evaluate", experiment, **given, work=WORK):
+        from workflow_lib import evaluation
+
+        evaluation.evaluate(experiment, **given, work=WORK)
 
 
 @VERBS.add(
@@ -134,17 +173,14 @@ def _evaluate(arguments: Arguments) -> None:
     OUTPUT,
 )
 def _export(arguments: Arguments) -> None:
-    from workflow_lib import export
+    from workflow_lib.results import computed
 
-    export.export(
-        experiment_of(arguments),
-        run=arguments.run,
-        data=arguments.data,
-        work=WORK,
-        model=arguments.model,
-        evaluation=arguments.evaluation,
-        output=arguments.output,
-    )
+    experiment = experiment_of(arguments)
+    given = {name: getattr(arguments, name) for name in ("run", "data", "model", "evaluation", "output")}
+    if not computed.hand_out("export", experiment, **given, work=WORK):
+        from workflow_lib import export
+
+        export.export(experiment, **given, work=WORK)
 
 
 @VERBS.add(

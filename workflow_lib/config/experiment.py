@@ -66,6 +66,12 @@ class Runtime(Section):
         " Not tested on a GPU yet",
         json_schema_extra=ADDED,
     )
+    pack: Annotated[int, Field(ge=1, le=MOST)] | Literal["auto"] = Field(
+        1,
+        description="most runs that one job trains in forks of a warm process, as many at once as it has threads;"
+        " 1 trains each run in its own job, and auto packs up to 64 where packs are possible (docs/workflow.md)",
+        json_schema_extra=ADDED,
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level of messages in the log"
     )

@@ -67,7 +67,8 @@ def removable(work: Path, results: Path) -> list[Removable]:
         if all(item.path != workspace for item in items):
             used_data.add(layout.data_of(workspace))
     data = list(_data(needed, used_data))
-    found += [*data, *_parts(work, {item.path for item in data}), *_frozen_experiments(needed), *_proofs(work)]
+    found += [*data, *_parts(work, {item.path for item in data}), *_frozen_experiments(needed)]
+    found += [*_packs(work), *_proofs(work)]
     for path in layout.removals(work):
         mark = REMOVED.fullmatch(path.name)
         if mark is None or not is_writer_alive(mark[1]):
@@ -241,6 +242,14 @@ def _frozen_experiments(needed: Needed) -> Iterator[Removable]:
                 yield Removable(path, f"experiment {name}, which has no results")
         except UNREADABLE:
             continue
+
+
+def _packs(work: Path) -> Iterator[Removable]:
+    """Yield the lists of the runs of packs, which only their jobs read, except for recent ones."""
+    for path in layout.pack_files(work):
+        with suppress(FileNotFoundError):
+            if _is_quiet(path, QUEUE_S):
+                yield Removable(path, "list of the runs of a pack")
 
 
 def _proofs(work: Path) -> Iterator[Removable]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from workflow_lib import checkpoint, plan
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.run_checks import batch_problem
 from workflow_lib.errors import ConfigError, DivergedError, UserError
-from workflow_lib.launch.attempt import check_certain_failure, run_attempt
 from workflow_lib.launch.context import AttemptContext, create_context
 from workflow_lib.results import write_run
 from workflow_lib.slurm import nodes
@@ -49,15 +48,7 @@ def train(
     code 75) if the training was asked to stop first, after it has saved its state.
     """
     context = create_context(experiment, run, data, work, deadline_minutes, None)
-    trained = write_run.TrainedRun(
-        digest=context.digest,
-        data=context.manifest.digest,
-        code=context.code,
-        task=context.manifest.task,
-        select_metric=context.run.training.select_metric,
-        workspace=context.workspace,
-        sources=plan.sources_of(context.run),
-    )
+    trained = trained_run(context)
 
     def deliver(final: Checkpoint) -> None:
         if context.is_owner:
@@ -70,8 +61,7 @@ def train(
             return deliver(final)
     _warn_of_other_code(context)
     try:
-        with _checked(context):
-            run_attempt(_ready(context), deliver)
+        _attempt(context, deliver)
     except DivergedError as error:
         newest = checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
         saved = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
@@ -80,6 +70,29 @@ def train(
         if context.is_owner:
             step = newest.step if newest else 0
             write_run.write_diverged(f"{_first_message(context, error)}. {saved}", step, trained, data, output)
+
+
+def finish(experiment: Experiment, *, run: str, data: Path, work: Path, deadline_minutes: float | None = None) -> None:
+    """Finish the run, and write no result: its own job does that. Raises the errors of `train`."""
+    context = create_context(experiment, run, data, work, deadline_minutes, None)
+    with _finished(context) as final:
+        if final is not None:
+            return
+    _warn_of_other_code(context)
+    _attempt(context)
+
+
+def trained_run(context: AttemptContext) -> write_run.TrainedRun:
+    """Return the run of an attempt, for its statement."""
+    return write_run.TrainedRun(
+        digest=context.digest,
+        data=context.manifest.digest,
+        code=context.code,
+        task=context.manifest.task,
+        select_metric=context.run.training.select_metric,
+        workspace=context.workspace,
+        sources=plan.sources_of(context.run),
+    )
 
 
 def trial(
@@ -97,8 +110,7 @@ def trial(
         known: list[EpochMetrics] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
     if known is None:
         try:
-            with _checked(context):
-                known = run_attempt(_ready(context))
+            known = _attempt(context)
         except DivergedError as error:
             raise DivergedError(_first_message(context, error)) from error
     history = known
@@ -106,6 +118,14 @@ def trial(
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
         _note_delivered(context, newest, run)
     return history
+
+
+def _attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[EpochMetrics]:
+    """Make an attempt, unless it would fail like the last one."""
+    from workflow_lib.launch.attempt import run_attempt  # here, since torch is not needed to return a result
+
+    with _checked(context):
+        return run_attempt(_ready(context), deliver)
 
 
 @contextmanager
@@ -158,6 +178,8 @@ def _checked(context: AttemptContext) -> Iterator[None]:
 
     On several nodes, the process that starts the launchers makes this check, so that all launchers act alike.
     """
+    from workflow_lib.launch.attempt import check_certain_failure
+
     if not nodes.is_one_of_many():
         check_certain_failure(context)
     try:

@@ -11,9 +11,11 @@ from workflow_lib.config import sweep
 from workflow_lib.config.experiment import Experiment, Tune
 from workflow_lib.config.identity import canonical
 from workflow_lib.errors import EverstepError
+from workflow_lib.plan import packing
 from workflow_lib.plan.expansion import Run, expand
 from workflow_lib.plan.sources import trained_first
 from workflow_lib.plan.study import all_configs, study_id, study_metric
+from workflow_lib.runtime import gpus
 from workflow_lib.store.layout import WORK
 from workflow_lib.text import aligned, count
 
@@ -38,6 +40,9 @@ def table(experiment: Experiment) -> str:
         lines += ["", "trained first, since runs use their weights:", *(f"  {name}" for name in first)]
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
+    if packing.is_wanted(experiment):
+        here = gpus.count_for(experiment.runtime.device)
+        lines += ["", packing.words(experiment, runs, packing.obstacle(experiment, gpus=here, is_cluster=False))]
     return "\n".join(lines)
 
 

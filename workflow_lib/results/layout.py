@@ -15,6 +15,7 @@
 <experiment>/tune/<study>/suggest-<n>.json      trial before its training
 <experiment>/tune/<study>/trial-<n>.json        trial after its training
 <experiment>/tune/<study>/best.json             best trial
+<experiment>/packs/<id>.json                    exit codes of the runs of a pack, until their jobs have ended
 <experiment>/report.html                        report
 <experiment>/runs.csv                           table of runs
 <experiment>/configurations.csv                 means over seeds and folds, if runs repeat a configuration
@@ -62,6 +63,11 @@ def run_dir(experiment: Path, run: str) -> Path:
 def trainings(experiment: Path) -> list[Path]:
     """Return the statements of all trainings of an experiment, sorted."""
     return sorted(experiment.glob(f"runs/*/{TRAIN}"))
+
+
+def is_pack(path: Path) -> bool:
+    """Return True if the path is that of a pack, relative to the project."""
+    return path.parts[:1] == RESULTS.parts and path.parts[2:3] == ("packs",)
 
 
 def study_dir(experiment: Path, study: str) -> Path:

@@ -17,12 +17,15 @@ from workflow_lib.errors import ConfigError, RankError
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # makes torch.cuda.is_available ask NVML, not CUDA
 NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of the driver's API (cuda.h)
 
+_preparation: list[Callable[[], object]] = []  # to be called before the first import of a module of the user
 starters: list[str] = []  # modules of the user that started CUDA when they were imported
 
 
 @contextmanager
 def importing(name: str) -> Iterator[None]:
     """Add the user's module that the block imports to ``starters`` if CUDA starts meanwhile."""
+    if not name.startswith("workflow_lib."):
+        prepare()
     os.environ.setdefault(NVML, "1")
     was_started = has_started_cuda()
     try:
@@ -30,6 +33,17 @@ def importing(name: str) -> Iterator[None]:
     finally:
         if not was_started and has_started_cuda():
             starters.append(name)
+
+
+def prepare_later(preparation: Callable[[], object]) -> None:
+    """Let `prepare` call the function: a command that imports no module of the user then needs no torch."""
+    _preparation[:] = [preparation]
+
+
+def prepare() -> None:
+    """Do the preparation, once, if there is one."""
+    while _preparation:
+        _preparation.pop()()
 
 
 def has_started_cuda() -> bool:

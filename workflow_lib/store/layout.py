@@ -11,9 +11,11 @@ runs/<run>/<data>-<code>/               its workspace for this data and code
     metrics.jsonl                       learning curve, one line a validation
     steps.jsonl                         loss and learning rate by step, if they are logged
     events.jsonl                        log of all attempts
+    computed/                           evaluations and exports that a pack computed
     delivered.jsonl                     each time that the finished run was requested
 runs/<run>/<data>-<code>.accepted.json  acceptance of another workspace's result
 studies/<digest>/study.json             definition of a study
+packs/<digest>.json                     runs of a pack
 data/<store>/                           shards of a data set, or the index of files read in place; manifest.json
 parts/<digest>/                         digests of the parts of a file that is read in place
 clones/<digest>.json                    results folders that may need something here
@@ -36,7 +38,7 @@ LOCKS = frozenset({".lock", "leases"})  # readers write to these too, so they do
 EXPERIMENT_FILE = re.compile(r"[0-9a-f]{32}\.json")
 # names of the files that Everstep writes to a workspace and to a folder of shards
 WORKSPACE_CONTENT = re.compile(
-    r"attempts|checkpoints|leases|(code|failure)\.json|(metrics|steps|events|delivered)\.jsonl|\..*\.tmp"
+    r"attempts|checkpoints|computed|leases|(code|failure)\.json|(metrics|steps|events|delivered)\.jsonl|\..*\.tmp"
 )
 STORE_CONTENT = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
@@ -177,6 +179,21 @@ def events_file(workspace: Path) -> Path:
 def delivered_file(workspace: Path) -> Path:
     """Return the path of the log of requests for the finished run."""
     return workspace / "delivered.jsonl"
+
+
+def computed_dir(workspace: Path) -> Path:
+    """Return the folder of the evaluations and exports that a pack computed."""
+    return workspace / "computed"
+
+
+def pack_file(work: Path, pack: str) -> Path:
+    """Return the path of the runs of a pack."""
+    return work / "packs" / f"{pack}.json"
+
+
+def pack_files(work: Path) -> list[Path]:
+    """Return the files of all packs, sorted."""
+    return sorted(work.glob("packs/*.json"))
 
 
 def study_file(work: Path, digest: str) -> Path:

@@ -1,0 +1,165 @@
+"""The runs of a pack: each ends as in its own job, and a pack that is killed loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.plugins import paced
+from tests.support.project import FAILED, FINISHED, KILLED, NAME, SETTINGS, STOPPED, merged
+from tests.support.warm import Order, Warm, members, until
+from workflow_lib import checkpoint, plan
+from workflow_lib.store import layout
+from workflow_lib.store.attempts import Attempt, list_attempts
+
+HOOKS = """\
+import time
+
+def on_step_end(state):
+    if state.step == 20:
+        {}
+"""
+RAISES, HANGS = HOOKS.format("raise LookupError('no such table')"), HOOKS.format("time.sleep(3600)")
+FAILING: dict[str, Any] = {
+    "runtime": {"pack": "auto", "hang_timeout_s": 10},
+    "sweep": {
+        "list": [
+            {"seed": 1},
+            {"training.hooks": "raises"},
+            {"training.hooks": "hangs"},
+            {"optimizer.lr": 1e30},
+            {"seed": 2},
+        ]
+    },
+}
+SLOW: dict[str, Any] = {
+    "model": {"name": "tests.plugins.paced"},
+    "runtime": {"pack": 4},
+    "sweep": {"grid": {"seed": [1, 2, 3, 4]}},
+}
+
+
+class Sweep:
+    """A project with the runs of a sweep, which are trained by a pack or one by one."""
+
+    def __init__(self, folder: Path, warm: Warm, changes: dict[str, Any]) -> None:
+        self.folder, self.warm = folder, warm
+        folder.mkdir()
+        (folder / "Snakefile").touch()
+        (folder / "raises.py").write_text(RAISES)
+        (folder / "hangs.py").write_text(HANGS)
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(merged(SETTINGS, changes)))
+        assert self.command("freeze", "--output", f"results/{NAME}/plan.json") == FINISHED
+        self.runs = json.loads((folder / f"results/{NAME}/plan.json").read_text())["runs"]
+        self.pack = plan.Pack(tuple((run["id"], run["data_id"]) for run in self.runs))
+        plan.freeze_pack(self.pack, folder / "work")
+        data = self.runs[0]["data_id"]
+        self.data = f"results/{NAME}/data/{data}.json"
+        assert self.command("preprocess", "--data", data, "--output", self.data) == FINISHED
+
+    def order(self, *arguments: str, **environment: str) -> Order:
+        return Order(
+            [arguments[0], "--experiment", "experiment.yaml", *arguments[1:]],
+            str(self.folder),
+            str(self.folder / "log.txt"),
+            environment=environment,
+        )
+
+    def command(self, *arguments: str) -> int:
+        """Run the command and return its exit code."""
+        return self.warm.run(self.order(*arguments))
+
+    def start_pack(self, **environment: str) -> int:
+        """Start the job of the pack and return its process, which is also the group of all its forks."""
+        arguments = ("pack", "--pack", self.pack.id, "--threads", "3", "--output", "results/pack.json")
+        return self.warm.start(self.order(*arguments, **environment))
+
+    def codes(self) -> list[int]:
+        """Return the exit code of each run that the pack wrote, in the order of the sweep."""
+        codes = json.loads((self.folder / "results/pack.json").read_text())["runs"]
+        return [codes[run["id"]] for run in self.runs]
+
+    def train(self, index: int) -> int:
+        """Run the job of a run as its rule does."""
+        run = self.runs[index]["id"]
+        output = f"results/{NAME}/runs/{run}/train.json"
+        return self.command("train", "--run", run, "--data", self.data, "--output", output)
+
+    def result(self, index: int) -> dict[str, bytes]:
+        """Return the weights, the curve and the metrics of a run."""
+        folder = self.folder / "results" / NAME / "runs" / self.runs[index]["id"]
+        files = [folder / "model.safetensors", folder / "history.csv", self.workspace(index) / "metrics.jsonl"]
+        return {path.name: path.read_bytes() for path in files}
+
+    def workspace(self, index: int) -> Path:
+        (found,) = layout.workspaces(self.folder / "work", self.runs[index]["digest"])
+        return found
+
+    def attempts(self, index: int) -> tuple[Attempt, ...]:
+        if not layout.workspaces(self.folder / "work", self.runs[index]["digest"]):
+            return ()
+        return list_attempts(self.workspace(index))
+
+    def saved(self, index: int) -> int:
+        """Return the step of the newest checkpoint of a run; 0 without one."""
+        if not self.attempts(index):
+            return 0
+        newest = checkpoint.read_newest(layout.checkpoints_dir(self.workspace(index)))
+        return newest.step if newest else 0
+
+
+def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> None:
+    packed = Sweep(tmp_path / "packed", warm, FAILING)
+    assert warm.wait(packed.start_pack()) == FINISHED, (packed.folder / "log.txt").read_text()
+    assert packed.codes() == [FINISHED, FAILED, FAILED, FAILED, FINISHED]
+    ends = [str(packed.attempts(index)[-1].reason) for index in range(5)]
+    assert [end.partition(":")[0] for end in ends] == ["finished", "raised", "failed", "diverged", "finished"]
+    assert "no such table" in ends[1]
+    assert "no rank has made a step for 10 s" in ends[2]
+    # the job of each run hands the result out, reports the divergence as the point's result, or tries again
+    assert [packed.train(index) for index in (0, 3, 4)] == [FINISHED] * 3
+    assert [len(packed.attempts(index)) for index in (0, 3, 4)] == [1, 1, 1]
+    alone = Sweep(tmp_path / "alone", warm, FAILING)
+    for index in (0, 4):
+        assert alone.train(index) == FINISHED
+        assert packed.result(index) == alone.result(index)
+
+
+def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Path, warm: Warm) -> None:
+    packed = Sweep(tmp_path / "packed", warm, SLOW)
+    slowly = {paced.PAUSE: "0.05"}
+    pack = packed.start_pack(**slowly)
+    until(lambda: all(packed.saved(index) for index in range(3)), "checkpoints of the first three runs")
+    os.kill(packed.attempts(0)[0].pid, signal.SIGKILL)
+    until(lambda: packed.saved(3), "a checkpoint of the fourth run, which begins when another has ended")
+    os.kill(pack, signal.SIGTERM)
+    assert warm.wait(pack) == STOPPED
+    until(lambda: not members(pack), "the forks to end")
+    stopped = [packed.attempts(index)[-1] for index in range(1, 4)]
+    assert [(attempt.reason, attempt.step) for attempt in stopped] == [
+        ("stopped by SIGTERM", attempt.reached) for attempt in stopped
+    ]
+    saved = [packed.saved(index) for index in range(4)]
+
+    pack = packed.start_pack(**slowly)
+    until(lambda: all(packed.saved(index) > saved[index] for index in range(3)), "new checkpoints")
+    os.kill(pack, signal.SIGKILL)
+    assert warm.wait(pack) == KILLED
+    until(lambda: not members(pack), "the forks to end")
+    saved = [packed.saved(index) for index in range(4)]
+
+    (packed.folder / paced.HURRY).touch()
+    assert packed.train(3) == FINISHED  # a single job goes on, too
+    assert warm.wait(packed.start_pack()) == FINISHED
+    assert packed.codes() == [FINISHED] * 4
+    assert [packed.attempts(index)[-1].resumed_step for index in range(4)] == saved
+    alone = Sweep(tmp_path / "alone", warm, SLOW)
+    (alone.folder / paced.HURRY).touch()
+    for index in range(4):
+        assert [packed.train(index), alone.train(index)] == [FINISHED] * 2
+        assert packed.result(index) == alone.result(index)

@@ -1,0 +1,12 @@
+"""One job that trains many small runs: each is an attempt in a fork of a process that has imported everything.
+
+The runs keep their leases, workspaces, checkpoints, attempts and failures; their results are in the store, from which
+the jobs of the rules hand them out. A run that fails is left to its own job, which reports it or tries it again.
+
+forks      processes forked from this one, as many at once as it has threads
+training   a run in a fork, then its evaluation and its export in another
+"""
+
+from workflow_lib.packs.training import train
+
+__all__ = ["train"]

@@ -1,0 +1,122 @@
+"""Processes that are forked from this one, at most a number at once; a request to stop is passed on to all of them.
+
+A fork ends when this process ends. This process must have no other thread when it forks, since locks that another
+thread holds would stay locked in the fork for ever; and it must not have started CUDA.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from workflow_lib.distributed.shared_state import STOP_SIGNALS
+from workflow_lib.errors import EverstepError, with_advice
+from workflow_lib.files import names_in
+from workflow_lib.runtime import forking
+from workflow_lib.store.orphans import exit_with_parent
+
+logger = logging.getLogger(__name__)
+HANDLED = (*STOP_SIGNALS, signal.SIGALRM)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function that a fork calls; its output is appended to the log. ``name`` is for messages."""
+
+    name: str
+    call: Callable[[], None]
+    log: Path
+    ended: Callable[[int], Iterable[Task]] = lambda code: ()  # called here with its exit code; returns further tasks
+
+
+class Forks:
+    """Runs tasks in forks until all have ended, or until this process is asked to stop by a signal or its deadline."""
+
+    def __init__(self, at_once: int, limit_s: float | None = None) -> None:
+        self._at_once = at_once
+        self._running: dict[int, Task] = {}
+        self.stop_signal = 0  # SIGALRM is the deadline
+        for number in HANDLED:
+            signal.signal(number, self._stop)
+        if limit_s is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(limit_s, 0.001))
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        """Run the tasks, and those that they are followed by, which are started first."""
+        waiting = deque(tasks)
+        while self._running or (waiting and not self.stop_signal):
+            while waiting and len(self._running) < self._at_once and not self.stop_signal:
+                self._start(waiting.popleft())
+            if self._running:
+                pid, status = os.wait()  # repeated by Python after a signal; its handler runs before
+                task = self._running.pop(pid, None)
+                if task is not None:
+                    waiting.extendleft(task.ended(os.waitstatus_to_exitcode(status)))
+
+    def _start(self, task: Task) -> None:
+        check_can_fork()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        # a signal between the fork and the record of the fork would not reach it
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _obey(task, parent)
+            self._running[pid] = task
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_signal = self.stop_signal or number
+        for pid in self._running:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def check_can_fork() -> None:
+    """Raise RuntimeError if this process has another thread, ConfigError if it has started CUDA."""
+    if len(names_in("/proc/self/task")) > 1:
+        raise RuntimeError("a pack cannot fork: a package that it imported has started a thread")
+    forking.check_cuda_not_started()
+
+
+def _obey(task: Task, parent: int) -> None:
+    """Do the task, in the fork, and end it."""
+    code = 1
+    try:
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        exit_with_parent(parent)
+        _redirect(task.log)
+        task.call()
+        code = 0
+    except EverstepError as error:
+        logger.error("%s: %s", task.name, with_advice(error))
+        code = error.exit_code
+    except BaseException:  # also SystemExit of a plugin, and OSError: the fork must not go on as its parent
+        traceback.print_exc()
+    finally:
+        with suppress(OSError):  # a full disk must not change the exit code
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
