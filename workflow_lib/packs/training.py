@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MARGIN_S = 60.0  # before the time limit of the job, for saving and ending; a quarter of the limit if that is less
-# what trainings, evaluations and exports import, and what torch imports when they first compute; not onnxruntime, which
-# starts a thread
+# what trainings, evaluations and exports import; not onnxruntime, which starts a thread
 IMPORTED = (
-    "torch._dynamo",
     "torch.distributed.launcher.api",
     "workflow_lib.training.trainer",
     "workflow_lib.data",
@@ -63,7 +61,9 @@ def train(
     """
     launcher.prepare()
     ends_at = None if deadline_minutes is None else time.monotonic() + deadline_minutes * 60
-    for name in IMPORTED:
+    from workflow_lib.runtime.torch_internals import IMPORTED_LATE
+
+    for name in (*IMPORTED_LATE, *IMPORTED):
         importlib.import_module(name)
     margin_s = 0.0 if deadline_minutes is None else min(MARGIN_S, deadline_minutes * 15)
     forks = Forks(threads, None if ends_at is None else ends_at - margin_s - time.monotonic())

@@ -16,6 +16,9 @@ from torch import nn
 
 core: Any = torch._C
 
+# What torch imports when the first optimizer is made, which takes a second: a process that is forked imports it before.
+IMPORTED_LATE = ("torch._dynamo",)
+
 # Operations on lists of tensors: a few kernels for all tensors of a model instead of one for each. torch's optimizers
 # use them. To be dropped when torch has public names for the whole family.
 foreach_lerp = torch._foreach_lerp
