@@ -2,7 +2,7 @@
 
     python benchmarks/packs.py [--runs 16] [--rounds 3]
 
-The two alternate. It prints the medians of elapsed and CPU seconds, the ratio, and the time of the packed pipeline by rule;
+The two alternate. It prints medians of elapsed and CPU seconds, the ratio, and the time of the packed pipeline by rule;
 and it fails if a file of a run differs.
 """
 

@@ -37,9 +37,8 @@ IMPORTED = (
     "workflow_lib.training.trainer",
     "workflow_lib.data",
     "onnx",
-    "onnxscript",
+    "onnxscript.function_libs.torch_lib.ops",
     "torch.onnx",
-    "torch.export",
     "workflow_lib.evaluation",
     "workflow_lib.export",
 )

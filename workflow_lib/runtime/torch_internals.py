@@ -16,8 +16,9 @@ from torch import nn
 
 core: Any = torch._C
 
-# What torch imports when the first optimizer is made, which takes a second: a process that is forked imports it before.
-IMPORTED_LATE = ("torch._dynamo",)
+# What torch imports when the first optimizer is made and the first model is exported, which takes one and a half seconds:
+# a process that is forked for each run imports it before. To be dropped when torch has public names for it.
+IMPORTED_LATE = ("torch._dynamo", "torch.export._trace")
 
 # Operations on lists of tensors: a few kernels for all tensors of a model instead of one for each. torch's optimizers
 # use them. To be dropped when torch has public names for the whole family.
