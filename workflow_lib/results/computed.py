@@ -53,7 +53,7 @@ def place(
     write_run.trained(model, work)
     weights = file_digest(model)
     settings, digest = plan.load_run(run, work)
-    code = user_code.digest(settings, source_weights.digest(settings, results_layout.RESULTS, experiment.name))
+    code = user_code.digest(settings, source_weights.digests(settings, results_layout.RESULTS, experiment.name))
     measured = None if evaluation is None else read_evaluation(evaluation)
     if measured is not None and measured["model"] != weights:
         raise UserError(f"{evaluation} is about other weights than {model}")
