@@ -10,6 +10,7 @@ from typing import Any
 PHASES = {
     "preprocess": "data",
     "trial": "trials",
+    "pack": "packs",
     "train": "trainings",
     "evaluate": "evaluations",
     "export": "exports",
@@ -22,7 +23,7 @@ RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 
 @dataclass
 class Job:
-    """A job of the pipeline; `subject` is its run, trial or data set."""
+    """A job of the pipeline; `subject` is its run, trial, data set or pack."""
 
     rule: str
     wildcards: Mapping[str, str]
@@ -32,11 +33,11 @@ class Job:
 
     @property
     def subject(self) -> str:
-        """The run, trial or data set that the job is about; empty if it is about the experiment."""
+        """The run, trial, data set or pack that the job is about; empty if it is about the experiment."""
         values = self.wildcards
         if "number" in values:
             return f"trial {int(values['number'])}"
-        return values.get("run") or values.get("data_id") or ""
+        return values.get("run") or values.get("data_id") or values.get("pack") or ""
 
     @property
     def name(self) -> str:
