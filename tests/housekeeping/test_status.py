@@ -19,7 +19,8 @@ from tests.support.project import KILLED, STOPPED, Project, copy
 from tests.support.stored import kill_after, row, rows, start
 from tests.support.warm import until
 from workflow_lib import cli
-from workflow_lib.housekeeping import status
+from workflow_lib.errors import ConfigError
+from workflow_lib.housekeeping import status, status_table
 from workflow_lib.store.lease import last_seen
 
 
@@ -87,7 +88,7 @@ def test_a_training_that_raised_has_failed_with_the_reason(prepared: Project, tm
     failed = row(project)
     assert failed["state"] == "failed"
     assert "told to fail" in failed["why"]
-    assert "told to fail" in status.table([failed])
+    assert "told to fail" in status_table.table([failed])
 
 
 def test_a_run_that_makes_no_progress_has_stalled(prepared: Project, tmp_path: Path) -> None:
@@ -140,14 +141,14 @@ def test_an_owner_on_another_host_counts_as_alive_while_its_heartbeat_is_recent(
     seen = row(killed)
     assert (seen["state"], seen["attempts"][0]["ended"]) == ("running", "running")
     assert (seen["owner"]["host"], seen["owner"]["job"]) == ("n7", "4242")
-    text = " ".join(status.table([seen]).split())
+    text = " ".join(status_table.table([seen]).split())
     assert "on n7, job 4242, last heartbeat" in text
 
     os.utime(beat(killed), (time.time() - 3 * 3600,) * 2)
     seen = row(killed)
     assert (seen["state"], seen["attempts"][0]["ended"], seen["owner"]["is_alive"]) == ("killed", "killed", False)
-    assert "last owner: pid" in status.table([seen])
-    assert "3.0 h ago" in " ".join(status.table([seen]).split())
+    assert "last owner: pid" in status_table.table([seen])
+    assert "3.0 h ago" in " ".join(status_table.table([seen]).split())
 
 
 def test_reading_the_status_changes_no_file(killed: Project) -> None:
@@ -156,7 +157,7 @@ def test_reading_the_status_changes_no_file(killed: Project) -> None:
         return {str(path): (path.stat().st_mtime, path.read_bytes()) for path in paths}
 
     before = everything()
-    status.table(rows(killed))
+    status_table.table(rows(killed))
     assert everything() == before
 
 
@@ -183,7 +184,7 @@ def test_a_run_with_a_damaged_file_is_still_listed(killed: Project, finished: Pr
             (seen,) = rows(project)
             assert seen["digest"] == project.workspace.parent.name, path
             assert seen["state"] in ("killed", "finished", "damaged", "new", "running"), path
-            assert status.table([seen])
+            assert status_table.table([seen])
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             path.write_bytes(content)
 
@@ -195,10 +196,10 @@ def test_a_finished_run_without_its_final_checkpoint_is_damaged(finished: Projec
 
 def test_lines_have_at_most_100_columns_and_contain_the_digest(killed: Project, finished: Project) -> None:
     long = [seen | {"run": f"{'a-long-name-' * 6}{seen['digest'][:12]}"} for seen in rows(killed) + rows(finished)]
-    lines = status.table(long).splitlines()
+    lines = status_table.table(long).splitlines()
     assert max(map(len, lines)) <= 100
     assert all(any(seen["digest"][:12] in line for line in lines) for seen in long)
-    assert "killed, finished" in " ".join(status.table(long).split())
+    assert "killed, finished" in " ".join(status_table.table(long).split())
 
 
 def test_the_verb_prints_the_table_or_json(
@@ -216,3 +217,39 @@ def test_the_verb_prints_the_table_or_json(
 
 def test_a_released_lease_has_no_owner(finished: Project) -> None:
     assert last_seen(finished.workspace) is None
+
+
+def test_the_table_has_metrics_and_counts_failures_first(finished: Project) -> None:
+    seen = row(finished)
+    last = json.loads(Path(finished.workspace / "metrics.jsonl").read_text().splitlines()[-1])
+    assert seen["metrics"] == {name: last[name] for name in ("val_loss", "val_accuracy")}
+    failed = seen | {"state": "failed"}
+    text = status_table.table([seen, failed, seen | {"state": "new"}])
+    assert f"{last['val_loss']:.4g}  accuracy {last['val_accuracy']:.3g}" in text
+    assert "3 runs: 1 failed, 1 finished, 1 new" in text
+    assert "\x1b" not in text
+    assert "\x1b[31mfailed\x1b[0m" in status_table.table([failed], is_coloured=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "expected"),
+    [({}, True, True), ({}, False, False), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, True, False)],
+)
+def test_colours_need_a_terminal_and_no_objection(
+    environment: dict[str, str], is_terminal: bool, expected: bool
+) -> None:
+    assert status_table.may_colour(environment, is_terminal=is_terminal) is expected
+
+
+def test_runs_are_chosen_by_experiment_and_state(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.folder)
+    found, results = rows(finished), Path("results")
+    other = status._blank("0" * 32, {})
+    assert status.chosen([*found, other], results, "t", []) == found
+    assert status.chosen([*found, other], results, "experiment.yaml", ["new"]) == []
+    assert status.chosen([*found, other], results, None, ["new", "failed"]) == [other]
+    with pytest.raises(ConfigError, match=r"nope: no planned experiment; there are: t"):
+        status.chosen(found, results, "nope", [])
+    with pytest.raises(ConfigError, match="--state lost: allowed: new, running"):
+        status.chosen(found, results, None, ["lost"])
+    assert cli.main(["status", "--watch"]) == 2  # not a terminal

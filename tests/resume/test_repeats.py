@@ -15,7 +15,7 @@ from tests.support.cases import with_ranks
 from tests.support.project import FAILED, FINISHED, STOPPED, Project, merged
 from tests.support.warm import until
 from workflow_lib.files import write_signed
-from workflow_lib.housekeeping import status
+from workflow_lib.housekeeping import status, status_table
 from workflow_lib.store import accounting, layout
 from workflow_lib.store.attempts import list_attempts
 
@@ -78,7 +78,7 @@ def test_an_exception_raised_twice_at_a_step_is_not_tried_a_third_time(fresh: Fr
     found = accounting.account(run.workspace)
     assert (found.failed, found.lost_s, found.redone) == (2, 0.0, 0)
     assert found.failed_s > 0
-    shown = status.spent(found)
+    shown = status_table.spent(found)
     assert "2 attempts failed without an interruption" in shown
     assert "lost to interruptions" not in shown
 

@@ -12,7 +12,7 @@ import pytest
 from tests.plugins.paced import COUNTED
 from tests.support.project import FINISHED, KILLED, STOPPED, Project, copy
 from tests.support.stored import row, start
-from workflow_lib.housekeeping import status
+from workflow_lib.housekeeping import status_table
 from workflow_lib.slurm import job
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account, account_of
@@ -154,11 +154,11 @@ def test_an_allocated_gpu_counts_even_if_it_is_not_used(prepared: Project, tmp_p
 
 
 def test_the_account_is_printed_as_text(finished: Project) -> None:
-    text = " ".join(status.table([row(finished)]).split())
+    text = " ".join(status_table.table([row(finished)]).split())
     assert "in 2 attempts" in text
     assert "lost to interruptions" in text
     assert "saved" in text
-    text = status.spent(Account(3, 200, 20, 2, 7200.0, 14400.0, 720.0, 1440.0, 6480.0, 0.0))
+    text = status_table.spent(Account(3, 200, 20, 2, 7200.0, 14400.0, 720.0, 1440.0, 6480.0, 0.0))
     assert text == (
         "used 2.0 h in 3 attempts, 4.00 GPU-hours; lost to interruptions 12 min (10.0 %, 20 of 200 steps computed "
         "again); saved by reuse 1.8 h (needed again 2 times and not trained)"

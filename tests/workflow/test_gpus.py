@@ -19,7 +19,7 @@ from tests.support.faked_gpus import Machine, machine_with, write
 from tests.support.repository import copy_repository
 from tests.support.warm import until
 from tests.workflow.conftest import WAIT_S, Outcome, Project
-from workflow_lib.housekeeping import status
+from workflow_lib.housekeeping import status, status_table
 from workflow_lib.runtime.device_lease import lease_devices
 
 GPU = ("GPU-00000000",)
@@ -79,7 +79,7 @@ def test_pipelines_in_two_folders_share_the_only_gpu(project: Project, machine: 
                 (row,) = waiting(each)
                 assert row["why"].startswith(expected)
                 assert row["owner"]["is_running_here"]
-                assert row["why"] in " ".join(status.table(rows(each)).split())
+                assert row["why"] in " ".join(status_table.table(rows(each)).split())
                 assert expected in logs(each)
             assert not (machine.folder / "trained").exists()
         for pipeline, each in zip(running, projects, strict=True):

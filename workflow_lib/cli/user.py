@@ -172,16 +172,35 @@ def _trace(arguments: Arguments) -> None:
 
 @VERBS.add(
     "status",
-    "list the runs: state, step, speed, last checkpoint, attempts, owner",
+    "list the runs: state, step, speed, metrics, last checkpoint, attempts, owner",
+    option("experiment", nargs="?", metavar="EXPERIMENT", help="name or file of an experiment (default: all runs)"),
+    option("--state", action="append", default=[], metavar="STATE", help="only runs in this state; may be repeated"),
+    option("--watch", action="store_true", help="show the table again every two seconds, until Ctrl-C"),
     option("--json", action="store_true", help="print all details as JSON"),
 )
 def _status(arguments: Arguments) -> None:
     import json
+    import os
+    import sys
 
-    from workflow_lib.housekeeping import status
+    from workflow_lib.housekeeping import status, status_table, watching
 
-    rows = status.runs(WORK, RESULTS)
-    print(json.dumps(rows, indent=2) if arguments.json else status.table(rows))
+    def rows() -> list[status.Row]:
+        return status.chosen(status.runs(WORK, RESULTS), RESULTS, arguments.experiment, arguments.state)
+
+    if arguments.json:
+        print(json.dumps(rows(), indent=2))
+        return
+    is_coloured = status_table.may_colour(os.environ, is_terminal=sys.stdout.isatty())
+
+    def text() -> str:
+        columns = os.get_terminal_size().columns if sys.stdout.isatty() else 0
+        return status_table.table(rows(), is_coloured=is_coloured, width=max(columns, status_table.WIDTH))
+
+    if arguments.watch:
+        watching.watch(text)
+    else:
+        print(text())
 
 
 @VERBS.add(

@@ -7,16 +7,15 @@ owner on another host counts as alive while its heartbeat is recent.
 from __future__ import annotations
 
 import re
-import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow_lib import checkpoint
+from workflow_lib import checkpoint, config
 from workflow_lib.checkpoint import Checkpoint
+from workflow_lib.errors import ConfigError
 from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import accounting, failure_record, layout
@@ -25,16 +24,25 @@ from workflow_lib.store.accounting import Account
 from workflow_lib.store.events import last_event, read_events
 from workflow_lib.store.final_checkpoint import is_finished
 from workflow_lib.store.lease import Holder, last_seen
-from workflow_lib.text import aligned, count, duration
 
 Row = dict[str, Any]
 
 SILENT_S = 120.0  # twice the default runtime.lease_timeout_s; twice the owner's timeout if that is longer
 PROGRESS = ("progress", "epoch")
+STATES = (
+    "new",
+    "running",
+    "waiting",
+    "stopped",
+    "killed",
+    "failed",
+    "diverged",
+    "stalled",
+    "pruned",
+    "finished",
+    "damaged",
+)
 RECENT_BYTES = 1 << 13  # at least the last thirty events; parsing them takes most of the time of a long status
-NAME_WIDTH = 44
-WIDTH = 100
-HEADINGS = ("run", "state", "step", "epoch", "samples/s", "saved")
 
 
 def runs(work: Path, results: Path) -> list[Row]:
@@ -45,6 +53,27 @@ def runs(work: Path, results: Path) -> list[Row]:
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
     return rows + [_blank(digest, names) for digest in planned if digest not in begun]
+
+
+def chosen(rows: Sequence[Row], results: Path, experiment: str | None, states: Sequence[str]) -> list[Row]:
+    """Return the rows of the runs of an experiment that have one of the states; None and an empty list are all.
+
+    Raises ConfigError if the experiment is not planned, or a state does not exist.
+    """
+    for state in states:
+        if state not in STATES:
+            raise ConfigError(f"--state {state}: allowed: {', '.join(STATES)}")
+    if experiment is not None:
+        name = config.load([Path(experiment)]).name if experiment.endswith((".yaml", ".yml")) else Path(experiment).name
+        folder = results / name
+        if not results_layout.plan_file(folder).exists():
+            planned = ", ".join(path.parent.name for path in results_layout.all_plans(results)) or "none"
+            raise ConfigError(f"{experiment}: no planned experiment; there are: {planned}")
+        names = _names_in(
+            [results_layout.plan_file(folder), *folder.glob("tune/*/suggest-*.json"), *folder.glob("tune/*/best.json")]
+        )
+        rows = [row for row in rows if row["digest"] in names]
+    return [row for row in rows if not states or row["state"] in states]
 
 
 def is_held(workspace: Path) -> bool:
@@ -59,8 +88,12 @@ def _is_presumed_alive(holder: Holder, silent_s: float) -> bool:
 
 def _planned_names(results: Path) -> dict[str, str]:
     """Return the names of runs by digest from plans and studies; the first one found counts."""
+    return _names_in([*results_layout.all_plans(results), *results_layout.all_pointers(results)])
+
+
+def _names_in(paths: Iterable[Path]) -> dict[str, str]:
     names: dict[str, str] = {}
-    for path in (*results_layout.all_plans(results), *results_layout.all_pointers(results)):
+    for path in paths:
         try:
             content = read_json(path)
             is_plan = path.name == results_layout.PLAN
@@ -95,6 +128,7 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
         "epoch": 0,
         "epochs": None,
         "samples_per_s": None,
+        "metrics": {},
         "exact": True,
         "checkpoint": None,
         "checkpoint_age_s": None,
@@ -124,6 +158,7 @@ def _workspace_values(workspace: Path) -> Row:
     events = layout.events_file(workspace)
     recent = read_events(events, RECENT_BYTES) if held else []  # unused without an owner
     progress = last_event(events, PROGRESS, RECENT_BYTES)
+    validated = progress if progress is None or progress["kind"] == "epoch" else last_event(events, ("epoch",), 1 << 16)
     last = attempts[-1] if attempts else None
     waiting = _waiting(recent, held[0].attempt) if held else None
     rejected = None if last or held else failure_record.read(workspace)  # before its first attempt
@@ -146,6 +181,7 @@ def _workspace_values(workspace: Path) -> Row:
         "epoch": epoch,
         "epochs": read_json(layout.config_of(workspace))["training"]["epochs"],
         "samples_per_s": speed,
+        "metrics": {name: value for name, value in (validated or {}).items() if name.startswith("val_")},
         "exact": newest.about["exact"] if newest else True,
         "checkpoint": newest.path.name if newest else None,
         "checkpoint_age_s": max(0.0, time.time() - newest.manifest["created"]) if newest else None,
@@ -201,84 +237,3 @@ def _owner(holder: Holder, silent_s: float, *, is_alive: bool) -> Row:
         "is_running_here": holder.is_running_here(),
         "silent_s": round(silent_s, 1),
     }
-
-
-# -- Text for the terminal ----------------------------------------------------------------------------------------
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows and their total cost as text, in lines of at most 100 characters."""
-    if not rows:
-        return "no run has been started here"
-    heading, *cells = aligned([HEADINGS, *map(_cells, rows)], right=range(2, len(HEADINGS)))
-    lines = [line for row, cell in zip(rows, cells, strict=True) for line in (cell, *_details(row))]
-    return "\n".join(
-        [heading, *lines, "", *_wrapped(spent(accounting.total(Account(**row["account"]) for row in rows)), "")]
-    )
-
-
-def spent(account: Account) -> str:
-    """Return the account as text."""
-    gpu = f", {account.used_gpu_s / 3600:.2f} GPU-hours" if account.used_gpu_s else ""
-    text = f"used {duration(account.used_s)} in {count(account.attempts, 'attempt')}{gpu}"
-    if account.lost_s:
-        share = 100 * account.lost_s / account.used_s
-        again = f", {account.redone:,} of {account.steps:,} steps computed again" if account.redone else ""
-        text += f"; lost to interruptions {duration(account.lost_s)} ({share:.1f} %{again})"
-    if account.failed:
-        text += f"; {count(account.failed, 'attempt')} failed without an interruption"
-        text += f" ({duration(account.failed_s)} lost to that)" if account.failed_s else ""
-    if account.reused:
-        times = "once" if account.reused == 1 else f"{account.reused} times"
-        text += f"; saved by reuse {duration(account.saved_s)} (needed again {times} and not trained)"
-    return text
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    age = row["checkpoint_age_s"]
-    return (
-        _short(row["run"]),
-        row["state"],
-        f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
-        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else str(row["epoch"]) if row["steps"] else "-",
-        f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
-        "-" if age is None else f"{duration(age)} ago",
-    )
-
-
-def _short(name: str) -> str:
-    """Return the name, shortened in front of its digest if it is too long."""
-    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 14]}…{name[-13:]}"
-
-
-def _details(row: Row) -> Iterator[str]:
-    if row["why"]:
-        yield from _wrapped(row["why"])
-    if row["attempts"]:
-        parts = [
-            _counted_ends(attempt["ended"] for attempt in row["attempts"]),
-            _owner_text(row["owner"]),
-            spent(Account(**row["account"])),
-        ]
-        yield from _wrapped("; ".join(filter(None, parts)))
-
-
-def _counted_ends(ends: Iterable[str]) -> str:
-    """Return how the attempts ended, with equal consecutive ends counted."""
-    words = (re.sub("^stopped (by|before the) ", "", end.split(":")[0]) for end in ends)
-    counted = [(word, len(list(group))) for word, group in groupby(words)]
-    return "attempts: " + ", ".join(word if count == 1 else f"{count} x {word}" for word, count in counted)
-
-
-def _owner_text(owner: Row | None) -> str:
-    if owner is None:
-        return ""
-    job = f", job {owner['job']}" if owner["job"] else ""
-    beat = "" if owner["is_running_here"] else f", last heartbeat {duration(owner['silent_s'])} ago"
-    return f"{'owner' if owner['is_alive'] else 'last owner'}: pid {owner['pid']} on {owner['host']}{job}{beat}"
-
-
-def _wrapped(text: str, indent: str = "    ") -> list[str]:
-    if len(indent + text) <= WIDTH and text.isprintable() and text == text.strip():
-        return [indent + text]  # the usual case; `textwrap.wrap` is slow
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
