@@ -127,7 +127,7 @@ def test_settings_without_a_source_and_defaults_change_no_digest() -> None:
         (start("fine.yaml"), "the experiments start from each other: fine.yaml -> fine.yaml"),
         (start("a.yaml"), "start from each other: a.yaml -> b.yaml -> a.yaml"),
         (start("swept.yaml"), "swept.yaml has a sweep, so it is not one run"),
-        (start("study.yaml"), "study.yaml has a study, so it is not one run"),
+        (start("study.yaml"), "study.yaml has a study, .* results/s/runs/tuned/model.safetensors"),
         (start("wrong.yaml"), r"fine.yaml:2: model.init.from: wrong.yaml:2: training.epochs: 0 is not allowed"),
         (start("none.yaml"), "none.yaml: cannot be read"),
         ("name: fine\nmodel: {init: {map: {a: b}}}\n", "model.init.map: is about weights to start from"),

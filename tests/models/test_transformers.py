@@ -249,6 +249,31 @@ def test_adapters_train_alone_and_are_merged_for_the_export(
         models.load_weights(again, {name: saved[name] for name in sorted(saved)[1:]})
 
 
+def test_adapters_start_beside_the_frozen_weights_that_they_were_trained_with(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
+    shutil.copytree(folders["gpt2"], tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    model = "{name: transformers, params: {path: PATH, lora: {r: 2}}, init: {from: SOURCE}}"
+    (tmp_path / "text.txt").write_text("some words\n" * 99)
+    for name, path, source in (("a", "first", "null"), ("b", "second", "a.yaml")):
+        text = f"name: {name}\ndata: {{name: text, params: {{path: text.txt}}}}\nmodel: {model}\n"
+        (tmp_path / f"{name}.yaml").write_text(text.replace("PATH", path).replace("SOURCE", source))
+    assert main(["validate", "b.yaml"]) == 0, capsys.readouterr().err
+    weights = load_file(tmp_path / "second/model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "second/model.safetensors")
+    assert main(["validate", "b.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "beside the frozen weights in first, and those in second differ" in told
+    # a job that finds no folder ends as for every wrong setting
+    (run,) = plan.expand(config.load([tmp_path / "a.yaml"]))
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(ConfigError, match=r"^model.params.path: no such file: first \(looked for in"):
+        user_code.digest(run.config)
+
+
 def test_an_adapter_for_no_layer_is_rejected(folders: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"model.params.lora.target_modules: .*query"):
         built(folders["gpt2"], TEXT, lora={"target_modules": ["query"]})

@@ -168,7 +168,7 @@ def test_files_that_are_no_weights_are_rejected_and_run_no_code(
         ("more.pt", r"more\.pt holds more than a state dict \(state_dict, epoch\)"),
         ("evil.pt", r"evil\.pt is not a file of weights alone, so it is not loaded"),
         ("cut.safetensors", "cannot be read as safetensors"),
-        ("text.txt", r"neither an experiment file .* allowed files: \.safetensors, \.pt, \.pth, \.bin"),
+        ("text.txt", r"text\.txt holds no weights; allowed: an experiment file .*\.safetensors, \.pt, \.pth, \.bin"),
         ("empty", "the folder empty has neither model.safetensors nor model.safetensors.index.json"),
         ("gone.safetensors", "no such file: gone.safetensors"),
     ):

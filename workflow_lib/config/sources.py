@@ -72,11 +72,13 @@ def only_run(path: Path) -> str:
     finally:
         _opened.pop()
     if experiment.tune is not None or is_swept(experiment.sweep):
-        kind = "study" if experiment.tune else "sweep"
-        raise ConfigError(
-            f"{shown(path)} has a {kind}, so it is not one run; give the id of a run (`everstep plan "
-            f"{shown(path)}` lists them) or the file of its weights"
+        tuned = f"results/{slug(experiment.name)}/runs/tuned/model.safetensors"
+        kind, instead = (
+            ("study", f"the weights of its best trial, which the study writes to {tuned}")
+            if experiment.tune is not None
+            else ("sweep", f"the id of a run (`everstep plan {shown(path)}` lists them)")
         )
+        raise ConfigError(f"{shown(path)} has a {kind}, so it is not one run; give {instead}")
     settings = {name: getattr(experiment, name) for name in RunConfig.model_fields if name != "stages"}
     run = RunConfig(**settings)
     name = f"{slug(experiment.name)}-{digest(identity(run), 'run')[:12]}"

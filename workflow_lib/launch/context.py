@@ -99,8 +99,6 @@ def _weights(run: plan.RunConfig, experiment: str, work: Path) -> tuple[dict[str
     weights = source_weights.required(run, results_layout.RESULTS, experiment)
     digests = {setting: write_run.trained(path, work)["model"] for setting, path in weights.items()}
     file = run.model.init.file
-    if file is not None and not file.exists():
-        raise ConfigError(f"{plan.INIT}: no such file: {file} (looked for in {Path.cwd()})")
     return ({plan.INIT: file} if file is not None else {}) | weights, digests
 
 

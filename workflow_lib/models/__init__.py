@@ -60,6 +60,12 @@ def read_from_files(network: nn.Module) -> frozenset[str]:
     return getattr(network, "read_from_files", frozenset())
 
 
+def not_saved(network: nn.Module) -> set[str]:
+    """Return the names of the weights that are read from files and frozen, as beside adapters: no run saves them."""
+    frozen = {name for name, weight in network.state_dict(keep_vars=True).items() if not weight.requires_grad}
+    return frozen & read_from_files(network)
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load the weights of a training, without those that were read from files and never trained."""
     kept = {name: value for name, value in network.state_dict().items() if name in read_from_files(network)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import models, plugins
 from workflow_lib.errors import ConfigError
-from workflow_lib.plan import RunConfig, model_check, prepared, trained_first
+from workflow_lib.plan import RunConfig, model_check, prepared, trained_first, user_code
 from workflow_lib.store.layout import WORK
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def note(run: RunConfig, shapes: model_check.Shapes | None, root: Path) -> str |
     from workflow_lib.training import parameter_groups
     from workflow_lib.training.initial_weights import fit
 
+    if init.run is not None:
+        _check_base(run, _source_run(run))
     try:
         model, is_exact = _built(run, shapes)
         source, is_source_exact = _source(run, root)
@@ -66,8 +68,32 @@ def _source(run: RunConfig, root: Path) -> tuple[dict[str, Tensor] | None, bool]
         return read(init.file, meta=True), True
     if init.run is None:
         return {}, True
-    source = trained_first([run], {}, WORK)[init.run].config
+    source = _source_run(run)
     known = plugins.facts_in_headers(source.data.name, source.data.params, root)
     shapes = model_check.shapes_of(source, known, prepared.manifest_path(source.data, root))
     model, is_exact = _built(source, shapes)
-    return (None if model is None else model.state_dict()), is_exact
+    if model is None:
+        return None, is_exact
+    absent = models.not_saved(model)
+    return {name: weight for name, weight in model.state_dict().items() if name not in absent}, is_exact
+
+
+def _source_run(run: RunConfig) -> RunConfig:
+    return trained_first([run], {}, WORK)[str(run.model.init.run)].config
+
+
+def _check_base(run: RunConfig, source: RunConfig) -> None:
+    """Raise ConfigError if both runs have adapters, beside frozen weights of different content."""
+    if run.model.params.get("lora") is None or source.model.params.get("lora") is None:
+        return
+    mine, theirs = (plugins.named_files("models", each.model.name, each.model.params) for each in (run, source))
+    if mine != theirs and _contents(mine, "") != _contents(theirs, f" of {run.model.init.run}"):
+        own, other = (", ".join(map(str, files.values())) for files in (mine, theirs))
+        raise ConfigError(
+            f"model.init.from: the adapters of {run.model.init.run} were trained beside the frozen weights in {other}, "
+            f"and those in {own} differ; give both runs the same files"
+        )
+
+
+def _contents(files: dict[str, Path], whose: str) -> list[str]:
+    return sorted(user_code.content_digest(path, f"model.params.{name}{whose}") for name, path in files.items())

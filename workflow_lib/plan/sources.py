@@ -54,4 +54,7 @@ def _config(setting: str, ref: str, work: Path) -> RunConfig:
     try:
         return load_run(ref, work)[0]
     except ConfigError as error:
-        raise ConfigError(f"{setting}: {error}. Its experiment file can be given in place of its id") from error
+        raise ConfigError(
+            f"{setting}: {error}. An experiment file can be given in place of the id of its only run; for a run of a "
+            "sweep, start the pipeline of the sweep first"
+        ) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from workflow_lib import config, files, plugins
 from workflow_lib.config.step import file_arguments
+from workflow_lib.errors import ConfigError
 from workflow_lib.plan import RunConfig
 from workflow_lib.plan.sources import INIT
 from workflow_lib.plugins import source_digest
@@ -55,13 +56,19 @@ def files_of(run: RunConfig) -> dict[str, Path]:
 def digest(run: RunConfig, weights: Mapping[str, str] | None = None) -> str:
     """Return the digest of the run's code and of the content of its files: 32 hex digits.
 
-    `weights` are the digests of the weights of other runs that it uses, by setting.
+    `weights` are the digests of the weights of other runs that it uses, by setting. Raises ConfigError if a file of
+    the settings is missing.
     """
     return digest_of(of(run), _content(run, weights))
 
 
 def _content(run: RunConfig, weights: Mapping[str, str] | None) -> dict[str, str]:
-    return {**{name: content_digest(path) for name, path in files_of(run).items()}, **(weights or {})}
+    return {**{name: content_digest(path, _setting(name)) for name, path in files_of(run).items()}, **(weights or {})}
+
+
+def _setting(name: str) -> str:
+    """Return the key path of a setting of `files_of`."""
+    return name if name == INIT else f"training.{name}" if name.startswith("step_params.") else f"model.params.{name}"
 
 
 def digest_of(code: dict[str, source_digest.Code], named: dict[str, str]) -> str:
@@ -89,8 +96,13 @@ def memo(digest: Callable[[RunConfig], str] = digest) -> Callable[[RunConfig], s
     return of_run
 
 
-def content_digest(path: Path) -> str:
-    """Return the digest of a file's content, or of the names and contents of a folder's files that are not hidden."""
+def content_digest(path: Path, setting: str) -> str:
+    """Return the digest of a file's content, or of the names and contents of a folder's files that are not hidden.
+
+    Raises ConfigError, which names the setting, if there is neither.
+    """
+    if not path.exists():
+        raise ConfigError(f"{setting}: no such file: {path} (looked for in {Path.cwd()})")
     if path.is_dir():
         inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_hidden(file.relative_to(path))]
         return config.digest([[str(file.relative_to(path)), files.file_digest(file)] for file in inside], "folder")

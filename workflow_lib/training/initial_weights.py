@@ -30,6 +30,7 @@ SHOWN = 5  # names of a kind that a message lists
 NEAREST = 3
 SAFETENSORS, TORCH = (".safetensors",), (".pt", ".pth", ".bin")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+KINDS = "an experiment file (.yaml), the id of a run such as pre-0123456789ab, or a file or folder of weights"
 
 Named = Mapping[str, torch.Tensor]
 
@@ -93,7 +94,7 @@ def fit(model: nn.Module, source: Named, init: Init, *, only_names: bool = False
         else:
             other_shape[name] = f"{_shape(theirs)} there, {_shape(mine)} in the model"
     tied = {id(weights[name]) for name in taken}
-    base = {name for name in models.read_from_files(model) if not weights[name].requires_grad}
+    base = models.not_saved(model)
     found = Fit(
         taken={name: taken[name] for name in weights if name in taken},
         missing=[name for name in weights if name not in {*renamed, *base} and id(weights[name]) not in tied],
@@ -187,7 +188,7 @@ def read(path: Path, *, meta: bool = False) -> dict[str, torch.Tensor]:
 
 def _files(path: Path) -> list[Path]:
     if not path.exists():
-        raise ConfigError(f"model.init.from: no such file: {path} (looked for in {Path.cwd()})")
+        raise ConfigError(f"model.init.from: no such file: {path} (looked for in {Path.cwd()}); allowed: {KINDS}")
     if path.is_dir():
         if (path / INDEX).exists():
             try:
@@ -200,8 +201,7 @@ def _files(path: Path) -> list[Path]:
         raise ConfigError(f"model.init.from: the folder {path} has neither {WHOLE} nor {INDEX}")
     if path.suffix not in (*SAFETENSORS, *TORCH):
         raise ConfigError(
-            f"model.init.from: {path} is neither an experiment file (.yaml), nor the id of a run, nor a file or folder "
-            f"of weights; allowed files: {', '.join((*SAFETENSORS, *TORCH))}"
+            f"model.init.from: {path} holds no weights; allowed: {KINDS} ({', '.join((*SAFETENSORS, *TORCH))})"
         )
     return [path]
 
