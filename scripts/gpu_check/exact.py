@@ -86,10 +86,15 @@ def _transformer(machine: Machine, folder: Path) -> str:
     need_bf16(machine)
     chosen = settings(machine.device, precision="bf16", epochs=2, batch_size=32) | TEXT
     project = Project(folder, chosen)
+    write_text(folder)
+    return prove(project)
+
+
+def write_text(folder: Path) -> None:
+    """Write the text that TEXT names into the folder."""
     sources = sorted(path for path in Path(os.__file__).parent.glob("*.py"))[:12]
     text = "".join(path.read_text(errors="replace") for path in sources)
     (folder / "text.txt").write_text(text.encode("ascii", "replace").decode()[:200_000])
-    return prove(project)
 
 
 def _late(machine: Machine, folder: Path) -> str:

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .exact import need_compiler
 from .project import BF16_CAPABILITY, Check, Failed, Machine, Project, Skipped, need_bf16, tail
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Case:
     steps: int
     precision: str = "fp32"
     task: str = "classification"
+    is_compiled: bool = False
 
 
 CASES = {
@@ -48,6 +50,7 @@ CASES = {
         "transformer", {"layers": 12, "heads": 12, "width": 768}, (1024,), 50304, 16, 8, "bf16", "language"
     ),
 }
+CASES["GPT 124M bf16 compiled"] = replace(CASES["GPT 124M bf16"], is_compiled=True)
 SMALL = {  # with --cpu
     "MLP": Case("mlp", {"hidden": [16]}, (1, 8, 8), 10, 64, 5),
     "GPT bf16": Case("transformer", {"layers": 1, "heads": 1, "width": 16}, (8,), 64, 4, 3, "bf16", "language"),
@@ -57,7 +60,9 @@ SMALL = {  # with --cpu
 class Bench:
     """The trainer of the package on random data on the device, and the same steps without it."""
 
-    def __init__(self, case: Case, device: torch.device, determinism: str, folder: Path) -> None:
+    def __init__(
+        self, case: Case, device: torch.device, determinism: str, folder: Path, graphs: Literal["auto", "off"] = "off"
+    ) -> None:
         import torch
 
         from workflow_lib import config, plan, plugins, tasks
@@ -68,6 +73,7 @@ class Bench:
         from workflow_lib.distributed.ranks import Ranks
         from workflow_lib.distributed.shared_state import SharedState
         from workflow_lib.store.events import EventLog
+        from workflow_lib.training.graphs import graph_for
         from workflow_lib.training.trainer import Trainer
 
         self.case, self.device = case, device
@@ -83,6 +89,7 @@ class Bench:
             self.pairs = inputs, targets
         model = Model(name=case.model, params=case.params)
         training: Any = {"batch_size": case.batch, "precision": case.precision, "determinism": determinism}
+        training["compile"] = case.is_compiled
         run = plan.base(config.Experiment(name="bench", model=model, training=Training(**training)))
         store = CheckpointStore(folder, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
         self.saver = Saver(store, interval_s=1e9, interval_steps=None, mtbf_s=14400.0, device=device)
@@ -101,7 +108,9 @@ class Bench:
             events=EventLog(folder / "events.jsonl"),
             environment={},
             metrics_file=folder / "metrics.jsonl",
+            graph=graph_for(graphs, run, device, 1, is_main=True),
         )
+        self.events = folder / "events.jsonl"
         begun = time.perf_counter()
         self.trainer.enter()
         self.wait()
@@ -109,6 +118,7 @@ class Bench:
         plugin = plugins.load("models", case.model)
         self.bare_model = plugin.build(plugin.Params.model_validate(case.params), spec).to(device)
         self.bare_optimizer = torch.optim.AdamW(self.bare_model.parameters(), lr=1e-4, fused=True)
+        self.bare_forward = torch.compile(self.bare_model, dynamic=False) if case.is_compiled else self.bare_model
 
     def wait(self) -> None:
         """Wait until the device has done all its work."""
@@ -134,7 +144,7 @@ class Bench:
             rows = order[start : start + size]
             self.bare_optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16) if is_bf16 else contextlib.nullcontext():
-                outputs = self.bare_model(inputs.index_select(0, rows))
+                outputs = self.bare_forward(inputs.index_select(0, rows))
                 wanted = targets.index_select(0, rows)
                 loss = torch.nn.functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), wanted.reshape(-1))
             loss.backward()
@@ -190,15 +200,38 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
         if case.precision == "bf16" and not _has_bf16(device):
             lines.append(f"{name}: needs compute capability {BF16_CAPABILITY}")
             continue
-        found = _fitting(case, device, partial(_time_steps, device=device, determinism=determinism, folder=folder))
+        if case.is_compiled:
+            try:
+                need_compiler(Machine(device_name, 1))
+            except Skipped as reason:
+                lines.append(f"{name}: {reason}")
+                continue
+        time_steps = partial(_time_steps, device=device, determinism=determinism, folder=folder)
+        found = _fitting(case, device, time_steps)
         if found is None:
             lines.append(f"{name}: does not fit into the memory")
             continue
-        fitted, (bare_s, ours_s) = found
+        fitted, (bare_s, ours_s, _) = found
         batch = f", batch {fitted.batch}" if fitted != case else ""
-        lines.append(f"{name}{batch} {bare_s / ours_s:.2f} of {case.steps / bare_s:,.0f} steps/s")
+        line = f"{name}{batch} {bare_s / ours_s:.2f} of {case.steps / bare_s:,.0f} steps/s"
+        _free(device)
+        captured = _fitting(fitted, device, partial(time_steps, graphs="auto"))
+        lines.append(f"{line}, {_as_graph(fitted, captured)}")
         _free(device)
     return lines
+
+
+def _as_graph(case: Case, found: tuple[Case, tuple[float, float, list[dict[str, Any]]]] | None) -> str:
+    """Return the speed with a graph, or the reason why there is none."""
+    if found is None:
+        return "as a graph: does not fit into the memory"
+    fitted, (bare_s, ours_s, events) = found
+    if not events:
+        return "as a graph: not on a CPU"
+    if events[0]["result"] != "captured":
+        return f"as a graph: {events[0].get('reason')}"
+    batch = f" (batch {fitted.batch})" if fitted != case else ""
+    return f"as a graph{batch} {bare_s / ours_s:.2f}"
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -207,16 +240,20 @@ def _has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (int(BF16_CAPABILITY), 0)
 
 
-def _time_steps(case: Case, device: torch.device, determinism: str, folder: Path) -> tuple[float, float]:
-    """Return the seconds of the plain loop's steps and of the package's."""
-    bench = Bench(case, device, determinism, folder / f"{case.model}-{case.batch}")
+def _time_steps(
+    case: Case, device: torch.device, determinism: str, folder: Path, graphs: Literal["auto", "off"] = "off"
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """Return the seconds of the plain loop's steps and of the package's, and its events about graphs."""
+    name = f"{case.model}-{case.batch}-{graphs}" + ("-compiled" if case.is_compiled else "")
+    bench = Bench(case, device, determinism, folder / name, graphs)
     bare, ours = [], []
     for turn in range(ROUNDS + 1):
         seconds = bench.seconds(bench.bare), bench.seconds(bench.epoch)
         if turn:  # the first round warms up
             bare.append(seconds[0])
             ours.append(seconds[1])
-    return statistics.median(bare), statistics.median(ours)
+    told = map(json.loads, bench.events.read_text().splitlines() if bench.events.exists() else [])
+    return statistics.median(bare), statistics.median(ours), [event for event in told if event["kind"] == "graph"]
 
 
 def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
@@ -319,6 +356,7 @@ SPEED = [
         f"speed{suffix}",
         f"steps, as a fraction of a plain loop, {determinism}",
         partial(_measured, what="steps", determinism=determinism),
+        limit_s=500.0,
         is_alone=True,
     )
     for suffix, determinism in (("", "standard"), ("-strict", "strict"))
