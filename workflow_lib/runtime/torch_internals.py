@@ -119,6 +119,15 @@ def scaler_tensors(scaler: torch.amp.GradScaler) -> list[torch.Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
+def abandon_scaled_step(scaler: torch.amp.GradScaler) -> None:
+    """Forget a step between `unscale_` and `update`, which would make the next `unscale_` fail.
+
+    To be dropped when the scaler has a documented way to abandon a step.
+    """
+    if scaler.is_enabled():
+        scaler._per_optimizer_states.clear()
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     """Return True for a batch norm of any dimension, lazy or synchronized: they have no public base class."""
     from torch.nn.modules.batchnorm import _BatchNorm

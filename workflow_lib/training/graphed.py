@@ -22,7 +22,7 @@ from torch import nn
 from workflow_lib.checkpoint.saver import Saver
 from workflow_lib.errors import ConfigError
 from workflow_lib.runtime.seed import capture_rng, restore_rng
-from workflow_lib.runtime.torch_internals import scaler_tensors
+from workflow_lib.runtime.torch_internals import abandon_scaled_step, scaler_tensors
 from workflow_lib.store.events import EventLog
 from workflow_lib.training import optimizer_state
 from workflow_lib.training.batches import MicroBatch
@@ -120,6 +120,7 @@ class GraphedPasses:
                 reason = self._difference(before, after, drawn_after)
             except Exception as error:
                 reason = f"it cannot be captured: {_first_line(error)}"
+                abandon_scaled_step(self._state.scaler)
             if reason is None:
                 self._losses = captured
                 self._tell("captured")
