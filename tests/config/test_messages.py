@@ -11,6 +11,8 @@ from tests.config.conftest import load, problems
 from tests.support.repository import shipped_experiments
 from workflow_lib import plan
 from workflow_lib.cli import main
+from workflow_lib.config import messages
+from workflow_lib.config.experiment import Experiment
 from workflow_lib.errors import ConfigError
 
 SHIPPED = shipped_experiments()
@@ -172,3 +174,36 @@ def test_several_files_are_validated_separately(capsys: pytest.CaptureFixture[st
     assert "bad.yaml:2: seed: -1 is not allowed" in one
     assert other.startswith("empty.yaml: data.params.path: no such file: no")
     assert main(["validate", "good.yaml"]) == 0
+
+
+@pytest.mark.parametrize("name", sorted({*messages.OTHER_NAMES.values(), *messages.OTHER_PLACES.values()}))
+def test_a_hint_by_meaning_names_a_setting_that_exists(name: str) -> None:
+    section, _, rest = name.partition(".")
+    field = Experiment.model_fields[section]
+    found = messages.sections_of(field.annotation)
+    assert not rest or rest.startswith("params.") or any(rest in section.model_fields for section in found)
+
+
+@pytest.mark.parametrize(
+    ("setting", "meant"),
+    [
+        ("learning_rate=0.1", "optimizer.lr"),
+        ("optimizer.learning_rate=0.1", "optimizer.lr"),
+        ("batch_size=3", "training.batch_size"),
+        ("training.Max-Epochs=3", "training.epochs"),
+        ("runtime.num_workers=3", "runtime.workers"),
+    ],
+)
+def test_a_name_of_another_library_leads_to_the_setting(setting: str, meant: str) -> None:
+    (line,) = problems("name: a", setting)
+    assert f"no such setting; did you mean `{meant}`?" in line
+
+
+def test_no_setting_has_a_name_for_which_another_is_meant() -> None:
+    fields = {
+        f"{name}.{inner}"
+        for name, field in Experiment.model_fields.items()
+        for section in messages.sections_of(field.annotation)
+        for inner in section.model_fields
+    }
+    assert not {name.rpartition(".")[2] for name in fields} & messages.OTHER_NAMES.keys()

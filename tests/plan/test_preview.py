@@ -138,8 +138,30 @@ def test_a_problem_that_only_training_can_find_is_mentioned(capsys: pytest.Captu
 
 def test_plan_reports_problems_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": npz(val_labels=None)}))
-    assert main(["plan", "x.yaml"]) == 0
-    assert f"\nrejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in capsys.readouterr().out
+    assert main(["plan", "x.yaml"]) == 2
+    said = capsys.readouterr()
+    assert "x: 1 run" in said.out  # the plan is listed first
+    assert f"rejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "said"),
+    [
+        (None, "y", "there is no such file"),
+        ("n,y\n1,a\n", "z", "has no column `z`"),
+        ("n;y\n1;a\n", "y", 'its only column is named `n;y`: set data.params.delimiter: ";"'),
+        ("n\ty\n1\ta\n", "y", 'set data.params.delimiter: "\\t"'),
+    ],
+)
+def test_plan_ends_with_2_if_a_table_is_rejected(
+    capsys: pytest.CaptureFixture[str], text: str | None, target: str, said: str
+) -> None:
+    if text is not None:
+        Path("t.csv").write_text(text)
+    data = {"name": "table", "params": {"path": "t.csv", "target": target}}
+    Path("x.yaml").write_text(yaml.safe_dump({"name": "x", "data": data}))
+    assert main(["plan", "x.yaml"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_validate_imports_no_torch_for_a_model_without_a_normalisation(tmp_path: Path) -> None:

@@ -75,11 +75,12 @@ def _plan(arguments: Arguments) -> None:
     experiment = config.load([arguments.config], arguments.set)
     claims.check(RESULTS, experiment.name, claims.claim_of([arguments.config], arguments.set))
     print(plan.table(experiment))
-    for line in plan.columns(experiment):
+    lines, problems = plan.columns(experiment)
+    for line in lines:
         print(line)
     runs = plan.all_configs(experiment, plan.expand(experiment))
     found = preview.look(runs, experiment.runtime, Path.cwd(), with_sizes=True)
-    for line in [*found.lengths, *found.sizes, *(f"rejected: {problem}" for problem in found.problems), *found.notes]:
+    for line in [*found.lengths, *found.sizes, *found.notes]:
         print(f"\n{line}")
     if arguments.profile:
         profile = budget.read_profile(arguments.profile)
@@ -87,6 +88,8 @@ def _plan(arguments: Arguments) -> None:
         print(f"\n{budget.table(asked)}\n")
         is_slurm = profile.values.get("executor") == "slurm"
         print(budget.check(asked) if is_slurm else f"NOT CHECKED: {profile.path} has no `executor: slurm`")
+    if problems := [*problems, *found.problems]:
+        raise ConfigError("\n".join(f"rejected: {problem}" for problem in problems))
 
 
 @VERBS.add(

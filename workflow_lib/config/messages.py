@@ -18,6 +18,63 @@ from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
 
+# The settings behind the names that other libraries use, and behind those that stand in a section here.
+OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "base_lr", "max_lr", "initial_lr", "eta"), "optimizer.lr"),
+    **dict.fromkeys(("wd", "l2", "weight_decay_rate", "l2_regularization"), "optimizer.weight_decay"),
+    **dict.fromkeys(("optim", "optimiser"), "optimizer.name"),
+    **dict.fromkeys(("lr_schedule", "lr_scheduler", "scheduler", "learning_rate_schedule"), "schedule.name"),
+    **dict.fromkeys(("warmup", "warm_up"), "schedule.warmup_epochs"),
+    **dict.fromkeys(("num_warmup_steps",), "schedule.warmup_steps"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs", "num_train_epochs", "nb_epochs"), "training.epochs"),
+    **dict.fromkeys(("num_steps", "total_steps", "train_steps", "max_iters", "iterations"), "training.max_steps"),
+    **dict.fromkeys(("bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "training.batch_size"),
+    **dict.fromkeys(
+        ("accumulate_grad_batches", "gradient_accumulation_steps", "grad_accum", "accumulation"),
+        "training.accumulation_steps",
+    ),
+    **dict.fromkeys(
+        ("gradient_clip_val", "max_grad_norm", "grad_clip", "gradient_clipping", "clip_grad_norm", "clip_grad"),
+        "training.clip_norm",
+    ),
+    **dict.fromkeys(("amp", "fp16", "bf16", "mixed_precision", "dtype"), "training.precision"),
+    **dict.fromkeys(("ema", "ema_rate"), "training.ema_decay"),
+    **dict.fromkeys(("gradient_checkpointing", "grad_checkpointing"), "training.activation_checkpointing"),
+    **dict.fromkeys(("smoothing",), "training.label_smoothing"),
+    **dict.fromkeys(("early_stop", "es_patience", "early_stopping_patience"), "training.early_stopping"),
+    **dict.fromkeys(("monitor", "metric_for_best_model"), "training.select_metric"),
+    **dict.fromkeys(("criterion", "loss_fn", "loss_function", "objective"), "training.loss"),
+    **dict.fromkeys(("strategy", "distributed"), "training.parallel"),
+    **dict.fromkeys(("deterministic",), "training.determinism"),
+    **dict.fromkeys(("callbacks",), "training.hooks"),
+    **dict.fromkeys(("val_fraction", "val_split", "validation_split", "val_size"), "data.validation_fraction"),
+    **dict.fromkeys(("test_size", "test_split"), "data.test_fraction"),
+    **dict.fromkeys(("dataset", "dataset_name"), "data.name"),
+    **dict.fromkeys(("data_path", "data_dir", "dataset_path"), "data.params.path"),
+    **dict.fromkeys(("architecture", "arch", "model_name", "network"), "model.name"),
+    **dict.fromkeys(("random_seed", "random_state", "manual_seed"), "seed"),
+    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "nproc_per_node"), "runtime.nproc"),
+    **dict.fromkeys(("num_nodes", "nnodes"), "runtime.nodes"),
+    **dict.fromkeys(("num_workers", "dataloader_num_workers", "n_jobs"), "runtime.workers"),
+    **dict.fromkeys(("accelerator",), "runtime.device"),
+    **dict.fromkeys(("save_steps", "save_every"), "checkpoint.interval_steps"),
+    **dict.fromkeys(("save_total_limit", "save_top_k"), "checkpoint.keep_last"),
+    **dict.fromkeys(("n_trials", "num_trials"), "tune.trials"),
+}
+OTHER_PLACES = {
+    "lr": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "momentum": "optimizer.momentum",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "clip_norm": "training.clip_norm",
+    "precision": "training.precision",
+    "loss": "training.loss",
+    "device": "runtime.device",
+    "trials": "tune.trials",
+    "folds": "sweep.folds",
+    "grid": "sweep.grid",
+}
 NAMED_BY = {"params": "name", "loss_params": "loss"}  # settings of a plugin, and the setting that names it
 
 
@@ -116,7 +173,7 @@ def _variant(annotation: Any, tag: Any) -> type[Section] | None:
 def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str:
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner))
+        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner) or _meant(path))
     if kind == "missing":
         meaning = field.description if isinstance(field, FieldInfo) else ""
         return f"is missing: {meaning}; allowed: {allowed(field)}"
@@ -159,6 +216,13 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
     owners = " and ".join(f"`{name}`" for name in having)
     return f" for {owner.model_fields['name'].default}: it belongs to {path[0]} {owners}" if having else ""
+
+
+def _meant(path: KeyPath) -> str:
+    """Return the setting that other libraries call by this name, as part of a message; an empty string if unknown."""
+    word = str(path[-1]).lower().replace("-", "_")
+    found = OTHER_NAMES.get(word) or (OTHER_PLACES.get(word) if len(path) == 1 else None)
+    return "" if found is None or found == dotted(path) else f"; did you mean `{found}`?"
 
 
 def shown(value: Any) -> str:

@@ -17,6 +17,7 @@ from workflow_lib.data import SPLITS
 from workflow_lib.errors import DataError
 
 PIECE_ROWS = 1024  # rows held at once
+OTHER_DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}  # each as it is written in YAML
 
 # The values of a column: numbers, with NaN for missing ones, or texts, with None.
 Values = np.ndarray | Sequence[str | None]
@@ -68,6 +69,10 @@ def check_column(table: Table, setting: str, name: str) -> None:
     if name not in table.columns:
         near = difflib.get_close_matches(name, table.columns, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
+        other = next((sign for sign in OTHER_DELIMITERS if len(table.columns) == 1 and sign in table.columns[0]), None)
+        if other is not None:
+            written = f'set data.params.delimiter: "{OTHER_DELIMITERS[other]}"'
+            hint = f"; its only column is named `{table.columns[0]:.60}`: {written}"
         there = ", ".join(table.columns)
         raise DataError(f"{table.path}: has no column `{name}` (data.params.{setting}){hint} (there are: {there})")
 

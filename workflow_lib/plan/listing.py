@@ -52,18 +52,20 @@ def _configurations(runs: Sequence[Run]) -> int:
     return len({canonical(values) for values in own})
 
 
-def columns(experiment: Experiment) -> list[str]:
-    """Return a line for each column of the tables that the experiment reads, or the reason why a table is rejected."""
+def columns(experiment: Experiment) -> tuple[list[str], list[str]]:
+    """Return a line for each column of the tables that the experiment reads, and why tables are rejected."""
     data = {run.data_id: run.config.data for run in expand(experiment)}
-    lines = []
+    lines: list[str] = []
+    problems = []
     for name, section in data.items():
         try:
             descriptions = plugins.column_descriptions(section.name, section.params, Path.cwd())
         except (EverstepError, OSError) as error:
-            descriptions = [f"rejected: {error}"]
+            problems.append(f"{name}: {error}")
+            continue
         if descriptions:
             lines += ["", f"columns of {name}:", *(f"  {description}" for description in descriptions)]
-    return lines
+    return lines, problems
 
 
 def _cell(values: Mapping[str, Any], name: str) -> str:
