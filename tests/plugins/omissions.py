@@ -70,6 +70,26 @@ def without_loss_sum() -> None:
     _after_restoring(lambda state: state.loss_sum.zero_())
 
 
+def without_log_sum() -> None:
+    """The losses since the last row of the log are not restored."""
+    _after_restoring(lambda state: state.log_sum.zero_())
+
+
+def without_log() -> None:
+    """The rows of the log are not restored."""
+    _after_restoring(lambda state: setattr(state, "log", state.log[:0]))
+
+
+def without_logged() -> None:
+    """What the user's step logged is not restored."""
+    _after_restoring(lambda state: state.logged.zero_())
+
+
+def without_values() -> None:
+    """The values of the user's step are not restored."""
+    _after_restoring(lambda state: state.step.values.update(generator_steps=0))  # type: ignore[union-attr]
+
+
 def without_sample() -> None:
     """The last batch is drawn again."""
     _after_restoring(_move_back)

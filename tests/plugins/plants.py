@@ -33,6 +33,11 @@ def rank_one_hangs() -> None:
     _in_step(3, lambda: time.sleep(3600))
 
 
+def pruned_by_the_third_validation() -> None:
+    """Prune the run when it has three rows."""
+    Trainer._is_pruned = lambda self: len(self.state.progress.history) >= 3  # type: ignore[method-assign]
+
+
 def rank_one_never_joins() -> None:
     """Rank 1 sleeps before it joins the process group."""
     join = worker._join

@@ -23,6 +23,10 @@ def on_step_end(state: View) -> None:
     _note("step", state)
 
 
+def on_validation_end(state: View) -> None:
+    _note("validation", state)
+
+
 def on_epoch_end(state: View) -> None:
     _kept["drawn"].append([random.random(), state.row["val_loss"]])
     _note("epoch", state)

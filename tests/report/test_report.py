@@ -27,6 +27,7 @@ from workflow_lib.config.run import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
 from workflow_lib.report.cost import cost
+from workflow_lib.report.curves import unit_of
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
 from workflow_lib.tasks.classification import confused, matrix
@@ -238,6 +239,12 @@ def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
 def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:
     train = read_json(project.results / "runs" / project.runs[0] / "train.json")
     assert account_of(train, tmp_path).used_s == train["seconds"]
+
+
+def test_curves_are_drawn_over_steps_if_a_run_is_counted_in_steps(project: Trained) -> None:
+    runs = load_results(project.experiment, project.results, project.runs, project.work)
+    assert unit_of(runs) == "epoch"
+    assert unit_of([*runs, replace(runs[0], is_counted_in_steps=True)]) == "step"
 
 
 def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:

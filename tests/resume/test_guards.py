@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.support.cases import with_ranks
+from tests.support.cases import COUNTED, with_ranks
 from tests.support.project import FAILED, FINISHED, PASS, SETTINGS, STOPPED, Project, merged, prepare
 from tests.support.repository import ROOT
 from tests.support.warm import Warm
@@ -35,8 +35,9 @@ def diverged(run: Project) -> dict[str, Any]:
     ],
 )
 def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: Fresh, plant: str, what: str) -> None:
-    run = fresh({"training": {"clip_norm": None}})
+    run = fresh({"training": {"clip_norm": None, "log_every_steps": 3}})
     assert run.attempt(plant=f"tests.plugins.plants:{plant}") == FAILED
+    assert [row["step"] for row in read_events(run.workspace / "steps.jsonl")] == [3, 6, 9, 12, 15, 18]
     last = run.log.splitlines()[-1]
     assert f"the training diverged: a {what} of step 20 (epoch 2) is not finite" in last
     newest = run.newest_step()
@@ -64,12 +65,23 @@ def test_a_gradient_that_only_overflows_the_loss_scale_does_not_end_the_training
     assert run.attempt(plant="tests.plugins.plants:a_gradient_is_not_a_number") == FINISHED
 
 
+def test_a_hook_is_called_after_each_validation_and_after_each_epoch(reference: Fresh) -> None:
+    """Validations follow every sixth step and the last one, epochs have 17 steps."""
+    called = (reference(merged(COUNTED, HOOKED)).folder / "called.txt").read_text().splitlines()
+    assert [line for line in called if not line.startswith("step")] == [
+        "start 0 0",
+        *("validation 6 0", "validation 12 0", "epoch 17 1", "validation 18 1", "validation 24 1", "validation 30 1"),
+        *("epoch 34 2", "validation 36 2", "validation 40 2", "end 40 2"),
+    ]
+
+
 def test_hooks_are_called_once_for_each_step_and_again_for_a_repeated_step(fresh: Fresh, reference: Fresh) -> None:
     straight, run = reference(HOOKED), fresh(HOOKED)
     steps = [f"step {step} {(step - 1) // 17}" for step in range(1, 52)]
     expected = ["start 0 0"]
     for epoch in range(3):
-        expected += [*steps[17 * epoch : 17 * (epoch + 1)], f"epoch {17 * (epoch + 1)} {epoch + 1}"]
+        end = f"{17 * (epoch + 1)} {epoch + 1}"
+        expected += [*steps[17 * epoch : 17 * (epoch + 1)], f"validation {end}", f"epoch {end}"]
     assert (straight.folder / "called.txt").read_text().splitlines() == [*expected, "end 51 3"]
     assert run.attempt({"point": "commit", "count": 23, "signal": "SIGKILL"}) == FAILED
     assert run.attempt({"point": "validate", "count": 2, "signal": "SIGTERM"}) == STOPPED

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
+from tests.support.cases import GAN
 from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, differences
 
 PLAIN: dict[str, Any] = {}
@@ -22,10 +23,12 @@ PATIENT: dict[str, Any] = {
     "training": {**RESTLESS["training"], "early_stopping": {"metric": "val_loss", "patience": 1, "min_delta": 0.2}},
 }
 IN_AN_EPOCH = {"point": "optimizer", "count": 24, "signal": "SIGTERM"}
+IN_A_GAN = {"point": "commit", "count": 8, "signal": "SIGTERM"}
 IN_VALIDATION = {"point": "validate", "count": 3, "signal": "SIGTERM"}
 IN_THE_THIRD = {"point": "optimizer", "count": 40, "signal": "SIGTERM"}
 LATE = {"point": "optimizer", "count": 90, "signal": "SIGTERM"}
 HOOKED: dict[str, Any] = {"training": {"hooks": "tests.plugins.watching"}}
+LOGGED: dict[str, Any] = {"training": {"log_every_steps": 5}}
 AFTER_THE_ROW = {"point": "epoch", "count": 2, "signal": "SIGKILL"}
 
 # omitted state: changes to the experiment, fault of the first attempt, name that must differ, names that must not
@@ -46,6 +49,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = 
     "best_metric": (RESTLESS, LATE, "state.progress.best.epoch", ("model", "optimizer", "ranks")),
     "best_weights": (RESTLESS, LATE, "best", ("model", "optimizer", "ranks", "state")),
     "patience": (PATIENT, IN_THE_THIRD, "state.progress.history", ()),
+    "log_sum": (LOGGED, IN_AN_EPOCH, "log.log.rows", ("model", "optimizer", "ranks", "state")),
+    "log": (LOGGED, IN_AN_EPOCH, "log.log.rows", ("model", "optimizer", "ranks", "state")),
+    "logged": (GAN, IN_A_GAN, "state.progress.history.0.train_critic", ("model", "optimizer", "ranks")),
+    "values": (GAN, IN_A_GAN, "state.step.generator_steps", ("model", "optimizer", "ranks", "state.progress")),
     "metrics": (PLAIN, AFTER_THE_ROW, "file metrics.jsonl", ("model", "optimizer", "ranks", "state")),
 }
 
@@ -70,8 +77,10 @@ def test_a_state_that_a_resume_leaves_out_is_named(fresh: Fresh, reference: Fres
         (PATIENT, IN_THE_THIRD),
         (PLAIN, IN_VALIDATION),
         (PLAIN, AFTER_THE_ROW),
+        (LOGGED, IN_AN_EPOCH),
+        (GAN, IN_A_GAN),
     ],
-    ids=["hooks", "half", "restless", "patient", "validation", "metrics"],
+    ids=["hooks", "half", "restless", "patient", "validation", "metrics", "log", "step"],
 )
 def test_with_nothing_left_out_nothing_differs(fresh: Fresh, reference: Fresh, changes: Any, fault: Any) -> None:
     run = fresh(changes)

@@ -8,30 +8,22 @@ from typing import Any
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.support.cases import IN_TRAINING, RANKS
+from tests.support.cases import GAN, IN_TRAINING, OWN_RANKS, gan
 from tests.support.project import FAILED, FINISHED, KILLED, PASS, STOPPED, TERMINATED, differences, merged
 from workflow_lib import ConfigError, checkpoint
 
-GAN: dict[str, Any] = {
-    "model": {"name": "tests.plugins.gan"},
-    "training": {"step": "tests.plugins.gan:Step"},
-}
-SEVERAL: dict[str, Any] = {"training": {"epochs": 2, "batch_size": 131}, "checkpoint": {"interval_steps": 2}}
+
+def signal_at(place: int) -> str:
+    return ("SIGKILL", "SIGTERM")[place % 2]
 
 
-def gan(ranks: int) -> dict[str, Any]:
-    return merged(GAN, merged(SEVERAL, {"runtime": {"nproc": ranks}})) if ranks > 1 else GAN
-
-
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
-def test_a_gan_interrupted_once_at_every_point_of_the_loop_is_exact(
-    fresh: Fresh, reference: Fresh, signal: str
-) -> None:
-    changes = merged(GAN, {"training": {"epochs": 9}}) if signal == "SIGTERM" else GAN
+def test_a_gan_interrupted_once_at_every_point_of_the_loop_is_exact(fresh: Fresh, reference: Fresh) -> None:
+    """By both signals in turn; `scripts/chaos own` has each point with each of them."""
+    changes = merged(GAN, {"training": {"epochs": 9}})
     run = fresh(changes)
-    for place, number, rank in IN_TRAINING:
-        code = run.attempt({"point": place, "count": number, "signal": signal, "rank": rank})
-        if signal == "SIGTERM":
+    for number, (place, count, rank) in enumerate(IN_TRAINING):
+        code = run.attempt({"point": place, "count": count, "signal": signal_at(number), "rank": rank})
+        if signal_at(number) == "SIGTERM":
             assert code == (STOPPED if place != "attempt" else TERMINATED), place
         else:
             assert code == (KILLED if rank < 0 else FAILED), place
@@ -39,14 +31,13 @@ def test_a_gan_interrupted_once_at_every_point_of_the_loop_is_exact(
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
-def test_a_gan_of_several_ranks_is_exact(fresh: Fresh, reference: Fresh, signal: str, ranks: int) -> None:
-    """Also at the points within a step, between the steps of its optimizers; 131 samples divide unequally."""
+def test_a_gan_of_several_ranks_is_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
+    """Also at the points within a step, between the steps of its optimizers."""
     run = fresh(gan(ranks))
-    points = [(point, count) for point, count in RANKS if point not in ("join", "warm-up")]
-    for number, (point, count) in enumerate([*points, ("stepped", 4), ("optimizer", 5), ("averaged", 1)]):
-        code = run.attempt({"point": point, "count": count, "signal": signal, "rank": number % ranks})
-        assert code == (STOPPED if signal == "SIGTERM" else FAILED), point
+    for number, (point, count) in enumerate(OWN_RANKS):
+        sent = signal_at(number + ranks)  # of three ranks the other signal
+        code = run.attempt({"point": point, "count": count, "signal": sent, "rank": number % ranks})
+        assert code == (STOPPED if sent == "SIGTERM" else FAILED), point
     assert run.verdict(reference(gan(ranks))) == PASS
 
 
@@ -104,16 +95,16 @@ def test_a_student_of_a_frozen_teacher_is_exact(fresh: Fresh, reference: Fresh) 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_gradients_of_ranks_are_averaged_by_their_samples(reference: Fresh, ranks: int) -> None:
     """131 samples divide unequally; the training of one process differs by rounding only."""
-    changes = merged(SEVERAL, {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": {"ema_decay": None}})
-    changes = merged(changes, {"training": {"step": "tests.plugins.plain_step:Step"}})
+    plain = {"ema_decay": None, "step": "tests.plugins.plain_step:Step", "epochs": 2, "batch_size": 131}
+    changes = {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": plain}
     runs = [reference(changes), reference(merged(changes, {"runtime": {"nproc": ranks}}))]
     alone, together = (run.output.with_name("history.csv").read_text().splitlines()[-1].split(",") for run in runs)
     assert [float(value) for value in together] == pytest.approx([float(value) for value in alone], rel=1e-4)
 
 
 def test_values_that_differ_between_ranks_are_rejected_by_the_first_save(fresh: Fresh) -> None:
-    uneven = {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": {"ema_decay": None}}
-    run = fresh(merged(gan(2), merged(uneven, {"training": {"step": "tests.plugins.plain_step:Uneven"}})))
+    uneven = {"ema_decay": None, "step": "tests.plugins.plain_step:Uneven"}
+    run = fresh(merged(gan(2), {"model": {"name": "mlp", "params": {"hidden": [16]}}, "training": uneven}))
     assert run.attempt() == ConfigError.exit_code
     assert 'Uneven.values differs between ranks at step 2: {"rank":0} on rank 0, {"rank":1} on rank 1' in run.log
 

@@ -13,6 +13,14 @@ ACCUMULATED: dict[str, Any] = {
     "schedule": {"name": "plateau", "warmup_epochs": 0, "patience": 0, "factor": 0.5},
 }
 
+# two models with an optimizer each, a gradient penalty, an average, counters and logged values
+GAN: dict[str, Any] = {"model": {"name": "tests.plugins.gan"}, "training": {"step": "tests.plugins.gan:Step"}}
+# validated and logged within epochs of 17 steps, and ended within one
+COUNTED: dict[str, Any] = {
+    "training": {"batch_size": 66, "epochs": None, "max_steps": 40, "validate_every_steps": 6, "log_every_steps": 3},
+    "schedule": {"name": "cosine", "warmup_epochs": 0, "warmup_steps": 5},
+}
+
 # point, count, rank (-1: the launcher), in the order in which an attempt passes them
 IN_TRAINING: tuple[tuple[str, int, int], ...] = (
     ("attempt", 1, -1),
@@ -47,6 +55,20 @@ AT_THE_END = {"final save": 0, "leave": 0, "ended": -1, "outputs": -1, "statemen
 
 # point and count, where ranks communicate
 RANKS = (("join", 1), ("warm-up", 2), ("load", 1), ("poll", 3), ("backward", 4), ("gather", 1), ("validate", 1))
+
+# the same for a training step of one's own, with the points between the steps of its optimizers
+OWN_RANKS = (
+    *((point, count) for point, count in RANKS if point not in ("join", "warm-up")),
+    ("stepped", 4),
+    ("optimizer", 5),
+    ("averaged", 1),
+)
+
+
+def gan(ranks: int) -> dict[str, Any]:
+    """Return changes for a GAN of several ranks; 131 samples divide unequally."""
+    several = {"training": {**GAN["training"], "epochs": 2, "batch_size": 131}, "checkpoint": {"interval_steps": 2}}
+    return {**GAN, **several, "runtime": {"nproc": ranks}}
 
 
 def with_ranks(ranks: int, **runtime: Any) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def _workspace_values(workspace: Path) -> Row:
     waiting = _waiting(recent, held[0].attempt) if held else None
     rejected = None if last or held else failure_record.read(workspace)  # before its first attempt
     state = "waiting" if waiting else "failed" if rejected else _state(newest, last, held is not None)
+    training = read_json(layout.config_of(workspace))["training"]
     step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
     if held and state == "running":
         current = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
@@ -177,9 +178,9 @@ def _workspace_values(workspace: Path) -> Row:
         or (rejected.message if rejected else None)
         or (last.reason if last and state in ("failed", "diverged", "stalled") else None),
         "step": step,
-        "steps": progress["steps"] if progress else None,
+        "steps": progress["steps"] if progress else training.get("max_steps"),
         "epoch": epoch,
-        "epochs": read_json(layout.config_of(workspace))["training"]["epochs"],
+        "epochs": training["epochs"],
         "samples_per_s": speed,
         "metrics": {name: value for name, value in (validated or {}).items() if name.startswith("val_")},
         "exact": newest.about["exact"] if newest else True,

@@ -6,6 +6,7 @@ part of the state, so a resume neither loses nor repeats one; the file in the wo
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -72,6 +73,15 @@ class StepLog:
         self.write(len(rows))
         if state.ranks.is_main:
             self._events.append("logged", step=int(before), rows=len(rows))
+
+    def add_finite(self) -> None:
+        """Add the rows before the step at which the training diverged, so that the end of the curve shows why.
+
+        Several ranks do not diverge at the same place, so none of them may wait for the others: this does nothing.
+        """
+        if self._state.ranks.world_size == 1:
+            self._pending = list(itertools.takewhile(lambda row: bool(row[-1].isfinite()), self._pending))
+            self.add_pending()
 
     def write(self, new: int = 0) -> None:
         """Append the last ``new`` rows to the file, or write it as a whole if it may hold other rows than the state."""

@@ -32,6 +32,7 @@ from workflow_lib.config.measures import maximized
 from workflow_lib.config.optimization import Plateau
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
+from workflow_lib.errors import DivergedError
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.store.events import EventLog
 from workflow_lib.tasks import Objective
@@ -159,6 +160,9 @@ class Trainer:
             self.enter()
             self._train()
             ended = "pruned" if self._pruned else "finished"
+        except DivergedError:
+            self._log.add_finite()
+            raise
         except (RuntimeError, ValueError) as error:
             explain(error)
             explain_single_value(error, self.run.training, self.ranks.world_size)
