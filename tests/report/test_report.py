@@ -264,7 +264,7 @@ def test_a_large_test_split_has_no_caution(project: Trained) -> None:
 
 
 def test_the_summary_of_an_unfinished_experiment_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run snakemake"):
+    with pytest.raises(UserError, match="no report yet; run `everstep run`"):
         report.summary(tmp_path)
 
 
