@@ -204,12 +204,12 @@ def test_columns_that_cannot_be_used_are_rejected(
         (
             {"x": [b"1"], "y": [1]},
             {"image": "x", "target": "y", "size": 8},
-            r"x.arrow, row 0: `x`: not a readable PNG or JPEG image \(cannot identify image\)",
+            r"x.arrow, row 0: `x`: not a readable PNG, .* image \(cannot identify image\)",
         ),
         (
             {"x": [{"bytes": None, "path": "1.png"}], "y": [1]},
             {"image": "x", "target": "y", "size": 8},
-            "has the path of a file; allowed: the bytes of PNG or JPEG",
+            "has the path of a file; allowed: the bytes of images",
         ),
     ],
 )
@@ -311,8 +311,12 @@ def test_the_tokenizer_is_learned_from_train_and_stored(tmp_path: Path) -> None:
         ({"t": ["a"]}, {"tokens": "t", "vocabulary": 9}, "`t` is string; allowed: lists of whole numbers"),
         ({"t": [[0.5]]}, {"tokens": "t", "vocabulary": 9}, "allowed: lists of whole numbers"),
         ({"x": ["a"], "y": [1]}, {"numbers": ("x",), "target": "y"}, "`x` is string; allowed: numbers"),
-        ({"x": ["a"], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "`x` is string; allowed: the bytes of PNG"),
-        ({"x": [{"path": "a"}], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "allowed: the bytes of PNG"),
+        (
+            {"x": ["a"], "y": [1]},
+            {"image": "x", "target": "y", "size": 8},
+            "`x` is string; allowed: the bytes of",
+        ),
+        ({"x": [{"path": "a"}], "y": [1]}, {"image": "x", "target": "y", "size": 8}, "allowed: the bytes of images"),
         ({"x": [0.5], "y": [1]}, {"numbers": ("x",), "target": "z"}, "the column `z` is missing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from sklearn.datasets import load_digits, load_sample_image
 from tests.datasets.contract import ChecksumContract
 from workflow_lib import plugins
 from workflow_lib.data import Source, prepare
+from workflow_lib.datasets import _images
+from workflow_lib.datasets.image_folder import SUFFIXES
 from workflow_lib.errors import DataError
 
 PER_CLASS = {"": 30, "train": 20, "val": 5, "test": 6}
@@ -256,6 +259,22 @@ def deep_pixels(folder: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "digit 1" / "07.png")
 
 
+def deep_colours(folder: Path) -> None:
+    """Write a TIFF of one pixel in colour with 16 bits a value, which Pillow cannot write."""
+    tags = [(256, 1, 1), (257, 1, 1), (258, 3, 8), (259, 1, 1), (262, 1, 2), (273, 1, 200), (277, 1, 3)]
+    tags += [(278, 1, 1), (279, 1, 6)]
+    entries = b"".join(struct.pack("<HHIHxx", tag, 3, count, value) for tag, count, value in tags if tag != 258)
+    bits = struct.pack("<HHII", 258, 3, 3, 190)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries[:24] + bits + entries[24:] + bytes(4)
+    content = head.ljust(190, b"\0") + struct.pack("<HHH", 16, 16, 16) + bytes(4) + b"\x34\x12" * 3
+    (folder / "digit 1" / "x.tif").write_bytes(content)
+
+
+def several(name: str) -> Any:
+    first, second = (Image.new("L", (8, 8), colour) for colour in (0, 200))
+    return lambda folder: first.save(folder / "digit 1" / name, save_all=True, append_images=[second])
+
+
 def circle(folder: Path) -> None:
     (folder / "digit 1" / "again").symlink_to(folder)
 
@@ -266,16 +285,19 @@ def only_one(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "cut short": (cut_short, r"digit 1/07.png: not a readable PNG or JPEG image \(image file is truncated"),
-    "JPEG cut short": (cut_short_jpeg, r"digit 1/x.jpg: not a readable PNG or JPEG image \(image file is truncated"),
-    "empty": (other_bytes("07.png", b""), "digit 1/07.png: not a readable PNG or JPEG image"),
-    "a page": (other_bytes("x.jpg", b"<html>"), "digit 1/x.jpg: not a readable PNG or JPEG image"),
+    "cut short": (cut_short, r"digit 1/07.png: not a readable PNG, .* image \(image file is truncated"),
+    "JPEG cut short": (cut_short_jpeg, r"digit 1/x.jpg: not a readable PNG, .* image \(image file is truncated"),
+    "empty": (other_bytes("07.png", b""), "digit 1/07.png: not a readable PNG, .* image"),
+    "a page": (other_bytes("x.jpg", b"<html>"), "digit 1/x.jpg: not a readable PNG, .* image"),
     "a GIF with another name": (other_bytes("x.png", b"GIF89a" + bytes(99)), "digit 1/x.png: not a readable PNG"),
-    "a bomb": (bomb, "digit 1/bomb.png: not a readable PNG or JPEG image .*pixels"),
+    "a bomb": (bomb, "digit 1/bomb.png: not a readable PNG, .* image .*pixels"),
     "another size": (other_size, r"1/07.png: is 8 x 9 \(height x width\), but .*00.png is 8 x 8; .*data.params.size"),
     "16 bits": (deep_pixels, "digit 1/07.png: .* more than 8; convert"),
-    "another kind of file": (other_bytes("x.webp", b""), r"digit 1/x.webp: is not a PNG or JPEG \(.png, .jpg, .jpeg\)"),
-    "not an image": (other_bytes("notes.txt", b""), "digit 1/notes.txt: is not a PNG or JPEG"),
+    "16 bits in colour": (deep_colours, "digit 1/x.tif: .*has 16 bits a value, more than 8; convert"),
+    "two pages": (several("x.tif"), "digit 1/x.tif: .*has 2 images; save one"),
+    "an animation": (several("x.webp"), "digit 1/x.webp: .*is an animation of 2 images; save one"),
+    "another kind of file": (other_bytes("x.gif", b""), r"digit 1/x.gif: is not an image \(.png, .jpg, .jpeg, .webp"),
+    "not an image": (other_bytes("notes.txt", b""), "digit 1/notes.txt: is not an image"),
     "an empty class": (lambda f: (f / "none").mkdir(), "images/none: the folder of this class has no images"),
     "one class": (only_one, "images: needs folders for at least two classes; it has only digit 0"),
     "an image beside": (lambda f: (f / "digit 1" / "07.png").rename(f / "x.png"), "x.png: is beside the folders of"),
@@ -345,3 +367,17 @@ def test_damaged_images_are_rejected_or_decoded_but_never_crash(tmp_path: Path) 
                 assert str(path) in str(error)  # noqa: PT017 (not every byte makes it raise)
                 rejected += 1
     assert rejected > 200
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "tiff"])
+def test_other_formats_without_loss_give_the_pixels_of_a_png(tmp_path: Path, suffix: str) -> None:
+    colours = load_sample_image("flower.jpg")[:32, :40]
+    for name in ("a.png", f"b.{suffix}"):
+        Image.fromarray(colours).save(tmp_path / name, **({"lossless": True} if suffix == "webp" else {}))
+    read = [
+        _images.pixels((tmp_path / name).read_bytes(), name, _images.ImageSettings(), None)
+        for name in ("a.png", f"b.{suffix}")
+    ]
+    assert (read[0] == colours).all()
+    assert (read[1] == colours).all()
+    assert f".{suffix}" in SUFFIXES

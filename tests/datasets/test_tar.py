@@ -152,7 +152,7 @@ def test_files_that_are_not_plain_tars_are_rejected(tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     source = opened(packed(tmp_path / "x.tar", ("1.png", b"no image"), ("1.cls", b"1")))
-    with pytest.raises(DataError, match=r"x.tar, image at byte 512: not a readable PNG or JPEG image"):
+    with pytest.raises(DataError, match=r"x.tar, image at byte 512: not a readable PNG, .* image"):
         source.read("train", np.arange(1))
 
 

@@ -26,7 +26,7 @@ def read_images(batch: Batch, places: Sequence[int], where: Where, params: Any) 
         content = value.get("bytes") if isinstance(value, dict) else value  # Hugging Face stores bytes beside a path
         if not isinstance(content, bytes):
             what = "the path of a file" if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{where(place)}: `{params.image}` has {what}; allowed: the bytes of PNG or JPEG images")
+            raise DataError(f"{where(place)}: `{params.image}` has {what}; allowed: the bytes of images")
         found.append(np.moveaxis(pixels(content, f"{where(place)}: `{params.image}`", params, params.shape), 2, 0))
     return np.stack(found)
 
@@ -78,7 +78,7 @@ def check_images(name: str, kind: Any) -> None:
     types = pyarrow().types
     has_bytes = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     if not (types.is_binary(kind) or types.is_large_binary(kind) or has_bytes):
-        raise DataError(f"`{name}` is {kind}; allowed: the bytes of PNG or JPEG images (data.params.image)")
+        raise DataError(f"`{name}` is {kind}; allowed: the bytes of images (data.params.image)")
 
 
 def check_numbers(name: str, kind: Any) -> None:

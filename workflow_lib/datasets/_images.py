@@ -1,4 +1,4 @@
-"""PNG and JPEG images as inputs: their settings, and pixels from the bytes of a file."""
+"""PNG, JPEG, WebP, BMP and TIFF images as inputs: their settings, and pixels from the bytes of a file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_PIXELS = 90_000_000  # the header of a small file can claim more, and decoding would take all memory
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+KINDS = "PNG, JPEG, WebP, BMP or TIFF"
+BITS_PER_VALUE = 258  # tag of a TIFF file
 Side = Annotated[int, Field(ge=1, le=8192)]
 Size = tuple[int, int]  # height, width
 
@@ -69,23 +72,26 @@ def decode(content: bytes | memoryview, name: str, settings: ImageSettings) -> A
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(BytesIO(content), formats=("PNG", "JPEG")) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            # The header is read because Pillow opens 16-bit images in colour as 8 bits: it drops the lower byte.
             bits = content[24] if image.format == "PNG" else 8
-            # The header is read because Pillow opens a 16-bit PNG in colour as 8 bits: it drops the lower byte.
+            if image.format == "TIFF":
+                bits = max(image.tag_v2.get(BITS_PER_VALUE, (8,)))  # type: ignore[attr-defined]
             if bits > 8 or image.mode.startswith(("I", "F")):
                 raise ValueError(f"has {max(bits, 16)} bits a value, more than 8; convert it to 8 bits")
             frames = getattr(image, "n_frames", 1)
-            if image.format == "PNG" and frames > 1:
-                raise ValueError(f"is an animation of {frames} images; save one of them")
+            if image.format != "JPEG" and frames > 1:
+                what = "has" if image.format == "TIFF" else "is an animation of"
+                raise ValueError(f"{what} {frames} images; save one of them")
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
                 ground = Image.new("RGBA", upright.size, settings.background)
                 upright = Image.alpha_composite(ground, upright.convert("RGBA"))
             return upright.convert("RGB" if settings.channels == "rgb" else "L")
     except Exception as error:  # decoders do not document what they raise on damage
-        raise DataError(f"{name}: not a readable PNG or JPEG image ({_cause(error)})") from error
+        raise DataError(f"{name}: not a readable {KINDS} image ({_cause(error)})") from error
 
 
 def _cause(error: Exception) -> str:

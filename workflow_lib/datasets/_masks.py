@@ -25,7 +25,7 @@ def paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     if images.resolve() == masks.resolve():
         raise DataError(f"{masks}: is the folder of the images; put the masks into a folder of their own")
     mask_of = _by_name(masks, (".png",), "a PNG, which keeps the value of each pixel")
-    image_of = _by_name(images, SUFFIXES, f"a PNG or JPEG ({', '.join(SUFFIXES)})")
+    image_of = _by_name(images, SUFFIXES, f"an image ({', '.join(SUFFIXES)})")
     if not image_of:
         raise DataError(f"{images}: has no images ({', '.join(SUFFIXES)})")
     for names, others, what in ((image_of, mask_of, "no mask"), (mask_of, image_of, "no image")):

@@ -37,7 +37,7 @@ class Params(ImageSettings):
     path: Path = Field(description="a file, or a folder of .arrow and .parquet files at any depth")
     text: str | None = Field(None, description="column of texts, to predict the next token of")
     tokens: str | None = Field(None, description="column of lists of tokens, to predict the next one of")
-    image: str | None = Field(None, description="column of PNG or JPEG images, as bytes")
+    image: str | None = Field(None, description="column of images, as the bytes of their files")
     numbers: tuple[str, ...] = Field((), description="columns of numbers to predict from")
     target: str | None = Field(None, description="column to predict, with image or numbers")
     kind: Literal["classification", "regression"] = Field("classification", description="task: classes or numbers")

@@ -1,4 +1,4 @@
-"""PNG and JPEG images, with a folder for each class, optionally in folders train, val and test.
+"""Images, with a folder for each class, optionally in folders train, val and test.
 
 flowers/rose/1.jpg, flowers/tulip/x/2.png           the splits are drawn
 flowers/train/rose/1.jpg, flowers/test/rose/7.jpg   the folders are the splits; a missing one is drawn from train
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from workflow_lib.datasets._images import ImageSettings, Size, decode, pixels, size_of
+from workflow_lib.datasets._images import KINDS, ImageSettings, Size, decode, pixels, size_of
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts
 from workflow_lib.plugins.checksums import Checksums
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LIKE_IMAGES = frozenset(
     ("image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "data", "input", "inputs")
 )
@@ -109,7 +109,7 @@ def open_inputs(params: ImageSettings, path: Path, manifest: Manifest) -> Inputs
     paths = list(files_below(path)) if is_folder else [path]
     for file in paths:
         if file.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{file}: is not a PNG or JPEG ({', '.join(SUFFIXES)}); convert it, or move it away")
+            raise DataError(f"{file}: is not an image ({', '.join(SUFFIXES)}); convert it, or move it away")
     if not paths:
         raise DataError(f"{path}: has no images ({', '.join(SUFFIXES)})")
     _, height, width = manifest.input_shape
@@ -151,7 +151,7 @@ def _classes(folder: Path, split: str) -> dict[str, list[Path]]:
             raise DataError(f"{folder / name}: the folder of this class has no images; fill it, or remove it")
         for path in paths:
             if path.suffix.lower() not in SUFFIXES:
-                raise DataError(f"{path}: is not a PNG or JPEG ({', '.join(SUFFIXES)}); convert it, or move it away")
+                raise DataError(f"{path}: is not an image ({', '.join(SUFFIXES)}); convert it, or move it away")
     _warn_of_equal_folders(folder, classes)
     by_fold: dict[str, str] = {}
     for name in classes:
@@ -221,4 +221,4 @@ def content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: not a readable PNG or JPEG image ({error})") from error
+        raise DataError(f"{path}: not a readable {KINDS} image ({error})") from error
