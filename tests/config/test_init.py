@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.support.repository import ROOT
 from workflow_lib import config, plan
+from workflow_lib.cli import main
 from workflow_lib.config.init import Init
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
@@ -143,3 +146,18 @@ def test_wrong_sources_are_rejected(text: str, message: str) -> None:
     write("wrong.yaml", "name: s\ntraining: {epochs: 0}\n")
     with pytest.raises(ConfigError, match=message):
         config.load([write("fine.yaml", text)])
+
+
+def test_the_example_of_the_page_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    """The pipeline of such an experiment is tested in tests/workflow/test_finetuning.py."""
+    page = (ROOT / "docs/training.md").read_text()
+    section = page[page.index("## Fine-tuning") : page.index("- **A run**")]
+    Path("config").mkdir()
+    files = re.findall(r"^`([^`\n]+)`:\n\n```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    for name, text in files:
+        write(name, text)
+    commands = re.findall(r"^everstep ((?:validate|plan) .*)$", section, re.MULTILINE)
+    assert (len(files), len(commands)) == (2, 2)
+    for command in commands:
+        assert main(command.split()) == 0, capsys.readouterr().err
+    assert "trained first, since runs use their weights:\n  pretrain-" in capsys.readouterr().out

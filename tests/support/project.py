@@ -59,7 +59,7 @@ class Project:
     @property
     def workspace(self) -> Path:
         """The workspace of the run."""
-        return next(path.parent for path in self.folder.glob("work/runs/*/*/attempts"))
+        return self._made("attempts")[0].parent
 
     @property
     def checkpoints(self) -> Path:
@@ -124,7 +124,7 @@ class Project:
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint that verifies; 0 without one."""
-        if not list(self.folder.glob("work/runs/*/*/attempts")):
+        if not self._made("attempts"):
             return 0
         for path in reversed(checkpoint.published(self.checkpoints)):
             try:
@@ -137,10 +137,14 @@ class Project:
 
     def began_at(self) -> list[int]:
         """Return the step at which each attempt started or resumed, if it came that far."""
-        if not list(self.folder.glob("work/runs/*/*/events.jsonl")):
+        if not self._made("events.jsonl"):
             return []
         messages = [event.get("message", "") for event in read_events(self.workspace / "events.jsonl")]
         return [int(text.split()[-3].strip(",")) for text in messages if text.startswith(("resumes at", "starts at"))]
+
+    def _made(self, name: str) -> list[Path]:
+        """Return the paths of this name in the workspaces of the run."""
+        return [*self.folder.glob(f"work/runs/{self.run[-12:]}*/*/{name}")]
 
     def sealed(self) -> Checkpoint:
         """Return the final checkpoint, verified."""
