@@ -15,8 +15,10 @@ from pathlib import Path
 # The plan of a large sweep has millions of permanent objects; garbage collection took a fifth of the planning time.
 gc.set_threshold(100_000, 50, 50)
 
-# Import the package beside this Snakefile, even if another clone is installed in the environment.
-sys.path.insert(0, workflow.basedir)
+# Import the package beside the Snakefile of a clone, even if another clone is installed in the environment.
+clone = Path(workflow.snakefile).parents[1]
+if (clone / "workflow_lib").is_dir():
+    sys.path.insert(0, str(clone))
 
 import snakemake.exceptions
 import snakemake.persistence

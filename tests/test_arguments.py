@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from workflow_lib.cli import main
@@ -10,7 +15,7 @@ from workflow_lib.cli import main
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["status", "a.yaml"], "everstep status: unknown argument a.yaml. Usage: everstep status [-h] [--json] ("),
+        (["clean", "a.yaml"], "everstep clean: unknown argument a.yaml. Usage: everstep clean [-h] [--yes] ("),
         (
             ["status", "--jsn"],
             "everstep status: unknown argument --jsn; did you mean `--json`? Usage: everstep status [",
@@ -34,3 +39,16 @@ def test_a_wrong_argument_is_reported_in_one_line_with_the_usage(
     assert told.out == ""
     assert told.err.startswith(message)
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("everstep sta", "status"), ("everstep run --pro", "--profile")])
+def test_the_shell_completes_verbs_and_options(typed: str, expected: str) -> None:
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": typed,
+        "COMP_POINT": str(len(typed)),
+        "_ARGCOMPLETE_IFS": "\n",
+    }
+    command = f"{shlex.quote(sys.executable)} -m workflow_lib 8>&1 9>/dev/null"
+    shown = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert shown.stdout.split() == [expected], shown.stderr

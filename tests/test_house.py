@@ -24,7 +24,7 @@ PACKAGE = ROOT / "workflow_lib"
 # From the ground up. A package, or a module named here, may use the layers above its own, and in its own layer those
 # that stand before it. The public names in workflow_lib/__init__.py may stand for any.
 LAYERS = (
-    ("", "errors", "processes", "text", "files"),
+    ("", "errors", "processes", "shipped", "text", "files"),
     ("tasks.facts", "runtime", "store.layout", "results.layout"),
     ("plugins", "config", "plan"),
     ("slurm", "distributed", "checkpoint"),
@@ -33,7 +33,7 @@ LAYERS = (
     ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.init_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "comparison", "packs", "snakefile"),
-    ("live",),
+    ("live", "start"),
     ("cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(room for layer in LAYERS for room in layer)}

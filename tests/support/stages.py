@@ -77,8 +77,10 @@ NEUTRAL = (
     "results/*",
     "runtime/*",
     "shards.py",
+    "shipped.py",
     "slurm/*",
     "snakefile.py",
+    "start/*",
     "store/*",
     "text.py",
 )

@@ -86,6 +86,10 @@ def _parsed(argv: Sequence[str]) -> Arguments:
     """Return the verb and its arguments; exits with code 2 and a message if they are wrong."""
     names = [verb.name for verb in (*user.VERBS, *jobs.VERBS)]
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     if argv and not argv[0].startswith("-") and argv[0] not in names:
         parser.error(f"there is no verb {argv[0]!r}{_nearest(argv[0], names)}")
     own, after = _split(argv)

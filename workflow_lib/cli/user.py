@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow_lib.cli.options import (
     CONFIG,
@@ -21,14 +23,64 @@ from workflow_lib.results.layout import RESULTS
 from workflow_lib.store.layout import WORK
 from workflow_lib.text import byte_size, count
 
+if TYPE_CHECKING:
+    from workflow_lib.start import Guess
+
 VERBS = Verbs()
 
 
-@VERBS.add("init", "print an experiment file with every setting, its default and its meaning")
-def _init(arguments: Arguments) -> None:
-    from workflow_lib import config
+DATA = option("--data", type=Path, metavar="PATH", help="file or folder: look at it, and guess the settings")
 
-    print(config.template(), end="")
+
+@VERBS.add(
+    "new",
+    "make a project: an experiment file, and a Snakefile for the installed pipeline",
+    option("folder", type=Path, metavar="FOLDER", help="folder that is new or empty"),
+    DATA,
+)
+def _new(arguments: Arguments) -> None:
+    from workflow_lib import start
+
+    guess = _guess(arguments.data.absolute()) if arguments.data else start.DIGITS
+    for path in start.new_project(arguments.folder, guess):
+        print(path)
+    print(f"next: cd {shlex.quote(str(arguments.folder))} && everstep run")
+
+
+@VERBS.add(
+    "init",
+    "print a first experiment file, for given data if it is named",
+    DATA,
+    option("--all", action="store_true", help="print every setting with its default and its meaning"),
+)
+def _init(arguments: Arguments) -> None:
+    from workflow_lib import config, start
+
+    if arguments.all and arguments.data:
+        raise ConfigError("--all prints the defaults, and --data settings for the data: give one of them")
+    if arguments.all:
+        print(config.template(), end="")
+    elif arguments.data:
+        print(start.first_experiment(arguments.data.absolute().stem, _guess(arguments.data)), end="")
+    else:
+        print(start.first_experiment("my-experiment"), end="")
+
+
+def _guess(path: Path) -> Guess:
+    """Return the guess, and say what was found."""
+    from workflow_lib import start
+
+    guess = start.guess(path)
+    for line in [*guess.found, *(f"odd: {line}" for line in guess.odd)]:
+        print(line, file=sys.stderr)
+    return guess
+
+
+@VERBS.add("path", "print the folder with the installed Snakefile, rules, profiles and example experiments")
+def _path(arguments: Arguments) -> None:
+    from workflow_lib import shipped
+
+    print(shipped.FOLDER)
 
 
 @VERBS.add("validate", "report every mistake in experiment files: where it is, and what is allowed", CONFIGS, SET)

@@ -53,9 +53,7 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
         raise ConfigError(f"{where}: extends: the files extend each other: {chain}")
     value, entries = _parse(path, where)
     if value is None:
-        raise ConfigError(
-            f"{where}: empty; an experiment needs at least a `name:` (`everstep init` prints all settings)"
-        )
+        raise ConfigError(f"{where}: empty; an experiment needs at least a `name:` (`everstep init` prints one)")
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a single value"
         raise ConfigError(f"{where}: an experiment is a mapping of settings (name: value), not {kind}")

@@ -50,7 +50,7 @@ def _setting(name: str, field: FieldInfo, value: Any) -> Iterator[str]:
     if examples and value in ({}, []):
         yield from _commented([f"{name}:", *_indented(_yaml(examples[0]))])
         return
-    yield f"{name}: {_inline(value)}"
+    yield f"{name}: {inline(value)}"
 
 
 def _section(section: Section, others: dict[str, type[Section]]) -> Iterator[str]:
@@ -102,13 +102,13 @@ def _bare(section: type[Section]) -> Iterator[str]:
             yield from _commented([f"{name}:", *_indented(_bare(inner[0]))])
         elif value is PydanticUndefined:
             text = list(_yaml(example)) if isinstance(example, dict) else []
-            yield f"{name}:" if text else f"{name}: {_inline(example) if example is not None else '...'}"
+            yield f"{name}:" if text else f"{name}: {inline(example) if example is not None else '...'}"
             yield from _indented(text)
         elif isinstance(value, Section):
             yield f"{name}:"
             yield from _indented(_bare(type(value)))
         else:
-            yield f"{name}: {_inline(value)}"
+            yield f"{name}: {inline(value)}"
 
 
 def _default(field: FieldInfo) -> Any:
@@ -138,14 +138,15 @@ def _commented(lines: Any) -> Iterator[str]:
 def _yaml(value: dict[str, Any] | list[Any]) -> Iterator[str]:
     """Yield a mapping or list as YAML, one item a line."""
     for item in value.items() if isinstance(value, dict) else value:
-        yield f"{_inline(item[0])}: {_inline(item[1])}" if isinstance(value, dict) else f"- {_inline(item)}"
+        yield f"{inline(item[0])}: {inline(item[1])}" if isinstance(value, dict) else f"- {inline(item)}"
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
+    """Return the value as YAML in one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_inline(key)}: {_inline(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{inline(key)}: {inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(inline, value)) + "]"
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_yaml(value, "")[0] == value:
         return value
     return json.dumps(value, ensure_ascii=False, default=str)

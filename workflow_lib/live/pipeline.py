@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from workflow_lib import snakefile
+from workflow_lib import shipped, snakefile
 from workflow_lib.errors import EverstepError, Stopped, UserError
 from workflow_lib.live import recorder
 from workflow_lib.live.watch import Watch
@@ -110,7 +110,14 @@ def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
 
 
 def snakemake(config: Path | None, profile: str, settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """Return the command of Snakemake; its own arguments come last, so that they win."""
+    """Return the command of Snakemake; its own arguments come last, so that they win.
+
+    Raises UserError outside of a project.
+    """
+    if not any(Path(place).is_file() for place in ("Snakefile", "workflow/Snakefile")):
+        raise UserError(
+            f"{Path.cwd()} has no Snakefile: change to the folder of a project, or make one with `everstep new FOLDER`"
+        )
     command = [sys.executable, "-P", "-m", "snakemake", "--profile", _profile(profile)]
     command += ["--configfile", str(config)] if config else []
     command += ["--config", *(f"set={given}" for given in settings)] if settings else []
@@ -118,10 +125,10 @@ def snakemake(config: Path | None, profile: str, settings: Sequence[str], argume
 
 
 def _profile(name: str) -> str:
-    """Return the folder of the profile: the name itself if it is a folder, else profiles/NAME."""
-    known = sorted(path.parent.name for path in Path("profiles").glob("*/config.yaml"))
-    if Path(name, "config.yaml").exists():
-        return name
-    if name in known:
-        return str(Path("profiles", name))
+    """Return the folder of a profile: the name itself if it is one, else that of the project, else the shipped one."""
+    places = [Path(), Path("profiles"), shipped.FOLDER / "profiles"]
+    for place in places:
+        if (place / name / "config.yaml").is_file():
+            return str(place / name)
+    known = sorted({path.parent.name for place in places[1:] for path in place.glob("*/config.yaml")})
     raise UserError(f"--profile {name}: neither a folder with a config.yaml, nor one of {', '.join(known)}")

@@ -39,7 +39,9 @@ def _phases(pipeline: Pipeline) -> list[Text]:
     line = Text(no_wrap=True, overflow="ellipsis")
     for name, (done, total) in pipeline.phases().items():
         line.append("  ✓ " if done == total else "  ", style="green")
-        line.append(name if total == 1 else f"{name} {done}/{total}", style="green" if done == total else "")
+        line.append(
+            name.removesuffix("s") if total == 1 else f"{name} {done}/{total}", style="green" if done == total else ""
+        )
     return [line] if line else []
 
 

@@ -85,7 +85,9 @@ class Watch:
                 self._say(line)
 
     def _beginning(self) -> str:
-        phases = ", ".join(name if n == 1 else f"{n:,} {name}" for name, (_, n) in self.pipeline.phases().items())
+        phases = ", ".join(
+            name.removesuffix("s") if n == 1 else f"{n:,} {name}" for name, (_, n) in self.pipeline.phases().items()
+        )
         name = self.pipeline.results.name if self.pipeline.results else ""
         total = count(self.pipeline.counts.get("total", 0), "job")
         return f"{name}: {total} to run: {phases}. Snakemake's output: {self._log}"

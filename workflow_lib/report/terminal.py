@@ -41,7 +41,7 @@ def summary(results: Path) -> str:
         "report": results / results_layout.REPORT,
         **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
-        "your own": "everstep run YOURS.yaml (everstep init prints one)",
+        "your own": "everstep run YOURS.yaml (everstep init --data PATH prints one)",
     }
     return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
 

@@ -1,0 +1,116 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workflow_lib import config
+from workflow_lib.errors import DataError, UserError
+from workflow_lib.start import Guess, first_experiment, guess, new_project
+
+
+def write_table(path: Path, heading: list[str], rows: list[list[Any]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([heading, *rows])
+    return path
+
+
+def loaded(found: Guess, folder: Path) -> config.Experiment:
+    """Return the experiment that the guess makes, as Everstep reads it."""
+    (folder / "Snakefile").touch()
+    file = folder / "guessed.yaml"
+    file.write_text(first_experiment("guessed", found))
+    assert len(file.read_text().splitlines()) <= 30
+    return config.load([file])
+
+
+def test_a_table_of_another_country_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        [i, "abc"[i % 3], f"{i * 1.5:.1f}".replace(".", ","), "", f"{i * i / 7:.2f}".replace(".", ",")]
+        for i in range(50)
+    ]
+    found = guess(write_table(tmp_path / "houses.csv", ["id", "town", "size", "empty", "price"], rows, ";"))
+    params = loaded(found, tmp_path).data.params
+    assert (params["target"], params["task"]) == ("price", "regression")
+    assert (params["delimiter"], params["decimal"], params["features"]) == (";", ",", ["town", "size"])
+    assert "column 'empty' has one value only" in found.odd
+    assert any(line.startswith("column 'id' differs in each row") for line in found.odd)
+
+
+def test_classes_are_counted_and_rare_ones_are_odd(tmp_path: Path) -> None:
+    rows = [[i / 7, "rare" if i == 0 else "often", ("train", "val", "test")[i % 3]] for i in range(60)]
+    found = guess(write_table(tmp_path / "a.csv", ["x", "kind", "part"], [[a, c, b] for a, b, c in rows]))
+    assert found.data["params"]["split"] == "kind"
+    found = guess(write_table(tmp_path / "b.csv", ["x", "class", "part"], rows))
+    params = loaded(found, tmp_path).data.params
+    assert (params["target"], params["task"], params["split"]) == ("class", "classification", "part")
+    assert "2 classes: often 59, rare 1" in found.found
+    assert any(line.startswith("fewer than 10 samples: rare") for line in found.odd)
+
+
+def test_a_column_of_sentences_is_a_text_with_a_class(tmp_path: Path) -> None:
+    rows = [[f"this is the {i}th of many sentences", "good" if i % 2 else "bad"] for i in range(40)]
+    experiment = loaded(guess(write_table(tmp_path / "r.csv", ["review", "grade"], rows)), tmp_path)
+    assert (experiment.data.name, experiment.data.params["text"]) == ("labelled_text", "review")
+    assert experiment.training.batch_size == 4
+
+
+def test_folders_of_images_have_a_size_colours_and_damaged_files(tmp_path: Path) -> None:
+    for name, side in (("rose", 41), ("tulip", 53)):
+        folder = tmp_path / "flowers" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (60, side)).save(folder / f"{number}.png")
+    (tmp_path / "flowers" / "rose" / "broken.png").write_bytes(b"no image")
+    found = guess(tmp_path / "flowers")
+    experiment = loaded(found, tmp_path)
+    assert (experiment.data.name, experiment.data.params["size"], experiment.data.params["channels"]) == (
+        "image_folder", 48, "grey",
+    )  # fmt: skip
+    assert "2 classes: rose 13, tulip 12" in found.found
+    assert any("broken.png: cannot be read" in line for line in found.odd)
+    assert any("different sizes, from 41 x 60 to 53 x 60" in line for line in found.odd)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "task", "model"),
+    [
+        ({"train_labels": np.arange(40) % 2}, None, "cnn"),
+        ({"train_labels": np.ones((40, 3), np.uint8)}, "multilabel", "cnn"),
+        ({"train_masks": np.zeros((40, 16, 16), np.uint8)}, "segmentation", "unet"),
+    ],
+)
+def test_an_npz_file_tells_its_task(tmp_path: Path, arrays: dict[str, Any], task: str | None, model: str) -> None:
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((40, 16, 16), np.uint8), **arrays)
+    found = guess(tmp_path / "a.npz")
+    assert (found.data["params"].get("task"), found.settings["model"]["name"]) == (task, model)
+    assert loaded(found, tmp_path).training.batch_size == 4
+
+
+def test_texts_without_classes_are_a_language(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("once upon a time")
+    found = guess(tmp_path / "books")
+    assert loaded(found, tmp_path).data.params["pattern"] == "*.txt"
+    assert any("too little" in line for line in found.odd)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.xyz", b"1"), ("a.csv", b"only\n1\n"), ("a.npz", b"1"), ("a.csv", b"\xff\xfe")]
+)
+def test_what_cannot_be_guessed_gives_one_message(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"--data .*{name}: "):
+        guess(tmp_path / name)
+    with pytest.raises(DataError, match="no such file or folder"):
+        guess(tmp_path / "none")
+
+
+def test_a_new_project_is_small_and_overwrites_nothing(tmp_path: Path) -> None:
+    files = new_project(tmp_path / "mine")
+    assert {path.name for path in files} == {"Snakefile", "config.yaml", ".gitignore"}
+    assert len((tmp_path / "mine" / "config" / "config.yaml").read_text().splitlines()) <= 15
+    with pytest.raises(UserError, match="not an empty folder"):
+        new_project(tmp_path / "mine")

@@ -1,0 +1,199 @@
+"""Settings for a file or folder, guessed from a look at it. Nothing is written, and a guess may be wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workflow_lib.data import SPLITS
+from workflow_lib.datasets._folder import class_folders, entries, files_below, split_folders
+from workflow_lib.datasets.image_folder import SUFFIXES as IMAGES
+from workflow_lib.errors import DataError
+from workflow_lib.text import count
+
+TEXTS = (".txt", ".md", ".py", ".rst")
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+FEW = 10  # samples of a class that are too few to measure it
+FEWEST_BATCHES = 10  # in all samples
+UNEVEN = 10  # times as many samples as another class
+LOOKED_AT = 200  # images whose size is read
+LARGEST_SIDE = 224  # pixels of a guessed size
+CLASSES_SHOWN = 8
+
+
+@dataclass
+class Guess:
+    """The settings that differ from the defaults, what was found, and what is odd."""
+
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    found: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+
+    def fit_batches(self, samples: int) -> None:
+        """Lower the batch size if the training split would give few batches."""
+        training = self.settings["training"]
+        while training["batch_size"] * FEWEST_BATCHES > samples and training["batch_size"] > 1:
+            training["batch_size"] //= 2
+
+
+def guess(path: Path) -> Guess:
+    """Return settings for the data at the path. Raises DataError if there is nothing that a data set reads."""
+    if not path.exists():
+        raise DataError(f"--data {path}: no such file or folder (looked for in {Path.cwd()})")
+    if path.is_dir():
+        return _folder(path)
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        from workflow_lib.start.tables import of_table
+
+        return of_table(path)
+    if suffix == ".npz":
+        return _npz(path)
+    if suffix == ".txt":
+        return _language(path, [path])
+    raise DataError(
+        f"--data {path}: a file {suffix or 'without a suffix'} cannot be guessed; allowed: folders of images or texts, "
+        f"{', '.join(TABLES)}, .npz, .txt. For others: `everstep init --all` and docs/data.md"
+    )
+
+
+def _folder(path: Path) -> Guess:
+    """Return a guess for a folder: images or texts, with a folder for each class or without."""
+    suffixes = Counter(file.suffix.lower() for file in files_below(path))
+    if not suffixes:
+        raise DataError(f"--data {path}: is an empty folder")
+    images = sum(suffixes[suffix] for suffix in IMAGES)
+    if images * 2 < suffixes.total():
+        common = suffixes.most_common(1)[0][0]
+        if common not in TEXTS:
+            raise DataError(
+                f"--data {path}: most files are {common or 'without a suffix'}; allowed: images ({', '.join(IMAGES)}) "
+                f"and texts ({', '.join(TEXTS)}). For others: `everstep init --all` and docs/data.md"
+            )
+    if not any(inner.is_dir() for inner in entries(path)):
+        if images:
+            raise DataError(f"--data {path}: has images, but no folder for each class, as in {path}/rose/1.jpg")
+        return _language(path, [file for file in files_below(path) if file.suffix == common])
+    found = {split: class_folders(folder) for split, folder in split_folders(path).items()}
+    classes = {
+        name: sum(len(folders.get(name, ())) for folders in found.values())
+        for name in sorted({name for folders in found.values() for name in folders})
+    }
+    made = _images(path, found) if images else _labelled_texts(path)
+    made.found = [f"{count(sum(classes.values()), 'file')} in folders of classes", counts_of(classes)]
+    made.found += [*([f"folders of splits: {', '.join(found)}"] if len(found) > 1 else [])]
+    made.odd += of_classes(classes)
+    made.fit_batches(sum(classes.values()))
+    others = suffixes.total() - images
+    if images and others:
+        made.odd.append(f"{count(others, 'file')} that are no images; remove them")
+    return made
+
+
+def _images(path: Path, found: Mapping[str, Mapping[str, Sequence[Path]]]) -> Guess:
+    from PIL import Image
+
+    files = [file for folders in found.values() for paths in folders.values() for file in paths]
+    sizes, modes, damaged = Counter[tuple[int, int]](), Counter[str](), []
+    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+        try:
+            with Image.open(file) as image:
+                sizes[image.height, image.width] += 1
+                modes[image.mode] += 1
+        except (OSError, ValueError):
+            damaged.append(str(file))
+    if not sizes:
+        raise DataError(f"--data {path}: none of its images can be read")
+    sides = sorted(min(size) for size in sizes.elements())
+    side = min(LARGEST_SIDE, max(8, sides[len(sides) // 2] // 8 * 8))
+    is_grey = set(modes) <= {"L", "1", "I", "I;16"}
+    made = Guess(
+        {"name": "image_folder", "params": {"path": str(path), "size": side, "channels": "grey" if is_grey else "rgb"}},
+        {"model": {"name": "cnn" if side <= 32 else "resnet"}, "training": {"epochs": 30, "batch_size": 64}},
+    )
+    if len(sizes) > 1:
+        (low, high) = min(sizes), max(sizes)
+        made.odd.append(
+            f"images of different sizes, from {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width): they are "
+            f"scaled to {side} x {side} and cut; see data.params.resize"
+        )
+    made.odd += [f"{file}: cannot be read as an image" for file in damaged[:3]]
+    return made
+
+
+def _labelled_texts(path: Path) -> Guess:
+    return Guess(
+        {"name": "labelled_text", "params": {"path": str(path)}},
+        {
+            "model": {"name": "text_encoder"},
+            "training": {"epochs": 10, "batch_size": 32, "clip_norm": 1.0, "select_metric": "val_accuracy"},
+        },
+    )
+
+
+def _language(path: Path, files: Sequence[Path]) -> Guess:
+    size = sum(file.stat().st_size for file in files)
+    pattern = {"pattern": f"*{files[0].suffix}"} if path.is_dir() else {}
+    return Guess(
+        {"name": "text", "params": {"path": str(path), **pattern}},
+        {"model": {"name": "transformer"}, "training": {"epochs": 2, "batch_size": 32, "clip_norm": 1.0}},
+        [f"{count(len(files), 'text')} of {size / 1e6:,.2f} MB: a language model, which continues them"],
+        ["less than 0.1 MB of text: too little to learn a language"] if size < 1e5 else [],
+    )
+
+
+def _npz(path: Path) -> Guess:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = set(archive.files)
+            masks = "train_masks" in keys
+            if "train_images" not in keys or not (masks or "train_labels" in keys):
+                raise DataError(
+                    f"--data {path}: has {', '.join(sorted(keys)) or 'no arrays'}; needed: train_images, and "
+                    f"train_labels or train_masks"
+                )
+            numbers = {split: len(archive[f"{split}_images"]) for split in SPLITS if f"{split}_images" in keys}
+            shape = archive["train_images"].shape[1:]
+            targets = None if masks else archive["train_labels"]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--data {path}: not a readable npz file: {error}") from error
+    is_many = targets is not None and targets.ndim == 2 and targets.shape[1] > 1
+    task = "segmentation" if masks else "multilabel" if is_many else "classification"
+    model = "unet" if masks else "cnn" if min(shape[:2]) <= 32 else "resnet"
+    params = {"path": str(path)} | ({} if task == "classification" else {"task": task})
+    made = Guess(
+        {"name": "npz", "params": params}, {"model": {"name": model}, "training": {"epochs": 30, "batch_size": 128}}
+    )
+    made.fit_batches(numbers["train"])
+    made.found = [f"images of {' x '.join(map(str, shape))}: {task}"]
+    made.found.append(", ".join(f"{number:,} {split}" for split, number in numbers.items()))
+    if task == "classification" and targets is not None:
+        labels, counts = np.unique(targets, return_counts=True)
+        classes = {str(label): int(n) for label, n in zip(labels, counts, strict=True)}
+        made.found.append(counts_of(classes))
+        made.odd += of_classes(classes)
+    return made
+
+
+def counts_of(classes: Mapping[str, int]) -> str:
+    """Return the classes with their counts, most frequent first."""
+    shown = sorted(classes.items(), key=lambda item: -item[1])
+    more = f", and {len(shown) - CLASSES_SHOWN} more" if len(shown) > CLASSES_SHOWN else ""
+    return f"{len(shown)} classes: " + ", ".join(f"{name} {n:,}" for name, n in shown[:CLASSES_SHOWN]) + more
+
+
+def of_classes(classes: Mapping[str, int]) -> list[str]:
+    """Return what is odd about the numbers of samples of the classes."""
+    if len(classes) < 2:
+        return ["there is only one class: nothing can be learned"]
+    rare = [name for name, number in classes.items() if number < FEW]
+    odd = [f"fewer than {FEW} samples: {', '.join(rare[:CLASSES_SHOWN])}; see data.rare_classes"] if rare else []
+    if max(classes.values()) > UNEVEN * min(classes.values()):
+        odd.append("the classes are of very different sizes; see training.class_weights and training.sampling")
+    return odd
