@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,40 @@ def test_masks_that_do_not_fit_are_rejected(tmp_path: Path, numbers: np.ndarray,
     images = np.random.default_rng(0).random((8, 4, 4)).astype(np.float32)
     with pytest.raises(DataError, match=message):
         data.prepare(image_masks(images, numbers, tmp_path), tmp_path, tmp_path / "work")
+
+
+GROWTH = """
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workflow_lib.tasks import segmentation
+
+BATCHES, SIZE, kib = 40, 32, []
+
+
+class Split:
+    def __len__(self):
+        return BATCHES * SIZE
+
+    def stream(self, batches):
+        for number, _ in enumerate(batches):
+            if number in (10, BATCHES - 1):
+                status = Path("/proc/self/status").read_text()
+                kib.append(int(status.partition("RssAnon:")[2].split()[0]))
+            yield torch.zeros(SIZE, 3, 64, 64), torch.zeros(SIZE, 64, 64, dtype=torch.uint8)
+
+
+torch.set_num_threads(1)
+network = nn.Sequential(
+    nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 1)
+)
+segmentation.predict(network, Split(), SIZE, torch.device("cpu"))
+print(kib[1] - kib[0])
+"""
+
+
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_split() -> None:
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16 << 10

@@ -1,4 +1,4 @@
-"""Number of compute threads of a process, and the reuse of its freed memory."""
+"""Number of compute threads of a process, and what becomes of its freed memory."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in MALLOC.values():
             mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the kernel; do nothing if the C library is not glibc.
+
+    glibc does not reuse all of the large aligned blocks that torch frees: a loop over batches would grow with each.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -146,6 +146,7 @@ def predict(network: nn.Module, split: AnySplit, size: int, where: device) -> Co
 
     from workflow_lib.metrics.masks import Counts
     from workflow_lib.metrics.outputs import check_finite, slices
+    from workflow_lib.runtime.threads import return_freed_memory
 
     network, parts, losses = network.to(where).eval(), [], []
     with torch.inference_mode(), closing(split.stream(slices(len(split), size))) as batches:
@@ -153,6 +154,8 @@ def predict(network: nn.Module, split: AnySplit, size: int, where: device) -> Co
             logits, targets = network(images.to(where)).float(), masks.to(where).long()
             losses.append(_image_means(classification.CrossEntropy(), logits, targets).double().cpu())
             parts.append(torch.stack(counted(logits, targets), 1).cpu())
+            del images, masks, logits, targets
+            return_freed_memory()
     loss, (hits, predicted, true) = torch.cat(losses).numpy(), torch.cat(parts).unbind(1)
     check_finite(loss[:, None])
     return Counts(hits.numpy(), predicted.numpy(), true.numpy(), loss)
