@@ -142,6 +142,17 @@ def test_a_study_cannot_vary_the_data(tmp_path: Path, where: str) -> None:
     assert "sweep" in line
 
 
+def test_a_study_cannot_choose_the_seed(tmp_path: Path) -> None:
+    (line,) = plan_problems(tmp_path, tune={"space": SPACE | {"seed": {"type": "int", "low": 0, "high": 9}}})
+    assert "tune.space.seed: a study would pick the luckiest seed" in line
+
+
+@pytest.mark.parametrize("name", ["data.fold", "data.folds"])
+def test_a_study_cannot_choose_the_fold(tmp_path: Path, name: str) -> None:
+    (line,) = plan_problems(tmp_path, tune={"space": SPACE | {name: {"type": "int", "low": 2, "high": 4}}})
+    assert f"tune.space.{name}: a study cannot vary the data" in line
+
+
 def test_every_choice_of_a_study_is_checked(tmp_path: Path) -> None:
     tune = {"space": {"optimizer.name": {"type": "categorical", "choices": ["adamw", "sgd", "adagrad"]}}}
     (line,) = plan_problems(tmp_path, tune=tune)

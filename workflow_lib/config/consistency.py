@@ -153,6 +153,14 @@ def _tune_problems(tune: Tune, sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
             )
     for name, space in tune.space.items():
         path = ("tune", "space", name)
+        if name == "seed":
+            yield (
+                path,
+                (
+                    "a study would pick the luckiest seed; leave it out, and repeat the best settings by `sweep.seeds`"
+                    " in another experiment"
+                ),
+            )
         if clash := next((other for other in sorted(swept) if _overlap(name, other)), None):
             yield path, f"{clash} is also swept: a point fixes what the study varies; keep one of them"
         if clash := next((other for other in tune.set if _overlap(name, other)), None):
