@@ -38,6 +38,18 @@ def open_source(params, root):
     inputs = np.arange(80, dtype=np.float32).reshape(40, 2)
     return from_arrays(inputs, inputs[:, 0] * 2, task="{task}")
 """
+CHECK = """
+if __name__ == "__main__":
+    import torch
+
+    outputs, targets, objective = torch.randn(9, 1), torch.randn(9, 1), Pinball()
+    assert torch.allclose(objective.losses(outputs, targets).mean(), objective.loss(outputs, targets))
+    whole = objective.measure(outputs, targets)
+    parts = objective.measure(outputs[:4], targets[:4]) + objective.measure(outputs[4:], targets[4:])
+    assert torch.allclose(whole, parts)
+    metrics = objective.metrics(dict(zip(objective.sums, whole.tolist(), strict=True)))
+    assert ("train_loss", *metrics) == TASK.curves, (metrics, TASK.curves)
+"""
 HERE = replace(regression.TASK, curve=("only_here", "Only here"), larger_is_better=True)
 EXPERIMENT = "name: t\ndata: {name: mine.data}\ntraining: {epochs: 2, batch_size: 8}\n"
 
@@ -59,6 +71,22 @@ def test_a_users_task_is_found(tmp_path: Path) -> None:
     write(tmp_path)
     code, told = everstep(tmp_path, "validate")
     assert code == 0, told
+
+
+def test_the_task_of_the_document_works_outside_of_the_repository(tmp_path: Path) -> None:
+    """As docs/extending.md says of it: with its import path, and no file in workflow_lib."""
+    document = (ROOT / "docs/extending.md").read_text()
+    write(tmp_path, "mytasks.quantile:TASK")
+    (tmp_path / "mytasks").mkdir()
+    text = document.partition("`workflow_lib/tasks/quantile.py`:\n\n```python\n")[2].partition("```")[0]
+    (tmp_path / "mytasks/quantile.py").write_text(text + CHECK)
+    code, told = everstep(tmp_path, "validate")
+    assert code == 0, told
+    done = subprocess.run(
+        [sys.executable, "-m", "mytasks.quantile"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
