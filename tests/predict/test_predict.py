@@ -268,6 +268,7 @@ def test_a_killed_prediction_leaves_no_file(numbers: Trained, tmp_path: Path, ho
         [*command, "--output", str(tmp_path / "out" / "p.csv")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     written = Path(f"/proc/{process.pid}/fd")
     while process.poll() is None and not any(size_of(link) > 10_000 for link in written.iterdir()):
