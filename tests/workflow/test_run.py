@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import struct
 import subprocess
 import sys
@@ -140,3 +141,21 @@ def test_a_mistake_gives_one_message_and_a_dry_run_the_text_of_snakemake(
     assert shown.returncode == code, shown.stdout + shown.stderr
     assert expected in (shown.stderr if code else shown.stdout)
     assert code == 0 or (shown.stdout == "" and len(shown.stderr.splitlines()) <= 3)
+
+
+def test_the_command_of_trace_makes_the_file_again(finished: Project) -> None:
+    path = next((finished.folder / "results/tiny/runs").glob("*/evaluation.json"))
+    before = path.read_bytes()
+    traced = finished.everstep("trace", str(path.relative_to(finished.folder))).stdout
+    (again,) = [line.split(maxsplit=1)[1] for line in traced.splitlines() if line.startswith("again ")]
+    path.chmod(0o644)
+    path.write_text("{}")
+    verb, *arguments = shlex.split(again)
+    assert verb == "everstep"
+    finished.everstep(*arguments)
+    assert measured(path.read_bytes()) == measured(before)
+
+
+def measured(statement: bytes) -> dict[str, object]:
+    metrics: dict[str, object] = json.loads(statement)["metrics"]
+    return metrics

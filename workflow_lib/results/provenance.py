@@ -112,10 +112,7 @@ def caution(samples: int, split: str = "test") -> str:
 
 def rebuild_command(path: Path, experiment: str | None) -> str:
     """Return the command that regenerates the file, even if it exists and is up to date."""
-    command = ["snakemake", "--profile", "profiles/local"]
-    if experiment:
-        command += ["--configfile", experiment]
-    return shlex.join([*command, "--force", "--", str(path)])
+    return shlex.join(["everstep", "run", *([experiment] if experiment else []), "--", "--force", str(path)])
 
 
 def _statement(path: Path) -> Path:
