@@ -360,9 +360,10 @@ def check_gpus():
 
 
 def record_start():
-    """Tell `everstep run` that jobs begin, and which runs need one."""
+    """Tell `everstep run` that jobs begin, which runs need one, and which runs are in packs."""
     needed = {job.wildcards_dict.get("run") for job in workflow.dag.needrun_jobs()} - {None}
-    recorder.record("started", runs=sorted(needed))
+    packed = {id: [run for run, _ in pack.runs] for id, pack in packs().items()}
+    recorder.record("started", runs=sorted(needed), packs=packed)
 
 
 def print_summary():

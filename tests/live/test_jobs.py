@@ -1,13 +1,16 @@
+import logging
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from workflow_lib.live import screen
+from workflow_lib.live import lines, recorder, screen
 from workflow_lib.live.jobs import Pipeline
 from workflow_lib.live.training import Training
-from workflow_lib.store.events import EventLog
+from workflow_lib.store import attempts
+from workflow_lib.store.events import EventLog, read_events
 
 DIGESTS = [f"{number:032x}" for number in range(1, 5)]
 RUNS = [f"digits-hidden64-lr0.001-dropout0.25-{digest[-12:]}" for digest in DIGESTS]
@@ -20,10 +23,10 @@ def pipeline() -> Pipeline:
     events: list[dict[str, Any]] = [
         {"kind": "plan", "results": "results/digits", "runs": RUNS, "is_local": True},
         {"kind": "jobs", "counts": {"train": 3, "evaluate": 3, "total": 6}},
-        {"kind": "started", "runs": [RUNS[0], RUNS[2], RUNS[3]]},
-        {"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}, "log": ["a.log"]},
-        {"kind": "failed", "id": 1},
-        {"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}, "log": ["b.log"]},
+        {"kind": "started", "runs": [RUNS[0], RUNS[2], RUNS[3]], "packs": {}},
+        {"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}},
+        {"kind": "failed", "id": 1, "code": 1, "reason": "everstep train: a bug"},
+        {"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}},
     ]
     for event in events:
         made.apply(event)
@@ -36,10 +39,70 @@ def test_each_run_has_a_state() -> None:
 
 def test_a_failed_job_that_starts_again_is_running() -> None:
     made = pipeline()
-    again = made.apply({"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}, "log": []})
+    again = made.apply({"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}})
     assert again is not None
-    assert again.attempts == 2
+    assert lines.of_job(again, Path("results")) == f"train {RUNS[0]} starts again"
     assert made.state_of(RUNS[0]) == "training"
+
+
+@pytest.mark.parametrize(
+    ("is_stopping", "code", "reason", "expected"),
+    [
+        (False, 2, "everstep train: model.init.from: it does not fit", " failed: model.init.from: it does not fit"),
+        (False, -9, "epoch 3", " failed: epoch 3"),
+        (
+            False,
+            75,
+            "everstep train: stopped by SIGUSR1 at step 7; saved. Run it again",
+            ": stopped by SIGUSR1 at step 7; saved",
+        ),
+        (True, -2, "its log is empty", ": stopped"),
+        (True, 130, "its log is empty", ": stopped"),
+        (True, 1, "KeyboardInterrupt", ": stopped"),
+        (True, 1, "ValueError: a bug", " failed: ValueError: a bug"),
+    ],
+)
+def test_an_interrupted_job_is_stopped_and_another_one_failed(
+    is_stopping: bool, code: int, reason: str, expected: str
+) -> None:
+    made = pipeline()
+    made.is_stopping = is_stopping
+    job = made.apply({"kind": "failed", "id": 2, "code": code, "reason": reason})
+    assert job is not None
+    assert lines.of_job(job, Path("results")) == f"train {RUNS[2]}{expected}"
+    assert made.state_of(RUNS[2]) == ("failed" if "failed" in expected else "stopped")
+    again = made.apply({"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}})
+    assert again is not None
+    assert (lines.of_job(again, Path("results")) is None) == (code == 2)
+
+
+def test_the_exit_code_and_the_log_of_a_failed_job_are_recorded_before_a_retry_empties_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(recorder.PATH, str(tmp_path / "events.jsonl"))
+    log = tmp_path / "train.log"
+    logger, handler = logging.getLogger(f"{__name__}.snakemake"), recorder.Recorder()
+    logger.propagate = False
+    logger.addHandler(handler)
+    command = "CalledProcessError in file \"train.smk\", line 38:\nCommand 'exec python' "
+    for ended in ("returned non-zero exit status 2.", "died with <Signals.SIGINT: 2>."):
+        log.write_text(f"everstep train: {ended}\n")
+        logger.error("RuleException:\n%s%s", command, ended, extra={"event": "error"})
+        logger.error("Error in rule", extra={"event": "job_error", "jobid": 1, "log": [str(log)]})
+        log.write_text("")
+    logger.error("Error in rule", extra={"event": "job_error", "jobid": 2, "log": []})
+    logger.error("At least one job did not complete successfully.", extra={"event": "error"})
+    logger.error("the disk is full")
+    events = [
+        [event.get(name) for name in ("id", "code", "reason", "text")]
+        for event in read_events(tmp_path / "events.jsonl")
+    ]
+    assert events == [
+        [1, 2, "everstep train: returned non-zero exit status 2.", None],
+        [1, -2, "everstep train: died with <Signals.SIGINT: 2>.", None],
+        [2, None, "its log is empty", None],
+        [None, None, None, "the disk is full"],
+    ]
 
 
 def training(work: Path) -> Training:
@@ -66,10 +129,13 @@ def test_the_progress_of_a_training_is_read_from_its_events(tmp_path: Path) -> N
 
 def shown(width: int, height: int, work: Path) -> list[str]:
     """Return the lines of the live view on a terminal of this size."""
+    return drawn(pipeline(), {f"train {RUNS[2]}": training(work)}, width, height)
+
+
+def drawn(made: Pipeline, trainings: dict[str, Training], width: int, height: int) -> list[str]:
     written = StringIO()
     console = Console(width=width, height=height, force_terminal=True, color_system=None, file=written)
-    trainings = {f"train {RUNS[2]}": training(work)}
-    console.print(screen.view(pipeline(), trainings, elapsed_s=90, width=width, height=height))
+    console.print(screen.view(made, trainings, elapsed_s=90, width=width, height=height))
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
@@ -92,3 +158,31 @@ def test_a_low_terminal_shows_what_runs_and_counts_the_others(tmp_path: Path) ->
     assert any("training" in line for line in lines)
     assert "and 1 more: 1 finished" in lines
     assert len(lines) <= 8
+
+
+def row_of(run: str, made: Pipeline, trainings: dict[str, Training]) -> list[str]:
+    (row,) = [line.split() for line in drawn(made, trainings, 200, 24) if run in line]
+    return row
+
+
+def test_the_runs_of_a_pack_are_shown_as_trainings(tmp_path: Path) -> None:
+    made = pipeline()
+    made.packs = {"abc": [RUNS[1], RUNS[2], RUNS[3]]}
+    made.jobs = {}
+    made.needed = frozenset(RUNS[1:])
+    made.apply({"kind": "job", "id": 3, "rule": "pack", "wildcards": {"pack": "abc"}})
+    assert [job.name for job in made.trainings()] == [f"train {run}" for run in RUNS[1:]]
+    found = training(tmp_path)
+    trainings = {f"train {RUNS[2]}": found}
+    (workspace,) = tmp_path.glob("runs/*/*-*")
+    attempts.create(workspace)
+    states = []
+    for change in (
+        lambda: None,
+        lambda: attempts.begin(workspace, "a"),
+        lambda: attempts.end(workspace, "a", "finished"),
+    ):
+        change()
+        states.append(row_of(RUNS[2], made, trainings)[1:3])
+    assert states == [["waiting", "3/10"], ["training", "3/10"], ["trained", "3/10"]]
+    assert row_of(RUNS[3], made, trainings)[1:] == ["waiting"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workflow_lib.errors import TryAgain, UserError
+
 PHASES = {
     "preprocess": "data",
     "trial": "trials",
@@ -18,18 +20,36 @@ PHASES = {
     "track": "tracking",
 }
 TRAININGS = ("trial", "train")
-RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
+SHELL_SIGNAL = 128  # a shell adds it to the number of the signal that ended its command
 
 
 @dataclass
 class Job:
-    """A job of the pipeline; `subject` is its run, trial, data set or pack."""
+    """A job of the pipeline; `subject` is its run, trial, data set or pack.
+
+    If it did not finish, `reason` is the last line of its log, and `code` is its exit code (negative for a signal), or
+    None if that is not known. `before` is the attempt before a retry.
+    """
 
     rule: str
     wildcards: Mapping[str, str]
-    log: Path | None
     state: str = RUNNING
-    attempts: int = 1
+    code: int | None = None
+    reason: str = ""
+    before: Job | None = None
+
+    def fail(self, code: int | None, reason: str, *, is_stopping: bool) -> None:
+        """Record that the job did not finish; one that saved, or that the pipeline interrupted, has not failed."""
+        self.code, self.reason = code, reason.removeprefix(f"everstep {self.rule}: ")
+        was_interrupted = code is not None and (code < 0 or code > SHELL_SIGNAL or code == TryAgain.exit_code)
+        was_interrupted |= self.reason == KeyboardInterrupt.__name__  # Python itself started: its exit code is 1
+        self.state = STOPPED if self.reason.startswith("stopped") or (is_stopping and was_interrupted) else FAILED
+
+    @property
+    def is_rejected(self) -> bool:
+        """True if the job failed by a mistake of the user, so that a retry fails in the same way."""
+        return self.state == FAILED and self.code == UserError.exit_code
 
     @property
     def subject(self) -> str:
@@ -59,11 +79,13 @@ class Pipeline:
     results: Path | None = None  # of the experiment; None until it is read
     runs: tuple[str, ...] = ()
     needed: frozenset[str] = frozenset()  # runs that have jobs to do
+    packs: dict[str, list[str]] = field(default_factory=dict)  # the runs of each pack
     is_local: bool = True
     counts: dict[str, int] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     has_started: bool = False
     has_nothing_to_do: bool = False
+    is_stopping: bool = False
     errors: list[str] = field(default_factory=list)
 
     def apply(self, event: Mapping[str, Any]) -> Job | None:
@@ -76,25 +98,32 @@ class Pipeline:
                 self.counts = event["counts"]
             case "started":
                 self.has_started, self.needed = True, frozenset(event["runs"])
+                self.packs = event["packs"]
             case "nothing":
                 self.has_nothing_to_do = True
             case "error":
                 self.errors.append(event["text"])
             case "job":
-                before = self.jobs.get(event["id"])
-                log = Path(event["log"][0]) if event["log"] else None
-                job = Job(event["rule"], event["wildcards"], log, attempts=before.attempts + 1 if before else 1)
+                job = Job(event["rule"], event["wildcards"], before=self.jobs.get(event["id"]))
                 self.jobs[event["id"]] = job
                 return job
-            case "finished" | "failed":
-                if known := self.jobs.get(event["id"]):
-                    known.state = FINISHED if event["kind"] == "finished" else FAILED
-                return known
+            case "finished":
+                if finished := self.jobs.get(event["id"]):
+                    finished.state = FINISHED
+                return finished
+            case "failed":
+                if failed := self.jobs.get(event["id"]):
+                    failed.fail(event["code"], event["reason"], is_stopping=self.is_stopping)
+                return failed
         return None
 
     def trainings(self) -> Iterator[Job]:
-        """Yield the trainings that run now."""
-        return (job for job in self.jobs.values() if job.rule in TRAININGS and job.state == RUNNING)
+        """Yield the trainings that run now, and those of the packs that run, as if each had its own job."""
+        for job in [job for job in self.jobs.values() if job.state == RUNNING]:
+            if job.rule in TRAININGS:
+                yield job
+            elif job.rule == "pack":
+                yield from (Job("train", {"run": run}) for run in self.packs.get(job.subject, ()))
 
     def done(self, rule: str) -> int:
         """Return the number of finished jobs of a rule."""
@@ -110,12 +139,13 @@ class Pipeline:
         return {name: (self.done(rule), self.counts[rule]) for rule, name in PHASES.items() if self.counts.get(rule)}
 
     def state_of(self, run: str) -> str:
-        """Return the state of a run: what its newest job does, `waiting`, `finished` or `failed`; empty at first."""
+        """Return the state of a run: what its newest job does, or how it ended, or `waiting`; empty at first."""
         own = [job for job in self.jobs.values() if job.wildcards.get("run") == run]
         if not own:
             return "waiting" if run in self.needed else "finished" if self.has_started else ""
-        if any(job.state == FAILED for job in own):
-            return FAILED
+        for state in (FAILED, STOPPED):
+            if any(job.state == state for job in own):
+                return state
         running = [job.rule for job in own if job.state == RUNNING]
         if running:
             return {"train": "training", "evaluate": "evaluating", "export": "exporting"}.get(running[-1], running[-1])

@@ -6,26 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workflow_lib import plugins, snakefile
+from workflow_lib import plugins
 from workflow_lib.files import UNREADABLE, read_json
-from workflow_lib.live.jobs import FAILED, FINISHED, Job
+from workflow_lib.live.jobs import FAILED, FINISHED, RUNNING, STOPPED, Job
 from workflow_lib.live.training import Training
 from workflow_lib.results import layout
 from workflow_lib.text import decimal, duration
 
 
-def of_job(job: Job, results: Path, *, is_stopping: bool = False) -> str | None:
+def of_job(job: Job, results: Path) -> str | None:
     """Return the line about a job that has just changed its state, or None if the user need not know."""
-    if job.state == FAILED:
-        reason = snakefile.last_line(job.log).removeprefix(f"everstep {job.rule}: ")
-        return (
-            f"{job.name}: {reason.partition('. ')[0]}"
-            if reason.startswith("stopped")
-            else f"{job.name} failed: {reason}"
-        )
+    if job.state == STOPPED:
+        return f"{job.name}: {job.reason.partition('. ')[0] if job.reason.startswith('stopped') else 'stopped'}"
     if job.state == FINISHED:
         return _finished(job, results)
-    return f"{job.name} starts again" if job.attempts > 1 else None
+    if job.before is not None and job.before.is_rejected and (job.state == RUNNING or job.is_rejected):
+        return None  # the retry says the same again
+    if job.state == FAILED:
+        return f"{job.name} failed: {job.reason}"
+    return f"{job.name} starts again" if job.before is not None else None
 
 
 def _finished(job: Job, results: Path) -> str | None:

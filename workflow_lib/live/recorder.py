@@ -2,10 +2,10 @@
 
 plan       an experiment is read: its results folder and runs, and if the jobs run on this machine
 jobs       number of jobs by rule
-started    the jobs begin: this is no dry run
-job        a job starts, or starts again: id, rule, wildcards, log
+started    the jobs begin, this is no dry run: the runs that need one, and the runs of each pack
+job        a job starts, or starts again: id, rule, wildcards
 finished   the job with this id is finished
-failed     the job with this id failed
+failed     the job with this id did not finish: its exit code, if that is known, and the last line of its log
 message    a line of Everstep for the user
 error      the reason why the pipeline ends without success
 nothing    there is nothing to do
@@ -15,12 +15,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
+from workflow_lib import snakefile
 from workflow_lib.store.events import EventLog
 
 PATH, COMMAND = "EVERSTEP_EVENTS", "EVERSTEP_COMMAND"  # environment variables
+FAILED_COMMAND = "CalledProcessError in "
+EXIT = re.compile(r"returned non-zero exit status (\d+)\.$|died with <Signals\.\w+: (\d+)>\.$", re.MULTILINE)
+# Messages that say only that some job failed; Everstep's own one names the job and its reason.
+NO_REASONS = (
+    FAILED_COMMAND,
+    "Exiting because a job execution failed",
+    "At least one job did not complete successfully",
+)
 
 
 def record(kind: str, **fields: Any) -> None:
@@ -32,6 +43,10 @@ def record(kind: str, **fields: Any) -> None:
 class Recorder(logging.Handler):
     """Records the events of Snakemake's logger."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = threading.local()  # Snakemake tells the exit code of a job just before its end, in the same thread
+
     def emit(self, entry: logging.LogRecord) -> None:
         from snakemake.common import NOTHING_TO_BE_DONE_MSG
 
@@ -41,15 +56,23 @@ class Recorder(logging.Handler):
                 record("jobs", counts=values["stats"])
             case "job_info":
                 named = {name: str(value) for name, value in values["wildcards"].items()}
-                record("job", id=values["jobid"], rule=values["rule_name"], wildcards=named, log=[*values["log"]])
+                record("job", id=values["jobid"], rule=values["rule_name"], wildcards=named)
             case "job_finished":
                 record("finished", id=values["job_id"])
             case "job_error":
-                record("failed", id=values["jobid"])
+                # read now, since a retry empties the log
+                reason = snakefile.last_line(next(map(Path, values["log"]), None))
+                record("failed", id=values["jobid"], code=vars(self._last).pop("code", None), reason=reason)
             case "error" | None if entry.levelno >= logging.ERROR:
-                record("error", text=entry.getMessage())
+                self._add_error(entry.getMessage())
             case None if entry.getMessage() == NOTHING_TO_BE_DONE_MSG:
                 record("nothing")
+
+    def _add_error(self, text: str) -> None:
+        if FAILED_COMMAND in text and (ended := EXIT.search(text)):
+            self._last.code = int(ended[1]) if ended[1] else -int(ended[2])
+        if not any(words in text for words in NO_REASONS):
+            record("error", text=text)
 
 
 def attach() -> None:

@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from workflow_lib.files import UNREADABLE, read_json
-from workflow_lib.live.jobs import FAILED, FINISHED, Job, Pipeline
+from workflow_lib.live.jobs import FAILED, FINISHED, STOPPED, Job, Pipeline
 from workflow_lib.live.training import Training
 from workflow_lib.results import layout
 from workflow_lib.text import decimal, duration
 
-STYLES = {FAILED: "bold red", FINISHED: "green", "waiting": "dim", "training": "cyan"}
+STYLES = {FAILED: "bold red", STOPPED: "yellow", FINISHED: "green", "waiting": "dim", "training": "cyan"}
 WIDE = 110  # columns of a terminal that shows steps too
 AROUND = 5  # lines of the terminal that are not rows of the table
 GAP = 2  # columns between two columns of the table
@@ -50,8 +50,19 @@ def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, hei
     running = {job.subject: job for job in pipeline.trainings()}
     for run in pipeline.runs:
         state = pipeline.state_of(run)
+        if state == "waiting" and run in running and running[run].name in trainings:
+            state = trainings[running[run].name].state  # it is in a pack
         rows.append(_row(running.get(run), run, state, trainings) | _result(pipeline, run, state))
-    order = {"training": 0, "evaluating": 1, "exporting": 1, FAILED: 2, "trained": 3, "waiting": 4, FINISHED: 5}
+    order = {
+        "training": 0,
+        "evaluating": 1,
+        "exporting": 1,
+        FAILED: 2,
+        STOPPED: 2,
+        "trained": 3,
+        "waiting": 4,
+        FINISHED: 5,
+    }
     shown = set(sorted(range(len(rows)), key=lambda i: order.get(rows[i]["state"], 6))[:height])
     left = Counter(row["state"] for i, row in enumerate(rows) if i not in shown)
     more = [Text(f"and {left.total():,} more: " + ", ".join(f"{n:,} {state}" for state, n in left.items()), "dim")]

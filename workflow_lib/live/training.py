@@ -8,7 +8,7 @@ from typing import Any
 
 from workflow_lib import files
 from workflow_lib.plan import frozen
-from workflow_lib.store import layout
+from workflow_lib.store import attempts, layout
 from workflow_lib.store.events import Follower, last_event
 
 RECENT_BYTES = 1 << 13
@@ -39,6 +39,7 @@ class Training:
             if (event := last_event(path, PROGRESS, RECENT_BYTES)) is not None:
                 self._take(event)
         self.samples_per_s = None
+        self._is_finished = False
 
     def _files(self) -> list[Path]:
         return [layout.events_file(path) for path in layout.workspaces(self._work, self._run.name)]
@@ -53,6 +54,23 @@ class Training:
                 elif event.get("kind") == "log" and event.get("level") in WARNINGS:
                     warnings.append(str(event.get("message")))
         return warnings
+
+    @property
+    def state(self) -> str:
+        """`training` while an attempt runs, `trained` if the newest one finished the run, else `waiting`."""
+        if self._is_finished:
+            return "trained"
+        found = [record for path in self._files() for record in attempts.list_attempts(path.parent)]
+        newest = max(found, key=lambda record: record.began, default=None)
+        self._is_finished = newest is not None and newest.reason == "finished"
+        is_running = newest is not None and (
+            newest.is_alive_here() if newest.is_of_this_host() else newest.ended is None
+        )
+        return "trained" if self._is_finished else "training" if is_running else "waiting"
+
+    def is_running(self) -> bool:
+        """Return True if the training has begun and computes steps."""
+        return self.steps is not None and self.state == "training"
 
     def _take(self, event: Mapping[str, Any]) -> None:
         self.step, self.steps = event["step"], event["steps"]

@@ -35,7 +35,6 @@ class Watch:
         self._trainings: dict[str, Training] = {}
         self._began = time.monotonic()
         self._said, self._silence_s = self._began, SILENCE_S
-        self._is_stopping = False
         self._live: Live | None = None
 
     def __enter__(self) -> Watch:
@@ -80,7 +79,7 @@ class Watch:
         elif event["kind"] == "started":
             self._say(self._beginning())
         elif job is not None and self.pipeline.results is not None and self.pipeline.has_started:
-            line = lines.of_job(job, self.pipeline.results, is_stopping=self._is_stopping)
+            line = lines.of_job(job, self.pipeline.results)
             if line is not None:
                 self._say(line)
 
@@ -112,14 +111,14 @@ class Watch:
 
     def _say_progress(self) -> None:
         """Print one line about the trainings that run."""
-        begun = {name: training for name, training in self._trainings.items() if training.steps}
+        begun = {name: training for name, training in self._trainings.items() if training.is_running()}
         parts = [lines.of_training(name, begun[name]) for name in [*begun][:MOST_SHOWN]]
         more = [f"and {len(begun) - MOST_SHOWN} more"] if len(begun) > MOST_SHOWN else []
         self._say("; ".join([*parts, *more]) or f"{self.pipeline.done_jobs} jobs are finished")
 
     def say_stopping(self) -> None:
         """Say that the trainings save."""
-        self._is_stopping = True
+        self.pipeline.is_stopping = True
         where = "trainings save" if self.pipeline.is_local else "jobs on the cluster are cancelled, and save"
         self._say(f"stopping: {where}. Another Ctrl-C kills them; then steps since the last checkpoint are lost")
 
