@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
 def count(number: int, noun: str) -> str:
     """Return the number with its noun: `1 run`, `2 runs`, `1,000 runs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def nearest(given: object, names: Iterable[object]) -> str:
+    """Return `; did you mean ...?` with the name that begins with the given text, contains it, or else is closest.
+
+    Without such a name, an empty string.
+    """
+    text, known = str(given), [str(name) for name in names]
+    begun = [name for name in known if name.startswith(text)] if len(text) > 1 else []
+    containing = [name for name in known if text in name] if len(text) > 2 else []
+    close = sorted(begun, key=len) or sorted(containing, key=len) or difflib.get_close_matches(text, known, 1)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def decimal(value: float | None, digits: int = 4) -> str:

@@ -102,6 +102,11 @@ pytestmark = pytest.mark.usefixtures("folder")
             "train_loss, val_loss, val_accuracy, val_auroc",
         ),
         (
+            "training: {metrics: [f1_macro], select_metric: val_f1}",
+            "training.select_metric: val_f1 is not measured in classification; did you mean `val_f1_macro`?; allowed: ",
+        ),
+        ("training: {metrics: [f1]}", "training.metrics[0]: no metric `f1`; did you mean `f1_macro`?"),
+        (
             "training: {early_stopping: {metric: val_auroc}}",
             "training.early_stopping.metric: val_auroc is not measured in classification",
         ),
@@ -201,3 +206,8 @@ def test_the_direction_of_a_metric_of_the_user_decides_which_value_is_better() -
     assert is_better("val_x", 2.0, None)
     assert not is_better("val_x", None, 2.0, ["val_x"])
     assert is_better("val_x", 3.0, 2.0, ["val_x"])
+
+
+def test_a_metric_that_is_rejected_is_not_offered() -> None:
+    selected, _ = problems("name: a\ntraining: {metrics: [f1_macro, r2], select_metric: val_f2}\n")
+    assert selected.endswith("allowed: train_loss, val_loss, val_accuracy, val_f1_macro")

@@ -87,6 +87,17 @@ def test_every_bad_point_is_reported_with_its_values(tmp_path: Path) -> None:
     assert "optimizer.lr: 0 is not allowed; allowed: a number, above 0" in lines[1]
 
 
+def test_a_mistake_of_several_points_is_one_line_and_one_of_all_settings_is_at_its_own_line(tmp_path: Path) -> None:
+    base = {"training": {"metrics": ["r2"]}, "schedule": {"warmup_epochs": 5}}
+    sweep = {"grid": {"training.epochs": [3, 4, 9]}, "seeds": 2}
+    first, metric, second = plan_problems(tmp_path, **base, sweep=sweep)
+    assert metric.startswith("5: training.metrics[0]: r2 is not for classification")
+    assert [line.partition(": schedule")[0].partition("sweep ")[2] for line in (first, second)] == [
+        "point 0 (training.epochs=3, seed=0) and 1 other point",
+        "point 2 (training.epochs=4, seed=0) and 1 other point",
+    ]
+
+
 def test_each_point_is_checked_with_the_other_settings(tmp_path: Path) -> None:
     (line,) = plan_problems(tmp_path, schedule={"warmup_epochs": 5}, sweep={"grid": {"training.epochs": [4, 5, 6]}})
     assert "sweep point 0 (training.epochs=4): schedule.warmup_epochs: the warm-up" in line

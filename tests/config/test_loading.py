@@ -123,6 +123,18 @@ def test_a_missing_file_is_a_config_error() -> None:
         config.load([Path("nowhere.yaml")])
 
 
+def test_null_clears_a_mapping_and_an_empty_one_is_said_to_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    text = "name: a\ntraining: {loss: torch.nn:CrossEntropyLoss, loss_params: {label_smoothing: 0.1}}"
+    assert load(text, "training.loss_params=null").training.loss_params == {}
+    assert load(text, "training.step_params={}", "model={name: cnn, params: {}}").training.loss_params
+    assert not caplog.records
+    assert load(text, "training.loss_params={}").training.loss_params == {"label_smoothing": 0.1}
+    assert [record.getMessage() for record in caplog.records] == [
+        "set training.loss_params={}: training.loss_params: {} changes nothing, since mappings are merged;"
+        " null clears it"
+    ]
+
+
 def test_overrides_are_yaml_separated_by_spaces() -> None:
     experiment = load("name: a", "training.epochs=20 seed=7 optimizer.lr=1e-2", "training.clip_norm=null")
     assert (experiment.training.epochs, experiment.seed, experiment.optimizer.lr) == (20, 7, 0.01)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from workflow_lib.config.measures import Metric
+from workflow_lib.data import ModelSpec
 from workflow_lib.metrics.own import Measures
 
 SAMPLES = 60
@@ -35,10 +35,8 @@ TASKS = {
 
 def measures(kind: str, *metrics: Any, outputs: int = 6) -> Measures:
     """Return the metrics of a task with targets of this kind."""
-    manifest: Any = SimpleNamespace(
-        task=TASKS[kind], spec=SimpleNamespace(outputs=outputs), target_mean=[1.0] * outputs, target_std=[2.0] * outputs
-    )
-    return Measures([Metric.model_validate(metric) for metric in metrics], manifest)
+    spec = ModelSpec((1,), outputs, TASKS[kind])
+    return Measures([Metric.model_validate(metric) for metric in metrics], spec, [1.0] * outputs, [2.0] * outputs)
 
 
 def batch(kind: str, outputs: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

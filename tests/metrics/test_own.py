@@ -9,9 +9,12 @@ import torch
 import torchmetrics.functional as functional
 
 from tests.metrics.contract import SAMPLES, TASKS, MetricContract, batch, measures, over
+from workflow_lib import plugins
 from workflow_lib.config.measures import KNOWN, Metric, names_for
+from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.metrics.own import Merged, build
+from workflow_lib.plan.metric_check import problem
 
 KINDS = tuple(TASKS)
 
@@ -95,6 +98,31 @@ def test_what_is_no_number_or_cannot_be_saved_is_rejected(name: str, said: str) 
     with pytest.raises(ConfigError, match="training.metrics") as rejected:
         found.save() if name == "Unsaved" else found.values()
     assert said in str(rejected.value)
+
+
+def tried(kind: str, metric: Metric, outputs: int) -> str | None:
+    shape = (1, 4, 4) if kind == "masks" else (5,)
+    return problem(metric, ModelSpec(shape, outputs, TASKS[kind]))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_metric_that_fits_the_task_is_never_rejected_by_its_trial(kind: str) -> None:
+    names = names_for(plugins.task_facts(TASKS[kind]).targets)
+    for outputs in (1, 6) if kind == "numbers" else (5, 6):
+        found = {name: tried(kind, Metric(name=name), outputs) for name in names}
+        assert not any(found.values()), found
+    assert tried(kind, Metric(name="tests.plugins.own:spread", maximize=True), 2) is None
+
+
+@pytest.mark.parametrize("outputs", [2, 6])
+def test_a_metric_of_another_task_is_rejected_before_the_training(outputs: int) -> None:
+    assert tried("classes", Metric(name="tests.plugins.own:Streak"), outputs) is None
+    for kind, name in (
+        ("classes", "torchmetrics.regression:MeanSquaredError"),
+        ("masks", "torchmetrics.regression:MeanSquaredError"),
+        ("numbers", "torchmetrics.classification:MulticlassAccuracy"),
+    ):
+        assert f"training.metrics: {name}" in str(tried(kind, Metric(name=name), outputs))
 
 
 def test_a_wrapper_of_other_metrics_is_rejected() -> None:

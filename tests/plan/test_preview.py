@@ -144,6 +144,28 @@ def test_plan_reports_problems_of_the_data(capsys: pytest.CaptureFixture[str]) -
     assert f"rejected: {Path.cwd()}/t.npz: the key `val_labels` is missing" in said.err
 
 
+def test_a_metric_by_a_path_is_tried_once_with_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "torchmetrics.regression:MeanSquaredError"
+    code, told = validate(capsys, training={"metrics": [name]}, sweep={"seeds": 2, "folds": 2})
+    assert (code, told.count(f"training.metrics: {name}: update failed: RuntimeError")) == (2, 1)
+
+
+def test_folds_of_a_table_are_listed_and_rejected_once(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"name": "table", "params": {"path": "t.csv", "target": "y"}}
+    Path("x.yaml").write_text(
+        yaml.safe_dump({"name": "x", "data": data, "model": {"name": "tabular"}, "sweep": {"folds": 3}})
+    )
+    Path("t.csv").write_text("n,y\n" + "1,a\n2,b\n" * 200)
+    assert main(["plan", "x.yaml"]) == 0
+    assert (
+        capsys.readouterr().out.count(" and 2 other data sets of the same table:\n  `y`: target, 2 classes (a, b)\n")
+        == 1
+    )
+    Path("t.csv").write_text("n;y\n1;a\n")
+    assert main(["plan", "x.yaml"]) == 2
+    assert capsys.readouterr().err.count("rejected: ") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "target", "said"),
     [

@@ -140,8 +140,8 @@ def _plan(arguments: Arguments) -> None:
         print(f"\n{budget.table(asked)}\n")
         is_slurm = profile.values.get("executor") == "slurm"
         print(budget.check(asked) if is_slurm else f"NOT CHECKED: {profile.path} has no `executor: slurm`")
-    if problems := [*problems, *found.problems]:
-        raise ConfigError("\n".join(f"rejected: {problem}" for problem in problems))
+    if rejected := dict.fromkeys([*problems, *found.problems]):
+        raise ConfigError("\n".join(f"rejected: {problem}" for problem in rejected))
 
 
 @VERBS.add(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,26 @@ def merge(base: Source, over: Source) -> Source:
         origin = over.origins.exactly(path) or base.origins.exactly(path)
         if origin:
             entries[path] = origin
-    messages = tuple(dict.fromkeys((*base.messages, *over.messages)))
+    empty = [
+        f"{over.origins.place(path)}: {{}} changes nothing, since mappings are merged; null clears it"
+        for path in _without_effect(_with_common(base.values, over.values), over.values)
+    ]
+    messages = tuple(dict.fromkeys((*base.messages, *over.messages, *empty)))
     return Source(values, Origins(entries), messages)
+
+
+def _without_effect(base: Any, over: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the path of each empty mapping that is merged over one with content."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        if base and not over:
+            yield path
+        for key in over:
+            yield from _without_effect(base.get(key), over[key], (*path, key))
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with others on top; a section with a new `name` keeps the settings that both names have."""
-    bases = {section: _common(section, base.get(section), over.get(section)) for section in VARIANTS if section in over}
-    merged: dict[str, Any] = deep_merge({**base, **bases}, over)
+    merged: dict[str, Any] = deep_merge(_with_common(base, over), over)
     return merged
 
 
@@ -137,6 +149,12 @@ def overlay_point(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, 
             is_new = before.get(steps) is None and epochs in before
             replaced[section] = {**before, epochs: None} if is_new else before
     return overlay({**settings, **replaced}, point)
+
+
+def _with_common(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return the base, with those settings of its sections that the names on top have too."""
+    common = {section: _common(section, base.get(section), over[section]) for section in VARIANTS if section in over}
+    return {**base, **common}
 
 
 def _common(section: str, base: Any, over: Any) -> Any:

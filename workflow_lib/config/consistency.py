@@ -8,13 +8,14 @@ from typing import Any, get_origin
 
 from workflow_lib import plugins
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
-from workflow_lib.config.messages import nearest, sections_of, shown, unknown
+from workflow_lib.config.messages import sections_of, shown, unknown
 from workflow_lib.config.metric_checks import metric_problem
 from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
 from workflow_lib.plugins import in_identity
+from workflow_lib.text import nearest
 
 
 def check(experiment: Experiment, origins: Origins) -> list[str]:
@@ -30,15 +31,10 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
         metric = experiment.tune.metric
         if metric is not None and (what := metric_problem(metric, task, experiment.training)):
             found.append((("tune", "metric"), what))
-    lines = [f"{_place(origins, path)}{dotted(path)}: {what}" for path, what in dict.fromkeys(found)]
+    lines = [f"{origins.place(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
         lines += _trial_problems(experiment, experiment.tune, origins)
     return lines
-
-
-def _place(origins: Origins, path: KeyPath) -> str:
-    origin = origins.of(path)
-    return f"{origin}: " if origin else ""
 
 
 def is_swept(sweep: Sweep) -> bool:
@@ -196,7 +192,7 @@ def _trial_problems(experiment: Experiment, tune: Tune, origins: Origins) -> lis
     layers = Layers(experiment)
     lines: dict[KeyPath, list[str]] = {}
     for path, point in _corners(tune):
-        where = f"{_place(origins, path)}{dotted(path)}"
+        where = origins.place(path)
         try:
             values = {name: part.value for name, part in layers.parts(point, where).items()}
         except ConfigError as error:
@@ -211,7 +207,7 @@ def _located(tune: Tune, path: KeyPath, what: str, where: str, origins: Origins)
     """Return the message, placed at the setting that it is about if the study varies it, else at the trial's point."""
     name = dotted(path)
     if name in tune.space:
-        return f"{_place(origins, ('tune', 'space', name))}tune.space.{name}: {what}"
+        return f"{origins.place(('tune', 'space', name))}: {what}"
     return f"{where}: {name}: {what}"
 
 

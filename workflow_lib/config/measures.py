@@ -19,6 +19,7 @@ from workflow_lib.config.by_path import check_arguments, first_arguments, loaded
 from workflow_lib.config.step import step_class
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.objects import parameters
+from workflow_lib.text import nearest
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Training
@@ -135,7 +136,7 @@ class Metric(Section):
         known = KNOWN.get(self.name)
         if known is None and not plugins.is_object_path(self.name):
             raise PydanticCustomError(
-                "arguments", "{message}", {"message": f"no metric `{self.name}`{_nearest(self.name)}; {ALLOWED}"}
+                "arguments", "{message}", {"message": f"no metric `{self.name}`{nearest(self.name, KNOWN)}; {ALLOWED}"}
             )
         maximize = self._direction() if known is None else known.maximize if self.maximize is None else self.maximize
         if known is not None and self.params:
@@ -152,7 +153,7 @@ class Metric(Section):
         known = parameters(found) or {}
         if target.startswith("torchmetrics.") and (wrong := [name for name in self.params if name not in known]):
             message = (
-                f"{target}: `{wrong[0]}` is no argument of it{_nearest(wrong[0], known)} (arguments:"
+                f"{target}: `{wrong[0]}` is no argument of it{nearest(wrong[0], known)} (arguments:"
                 f" {', '.join(name for name in known if name not in (*provided, 'kwargs'))})"
             )
             raise PydanticCustomError("arguments", "{message}", {"message": message})
@@ -217,13 +218,6 @@ def maximized(training: Training) -> list[str]:
     if training.step is not None and (step := step_class(training.step)).has_own_validation():
         own += [f"val_{name}" for name, better in step.metrics.items() if better == "higher"]
     return own
-
-
-def _nearest(name: str, names: Collection[str] = ()) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, names or KNOWN, 1)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 ALLOWED = f"allowed: {', '.join(KNOWN)}, or an import path: torchmetrics.module:Name, mypackage.module:Name"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
+from workflow_lib.text import nearest
 
 # The settings behind the names that other libraries use, and behind those that stand in a section here.
 OTHER_NAMES = {
@@ -194,12 +194,6 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
     near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
     quote = "; in quotes it is text" if kind == "string_type" else ""
     return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
-
-
-def nearest(given: Any, names: Iterable[Any]) -> str:
-    """Return `; did you mean ...?` with the name closest to the given one, or an empty string."""
-    close = difflib.get_close_matches(str(given), [str(name) for name in names], 1)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:

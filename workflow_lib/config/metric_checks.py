@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from workflow_lib import plugins
 from workflow_lib.config.measures import KNOWN, OWN_LOSS, names_for
-from workflow_lib.config.messages import nearest
 from workflow_lib.config.step import step_class
 from workflow_lib.config.yaml import KeyPath
+from workflow_lib.text import nearest
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Training
@@ -24,9 +24,12 @@ def measured(training: Training, task: plugins.Task) -> list[str]:
 
 def metric_problem(metric: str, task: plugins.Task, training: Training) -> str | None:
     """Return the problem of a metric that chooses epochs or trials, or None if every validation has it."""
-    allowed = measured(training, task)
-    if metric in allowed:
+    every = measured(training, task)
+    if metric in every:
         return None
+    names = names_for(plugins.task_facts(task).targets)
+    rejected = {own.curve for own in training.metrics if own.name in KNOWN and own.name not in names}
+    allowed = [name for name in every if name not in rejected]
     more = "" if training.metrics or training.step else "; training.metrics adds more"
     return f"{metric} is not measured in {task}{nearest(metric, allowed)}; allowed: {', '.join(allowed)}{more}"
 

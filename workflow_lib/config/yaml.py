@@ -46,6 +46,11 @@ class Origins:
                 return self.entries[path[:length]]
         return None
 
+    def place(self, path: KeyPath) -> str:
+        """Return the start of a message about the value: its origin and its dotted name."""
+        origin = self.of(path)
+        return f"{origin}: {dotted(path)}" if origin else dotted(path)
+
     def exactly(self, path: KeyPath) -> str | None:
         """Return the origin of the value itself; None if it is a default."""
         return self.entries.get(path)

@@ -51,7 +51,7 @@ def _metrics(
     settings: Evaluate,
     where: torch.device,
 ) -> dict[str, dict[str, Any]]:
-    pairs, measures = tasks.load(manifest.task).onnx.pairs, Measures(sections, manifest)
+    pairs, measures = tasks.load(manifest.task).onnx.pairs, Measures.of(sections, manifest)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     network, size = network.to(where).eval(), 0
     with torch.inference_mode(), closing(split.stream(slices(len(split), settings.batch_size))) as batches:

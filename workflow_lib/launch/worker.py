@@ -135,7 +135,7 @@ def _measures(context: AttemptContext) -> Measures | None:
         return None
     from workflow_lib.metrics.own import Measures
 
-    return Measures(context.run.training.metrics, context.manifest)
+    return Measures.of(context.run.training.metrics, context.manifest)
 
 
 def _open_store(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks) -> CheckpointStore:

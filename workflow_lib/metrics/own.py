@@ -32,7 +32,7 @@ from workflow_lib.plugins.objects import parameters
 
 if TYPE_CHECKING:
     from workflow_lib.config.measures import Metric
-    from workflow_lib.data import Manifest
+    from workflow_lib.data import Manifest, ModelSpec
 
 Named = dict[str, torch.Tensor]
 Reduction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -212,12 +212,18 @@ class Measures:
     tokens.
     """
 
-    def __init__(self, sections: Sequence[Metric], manifest: Manifest) -> None:
-        self._targets = plugins.task_facts(manifest.task).targets
-        outputs = manifest.spec.outputs
-        self._measures = {section.label: build(section, self._targets, outputs) for section in sections}
+    def __init__(
+        self, sections: Sequence[Metric], spec: ModelSpec, mean: Sequence[float] = (0,), std: Sequence[float] = (1,)
+    ) -> None:
+        self._targets = plugins.task_facts(spec.task).targets
+        self._measures = {section.label: build(section, self._targets, spec.outputs) for section in sections}
         self._flattens = {section.label for section in sections if self._targets == "tokens" and is_flat(section)}
-        self._mean, self._std = torch.tensor(manifest.target_mean), torch.tensor(manifest.target_std)
+        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+
+    @classmethod
+    def of(cls, sections: Sequence[Metric], manifest: Manifest) -> Measures:
+        """Return the metrics for data that is prepared."""
+        return cls(sections, manifest.spec, manifest.target_mean, manifest.target_std)
 
     def compared(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the metrics compare, from outputs in float32 and targets of a batch."""

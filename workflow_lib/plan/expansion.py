@@ -16,10 +16,11 @@ from workflow_lib.config.messages import messages, shown
 from workflow_lib.config.run import RunConfig
 from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.stages import stages
-from workflow_lib.config.yaml import Origins, dotted
+from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan.naming import data_id, run_id
 from workflow_lib.plugins import Section
+from workflow_lib.text import count
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def _dump(value: Any) -> Any:
 def expand(experiment: Experiment) -> tuple[Run, ...]:
     """Return the runs of the experiment in the order of the sweep; points with equal settings become the same run.
 
-    Raises ConfigError with the problems of all points, one a line.
+    Raises ConfigError with the problems of all points, one a line, each of them once.
     """
     layers, numbers = sweep.Layers(experiment), stages()
     runs: dict[str, Run] = {}
     problems: dict[str, None] = {}
+    contradictions: dict[tuple[KeyPath, str], list[str]] = {}  # by path and message: the points that have it
     data_ids: dict[str, str] = {}
     for number, point in enumerate(_points(experiment)):
         where = _where(experiment, number, point)
@@ -70,8 +72,8 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
             continue
         values = {name: part.value for name, part in parts.items()}
         if point:  # without a sweep, `consistency.check` has already checked the only run
-            found = run_problems(values, experiment.runtime)
-            problems.update((f"{where}: {dotted(path)}: {what}", None) for path, what in found)
+            for problem in dict.fromkeys(run_problems(values, experiment.runtime)):
+                contradictions.setdefault(problem, []).append(where)
         name = digest_text(_identity_text(parts, numbers), "run")
         if name in runs:
             continue
@@ -80,9 +82,21 @@ def expand(experiment: Experiment) -> tuple[Run, ...]:
             data_ids[data] = data_id(values["data"])
         run = RunConfig.model_construct(**values, stages=numbers)
         runs[name] = Run(run_id(experiment.name, point, name), name, run, point, data_ids[data])
+    if contradictions:
+        problems.update(dict.fromkeys(_lines(experiment, contradictions)))
     if problems:
         raise ConfigError("\n".join(problems))
     return _with_unique_short_names(runs)
+
+
+def _lines(experiment: Experiment, contradictions: Mapping[tuple[KeyPath, str], list[str]]) -> Iterator[str]:
+    """Yield a line for each problem, placed at its first point, or at the setting if it is there without a sweep."""
+    of_base = set(run_problems({name: getattr(experiment, name) for name in sweep.RUN_SECTIONS}, experiment.runtime))
+    for (path, what), where in contradictions.items():
+        more = f" and {count(len(where) - 1, 'other point')}" if len(where) > 1 else ""
+        in_base = (path, what) in of_base
+        place = experiment._origins.place(path) if in_base else f"{where[0]}{more}: {dotted(path)}"
+        yield f"{place}: {what}"
 
 
 def is_point(experiment: Experiment, ref: str) -> bool:

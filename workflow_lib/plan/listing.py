@@ -55,17 +55,22 @@ def _configurations(runs: Sequence[Run]) -> int:
 def columns(experiment: Experiment) -> tuple[list[str], list[str]]:
     """Return a line for each column of the tables that the experiment reads, and why tables are rejected."""
     data = {run.data_id: run.config.data for run in expand(experiment)}
-    lines: list[str] = []
-    problems = []
+    tables: dict[str, list[str]] = {}  # folds and splits of a table have the same columns
     for name, section in data.items():
+        tables.setdefault(canonical([section.name, section.params]), []).append(name)
+    lines: list[str] = []
+    problems: dict[str, None] = {}
+    for first, *others in tables.values():
+        section = data[first]
         try:
             descriptions = plugins.column_descriptions(section.name, section.params, Path.cwd())
         except (EverstepError, OSError) as error:
-            problems.append(f"{name}: {error}")
+            problems[str(error)] = None
             continue
         if descriptions:
-            lines += ["", f"columns of {name}:", *(f"  {description}" for description in descriptions)]
-    return lines, problems
+            more = f" and {count(len(others), 'other data set')} of the same table" if others else ""
+            lines += ["", f"columns of {first}{more}:", *(f"  {description}" for description in descriptions)]
+    return lines, list(problems)
 
 
 def _cell(values: Mapping[str, Any], name: str) -> str:

@@ -17,7 +17,7 @@ from workflow_lib.config.length import Length
 from workflow_lib.config.run_checks import data_problems, training_samples
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.plan import RunConfig, data_settings, init_check, model_check, prepared
+from workflow_lib.plan import RunConfig, data_settings, init_check, metric_check, model_check, prepared
 from workflow_lib.text import count
 
 LARGE = 256  # a model of this package with smaller numbers in its settings fits some device
@@ -63,6 +63,7 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
                 processes = runtime.nproc * runtime.nodes
                 _check_model(run, shapes, known.inputs, processes, found, with_sizes=with_sizes)
                 _check_init(run, shapes, found, root)
+                found.problems.update(dict.fromkeys(metric_check.problems(run, shapes)))
             else:
                 found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
     return found

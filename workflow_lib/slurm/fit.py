@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from workflow_lib.config.messages import nearest
 from workflow_lib.slurm.cluster import Cluster, Node, Partition
 from workflow_lib.slurm.requests import TRAININGS, Request
-from workflow_lib.text import count
+from workflow_lib.text import count, nearest
 
 
 def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
