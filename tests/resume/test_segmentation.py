@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.resume.conftest import Fresh
-from tests.support.cases import IN_TRAINING
+from tests.support.cases import IN_TRAINING, segmentation
 from tests.support.project import FAILED, KILLED, PASS, STOPPED, TERMINATED
 
 
-def segmentation(ranks: int, epochs: int) -> dict[str, Any]:
-    """Return changes for a segmentation whose masks are moved, and read from shards."""
-    return {
-        "data": {"name": "tests.plugins.scenes", "in_memory": False, "shard_samples": 100},
-        "model": {"name": "tests.plugins.pixels"},
-        "training": {"epochs": epochs, "class_weights": "balanced", "label_smoothing": 0.1},
-        "augment": {"flip_horizontal": 0.5, "shift": 0.2, "rotation": 20, "noise": 0.1},
-        "runtime": {"nproc": ranks, "workers": 1},
-    }
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize(("ranks", "signal"), [(1, "SIGTERM"), (2, "SIGKILL"), (3, "SIGTERM")])
 def test_a_segmentation_interrupted_once_at_every_point_is_exact(
     fresh: Fresh, reference: Fresh, signal: str, ranks: int
 ) -> None:
+    """`scripts/chaos masks` has each signal for each number of ranks."""
     # a stop saves its step, so that each attempt comes further than one that is killed
     changes = segmentation(ranks, epochs=3 if signal == "SIGKILL" else 9)
     run = fresh(changes)

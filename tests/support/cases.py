@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from tests.support.project import merged
+
 # steps of two micro-batches, and everything else with state: momentum, plateau, early stopping, a tied weight
 ACCUMULATED: dict[str, Any] = {
     "model": {"params": {"tied": True}},
@@ -16,6 +18,24 @@ ACCUMULATED: dict[str, Any] = {
 # two models with an optimizer each, a gradient penalty, an average, counters and logged values
 GAN: dict[str, Any] = {"model": {"name": "tests.plugins.gan"}, "training": {"step": "tests.plugins.gan:Step"}}
 # validated and logged within epochs of 17 steps, and ended within one
+OWN_METRICS: list[Any] = [  # states that are sums, lists of tensors, JSON values, and outputs
+    "f1_macro",
+    "auroc",
+    "tests.plugins.own:Streak",
+    {"name": "tests.plugins.own:spread", "params": {"power": 2.0}, "maximize": False},
+]
+OWN_PARTS: dict[str, Any] = {
+    "optimizer": {"name": "tests.plugins.own:Heavy", "lr": 0.05, "weight_decay": 0.01},
+    "schedule": {"name": "tests.plugins.own:noam", "params": {"rise": 0.2}},
+    "training": {
+        "loss": "tests.plugins.own:smoothed",
+        "loss_params": {"power": 1.5, "noise": 0.1},
+        "epochs": 9,  # each stop continues a little later
+        "batch_size": 33,
+        "metrics": OWN_METRICS,
+        "select_metric": "val_streak",
+    },
+}
 COUNTED: dict[str, Any] = {
     "training": {"batch_size": 66, "epochs": None, "max_steps": 40, "validate_every_steps": 6, "log_every_steps": 3},
     "schedule": {"name": "cosine", "warmup_epochs": 0, "warmup_steps": 5},
@@ -110,4 +130,20 @@ def random_fault(rng: random.Random) -> dict[str, Any]:
         "signal": rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"]),
         "rank": rank,
         "target": rng.choice(["self", "self", "launcher", "group"]),
+    }
+
+
+def own_parts(ranks: int) -> dict[str, Any]:
+    """Return changes for a run with an optimizer, a schedule, a loss and metrics of the user."""
+    return merged(with_ranks(ranks) if ranks > 1 else {}, OWN_PARTS)
+
+
+def segmentation(ranks: int, epochs: int) -> dict[str, Any]:
+    """Return changes for a segmentation whose masks are moved, and read from shards."""
+    return {
+        "data": {"name": "tests.plugins.scenes", "in_memory": False, "shard_samples": 100},
+        "model": {"name": "tests.plugins.pixels"},
+        "training": {"epochs": epochs, "class_weights": "balanced", "label_smoothing": 0.1},
+        "augment": {"flip_horizontal": 0.5, "shift": 0.2, "rotation": 20, "noise": 0.1},
+        "runtime": {"nproc": ranks, "workers": 1},
     }
