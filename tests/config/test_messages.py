@@ -164,15 +164,25 @@ def test_a_problem_in_a_base_file_names_that_file() -> None:
 
 
 def test_several_files_are_validated_separately(capsys: pytest.CaptureFixture[str]) -> None:
-    texts = {"good": "name: a", "bad": "name: b\nseed: -1", "empty": "name: c\ndata: {name: npz, params: {path: no}}"}
+    Path("t.csv").write_text("x,class\n1,a\n")
+    texts = {
+        "good": "name: a",
+        "bad": "name: b\nseed: -1",
+        "empty": "name: c\ndata: {name: npz, params: {path: no}}",
+        "table": "name: d\ndata: {name: table, params: {path: t.csv, target: klass}}\nmodel: {name: tabular}",
+    }
     for name, text in texts.items():
         Path(f"{name}.yaml").write_text(text)
-    assert main(["validate", "bad.yaml", "empty.yaml", "good.yaml"]) == 2
+    assert main(["validate", "bad.yaml", "empty.yaml", "good.yaml", "table.yaml"]) == 2
     told = capsys.readouterr()
     assert told.out == "good.yaml: valid; 1 run\n"
-    one, other = told.err.splitlines()
-    assert "bad.yaml:2: seed: -1 is not allowed" in one
-    assert other.startswith("empty.yaml: data.params.path: no such file: no")
+    bad, empty, table = told.err.splitlines()
+    assert "bad.yaml:2: seed: -1 is not allowed" in bad
+    assert empty.startswith("empty.yaml: data.params.path: no such file: no")
+    assert table.startswith("table.yaml: ")
+    assert "has no column `klass` (data.params.target); did you mean `class`?" in table
+    assert main(["plan", "table.yaml"]) == 2
+    assert capsys.readouterr().err.count("has no column `klass`") == 1
     assert main(["validate", "good.yaml"]) == 0
 
 

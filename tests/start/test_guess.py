@@ -8,6 +8,7 @@ from PIL import Image
 
 from workflow_lib import config
 from workflow_lib.errors import DataError, UserError
+from workflow_lib.plugins import column_descriptions
 from workflow_lib.start import Guess, first_experiment, guess, new_project
 
 
@@ -37,6 +38,60 @@ def test_a_table_of_another_country_is_read_as_it_is(tmp_path: Path) -> None:
     assert (params["delimiter"], params["decimal"], params["features"]) == (";", ",", ["town", "size"])
     assert "column 'empty' has one value only" in found.odd
     assert any(line.startswith("column 'id' differs in each row") for line in found.odd)
+
+
+def test_a_guess_passes_the_checks_of_the_reader(tmp_path: Path) -> None:
+    rows = [
+        [
+            i,
+            f"2024-01-{i % 20 + 1:02}",
+            f"0{1000 + i % 7}",
+            ("yes", "Yes", "no")[i % 3],
+            f"{i * 1.5:.1f}".replace(".", ","),
+            "5 %" if i == 9 else i % 4,
+            f"{i % 30}.339,48" if i % 30 else "339,48",
+        ]
+        for i in range(60)
+    ]
+    heading = ["", "when", "zip", "sold", "size", "rate", "price"]
+    found = guess(write_table(tmp_path / "houses.csv", heading, rows, ";"))
+    params = loaded(found, tmp_path).data.params
+    assert (params["decimal"], params["thousands"], params["task"]) == (",", ".", "regression")
+    assert params["features"] == ["zip", "sold", "size"]
+    assert column_descriptions("table", params, tmp_path)
+    for odd in (
+        "left out: column '' has no name",
+        "left out: column `when`: `2024-01-01` in line 2 is not a number here, but `2024-01-01` looks like a date",
+        "left out: line 11, column `rate`: `5 %` is not a number, but `0` in line 2 is",
+        "column `zip`: `01000` in line 2 is read as a number; list it in data.params.categorical",
+        "column `sold`: `yes` and `Yes` are two categories",
+    ):
+        assert any(line.startswith(odd) for line in found.odd), odd
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "value", "marks"),
+    [
+        (",", "1,234", (".", ",")),
+        (";", "1,234", (",", None)),
+        (";", "1 234.5", (".", " ")),
+        (",", "1234.5", (".", None)),
+    ],
+)
+def test_marks_of_numbers_are_guessed_and_doubts_told(
+    tmp_path: Path, delimiter: str, value: str, marks: tuple[str, str | None]
+) -> None:
+    rows = [[f"{i % 7 + 1}{value[1:]}", i % 2] for i in range(20)]
+    found = guess(write_table(tmp_path / "a.csv", ["x", "y"], rows, delimiter))
+    params = loaded(found, tmp_path).data.params
+    assert (params["decimal"], params["thousands"]) == marks
+    assert any(line.startswith("numbers can be read in two ways") for line in found.odd) == (value == "1,234")
+
+
+def test_a_table_without_a_usable_column_gives_one_message(tmp_path: Path) -> None:
+    rows = [[f"{i % 5}:30", i % 2] for i in range(20)]
+    with pytest.raises(DataError, match="no column to predict 'y' from: .*looks like a date or a time"):
+        guess(write_table(tmp_path / "a.csv", ["at", "y"], rows))
 
 
 def test_classes_are_counted_and_rare_ones_are_odd(tmp_path: Path) -> None:

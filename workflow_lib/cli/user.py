@@ -140,7 +140,9 @@ def _plan(arguments: Arguments) -> None:
         print(f"\n{budget.table(asked)}\n")
         is_slurm = profile.values.get("executor") == "slurm"
         print(budget.check(asked) if is_slurm else f"NOT CHECKED: {profile.path} has no `executor: slurm`")
-    if rejected := dict.fromkeys([*problems, *found.problems]):
+    # a header that does not fit is found twice
+    new = [problem for problem in found.problems if not any(known.endswith(problem) for known in problems)]
+    if rejected := dict.fromkeys([*problems, *new]):
         raise ConfigError("\n".join(f"rejected: {problem}" for problem in rejected))
 
 

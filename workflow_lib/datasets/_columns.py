@@ -7,10 +7,9 @@ Columns of different numbers that float32 would merge are rejected.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,8 +20,6 @@ from workflow_lib.datasets._notation import CODE, NEARLY_ALL, Notation, common_u
 from workflow_lib.datasets._tables import Piece
 from workflow_lib.datasets._values import FEW_ROWS, SHOWN, ColumnReader, names_of, parse_numbers, sort_names
 from workflow_lib.errors import DataError
-
-log = logging.getLogger(__name__)
 
 ALWAYS = ("missing", "not in train")  # categories of every categorical column
 MOST_CATEGORIES = 10_000  # in a column; with more, the values are free text or identify rows
@@ -190,28 +187,24 @@ class Column(ColumnReader):
         some = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
         return f"`{self.name}`: category, {len(names)} different ({some}){gaps}"
 
-    def warn(self) -> None:
-        """Log a warning for values that can be used, but are probably a mistake."""
+    def warnings(self) -> Iterator[str]:
+        """Yield a warning for values that can be used, but are probably a mistake."""
         where = f"{self.path}, column `{self.name}`"
         if not self.categories:
-            self.warn_small()
+            yield from super().warnings()
         if self.code:
-            log.warning(
-                "%s: %s is read as a number; list it in data.params.categorical if it is a code", where, self.code
-            )
+            yield f"{where}: {self.code} is read as a number; list it in data.params.categorical if it is a code"
         if self.is_constant:
-            log.warning("%s: every row has the same value; a model cannot learn from it", where)
+            yield f"{where}: every row has the same value; a model cannot learn from it"
         elif not self.categories and self._is_dwarfed():
             largest = max(self.low, self.high, key=abs)
-            log.warning("%s: %.10g is so far away that most other numbers become equal: a mistake?", where, largest)
+            yield f"{where}: {largest:.10g} is so far away that most other numbers become equal: a mistake?"
         elif not self.categories and self.counts_rows and self.high - self.low >= FEW_ROWS:
-            log.warning("%s: counts the rows; leave it out of data.params.features unless it is a measurement", where)
+            yield f"{where}: counts the rows; leave it out of data.params.features unless it is a measurement"
         by_fold: dict[str, str] = {}
         for name in self.categories:
             if (other := by_fold.setdefault(folded(name), name)) != name:
-                log.warning(
-                    "%s: `%s` and `%s` are two categories; use one spelling if they are the same", where, other, name
-                )
+                yield f"{where}: `{other}` and `{name}` are two categories; use one spelling if they are the same"
                 break
 
 

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,14 @@ def open_table(path: Path, delimiter: str, decimal: str = ".") -> Table:
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return CsvTable(path, delimiter)
     raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq; rename or convert it")
+
+
+def check_names(table: Table) -> None:
+    """Raise DataError if the table has no columns, or two with the same name."""
+    if not table.columns:
+        raise DataError(f"{table.path}: is empty; the first line must name the columns")
+    if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
+        raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are named `{twice[0]}`; rename them")
 
 
 def check_column(table: Table, setting: str, name: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +15,6 @@ import numpy as np
 from workflow_lib.datasets._notation import Notation, advice, is_number, name_of
 from workflow_lib.datasets._tables import Piece, Values
 from workflow_lib.errors import DataError
-
-log = logging.getLogger(__name__)
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers have fewer digits in float32, or become 0
@@ -123,11 +120,10 @@ class ColumnReader:
                     "list the column in data.params.categorical if its values are names, or leave it out",
                 )
 
-    def warn_small(self) -> None:
-        """Log a warning if float32 does not keep the digits of some numbers."""
+    def warnings(self) -> Iterator[str]:
+        """Yield a warning if float32 does not keep the digits of some numbers."""
         if self.small:
-            log.warning(
-                "%s, column `%s`: %s: numbers closer to 0 than %.2g lose digits in float32, in which models compute; "
-                "use a larger unit or a logarithm if that matters",
-                self.path, self.name, self.small, SMALLEST,
-            )  # fmt: skip
+            yield (
+                f"{self.path}, column `{self.name}`: {self.small}: numbers closer to 0 than {SMALLEST:.2g} lose digits "
+                "in float32, in which models compute; use a larger unit or a logarithm if that matters"
+            )

@@ -117,6 +117,15 @@ def known(params: Params) -> DatasetFacts:
     )
 
 
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return what is known. Raises DataError if the settings do not fit the columns that the file's header names."""
+    from workflow_lib.datasets._tables import open_table
+
+    with closing(open_table(root / params.path, params.delimiter, params.decimal)) as table:
+        _feature_names(table, params)
+    return known(params)
+
+
 def open_source(params: Params, root: Path) -> Source:
     """Return the rows of the file, after a scan that checked all of them."""
     from workflow_lib.data import SourceFile
@@ -241,20 +250,16 @@ def _log_columns(columns: list[Column], targets: Sequence[TargetColumn]) -> None
         log.info("table: %s", column.summary())
     if len(columns) > LISTED_COLUMNS:
         log.info("table: ... and %d more columns, which `everstep plan` lists", len(columns) - LISTED_COLUMNS)
-    for target in targets:
-        target.warn_small()
-    for column in columns:
-        column.warn()
+    for column in (*targets, *columns):
+        for warning in column.warnings():
+            log.warning("%s", warning)
 
 
 def _feature_names(table: Table, params: Params) -> list[str]:
     """Return the columns to predict from. Raises DataError for settings that do not fit the columns of the file."""
-    from workflow_lib.datasets._tables import check_column
+    from workflow_lib.datasets._tables import check_column, check_names
 
-    if not table.columns:
-        raise DataError(f"{table.path}: is empty; the first line must name the columns")
-    if twice := [name for name, count in Counter(table.columns).items() if count > 1]:
-        raise DataError(f"{table.path}: {table.columns.count(twice[0])} columns are named `{twice[0]}`; rename them")
+    check_names(table)
     settings = {
         "target": params.targets,
         "split": [params.split] if params.split else [],

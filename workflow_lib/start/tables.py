@@ -1,12 +1,25 @@
-"""Settings for a table: its delimiter, target, task and columns, guessed from its first rows."""
+"""Settings for a table: its delimiter, notation, target, task and columns, guessed from its first rows.
+
+The rows are read, and the columns checked, by the code that reads them for a training: what it rejects is left out.
+"""
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from workflow_lib.datasets._columns import Column
+from workflow_lib.datasets._notation import ADVISED, Notation, advice, other_notation
+from workflow_lib.datasets._tables import Piece, check_names, open_table, splits_of
+from workflow_lib.datasets._targets import KINDS
+from workflow_lib.datasets._values import names_of, parse_numbers
+from workflow_lib.datasets.table import DESCRIBED_PIECES, Params
 from workflow_lib.errors import DataError
 from workflow_lib.start.guess import Guess, counts_of, of_classes
 
@@ -15,28 +28,33 @@ if TYPE_CHECKING:
 
 DELIMITERS = (",", ";", "\t", "|")
 TARGETS = ("target", "label", "class", "y", "outcome", "price", "category", "species", "quality", "score")
-MOST_ROWS = 100_000  # that are looked at
 MOST_CLASSES = 20  # different whole numbers that are classes rather than a quantity
-MOST_COLUMNS = 30  # that are listed in `features`
+MOST_COLUMNS = 30  # that are listed in `features` only because some of the others seem useless
 SPLITS = ({"train", "test"}, {"train", "val"}, {"train", "val", "test"})
 WORDS = 5  # a column with more words in the mean holds texts
+MISSING = frozenset(Params.model_fields["missing"].default)
 
 
 def of_table(path: Path) -> Guess:
     """Return settings for a CSV or Parquet file. Raises DataError if it is not a readable table."""
     delimiter = "," if path.suffix.lower() in (".parquet", ".pq") else _delimiter(path)
-    frame, decimal = _read(path, delimiter)
-    if frame.shape[1] < 2 or frame.empty:
-        raise DataError(
-            f"--data {path}: {frame.shape[0]} rows, {frame.shape[1]} columns; needed: a row and two columns"
-        )
+    try:
+        pieces, unusable = _read(path, delimiter)
+    except DataError as error:
+        raise DataError(f"--data {error}") from error
+    names = list(pieces[0].values) if pieces else []
+    if len(names) < 2:
+        raise DataError(f"--data {path}: {len(names)} usable columns with rows; needed: a row and two columns")
+    notation, ambiguous = _notation(pieces, delimiter)
+    frame = _frame(pieces, notation)
     target = next((c for name in TARGETS for c in frame.columns if c.lower() == name), frame.columns[-1])
     others = [column for column in frame.columns if column != target]
-    split = next((c for c in others if {*frame[c].dropna().unique()} in SPLITS), None)
+    split = next((c for c in others if {*frame[c].unique()} in SPLITS), None)
     texts = [c for c in others if c != split and _is_text(frame[c])]
     is_number = _is_quantity(frame[target])
     params: dict[str, Any] = {"path": str(path), "target": target}
-    rows = f"{'at least ' if len(frame) == MOST_ROWS else ''}{len(frame):,} rows, {frame.shape[1]} columns"
+    is_part = len(pieces) == DESCRIBED_PIECES
+    rows = f"{'at least ' if is_part else ''}{len(frame):,} rows, {len(names) + len(unusable)} columns"
     if texts and not is_number:
         made = Guess(
             {"name": "labelled_text", "params": {"path": str(path), "text": texts[0], "target": target}},
@@ -55,10 +73,25 @@ def of_table(path: Path) -> Guess:
                 "training": {"epochs": 50, "batch_size": 64, "early_stopping": {"metric": "val_loss", "patience": 10}},
             },
             [rows, f"target {target!r}: {task}"],
+            ambiguous,
         )
-        _look_at_columns(frame, target, [c for c in others if c != split], made)
-        if decimal == ",":
-            made.data["params"]["decimal"] = ","
+        made.odd += [f"left out: column {name!r} {why}" for name, why in unusable.items()]
+        columns = [c for c in others if c != split]
+        seems_useless = _useless(frame, columns, made)
+        kept = [c for c in columns if c not in seems_useless or len(columns) > MOST_COLUMNS]
+        checked = [Column(path, name, notation) for name in kept]
+        kept = [c.name for c in checked if _can_be_read(c, pieces, split, made, warn=c.name not in seems_useless)]
+        if not kept:
+            raise DataError(f"--data {path}: no column to predict {target!r} from: {'; '.join(made.odd)}")
+        if len(kept) < len(columns) or unusable:
+            made.data["params"]["features"] = kept
+        _can_be_read(KINDS[task](path, target, notation, is_first=not is_part), pieces, split, made)
+        if notation.decimal != ".":
+            made.data["params"]["decimal"] = notation.decimal
+            made.found.append(f"decimal mark {notation.decimal!r}")
+        if notation.thousands is not None:
+            made.data["params"]["thousands"] = notation.thousands
+            made.found.append(f"thousands are marked with {notation.thousands!r}")
     if delimiter != ",":
         made.data["params"]["delimiter"] = delimiter
         made.found.append(f"delimiter {delimiter!r}")
@@ -73,7 +106,7 @@ def of_table(path: Path) -> Guess:
 def _delimiter(path: Path) -> str:
     """Return the delimiter that gives the first lines most columns, and each as many."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             head = [line for line, _ in zip(file, range(50), strict=False)]
     except UnicodeDecodeError as error:
         raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; convert it") from error
@@ -82,24 +115,67 @@ def _delimiter(path: Path) -> str:
     return max(even, key=lambda d: even[d]) if even else ","
 
 
-def _read(path: Path, delimiter: str) -> tuple[pd.DataFrame, str]:
-    """Return the first rows, and the decimal mark."""
+def _read(path: Path, delimiter: str) -> tuple[list[Piece], dict[str, str]]:
+    """Return the first rows of the columns that can be used, and why others cannot, by name."""
+    with closing(open_table(path, delimiter)) as table:
+        check_names(table)
+        unusable = {name: f"has type {kind}" for name, kind in table.unusable.items()}
+        if "" in table.columns:
+            unusable[""] = "has no name (row numbers?)"
+        usable = [name for name in table.columns if name not in unusable]
+        return list(itertools.islice(table.scan(usable), DESCRIBED_PIECES)), unusable
+
+
+def _notation(pieces: Sequence[Piece], delimiter: str) -> tuple[Notation, list[str]]:
+    """Return the notation that reads most texts as numbers, and a line if another one reads them differently."""
+    texts: list[str] = []
+    for name in pieces[0].values:
+        columns = [piece.values[name] for piece in pieces]
+        texts += dict.fromkeys(
+            text for c in columns if not isinstance(c, np.ndarray) for text in c if text and text not in MISSING
+        )
+    if not any(other_notation(text) == "a number in another notation" for text in texts):
+        return Notation(MISSING), []
+    candidates = [Notation(), *sorted(ADVISED, key=lambda notation: notation.decimal == delimiter)]
+    best = max(candidates, key=lambda notation: sum(notation.plain(text) is not None for text in texts))
+    differ = [text for text in texts if best.plain(text) is not None and Notation().plain(text) is None]
+    found = advice(differ) if differ else ""
+    ambiguous = [f"numbers can be read in two ways: {found}"] if "; " in found else []
+    return Notation(MISSING, best.decimal, best.thousands), ambiguous
+
+
+def _frame(pieces: Sequence[Piece], notation: Notation) -> pd.DataFrame:
+    """Return the rows: columns of numbers, and of names if they have a text."""
     import pandas as pd
 
+    def values(name: str) -> Any:
+        read = [parse_numbers(piece.values[name], notation) for piece in pieces]
+        if any(is_text.any() for _, is_text in read):
+            return pd.Series([text for p in pieces for text in names_of(p.values[name], notation)], dtype=object)
+        numbers = np.concatenate([numbers for numbers, _ in read])
+        is_whole = (np.abs(numbers) < 2**53) & (np.floor(numbers) == numbers)
+        return numbers.astype(np.int64) if is_whole.all() else numbers
+
+    return pd.DataFrame({name: values(name) for name in pieces[0].values})
+
+
+def _can_be_read(column: Any, pieces: Sequence[Piece], split: str | None, made: Guess, *, warn: bool = True) -> bool:
+    """Return True if the reader accepts a column; add its message if not, else its warnings."""
+    is_target = not isinstance(column, Column)
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(path).head(MOST_ROWS), "."
-        frame = pd.read_csv(path, sep=delimiter, nrows=MOST_ROWS)
-        if delimiter != "," and any(_has_commas(frame[c]) for c in frame.columns):
-            return pd.read_csv(path, sep=delimiter, nrows=MOST_ROWS, decimal=","), ","
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"--data {path}: not a readable table: {str(error).splitlines()[0]}") from error
-    return frame, "."
-
-
-def _has_commas(column: pd.Series[Any]) -> bool:
-    values = column.dropna().astype(str)
-    return len(values) > 0 and bool(values.str.fullmatch(r"-?\d+,\d+").mean() > 0.5)
+        for piece in pieces:
+            column.add(piece, splits_of(column.path, split, piece) == "train")
+        if is_target:
+            column.encoded()
+        else:
+            column.encoding()
+    except DataError as error:
+        message = str(error).removeprefix(f"{column.path}, ")
+        made.odd.append(f"{'to correct' if is_target else 'left out'}: {message}")
+        return False
+    if warn:
+        made.odd += [warning.removeprefix(f"{column.path}, ") for warning in column.warnings()]
+    return True
 
 
 def _is_text(column: pd.Series[Any]) -> bool:
@@ -129,8 +205,8 @@ def _look_at_target(frame: pd.DataFrame, target: str, is_number: bool, made: Gue
     made.odd += of_classes(classes)
 
 
-def _look_at_columns(frame: pd.DataFrame, target: str, columns: Sequence[str], made: Guess) -> None:
-    """Add what is odd about the columns; leave out those from which nothing can be learned."""
+def _useless(frame: pd.DataFrame, columns: Sequence[str], made: Guess) -> list[str]:
+    """Return the columns from which nothing can be learned; add what is odd about the columns and rows."""
     useless = [c for c in columns if frame[c].nunique(dropna=True) <= 1]
     names = [c for c in columns if c not in useless and _is_name(frame[c])]
     made.odd += [f"column {c!r} has one value only" for c in useless]
@@ -139,9 +215,7 @@ def _look_at_columns(frame: pd.DataFrame, target: str, columns: Sequence[str], m
     made.odd += [f"column {c!r} lacks {n:,} of {len(frame):,} values" for c, n in missing.items()]
     if repeated := int(frame.duplicated().sum()):
         made.odd.append(f"{repeated:,} rows are copies of others: a copy in another split makes its metrics too good")
-    kept = [c for c in columns if c not in (*useless, *names)]
-    if kept and len(kept) < len(columns) <= MOST_COLUMNS:
-        made.data["params"]["features"] = kept
+    return [*useless, *names]
 
 
 def _is_name(column: pd.Series[Any]) -> bool:

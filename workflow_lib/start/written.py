@@ -21,8 +21,8 @@ def first_experiment(name: str, guess: Guess = DIGITS) -> str:
     """Return the text of an experiment file with the guessed settings, and what was found as comments."""
     sections = {"name": slug(name) or "mine", "data": guess.data, **COMMON, **guess.settings}
     order = ("name", "data", "model", "optimizer", "schedule", "training")
-    lines = [f"# {line}" for line in guess.found]
-    lines += [f"# odd: {line}" for line in guess.odd]
+    comments = [*guess.found, *(f"odd: {line}" for line in guess.odd)]
+    lines = [f"# {' '.join(comment.splitlines())}" for comment in comments]  # a name in the data may have several
     lines += [line for key in order for line in _lines(key, sections[key])]
     lines.append("# every setting with its meaning: everstep init --all")
     return "\n".join(lines) + "\n"
