@@ -62,7 +62,7 @@ def test_a_trace_contains_the_run_the_attempts_and_the_command(folder: Path) -> 
         f"work/runs/{'0123456789ab' + '0' * 20}/config.json",
         "120 steps, 4 epochs, attempts: 3",
         "python -m workflow_lib evaluate --run 'a b'",
-        f"--configfile work/experiments/abc.json --force -- {folder / 'evaluation.json'}",
+        f"everstep run work/experiments/abc.json -- --force {folder / 'evaluation.json'}",
     ):
         assert expected in text
     assert "changed since" not in text
