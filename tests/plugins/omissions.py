@@ -81,7 +81,7 @@ def without_log() -> None:
 
 
 def without_logged() -> None:
-    """What the user's step logged is not restored."""
+    """The values that the user's step logged are not restored."""
     _after_restoring(lambda state: state.logged.zero_())
 
 

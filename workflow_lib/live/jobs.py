@@ -74,7 +74,7 @@ class Job:
 
 @dataclass
 class Pipeline:
-    """What is known of the pipeline so far."""
+    """State of the pipeline and its runs, from the events that have come so far."""
 
     results: Path | None = None  # of the experiment; None until it is read
     runs: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from torch import nn
 
 core: Any = torch._C
 
-# What torch imports when the first optimizer is made and the first model is exported, which takes over a second:
+# modules that torch imports when it makes the first optimizer and exports the first model, in over a second:
 # a process that is forked for each run imports it before. To be dropped when torch has public names for it.
 IMPORTED_LATE = ("torch._dynamo", "torch.export._trace")
 
