@@ -155,21 +155,24 @@ def test_a_deleted_model_is_written_again_without_training(finished: Project) ->
     }
 
 
+def raise_number(project: Project, stage: str) -> None:
+    number = STAGES[stage]
+    project.edit("workflow_lib/config/stages.py", f'"{stage}": {number}', f'"{stage}": {number + 1}')
+
+
 def test_a_new_stage_number_of_evaluate_reruns_it_and_all_that_depends_on_it(finished: Project) -> None:
     runs = [*runs_of(finished), "tuned"]
-    number = STAGES["evaluate"]
-    finished.edit("workflow_lib/config/stages.py", f'"evaluate": {number}', f'"evaluate": {number + 1}')
+    raise_number(finished, "evaluate")
     assert finished.plan() == {(r, run) for r in ("evaluate", "export") for run in runs} | {("report", None)}
 
 
 def test_a_new_stage_number_of_report_reruns_the_report(finished: Project) -> None:
-    finished.edit("workflow_lib/config/stages.py", '"report": 2', '"report": 3')
+    raise_number(finished, "report")
     assert finished.plan() == {("report", None)}
 
 
 def test_a_new_stage_number_of_train_trains_everything_under_new_names(finished: Project) -> None:
-    number = STAGES["train"]
-    finished.edit("workflow_lib/config/stages.py", f'"train": {number}', f'"train": {number + 1}')
+    raise_number(finished, "train")
     jobs = finished.plan()
     trained = {run for rule, run in jobs if rule == "train" and run}
     assert len(trained) == 3
