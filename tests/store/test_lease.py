@@ -260,10 +260,17 @@ def test_clocks_of_hosts_are_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "is_taken"), [("", True), ("PENDING", True), ("RUNNING", False), ("COMPLETING", False)]
+    ("answer", "job", "is_taken"),
+    [
+        ("", "1", True),
+        ("PENDING", "1", True),
+        ("RUNNING", "1", False),
+        ("COMPLETING", "1", False),
+        ("", "PBS 1", False),  # SLURM knows nothing of it
+    ],
 )
 def test_a_holder_whose_job_is_not_running_is_taken_over_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_taken: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, job: str, is_taken: bool
 ) -> None:
     """A program on the path stands in for `squeue`."""
     program = tmp_path / "bin" / "squeue"
@@ -274,11 +281,11 @@ def test_a_holder_whose_job_is_not_running_is_taken_over_at_once(
     monkeypatch.setenv("SLURM_JOB_ID", "2")
     module._job_is_gone.cache_clear()
     first = take(tmp_path, timeout_s=0.6)
-    pretend(tmp_path, host="elsewhere", job="1")
+    pretend(tmp_path, host="elsewhere", job=job)
     if is_taken:
         take(tmp_path, "b", timeout_s=3600).release()
     else:
-        with pytest.raises(WorkspaceBusy, match="job 1"):
+        with pytest.raises(WorkspaceBusy, match=f"job {job}"):
             take(tmp_path, "b", timeout_s=3600)
     first.release()
 

@@ -109,13 +109,20 @@ def test_a_record_of_another_host_boot_or_container_kills_nothing(
     assert is_alive(rank.pid, rank.start_time)
 
 
+@pytest.mark.parametrize("scheduler", ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"])
 @pytest.mark.parametrize(("theirs", "ours", "ends"), [("7", "7", True), ("7", "8", False), ("7", None, False)])
 def test_only_orphans_of_the_same_job_are_killed(
-    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: str, ours: str | None, ends: bool
+    start: Start,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    scheduler: str,
+    theirs: str,
+    ours: str | None,
+    ends: bool,
 ) -> None:
-    launcher, rank = start(SLURM_JOB_ID=theirs)
+    launcher, rank = start(**{scheduler: theirs})
     kill(launcher)
-    ended = end_orphans(tmp_path, environ={"SLURM_JOB_ID": ours} if ours else {})
+    ended = end_orphans(tmp_path, environ={scheduler: ours} if ours else {})
     assert bool(ended) is ends
     assert is_alive(rank.pid, rank.start_time) is not ends
     assert f"pid {rank.pid}" in caplog.text

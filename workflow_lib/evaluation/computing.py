@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib.errors import ConfigError, TryAgain
+from workflow_lib.runtime.batch_job import job_id
 from workflow_lib.runtime.device import VISIBLE, visible_cuda
 from workflow_lib.runtime.device_lease import lease_devices
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
-JOB = "SLURM_JOB_ID"
 ENVIRONMENT = {  # variables that libraries read when CUDA starts, and their allowed values
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
     "NVIDIA_TF32_OVERRIDE": ("0",),
@@ -41,7 +41,7 @@ def device_of(name: str, setting: str = "evaluate.device") -> Iterator[torch.dev
     import torch
 
     count = 0 if name == "cpu" else visible_cuda()
-    in_job = JOB in os.environ
+    in_job = job_id() is not None
     if name == "cpu" or (name == "auto" and (count == 0 or (in_job and not os.environ.get(VISIBLE)))):
         yield torch.device("cpu")
         return

@@ -31,6 +31,7 @@ from pathlib import Path
 from workflow_lib.errors import ConfigError, Stopped, shortened
 from workflow_lib.files import decoded, naming
 from workflow_lib.runtime import gpus
+from workflow_lib.runtime.batch_job import job_id
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def lease_devices(
 
 def _choice(count: int, ids: Sequence[str] | None, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the entries for CUDA_VISIBLE_DEVICES to choose from, each with its hardware name."""
-    job, given = environ.get("SLURM_JOB_ID"), environ.get(gpus.VISIBLE)
+    job, given = job_id(environ), environ.get(gpus.VISIBLE)
     if ids is not None:
         choice = {id: id for id in ids}
     elif job and given:

@@ -42,6 +42,13 @@ SCHEDULER = [
     "SLURM_JOB_PARTITION",
     "SLURM_NNODES",
     "SLURMD_NODENAME",
+    "PBS_JOBID",
+    "PBS_JOBNAME",
+    "PBS_QUEUE",
+    "LSB_JOBID",
+    "LSB_JOBINDEX",
+    "LSB_JOBNAME",
+    "LSB_QUEUE",
     "CUDA_VISIBLE_DEVICES",
 ]
 # Environment variables that choose kernels. Those of NCCL are added, unless they cannot change results.

@@ -41,6 +41,7 @@ import psutil
 from workflow_lib.errors import Stopped, WorkspaceBusy
 from workflow_lib.files import decoded, names_in, naming, temporary_name
 from workflow_lib.processes import boot_id, machine
+from workflow_lib.runtime.batch_job import is_of_slurm, job_id
 from workflow_lib.runtime.clock import start_s
 from workflow_lib.store.layout import is_store, leases_dir
 
@@ -75,7 +76,7 @@ class Holder:
             boot=boot_id(),
             pid=os.getpid(),
             start_time=start_s(os.getpid()),
-            job=os.environ.get("SLURM_JOB_ID"),
+            job=job_id(),
             machine=machine(),
             timeout_s=timeout_s,
         )
@@ -88,7 +89,7 @@ class Holder:
         """Return True only if the holder has certainly ended."""
         if self.is_of_this_host():
             return self.boot != boot_id() or not is_alive(self.pid, self.start_time)
-        if self.job is None or self.job == os.environ.get("SLURM_JOB_ID"):
+        if self.job is None or self.job == job_id() or not is_of_slurm(self.job):
             return False
         return _job_is_gone(self.job, int(time.monotonic() // ASK_SCHEDULER_S))
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import psutil
 
+from workflow_lib.runtime.batch_job import job_id
 from workflow_lib.store.attempts import RankProcess, list_attempts
 from workflow_lib.store.lease import is_alive
 
 logger = logging.getLogger(__name__)
-JOB = "SLURM_JOB_ID"
 PR_SET_PDEATHSIG = 1
 LOOK_S = 1.0  # interval of the checks for the parent, where the kernel offers no signal for its death
 
@@ -86,7 +86,7 @@ def _kill(orphan: Orphan, environ: Mapping[str, str]) -> bool:
     """Send SIGKILL, and return True, unless the process belongs to another job or user or has ended."""
     try:
         process = psutil.Process(orphan.process.pid)
-        if process.environ().get(JOB) != environ.get(JOB):
+        if job_id(process.environ()) != job_id(environ):
             logger.warning("%s outlived its launcher, but belongs to another job: left alone", _name(orphan))
         elif _is_alive(orphan):
             process.kill()
