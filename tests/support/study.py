@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow_lib import config, tuning
+
+if TYPE_CHECKING:
+    import optuna
 
 SPACE = {
     "optimizer.lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": True},
@@ -76,6 +79,9 @@ class Study:
     def trial(self, number: int) -> tuning.Result:
         suggestion = tuning.load_suggestion(tuning.suggestion_path(self.tune_dir, number))
         return tuning.write_result(suggestion, train(suggestion), tuning.result_path(self.tune_dir, number))
+
+    def load(self) -> optuna.Study:
+        return tuning.load_study(self.experiment, self.tune_dir)
 
     def best(self) -> dict[str, Any]:
         return tuning.best(self.experiment, self.tune_dir, self.work, self.tune_dir / "best.json")

@@ -333,6 +333,25 @@ def _track(arguments: Arguments) -> None:
     )
 
 
+@VERBS.add(
+    "study",
+    "copy the trials of a study to an Optuna storage, for optuna-dashboard; again, to add those that are new",
+    CONFIG,
+    SET,
+    option("--to", required=True, metavar="URL", help="storage, such as sqlite:///study.db"),
+)
+def _study(arguments: Arguments) -> None:
+    from workflow_lib import config, plan, tuning
+    from workflow_lib.results import layout
+
+    experiment = config.load([arguments.config], arguments.set)
+    if experiment.tune is None:
+        raise ConfigError(f"{arguments.config} has no study: write a `tune:` section")
+    study = tuning.load_study(experiment, layout.study_dir(RESULTS / experiment.name, plan.study_id(experiment)))
+    new = tuning.copy_study(study, arguments.to)
+    print(f"{study.study_name}: {count(len(study.trials), 'finished trial')}, {new} new in the storage")
+
+
 @VERBS.add("schema", "print the JSON schema of experiment files, for editors")
 def _schema(arguments: Arguments) -> None:
     import json

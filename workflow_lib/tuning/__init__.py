@@ -7,6 +7,7 @@ again with the same bytes. Optuna is used as a library of samplers, not as a sha
 
 from workflow_lib.tuning.pruning import pruner, thresholds
 from workflow_lib.tuning.selection import best
+from workflow_lib.tuning.storage import copy_study
 from workflow_lib.tuning.study import importances, load_study
 from workflow_lib.tuning.study_files import (
     Point,
@@ -27,6 +28,7 @@ __all__ = [
     "RunReference",
     "Suggestion",
     "best",
+    "copy_study",
     "importances",
     "load_result",
     "load_study",

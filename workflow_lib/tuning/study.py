@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from workflow_lib import plan
 from workflow_lib.config.measures import maximized
 from workflow_lib.config.metrics import is_lower_better
+from workflow_lib.tuning.storage import NUMBER
 from workflow_lib.tuning.study_files import Point, Result, Suggestion, load_result, result_path, tune_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def rebuild(
                 params=result["params"],
                 distributions=space,
                 intermediate_values=_finite_points(result["curve"]),
-                user_attrs={"run": result["run"]["id"]},
+                user_attrs={"run": result["run"]["id"], NUMBER: result["number"]},
             )
         )
     for suggestion in running:
