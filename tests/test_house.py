@@ -31,7 +31,7 @@ LAYERS = (
     ("store", "results"),
     ("data", "checksums", "shards", "metrics", "datasets", "models", "tasks"),
     ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.metric_check", "plan.init_check"),
-    ("plan.preview", "evaluation"),
+    ("plan.step_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "comparison", "packs", "snakefile"),
     ("live", "start"),

@@ -46,10 +46,15 @@ def test_an_object_is_found() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("ours.losses", "`ours.losses` is not an import path of a loss: mypackage.module:Name"),
+        (
+            "ours.losses",
+            "`ours.losses` is not an import path of a loss: mypackage.module:Name; did you mean `ours:losses`?",
+        ),
         ("ours.losses:dcie", "there is no `dcie`; did you mean `dice`? (loss `ours.losses:dcie`)"),
         ("ours.losses:NUMBER", "loss `ours.losses:NUMBER` is a int; allowed: a class or a function"),
-        ("ours.loses:dice", "no module `ours.loses` to import for a loss"),
+        ("ours.loses:dice", "no module `ours.loses` to import for a loss; did you mean `ours.losses`?; give"),
+        ("our.losses:dice", "no module `our.losses` to import for a loss; did you mean `ours.losses`?; give"),
+        ("ours.losses.dice:x", "no module `ours.losses.dice` to import for a loss; did you mean `ours.losses:dice`?"),
     ],
 )
 def test_what_is_not_there_is_told(target: str, message: str) -> None:

@@ -95,6 +95,8 @@ def test_what_does_not_fit_is_rejected_before_the_training(
         ("tests.plugins.nets:make", {"returns": "data.output"}, "`data.output` is no fact of the data"),
         ("tests.plugins.nets:ready_made", {"pretrained": True}, "weights that a package loads by itself are not part"),
         ("torch.nn:ReLU", {}, "the result of build() of torch.nn:ReLU has no weights to train"),
+        ("tests.plugins.nets:Unfinished", {}, 'is missing the required "forward" function'),
+        ("tests.plugins.nets:described", {}, "tests.plugins.nets:described failed: RuntimeError: no metadata"),
         ("builtins:dict", {"a": 1}, "the result of build() of builtins:dict is not a torch.nn.Module"),
     ],
 )

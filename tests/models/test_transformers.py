@@ -92,6 +92,61 @@ def test_a_larger_vocabulary_than_the_tokenizer_has_gives_no_outputs(folders: di
     assert built(folders["gpt2"], ModelSpec((12,), 18, "language"))(torch.zeros(2, 12).long()).shape == (2, 12, 18)
 
 
+def saved(folder: Path, config: Any, kind: str) -> Path:
+    """Save a small model of the configuration with random weights."""
+    getattr(transformers, kind).from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_language_model_never_sees_the_token_that_it_predicts(folders: dict[str, Path], weights: str) -> None:
+    network = built(folders["bert"], ModelSpec((12,), 40, "language"), weights=weights).eval()
+    tokens = torch.randint(1, 40, (1, 12))
+    other = tokens.clone()
+    other[0, -1] = 0
+    assert torch.equal(network(tokens)[:, :-1], network(other)[:, :-1])
+
+
+def test_a_model_that_would_see_the_next_token_is_rejected(tmp_path: Path) -> None:
+    settings = transformers.XLNetConfig(vocab_size=20, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    folder = saved(tmp_path, settings, "AutoModelForCausalLM")
+    with pytest.raises(ConfigError, match="its outputs for a token depend on later tokens"):
+        built(folder, TEXT)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
+
+
+def test_positions_that_are_counted_from_the_padding_token_on_limit_the_length(tmp_path: Path) -> None:
+    settings = transformers.RobertaConfig(**SIZES, max_position_embeddings=13, pad_token_id=0)
+    folder = saved(tmp_path, settings, "AutoModelForSequenceClassification")
+    texts = ModelSpec((13,), 2, "text_classification", vocabulary=20)
+    with pytest.raises(ConfigError, match="reads at most 12 tokens, and the data has texts of 13"):
+        built(folder, texts)
+    tokens = torch.randint(1, 20, (3, 12))
+    tokens[0, 5:] = 0
+    network = built(folder, replace(texts, input_shape=(12,))).eval()
+    torch.testing.assert_close(network(tokens)[:1], network(tokens[:1, :5]))
+    # the tokens of a language model fill nothing: each has a place of its own
+    language = built(folder, ModelSpec((12,), 20, "language"), weights="random").eval()
+    assert not torch.allclose(*language(torch.zeros(1, 2).long())[0], rtol=1e-3)
+
+
+def test_a_model_with_a_mask_of_its_own_is_checked_without_memory(tmp_path: Path) -> None:
+    settings = transformers.BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
+    folder = saved(tmp_path, settings, "AutoModelForSequenceClassification")
+    with torch.device("meta"):
+        network = built(folder, ModelSpec((12,), 2, "text_classification", vocabulary=20))
+        assert network(torch.zeros(2, 12).long()).shape == (2, 2)
+
+
+def test_an_encoder_with_a_decoder_is_rejected_for_texts_with_classes(tmp_path: Path) -> None:
+    settings = transformers.T5Config(vocab_size=20, d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16)
+    settings.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is an encoder with a decoder; use an encoder such as BERT"):
+        built(tmp_path, ModelSpec((12,), 2, "text_classification", vocabulary=20))
+
+
 @pytest.mark.parametrize(
     ("kind", "spec", "message"),
     [

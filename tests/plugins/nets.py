@@ -76,3 +76,15 @@ class ValueDependent(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs.flatten(1))
+
+
+class Unfinished(nn.Module):
+    """Has no `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+
+def described() -> nn.Module:
+    raise RuntimeError("no metadata")

@@ -29,7 +29,7 @@ from workflow_lib.config.optimization import (
     Step,
 )
 from workflow_lib.config.stages import stages
-from workflow_lib.config.step import checked_step
+from workflow_lib.config.step import checked_class, checked_step
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
@@ -186,7 +186,7 @@ class Training(Section):
         pattern=PATTERN,
         description="import path of a loss(outputs, targets, **loss_params), or of a class that is called so; null is"
         " the loss of the task",
-        json_schema_extra=ADDED,
+        json_schema_extra={**ADDED, "allowed": "an import path such as mypackage.losses:dice, or null"},
     )
     loss_params: dict[str, Any] = Field({}, description="arguments of the loss, by name", json_schema_extra=ADDED)
     precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
@@ -248,6 +248,11 @@ class Training(Section):
         elif value and "loss" in info.data:
             raise PydanticCustomError("arguments", "are for training.loss, which is not set; allowed: {{}}")
         return value
+
+    @field_validator("step")
+    @classmethod
+    def _check_step_class(cls, value: str | None) -> str | None:
+        return None if value is None else checked_class(value)
 
     @field_validator("step_params")
     @classmethod

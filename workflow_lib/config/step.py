@@ -34,16 +34,21 @@ def step_class(target: str) -> Any:
     return found
 
 
+def checked_class(target: str) -> str:
+    """Return the path of a step. A mistake becomes an error of settings."""
+    try:
+        step_class(target)
+    except plugins.PluginError as error:
+        raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+    return target
+
+
 def checked_step(target: str, params: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     """Return the arguments of a step, with files relative to the project and an experiment file as the id of its run.
 
     A mistake becomes an error of settings.
     """
-    try:
-        found = step_class(target)
-        paths = _path_arguments(target, params)
-    except plugins.PluginError as error:
-        raise PydanticCustomError("plugin", "{message}", {"message": str(error)}) from error
+    found, paths = step_class(target), _path_arguments(target, params)
     if problem := plugins.argument_problem(found, params):
         raise PydanticCustomError("arguments", "{message}", {"message": f"{target}: {problem}"})
     return {**params, **{name: sources.resolved(value, root) for name, value in paths.items()}}

@@ -76,9 +76,9 @@ def merged(network: nn.Module) -> nn.Module:
     """Return a copy of a model in which its adapters are part of its weights; without adapters, the model itself."""
     if "peft" not in sys.modules:
         return network
-    from workflow_lib.models import _pretrained
+    from workflow_lib.models import _adapters
 
-    return _pretrained.merged(network)
+    return _adapters.merged(network)
 
 
 def tensor_of(outputs: Any) -> Any:

@@ -1,31 +1,28 @@
-"""Loading of models of Hugging Face Transformers: their heads, their preprocessing, and adapters by PEFT."""
+"""Loading of models of Hugging Face Transformers: their heads and their preprocessing."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib.errors import ConfigError
+from workflow_lib.models._pretrained_images import Prepared, image_arguments
 from workflow_lib.plugins import task_facts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workflow_lib.data import ModelSpec
-    from workflow_lib.models.transformers import Lora
 
 logger = logging.getLogger(__name__)
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a model of the hub: no code, no pickles
 PAD = 0  # the token that fills texts that have classes
 SHOWN_NAMES = 6
-BYTES = 1 / 255
 
 
 def cached_folder(hub: str, revision: str, *, allow_download: bool) -> Path:
@@ -69,9 +66,15 @@ def load(folder: Path, spec: ModelSpec, *, is_random: bool) -> nn.Module:
             network.read_from_files = frozenset(read)
         else:
             network = _with_weights(automatic, folder, config)
-    prepare = _image_arguments(folder, spec, is_random=is_random) if _is_image(spec) else _token_arguments(kind)
-    if not (is_random or _is_image(spec)):
-        _check_tokenizer(folder, spec)
+    if _is_image(spec):
+        prepare = image_arguments(folder, spec, is_random=is_random)
+    else:
+        _check_length(folder, spec, network)
+        if not is_random:
+            _check_tokenizer(folder, spec)
+        if task_facts(spec.task).answers == "token":
+            _check_order(folder, spec, network)
+        prepare = _token_arguments(network, spec)
     network.register_forward_pre_hook(prepare, with_kwargs=True)
     # the vocabulary of a model may be larger than that of its tokenizer
     network.register_forward_hook(lambda module, inputs, outputs: outputs.logits[..., : spec.outputs])
@@ -101,25 +104,70 @@ def _configuration(folder: Path, spec: ModelSpec, *, is_random: bool) -> Any:
     sizes = _image_sizes(spec) if _is_image(spec) else {"vocab_size": vocabulary_of(spec)}
     for name, needed in sizes.items():
         found = getattr(config, name, needed)
+        if name == "image_size" and isinstance(found, list | tuple):
+            found = found[0] if len(set(found)) == 1 else tuple(found)
         if is_random:
             setattr(config, name, needed)
         elif found != needed and not (name == "vocab_size" and found > needed):
-            raise ConfigError(f"model.params: {folder}: its {name} is {found}, and the data needs {needed}")
-    if not _is_image(spec):
-        (length,), longest = spec.input_shape, getattr(config, "max_position_embeddings", None)
-        if longest is not None and longest < length:
             raise ConfigError(
-                f"model.params: {folder}: reads at most {longest} tokens, and the data has texts of {length}; shorten "
-                f"them in the settings of the data"
+                f"model.params: {folder}: its {name} is {found}, and the data needs {needed}; change the settings of "
+                f"the data, or use `weights: random`"
             )
-        if _kind(spec) == "AutoModelForSequenceClassification":
-            if not is_random and config.pad_token_id not in (PAD, None):
-                raise ConfigError(
-                    f"model.params: {folder}: fills texts with token {config.pad_token_id}, and the data with {PAD}; "
-                    f"use a model whose padding is token {PAD}, such as BERT, or `weights: random`"
-                )
-            config.pad_token_id = PAD
+    if _kind(spec) == "AutoModelForCausalLM" and hasattr(config, "is_decoder"):
+        config.is_decoder = True  # else a model such as BERT would also see the tokens that it predicts
+    if _kind(spec) == "AutoModelForSequenceClassification":
+        if config.is_encoder_decoder:
+            raise ConfigError(
+                f"model.params: {folder}: is an encoder with a decoder; use an encoder such as BERT, or a decoder such "
+                f"as GPT-2"
+            )
+        if not is_random and config.pad_token_id not in (PAD, None):
+            raise ConfigError(
+                f"model.params: {folder}: fills texts with token {config.pad_token_id}, and the data with {PAD}; "
+                f"use a model whose padding is token {PAD}, such as BERT, or `weights: random`"
+            )
+        config.pad_token_id = PAD
     return config
+
+
+def _positions(network: nn.Module) -> nn.Embedding | None:
+    """Return the embedding of positions that are counted from the number of the padding token on, as in RoBERTa."""
+    from torch import nn
+
+    named = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
+    return next((m for m in named if isinstance(m, nn.Embedding) and m.padding_idx is not None), None)
+
+
+def _check_length(folder: Path, spec: ModelSpec, network: nn.Module) -> None:
+    """Raise ConfigError if the texts of the data are longer than those that the model reads."""
+    config: Any = network.config
+    (length,), longest = spec.input_shape, getattr(config, "max_position_embeddings", None)
+    if (positions := _positions(network)) is not None:
+        longest = positions.num_embeddings - int(positions.padding_idx or 0) - 1
+    if longest is not None and 0 <= longest < length:  # XLNet has no limit, which it writes as -1
+        raise ConfigError(
+            f"model.params: {folder}: reads at most {longest} tokens, and the data has texts of {length}; shorten "
+            f"them in the settings of the data"
+        )
+
+
+def _check_order(folder: Path, spec: ModelSpec, network: nn.Module) -> None:
+    """Raise ConfigError if the outputs for a token depend on a later one: the model would see what it predicts."""
+    import torch
+
+    (length,), was_training = spec.input_shape, network.training
+    tokens = torch.zeros((2, min(length, 4)), dtype=torch.long)
+    tokens[1, -1] = 1
+    if tokens.is_meta or length < 2 or spec.outputs < 2:
+        return
+    with torch.no_grad():
+        first, second = network.eval()(input_ids=tokens).logits[:, :-1]
+    network.train(was_training)
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-4 * float(first.std())):
+        raise ConfigError(
+            f"model.params: {folder}: its outputs for a token depend on later tokens, so it cannot learn to predict "
+            f"the next one; use a model such as GPT-2"
+        )
 
 
 def vocabulary_of(spec: ModelSpec) -> int:
@@ -189,141 +237,62 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN_NAMES])}{more}"
 
 
-Prepared = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _token_arguments(kind: str) -> Any:
+def _token_arguments(network: nn.Module, spec: ModelSpec) -> Any:
     """Return a hook that passes tokens [B, T] by name, with the mask of those that are no padding."""
+    is_padded = task_facts(spec.task).answers != "token"
+    positions = None if is_padded else _positions(network)
+    takes_whole_mask = _takes_whole_mask(network, spec)
 
     def prepare(module: nn.Module, inputs: tuple[Tensor], named: dict[str, Any]) -> Prepared:
         tokens = inputs[0].long()
         named = {**named, "input_ids": tokens}
-        if kind == "AutoModelForSequenceClassification":
+        if is_padded:
             named["attention_mask"] = (tokens != PAD).long()
-        if tokens.is_meta:  # masks of two dimensions are looked into
-            named["attention_mask"] = tokens.new_ones((len(tokens), 1, tokens.shape[1], tokens.shape[1])).bool()
+        if positions is not None:  # every token counts, also that which would fill texts
+            named["position_ids"] = _counted(tokens, int(positions.padding_idx or 0) + 1)
+        if tokens.is_meta and takes_whole_mask:
+            named["attention_mask"] = _whole_mask(tokens)
         return (), named
 
     return prepare
 
 
-def _image_arguments(folder: Path, spec: ModelSpec, *, is_random: bool) -> Any:
-    """Return a hook that passes images [B, C, H, W], normalised as those that the weights were trained with."""
-    scale, shift = (None, None) if is_random else _normalisation(folder, spec)
+def _counted(tokens: Tensor, first: int) -> Tensor:
+    """Return the positions of tokens [B, T], counted from the first one."""
+    import torch
 
-    def prepare(module: nn.Module, inputs: tuple[Tensor], named: dict[str, Any]) -> Prepared:
-        (images,) = inputs
-        if scale is not None:
-            images = images * images.new_tensor(scale)[:, None, None] + images.new_tensor(shift)[:, None, None]
-        return (), {**named, "pixel_values": images}
-
-    return prepare
+    return torch.arange(first, first + tokens.shape[1], device=tokens.device).expand(tokens.shape)
 
 
-def _normalisation(folder: Path, spec: ModelSpec) -> tuple[list[float] | None, list[float] | None]:
-    """Return factor and summand of each channel, from the normalisation of the data to that of the weights.
+def _takes_whole_mask(network: nn.Module, spec: ModelSpec) -> bool:
+    """Return True on the meta device if the model takes a mask of four dimensions.
 
-    None if the folder does not say how images are prepared, or the statistics of the data are not known yet. Raises
-    ConfigError if the weights were trained with images of another size.
+    Most models look into a mask of two dimensions, which has no values there; others take no other one.
     """
-    file = folder / "preprocessor_config.json"
-    if not file.exists():
-        logger.warning("%s does not exist: images are normalised by the data's mean and deviation", file)
-        return None, None
-    settings = json.loads(file.read_text())
-    _check_size(folder, settings, spec)
-    if not spec.std:
-        return None, None
-    factor = settings.get("rescale_factor", BYTES)
-    if settings.get("do_rescale", True) and (spec.scale == 1 or abs(factor - BYTES) > 1e-6):
-        raise ConfigError(
-            f"model.params: {file}: the weights are for pixels from 0 to 1 (rescale_factor 1/255), and those of the "
-            f"data have another range; store the images as bytes, or use `weights: random`"
-        )
-    is_normalised = settings.get("do_normalize", True)
-    means, deviations = (
-        _by_channel(settings[name], len(spec.mean)) if is_normalised else [default] * len(spec.mean)
-        for name, default in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    parts = list(zip(spec.mean, spec.std, means, deviations, strict=True))
-    return [std / other for _, std, _, other in parts], [(mean - own) / other for mean, _, own, other in parts]
+    import torch
+
+    tokens = torch.zeros((2, *spec.input_shape), dtype=torch.long)
+    if tokens.is_meta:
+        with contextlib.suppress(Exception), torch.no_grad():
+            network(input_ids=tokens, attention_mask=_whole_mask(tokens))
+            return True
+    return False
 
 
-def _by_channel(value: float | list[float], channels: int) -> list[float]:
-    """Return a number for each channel, from one for all or one for each."""
-    numbers = value if isinstance(value, list) else [value]
-    return (numbers * channels)[:channels] if len(numbers) == 1 else numbers
-
-
-def _check_size(folder: Path, settings: dict[str, Any], spec: ModelSpec) -> None:
-    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    if not isinstance(size, dict) or not settings.get("do_resize", True):
-        return
-    shortest = size.get("shortest_edge")
-    expected = (size.get("height", shortest), size.get("width", shortest))
-    if None not in expected and spec.input_shape[1:] != expected:
-        given = "x".join(map(str, spec.input_shape[1:]))
-        raise ConfigError(
-            f"model.params: {folder}: its weights are for images of {expected[0]}x{expected[1]} "
-            f"(preprocessor_config.json), and those of the data have {given}; change the size of the data"
-        )
-
-
-def add_adapters(network: nn.Module, settings: Lora, *, trains_head: bool) -> None:
-    """Freeze the weights that were read from files, and add trained matrices of a low rank beside them."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    base: Any = network
-    prefix, read = f"{base.base_model_prefix}.", base.read_from_files
-    before = {id(weight): name for name, weight in network.named_parameters(remove_duplicate=False)}
-    targets = settings.target_modules or _linear_layers(network, prefix)
-    lora: Any = {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT finds out itself how GPT-2 stores weights
-            inject_adapter_in_model(LoraConfig(target_modules=targets, **lora), base)
-    except ValueError as error:
-        raise ConfigError(f"model.params.lora.target_modules: {' '.join(str(error).split())}") from error
-    frozen = []
-    for name, weight in network.named_parameters(remove_duplicate=False):
-        old = before.get(id(weight))
-        is_trained = old is None or (trains_head and not old.startswith(prefix)) or (bool(read) and old not in read)
-        weight.requires_grad_(is_trained)
-        frozen += [] if is_trained or old not in read else [name]
-    base.read_from_files = frozenset(frozen)
-
-
-def _linear_layers(network: nn.Module, prefix: str) -> list[str]:
-    """Return the names of the linear layers without the head."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    layers = (nn.Linear, Conv1D)
-    return [name for name, module in network.named_modules() if isinstance(module, layers) and name.startswith(prefix)]
-
-
-def merged(network: nn.Module) -> nn.Module:
-    """Return a copy in which each weight contains the product of the matrices beside it; the model if it has none."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if not any(isinstance(module, BaseTunerLayer) for module in network.modules()):
-        return network
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-    return network
+def _whole_mask(tokens: Tensor) -> Tensor:
+    samples, length = tokens.shape
+    return tokens.new_ones((samples, 1, length, length)).bool()
 
 
 @contextlib.contextmanager
 def _rejected(folder: Path, what: str) -> Iterator[None]:
     """Raise ConfigError for what Transformers says of a folder."""
+    from workflow_lib.runtime.torch_internals import needs_numbers
+
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "meta" in str(error):
+        if needs_numbers(error):
             raise
         raise ConfigError(f"model.params: {folder}: {what}: {' '.join(str(error).split())[:300]}") from error
 

@@ -91,7 +91,7 @@ def files(params: Params) -> dict[str, Path]:
 
 def build(params: Params, spec: ModelSpec) -> nn.Module:
     """Return the model: tokens or images to logits. New weights, as of a head, are drawn from torch's generator."""
-    from workflow_lib.models import _pretrained
+    from workflow_lib.models import _adapters, _pretrained
 
     if len(spec.input_shape) != 3 and "vocabulary" not in spec.facts():
         raise ConfigError(
@@ -100,5 +100,5 @@ def build(params: Params, spec: ModelSpec) -> nn.Module:
     folder = params.path or next(iter(files(params).values()))
     network = _pretrained.load(folder, spec, is_random=params.weights == "random")
     if params.lora is not None:
-        _pretrained.add_adapters(network, params.lora, trains_head=task_facts(spec.task).answers != "token")
+        _adapters.add_adapters(network, params.lora, trains_head=task_facts(spec.task).answers != "token")
     return network

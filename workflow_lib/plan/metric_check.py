@@ -42,15 +42,15 @@ def problem(section: Metric, spec: ModelSpec) -> str | None:
     outputs = torch.linspace(0.1, 0.9, math.prod(shape)).view(shape)
     try:
         measures = Measures([section], spec)
-        measures.add(measures.contribution(outputs, _made_up(plugins.task_facts(spec.task).targets, shape)))
+        measures.add(measures.contribution(outputs, made_up_targets(plugins.task_facts(spec.task).targets, shape)))
     except ConfigError as error:
         is_certain = error.__cause__ is None or isinstance(error.__cause__, TypeError | ValueError | RuntimeError)
         return str(error) if is_certain else None
     return None
 
 
-def _made_up(kind: str, shape: Sequence[int]) -> Tensor:
-    """Return targets of two samples for outputs of this shape: the classes 0 and 1 in turn, or numbers above 0."""
+def made_up_targets(kind: str, shape: Sequence[int]) -> Tensor:
+    """Return targets for outputs of this shape: the classes 0 and 1 in turn, or numbers above 0."""
     import torch
 
     if kind == "numbers":

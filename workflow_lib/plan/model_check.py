@@ -46,6 +46,7 @@ class Sizes:
 
     optimizer    None if the optimizer is the user's, whose state is not known
     activations  None if the forward pass cannot be computed without memory; of one micro-batch in fp32
+    lacking      training step whose other models are not included, or None
     """
 
     parameters: int
@@ -56,6 +57,7 @@ class Sizes:
     averages: int
     activations: int | None
     samples: int
+    lacking: str | None = None
 
     @property
     def state(self) -> int:
@@ -72,8 +74,10 @@ class Sizes:
         parts.append(f"activations of {count(self.samples, 'sample')} {measured}")
         trained = "" if self.trained == self.parameters else f" ({self.trained:,} of them trained)"
         total = byte_size(self.state + (self.activations or 0))
+        lacking = "" if self.lacking is None else f"; what {self.lacking} builds besides it is not included"
         return (
             f"{count(self.parameters, 'parameter')}{trained}; memory on each device about {total}: {', '.join(parts)}"
+            f"{lacking}"
         )
 
 
@@ -107,6 +111,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
     """
     import torch
 
+    from workflow_lib.runtime.torch_internals import needs_numbers
     from workflow_lib.training import parameter_groups
     from workflow_lib.training.model import check_fits
     from workflow_lib.training.step_building import new_step
@@ -120,7 +125,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
             parameter_groups.freeze(model, run.model.init.freeze)
             sizes = _sizes(run, model, shapes.spec, processes)
     except Exception as error:
-        if _needs_numbers(error):
+        if needs_numbers(error):
             return None
         raise
     _check_largest(sizes)
@@ -172,15 +177,6 @@ def single_value_note(run: RunConfig, shapes: Shapes | None, inputs: str | None,
     except Exception:  # a model that needs real numbers fails on the meta device
         return ONLY_THE_TRAINING
     return None
-
-
-def _needs_numbers(error: BaseException | None) -> bool:
-    """Return True if the model failed because tensors without memory have no values."""
-    while error is not None:
-        if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
-            return True
-        error = error.__cause__
-    return False
 
 
 def _sizes(run: RunConfig, model: nn.Module, spec: ModelSpec | None, processes: int) -> Sizes:

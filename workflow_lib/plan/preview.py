@@ -7,7 +7,7 @@ norm that may get a single value, and for the sizes that `everstep plan` shows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from workflow_lib.config.length import Length
 from workflow_lib.config.run_checks import data_problems, training_samples
 from workflow_lib.config.yaml import dotted
 from workflow_lib.errors import ConfigError, EverstepError
-from workflow_lib.plan import RunConfig, data_settings, init_check, metric_check, model_check, prepared
+from workflow_lib.plan import RunConfig, data_settings, init_check, metric_check, model_check, prepared, step_check
 from workflow_lib.text import count
 
 LARGE = 256  # a model of this package with smaller numbers in its settings fits some device
@@ -120,7 +120,7 @@ def _check_model(
     """Add the problems, notes and sizes of the run's model."""
     try:
         if with_sizes or is_built(run.model):
-            told = list(_sizes(run, shapes, processes))
+            told = list(_sizes(run, shapes, processes, with_step=with_sizes))
             found.sizes += told if with_sizes else []
             if not told:
                 is_shipped = not (is_own(run.model.name) or _has_files(run.model))
@@ -145,13 +145,21 @@ def _check_init(run: RunConfig, shapes: model_check.Shapes | None, found: Previe
         found.problems[str(error)] = None
 
 
-def _sizes(run: RunConfig, shapes: model_check.Shapes | None, processes: int) -> Iterator[str]:
-    """Yield the line with the sizes of the run's model, unless shapes of the data decide them that are not known."""
+def _sizes(run: RunConfig, shapes: model_check.Shapes | None, processes: int, *, with_step: bool) -> Iterator[str]:
+    """Yield the line with the sizes of the run's model, unless shapes of the data decide them that are not known.
+
+    With ``with_step`` they are those of all that a training step of one's own trains and keeps.
+    """
     if shapes is None or not shapes.inputs:
         return
     if (sizes := model_check.check(run, shapes, processes)) is not None:
+        what = f"model {run.model.name} {config.canonical(run.model.params)}"
+        if with_step and run.training.step is not None:
+            of_step = step_check.sizes(run, shapes.spec, processes)
+            what += "" if of_step is None else f" and all else of {run.training.step}"
+            sizes = of_step or replace(sizes, lacking=run.training.step)
         classes = "" if shapes.outputs else f" for {model_check.ANY_OUTPUTS} classes, whose number is not known yet"
-        yield f"model {run.model.name} {config.canonical(run.model.params)}{classes}: {sizes}"
+        yield f"{what}{classes}: {sizes}"
 
 
 def _may_get_a_single_value(run: RunConfig, processes: int) -> bool:

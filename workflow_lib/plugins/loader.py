@@ -70,7 +70,7 @@ def import_module(kind: str, name: str, target: str) -> ModuleType:
             return importlib.import_module(target)
     except ModuleNotFoundError as error:
         if error.name and (target == error.name or target.startswith(error.name + ".")):
-            raise PluginError(_unknown(kind, name)) from error
+            raise PluginError(_unknown(kind, name, _near(target, error.name))) from error
         raise PluginError(f"{kind} plugin `{name}` needs the module `{error.name}`, which is not installed") from error
     except (Exception, SystemExit) as error:  # SystemExit(0) would look like success
         raise PluginError(f"{kind} plugin `{name}` cannot be imported: {type(error).__name__}: {error}") from error
@@ -130,19 +130,34 @@ def _checked(kind: str, name: str, module: ModuleType) -> ModuleType:
     return module
 
 
-def _unknown(kind: str, name: str) -> str:
+def _unknown(kind: str, name: str, near: str | None = None) -> str:
+    """Return the message for an unknown name; `near` is an import path that may be meant."""
     given = shortened(name)
+    hint = f"; did you mean `{near}`?" if near else ""
     if kind == "hooks":
-        return f"no module `{given}` to import for hooks; give an import path from the project: mypackage.module"
+        return f"no module `{given}` to import for hooks{hint}; give an import path from the project: mypackage.module"
     if kind not in FOLDERS:
-        return (
-            f"no module `{given}` to import for a {kind}; give an import path from the project: mypackage.module:Name"
-        )
+        article = "an" if kind[0] in "aeiou" else "a"
+        path = "give an import path from the project: mypackage.module:Name"
+        return f"no module `{given}` to import for {article} {kind}{hint}; {path}"
     names = available(kind)
     what = "data set" if kind == "data" else "model"
     if is_import_path(name):
-        return f"no module `{given}` to import as a {what}; in the package: {', '.join(names)}"
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"no module `{given}` to import as a {what}{hint}; in the package: {', '.join(names)}"
+    near_names = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean `{near_names[0]}`?" if near_names else ""
     path = "mypackage.module" if kind == "data" else "mypackage.module, or mypackage.module:Name"
     return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: {path})"
+
+
+def _near(target: str, missing: str) -> str | None:
+    """Return the import path nearest to a target, of which there is no module `missing`."""
+    parent, _, name = missing.rpartition(".")
+    module, rest = sys.modules.get(parent), target.removeprefix(missing)
+    if hasattr(module, name):
+        return f"{parent}:{name}{rest}"
+    places = getattr(module, "__path__", []) if parent else [str(Path.cwd()), *sys.path]
+    folders = [] if parent else [path.name for path in Path.cwd().iterdir() if path.is_dir()]
+    known = {*folders, *(found.name for found in pkgutil.iter_modules(places))}
+    near = difflib.get_close_matches(name, sorted(filter(str.isidentifier, known)), 1)
+    return ".".join(filter(None, (parent, *near))) + rest if near else None

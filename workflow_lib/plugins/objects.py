@@ -33,7 +33,9 @@ def load_object(kind: str, target: str) -> Any:
     Raises PluginError if the module cannot be imported, or has no callable of this name.
     """
     if not is_object_path(target):
-        raise PluginError(f"`{shortened(target)}` is not an import path of a {kind}: mypackage.module:Name")
+        meant = ":".join(target.rsplit(".", 1))
+        hint = f"; did you mean `{meant}`?" if is_object_path(meant) else ""
+        raise PluginError(f"`{shortened(target)}` is not an import path of a {kind}: mypackage.module:Name{hint}")
     name, _, attribute = target.partition(":")
     module = import_module(kind, name, name)
     found: Any = module

@@ -7,6 +7,7 @@ Each says why the documented interface is not enough, and when it can be dropped
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,26 @@ def storage_address(tensor: torch.Tensor) -> int:
     """
     address: int = tensor.untyped_storage()._cdata
     return address
+
+
+# what torch says where a computation needs the values of a tensor on the meta device, which has none
+WITHOUT_VALUES = re.compile(
+    r"\bmeta (?:tensors?|device|kernel|\w+ tensor|and)\b|\b(?:devices?|and) meta\b|'Meta' backend"
+    r"|register_meta function|unsupported format string passed to Tensor",
+    re.IGNORECASE,
+)
+
+
+def needs_numbers(error: BaseException | None) -> bool:
+    """Return True if the error, or one that it was raised from, says that a tensor on the meta device has no values.
+
+    torch has no type of error for this. To be dropped when it has.
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError | TypeError) and WITHOUT_VALUES.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def unwrapped_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
