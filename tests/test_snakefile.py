@@ -96,6 +96,19 @@ def test_a_lock_of_another_host_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "locks").exists()
 
 
+@pytest.mark.parametrize(("job", "is_removed"), [("7", True), ("8", False), (None, False)])
+def test_the_lock_of_a_job_is_removed_by_the_same_job_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str | None, is_removed: bool
+) -> None:
+    (tmp_path / "controllers").mkdir()
+    (tmp_path / "controllers/0.held").write_text("another-host 1 7")
+    (tmp_path / "locks").mkdir()
+    if job is not None:
+        monkeypatch.setenv(snakefile.DETACHED, job)
+    assert enter(tmp_path) == ("['another-host 1 7']" if is_removed else "[]")
+    assert (tmp_path / "locks").exists() is not is_removed
+
+
 def test_the_lock_of_a_snakemake_that_starts_at_the_same_time_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from workflow_lib.results import layout as results_layout
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
+DETACHED = "EVERSTEP_DETACHED"  # variable: number of the SLURM job that Snakemake runs in, by `everstep run --detach`
+
 _held: list[TextIO] = []
 
 
@@ -174,7 +176,7 @@ def lock_message(folder: Path) -> str:
     running = [path.read_text() for path in others if not _is_dead(path)]
     here = f"{socket.gethostname()} "
     processes = [_described(int(text.split()[1])) for text in running if text.startswith(here)]
-    elsewhere = [" (pid ".join(text.split()) + ")" for text in running if not text.startswith(here)]
+    elsewhere = [" (pid ".join(text.split()[:2]) + ")" for text in running if not text.startswith(here)]
     if processes:
         return (
             f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(processes)}. Nothing "
@@ -222,19 +224,26 @@ def _hold(path: Path) -> None:
     file = new.open("w")
     with suppress(OSError):  # a file system without flock: no lock is removed there
         fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(f"{socket.gethostname()} {os.getpid()}")
+    file.write(" ".join([socket.gethostname(), str(os.getpid()), *_own_job()]))
     file.flush()
     new.rename(path)
     _held.append(file)
     atexit.register(path.unlink, missing_ok=True)
 
 
+def _own_job() -> list[str]:
+    return [job for job in [os.environ.get(DETACHED)] if job]
+
+
 def _is_dead(path: Path) -> bool:
     """Return True if the process that held the file has certainly ended."""
     try:
         with path.open() as file:
+            host, _, process = file.read().partition(" ")
+            if _own_job() and process.split()[1:] == _own_job():  # before it was requeued, maybe on another host
+                return True
             # A power loss can leave the file empty.
-            if file.read().partition(" ")[0] not in (socket.gethostname(), ""):
+            if host not in (socket.gethostname(), ""):
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:

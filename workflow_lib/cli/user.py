@@ -104,9 +104,15 @@ def _validate(arguments: Arguments) -> None:
     option("config", nargs="?", type=Path, metavar="CONFIG", help="experiment file (default: config/config.yaml)"),
     option("--profile", default="local", metavar="P", help="`local` (default), `slurm`, or the folder of a profile"),
     SET,
+    option("--detach", action="store_true", help="run it in a job of SLURM of its own, and return at once"),
 )
 def _run(arguments: Arguments) -> None:
     from workflow_lib import live
+
+    if arguments.detach:
+        given = [word for word in sys.argv[2:] if word != "--detach"]
+        print(live.detach(given, arguments.profile))
+        return
 
     command = live.snakemake(arguments.config, arguments.profile, arguments.set, arguments.after)
     live.run(command, ["everstep", *sys.argv[1:]])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,7 +21,7 @@ from types import FrameType
 
 from workflow_lib import shipped, snakefile
 from workflow_lib.errors import EverstepError, Stopped, UserError
-from workflow_lib.live import recorder
+from workflow_lib.live import detached, recorder
 from workflow_lib.live.watch import Watch
 from workflow_lib.store.events import Follower
 
@@ -62,7 +63,7 @@ def run(command: Sequence[str], typed: Sequence[str]) -> None:
         environment = {recorder.PATH: str(events), recorder.COMMAND: shlex.join(typed)}
         child = subprocess.Popen(
             command,
-            env=os.environ | environment,
+            env=detached.environment() | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -74,8 +75,11 @@ def run(command: Sequence[str], typed: Sequence[str]) -> None:
 
 
 def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> bool:
-    """Show the pipeline until it ends; return True if it was asked to stop."""
-    asked = 0
+    """Show the pipeline until it ends; return True if it was asked to stop.
+
+    Raises Stopped if the job that it runs in ends before.
+    """
+    asked, ends_at = 0, detached.ends_at()
     while True:
         is_over = child.poll() is not None
         watch.update()
@@ -89,6 +93,10 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
                 child.wait()
                 raise KeyboardInterrupt
             watch.say_stopping()
+        elif ends_at is not None and time.monotonic() >= ends_at and not asked:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            raise Stopped(detached.requeue())
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=LOOK_S)
 
@@ -114,17 +122,31 @@ def snakemake(config: Path | None, profile: str, settings: Sequence[str], argume
 
     Raises UserError outside of a project.
     """
+    _check_project()
+    command = [sys.executable, "-P", "-m", "snakemake"]
+    command += ["--configfile", str(config)] if config else []
+    command += ["--config", *(f"set={given}" for given in settings)] if settings else []
+    # these options take every word after them, also a target; --profile takes one
+    return [*command, "--profile", profile_of(profile), *arguments]
+
+
+def _check_project() -> None:
     if not any(Path(place).is_file() for place in ("Snakefile", "workflow/Snakefile")):
         raise UserError(
             f"{Path.cwd()} has no Snakefile: change to the folder of a project, or make one with `everstep new FOLDER`"
         )
-    command = [sys.executable, "-P", "-m", "snakemake", "--profile", _profile(profile)]
-    command += ["--configfile", str(config)] if config else []
-    command += ["--config", *(f"set={given}" for given in settings)] if settings else []
-    return [*command, *arguments]
 
 
-def _profile(name: str) -> str:
+def detach(arguments: Sequence[str], profile: str) -> str:
+    """Submit a job of SLURM that does `everstep run` with the arguments; return what to type next.
+
+    Raises UserError outside of a project, for another profile than of SLURM, and if SLURM rejects the job.
+    """
+    _check_project()
+    return detached.submit(arguments, Path(profile_of(profile)), LOGS)
+
+
+def profile_of(name: str) -> str:
     """Return the folder of a profile: the name itself if it is one, else that of the project, else the shipped one."""
     places = [Path(), Path("profiles"), shipped.FOLDER / "profiles"]
     for place in places:

@@ -1,0 +1,42 @@
+"""The command of Snakemake, and the job of `everstep run --detach`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from snakemake.cli import get_argument_parser
+
+from workflow_lib import live
+from workflow_lib.errors import UserError
+from workflow_lib.live import detached
+from workflow_lib.snakefile import DETACHED
+
+
+def test_words_after_the_options_are_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
+    command = live.snakemake(Path("a.yaml"), "local", ["seed=1", "name=b"], ["results/a/plan.json"])
+    given = get_argument_parser().parse_args(command[command.index("snakemake") + 1 :])
+    assert [*given.targets] == ["results/a/plan.json"]
+    assert [str(path) for path in given.configfile] == ["a.yaml"]
+    assert given.config == ["set=seed=1", "set=name=b"]
+
+
+def test_only_a_profile_for_slurm_can_be_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="has no Snakefile"):
+        live.detach(["a.yaml"], "slurm")
+    (tmp_path / "Snakefile").touch()
+    with pytest.raises(UserError, match="no `executor: slurm`"):
+        live.detach(["a.yaml"], "local")
+    assert [path.name for path in tmp_path.iterdir()] == ["Snakefile"]
+
+
+@pytest.mark.parametrize(("mark", "kept"), [("7", {"HOME", "SLURM_CONF", DETACHED}), ("6", None), (None, None)])
+def test_snakemake_in_its_own_job_submits_without_the_variables_of_that_job(
+    mark: str | None, kept: set[str] | None
+) -> None:
+    environ = {"HOME": "/", "SLURM_CONF": "/c", "SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1"}
+    environ |= {} if mark is None else {DETACHED: mark}
+    assert detached.environment(environ).keys() == (environ.keys() if kept is None else kept)

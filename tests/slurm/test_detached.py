@@ -1,0 +1,60 @@
+"""The pipeline as a job of its own: `everstep run --detach`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+from tests.slurm.conftest import wait_until
+
+
+def submit(project: Any, minutes: int) -> str:
+    """Submit the pipeline of the project's run with this time limit, and return the number of its job."""
+    project.write_profile()
+    words = [
+        "run",
+        "config/slow.yaml",
+        "--profile",
+        "slurm",
+        "--detach",
+        "--",
+        str(project.target.relative_to(project.folder)),
+    ]
+    environment = project.cluster.environment | {
+        "SBATCH_TIMELIMIT": str(minutes),
+        "EVERSTEP_TEST_DELAY_S": str(project.delay_s),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "workflow_lib", *words],
+        cwd=project.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^job (\d+) runs the pipeline", done.stdout)[0]
+
+
+def restarts(project: Any, job: str) -> int:
+    return int(re.findall(r"Restarts=(\d+)", project.cluster.ask("scontrol", "show", "job", job))[0])
+
+
+def test_a_controller_requeues_itself_before_its_time_limit_and_no_training_notices(
+    project: Any, reference: dict[str, str]
+) -> None:
+    job = submit(project, minutes=2)
+    try:
+        wait_until(lambda: restarts(project, job) >= 1)
+        (project.folder / "hurry").touch()
+        wait_until(lambda: not project.jobs())
+    finally:
+        for left in project.jobs():
+            project.cluster.ask("scancel", "--full", left.id)
+        wait_until(lambda: not project.jobs())
+    said = (project.folder / f"logs/run/slurm-{job}.log").read_text()
+    assert project.target.exists(), said
+    assert project.result() == reference
+    assert "its jobs stay in the queue; this job returns to it" in said

@@ -1,0 +1,94 @@
+"""The pipeline as a job of SLURM of its own, for sites that allow no long processes on their login nodes.
+
+Before its time limit the job ends Snakemake, leaves in the queue what Snakemake has submitted, and requeues itself:
+the next Snakemake continues as after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from workflow_lib.errors import UserError, shortened
+from workflow_lib.slurm import job
+from workflow_lib.slurm.profile import read_profile
+from workflow_lib.snakefile import DETACHED
+
+MARGIN_S = 60.0  # before the time limit; a quarter of the time if that is less
+# resources of the profile's jobs that the controller's job needs as well
+OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "clusters": "clusters"}
+
+
+def submit(arguments: Sequence[str], profile: Path, logs: Path) -> str:
+    """Submit a job that does `everstep run` with the arguments, in the current folder; return what to type next.
+
+    Variables such as SBATCH_PARTITION and SBATCH_TIMELIMIT win over the profile. Raises UserError if SLURM rejects it.
+    """
+    defaults = read_profile(profile)
+    if defaults.values.get("executor") != "slurm":
+        raise UserError(f"--detach: {defaults.path} has no `executor: slurm`; name a profile for SLURM with --profile")
+    logs.mkdir(parents=True, exist_ok=True)
+    asked = defaults.asked("")
+    options = {
+        "job-name": "everstep-run",
+        "output": f"{logs}/slurm-%j.log",
+        "open-mode": "append",
+        "mem": "2000M",
+        **{option: asked[name] for name, option in OPTIONS.items() if name in asked},
+    }
+    script = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{option}={value}" for option, value in options.items()),
+        "#SBATCH --requeue",
+        f"export {DETACHED}=$SLURM_JOB_ID",
+        f"exec {shlex.join([sys.executable, '-m', 'workflow_lib', 'run', *arguments])}",
+    ]
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable"],
+            input="\n".join([*script, ""]),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=job.TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        raise UserError("--detach: there is no SLURM on this machine (no command `sbatch`)") from None
+    except subprocess.TimeoutExpired:
+        raise UserError("--detach: `sbatch` does not answer; look with `squeue --me` before you try again") from None
+    if done.returncode != 0:
+        raise UserError(f"--detach: SLURM rejects the job: {shortened(' '.join(done.stderr.split()), 300)}")
+    number = done.stdout.strip().partition(";")[0]
+    return (
+        f"job {number} runs the pipeline; its output is in {logs}/slurm-{number}.log, and `everstep status --watch` "
+        "shows the runs.\n"
+        f"To stop it and its jobs, which save: scancel --batch --signal=INT {number}"
+    )
+
+
+def is_here(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return True in a job of `submit`."""
+    return environ.get(DETACHED, "") == environ.get("SLURM_JOB_ID")
+
+
+def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return the time (of time.monotonic) at which the job of `submit` must requeue itself; None elsewhere."""
+    left_s = job.seconds_left(environ) if is_here(environ) else None
+    return None if left_s is None else time.monotonic() + left_s - min(MARGIN_S, left_s / 4)
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for Snakemake, which must not submit jobs with the variables of the job of `submit`."""
+    hidden = {name for name in environ if name.startswith("SLURM_")} - {"SLURM_CONF"} if is_here(environ) else set()
+    return {name: value for name, value in environ.items() if name not in hidden}
+
+
+def requeue() -> str:
+    """Requeue the job of this process; return what happens next."""
+    why = "the time limit of this job is near: Snakemake was ended, and its jobs stay in the queue"
+    return f"{why}; this job returns to it" if job.requeue_own_job() else f"{why}. Run the same command again"
