@@ -34,6 +34,11 @@ def decimal(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(0, digits - 3)}f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
 
 
+def training_place(epoch: float, step: int) -> str:
+    """Return the place of a validation: `epoch 3` at the end of an epoch, `step 750` within one."""
+    return f"epoch {epoch:.0f}" if epoch == int(epoch) else f"step {step:,}"
+
+
 def duration(seconds: float) -> str:
     """Return the seconds in the largest unit that makes at least 2: `1.5 s`, `119 s`, `2.0 min`, `36 h`."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

@@ -246,16 +246,13 @@ def a_loss_is_infinite() -> None:
 
 
 def a_loss_of_rank_one_is_infinite() -> None:
-    """The loss of the 20th step is infinite on rank 1 only; rank 0 is later, so that rank 1 is reported."""
+    """The loss of the 20th step is infinite on rank 1, and so are the gradients of all ranks."""
     _spoil_loss(lambda loss: loss / 0 if torch.distributed.get_rank() == 1 else loss)
-    watch = Divergence.watch
 
-    def slow(self: Divergence, *arguments: Any) -> None:
-        if self._state.ranks.rank == 0 and self._state.progress.cursor.step == 19:
-            time.sleep(1)
-        watch(self, *arguments)
 
-    Divergence.watch = slow  # type: ignore[method-assign]
+def only_a_loss_of_rank_one_is_infinite() -> None:
+    """The loss of the 20th step is infinite on rank 1; its gradient is finite, so that rank 0 finds nothing."""
+    _spoil_loss(lambda loss: loss + loss.detach() / 0 if torch.distributed.get_rank() == 1 else loss)
 
 
 def a_gradient_is_not_a_number() -> None:

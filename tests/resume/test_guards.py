@@ -50,14 +50,24 @@ def test_a_step_that_diverges_is_not_saved_and_is_named_with_its_samples(fresh: 
     assert ", ".join(map(str, batch[:20])) in last
 
 
-def test_a_loss_that_diverges_on_one_rank_is_named_with_the_samples_of_that_rank(fresh: Fresh) -> None:
-    run = fresh(merged(with_ranks(2), {"training": {"epochs": 3}}))
-    assert run.attempt(plant="tests.plugins.plants:a_loss_of_rank_one_is_infinite") == FAILED
-    assert "a loss of step 20 (epoch 3) is not finite" in run.log.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("plant", "found_by"), [("a_loss_of_rank_one_is_infinite", {0, 1}), ("only_a_loss_of_rank_one_is_infinite", {1})]
+)
+def test_a_loss_that_diverges_on_one_rank_is_named_with_its_samples_and_no_logged_row_is_lost(
+    fresh: Fresh, plant: str, found_by: set[int]
+) -> None:
+    seldom = {"training": {"epochs": 3, "log_every_steps": 3}, "checkpoint": {"interval_steps": 1000}}
+    run = fresh(merged(with_ranks(2), seldom))
+    assert run.attempt(plant=f"tests.plugins.plants:{plant}") == FAILED
+    last = run.log.splitlines()[-1]
+    assert "a loss of step 20 (epoch 3) is not finite" in last
     batch = epoch_order(0, 2, 1168)[3 * 132 : 4 * 132].tolist()
+    assert ", ".join(map(str, batch[66:86])) in last
     events = [one for one in read_events(run.workspace / "events.jsonl") if one["kind"] == "diverged"]
-    assert (events[0]["rank"], events[0]["what"], events[0]["samples"]) == (1, "loss", batch[66:])
-    assert all(event["samples"] == batch for event in events[1:])
+    assert {event["rank"] for event in events} == found_by
+    assert [(event["what"], event["samples"]) for event in events if event["rank"] == 1] == [("loss", batch[66:])]
+    assert all(event["samples"] == batch for event in events if event["rank"] == 0)
+    assert [row["step"] for row in read_events(run.workspace / "steps.jsonl")] == [3, 6, 9, 12, 15, 18]
 
 
 def test_a_gradient_that_only_overflows_the_loss_scale_does_not_end_the_training(fresh: Fresh) -> None:

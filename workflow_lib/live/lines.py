@@ -11,7 +11,7 @@ from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.live.jobs import FAILED, FINISHED, RUNNING, STOPPED, Job
 from workflow_lib.live.training import Training
 from workflow_lib.results import layout
-from workflow_lib.text import decimal, duration
+from workflow_lib.text import decimal, duration, training_place
 
 
 def of_job(job: Job, results: Path) -> str | None:
@@ -62,7 +62,11 @@ def _trial(study: Path, number: int) -> str:
         read_json(layout.trial_file(study, number)),
         read_json(layout.suggestion_file(study, number))["metric"],
     )
-    value = f"{metric} {decimal(trial['value'])} at epoch {trial['epoch']}" if trial["value"] is not None else ""
+    value = (
+        f"{metric} {decimal(trial['value'])} at {training_place(trial['epoch'], trial.get('step', 0))}"
+        if trial["value"] is not None
+        else ""
+    )
     how = {"complete": "", "pruned": "pruned", "failed": f"failed: {trial['reason']}"}[trial["state"]]
     return "; ".join(filter(None, (value, how)))
 
@@ -71,7 +75,7 @@ def _best(training: Mapping[str, Any]) -> str:
     if training.get("state") == "diverged":
         return "diverged; the reason is in the report"
     best = training["best"]
-    return f"{best['metric']} {decimal(best['value'])} at epoch {best['epoch']}"
+    return f"{best['metric']} {decimal(best['value'])} at {training_place(best['epoch'], best['step'])}"
 
 
 def _metric(evaluation: Mapping[str, Any]) -> str:

@@ -95,7 +95,9 @@ def _result(pipeline: Pipeline, run: str, state: str) -> dict[str, str]:
         best = training["best"]
     except (*UNREADABLE, KeyError):  # it diverged, or another process is replacing the file
         return {}
-    return {"epoch": f"{best['epoch']}/{training['epochs']}", "metric": f"{best['metric']} {decimal(best['value'])}"}
+    unit = "epoch" if best["epoch"] == int(best["epoch"]) and training["epochs"] == int(training["epochs"]) else "step"
+    place = f"{best[unit]:,}/{training[unit + 's']:,}"
+    return {unit: place, "metric": f"{best['metric']} {decimal(best['value'])}"}
 
 
 def _table(rows: Sequence[dict[str, str]], width: int) -> Table:

@@ -31,9 +31,9 @@ def compared_chapter(
     found = []
     for run in runs[:MAX_RUNS]:
         measured = {label: run.evaluation["metrics"].get(name, {}) for name, label in metrics.items()}
-        value, epoch = run.best()
+        value, _ = run.best()
         numbers = {
-            run.select_metric: f"{decimal(value)} (epoch {epoch})",
+            run.select_metric: f"{decimal(value)} ({run.best_place})",
             **{f"Test {label}": _measured(values) for label, values in measured.items()},
             "Steps": decimal(run.train["steps"]),
             "Parameters": decimal(run.train["parameters"]),

@@ -41,7 +41,7 @@ def columns(runs: Sequence[RunResults], settings: Iterable[str], metrics: Iterab
         *({"kind": "text", "values": [shown_setting(run.settings[name]) for run in runs]} for name in settings),
         {"kind": "number", "digits": 4, "values": [run.best()[0] for run in runs]},
         *(_metric(runs, name, has_interval=place == 0) for place, name in enumerate(metrics)),
-        {"kind": "number", "digits": 0, "values": [run.train["epochs"] for run in runs]},
+        {"kind": "number", "digits": 0, "values": [run.length for run in runs]},
         {"kind": "count", "values": [run.train["parameters"] for run in runs]},
         {"kind": "number", "digits": 1, "values": [run.train["seconds"] for run in runs]},
         {"kind": "error", "values": [run.export_error() for run in runs]},

@@ -10,6 +10,7 @@ from workflow_lib.files import read_json
 from workflow_lib.report import parallel
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row
+from workflow_lib.text import training_place
 
 if TYPE_CHECKING:
     import optuna
@@ -33,10 +34,12 @@ def study_chapter(experiment: Experiment, results: Path) -> Row | None:
     trials = [_trial(trial) for trial in study.trials]
     names = sorted({name for trial in study.trials for name in trial.params})
     lines = parallel.of_trials(trials, names, metric, is_maximised=study.direction.name == "MAXIMIZE")
+    best = read_json(results_layout.best_file(folder))
     return {
         "name": experiment.tune.name,
         "metric": metric,
-        "best": read_json(results_layout.best_file(folder)),
+        "best": best,
+        "place": training_place(best["epoch"], best.get("step", 0)),
         "trials": trials,
         "names": names,
         "figures": [*([lines] if lines else []), *_figures(study, tuning.importances(study), metric)],

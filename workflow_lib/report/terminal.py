@@ -9,7 +9,7 @@ from workflow_lib import plugins
 from workflow_lib.errors import UserError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
-from workflow_lib.text import aligned, decimal
+from workflow_lib.text import aligned, decimal, training_place
 
 SAMPLES = {"test_samples": "test", "validation_samples": "val"}  # columns of the table, and the split that they count
 
@@ -34,7 +34,8 @@ def summary(results: Path) -> str:
         ("typical run" if repeated else "best run"): f"{best['run']} (of {len(rows)})"
         if len(rows) > 1
         else best["run"],
-        "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at epoch {best['best_epoch']}",
+        "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at "
+        + training_place(float(best["best_epoch"]), int(best["best_step"])),
         "test" if is_of_test else "validation": _measured(best),
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),

@@ -27,6 +27,7 @@ from workflow_lib.results.statements import (
 )
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
+from workflow_lib.text import training_place
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
@@ -77,13 +78,27 @@ class RunResults:
 
     def best(self) -> tuple[float, int]:
         """Return the best value of the metric that ranks the runs, and its epoch."""
-        chosen = self.train["best"]
+        chosen = self._best()
+        return chosen["value"], chosen["epoch"]
+
+    @property
+    def length(self) -> float:
+        """The length of the training in the unit that it is counted in: steps or epochs."""
+        return self.train["steps"] if self.is_counted_in_steps else self.train["epochs"]
+
+    @property
+    def best_place(self) -> str:
+        """The place of the best value in the training: `epoch 3`, or `step 750` within an epoch."""
+        return training_place(self._best()["epoch"], self._best()["step"])
+
+    def _best(self) -> Row:
+        chosen: Row = {**self.train["best"]}
         if chosen["metric"] == self.select_metric:
-            return chosen["value"], chosen["epoch"]
+            return chosen
         from workflow_lib.config.metrics import best_row
 
         row = best_row(self.history, self.select_metric, self.maximized) or {}
-        return row[self.select_metric], row["epoch"]
+        return {"value": row[self.select_metric], "epoch": row["epoch"], "step": row["step"]}
 
     def rank(self) -> tuple[float, float]:
         """Return a sort key: the best run first, ties by the lowest validation loss."""
@@ -99,9 +114,10 @@ class RunResults:
 
     def row(self) -> Row:
         """Return the row of the table of runs."""
-        value, epoch = self.best()
+        best = self._best()
         row: Row = {"name": self.name, "run": self.id, **self.settings}
-        row |= {"select_metric": self.select_metric, "select_value": value, "best_epoch": epoch}
+        row |= {"select_metric": self.select_metric, "select_value": best["value"]}
+        row |= {"best_epoch": best["epoch"], "best_step": best["step"]}
         for name in self.metrics:
             metric = self.evaluation["metrics"][name]
             row |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}

@@ -6,8 +6,8 @@ part of the state, so a resume neither loses nor repeats one; the file in the wo
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -58,7 +58,10 @@ class StepLog:
             self.add_pending()
 
     def add_pending(self) -> None:
-        """Read the sums so far, and add a row for each to the state and to the file. A collective."""
+        """Read the sums so far, and add a row for each to the state and to the file. A collective.
+
+        A sum that is not finite, and those after it, are of a training that diverged, and are left out.
+        """
         if not self._pending:
             return
         state, sums = self._state, torch.stack([loss_sum for *_, loss_sum in self._pending]).cpu()
@@ -66,22 +69,17 @@ class StepLog:
         before = int(state.log[-1, 0]) if len(state.log) else 0
         rows = []
         for (step, rate, _), values in zip(self._pending, zip(*by_rank, strict=True), strict=True):
+            if not math.isfinite(sum(values)):
+                break
             rows.append((step, rate, sum(values) / ((step - before) * self._batches.size)))
             before = step
         self._pending = []
+        if not rows:
+            return
         state.log = torch.cat((state.log, torch.tensor(rows, dtype=torch.float64)))
         self.write(len(rows))
         if state.ranks.is_main:
             self._events.append("logged", step=int(before), rows=len(rows))
-
-    def add_finite(self) -> None:
-        """Add the rows before the step at which the training diverged, so that the end of the curve shows why.
-
-        Several ranks do not diverge at the same place, so none of them may wait for the others: this does nothing.
-        """
-        if self._state.ranks.world_size == 1:
-            self._pending = list(itertools.takewhile(lambda row: bool(row[-1].isfinite()), self._pending))
-            self.add_pending()
 
     def write(self, new: int = 0) -> None:
         """Append the last ``new`` rows to the file, or write it as a whole if it may hold other rows than the state."""

@@ -132,7 +132,9 @@ class Trainer:
         batch_size = -(-self._batches.size // run.training.accumulation_steps)
         self._validation = Validation(self.state, objective, validation, self._agreement, batch_size=batch_size)
         waits = device.type != "cpu" or graph is not None
-        self._divergence = Divergence(self.state, self._batches, saver=saver, events=events, waits_for_device=waits)
+        self._divergence = Divergence(
+            *(self.state, self._batches, self._agreement), saver=saver, events=events, waits_for_device=waits
+        )
         given = (self.state, objective, self._batches, shared_state, self._divergence, saver)
         self._passes: Steps
         if self.state.step is not None:
@@ -161,7 +163,7 @@ class Trainer:
             self._train()
             ended = "pruned" if self._pruned else "finished"
         except DivergedError:
-            self._log.add_finite()
+            self._log.add_pending()  # the end of the curve shows why
             raise
         except (RuntimeError, ValueError) as error:
             explain(error)
@@ -360,14 +362,19 @@ class Trainer:
     # -- stops and saves --------------------------------------------------------------------------------------------
 
     def _poll(self) -> bool:
-        """Return True if a save is due; raise StopRequested if any rank was asked to stop. All ranks get one answer."""
+        """Return True if a save is due. All ranks get one answer.
+
+        Raises StopRequested if any rank was asked to stop, and DivergedError if any has found that it diverged.
+        """
         _at("poll")
         stop = bool(self._shared_state.stop_signal)
         due = False
         if self.ranks.is_main:
             stop = stop or self._shared_state.is_past_deadline(self._saver.longest_write_s)
             due = self._saver.is_due(self.state.progress.cursor.step)
-        stop, due = self._agreement.any_of(stop, due)
+        stop, due, is_diverged = self._agreement.any_of(stop, due, self._divergence.is_found)
+        if is_diverged:
+            self._divergence.raise_found()
         if stop:
             raise StopRequested
         return due

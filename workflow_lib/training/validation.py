@@ -92,7 +92,7 @@ class Validation:
                 for name, value in zip(self._sums, values, strict=True):
                     sums[name] += value
         self._add_contributions()
-        check_finite({"epoch": cursor.epoch + 1, "step": cursor.step, "val_loss": sums["loss"]})
+        check_finite({"step": cursor.step, "val_loss": sums["loss"]})
 
     def own_metrics(self) -> EpochMetrics:
         """Return the metrics of `training.metrics` over the split, on all ranks, and forget their state."""

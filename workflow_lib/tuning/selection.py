@@ -34,6 +34,7 @@ def best(experiment: Experiment, tune_dir: Path, work: Path, output: Path) -> di
         "metric": plan.study_metric(experiment),
         "value": chosen["value"],
         "epoch": chosen["epoch"],
+        **({"step": chosen["step"]} if "step" in chosen else {}),
         "params": chosen["params"],
         "trials": len(results),
         "run": reference(experiment, chosen["params"], run),

@@ -47,7 +47,10 @@ class Point(TypedDict):
 
 
 class Result(TypedDict):
-    """A trial after training; `value` is the study's metric at `epoch`, the best validation by `select_metric`."""
+    """A trial after training; `value` is the study's metric at `epoch`, the best validation by `select_metric`.
+
+    `step` is that of a validation within an epoch.
+    """
 
     number: int
     study: str
@@ -58,6 +61,7 @@ class Result(TypedDict):
     params: dict[str, Any]
     run: RunReference
     curve: list[Point]
+    step: NotRequired[int]
 
 
 def suggestion_path(tune_dir: Path, number: int) -> Path:
@@ -74,7 +78,7 @@ def load_suggestion(path: Path) -> Suggestion:
 
 
 def load_result(path: Path) -> Result:
-    content = files.read_json(path, *Result.__annotations__)
+    content = files.read_json(path, *(Result.__annotations__.keys() - {"step"}))
     return cast("Result", content | {"params": with_current_names(content["params"])})
 
 

@@ -67,7 +67,7 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
         failure = f"{suggestion['metric']} is not a number where {suggestion['select_metric']} is best"
     if state == "complete" and failure is not None:  # after the pruning, a failure no longer matters
         state, best, value = "failed", None, None
-    return Result(
+    found = Result(
         number=suggestion["number"],
         study=suggestion["study"],
         state=state,
@@ -78,3 +78,6 @@ def result(suggestion: Suggestion, history: Sequence[Row], failure: str | None =
         run=suggestion["run"],
         curve=[Point(epoch=row["epoch"], value=x) for row, x in zip(rows, values, strict=False)],
     )
+    if best and not isinstance(best["epoch"], int):
+        found["step"] = best["step"]
+    return found
