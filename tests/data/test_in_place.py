@@ -68,6 +68,14 @@ def test_finished_segments_are_not_read_again_after_a_kill(tmp_path: Path, texts
     assert read_parts(tmp_path, texts)[1] == 0
 
 
+def test_a_file_of_a_single_part_has_no_record(tmp_path: Path, texts: Path) -> None:
+    first, read = read_parts(tmp_path, texts)
+    again, read_again = read_parts(tmp_path, texts)
+    assert (read, read_again) == (2, 2)
+    assert not (tmp_path / "parts").exists()
+    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_changed_file_is_read_again(tmp_path: Path, texts: Path) -> None:
     before, _ = read_parts(tmp_path, texts)

@@ -96,6 +96,8 @@ def test_a_category_named_like_the_unknown_one_keeps_its_number() -> None:
     assert raw._texts(columns, feature, np.array([0.0, 1.0, 2.0, 3.0])) == ["", "not in train?", "not in train", "x"]
 
 
-def test_an_empty_text_is_missing_even_if_no_text_means_that() -> None:
-    manifest = user_table().model_copy(update={"data": {"name": "mine", "params": {"missing": []}}})
-    assert raw.Columns.of(manifest).missing == ("",)
+@pytest.mark.parametrize("missing", [[], ["?"]])
+def test_an_empty_text_is_missing_even_if_only_other_texts_mean_that(missing: list[str]) -> None:
+    manifest = user_table().model_copy(update={"data": {"name": "mine", "params": {"missing": missing}}})
+    texts = raw.Columns.of(manifest).texts(Feature("a", ("missing", "not in train", "x")))
+    assert texts == {"": 0, **dict.fromkeys(missing, 0), "x": 2}

@@ -36,7 +36,7 @@ def test_an_image_is_classified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     random = np.random.default_rng(0)
     for name, brightness in (("dark", 40), ("light", 200)):
         for number in range(30):
-            pixels = random.integers(brightness - 40, brightness + 40, (12, 12, 3)).astype(np.uint8)
+            pixels = random.integers(brightness - 40, brightness + 40, (12, 17, 3)).astype(np.uint8)
             (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
     project = finished(tmp_path, "images")

@@ -66,7 +66,7 @@ evaluate: {bootstrap: 200}
 """
 IMAGES = """
 name: digits-demo
-data: {name: image_folder, params: {path: photos, size: 8, resize: stretch}}
+data: {name: image_folder, params: {path: photos, size: 8}}
 model: {name: mlp, params: {hidden: [16]}}
 training: {epochs: 5, batch_size: 16}
 checkpoint: {interval_steps: 1000}

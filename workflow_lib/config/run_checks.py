@@ -166,7 +166,8 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
     if known.size is not None and (what := crop_problem(augment.crop, known.size)):
         yield ("augment", "crop"), what
     weights = training.class_weights
-    if known.classes is not None and isinstance(weights, list) and len(weights) != known.classes:
+    are_all_kept = data.min_class_count == 1 or known.training_samples is not None  # of prepared data
+    if known.classes is not None and are_all_kept and isinstance(weights, list) and len(weights) != known.classes:
         yield (
             ("training", "class_weights"),
             f"{len(weights)} weights; the data has {known.classes} classes, and each needs one",

@@ -32,6 +32,7 @@ class MappedFiles:
     """Files of the user that a data set reads by `view`, from several threads at once.
 
     paths        the files, which `view` names by their number
+    sizes        the bytes of each
     check_part   called once by `preprocess` for each part, with the number of the file, the place of the part in it
                  and its bytes; raises DataError for content that cannot be used
     """
@@ -39,16 +40,12 @@ class MappedFiles:
     def __init__(self, paths: Sequence[Path], check_part: CheckPart = lambda number, start, content: None) -> None:
         self.paths, self.check_part = tuple(paths), check_part
         self.states = [_state(path) for path in self.paths]
+        self.sizes = [size for _, size, _ in self.states]
         self._digests: Sequence[np.ndarray] | None = None
         self._verified: list[bytearray] = []
         self._open: OrderedDict[int, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
-
-    @property
-    def sizes(self) -> list[int]:
-        """The bytes of each file."""
-        return [state[1] for state in self.states]
 
     def verify_with(self, sizes: Sequence[int], digests: Sequence[np.ndarray]) -> None:
         """From now on, verify each part when it is read for the first time: uint8 [parts, 16] for each file."""

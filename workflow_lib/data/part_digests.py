@@ -1,6 +1,8 @@
 """Digests of the parts of files that are read in place. After a kill, finished segments are not read again.
 
 work/parts/<digest of path, size, time and settings>/<segment>.json   size of a file, digests of SEGMENT_PARTS parts
+
+A file of a single part has no record: to write one durably takes as long as to read the file again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class _Segment:
     number: int  # of the file
     first: int  # part
     stop: int
-    record: Path
+    record: Path | None
 
 
 def part_digests(files: MappedFiles, made_by: str, folder: Path, threads: int) -> list[np.ndarray]:
@@ -79,21 +81,28 @@ def _segments(files: MappedFiles, made_by: str, folder: Path) -> Iterator[_Segme
         key = config.digest([made_by, str(path.absolute()), size, mtime_ns], "everstep-parts")
         for first in range(0, parts_of(size), SEGMENT_PARTS):
             stop = min(first + SEGMENT_PARTS, parts_of(size))
-            yield _Segment(number, first, stop, folder / key / f"{first // SEGMENT_PARTS}.json")
+            record = folder / key / f"{first // SEGMENT_PARTS}.json" if parts_of(size) > 1 else None
+            yield _Segment(number, first, stop, record)
 
 
 def _digests(files: MappedFiles, segment: _Segment) -> np.ndarray:
     """Return the recorded digests of the segment, or compute and record them."""
     length = (segment.stop - segment.first) * DIGEST_BYTES
-    try:
-        recorded = bytes.fromhex(read_json(segment.record, "digests")["digests"])
-    except (FileNotFoundError, StateError, ValueError, TypeError):
-        recorded = b""
+    recorded = b"" if segment.record is None else _read(segment.record)
     if len(recorded) != length:
         recorded = b"".join(_computed(files, segment, files.check_part))
         files.check_unchanged(segment.number)
-        write_signed(segment.record, {"size": files.sizes[segment.number], "digests": recorded.hex()})
+        if segment.record is not None:
+            write_signed(segment.record, {"size": files.sizes[segment.number], "digests": recorded.hex()})
     return np.frombuffer(recorded, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _read(record: Path) -> bytes:
+    """Return the digests in a record; none if it is missing or damaged."""
+    try:
+        return bytes.fromhex(read_json(record, "digests")["digests"])
+    except (FileNotFoundError, StateError, ValueError, TypeError):
+        return b""
 
 
 def _computed(files: MappedFiles, segment: _Segment, check: Callable[[int, int, memoryview], None]) -> Iterator[bytes]:

@@ -45,15 +45,20 @@ def index_batches(paths: Sequence[Path], columns: Sequence[str]) -> dict[str, np
             schema, batches = _parquet_batches(path) if path.suffix != ".arrow" else _arrow_batches(path)
         _check_columns(path, schema, columns)
         first = first or (path, schema)
-        for name in columns:
-            if schema.field(name).type != first[1].field(name).type:
-                raise DataError(
-                    f"{path}: `{name}` is {schema.field(name).type}, but {first[1].field(name).type} in {first[0]}; "
-                    "write it with one type"
-                )
+        check_alike(path, schema, first, columns)
         found += [(number, *batch) for batch in batches]
     values = np.array(found, np.int64).reshape(-1, 4)
     return dict(zip(("file", "place", "bytes", "rows"), values.T.copy(), strict=True))
+
+
+def check_alike(path: Path, schema: Any, first: tuple[Path, Any], columns: Sequence[str]) -> None:
+    """Raise DataError if a column has another type than in the first file, which is given with its schema."""
+    for name in columns:
+        if schema.field(name).type != first[1].field(name).type:
+            raise DataError(
+                f"{path}: `{name}` is {schema.field(name).type}, but {first[1].field(name).type} in {first[0]}; "
+                "write it with one type"
+            )
 
 
 def saved_files(path: Path, files: Iterable[Path]) -> list[Path]:

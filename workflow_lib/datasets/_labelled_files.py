@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from workflow_lib.data import SPLITS, SourceFile
-from workflow_lib.datasets._folder import class_folders, map_files, split_folders
+from workflow_lib.datasets._folder import class_folders, entries, files_below, map_files, split_folders
 from workflow_lib.datasets._notation import Notation
-from workflow_lib.datasets._tables import check_column, open_table, splits_of
+from workflow_lib.datasets._tables import Piece, Table, check_column, open_table, splits_of
 from workflow_lib.datasets._targets import Classes
 from workflow_lib.datasets.labelled_text import LIBRARY, Params
 from workflow_lib.errors import DataError
@@ -43,17 +44,34 @@ def read_texts(params: Params, root: Path) -> Texts:
     return (_folder if (root / params.path).is_dir() else _table)(params, root / params.path)
 
 
+def look_at_folder(params: Params, path: Path) -> int:
+    """Return the number of classes from the names of the folders. Raises DataError if a split has none with a text."""
+    found: dict[str, list[str]] = {}
+    for split, folder in split_folders(path).items():
+        classes = [entry for entry in entries(folder) if entry.is_dir()]
+        found[split] = [entry.name for entry in classes]
+        _check_classes(path, split, found[split], found["train"])
+        if not any(file.match(params.pattern) for entry in classes for file in files_below(entry)):
+            raise DataError(f"{folder}: no file matches `{params.pattern}` (data.params.pattern)")
+    return len(found["train"])
+
+
+def look_at_table(params: Params, path: Path) -> None:
+    """Raise DataError if the header or the first rows of a table do not fit the settings."""
+    with closing(open_table(path, params.delimiter)) as table:
+        _check_columns(params, table)
+        for piece in table.scan(_columns(params)):
+            splits_of(path, params.split, piece)
+            _check_texts(params, path, piece)
+            break
+
+
 def _folder(params: Params, path: Path) -> Texts:
     """Return the texts of the files in the folders of the classes."""
     found = {split: class_folders(folder, params.pattern) for split, folder in split_folders(path).items()}
     classes = tuple(found["train"])
-    if len(classes) < 2:
-        raise DataError(
-            f"{path}: needs folders of texts for at least two classes; it has {', '.join(classes) or 'none'}"
-        )
     for split, folders in found.items():
-        for name in sorted(set(folders) - set(classes)):
-            raise DataError(f"{path / split / name}: is not a class of train; train must have every class")
+        _check_classes(path, split, folders, classes)
     paths = {split: [path for files in folders.values() for path in files] for split, folders in found.items()}
     listed = [path for of_split in paths.values() for path in of_split]
     files = tuple(map_files(SourceFile.of, listed))
@@ -70,6 +88,15 @@ def _folder(params: Params, path: Path) -> Texts:
         names=lambda split, rows: {"file": [paths[split][row].relative_to(path).as_posix() for row in rows.tolist()]},
         row_digests={split: [digests[path] for path in of_split] for split, of_split in paths.items()},
     )
+
+
+def _check_classes(path: Path, split: str, names: Iterable[str], classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise DataError(
+            f"{path}: needs folders of texts for at least two classes; it has {', '.join(classes) or 'none'}"
+        )
+    for name in sorted(set(names) - set(classes)):
+        raise DataError(f"{path / split / name}: is not a class of train; train must have every class")
 
 
 def text_of(path: Path) -> str:
@@ -127,18 +154,12 @@ def _table(params: Params, path: Path) -> Texts:
     """Return the texts of a column of a file."""
     table = open_table(path, params.delimiter)
     try:
-        for setting, name in (("text", params.text), ("target", params.target), ("split", params.split)):
-            if name is not None:
-                check_column(table, setting, name)
+        _check_columns(params, table)
         target = Classes(path, params.target, Notation(frozenset({""})), is_listed=True)
         rows: dict[str, list[Any]] = {split: [] for split in SPLITS}
-        for piece in table.scan([params.text, params.target, *([params.split] if params.split else [])]):
+        for piece in table.scan(_columns(params)):
             splits = splits_of(path, params.split, piece)
-            if isinstance(piece.values[params.text], np.ndarray):
-                raise DataError(f"{path}, column `{params.text}`: has numbers, not texts (data.params.text)")
-            for text, place in zip(piece.values[params.text], piece.places, strict=True):
-                if not text:
-                    raise DataError(f"{path}, {place}, column `{params.text}`: the text is empty; remove the row")
+            _check_texts(params, path, piece)
             target.add(piece, splits == "train")
             for split in SPLITS:
                 rows[split].append(piece.rows[splits == split])
@@ -162,3 +183,21 @@ def _table(params: Params, path: Path) -> Texts:
         row_digests={},
         close=table.close,
     )
+
+
+def _columns(params: Params) -> list[str]:
+    return [params.text, params.target, *([params.split] if params.split else [])]
+
+
+def _check_columns(params: Params, table: Table) -> None:
+    for setting, name in (("text", params.text), ("target", params.target), ("split", params.split)):
+        if name is not None:
+            check_column(table, setting, name)
+
+
+def _check_texts(params: Params, path: Path, piece: Piece) -> None:
+    if isinstance(piece.values[params.text], np.ndarray):
+        raise DataError(f"{path}, column `{params.text}`: has numbers, not texts (data.params.text)")
+    for text, place in zip(piece.values[params.text], piece.places, strict=True):
+        if not text:
+            raise DataError(f"{path}, {place}, column `{params.text}`: the text is empty; remove the row")

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 def paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Return each image of a folder with the mask of its name in another; names count without their endings."""
-    if not masks.is_dir():
-        raise DataError(f"{masks}: there is no such folder (data.params.masks)")
-    if images.resolve() == masks.resolve():
-        raise DataError(f"{masks}: is the folder of the images; put the masks into a folder of their own")
+    _check_folders(images, masks)
     mask_of = _by_name(masks, (".png",), "a PNG, which keeps the value of each pixel")
     image_of = _by_name(images, SUFFIXES, f"an image ({', '.join(SUFFIXES)})")
     if not image_of:
@@ -33,6 +30,23 @@ def paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:
             where = masks if names is image_of else images
             raise DataError(f"{names[missing[0]]}: has {what} {missing[0]} in {where}; add it, or move the file away")
     return [(path, mask_of[name]) for name, path in image_of.items()]
+
+
+def mask_beside(image: Path, images: Path, masks: Path) -> Path:
+    """Return the mask of an image of a folder, without a look at the others. Raises DataError if there is none."""
+    _check_folders(images, masks)
+    name = image.relative_to(images).with_suffix("").as_posix()
+    found = next((masks / f"{name}{end}" for end in (".png", ".PNG") if (masks / f"{name}{end}").is_file()), None)
+    if found is None:
+        raise DataError(f"{image}: has no mask {name} in {masks}; add it, or move the file away")
+    return found
+
+
+def _check_folders(images: Path, masks: Path) -> None:
+    if not masks.is_dir():
+        raise DataError(f"{masks}: there is no such folder (data.params.masks)")
+    if images.resolve() == masks.resolve():
+        raise DataError(f"{masks}: is the folder of the images; put the masks into a folder of their own")
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...], kind: str) -> dict[str, Path]:

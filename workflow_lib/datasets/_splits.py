@@ -10,6 +10,7 @@ from workflow_lib.data import SPLITS
 from workflow_lib.datasets._folder import entries, files_below
 from workflow_lib.errors import DataError
 
+LOOKED_AT = 64  # files of a split whose headers are read before the data is prepared
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

@@ -85,12 +85,19 @@ def known(params: Params) -> DatasetFacts:
 
 
 def look(params: Params, root: Path) -> DatasetFacts:
-    """Return facts from the headers of the first file of each split. Raises DataError for columns that do not fit."""
+    """Return facts from the headers of the first files of each split. Raises DataError for columns that do not fit."""
     from workflow_lib.datasets._arrow_columns import class_names
+    from workflow_lib.datasets._arrow_files import check_alike
+    from workflow_lib.datasets._splits import LOOKED_AT
 
     facts = known(params)
+    first: tuple[Path, Any] | None = None
     for split, paths in _files(params, root).items():
-        schema = _checked(params, paths[0])
+        schemas = [_checked(params, path) for path in paths[:LOOKED_AT]]
+        schema = schemas[0]
+        first = first or (paths[0], schema)
+        for path, other in zip(paths, schemas, strict=False):
+            check_alike(path, other, first, _columns(params))
         if split == "train" and params.target and params.kind == "classification":
             names = params.classes or class_names(schema.metadata or {}, params.target)
             facts = replace(facts, classes=len(names) or None)

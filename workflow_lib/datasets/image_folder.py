@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,23 @@ class Params(ImageSettings, Checksums):
 def known(params: Params) -> DatasetFacts:
     """Return the kind, size and channels of the inputs."""
     return DatasetFacts("images", size=params.shape, channels=3 if params.channels == "rgb" else 1)
+
+
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return facts from the names of the folders and an image of each split. Raises DataError if they do not fit."""
+    from workflow_lib.datasets._folder import files_below, split_folders
+
+    found: dict[str, tuple[str, ...]] = {}
+    size = params.shape
+    for split, folder in split_folders(root / params.path).items():
+        classes = [path for path in _class_folders(folder) if split == "train" or any(files_below(path))]
+        found[split] = tuple(path.name for path in classes)
+        _check_number(folder, found[split], split)
+        _check_classes(folder, found[split], found["train"])
+        if (image := next((file for path in classes for file in files_below(path)), None)) is not None:
+            _check_suffix(image)
+            size = size or size_of(_decode(image, params))
+    return replace(known(params), classes=len(found["train"]), size=size)
 
 
 def open_source(params: Params, root: Path) -> Source:
@@ -133,31 +151,47 @@ def open_inputs(params: ImageSettings, path: Path, manifest: Manifest) -> Inputs
 
 def _classes(folder: Path, split: str) -> dict[str, list[Path]]:
     """Return the images of each class of a split, by name; only train must have all classes."""
-    from workflow_lib.datasets._folder import entries, files_below
+    from workflow_lib.datasets._folder import files_below
     from workflow_lib.datasets._notation import folded
 
-    for path in entries(folder):
-        if path.suffix.lower() in SUFFIXES:
-            raise DataError(f"{path}: is beside the folders of the classes; move it into the folder of its class")
-    classes = {path.name: list(files_below(path, (folder.resolve(),))) for path in entries(folder) if path.is_dir()}
-    _check_annotations(folder, classes)
+    classes = {path.name: list(files_below(path, (folder.resolve(),))) for path in _class_folders(folder)}
     if split != "train":
         classes = {name: paths for name, paths in classes.items() if paths}
-    if len(classes) < (2 if split == "train" else 1):
-        listing = f"only {', '.join(classes)}" if classes else "none"
-        raise DataError(f"{folder}: needs folders for at least two classes; it has {listing}")
+    _check_number(folder, classes, split)
     for name, paths in classes.items():
         if not paths:
             raise DataError(f"{folder / name}: the folder of this class has no images; fill it, or remove it")
         for path in paths:
-            if path.suffix.lower() not in SUFFIXES:
-                raise DataError(f"{path}: is not an image ({', '.join(SUFFIXES)}); convert it, or move it away")
+            _check_suffix(path)
     _warn_of_equal_folders(folder, classes)
     by_fold: dict[str, str] = {}
     for name in classes:
         if (other := by_fold.setdefault(folded(name), name)) != name:
             log.warning("%s: `%s` and `%s` are two classes; merge the folders if they are one", folder, other, name)
     return classes
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the folders of the classes of a split. Raises DataError for an image beside them."""
+    from workflow_lib.datasets._folder import entries
+
+    for path in entries(folder):
+        if path.suffix.lower() in SUFFIXES:
+            raise DataError(f"{path}: is beside the folders of the classes; move it into the folder of its class")
+    found = [path for path in entries(folder) if path.is_dir()]
+    _check_annotations(folder, [path.name for path in found])
+    return found
+
+
+def _check_number(folder: Path, classes: Collection[str], split: str) -> None:
+    if len(classes) < (2 if split == "train" else 1):
+        listing = f"only {', '.join(classes)}" if classes else "none"
+        raise DataError(f"{folder}: needs folders for at least two classes; it has {listing}")
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: is not an image ({', '.join(SUFFIXES)}); convert it, or move it away")
 
 
 def _check_annotations(folder: Path, names: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ Every image and every mask is decoded once before the first shard is written, so
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,20 @@ def known(params: Params) -> DatasetFacts:
     """Return the kind, size and channels of the inputs, and the number of classes."""
     channels = 3 if params.channels == "rgb" else 1
     return DatasetFacts("images", size=params.shape, channels=channels, classes=len(params.names))
+
+
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return the known facts and the size of the first image. Raises DataError if it or its mask does not fit."""
+    from workflow_lib.datasets._folder import files_below, split_folders
+    from workflow_lib.datasets._masks import mask_beside
+
+    size = params.shape
+    for folder in split_folders(root / params.path).values():
+        masks = root / params.masks / folder.relative_to(root / params.path)
+        if (image := next(files_below(folder), None)) is not None:
+            *_, found = _check(image, mask_beside(image, folder, masks), params)
+            size = size or found
+    return replace(known(params), size=size)
 
 
 def open_source(params: Params, root: Path) -> Source:

@@ -12,6 +12,7 @@ tokenizer, which is read, or trained on the texts of train.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -75,6 +76,19 @@ def task(params: Params) -> Task:
 def known(params: Params) -> DatasetFacts:
     """Return the kind of inputs, and the number of classes of the library."""
     return DatasetFacts("texts", classes=None if params.path else len(LIBRARY))
+
+
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return facts from the header and the first rows of a table, or from the names of the folders.
+
+    Raises DataError if a column is missing or has no texts, or if a split has no folders of classes.
+    """
+    from workflow_lib.datasets._labelled_files import look_at_folder, look_at_table
+
+    if params.path is None:
+        return known(params)
+    path = root / params.path
+    return replace(known(params), classes=(look_at_folder if path.is_dir() else look_at_table)(params, path))
 
 
 def open_source(params: Params, root: Path) -> Source:

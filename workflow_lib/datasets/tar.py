@@ -63,13 +63,14 @@ def known(params: Params) -> DatasetFacts:
 
 
 def look(params: Params, root: Path) -> DatasetFacts:
-    """Return the known facts. Raises DataError if the first tar file of a split does not begin with a sample."""
-    from workflow_lib.datasets._splits import files_of_splits
+    """Return the known facts. Raises DataError if a tar file, of the first ones of each split, has no sample."""
+    from workflow_lib.datasets._splits import LOOKED_AT, files_of_splits
     from workflow_lib.datasets._tar_members import check_first
 
     _check(params)
     for paths in files_of_splits(root / params.path, (".tar",), COMPRESSED).values():
-        check_first(paths[0], params.target, params.key)
+        for path in paths[:LOOKED_AT]:
+            check_first(path, params.target, params.key)
     return replace(known(params), classes=len(params.classes) or None)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from workflow_lib.datasets._bpe import Bpe
 from workflow_lib.errors import DataError
-from workflow_lib.plugins import Task
+from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
 from workflow_lib.plugins.section import ADDED, reject_unused
 
@@ -67,6 +67,16 @@ class Params(Checksums):
 def task(params: Params) -> Task:
     """Return `language`: the model predicts the next token."""
     return "language"
+
+
+def look(params: Params, root: Path) -> DatasetFacts:
+    """Return the kind of the inputs. Raises DataError if a split has no file that matches the pattern."""
+    from workflow_lib.datasets._folder import split_folders
+
+    if params.path is not None and not (root / params.path).is_file():
+        for folder in split_folders(root / params.path).values():
+            _check_any(folder, params, _matching(folder, params))
+    return DatasetFacts("texts")
 
 
 def open_source(params: Params, root: Path) -> Source:
@@ -214,7 +224,7 @@ def _encoded(params: Params, root: Path, found: dict[str, list[Path]]) -> Read:
 
 def _find_files(params: Params, root: Path) -> dict[str, list[Path]]:
     """Return the files of each split, sorted by name."""
-    from workflow_lib.datasets._folder import files_below, split_folders
+    from workflow_lib.datasets._folder import split_folders
 
     if params.path is None and (params.sha256 or params.md5):
         raise DataError("data.params: sha256 and md5 need data.params.path; set it, or remove the checksums")
@@ -227,10 +237,20 @@ def _find_files(params: Params, root: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     found = {}
     for split, folder in split_folders(path).items():
-        found[split] = [file for file in files_below(folder) if file.relative_to(folder).match(params.pattern)]
-        if not found[split]:
-            raise DataError(f"{folder}: no file matches `{params.pattern}` (data.params.pattern)")
+        found[split] = list(_matching(folder, params))
+        _check_any(folder, params, found[split])
     return found
+
+
+def _matching(folder: Path, params: Params) -> Iterator[Path]:
+    from workflow_lib.datasets._folder import files_below
+
+    return (file for file in files_below(folder) if file.relative_to(folder).match(params.pattern))
+
+
+def _check_any(folder: Path, params: Params, files: Iterable[Path]) -> None:
+    if next(iter(files), None) is None:
+        raise DataError(f"{folder}: no file matches `{params.pattern}` (data.params.pattern)")
 
 
 def _vocabulary(tokens: str, seen: set[str]) -> tuple[np.ndarray, tuple[str, ...]]:

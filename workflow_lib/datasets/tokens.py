@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workflow_lib.data import Inputs, Manifest, Source
     from workflow_lib.data.inputs import Named
 
+LOOKED_AT = 1 << 16  # tokens of a split that are checked before the data is prepared
 PASSAGE = 16  # contexts: this much text is never divided between splits that are drawn
 
 
@@ -63,12 +64,14 @@ def task(params: Params) -> Task:
 
 
 def look(params: Params, root: Path) -> DatasetFacts:
-    """Return the number of windows, from the sizes and headers of the files."""
-    from workflow_lib.datasets._token_files import find_files, whole_files
+    """Return the number of windows, from the sizes and headers of the files; check the first tokens of each split."""
+    from workflow_lib.datasets._token_files import NewTokens, find_files, whole_files
 
     _check(params)
     files = find_files(root / params.path, params.dtype)
     pieces = whole_files(files, params.context, params.stride or params.context)
+    for first, *_ in files.values():
+        NewTokens(first, params.vocabulary).codes(0, min(first.tokens, LOOKED_AT))
     is_drawn = set(files) == {"train"} and params.cross_documents
     return DatasetFacts("texts", samples=len(pieces["train"]) if is_drawn else None)
 

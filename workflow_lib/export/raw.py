@@ -39,7 +39,7 @@ class Columns:
     """The columns of a table, and the places of their features in the inputs of the model."""
 
     features: tuple[Feature, ...]
-    missing: tuple[str, ...] = DEFAULT_MISSING  # texts for a missing value
+    missing: tuple[str, ...] = DEFAULT_MISSING  # texts for a missing value, beside the empty one
 
     @classmethod
     def of(cls, manifest: Manifest) -> Columns:
@@ -72,7 +72,8 @@ class Columns:
         if feature.categories[: len(ALWAYS)] != ALWAYS:
             return {name: number for number, name in enumerate(feature.categories)}
         names = feature.categories[len(ALWAYS) :]
-        return dict.fromkeys(self.missing, 0) | {name: number for number, name in enumerate(names, len(ALWAYS))}
+        missing = dict.fromkeys((*DEFAULT_MISSING, *self.missing), 0)
+        return missing | {name: number for number, name in enumerate(names, len(ALWAYS))}
 
     def described(self) -> dict[str, Any]:
         """Return the names of the columns, in the order of the inputs, and the texts for a missing category."""

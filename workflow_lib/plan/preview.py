@@ -74,6 +74,8 @@ def _facts(run: RunConfig, root: Path) -> tuple[plugins.DatasetFacts, model_chec
     known = plugins.facts_in_headers(run.data.name, run.data.params, root)
     if (manifest := prepared.manifest_path(run.data, root)) is not None:
         known = prepared.completed(known, manifest)
+    elif run.data.min_class_count > 1:  # rare classes are left out or merged
+        known = replace(known, classes=None, samples=None)
     return known, model_check.shapes_of(run, known, manifest)
 
 
