@@ -370,8 +370,10 @@ def test_new_texts_are_read_in_passages_with_the_tokenizer_of_the_training(tmp_p
     given = plugin.Params.model_validate(params)
     read = list(plugin.open_inputs(given, path, manifest).read(3))
     flat = np.concatenate([row[:-1] for _, inputs in read for row in inputs] + [read[-1][1][-1][-1:]])
-    starts = [start for names, _ in read for start in names["token"]]
-    assert starts == list(range(0, len(flat) - 1, 8))
+    begins = [0, *(place + 1 for place, token in enumerate(flat) if manifest.vocabulary[token] == "<end>")]
+    places = [place for names, _ in read for place in zip(names["row"].tolist(), names["token"].tolist(), strict=True)]
+    assert [begins[row] + token for row, token in places] == list(range(0, len(flat) - 1, 8))
+    assert all(begins[row] + token < begins[row + 1] for row, token in places)
     said = "".join(manifest.vocabulary[token] for token in flat)
     assert said == "".join(f"{text}<end>" for text in new)
     written(path, {"text": [""]})

@@ -148,6 +148,8 @@ def test_a_data_frame_is_predicted_as_its_file(numbers: Trained) -> None:
         found = workflow_lib.predict(model, frame)
         assert found.index.tolist() == frame.index.tolist()
         np.testing.assert_allclose(found["predicted"], expected["predicted"], rtol=1e-5)
+        empty = [workflow_lib.predict(model, frame.assign(age=missing)) for missing in (None, np.nan)]
+        pandas.testing.assert_frame_equal(*empty)
     with pytest.raises(UserError, match="^the DataFrame: has no column `kind`"):
         workflow_lib.predict(numbers.runs[0], frame.drop(columns="kind"))
     with pytest.raises(UserError, match="the DataFrame cannot be written as Parquet"):

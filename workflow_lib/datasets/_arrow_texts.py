@@ -149,7 +149,10 @@ class Windows:
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the row in which each window begins, and the number of its first token there."""
-        starts = self._starts(rows)
+        return self.places_of(self._starts(rows))
+
+    def places_of(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row of each token, and its number there."""
         first = np.searchsorted(self._ends, starts, side="right")
         return first, starts - np.append(0, self._ends)[first]
 

@@ -273,7 +273,7 @@ def _is_text(column: Any) -> bool:
 def _is_number(column: Any) -> bool:
     from pyarrow import types
 
-    kinds = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+    kinds = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)  # null: no values
     return any(is_kind(column.type) for is_kind in kinds)
 
 

@@ -175,7 +175,7 @@ def _names(base: Path, tables: Mapping[str, Table], rows_of: SampleNames | None)
 
 
 def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
-    """Return the rows of a file, or of the files of a folder, named by file and row; texts by file and first token.
+    """Return the rows of a file, or of the files of a folder, named by file and row, and by their first token there.
 
     The files need the columns of the inputs only. The rows of a file of texts follow each other, as in the training.
     """
@@ -197,7 +197,7 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
                     for names, inputs in parts(params, table, manifest, size):
                         yield {"file": [name] * len(inputs), **names}, inputs
                 except DataError as error:
-                    raise DataError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+                    raise DataError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
 
     return Inputs(read=read)
 
@@ -218,7 +218,7 @@ def _new_samples(params: Params, table: Table, manifest: Manifest, size: int) ->
 
 
 def _new_passages(params: Params, table: Table, manifest: Manifest, size: int) -> Iterator[Named]:
-    """Yield passages of at most `context` tokens with the number of their first token."""
+    """Yield passages of at most `context` tokens, named by the row in which they begin and their first token in it."""
     import numpy as np
 
     from workflow_lib.datasets._arrow_texts import Windows, encoder
@@ -226,8 +226,10 @@ def _new_passages(params: Params, table: Table, manifest: Manifest, size: int) -
 
     stored = {"tokenizer": np.frombuffer(manifest.tokenizer.encode(), np.uint8)}
     encode, *_ = encoder(params, Path(), {}, stored)
-    for starts, tokens in passages(Windows.of_new(table, encode, params), params.context, size):
-        yield {"token": starts}, tokens.astype(manifest.dtype)
+    windows = Windows.of_new(table, encode, params)
+    for starts, tokens in passages(windows, params.context, size):
+        rows, places = windows.places_of(starts)
+        yield {"row": rows, "token": places}, tokens.astype(manifest.dtype)
 
 
 def _columns(params: Params) -> list[str]:

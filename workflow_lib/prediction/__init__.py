@@ -61,7 +61,7 @@ def predict(
     if isinstance(data, pandas.DataFrame):
         with _as_file(data) as path:
             predictions = predict(run, path, device=device, batch_size=batch_size)
-        return predictions.set_axis(data.index, axis="index")
+        return predictions.drop(columns="file", errors="ignore").set_axis(data.index, axis="index")
     parts: list[pandas.DataFrame] = []
 
     def collect(rows: Iterable[Rows]) -> None:
