@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from snakemake.cli import get_argument_parser
 
 from workflow_lib import live
 from workflow_lib.errors import UserError
-from workflow_lib.live import detached
+from workflow_lib.live import detached, pipeline
 from workflow_lib.snakefile import DETACHED
 
 
@@ -21,6 +22,17 @@ def test_words_after_the_options_are_targets(tmp_path: Path, monkeypatch: pytest
     assert [*given.targets] == ["results/a/plan.json"]
     assert [str(path) for path in given.configfile] == ["a.yaml"]
     assert given.config == ["set=seed=1", "set=name=b"]
+
+
+def test_logs_are_removed_that_are_old_and_not_among_the_newest(tmp_path: Path) -> None:
+    names = [f"2026-01-{day:02}T120000-{day}.log" for day in range(1, 26)] + ["slurm-7.log", "2026-01-01.log"]
+    for name in names:
+        (tmp_path / name).touch()
+        if not name.startswith("2026-01-03"):
+            os.utime(tmp_path / name, (1e9, 1e9))
+    pipeline.remove_old_logs(tmp_path)
+    removed = {*names} - {path.name for path in tmp_path.iterdir()}
+    assert removed == {f"2026-01-{day:02}T120000-{day}.log" for day in (1, 2, 4, 5)}
 
 
 def test_only_a_profile_for_slurm_can_be_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ save and stop, the second kills them. What Snakemake prints goes to a file; its 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from workflow_lib.store.events import Follower
 LOGS = Path("logs") / "run"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.2
+OWN_LOG = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-\d+\.log")
+KEPT_LOGS, KEPT_LOGS_S = 20, 10 * 86400.0  # the newest ones are kept, and those of the last ten days
 
 
 class Signals:
@@ -57,6 +60,7 @@ def run(command: Sequence[str], typed: Sequence[str]) -> None:
     """
     signals = Signals()
     LOGS.mkdir(parents=True, exist_ok=True)
+    remove_old_logs(LOGS)
     log = LOGS / f"{datetime.now():%Y-%m-%dT%H%M%S}-{os.getpid()}.log"
     with tempfile.TemporaryDirectory(prefix="everstep-") as folder, log.open("wb") as output, signals.caught():
         events = Path(folder) / "events.jsonl"
@@ -72,6 +76,15 @@ def run(command: Sequence[str], typed: Sequence[str]) -> None:
         with Watch(Follower(events), log) as watch:
             was_stopped = _wait(child, watch, signals)
     _judge(child.returncode, watch, log, was_stopped=was_stopped)
+
+
+def remove_old_logs(folder: Path) -> None:
+    """Remove logs of earlier pipelines, but not the newest ones."""
+    logs = [path for path in folder.iterdir() if OWN_LOG.fullmatch(path.name)]
+    for path in sorted(logs, key=lambda path: path.name)[:-KEPT_LOGS]:
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_LOGS_S:
+                path.unlink()
 
 
 def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> bool:
