@@ -19,9 +19,11 @@ from workflow_lib import config, data, models, plan
 from workflow_lib.cli import main
 from workflow_lib.config.run import Model
 from workflow_lib.data import ModelSpec
+from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout
+from workflow_lib.training.state import State
 
 TEXT = ModelSpec((12,), 20, "language")
 IMAGES = ModelSpec((1, 8, 8), 10, scale=255.0, mean=(0.3,), std=(0.2,))
@@ -327,6 +329,29 @@ def test_adapters_start_beside_the_frozen_weights_that_they_were_trained_with(
     shutil.rmtree(tmp_path / "first")
     with pytest.raises(ConfigError, match=r"^model.params.path: no such file: first \(looked for in"):
         user_code.digest(run.config)
+
+
+def test_frozen_weights_of_the_folder_need_not_be_in_the_run_that_a_training_starts_from(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
+    model = f"{{name: transformers, params: {{path: {folders['vit']}}}, init: INIT}}"
+    freeze = 'freeze: ["vit.embeddings*"]'
+    for name, init in (("a", f"{{{freeze}}}"), ("b", "{from: a.yaml}"), ("c", f"{{from: a.yaml, {freeze}}}")):
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nmodel: {model.replace('INIT', init)}\n")
+    assert main(["validate", "b.yaml"]) == 2
+    assert "does not fit the model: missing: vit.embeddings.cls_token" in capsys.readouterr().err
+    assert main(["validate", "c.yaml"]) == 0, capsys.readouterr().err
+    first, last = (plan.expand(config.load([tmp_path / f"{name}.yaml"]))[0].config for name in ("a", "c"))
+    parts: dict[str, Any] = {"ranks": Ranks(), "peers": Peers(), "device": torch.device("cpu"), "environment": {}}
+    state = State(first, IMAGES, **parts)
+    with torch.no_grad():
+        state.model.get_parameter("classifier.weight").fill_(2.0)
+    save_file(state.inference_weights(), tmp_path / "model.safetensors")
+    started = State(last, IMAGES, **parts, weights={"model.init.from": tmp_path / "model.safetensors"})
+    trained = state.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in started.model.state_dict().items())
 
 
 def test_an_adapter_for_no_layer_is_rejected(folders: dict[str, Path]) -> None:

@@ -41,9 +41,9 @@ def note(run: RunConfig, shapes: model_check.Shapes | None, root: Path) -> str |
         return ONLY_THE_TRAINING
     if model is None or source is None:
         return ONLY_THE_TRAINING
+    parameter_groups.freeze(model, init.freeze)
     if init.source is not None:
         fit(model, source, init, only_names=not (is_exact and is_source_exact))
-    parameter_groups.freeze(model, init.freeze)
     named = model.named_parameters(remove_duplicate=False)
     parameter_groups.parameter_groups(init, ((name, weight) for name, weight in named if weight.requires_grad))
     return None
@@ -61,6 +61,7 @@ def _built(run: RunConfig, shapes: model_check.Shapes | None) -> tuple[nn.Module
 
 def _source(run: RunConfig, root: Path) -> tuple[dict[str, Tensor] | None, bool]:
     """Return the tensors that the run starts from, without memory, if they are known, and True if their shapes are."""
+    from workflow_lib.training import parameter_groups
     from workflow_lib.training.initial_weights import read
 
     init = run.model.init
@@ -74,6 +75,8 @@ def _source(run: RunConfig, root: Path) -> tuple[dict[str, Tensor] | None, bool]
     model, is_exact = _built(source, shapes)
     if model is None:
         return None, is_exact
+    if source.model.init.source is None:  # else it has written the frozen weights, and saves them
+        parameter_groups.freeze(model, source.model.init.freeze)
     absent = models.not_saved(model)
     return {name: weight for name, weight in model.state_dict().items() if name not in absent}, is_exact
 
@@ -83,16 +86,22 @@ def _source_run(run: RunConfig) -> RunConfig:
 
 
 def _check_base(run: RunConfig, source: RunConfig) -> None:
-    """Raise ConfigError if both runs have adapters, beside frozen weights of different content."""
-    if run.model.params.get("lora") is None or source.model.params.get("lora") is None:
+    """Raise ConfigError if both runs have frozen weights that no run saves, and read them from different content."""
+    if not (_leaves_weights_in_files(run) and _leaves_weights_in_files(source)):
         return
     mine, theirs = (plugins.named_files("models", each.model.name, each.model.params) for each in (run, source))
     if mine != theirs and _contents(mine, "") != _contents(theirs, f" of {run.model.init.run}"):
         own, other = (", ".join(map(str, files.values())) for files in (mine, theirs))
         raise ConfigError(
-            f"model.init.from: the adapters of {run.model.init.run} were trained beside the frozen weights in {other}, "
-            f"and those in {own} differ; give both runs the same files"
+            f"model.init.from: {run.model.init.run} was trained beside the frozen weights in {other}, and those in "
+            f"{own} differ; give both runs the same files"
         )
+
+
+def _leaves_weights_in_files(run: RunConfig) -> bool:
+    """Return True if the run reads weights from files and never trains them: adapters, or patterns of `freeze`."""
+    model = run.model
+    return model.params.get("lora") is not None or (model.name == "transformers" and bool(model.init.freeze))
 
 
 def _contents(files: dict[str, Path], whose: str) -> list[str]:

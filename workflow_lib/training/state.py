@@ -141,9 +141,10 @@ class State:
         self.model = build_model(run.model, spec, self.step.example_inputs(spec, 2) if self.step is not None else None)
         read = models.read_from_files(self.model)
         versions = {name: weight._version for name, weight in self.model.named_parameters(remove_duplicate=False)}
+        # first, since frozen weights that were read from files need not be in the source
+        self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         source = weights.get(plan.INIT)
         self.initialised = None if source is None else initial_weights.load(self.model, run.model.init, source)
-        self._frozen_modules = parameter_groups.freeze(self.model, run.model.init.freeze)
         # frozen weights as they were read: every process reads them from the same content, so no checkpoint has them
         self._read = {
             name
