@@ -75,6 +75,33 @@ def test_a_trace_marks_inputs_that_changed_or_are_missing(folder: Path) -> None:
     assert "(gone)" in provenance.trace(folder / "evaluation.json", Path("work"))
 
 
+def test_a_trace_says_that_the_weights_of_a_source_differ_now(folder: Path) -> None:
+    trained = read_json(folder / "train.json")
+    source = folder.parent / "pre-abcdef012345"
+    source.mkdir()
+    started = {"from": source.name, "digest": "1" * 64, "taken": 4, "not_taken": [], "unused": []}
+    write_json(folder / "train.json", trained | {"initialised": started})
+
+    def row() -> str:
+        return next(
+            line for line in provenance.trace(folder / "train.json", Path("work")).splitlines() if "pre-" in line
+        )
+
+    assert "(gone), 4 weights" in row()
+    write_json(source / "train.json", trained | {"model": "1" * 64})
+    assert f"{source.name} ({'1' * 64}), 4 weights" in row()
+    write_json(source / "train.json", trained | {"model": "2" * 64})  # trained again, with other code
+    assert f"({'1' * 64}) (its weights differ now: {'2' * 64}), 4 weights" in row()
+    Path("start.pt").write_bytes(b"weights")
+    digest = provenance.file_digest(Path("start.pt"))
+    write_json(folder / "train.json", trained | {"initialised": started | {"from": "start.pt", "digest": digest}})
+    said = provenance.trace(folder / "train.json", Path("work"))
+    assert "differ" not in said
+    Path("start.pt").write_bytes(b"others")
+    assert "start.pt" in said
+    assert "(its weights differ now" in provenance.trace(folder / "train.json", Path("work"))
+
+
 @pytest.mark.parametrize(("name", "statement"), [("predictions.csv", "evaluation.json"), ("history.csv", "train.json")])
 def test_other_files_are_traced_by_the_statement_beside_them(folder: Path, name: str, statement: str) -> None:
     (folder / name).touch()

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import __version__
+from workflow_lib import __version__, plan
+from workflow_lib.config import sources
 from workflow_lib.errors import UserError
 from workflow_lib.files import file_digest as file_digest
 from workflow_lib.files import read_json
+from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results import source_weights
 from workflow_lib.results.statements import DIVERGED, DivergedTraining, Initialised, Provenance, Training, read_training
 from workflow_lib.runtime import git
 from workflow_lib.store import layout
@@ -70,7 +73,7 @@ def trace(path: Path, work: Path) -> str:
         "trained": f"{trained['steps']} steps, {trained['epochs']} epochs, attempts: {trained['attempts']}",
         **ended,
         **({"accepted": accepted_words(trained["accepted"])} if "accepted" in trained else {}),
-        **_started_from(trained),
+        **_started_from(trained, statement),
         "code": f"everstep {code['version']}, commit {code['commit'] or 'unknown'}"
         + (" with uncommitted changes" if code["modified"] else ""),
         "made by": made.get("command", "unknown"),
@@ -81,16 +84,36 @@ def trace(path: Path, work: Path) -> str:
     return "\n".join(aligned([(name, str(value)) for name, value in rows.items()]))
 
 
-def _started_from(trained: Training | DivergedTraining) -> dict[str, str]:
+def _started_from(trained: Training | DivergedTraining, statement: Path) -> dict[str, str]:
     """Return rows about the weights of other runs or files that the training used, if it did."""
     if "state" in trained:
         return {}
-    rows = {setting: f"{found['run']} ({found['digest']})" for setting, found in trained.get("sources", {}).items()}
+    rows = {
+        setting: f"{found['run']} ({found['digest']}){_since(found['run'], found['digest'], statement)}"
+        for setting, found in trained.get("sources", {}).items()
+    }
     if "initialised" in trained:
         found = trained["initialised"]
         left = f"; drawn at random: {', '.join(found['not_taken'])}" if found["not_taken"] else ""
-        rows["started from"] = f"{found['from']} ({found['digest']}), {found['taken']} weights{left}"
+        since = _since(found["from"], found["digest"], statement)
+        rows["started from"] = f"{found['from']} ({found['digest']}){since}, {found['taken']} weights{left}"
     return rows
+
+
+def _since(source: str, digest: str | None, statement: Path) -> str:
+    """Return a note if the weights of a run or a file are missing, or others than those that the training used."""
+    if not sources.is_run(source):
+        if not Path(source).exists():
+            return " (gone)"
+        now = user_code.content_digest(Path(source), plan.INIT)
+    else:
+        experiment = statement.resolve().parents[2]
+        weights = source_weights.newest(source, experiment.parent, experiment.name)
+        found = {} if weights is None else source_weights.digests_of({source: weights})
+        if source not in found:
+            return " (gone)"
+        now = found[source]
+    return "" if now == digest else f" (its weights differ now: {now})"
 
 
 def started_from_words(found: Initialised) -> str:

@@ -19,15 +19,16 @@ def find(run: RunConfig, results: Path, experiment: str | None = None) -> dict[s
 
     Sources that are not trained are left out.
     """
-    found = {setting: _newest(ref, results, experiment) for setting, ref in plan.sources_of(run).items()}
+    found = {setting: newest(ref, results, experiment) for setting, ref in plan.sources_of(run).items()}
     return {setting: weights for setting, weights in found.items() if weights is not None}
 
 
-def _newest(source: str, results: Path, experiment: str | None) -> Path | None:
+def newest(source: str, results: Path, experiment: str | None) -> Path | None:
+    """Return the trained weights of a run: those in the experiment, or else the newest in any; None without any."""
     found = [path for path in results_layout.all_trainings(results) if path.parent.name[-12:] == source[-12:]]
     own = [path for path in found if path.parents[2].name == experiment]
-    newest = max(own or found, key=lambda path: path.stat().st_mtime, default=None)
-    return newest.with_name(results_layout.MODEL) if newest is not None else None
+    statement = max(own or found, key=lambda path: path.stat().st_mtime, default=None)
+    return statement.with_name(results_layout.MODEL) if statement is not None else None
 
 
 def digests(run: RunConfig, results: Path, experiment: str | None = None) -> dict[str, str]:
