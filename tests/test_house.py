@@ -34,14 +34,14 @@ LAYERS = (
     ("plan.step_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "comparison", "packs", "snakefile"),
-    ("live", "start"),
+    ("live", "start", "interactive"),
     ("cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(room for layer in LAYERS for room in layer)}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # imported by every command and every job, so they must import fast
-FAST = ("config", "plan", "plugins", "tasks", "snakefile", "cli", "__main__")
+FAST = ("config", "plan", "plugins", "tasks", "snakefile", "cli", "interactive", "__main__")
 HEAVY = ("torch", "pandas", "numpy", "optuna", "sklearn", "onnx", "plotly")
 
 

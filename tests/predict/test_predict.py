@@ -156,6 +156,18 @@ def test_a_data_frame_is_predicted_as_its_file(numbers: Trained) -> None:
         workflow_lib.predict(numbers.runs[0], frame.assign(kind=[object()] * 300))
 
 
+def test_an_array_is_predicted_as_its_file(images: Trained) -> None:
+    manifest = data.Manifest.load(images.data)
+    array = data.map_split(manifest, "test", images.work).stored(slice(0, 40))
+    np.save("array.npy", array)
+    found = workflow_lib.predict(images.runs[0], array)
+    pandas.testing.assert_frame_equal(found, workflow_lib.predict(images.runs[0], "array.npy"))
+    with pytest.raises(UserError, match="^the array: row 0: is float64; the model was trained on uint8"):
+        workflow_lib.predict(images.runs[0], array.astype("float64"))
+    with pytest.raises(UserError, match="^the array cannot be written as a .npy file: "):
+        workflow_lib.predict(images.runs[0], np.array([object()]))
+
+
 def test_the_target_and_the_order_of_columns_do_not_matter(numbers: Trained) -> None:
     expected = workflow_lib.predict(numbers.runs[0], "houses.csv")
     frame = pandas.read_csv("houses.csv")[["age", "kind", "area"]].assign(more="x")

@@ -67,6 +67,7 @@ NEUTRAL = (
     "errors.py",
     "files.py",
     "housekeeping/*",
+    "interactive/*",
     "launch/*",
     "live/*",
     "packs/*",

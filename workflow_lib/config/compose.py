@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
 from workflow_lib.errors import ConfigError, shortened
 from workflow_lib.plugins import is_object_path
+
+MAPPING = "the mapping"  # where a mistake is, in messages
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,26 @@ def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a single value"
         raise ConfigError(f"{where}: an experiment is a mapping of settings (name: value), not {kind}")
+    return _extended(value, entries, path.parent, (*opened, path.resolve()))
+
+
+def read_mapping(values: Mapping[str, Any]) -> Source:
+    """Return the settings of a mapping, merged over those of the file that it `extends`, relative to this folder."""
+    return _extended(dict(values), {(): MAPPING}, Path(), ())
+
+
+def _extended(value: dict[str, Any], entries: dict[KeyPath, str], folder: Path, opened: tuple[Path, ...]) -> Source:
+    """Return the values merged over those of the file that they extend, whose path is relative to the folder."""
     base = value.pop("extends", None)
     if base is None:
         return _with_current_names(value, entries)
+    place = Origins(entries).place(("extends",))
     if not isinstance(base, str):
-        raise ConfigError(f"{entries[('extends',)]}: extends: give the path of one file, relative to this one")
-    target = path.parent / base
+        raise ConfigError(f"{place}: give the path of one file, relative to this one")
+    target = folder / base
     if not os.path.isfile(target):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-        raise ConfigError(f"{entries[('extends',)]}: extends: no file {shortened(shown(target), 300)}")
-    return merge(read(target, (*opened, path.resolve())), _with_current_names(value, entries))
+        raise ConfigError(f"{place}: no file {shortened(shown(target), 300)}")
+    return merge(read(target, opened), _with_current_names(value, entries))
 
 
 def _with_current_names(values: dict[str, Any], entries: dict[KeyPath, str]) -> Source:

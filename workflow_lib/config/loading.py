@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,14 +23,16 @@ from workflow_lib.store import layout
 logger = logging.getLogger(__name__)
 
 
-def load(paths: Sequence[Path], overrides: Sequence[str] = (), *, root: Path | None = None) -> Experiment:
-    """Return the experiment of the files, later ones on top, then the overrides.
+def load(
+    paths: Sequence[Path | Mapping[str, Any]], overrides: Sequence[str] = (), *, root: Path | None = None
+) -> Experiment:
+    """Return the experiment of the files, later ones on top, then the overrides. A mapping stands for a file.
 
     Raises ConfigError with every problem, one a line, and StateError if a frozen experiment is damaged.
     """
     if not paths:
         raise ConfigError("no experiment file given")
-    sources = [_read(Path(path)) for path in paths]
+    sources = [compose.read_mapping(path) if isinstance(path, Mapping) else _read(Path(path)) for path in paths]
     source = reduce(merge, [*sources, *compose.overrides(overrides)])
     for message in source.messages:
         logger.warning("%s", message)

@@ -69,7 +69,7 @@ def chosen(rows: Sequence[Row], results: Path, experiment: str | None, states: S
         if not results_layout.plan_file(folder).exists():
             planned = ", ".join(path.parent.name for path in results_layout.all_plans(results)) or "none"
             raise ConfigError(f"{experiment}: no planned experiment; there are: {planned}")
-        names = _names_in(
+        names = named_in(
             [results_layout.plan_file(folder), *folder.glob("tune/*/suggest-*.json"), *folder.glob("tune/*/best.json")]
         )
         rows = [row for row in rows if row["digest"] in names]
@@ -88,10 +88,11 @@ def _is_presumed_alive(holder: Holder, silent_s: float) -> bool:
 
 def _planned_names(results: Path) -> dict[str, str]:
     """Return the names of runs by digest from plans and studies; the first one found counts."""
-    return _names_in([*results_layout.all_plans(results), *results_layout.all_pointers(results)])
+    return named_in([*results_layout.all_plans(results), *results_layout.all_pointers(results)])
 
 
-def _names_in(paths: Iterable[Path]) -> dict[str, str]:
+def named_in(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the names of the runs in plans, and in files that name a run, by digest; unreadable files are left out."""
     names: dict[str, str] = {}
     for path in paths:
         try:
@@ -113,6 +114,11 @@ def _result_names(results: Path, planned: Set[str]) -> dict[str, str]:
                 with suppress(*UNREADABLE):
                     names.setdefault(str(read_json(runs / name / results_layout.TRAIN)["digest"]), name)
     return names
+
+
+def planned(digest: str, name: str) -> Row:
+    """Return the row of a run that has not begun."""
+    return _blank(digest, {digest: name})
 
 
 def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -44,7 +45,10 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Count the signals that ask to stop, instead of ending."""
+        """Count the signals that ask to stop, instead of ending. Only the main thread of a program can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.add) for number in STOP_SIGNALS}
         try:
             yield

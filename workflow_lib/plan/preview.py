@@ -69,6 +69,36 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
     return found
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a run: training samples, optimizer steps and sizes of its model; None if that is not known yet."""
+
+    samples: int | None
+    steps: int | None
+    sizes: model_check.Sizes | None
+
+
+def costs(runs: Sequence[RunConfig], runtime: Runtime, root: Path) -> list[Cost]:
+    """Return the cost of each run. Raises UserError if its data cannot be read, or its model does not fit the data."""
+    facts: dict[str, tuple[plugins.DatasetFacts, model_check.Shapes | None]] = {}
+    sizes: dict[str, model_check.Sizes | None] = {}
+    found = []
+    for run in runs:
+        data = config.canonical(data_settings(run))
+        if data not in facts:
+            facts[data] = _facts(run, root)
+        known, shapes = facts[data]
+        key = config.canonical(
+            [data, *(part.model_dump(mode="json") for part in (run.model, run.optimizer, run.training))]
+        )
+        if key not in sizes:
+            sizes[key] = _sizes_of(run, shapes, runtime.nproc * runtime.nodes, with_step=True)
+        samples = training_samples(run.data, known)
+        steps = None if samples is None else Length.of(run.training, samples // run.training.batch_size).total
+        found.append(Cost(samples, steps, sizes[key]))
+    return found
+
+
 def _facts(run: RunConfig, root: Path) -> tuple[plugins.DatasetFacts, model_check.Shapes | None]:
     """Return the facts about the run's data, from its manifest if it is prepared, and the shapes for its model."""
     known = plugins.facts_in_headers(run.data.name, run.data.params, root)
@@ -152,16 +182,25 @@ def _sizes(run: RunConfig, shapes: model_check.Shapes | None, processes: int, *,
 
     With ``with_step`` they are those of all that a training step of one's own trains and keeps.
     """
-    if shapes is None or not shapes.inputs:
-        return
-    if (sizes := model_check.check(run, shapes, processes)) is not None:
+    sizes = _sizes_of(run, shapes, processes, with_step=with_step)
+    if sizes is not None and shapes is not None:
         what = f"model {run.model.name} {config.canonical(run.model.params)}"
-        if with_step and run.training.step is not None:
-            of_step = step_check.sizes(run, shapes.spec, processes)
-            what += "" if of_step is None else f" and all else of {run.training.step}"
-            sizes = of_step or replace(sizes, lacking=run.training.step)
+        if with_step and run.training.step is not None and sizes.lacking is None:
+            what += f" and all else of {run.training.step}"
         classes = "" if shapes.outputs else f" for {model_check.ANY_OUTPUTS} classes, whose number is not known yet"
         yield f"{what}{classes}: {sizes}"
+
+
+def _sizes_of(
+    run: RunConfig, shapes: model_check.Shapes | None, processes: int, *, with_step: bool
+) -> model_check.Sizes | None:
+    """Return the sizes of the run's model, as for `_sizes`; None if they are not known."""
+    if shapes is None or not shapes.inputs:
+        return None
+    sizes = model_check.check(run, shapes, processes)
+    if sizes is None or not with_step or run.training.step is None:
+        return sizes
+    return step_check.sizes(run, shapes.spec, processes) or replace(sizes, lacking=run.training.step)
 
 
 def _may_get_a_single_value(run: RunConfig, processes: int) -> bool:

@@ -30,6 +30,7 @@ from workflow_lib.store.layout import WORK
 from workflow_lib.text import count
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
     from workflow_lib.data import Manifest
@@ -41,27 +42,34 @@ BATCH_SIZE = 256
 
 
 def predict(
-    run: str | Path, data: str | Path | pandas.DataFrame, *, device: str = "auto", batch_size: int = BATCH_SIZE
+    run: str | Path,
+    data: str | Path | pandas.DataFrame | np.ndarray,
+    *,
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
 ) -> pandas.DataFrame:
-    """Return the predictions of a run or an exported model for a file, a folder or a table, a row for each sample.
+    """Return the predictions of a run or an exported model for a file, a folder, a table or an array, a row a sample.
 
     Args:
         run: id of a run or its first digits, its folder in `results/`, its `train.json`, or a `model.onnx`. All but the
             last need the project as the working directory
         data: data of the kind that the model was trained on; targets are not needed, and not used. A DataFrame is read
-            as a Parquet file with its columns; the predictions have its index
+            as a Parquet file with its columns; the predictions have its index. An array `[n, ...]` is read as a .npy
+            file: it has the type and shape of the inputs that the data set reads, before they are normalised
         device: auto, cpu, cuda or cuda:N
         batch_size: largest number of samples that are computed at once
 
     Raises:
         UserError: The run, the data or the device cannot be used; the message says why.
     """
+    import numpy as np
     import pandas
 
-    if isinstance(data, pandas.DataFrame):
+    if isinstance(data, pandas.DataFrame | np.ndarray):
         with _as_file(data) as path:
             predictions = predict(run, path, device=device, batch_size=batch_size)
-        return predictions.drop(columns="file", errors="ignore").set_axis(data.index, axis="index")
+        predictions = predictions.drop(columns="file", errors="ignore")  # that of the temporary file
+        return predictions.set_axis(data.index, axis="index") if isinstance(data, pandas.DataFrame) else predictions
     parts: list[pandas.DataFrame] = []
 
     def collect(rows: Iterable[Rows]) -> None:
@@ -72,18 +80,25 @@ def predict(
 
 
 @contextmanager
-def _as_file(table: pandas.DataFrame) -> Iterator[Path]:
-    """Yield a temporary Parquet file of the table. Raises UserError with the table, not with the file, as the place."""
+def _as_file(data: pandas.DataFrame | np.ndarray) -> Iterator[Path]:
+    """Yield a temporary Parquet or .npy file of the data. A UserError has the data, not the file, as the place."""
+    import numpy as np
+
+    is_array = isinstance(data, np.ndarray)
+    name, kind = ("the array", "a .npy file") if is_array else ("the DataFrame", "Parquet")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
+        path = Path(folder) / ("array.npy" if is_array else "table.parquet")
         try:
-            table.to_parquet(path, index=False)
+            if isinstance(data, np.ndarray):
+                np.save(path, data, allow_pickle=False)
+            else:
+                data.to_parquet(path, index=False)
         except (ImportError, ValueError, TypeError) as error:  # of pyarrow too: ArrowInvalid is a ValueError
-            raise UserError(f"the DataFrame cannot be written as Parquet: {error}") from error
+            raise UserError(f"{name} cannot be written as {kind}: {error}") from error
         try:
             yield path
         except UserError as error:
-            raise type(error)(str(error).replace(str(path), "the DataFrame")) from error
+            raise type(error)(str(error).replace(str(path), name)) from error
 
 
 def write_predictions(

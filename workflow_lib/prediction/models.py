@@ -21,6 +21,7 @@ from workflow_lib.evaluation.computing import device_of
 from workflow_lib.export import raw
 from workflow_lib.export.metadata import manifest_of
 from workflow_lib.files import file_digest
+from workflow_lib.plan import imported
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.statements import read_export, read_training
 
@@ -63,6 +64,7 @@ def open_model(ref: str, device: str, work: Path, results: Path) -> Iterator[Mod
     folder = find_run(ref, results)
     statement = read_training(folder / results_layout.TRAIN)
     config, digest = plan.load_run(statement["digest"], work)
+    imported.check(config)
     data = results_layout.data_manifest(folder.parents[1], plan.data_id(config))
     trained = load_trained(digest, data, work, folder / results_layout.MODEL)
     if trained.examples is not None:
