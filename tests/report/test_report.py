@@ -247,6 +247,15 @@ def test_curves_are_drawn_over_steps_if_a_run_is_counted_in_steps(project: Train
     assert unit_of([*runs, replace(runs[0], is_counted_in_steps=True)]) == "step"
 
 
+def test_a_run_counted_in_steps_names_the_step_of_its_best_validation(project: Trained) -> None:
+    run = load_results(project.experiment, project.results, project.runs[:1], project.work)[0]
+    assert (run.best_place, run.length) == (f"epoch {run.best()[1]}", run.train["epochs"])
+    best = {**run.train["best"], "metric": run.select_metric, "epoch": 1.5, "step": 1030}
+    within = replace(run, is_counted_in_steps=True, train={**run.train, "best": best})
+    assert (within.best_place, within.length) == ("step 1,030", run.train["steps"])
+    assert (within.row()["best_epoch"], within.row()["best_step"]) == (1.5, 1030)
+
+
 def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:
     text = report.summary(project.results)
     best = table_of(project.results)[0]
