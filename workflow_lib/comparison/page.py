@@ -24,7 +24,9 @@ def write_page(comparison: Comparison, output: Path) -> None:
         curves.columns_of(subject.title, subject.history, task.curve[0], subject.train["best"]["epoch"], subject.folder)
         for subject in comparison.subjects
     ]
-    data = {"curves": drawn, "groups": [], "second": task.curve[0], "unit": "epoch", "figures": []}
+    are_whole = all(row["epoch"] == int(row["epoch"]) for subject in comparison.subjects for row in subject.history)
+    unit: curves.Unit = "epoch" if are_whole else "step"
+    data = {"curves": drawn, "groups": [], "second": task.curve[0], "unit": unit, "figures": []}
     text = page.templates().get_template("comparison.html").render(
         comparison=comparison,
         task=task,
