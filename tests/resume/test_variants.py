@@ -111,7 +111,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
             "data": {"name": "text", "params": {"path": "text.txt", "context": 16}},
             "model": {"name": "transformer", "params": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1}},
             "optimizer": {"name": "muon"},
-            "training": {"label_smoothing": 0.1, "accumulation_steps": 2, "ema_decay": None},
+            "training": {"label_smoothing": 0.1, "loss_chunk": 40, "accumulation_steps": 2, "ema_decay": None},
         },
         "val_accuracy",
     ),

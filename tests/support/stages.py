@@ -29,6 +29,7 @@ TRAINING = (
     "distributed/resharding.py",
     "distributed/ranks.py",
     "checkpoint/*",
+    "metrics/token_loss.py",
     "launch/worker.py",
     "orchestrator.py",
     "runtime/determinism.py",

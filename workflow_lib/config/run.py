@@ -167,6 +167,12 @@ class Training(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="label smoothing: probability that is spread over the other classes"
     )
+    loss_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="tokens whose loss is computed at once, which needs less memory; null computes that of all",
+        json_schema_extra=ADDED,
+    )
     focal_gamma: float = Field(
         0.0,
         ge=0,

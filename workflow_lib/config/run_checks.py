@@ -27,7 +27,7 @@ ELEMENTWISE = tuple(f"torch.optim:{name}" for name in NAMES)
 LOSS, MIXED = "it computes the loss itself", "it gets one target for each sample"
 NOT_OF_A_STEP: dict[str, dict[str, str]] = {
     "training": {
-        **dict.fromkeys(("loss", "label_smoothing", "focal_gamma", "class_weights"), LOSS),
+        **dict.fromkeys(("loss", "label_smoothing", "loss_chunk", "focal_gamma", "class_weights"), LOSS),
         "accumulation_steps": "its `step` gets the whole batch of a rank, and can divide it: backward passes add up",
         "parallel": "each rank holds its modules whole, and averages the gradients of each optimizer",
         "compile": "compiled code depends on the shapes that a process has computed before, which a resume does not"
@@ -214,7 +214,7 @@ def crop_problem(crop: int, size: tuple[int, int]) -> str | None:
 
 def _exclusive_problems(training: Training) -> Iterator[tuple[KeyPath, str]]:
     """Yield the problems of training settings that exclude each other."""
-    for name in ("label_smoothing", "focal_gamma", "class_weights") if training.loss is not None else ():
+    for name in ("label_smoothing", "loss_chunk", "focal_gamma", "class_weights") if training.loss is not None else ():
         value, default = getattr(training, name), type(training).model_fields[name].default
         if value != default:
             yield (

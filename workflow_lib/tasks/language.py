@@ -40,8 +40,9 @@ class TokenCrossEntropy(Objective):
 
     sums = ("loss", "correct", "tokens")
 
-    def __init__(self, *, smoothing: float = 0.0) -> None:
-        self._smoothing = smoothing
+    def __init__(self, *, smoothing: float = 0.0, chunk: int | None = None) -> None:
+        """``chunk``: tokens whose loss is computed at once; None computes that of all."""
+        self._smoothing, self._chunk = smoothing, chunk
 
     def parts(self, inputs: Tensor, targets: Tensor) -> Pairs:
         return next_tokens(inputs, targets)
@@ -49,6 +50,10 @@ class TokenCrossEntropy(Objective):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
+        if self._chunk is not None:
+            from workflow_lib.metrics.token_loss import mean_loss
+
+            return mean_loss(outputs.flatten(0, 1), targets.flatten(), chunk=self._chunk, smoothing=self._smoothing)
         return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), label_smoothing=self._smoothing)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -62,7 +67,12 @@ class TokenCrossEntropy(Objective):
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
-        loss = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+        if self._chunk is None:
+            loss = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+        else:
+            from workflow_lib.metrics.token_loss import sum_of_losses
+
+            loss = sum_of_losses(outputs.flatten(0, 1), targets.flatten(), chunk=self._chunk)
         return summed(loss, (outputs.argmax(2) == targets).sum(), targets.numel())
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -72,8 +82,8 @@ class TokenCrossEntropy(Objective):
 def objective(
     training: Training, where: device, counts: Sequence[int], target_std: Sequence[float]
 ) -> TokenCrossEntropy:
-    """Return the loss with the label smoothing of the settings."""
-    return TokenCrossEntropy(smoothing=training.label_smoothing)
+    """Return the loss with the label smoothing and the chunks of the settings."""
+    return TokenCrossEntropy(smoothing=training.label_smoothing, chunk=training.loss_chunk)
 
 
 def probe(spec: ModelSpec) -> tuple[Tensor, tuple[int, ...]]:
@@ -197,7 +207,7 @@ TASK = Task(
     curve=("accuracy", "Accuracy"),
     larger_is_better=True,
     study_metric="val_accuracy",
-    settings=("label_smoothing",),
+    settings=("label_smoothing", "loss_chunk"),
     answers="token",
     objective=objective,
     evaluate=evaluate,
