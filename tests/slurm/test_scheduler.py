@@ -11,21 +11,28 @@ import pytest
 from workflow_lib.slurm.job import requeue_own_job, seconds_left
 
 SCRIPT = f"""#!/bin/sh
-[ -n "$SLURM_RESTART_COUNT" ] && echo "started again" && exit
-exec {sys.executable} -c "from workflow_lib.slurm import job; print(job.requeue_own_job(), flush=True)"
+[ -n "$SLURM_RESTART_COUNT" ] && scontrol show job $SLURM_JOB_ID | grep -o TimeLimit=[0-9:]* && exit
+exec {sys.executable} -c "from workflow_lib.slurm import job; print(job.requeue_own_job(7), flush=True)"
 """
 
 
-@pytest.mark.parametrize(("option", "last"), [("--requeue", "started again"), ("--no-requeue", "False")])
-def test_a_job_requeues_itself_if_it_may(cluster: Any, tmp_path: Path, option: str, last: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        (["--requeue", "--time=3"], "TimeLimit=00:03:00"),
+        (["--requeue", "--time=3", "--time-min=2"], "TimeLimit=00:07:00"),  # as if SLURM had shortened it to three
+        (["--no-requeue"], "False"),
+    ],
+)
+def test_a_job_requeues_itself_if_it_may(cluster: Any, tmp_path: Path, options: list[str], last: str) -> None:
     script, output = tmp_path / "job.sh", tmp_path / "output"
     script.write_text(SCRIPT)
-    cluster.ask("sbatch", "--wait", option, "--open-mode=append", f"--output={output}", str(script))
+    cluster.ask("sbatch", "--wait", *options, "--open-mode=append", f"--output={output}", str(script))
     assert output.read_text().splitlines()[-1] == last
 
 
 def test_a_job_knows_the_rest_of_its_time(cluster: Any, tmp_path: Path) -> None:
-    code = "from workflow_lib.launch.context import _seconds_left; print(*map(_seconds_left, (None, 60, 1)))"
+    code = "from workflow_lib.launch.context import time_left; print(*map(time_left, (None, 60, 1)))"
     ask = f"{sys.executable} -c '{code}'"
     output = tmp_path / "output"
     cluster.ask("sbatch", "--wait", "--time=5", f"--output={output}", f"--wrap=sleep 3; {ask}")
@@ -35,7 +42,7 @@ def test_a_job_knows_the_rest_of_its_time(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_outside_of_a_job_there_is_no_requeue_and_no_limit() -> None:
-    assert not requeue_own_job({})
+    assert not requeue_own_job(environ={})
     assert seconds_left({}) is None
 
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EverstepError as error:
         _print_error(f"everstep {arguments.verb}: {with_advice(error)}")
         if isinstance(error, TryAgain) and getattr(arguments, "on_stop", None) == "requeue":
-            _requeue()
+            _requeue(arguments.deadline_minutes)
         return error.exit_code
     except SystemExit as error:  # raised by plugin code; exit code 0 would look like success
         _print_error(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})")
@@ -61,15 +61,15 @@ def _log_to_stderr() -> None:
     logging.getLogger(NAME).setLevel(logging.INFO)
 
 
-def _requeue() -> None:
-    """Ask SLURM to requeue the job of this process, if it has one that allows it.
+def _requeue(minutes: float | None) -> None:
+    """Ask SLURM to requeue the job of this process, if it has one that allows it; ``minutes`` is its time limit.
 
     Only the owner rank asks: SLURM must get one request per job, not one per process.
     """
     from workflow_lib.distributed.ranks import Ranks
     from workflow_lib.slurm import job
 
-    if Ranks.from_env().is_owner and job.requeue_own_job():
+    if Ranks.from_env().is_owner and job.requeue_own_job(minutes):
         print("everstep: this job is requeued and will resume from here", file=sys.stderr)
 
 

@@ -6,7 +6,9 @@ Snakemake keeps waiting for it and does not count a retry.
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -15,11 +17,12 @@ from datetime import datetime
 TIMEOUT_S = 60  # for a controller that does not answer
 
 
-def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
+def requeue_own_job(minutes: float | None = None, environ: Mapping[str, str] = os.environ) -> bool:
     """Requeue the job of this process, and return True if SLURM will start it again; the caller must then exit.
 
     Return False if the job was cancelled, is over its time limit (SLURM ends it in both cases), or was submitted with
-    --no-requeue.
+    --no-requeue. ``minutes`` is the time limit that the job was submitted with: SLURM may have shortened it to fit a
+    gap (--time-min), and would keep the shorter one for the rest of the job.
     """
     job = environ.get("SLURM_JOB_ID")
     if job is None:
@@ -27,7 +30,11 @@ def requeue_own_job(environ: Mapping[str, str] = os.environ) -> bool:
     facts = _facts(job)
     if facts.get("JobState") != "RUNNING" or facts.get("Requeue") != "1":
         return False
-    return _scontrol("requeue", job) is not None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it now; the next scontrol inherits that it is ignored
+    is_requeued = _scontrol("requeue", job) is not None
+    if is_requeued and minutes is not None and facts.get("TimeMin", "N/A") != "N/A":
+        _scontrol("update", f"JobId={job}", f"TimeLimit={math.ceil(minutes)}")
+    return is_requeued
 
 
 def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
