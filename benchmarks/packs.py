@@ -2,8 +2,10 @@
 
     python benchmarks/packs.py [--runs 16] [--rounds 3]
 
-The two alternate. It prints medians of elapsed and CPU seconds, the ratio, and the time of the packed pipeline by rule;
-and it fails if a file of a run differs.
+The two alternate, with two scripts that train as many networks on made-up numbers of the same shapes and do nothing
+else (no evaluation, export, checkpoint or report): one process for each network, as submitit starts them, and one
+process that trains all of them at once by `torch.func.vmap`. It prints medians of elapsed and CPU seconds, ratios, and
+the time of the packed pipeline by rule; and it fails if a file of a run differs.
 """
 
 from __future__ import annotations
@@ -32,6 +34,46 @@ training: {{epochs: 10, batch_size: 64}}
 sweep: {{seeds: {runs}}}
 runtime: {{device: cpu, pack: {pack}}}
 """
+
+# the loop of one network; `models` networks at once with vmap
+PEER = """\
+import sys, torch
+from torch.func import functional_call, stack_module_state, vmap
+torch.set_num_threads(1)
+models, epochs = map(int, sys.argv[1:])
+def network():
+    return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+inputs, targets = torch.randn(1168, 64), torch.randint(10, (1168,))
+def loss_of(weights, x, y):
+    return torch.nn.functional.cross_entropy(functional_call(base, weights, (x,)), y)
+base = network()
+if models == 1:
+    weights = list(base.parameters())
+else:
+    stacked = {name: value.detach().requires_grad_() for name, value in
+               stack_module_state([network() for _ in range(models)])[0].items()}
+    weights = list(stacked.values())
+optimizer = torch.optim.AdamW(weights)
+for epoch in range(epochs):
+    orders = torch.stack([torch.randperm(1168) for _ in range(models)])
+    for step in range(1168 // 64):
+        rows = orders[:, step * 64 : step * 64 + 64]
+        if models == 1:
+            loss = torch.nn.functional.cross_entropy(base(inputs[rows[0]]), targets[rows[0]])
+        else:
+            loss = vmap(loss_of)(stacked, inputs[rows], targets[rows]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def peer(calls: int, models: int) -> tuple[float, float]:
+    """Train so many networks in each of so many processes, one after the other; return elapsed and CPU seconds."""
+    began, before = time.monotonic(), _cpu_s()
+    for _ in range(calls):
+        subprocess.run([sys.executable, "-c", PEER, str(models), "10"], check=True)
+    return time.monotonic() - began, _cpu_s() - before
 
 
 def make(folder: Path, runs: int, pack: object) -> tuple[float, float]:
@@ -80,6 +122,8 @@ def main() -> None:
             folders = {kind: Path(place) / f"{kind}-{number}" for kind in ("single jobs", "a pack")}
             for kind, folder in folders.items():
                 spent[kind].append(make(folder, arguments.runs, "auto" if kind == "a pack" else 1))
+            spent["a process each, training only"].append(peer(arguments.runs, 1))
+            spent["vmap, training only"].append(peer(1, arguments.runs))
             alone, packed = (files(folder) for folder in folders.values())
             if len(alone) != arguments.runs * len(COMPARED) or alone != packed:
                 sys.exit("the results of the pack differ from those of single jobs")
@@ -87,7 +131,7 @@ def main() -> None:
     medians = {kind: [statistics.median(column) for column in zip(*rows, strict=True)] for kind, rows in spent.items()}
     for kind, (elapsed, cpu) in medians.items():
         print(f"{arguments.runs} runs in {kind}: {elapsed:.1f} s elapsed, {cpu:.1f} s of CPU")
-    single, pack = medians.values()
+    single, pack, *_ = medians.values()
     print(f"ratio: {single[0] / pack[0]:.1f} elapsed, {single[1] / pack[1]:.1f} CPU, on {os.cpu_count()} cores")
     for rule, (jobs, seconds) in sorted(where.items(), key=lambda item: -item[1][1]):
         print(f"  {rule:10} {jobs:4} jobs {seconds:7.1f} s")
