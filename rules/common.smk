@@ -21,6 +21,7 @@ if (clone / "workflow_lib").is_dir():
     sys.path.insert(0, str(clone))
 
 import snakemake.exceptions
+import snakemake.jobs
 import snakemake.persistence
 from snakemake_interface_common.exceptions import WorkflowError
 
@@ -47,6 +48,12 @@ snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_messag
 # again without the pack.
 snakemake.persistence.PersistenceBase._input = snakefile.without_packs(
     snakemake.persistence.PersistenceBase._input
+)
+
+# With a cluster, jobs that only hand out what a pack has computed run where Snakemake runs: a job of SLURM takes seconds
+# to start, and they take half of one.
+snakemake.jobs.Job.is_local = snakefile.also_local(
+    snakemake.jobs.Job.is_local, lambda job: is_handed_out(job)
 )
 
 
@@ -221,9 +228,11 @@ def training_inputs(wildcards):
 
 @cache
 def packs():
-    """Return the packs by id: of the runs without a result, if this Snakemake makes the whole pipeline here."""
+    """Return the packs by id: of the runs without a result, if this Snakemake makes the whole pipeline."""
     asked = workflow.dag_settings
-    if not packing.is_wanted(experiment) or no_packs() or set(asked.targets) - {"all"} or asked.batch:
+    if not workflow.is_main_process or not packing.is_wanted(experiment) or no_packs():
+        return {}
+    if set(asked.targets) - {"all"} or asked.batch:
         return {}
     names = (results_layout.TRAIN, results_layout.MODEL, results_layout.HISTORY)
     missing = [
@@ -231,7 +240,24 @@ def packs():
         for run in (*trained_first().values(), *runs().values())
         if not all(Path(f"{RESULTS}/runs/{run.id}/{name}").exists() for name in names)
     ]
-    return plans.packs(experiment, missing)
+    found = plans.packs(experiment, missing)
+    if (study := packing.study_pack(experiment)) and any(
+        lacks_trial(n) for n in range(experiment.tune.trials)
+    ):
+        found[study.id] = study
+    return found
+
+
+def lacks_trial(number):
+    """Return True if a trial, or its suggestion, has no file."""
+    return not all(Path(f"{TUNE}/{name}-{number:04d}.json").exists() for name in ("suggest", "trial"))
+
+
+@cache
+def pack_of_trial(number):
+    """Return the pack of a trial without a result as an input of its jobs, if there is one."""
+    study = next((id for id, pack in packs().items() if pack.study), None)
+    return {"pack": f"{RESULTS}/packs/{study}.json"} if study and lacks_trial(number) else {}
 
 
 def no_packs():
@@ -248,12 +274,29 @@ def pack_of():
 def pack_data(wildcards):
     """Return the data manifests of a pack."""
     pack = packs().get(wildcards.pack) or plans.load_pack(wildcards.pack, WORK)
-    return [f"{RESULTS}/data/{data}.json" for data in dict(pack.runs).values()]
+    return [f"{RESULTS}/data/{data}.json" for data in pack.data]
 
 
 def pack_threads(wildcards):
-    """Return the number of runs that a pack trains at once, each with one thread."""
-    return min(len(packs()[wildcards.pack].runs), workflow.cores) if packs() else 1
+    """Return the number of runs that a pack trains at once, each with one thread; on a cluster, the profile sets it."""
+    if not IS_LOCAL or not packs():
+        return 1
+    pack = packs()[wildcards.pack]
+    return min(experiment.tune.window if pack.study else len(pack.runs), workflow.cores)
+
+
+def is_handed_out(job):
+    """Return True if a pack has put the results of the job into the store."""
+    if IS_LOCAL or job.rule.name not in ("train", "trial", "evaluate", "export"):
+        return False
+    if job.rule.name == "trial":
+        number = int(job.wildcards_dict["number"])
+        pack, subject = pack_of_trial(number).get("pack"), str(number)
+    else:
+        subject = job.wildcards_dict["run"]
+        pack = f"{RESULTS}/packs/{pack_of()[subject]}.json" if subject in pack_of() else None
+    kind = "computed" if job.rule.name in ("evaluate", "export") else "trained"
+    return pack is not None and subject in snakefile.done_in_pack(Path(pack))[kind]
 
 
 def sources_of(configs):
@@ -306,11 +349,19 @@ def earlier_trials(wildcards):
     inputs = (
         {"previous": f"{RESULTS}/tune/{wildcards.study}/suggest-{number - 1:04d}.json"} if number > 0 else {}
     )
-    return inputs | (
-        {"result": f"{RESULTS}/tune/{wildcards.study}/trial-{number - window:04d}.json"}
-        if number >= window
-        else {}
-    )
+    if number >= window:
+        inputs["result"] = f"{RESULTS}/tune/{wildcards.study}/trial-{number - window:04d}.json"
+    return inputs | pack_of_trial(number)
+
+
+def trial_inputs(wildcards):
+    """Return the inputs of a trial: its suggestion, its data, what it may start from, and its pack, if any."""
+    number = int(wildcards.number)
+    return {
+        "suggestion": f"{RESULTS}/tune/{wildcards.study}/suggest-{number:04d}.json",
+        "data": f"{RESULTS}/data/{plans.data_id(plans.tuned_base(experiment))}.json",
+        "sources": study_sources(wildcards),
+    } | pack_of_trial(number)
 
 
 def take_results():

@@ -1,7 +1,7 @@
-"""Train many small runs in one job, each in a fork of a warm process, if `runtime.pack` asks for it (docs/workflow.md).
+"""Train many small runs, or the trials of a study, in one job, each in a fork of a warm process (docs/workflow.md).
 
-The job writes to work/; the rules train, evaluate and export hand its results out. A run that fails in a pack is left to
-its own job.
+There are packs if `runtime.pack` asks for them. The job writes to work/; the rules train, trial, evaluate and export hand
+its results out. A training that fails in a pack is left to its own job.
 
 REQUIRED INPUTS: the data manifests of the runs
 OUTPUTS: results/{experiment}/packs/{pack}.json (temporary)

@@ -40,9 +40,7 @@ rule suggest:
 
 rule trial:
     input:
-        suggestion="results/{experiment}/tune/{study}/suggest-{number}.json",
-        data=lambda wildcards: f"{RESULTS}/data/{plans.data_id(plans.tuned_base(experiment))}.json",
-        sources=study_sources,
+        unpack(trial_inputs),
     output:
         result="results/{experiment}/tune/{study}/trial-{number}.json",
     log:

@@ -176,6 +176,17 @@ def test_every_job_of_the_experiment_is_counted() -> None:
         "evaluate": 7,
         "export": 7,
     }
+    packed = {"pack": 4, "device": "cpu"}
+    assert job_counts(experiment(sweep=swept, runtime=packed)) == {"pack": 2, "preprocess": 2}
+    assert job_counts(experiment(sweep=swept, tune=study, runtime=packed)) == {
+        "preprocess": 3,
+        "pack": 3,
+        "train": 1,
+        "evaluate": 1,
+        "export": 1,
+    }
+    on_gpus = {"pack": 4, "device": "auto"}
+    assert job_counts(experiment(sweep=swept, runtime=on_gpus))["train"] == 6
 
 
 def test_gpu_hours_are_jobs_times_nodes_times_gpus_times_hours(tmp_path: Path) -> None:

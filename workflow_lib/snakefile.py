@@ -149,6 +149,46 @@ def without_packs(recorded: Callable[[Any, Any], list[str]]) -> Callable[[Any, A
     return lambda persistence, job: [p for p in recorded(persistence, job) if not results_layout.is_pack(Path(p))]
 
 
+def also_local(is_local: property, is_handed_out: Callable[[Any], bool]) -> property:
+    """Return Snakemake's property of a job, which is now also true for jobs with results in the store.
+
+    A job becomes such a one while Snakemake runs. Its resources are then those of a job on this machine.
+    """
+    handed_out: set[int] = set()
+
+    def is_here(job: Any) -> bool:
+        if is_local.__get__(job) or id(job) in handed_out:
+            return True
+        if not is_handed_out(job):
+            return False
+        handed_out.add(id(job))
+        job._resources = job._scheduler_resources = None
+        return True
+
+    return property(is_here)
+
+
+_done: dict[Path, dict[str, set[str]]] = {}
+
+
+def done_in_pack(path: Path) -> dict[str, set[str]]:
+    """Return the runs and numbers of trials that a pack has `trained`, and the runs that it has `computed`, too:
+    evaluated and exported.
+
+    They are remembered, since Snakemake deletes the file when the runs have been handed out.
+    """
+    if path not in _done:
+        try:
+            found = files.read_json(path, "runs", "computed", "trials")
+        except (FileNotFoundError, StateError):
+            return {"trained": set(), "computed": set()}
+        _done[path] = {
+            "trained": {name for name, code in (found["runs"] | found["trials"]).items() if code == 0},
+            "computed": set(found["computed"]),
+        }
+    return _done[path]
+
+
 def enter(folder: Path) -> list[str]:
     """Register this Snakemake and remove the lock of killed ones; return host and pid of each.
 

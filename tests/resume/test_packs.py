@@ -24,7 +24,11 @@ def on_step_end(state):
     if state.step == 20:
         {}
 """
-RAISES, HANGS = HOOKS.format("raise LookupError('no such table')"), HOOKS.format("time.sleep(3600)")
+FAULTS = {
+    "raises": "raise LookupError('no such table')",
+    "hangs": "time.sleep(3600)",
+    "killed": "import os; os.kill(os.getpid(), 9)",  # as the kernel does when memory is out
+}
 FAILING: dict[str, Any] = {
     "runtime": {"pack": "auto", "hang_timeout_s": 10},
     "sweep": {
@@ -33,6 +37,7 @@ FAILING: dict[str, Any] = {
             {"training.hooks": "raises"},
             {"training.hooks": "hangs"},
             {"optimizer.lr": 1e30},
+            {"training.hooks": "killed"},
             {"seed": 2},
         ]
     },
@@ -41,6 +46,18 @@ SLOW: dict[str, Any] = {
     "model": {"name": "tests.plugins.paced"},
     "runtime": {"pack": 4},
     "sweep": {"grid": {"seed": [1, 2, 3, 4]}},
+}
+STUDY = "demo"
+TUNED: dict[str, Any] = {
+    "runtime": {"pack": "auto"},
+    "tune": {
+        "trials": 4,
+        "window": 2,
+        "pruner": "median",
+        "min_trials": 1,
+        "warmup_epochs": 0,
+        "space": {"optimizer.lr": {"type": "float", "low": 1e-6, "high": 1e-2, "log": True}},
+    },
 }
 
 
@@ -51,14 +68,16 @@ class Sweep:
         self.folder, self.warm = folder, warm
         folder.mkdir()
         (folder / "Snakefile").touch()
-        (folder / "raises.py").write_text(RAISES)
-        (folder / "hangs.py").write_text(HANGS)
+        for name, fault in FAULTS.items():
+            (folder / f"{name}.py").write_text(HOOKS.format(fault))
         (folder / "experiment.yaml").write_text(yaml.safe_dump(merged(SETTINGS, changes)))
         assert self.command("freeze", "--output", f"results/{NAME}/plan.json") == FINISHED
         self.runs = json.loads((folder / f"results/{NAME}/plan.json").read_text())["runs"]
-        self.pack = plan.Pack(tuple((run["id"], run["data_id"]) for run in self.runs))
-        plan.freeze_pack(self.pack, folder / "work")
         data = self.runs[0]["data_id"]
+        self.pack = plan.Pack(tuple((run["id"], run["data_id"]) for run in self.runs))
+        if "tune" in changes:
+            self.pack = plan.Pack((), (STUDY, data))
+        plan.freeze_pack(self.pack, folder / "work")
         self.data = f"results/{NAME}/data/{data}.json"
         assert self.command("preprocess", "--data", data, "--output", self.data) == FINISHED
 
@@ -74,10 +93,13 @@ class Sweep:
         """Run the command and return its exit code."""
         return self.warm.run(self.order(*arguments))
 
-    def start_pack(self, **environment: str) -> int:
+    def start_pack(self, *more: str, **environment: str) -> int:
         """Start the job of the pack and return its process, which is also the group of all its forks."""
-        arguments = ("pack", "--pack", self.pack.id, "--threads", "3", "--output", "results/pack.json")
+        arguments = ("pack", "--pack", self.pack.id, "--threads", "3", "--output", "results/pack.json", *more)
         return self.warm.start(self.order(*arguments, **environment))
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
 
     def codes(self) -> list[int]:
         """Return the exit code of each run that the pack wrote, in the order of the sweep."""
@@ -86,9 +108,13 @@ class Sweep:
 
     def train(self, index: int) -> int:
         """Run the job of a run as its rule does."""
+        return self.command(*self.training(index))
+
+    def training(self, index: int) -> tuple[str, ...]:
+        """Return the arguments of the job of a run."""
         run = self.runs[index]["id"]
         output = f"results/{NAME}/runs/{run}/train.json"
-        return self.command("train", "--run", run, "--data", self.data, "--output", output)
+        return ("train", "--run", run, "--data", self.data, "--output", output)
 
     def result(self, index: int) -> dict[str, bytes]:
         """Return the weights, the curve and the metrics of a run."""
@@ -115,17 +141,19 @@ class Sweep:
 
 def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> None:
     packed = Sweep(tmp_path / "packed", warm, FAILING)
-    assert warm.wait(packed.start_pack()) == FINISHED, (packed.folder / "log.txt").read_text()
-    assert packed.codes() == [FINISHED, FAILED, FAILED, FAILED, FINISHED]
-    ends = [str(packed.attempts(index)[-1].reason) for index in range(5)]
-    assert [end.partition(":")[0] for end in ends] == ["finished", "raised", "failed", "diverged", "finished"]
+    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
+    assert packed.codes() == [FINISHED, *[FAILED] * 4, FINISHED]
+    ends = [str(packed.attempts(index)[-1].reason) for index in range(6)]
+    expected = ["finished", "raised", "failed", "diverged", "failed", "finished"]
+    assert [end.partition(":")[0] for end in ends] == expected
+    assert "killed by SIGKILL (out of memory?)" in ends[4]
     assert "no such table" in ends[1]
     assert "no rank has made a step for 10 s" in ends[2]
     # the job of each run hands the result out, reports the divergence as the point's result, or tries again
-    assert [packed.train(index) for index in (0, 3, 4)] == [FINISHED] * 3
-    assert [len(packed.attempts(index)) for index in (0, 3, 4)] == [1, 1, 1]
+    assert [packed.train(index) for index in (0, 3, 5)] == [FINISHED] * 3
+    assert [len(packed.attempts(index)) for index in (0, 3, 5)] == [1, 1, 1]
     alone = Sweep(tmp_path / "alone", warm, FAILING)
-    for index in (0, 4):
+    for index in (0, 5):
         assert alone.train(index) == FINISHED
         assert packed.result(index) == alone.result(index)
 
@@ -151,10 +179,19 @@ def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Pa
     os.kill(pack, signal.SIGKILL)
     assert warm.wait(pack) == KILLED
     until(lambda: not members(pack), "the forks to end")
+    assert warm.wait(packed.start_pack("--deadline-minutes", "0.05", **slowly)) == STOPPED
+    assert "the pack was stopped by its time limit" in packed.log()
     saved = [packed.saved(index) for index in range(4)]
 
+    single = warm.start(packed.order(*packed.training(0), **{paced.PAUSE: "1"}))  # a single job goes on, too
+    until(lambda: packed.saved(0) > saved[0], "a checkpoint of the single job")
+    earlier = len(packed.log())
+    pack = packed.start_pack("--on-stop", "requeue", **slowly)
+    until(lambda: "exit code 75; its own" in packed.log()[earlier:], "the run of another owner to end")
     (packed.folder / paced.HURRY).touch()
-    assert packed.train(3) == FINISHED  # a single job goes on, too
+    assert warm.wait(pack) == STOPPED, "its job goes back to the queue, since one run is not its own"
+    assert warm.wait(single) == FINISHED
+    assert not (packed.folder / "results/pack.json").exists()
     assert warm.wait(packed.start_pack()) == FINISHED
     assert packed.codes() == [FINISHED] * 4
     assert [packed.attempts(index)[-1].resumed_step for index in range(4)] == saved
@@ -163,3 +200,25 @@ def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Pa
     for index in range(4):
         assert [packed.train(index), alone.train(index)] == [FINISHED] * 2
         assert packed.result(index) == alone.result(index)
+
+
+def test_the_trials_of_a_study_are_trained_in_a_pack(tmp_path: Path, warm: Warm) -> None:
+    packed, alone = Sweep(tmp_path / "packed", warm, TUNED), Sweep(tmp_path / "alone", warm, TUNED)
+    place = Path("results", NAME, "tune", STUDY)
+
+    def trial(sweep: Sweep, number: int) -> list[bytes]:
+        """Run the jobs of a trial as the rules do, and return its files."""
+        suggestion, result = (place / f"{kind}-{number:04d}.json" for kind in ("suggest", "trial"))
+        suggest = ("suggest", "--number", str(number), "--tune-dir", str(place), "--output", str(suggestion))
+        train = ("trial", "--suggestion", str(suggestion), "--data", sweep.data, "--output", str(result))
+        assert [sweep.command(*suggest), sweep.command(*train)] == [FINISHED] * 2
+        return [(sweep.folder / path).read_bytes() for path in (suggestion, result)]
+
+    expected = [trial(alone, number) for number in range(4)]
+    assert "pruned" in {json.loads(result)["state"] for _, result in expected}
+    first = trial(packed, 0)  # the pack goes on with the study
+    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
+    assert json.loads((packed.folder / "results/pack.json").read_text())["trials"] == dict.fromkeys("123", FINISHED)
+    assert [first, *(trial(packed, number) for number in range(1, 4))] == expected
+    attempts = list((packed.folder / "work").glob("runs/*/*/attempts/*.json"))
+    assert len(attempts) == 4, "the jobs of the trials have trained nothing again"

@@ -144,6 +144,7 @@ class Project:
     cluster: Cluster
     train: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.1  # the training then takes a minute
+    makes_all: bool = False  # the whole pipeline, not only the training of the only run
 
     @property
     def run(self) -> str:
@@ -169,6 +170,12 @@ class Project:
         records = [json.loads(path.read_text()) for path in self.folder.glob("work/runs/*/*/attempts/*.json")]
         return sorted(records, key=lambda record: record["began"])
 
+    def attempts_by_run(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the folder of the run and the record of each attempt, sorted by run, then the oldest first."""
+        paths = self.folder.glob("work/runs/*/*/attempts/*.json")
+        found = [(path.parts[-4], json.loads(path.read_text())) for path in paths]
+        return sorted(found, key=lambda pair: (pair[0], pair[1]["began"]))
+
     def jobs(self) -> list[Job]:
         """Return the queued and running jobs of this project."""
         listed = self.cluster.ask("squeue", "--noheader", "--format=%i|%T|%N|%Z")
@@ -184,7 +191,8 @@ class Project:
         path = self.folder / "profiles" / "slurm" / "config.yaml"
         profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
         profile |= {"slurm-init-seconds-before-status-checks": 2, "latency-wait": 10}
-        profile["set-resources"]["train"] |= {"slurm_extra": "'--exclusive'", "mem_mb": 500, **self.train}
+        for rule in ("train", "pack"):
+            profile["set-resources"][rule] |= {"slurm_extra": "'--exclusive'", "mem_mb": 500, **self.train}
         path.write_text(yaml.safe_dump(profile))
 
     @contextmanager
@@ -225,7 +233,8 @@ class Snakemake:
     def __init__(self, project: Project) -> None:
         self._project = project
         self.log = project.folder / "snakemake.log"
-        command = [*SNAKEMAKE, str(project.target.relative_to(project.folder)), "--profile", "profiles/slurm"]
+        targets = [] if project.makes_all else [str(project.target.relative_to(project.folder))]
+        command = [*SNAKEMAKE, *targets, "--profile", "profiles/slurm"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -102,6 +102,7 @@ def _pack(arguments: Arguments) -> None:
         output=arguments.output,
         logs=Path("logs", "pack", experiment.name, arguments.pack),
         deadline_minutes=arguments.deadline_minutes,
+        is_requeued=arguments.on_stop == "requeue",
     )
 
 

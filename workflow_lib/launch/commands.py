@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from workflow_lib import checkpoint, plan
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.config.run_checks import batch_problem
-from workflow_lib.errors import ConfigError, DivergedError, UserError
+from workflow_lib.errors import CheckpointError, ConfigError, DivergedError, UserError
 from workflow_lib.launch.context import AttemptContext, create_context
 from workflow_lib.results import write_run
 from workflow_lib.slurm import nodes
@@ -109,6 +109,8 @@ def trial(
     with _finished(context) as final:
         known: list[EpochMetrics] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
     if known is None:
+        known = _pruned_before(context)
+    if known is None:
         try:
             known = _attempt(context)
         except DivergedError as error:
@@ -118,6 +120,18 @@ def trial(
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
         _note_delivered(context, newest, run)
     return history
+
+
+def _pruned_before(context: AttemptContext) -> list[EpochMetrics] | None:
+    """Return the curve of a trial that an earlier attempt has pruned; None if there is no such one."""
+    try:
+        newest = checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
+        if newest is None or context.stop_early is None:
+            return None
+        history: list[EpochMetrics] = checkpoint.read_state(newest)["progress"]["history"]
+    except (CheckpointError, FileNotFoundError):  # the owner of the run has just deleted it
+        return None
+    return history if context.stop_early(history) else None
 
 
 def _attempt(context: AttemptContext, deliver: Callable[[Checkpoint], None] | None = None) -> list[EpochMetrics]:

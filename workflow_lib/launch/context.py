@@ -85,7 +85,7 @@ def create_context(
         work=work,
         workspace=workspace_path(work, digest, manifest.digest, code),
         attempt=new_attempt(),
-        shared_state=SharedState(experiment.runtime.nproc, _seconds_left(deadline_minutes)),
+        shared_state=SharedState(experiment.runtime.nproc, time_left(deadline_minutes)),
         stop_early=stop_early,
         node=nodes.number() if experiment.runtime.nodes > 1 else 0,
         caller="a training" if stop_early is None else f"trial {run}",
@@ -114,7 +114,7 @@ def _load_or_freeze(experiment: Experiment, run: str, work: Path) -> tuple[plan.
         return planned.config, planned.digest
 
 
-def _seconds_left(deadline_minutes: float | None) -> float | None:
-    """Seconds to the nearest deadline (rule or SLURM); None if there is none."""
+def time_left(deadline_minutes: float | None) -> float | None:
+    """Return the seconds to the nearest deadline (rule or SLURM); None if there is none."""
     rule_s = None if deadline_minutes is None else deadline_minutes * 60
     return min((left_s for left_s in (rule_s, seconds_left()) if left_s is not None), default=None)

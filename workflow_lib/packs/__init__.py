@@ -3,7 +3,9 @@
 The runs keep their leases, workspaces, checkpoints, attempts and failures; their results are in the store, from which
 the jobs of the rules hand them out. A run that fails is left to its own job, which reports it or tries it again.
 
+job        what all forks of a pack know
 forks      processes forked from this one, as many at once as it has threads
+study      suggestions and trials in forks, one after the other as the window of the study allows
 training   a run in a fork, then its evaluation and its export in another
 """
 

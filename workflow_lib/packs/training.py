@@ -7,17 +7,19 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import plan
-from workflow_lib.errors import Stopped
-from workflow_lib.files import temporary_name, write_json
+from workflow_lib import config, plan
+from workflow_lib.errors import StateError, Stopped
+from workflow_lib.files import file_digest, temporary_name, write_json
 from workflow_lib.launch import commands, launcher
-from workflow_lib.launch.context import create_context
+from workflow_lib.launch.context import create_context, time_left
 from workflow_lib.packs.forks import Forks, Task
+from workflow_lib.packs.job import Job
+from workflow_lib.packs.study import Trials
 from workflow_lib.results import computed, write_run
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import layout
@@ -53,75 +55,111 @@ def train(
     output: Path,
     logs: Path,
     deadline_minutes: float | None = None,
+    is_requeued: bool = False,
 ) -> None:
     """Train the runs, ``threads`` at once, and write the exit code of each to ``output``.
 
-    A run that fails does not stop the others. Raises Stopped if the pack was asked to stop; the runs have saved.
+    A run that fails does not stop the others. Raises Stopped if the pack was asked to stop; the runs have saved. If the
+    job is requeued then (``is_requeued``), also if a run did not end for another reason, such as another owner.
     """
     launcher.prepare()
-    ends_at = None if deadline_minutes is None else time.monotonic() + deadline_minutes * 60
+    left_s = time_left(deadline_minutes)
+    ends_at = None if left_s is None else time.monotonic() + left_s
     from workflow_lib.runtime.torch_internals import IMPORTED_LATE
 
-    for name in (*IMPORTED_LATE, *IMPORTED):
+    for name in (*IMPORTED_LATE, *IMPORTED, *(("optuna",) if pack.study else ())):
         importlib.import_module(name)
-    margin_s = 0.0 if deadline_minutes is None else min(MARGIN_S, deadline_minutes * 15)
+    margin_s = min(MARGIN_S, (left_s or 0.0) / 4)
     forks = Forks(threads, None if ends_at is None else ends_at - margin_s - time.monotonic())
-    codes: dict[str, int] = {}
-    folder = results_layout.RESULTS / experiment.name
-
-    def trained(run: str, data: Path, code: int) -> Iterator[Task]:
-        codes[run] = code
-        logger.info("%s: %s", run, "trained" if code == 0 else f"exit code {code}; its own job goes on with it")
-        if code == 0:
-            yield Task(run, partial(_compute, experiment, run, data, work), logs / f"{run}.log")
-
-    def tasks() -> Iterator[Task]:
-        for run, data_id in pack.runs:
-            data = results_layout.data_manifest(folder, data_id)
-            call = partial(_train, experiment, run, data, work, ends_at)
-            yield Task(run, call, logs / f"{run}.log", partial(trained, run, data))
-
-    logger.info("%s, %d at once; their logs are in %s", count(len(pack.runs), "run"), threads, logs)
-    forks.run(tasks())
+    job = Job(experiment, work, logs, ends_at, temporary_name(layout.pack_file(work, pack.id)))
+    results = results_layout.RESULTS / experiment.name
+    runs = Runs(job, pack, results)
+    logger.info("%s, %d at once; their logs are in %s", pack.described, threads, logs)
+    try:
+        trials = _trials(job, pack, results)
+        forks.run([*runs.tasks(), *(trials.next() if trials else ())])
+    finally:
+        shutil.rmtree(job.scratch, ignore_errors=True)
     if forks.stop_signal:
         why = "its time limit" if forks.stop_signal == signal.SIGALRM else signal.Signals(forks.stop_signal).name
         raise Stopped(f"the pack was stopped by {why}; its runs have saved. Run the same command again")
-    write_json(output, {"runs": codes})
+    trained = trials.codes if trials else {}
+    unfinished = [name for name, code in (runs.codes | trained).items() if code == Stopped.exit_code]
+    if unfinished and is_requeued:
+        raise Stopped(f"{count(len(unfinished), 'training')} of the pack did not end: {', '.join(unfinished)}")
+    write_json(output, {"runs": runs.codes, "computed": sorted(runs.computed), "trials": trained})
 
 
-def _train(experiment: Experiment, run: str, data: Path, work: Path, ends_at: float | None) -> None:
-    left = None if ends_at is None else (ends_at - time.monotonic()) / 60
-    commands.finish(experiment, run=run, data=data, work=work, deadline_minutes=left)
+def _trials(job: Job, pack: plan.Pack, results: Path) -> Trials | None:
+    """Return the trials of the study if the pack trains them."""
+    if pack.study is None or job.experiment.tune is None:
+        return None
+    study, data_id = pack.study
+    data = results_layout.data_manifest(results, data_id)
+    return Trials(job, job.experiment.tune, data, results_layout.study_dir(results, study), job.scratch / "study")
 
 
-def _compute(experiment: Experiment, run: str, data: Path, work: Path) -> None:
+class Runs:
+    """The runs of a pack: each is trained in a fork, and then evaluated and exported in another."""
+
+    def __init__(self, job: Job, pack: plan.Pack, results: Path) -> None:
+        self._job, self._pack, self._results = job, pack, results
+        self._computes = computed.computes_on_cpu(job.experiment)
+        self.codes: dict[str, int] = {}  # exit code of each training
+        self.computed: list[str] = []  # runs that are evaluated and exported
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield the trainings, each of which is followed by its evaluation and export."""
+        for run, data_id in self._pack.runs:
+            data = results_layout.data_manifest(self._results, data_id)
+            yield self._task(run, partial(_train, self._job, run, data), partial(self._trained, run, data))
+
+    def _task(self, run: str, call: Callable[[], None], ended: Callable[[int], Iterable[Task]]) -> Task:
+        return Task(run, call, self._job.logs / f"{run}.log", ended)
+
+    def _trained(self, run: str, data: Path, code: int) -> Iterator[Task]:
+        self.codes[run] = code
+        logger.info("%s: %s", run, "trained" if code == 0 else f"exit code {code}; its own job goes on with it")
+        if code == 0 and self._computes:
+            yield self._task(run, partial(_compute, self._job, run, data), partial(self._evaluated, run))
+
+    def _evaluated(self, run: str, code: int) -> tuple[Task, ...]:
+        if code == 0:
+            self.computed.append(run)
+        return ()
+
+
+def _train(job: Job, run: str, data: Path) -> None:
+    commands.finish(job.experiment, run=run, data=data, work=job.work, deadline_minutes=job.minutes_left())
+
+
+def _compute(job: Job, run: str, data: Path) -> None:
     """Evaluate and export a finished run as the jobs of the rules do, and keep the results for them."""
     from workflow_lib.runtime.threads import set_threads
 
-    if not computed.computes_on_cpu(experiment):
-        return
     set_threads(1)
-    context = create_context(experiment, run, data, work, None, None)
+    context = create_context(job.experiment, run, data, job.work, None, None)
     final = find_final_checkpoint(context.workspace)
-    if final is None:  # a result that was accepted for changed code, which its job hands out
-        return
+    if final is None:
+        raise StateError(f"{run}: its result was accepted for changed code; its own jobs evaluate and export it")
     kept = layout.computed_dir(context.workspace)
     scratch = temporary_name(kept / "scratch")
     scratch.mkdir(parents=True)
     try:
-        _evaluate_and_export(experiment, context, run, data, final, scratch)
+        _evaluate_and_export(job, context, run, data, final, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _evaluate_and_export(
-    experiment: Experiment, context: AttemptContext, run: str, data: Path, final: Checkpoint, scratch: Path
+    job: Job, context: AttemptContext, run: str, data: Path, final: Checkpoint, scratch: Path
 ) -> None:
     from workflow_lib.evaluation import evaluate
-    from workflow_lib.export import export
+    from workflow_lib.export import export, shared_graph
 
     write_run.write(final, commands.trained_run(context), data, scratch / results_layout.TRAIN)
-    work, model, evaluation = context.work, scratch / results_layout.MODEL, scratch / results_layout.EVALUATION
+    experiment, work = job.experiment, job.work
+    model, evaluation = scratch / results_layout.MODEL, scratch / results_layout.EVALUATION
     folder = computed.place("evaluate", experiment, run=run, data=data, work=work, model=model)
     if computed.is_kept(folder):
         computed.copy("evaluate", folder, scratch)
@@ -130,6 +168,15 @@ def _evaluate_and_export(
         computed.keep("evaluate", scratch, folder)
     folder = computed.place("export", experiment, run=run, data=data, work=work, model=model, evaluation=evaluation)
     if not computed.is_kept(folder):
-        output = scratch / results_layout.EXPORT
-        export(experiment, run=run, data=data, work=work, model=model, evaluation=evaluation, output=output)
+        decided_by = [context.run.model.model_dump(mode="json"), file_digest(data), context.code]
+        export(
+            experiment,
+            run=run,
+            data=data,
+            work=work,
+            model=model,
+            evaluation=evaluation,
+            output=scratch / results_layout.EXPORT,
+            convert=shared_graph.converting(job.scratch / "graphs", about=config.digest(decided_by, "graph")),
+        )
         computed.keep("export", scratch, folder)

@@ -12,7 +12,9 @@ from pathlib import Path
 from workflow_lib import config, files
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.plan.expansion import Run
+from workflow_lib.plan.naming import data_id
 from workflow_lib.plan.sources import sources_of
+from workflow_lib.plan.study import studied, study_id, tuned_base
 from workflow_lib.store import layout
 from workflow_lib.text import count
 
@@ -21,14 +23,25 @@ MOST_OF_AUTO = 64  # runs of a pack with `runtime.pack: auto`: the first results
 
 @dataclass(frozen=True)
 class Pack:
-    """The runs of a pack: the id of each run and of its data."""
+    """The runs of a pack, or a study: the id of each run and of its data, or of the study and of its data."""
 
     runs: tuple[tuple[str, str], ...]
+    study: tuple[str, str] | None = None
 
     @property
     def id(self) -> str:
-        """A digest of the runs."""
-        return config.digest(self.runs, "pack")[:12]
+        """A digest of the runs and the study."""
+        return config.digest(self.runs if self.study is None else [self.runs, self.study], "pack")[:12]
+
+    @property
+    def data(self) -> list[str]:
+        """The ids of the data that the pack needs."""
+        return list(dict.fromkeys(data for _, data in (*self.runs, *([self.study] if self.study else []))))
+
+    @property
+    def described(self) -> str:
+        """The contents of the pack, for messages."""
+        return count(len(self.runs), "run") if self.study is None else f"the trials of the study {self.study[0]}"
 
 
 def is_wanted(experiment: Experiment) -> bool:
@@ -42,8 +55,8 @@ def obstacle(experiment: Experiment, *, gpus: int, is_cluster: bool) -> str | No
     ``gpus`` is the number of GPUs that trainings may use here.
     """
     runtime = experiment.runtime
-    if is_cluster:
-        return "its jobs run on a cluster"
+    if is_cluster and runtime.device == "auto":  # a job of their own might get a GPU, and compute other bits there
+        return "their jobs may get GPUs on a cluster (runtime.device: cpu trains on the CPU)"
     if gpus or runtime.device.startswith("cuda"):
         return "they are trained on GPUs (runtime.device: cpu trains on the CPU)"
     for name in ("nodes", "nproc", "threads"):
@@ -69,13 +82,21 @@ def _parts(items: list[tuple[str, str]], number: int) -> Iterator[list[tuple[str
 
 def freeze_pack(pack: Pack, work: Path) -> None:
     """Write the runs of the pack to `work/packs/`, where its job reads them."""
-    files.write_signed(layout.pack_file(work, pack.id), {"runs": pack.runs})
+    files.write_signed(layout.pack_file(work, pack.id), {"runs": pack.runs, "study": pack.study})
 
 
 def load_pack(id: str, work: Path) -> Pack:
     """Return a frozen pack. Raises StateError if its file is damaged."""
-    runs = files.read_json(layout.pack_file(work, id), "runs")["runs"]
-    return Pack(tuple((str(run), str(data)) for run, data in runs))
+    content = files.read_json(layout.pack_file(work, id), "runs", "study")
+    study = content["study"]
+    return Pack(tuple((str(run), str(data)) for run, data in content["runs"]), study and (study[0], study[1]))
+
+
+def study_pack(experiment: Experiment) -> Pack | None:
+    """Return the pack of the trials of the study; None without one, or if trials start from other runs."""
+    if experiment.tune is None or any(sources_of(run) for run in studied(experiment)):
+        return None
+    return Pack((), (study_id(experiment), data_id(tuned_base(experiment))))
 
 
 def words(experiment: Experiment, runs: Iterable[Run], reason: str | None) -> str:
@@ -85,5 +106,8 @@ def words(experiment: Experiment, runs: Iterable[Run], reason: str | None) -> st
         return f"{setting}: runs are trained one by one, since {reason}"
     found = packs(experiment, runs).values()
     packed = sum(len(pack.runs) for pack in found)
-    jobs = count(len(found), "job")
-    return f"{setting}: on this machine, {count(packed, 'run')} without a result are trained by {jobs}"
+    said = f"{count(packed, 'run')} without a result are trained by {count(len(found), 'job')}"
+    said += ", the trials of the study by another" if study_pack(experiment) else ""
+    if (elsewhere := obstacle(experiment, gpus=0, is_cluster=True)) is None:
+        return f"{setting}: {said}"
+    return f"{setting}: on this machine, {said}; on a cluster one by one, since {elsewhere}"

@@ -60,7 +60,7 @@ def _misfits(request: Request, partition: Partition, cluster: Cluster) -> Iterat
         )
     longest = None if request.has_qos else partition.max_minutes
     if isinstance(request.minutes, int) and longest is not None and request.minutes > longest:
-        goes_on = " (a longer training continues in another job)" if request.rule in TRAININGS else ""
+        goes_on = " (a longer training continues in another job)" if request.rule in (*TRAININGS, "pack") else ""
         yield (
             f"asks for {request.minutes} minutes {of_it}, which allows {longest:g};"
             f" {_change(request, 'runtime')}{goes_on}"

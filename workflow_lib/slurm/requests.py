@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib import config, plan
+from workflow_lib.plan import packing
 from workflow_lib.slurm.profile import Profile, read_profile
 
 TRAININGS = ("train", "trial")
@@ -96,15 +97,23 @@ def job_counts(experiment: config.Experiment) -> dict[str, int]:
     """Return the number of cluster jobs of each rule if no results exist yet."""
     runs = plan.expand(experiment)
     data = {run.data_id for run in runs}
-    if experiment.tune is None:
-        return dict.fromkeys(("train", "evaluate", "export"), len(runs)) | {"preprocess": len(data)}
-    # the best trial is trained again, as the run `tuned`
-    with_tuned = dict.fromkeys(("train", "evaluate", "export"), len(runs) + 1)
-    return {
-        "preprocess": len(data | {plan.data_id(experiment)}),
-        "trial": experiment.tune.trials,
-        **with_tuned,
-    }
+    packed = _packs(experiment, runs)
+    single = len(runs) - sum(len(pack.runs) for pack in packed)
+    counts = {"preprocess": len(data), "pack": len(packed), "trial": 0, "train": single}
+    if experiment.tune is not None:  # the best trial is trained again, as the run `tuned`
+        counts["preprocess"] = len(data | {plan.data_id(experiment)})
+        counts["trial"] = 0 if any(pack.study for pack in packed) else experiment.tune.trials
+        counts["train"] = single + 1
+    counts |= dict.fromkeys(("evaluate", "export"), counts["train"])
+    return {rule: jobs for rule, jobs in counts.items() if jobs}
+
+
+def _packs(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[plan.Pack]:
+    """Return the packs that cluster jobs train."""
+    if not packing.is_wanted(experiment) or packing.obstacle(experiment, gpus=0, is_cluster=True):
+        return []
+    study = packing.study_pack(experiment)
+    return [*plan.packs(experiment, runs).values(), *([study] if study else [])]
 
 
 def requests(experiment: config.Experiment, profile: Profile) -> list[Request]:

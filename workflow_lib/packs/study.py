@@ -1,0 +1,82 @@
+"""The trials of a study in forks: each suggestion follows from the files before it, as in the jobs of the rules.
+
+The files of this study are in a folder of the pack. The jobs of the rules write their own, with the same content, and
+find the trainings in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_lib import tuning
+from workflow_lib.packs.forks import Task
+from workflow_lib.packs.job import Job
+
+if TYPE_CHECKING:
+    from workflow_lib.config.experiment import Tune
+
+logger = logging.getLogger(__name__)
+
+
+class Trials:
+    """The suggestions and trials of a study, in the order that its window allows."""
+
+    def __init__(self, job: Job, tune: Tune, data: Path, results: Path, folder: Path) -> None:
+        """Go on with a study whose files so far are in ``results``; its further ones are written to ``folder``."""
+        self._job, self._data, self._folder = job, data, folder
+        self._trials, self._window = tune.trials, tune.window
+        self.codes: dict[str, int] = {}  # exit code of each trial, by its number
+        self._asked: set[int] = set()  # suggestions that have been started or made
+        self._started: set[int] = set()  # trials
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*results.glob("suggest-*.json"), *results.glob("trial-*.json")):
+            shutil.copy(path, folder)
+
+    def next(self) -> Iterator[Task]:
+        """Yield the tasks that can begin now: trials that are suggested, then the next suggestion."""
+        for number in range(self._trials):
+            if not tuning.suggestion_path(self._folder, number).exists():
+                break
+            self._asked.add(number)
+            if number not in self._started:
+                self._started.add(number)
+                if not tuning.result_path(self._folder, number).exists():
+                    yield self._task(f"trial {number}", partial(self._train, number), number)
+        number = len(self._asked)
+        earliest = number - self._window  # the newest result that the suggestion may use
+        is_possible = number == 0 or tuning.suggestion_path(self._folder, number - 1).exists()
+        if number < self._trials and is_possible and self._is_known(earliest):
+            self._asked.add(number)
+            yield self._task(f"suggestion {number}", partial(self._suggest, number), None)
+
+    def _is_known(self, number: int) -> bool:
+        return number < 0 or tuning.result_path(self._folder, number).exists()
+
+    def _task(self, name: str, call: Callable[[], None], trial: int | None) -> Task:
+        return Task(name, call, self._job.logs / f"{name.replace(' ', '-')}.log", partial(self._ended, name, trial))
+
+    def _ended(self, name: str, trial: int | None, code: int) -> Iterator[Task]:
+        if code != 0:
+            logger.info("%s: exit code %d; its own job goes on with it", name, code)
+        if trial is not None:
+            self.codes[str(trial)] = code
+        yield from self.next()
+
+    def _suggest(self, number: int) -> None:
+        output = tuning.suggestion_path(self._folder, number)
+        tuning.suggest(self._job.experiment, number, self._folder, self._job.work, output)
+
+    def _train(self, number: int) -> None:
+        tuning.trial(
+            self._job.experiment,
+            tuning.suggestion_path(self._folder, number),
+            data=self._data,
+            work=self._job.work,
+            output=tuning.result_path(self._folder, number),
+            deadline_minutes=self._job.minutes_left(),
+        )
