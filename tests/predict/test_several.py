@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import workflow_lib
 from tests.predict.conftest import folder_of
@@ -46,6 +47,21 @@ def test_labels_of_a_table_are_predicted_by_name(tmp_path: Path, monkeypatch: py
     table = workflow_lib.predict(project.runs[0], "houses.csv")
     assert list(table.columns) == ["row", "predicted", "p(large)", "p(dear)"]
     assert set(table["predicted"]) <= {"", "large", "dear", "large;dear"}
+
+
+def test_adapters_are_used_from_the_texts_to_the_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    project = with_results(tmp_path, "adapters", monkeypatch)
+    folder = folder_of(project)
+    assert read_json(folder / "evaluation.json")["metrics"]["accuracy"]["value"] == 1
+    saved = load_file(folder / "model.safetensors").keys()
+    assert "bert.embeddings.word_embeddings.weight" not in saved  # frozen
+    assert any("lora_A" in name for name in saved)
+    assert "up" in (project.results / "report.html").read_text(encoding="utf-8")
+    Path("new.csv").write_text("text\nfilm very good\nplay very bad\n")
+    tables = [workflow_lib.predict(model, "new.csv") for model in (project.runs[0], folder / "model.onnx")]
+    assert tables[0]["predicted"].tolist() == ["up", "down"]
+    pandas.testing.assert_frame_equal(tables[1], tables[0], rtol=1e-3)
 
 
 def test_masks_are_files_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

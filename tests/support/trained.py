@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.repository import ROOT
+from tests.support.small_models import save
 from workflow_lib import config, evaluation, export, plan, report, tuning
 
 EXPERIMENT = """
@@ -80,10 +81,22 @@ training: {epochs: 1, batch_size: 8}
 checkpoint: {interval_steps: 1000}
 evaluate: {bootstrap: 20}
 """
+ADAPTERS = """
+name: digits-demo
+data:
+  name: labelled_text
+  params: {path: reviews.csv, tokens: bpe, bpe: {path: bert, pad: "[PAD]"}, length: 8}
+model: {name: transformers, params: {path: bert, lora: {r: 4}}}
+optimizer: {lr: 0.02}
+training: {epochs: 4, batch_size: 16}
+checkpoint: {interval_steps: 1000}
+evaluate: {bootstrap: 20}
+"""
 EXPERIMENTS = {"images": IMAGES, "classification": EXPERIMENT, "regression": NUMBERS, "language": TEXT} | {
     "several": SEVERAL,
     "labels": LABELS,
     "masks": MASKS,
+    "adapters": ADAPTERS,
 }
 
 
@@ -108,7 +121,25 @@ def write_data(root: Path) -> None:
             for folder, content in (("photos", pixels), ("masks", (pixels > 127).astype(np.uint8))):
                 (root / folder / "a").mkdir(parents=True, exist_ok=True)
                 Image.fromarray(content).save(root / folder / "a" / f"{number}.png")
+    if "labelled_text" in (root / "experiment.yaml").read_text(encoding="utf-8"):
+        write_reviews(root)
     (root / "rhyme.txt").write_text("the cat <sat> on the mat & the rat ate the hat. " * 120)
+
+
+def write_reviews(root: Path) -> None:
+    """Write texts of two classes, and a model with a tokenizer for their words, into the folder."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["[PAD]", "[UNK]", "good", "fine", "bad", "poor", "film", "song", "play", "very"]
+    texts = [[words[6 + number % 3], "very", words[2 + number * 7 % 4]] for number in range(160)]
+    rows = [f"{' '.join(text)},{'up' if text[2] in ('good', 'fine') else 'down'}" for text in texts]
+    (root / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    save(root / "bert", "bert", hidden_size=16)
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(root / "bert" / "tokenizer.json"))
 
 
 @dataclass(frozen=True)
