@@ -150,6 +150,58 @@ def test_a_metric_by_a_path_is_tried_once_with_the_task(capsys: pytest.CaptureFi
     assert (code, told.count(f"training.metrics: {name}: update failed: RuntimeError")) == (2, 1)
 
 
+OWN_METRICS = """
+def several(outputs, targets):
+    return 1, 2
+
+def misspelt(outputs, targets):
+    return outputs.agmax(1)
+
+def unequal(outputs, targets):
+    return (outputs - targets).mean()
+
+def choosy(outputs, targets):
+    if len(targets) < 1000:
+        raise ValueError("needs 1000 samples")
+
+def top(outputs, targets, k=20):
+    return (outputs.topk(k, 1).indices == targets[:, None]).any(1).float().mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "metric", "code", "message"),
+    [
+        ("digits", "several", 2, "computes a tuple; allowed: a number"),
+        ("digits", "misspelt", 2, "no attribute 'agmax'"),
+        ("digits", "unequal", 2, "compute failed: RuntimeError: The size of tensor"),
+        ("digits", "choosy", 0, "ValueError: needs 1000 samples"),
+        ("digits", "top", 2, "k out of range"),
+        ("labelled_text", "misspelt", 2, "no attribute 'agmax'"),
+        ("table", "misspelt", 2, "no attribute 'agmax'"),
+        ("table", "unequal", 0, "this was with made-up samples"),  # its number of classes is not known yet
+        ("table", "top", 0, ""),
+    ],
+)
+def test_a_metric_that_is_a_function_is_tried_with_made_up_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    data: str, metric: str, code: int, message: str,
+) -> None:  # fmt: skip
+    Path("own_metrics.py").write_text(OWN_METRICS)
+    Path("t.csv").write_text("a,y\n" + "".join(f"{row},{'abc'[row % 3]}\n" for row in range(60)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_metrics", raising=False)
+    params = {"path": "t.csv", "target": "y"} if data == "table" else {}
+    model = {"table": "tabular", "labelled_text": "text_encoder", "digits": "mlp"}[data]
+    found, told = validate(
+        capsys, data={"name": data, "params": params}, model={"name": model},
+        training={"metrics": [{"name": f"own_metrics:{metric}", "maximize": True}], "batch_size": 8},
+    )  # fmt: skip
+    assert (found, "Traceback" in told) == (code, False), told
+    assert message in told
+    assert ("training.metrics" in told) is bool(message)
+
+
 def test_folds_of_a_table_are_listed_and_rejected_once(capsys: pytest.CaptureFixture[str]) -> None:
     data = {"name": "table", "params": {"path": "t.csv", "target": "y"}}
     Path("x.yaml").write_text(

@@ -188,6 +188,11 @@ class Metric(Section):
         return path, {**arguments, **self.params}
 
     @property
+    def is_of_torchmetrics(self) -> bool:
+        """True if the code of the metric is that of torchmetrics."""
+        return self.name in KNOWN or self.name.startswith("torchmetrics.")
+
+    @property
     def curve(self) -> str:
         """The name of the metric in the history."""
         return f"val_{self.label}"

@@ -63,7 +63,8 @@ def look(runs: Sequence[RunConfig], runtime: Runtime, root: Path, *, with_sizes:
                 processes = runtime.nproc * runtime.nodes
                 _check_model(run, shapes, known.inputs, processes, found, with_sizes=with_sizes)
                 _check_init(run, shapes, found, root)
-                found.problems.update(dict.fromkeys(metric_check.problems(run, shapes)))
+                for what, is_certain in metric_check.problems(run, shapes, known.inputs):
+                    _add_metric_problem(found, what, is_certain=is_certain)
             else:
                 found.notes[f"more than {MOST_MODELS} models: the others are checked when their training starts"] = None
     return found
@@ -167,6 +168,13 @@ def _check_model(
             found.notes.update({note: None} if note else {})
     except ConfigError as error:
         found.problems[str(error)] = None
+
+
+def _add_metric_problem(found: Preview, what: str, *, is_certain: bool) -> None:
+    if is_certain:
+        found.problems[what] = None
+    else:
+        found.notes[f"{what}; this was with made-up samples: only the training can tell about those of the data"] = None
 
 
 def _check_init(run: RunConfig, shapes: model_check.Shapes | None, found: Preview, root: Path) -> None:
