@@ -90,20 +90,16 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             mtbf_s=settings.mtbf_s,
             device=root.device,
         )
+        manifest = context.manifest
+        objective = tasks.load(manifest.task).objective(
+            context.run.training, root.device, manifest.splits["train"].per_class, manifest.target_std
+        )
+        objective.targets = manifest.outputs
         trainer = Trainer(
             context.run,
             spec=context.manifest.spec,
             objective=with_own_loss(
-                tasks.load(context.manifest.task).objective(
-                    context.run.training,
-                    root.device,
-                    context.manifest.splits["train"].per_class,
-                    context.manifest.target_std,
-                ),
-                context.run.training,
-                root.device,
-                ranks=ranks.world_size,
-                is_main=ranks.is_main,
+                objective, context.run.training, root.device, ranks=ranks.world_size, is_main=ranks.is_main
             ),
             train=_load(context, "train", root.device, ranks),
             validation=_load(context, "val", root.device, ranks),

@@ -38,6 +38,7 @@ class Objective(ABC):
     """
 
     sums: tuple[str, ...]  # names of the sums that `measure` returns
+    targets: Sequence[str] = ()  # names of several numbers to predict, which the training sets
 
     def parts(self, inputs: Tensor, targets: Tensor) -> Pairs:
         """Return the model's inputs and what its outputs are compared with, from the batch as it was loaded."""
@@ -62,7 +63,7 @@ class Objective(ABC):
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics of the validation, named as in the facts, from the sums over the split."""
+        """Return the metrics of the validation from the sums over the split: those of the facts, and any others."""
 
 
 def summed(loss: Tensor, other: Tensor, count: int) -> Tensor:

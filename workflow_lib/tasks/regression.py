@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from workflow_lib.results.layout import HISTORY
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from workflow_lib.metrics.outcomes import Outcomes
 
 MAX_TARGETS = 4  # with figures
+MAX_CURVES = 32  # more targets have no metric of their own in the validation
 MAX_POINTS = 2000  # of a scatter plot
 BINS = 30
 BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
@@ -29,12 +32,12 @@ BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
 class SquaredError(Objective):
     """Mean squared error of standardised targets; `std` [targets] are their standard deviations in the data."""
 
-    sums = ("loss", "error", "samples")
-
     def __init__(self, *, std: Sequence[float] = (), device: device | None = None) -> None:
         import torch
 
         self._std = torch.tensor(std or 1.0, dtype=torch.float64, device=device)
+        self._several = len(std) if 1 < len(std) <= MAX_CURVES else 0
+        self.sums = ("loss", "error", "samples", *(f"error {number}" for number in range(self._several)))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
@@ -47,12 +50,29 @@ class SquaredError(Objective):
         return functional.mse_loss(outputs, targets.view_as(outputs), reduction="none").mean(1)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        import torch
+
         difference = outputs.double() - targets.view_as(outputs).double()
         errors = difference.abs() * self._std
-        return summed(difference.square().mean(1).sum(), errors.mean(1).sum(), len(targets))
+        found = summed(difference.square().mean(1).sum(), errors.mean(1).sum(), len(targets))
+        return torch.cat((found, errors.sum(0))) if self._several else found
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        return {"val_loss": sums["loss"] / sums["samples"], "val_mae": sums["error"] / sums["samples"]}
+        names = target_curves(self.targets, self._several)
+        each = {name: sums[f"error {number}"] / sums["samples"] for number, name in enumerate(names)}
+        return {"val_loss": sums["loss"] / sums["samples"], "val_mae": sums["error"] / sums["samples"]} | each
+
+
+def target_curves(names: Sequence[str], targets: int) -> list[str]:
+    """Return the name in the history of the mean absolute error of each of several targets: `val_mae/<name>`.
+
+    Characters that a tracker may reject become `_`. Targets without a name, or of the same name then, are numbered.
+    """
+    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names] or [""] * targets
+    different = [
+        name if name and plain.count(name) == 1 else f"{name}_{number}".strip("_") for number, name in enumerate(plain)
+    ]
+    return [f"val_mae/{name}" for name in different]
 
 
 def objective(training: Training, where: device, counts: Sequence[int], target_std: Sequence[float]) -> SquaredError:
@@ -124,13 +144,16 @@ def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest)
 
 
 def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return two figures a target: predicted against true values, and the distribution of the errors."""
+    """Return two figures a target: predicted against true values, and the distribution of the errors.
+
+    Of several targets, a figure with the error of each in every validation comes first.
+    """
     with predictions.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     # columns: the name of the sample, its number, then the true and the predicted value of each target
     first = header.index("sample") + 1
     targets = (len(header) - first) // 2
-    figures = []
+    figures = list(error_curves(predictions.with_name(HISTORY)))
     for target in range(min(MAX_TARGETS, targets)):
         true, predicted = ([float(row[first + 2 * target + side]) for row in rows] for side in (0, 1))
         column = header[first + 2 * target]
@@ -139,6 +162,28 @@ def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, A
         figures.append(scatter(f"scatter-{target}", f"Predicted against true{suffix}", true, predicted))
         figures.append(histogram(f"errors-{target}", f"Errors{suffix}", true, predicted))
     return {"figures": figures}
+
+
+def error_curves(history: Path) -> Iterator[dict[str, Any]]:
+    """Yield the figure of the mean absolute error of each target over the steps; none if there is one target."""
+    if not history.exists():
+        return
+    with history.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    every = math.ceil(len(rows) / MAX_POINTS) or 1
+    rows = [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
+    steps = [int(row["step"]) for row in rows]
+    lines = [
+        {
+            "type": "scatter", "mode": "lines+markers" if len(rows) < BINS else "lines", "name": name.partition("/")[2],
+            "x": steps, "y": [float(row[name]) for row in rows], "marker": {"size": 5},
+        }
+        for name in (rows[0] if rows else ()) if name.startswith("val_mae/")
+    ]  # fmt: skip
+    axes = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "mean absolute error"}}}
+    if lines:
+        label = "Error of each target in the validations, in its own unit"
+        yield {"name": "target-errors", "label": label, "data": lines, "layout": {**axes, "hovermode": "closest"}}
 
 
 def scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Validation:
 
     def run(self, before_batch: Callable[[], None], after_batch: Callable[[], None]) -> None:
         """Validate the rest of the split, from the cursor. ``before_batch`` may save the state, or raise to stop."""
+        if self._state.progress.validation.keys() != set(self._sums):
+            self.start()  # it was stopped by another version, which had other sums
         state, cursor, world = self._state, self._state.progress.cursor, self._state.ranks.world_size
         zeros = torch.zeros(len(self._sums), dtype=torch.float64, device=state.device)
         state.module.eval()
