@@ -53,11 +53,14 @@ class Table(Protocol):
         """Close the file."""
 
 
-def open_table(path: Path, delimiter: str, decimal: str = ".") -> Table:
-    """Return the table in a file, whose kind its name tells. Raises DataError if there is no such file."""
+def open_table(path: Path, delimiter: str, decimal: str = ".", setting: str = "path") -> Table:
+    """Return the table in a file, whose kind its name tells. Raises DataError if there is no such file.
+
+    `setting` is the one that names the file.
+    """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path}: {what} (data.params.path)")
+        raise DataError(f"{path}: {what} (data.params.{setting})")
     if path.suffix.lower() in (".parquet", ".pq"):
         return ParquetTable(path, decimal)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):

@@ -84,9 +84,9 @@ def open_source(params: Params, root: Path) -> Source:
         _check_classes(root / params.path / split, tuple(folders), classes)
     images = {split: [path for paths in folders.values() for path in paths] for split, folders in found.items()}
     paths = [path for of_split in images.values() for path in of_split]
-    checked = map_files(lambda path: _check_image(path, params), paths)
-    shape = params.shape or common_size(checked)
-    files = tuple(file for file, _ in checked)
+    decoded = map_files(lambda path: checked(path, params), paths)
+    shape = params.shape or common_size(decoded)
+    files = tuple(file for file, _ in decoded)
     digests = {file.path: file.digest for file in files}
     channels = 3 if params.channels == "rgb" else 1
 
@@ -221,7 +221,7 @@ def _check_classes(folder: Path, here: tuple[str, ...], classes: tuple[str, ...]
         raise DataError(f"{folder / name}: is not a class of train; train must have every class")
 
 
-def _check_image(path: Path, params: Params) -> tuple[SourceFile, Size]:
+def checked(path: Path, params: ImageSettings) -> tuple[SourceFile, Size]:
     """Decode the image; return the file with its digest, and height and width of the image."""
     from workflow_lib.data import SourceFile
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from workflow_lib.datasets._notation import Notation
+from workflow_lib.datasets._target_settings import TargetSettings
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts, Task
 from workflow_lib.plugins.checksums import Checksums
@@ -41,66 +40,13 @@ DESCRIBED_PIECES = 100  # pieces of 1,024 rows that `everstep plan` reads
 LISTED_COLUMNS = 100  # columns that the log lists
 
 
-class Params(Checksums):
+class Params(TargetSettings, Checksums):
     """Settings of the file and of its columns."""
 
     path: Path = Field(description="CSV or Parquet file, relative to the project's root")
-    target: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="column to predict; regression and multilabel: or a list of columns"
-    )
-    task: Literal["classification", "regression", "multilabel"] = Field(
-        "classification",
-        description="classification: the target is a class; regression: a number; multilabel: each column is a label",
-    )
     features: tuple[str, ...] | None = Field(
         None, min_length=1, description="columns to predict from; null: all other columns"
     )
-    categorical: tuple[str, ...] = Field(
-        (),
-        description="columns whose values are names, even if they look like numbers or if there are many of them",
-    )
-    split: str | None = Field(
-        None, description="column with train, val or test for each row; null: the splits are drawn"
-    )
-    missing: tuple[str, ...] = Field(
-        ("", "NA", "N/A", "NaN", "nan", "null"), description="texts that mean a missing value"
-    )
-    decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers that are stored as text")
-    thousands: Literal[",", ".", " ", "'"] | None = Field(
-        None, description="mark between thousands in such numbers; a space stands for spaces of any width"
-    )
-    delimiter: str = Field(",", min_length=1, max_length=1, description="character between the values of a CSV file")
-
-    @field_validator("target", mode="after")
-    @classmethod
-    def _has_different_names(cls, target: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(target, str):
-            return target
-        if twice := [name for name, count in Counter(target).items() if count > 1]:
-            raise ValueError(f"`{twice[0]}` is listed {target.count(twice[0])} times; list each column once")
-        return target[0] if len(target) == 1 else target  # equal data has equal settings
-
-    @field_validator("task", mode="after")
-    @classmethod
-    def _can_have_these_targets(cls, task: Task, info: ValidationInfo) -> Task:
-        if task == "classification" and isinstance(target := info.data.get("target"), tuple):
-            raise ValueError(
-                f"classification predicts one column, but data.params.target lists {len(target)}; allowed for several: "
-                "regression, which predicts numbers, and multilabel, whose columns are labels of 0 and 1"
-            )
-        return task
-
-    @field_validator("thousands", mode="after")
-    @classmethod
-    def _is_not_the_decimal_mark(cls, thousands: str | None, info: ValidationInfo) -> str | None:
-        if thousands is not None and thousands == info.data.get("decimal"):
-            raise ValueError(f"`{thousands}` is already the decimal mark (data.params.decimal)")
-        return thousands
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The columns to predict."""
-        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 def task(params: Params) -> Task:
@@ -149,8 +95,7 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
 
     with ExitStack() as resources:
         table = resources.enter_context(closing(open_table(path, params.delimiter, params.decimal)))
-        notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
-        return replace(open_rows(table, manifest.features, notation), close=resources.pop_all().close)
+        return replace(open_rows(table, manifest.features, params.notation), close=resources.pop_all().close)
 
 
 def describe(params: Params, root: Path) -> list[str]:
@@ -182,7 +127,7 @@ def _scan(
     from workflow_lib.datasets._targets import KINDS
 
     names, is_first = _feature_names(table, params), learned_rows is None
-    notation = Notation(frozenset(params.missing), params.decimal, params.thousands)
+    notation = params.notation
     columns = [Column(table.path, name, notation, name in params.categorical, is_first) for name in names]
     kind = KINDS[params.task]
     targets = [kind(table.path, name, notation, name in params.categorical, is_first) for name in params.targets]
