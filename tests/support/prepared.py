@@ -40,6 +40,11 @@ class Params(Section):
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Return a function that prepares a source as if it came from a data set; shards are in the test's `work`."""
+    return preparing(tmp_path, monkeypatch)
+
+
+def preparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
+    """Return the function of the fixture `prepared`."""
     module = ModuleType(f"given.data_{tmp_path.name.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.__file__, module.Params = str(Path(__file__)), Params  # type: ignore[attr-defined]

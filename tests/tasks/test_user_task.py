@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,17 +39,11 @@ def open_source(params, root):
     inputs = np.arange(80, dtype=np.float32).reshape(40, 2)
     return from_arrays(inputs, inputs[:, 0] * 2, task="{task}")
 """
-CHECK = """
-if __name__ == "__main__":
-    import torch
+CONTRACT = """
+from tests.tasks.contract import TaskContract
 
-    outputs, targets, objective = torch.randn(9, 1), torch.randn(9, 1), Pinball()
-    assert torch.allclose(objective.losses(outputs, targets).mean(), objective.loss(outputs, targets))
-    whole = objective.measure(outputs, targets)
-    parts = objective.measure(outputs[:4], targets[:4]) + objective.measure(outputs[4:], targets[4:])
-    assert torch.allclose(whole, parts)
-    metrics = objective.metrics(dict(zip(objective.sums, whole.tolist(), strict=True)))
-    assert ("train_loss", *metrics) == TASK.curves, (metrics, TASK.curves)
+class TestQuantile(TaskContract):
+    task = "mytasks.quantile:TASK"
 """
 HERE = replace(regression.TASK, curve=("only_here", "Only here"), larger_is_better=True)
 EXPERIMENT = "name: t\ndata: {name: mine.data}\ntraining: {epochs: 2, batch_size: 8}\n"
@@ -79,14 +74,16 @@ def test_the_task_of_the_document_works_outside_of_the_repository(tmp_path: Path
     write(tmp_path, "mytasks.quantile:TASK")
     (tmp_path / "mytasks").mkdir()
     text = document.partition("`workflow_lib/tasks/quantile.py`:\n\n```python\n")[2].partition("```")[0]
-    (tmp_path / "mytasks/quantile.py").write_text(text + CHECK)
+    (tmp_path / "mytasks/quantile.py").write_text(text)
+    (tmp_path / "test_quantile.py").write_text(CONTRACT)
     code, told = everstep(tmp_path, "validate")
     assert code == 0, told
     done = subprocess.run(
-        [sys.executable, "-m", "mytasks.quantile"],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "test_quantile.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class SquaredError(Objective):
         return torch.cat((found, errors.sum(0))) if self._several else found
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        names = target_curves(self.targets, self._several)
+        names = target_curves(self.targets, self._several) if self._several else []
         each = {name: sums[f"error {number}"] / sums["samples"] for number, name in enumerate(names)}
         return {"val_loss": sums["loss"] / sums["samples"], "val_mae": sums["error"] / sums["samples"]} | each
 
