@@ -11,6 +11,7 @@ import torchmetrics.functional as functional
 from tests.metrics.contract import SAMPLES, TASKS, MetricContract, batch, measures, over
 from workflow_lib import plugins
 from workflow_lib.config.measures import KNOWN, Metric, names_for
+from workflow_lib.config.run import Training
 from workflow_lib.data import ModelSpec
 from workflow_lib.errors import ConfigError
 from workflow_lib.metrics.own import Merged, build
@@ -100,9 +101,10 @@ def test_what_is_no_number_or_cannot_be_saved_is_rejected(name: str, said: str) 
     assert said in str(rejected.value)
 
 
-def tried(kind: str, metric: Metric, outputs: int) -> str | None:
+def tried(kind: str, metric: Metric, outputs: int) -> ConfigError | None:
     shape = (1, 4, 4) if kind == "masks" else (5,)
-    return problem(metric, ModelSpec(shape, outputs, TASKS[kind]))
+    vocabulary = outputs if kind == "tokens" else 0
+    return problem(metric, ModelSpec(shape, outputs, TASKS[kind], vocabulary=vocabulary), Training())
 
 
 @pytest.mark.parametrize("kind", TASKS)

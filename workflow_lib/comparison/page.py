@@ -20,13 +20,14 @@ def write_page(comparison: Comparison, output: Path) -> None:
     from plotly.offline import get_plotlyjs
 
     task = tasks.load(comparison.subjects[0].evaluation["task"])
+    metrics = curves.metrics_of([subject.history for subject in comparison.subjects], task.curve)
     drawn = [
-        curves.columns_of(subject.title, subject.history, task.curve[0], subject.train["best"]["epoch"], subject.folder)
+        curves.columns_of(subject.title, subject.history, metrics, subject.train["best"]["epoch"], subject.folder)
         for subject in comparison.subjects
     ]
     are_whole = all(row["epoch"] == int(row["epoch"]) for subject in comparison.subjects for row in subject.history)
     unit: curves.Unit = "epoch" if are_whole else "step"
-    data = {"curves": drawn, "groups": [], "second": task.curve[0], "unit": unit, "figures": []}
+    data = {"curves": drawn, "groups": [], "metrics": list(metrics.items()), "unit": unit, "figures": []}
     text = page.templates().get_template("comparison.html").render(
         comparison=comparison,
         task=task,

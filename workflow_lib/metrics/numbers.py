@@ -81,6 +81,12 @@ def columns_of(what: str, names: Sequence[str], targets: int) -> list[str]:
     return [f"{what}({name})" for name in names] or [f"{what}_{number}" for number in range(targets)]
 
 
+def name_in(column: str) -> str:
+    """Return the name or number of a target in the name of its column; empty if there is one target."""
+    name = column.removeprefix("target")
+    return name[1:-1] if name.startswith("(") else name.removeprefix("_")
+
+
 def predictions_csv(predicted: np.ndarray, targets: np.ndarray, names: Sequence[str] = ()) -> str:
     """Return one line a sample; every number reads back as the same float64."""
     text = io.StringIO()
@@ -100,7 +106,7 @@ def outcomes(path: Path) -> Outcomes:
     """
     names, columns, values = read(path)
     targets, predicted = values[:, ::2], values[:, 1::2]
-    labels = [column.removeprefix("target").strip("()_") for column in columns[::2]]
+    labels = [name_in(column) for column in columns[::2]]
     check_columns(path, columns[1::2], [column.replace("target", "predicted", 1) for column in columns[::2]])
     spread = targets.std(axis=0)
     wrong = (np.abs(predicted - targets) / np.where(spread > 0, spread, 1.0)).mean(axis=1)

@@ -42,7 +42,7 @@ def problems(run: RunConfig, shapes: Shapes | None, inputs: str | None) -> Itera
     if not tried or (training.step is not None and step_class(training.step).has_own_validation()):
         return
     for metric in tried:
-        found = [_problem(metric, spec, training) for spec in _specs(run, shapes, inputs, metric)]
+        found = [problem(metric, spec, training) for spec in _specs(run, shapes, inputs, metric)]
         if found and None not in found:
             error = next(each for each in found if each is not None)
             yield str(error), _is_certain(error, metric, outputs_are_known=len(found) == 1)
@@ -79,7 +79,7 @@ def _is_certain(error: ConfigError, metric: Metric, *, outputs_are_known: bool) 
     return isinstance(cause, of_shapes) and (outputs_are_known or metric.is_of_torchmetrics)
 
 
-def _problem(section: Metric, spec: ModelSpec, training: Training) -> ConfigError | None:
+def problem(section: Metric, spec: ModelSpec, training: Training) -> ConfigError | None:
     """Return why the metric cannot be computed for outputs of the task and their targets, or None.
 
     A value that is not finite is no reason: few samples may have no other.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from workflow_lib.results.read_runs import TUNED, Row, RunResults
 
 MAX_CURVES = 40
 MAX_POINTS = 400  # of a curve
+MAX_METRICS = 40  # that can be chosen for the second figure
 DIGITS = 6  # that are drawn; history.csv has all
 
 Unit = Literal["epoch", "step"]
@@ -31,12 +32,20 @@ def describe_drawn(runs: Sequence[RunResults], drawn: Sequence[RunResults]) -> s
     return f"the {MAX_CURVES} best runs" + (" and the tuned one" if len(drawn) > MAX_CURVES else "")
 
 
-def curve(run: RunResults, metric: str, results: Path) -> Row:
+def metrics_of(histories: Iterable[Sequence[Row]], curve: tuple[str, str]) -> dict[str, str]:
+    """Return the columns that the second figure can show, with their labels: the task's `curve`, then all others."""
+    first, found = f"val_{curve[0]}", dict.fromkeys(name for rows in histories for row in rows[:1] for name in row)
+    others = [name for name in found if name.startswith("val_") and name not in (first, "val_loss")]
+    labels = {name: name.removeprefix("val_").replace("_", " ") for name in sorted(others)[: MAX_METRICS - 1]}
+    return {first: curve[1]} | labels
+
+
+def curve(run: RunResults, metrics: Iterable[str], results: Path) -> Row:
     """Return the columns of the run's history that curves.js draws, with None where one is missing."""
-    return columns_of(run.name, run.history, metric, run.best()[1], results_layout.run_dir(results, run.name))
+    return columns_of(run.name, run.history, metrics, run.best()[1], results_layout.run_dir(results, run.name))
 
 
-def columns_of(name: str, history: Sequence[Row], metric: str, best: int, folder: Path) -> Row:
+def columns_of(name: str, history: Sequence[Row], metrics: Iterable[str], best: int, folder: Path) -> Row:
     """Return the columns of a history, in which `best` is the epoch whose weights are kept.
 
     Of a long history, every n-th validation and the best one are drawn. `steps` has the training loss by step, if it
@@ -44,7 +53,7 @@ def columns_of(name: str, history: Sequence[Row], metric: str, best: int, folder
     """
     every, last = math.ceil(len(history) / MAX_POINTS), len(history) - 1
     rows = [row for place, row in enumerate(history) if place % every == 0 or place == last or row["epoch"] == best]
-    names = ("epoch", "step", "train_loss", "val_loss", f"val_{metric}")
+    names = ("epoch", "step", "train_loss", "val_loss", *metrics)
     columns: Row = {column: [_short(row.get(column)) for row in rows] for column in names}
     kept = next((place for place, row in enumerate(rows) if row["epoch"] == best), None)
     return {"name": name, "best": kept, **columns, "steps": _steps(folder)}

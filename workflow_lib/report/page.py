@@ -19,7 +19,7 @@ from workflow_lib.report import parallel
 from workflow_lib.report.augmentation import augmentation
 from workflow_lib.report.compared import compared_chapter, files_of
 from workflow_lib.report.cost import cost
-from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, groups, unit_of
+from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, groups, metrics_of, unit_of
 from workflow_lib.report.data_preview import data_chapter
 from workflow_lib.report.errors import errors_chapter, read_outcomes
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
@@ -125,6 +125,7 @@ def _render(
     words = headings(best.settings)
     chapters = _best_run_chapters(best, results, work)
     drawn, sweep = drawn_runs(runs), parallel.of_runs(runs, words, metrics)
+    second = metrics_of([run.history for run in drawn], task.curve)
     compared = compared_chapter(runs, metrics, results, work, output) if len(runs) > 1 else []
     figures = [
         *chapters["content"].get("figures", []),
@@ -132,9 +133,9 @@ def _render(
         *([sweep] if sweep else []),
     ]
     data = {
-        "curves": [curve(run, task.curve[0], results) for run in drawn],
+        "curves": [curve(run, second, results) for run in drawn],
         "groups": groups(drawn, configurations),
-        "second": task.curve[0],
+        "metrics": list(second.items()),
         "unit": unit_of(drawn),
         "compared": compared,
         "figures": [*figures, *(chapters["diagrams"]["figures"] if chapters["diagrams"] else [])],

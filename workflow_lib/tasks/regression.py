@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from workflow_lib.results.layout import HISTORY
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
 
 if TYPE_CHECKING:
@@ -144,46 +143,23 @@ def absolute_error(outputs: np.ndarray, targets: np.ndarray, manifest: Manifest)
 
 
 def chapter_values(evaluation: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return two figures a target: predicted against true values, and the distribution of the errors.
+    """Return two figures a target: predicted against true values, and the distribution of the errors."""
+    from workflow_lib.metrics.numbers import name_in
 
-    Of several targets, a figure with the error of each in every validation comes first.
-    """
     with predictions.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     # columns: the name of the sample, its number, then the true and the predicted value of each target
     first = header.index("sample") + 1
     targets = (len(header) - first) // 2
-    figures = list(error_curves(predictions.with_name(HISTORY)))
+    figures = []
     for target in range(min(MAX_TARGETS, targets)):
         true, predicted = ([float(row[first + 2 * target + side]) for row in rows] for side in (0, 1))
         column = header[first + 2 * target]
-        name = column.removeprefix("target(").removesuffix(")") if column.endswith(")") else f"target {target}"
+        name = name_in(column) if column.endswith(")") else f"target {target}"
         suffix = f" of {name}" if targets > 1 else ""
         figures.append(scatter(f"scatter-{target}", f"Predicted against true{suffix}", true, predicted))
         figures.append(histogram(f"errors-{target}", f"Errors{suffix}", true, predicted))
     return {"figures": figures}
-
-
-def error_curves(history: Path) -> Iterator[dict[str, Any]]:
-    """Yield the figure of the mean absolute error of each target over the steps; none if there is one target."""
-    if not history.exists():
-        return
-    with history.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    every = math.ceil(len(rows) / MAX_POINTS) or 1
-    rows = [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
-    steps = [int(row["step"]) for row in rows]
-    lines = [
-        {
-            "type": "scatter", "mode": "lines+markers" if len(rows) < BINS else "lines", "name": name.partition("/")[2],
-            "x": steps, "y": [float(row[name]) for row in rows], "marker": {"size": 5},
-        }
-        for name in (rows[0] if rows else ()) if name.startswith("val_mae/")
-    ]  # fmt: skip
-    axes = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "mean absolute error"}}}
-    if lines:
-        label = "Error of each target in the validations, in its own unit"
-        yield {"name": "target-errors", "label": label, "data": lines, "layout": {**axes, "hovermode": "closest"}}
 
 
 def scatter(name: str, label: str, true: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:

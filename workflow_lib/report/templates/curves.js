@@ -12,12 +12,12 @@ const smoothed = (values, weight) => {
   });
 };
 
-// Return the traces of a run: `kind` is the loss or the second metric, `unit` that of the x axis.
+// Return the traces of a run: `kind` is the column of the loss or of another metric, `unit` that of the x axis.
 const tracesOf = (run, kind, { unit, weight, training, colour }) => {
-  const [x, values, own] = [run[unit], run[`val_${kind}`], run[`train_${kind}`]];
+  const [x, values, own] = [run[unit], run[kind], run[kind.replace(/^val_/, "train_")]];
   const mode = x.length === 1 ? "markers" : "lines"; // a line through one point is invisible
   const shared = { type: "scatter", showlegend: false, mode };
-  const isByStep = kind === "loss" && unit === "step" && run.steps;
+  const isByStep = kind === "val_loss" && unit === "step" && run.steps;
   const [trainX, train] = isByStep ? [run.steps.step, run.steps.train_loss] : [x, own ?? x.map(() => null)];
   const faint = weight ? [{ ...shared, x, y: values, hoverinfo: "skip", opacity: 0.25, line: { color: colour, width: 1 } }] : [];
   return [
@@ -35,7 +35,7 @@ const meanTraces = (runs, name, kind, { unit, weight, colour }) => {
   const at = new Map();
   for (const run of runs) {
     run[unit].forEach((x, place) => {
-      const value = run[`val_${kind}`][place];
+      const value = run[kind][place];
       if (value !== null) at.set(x, [...(at.get(x) ?? []), value]);
     });
   }
@@ -61,13 +61,14 @@ const curveLayout = (unit, isLog, runs) => ({
 });
 
 ready.then(({ data, draw, colour }) => {
-  const { curves, groups, second, unit } = data;
+  const { curves, groups, metrics, unit } = data;
   // A logarithmic axis shows nothing if the values are close together.
   const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
   const startsLog = losses.length > 0 && Math.max(...losses) > 10 * Math.min(...losses);
 
   const controls = document.getElementById("curve-controls");
   const units = made("select", {}, ...["epoch", "step"].map((name) => made("option", { value: name, textContent: name, selected: name === unit })));
+  const metric = made("select", {}, ...metrics.map(([value, textContent]) => made("option", { value, textContent })));
   const smoothing = made("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: 0 });
   const logLoss = checkBox("logarithmic loss", startsLog);
   const logSecond = checkBox("logarithmic metric", false);
@@ -81,7 +82,8 @@ ready.then(({ data, draw, colour }) => {
   const show = () => {
     const isMean = means.box.checked;
     list.replaceChildren(...(isMean ? groupBoxes : boxes).map(({ label }) => label));
-    for (const [place, kind, isLog] of [["loss", "loss", logLoss.box.checked], ["second", second, logSecond.box.checked]]) {
+    document.getElementById("curve-second").previousElementSibling.textContent = metrics[metric.selectedIndex][1];
+    for (const [place, kind, isLog] of [["loss", "val_loss", logLoss.box.checked], ["second", metric.value, logSecond.box.checked]]) {
       const traces = isMean
         ? groups.flatMap(({ name, runs }, number) => (groupBoxes[number].box.checked
           ? meanTraces(runs.map((run) => curves[run]), name, kind, { ...options(), colour: colour(number) }) : []))
@@ -98,7 +100,7 @@ ready.then(({ data, draw, colour }) => {
     return press;
   };
   controls.append(button("all", () => true), button("best", (number) => number === 0), button("none", () => false),
-    made("label", {}, "over ", units), made("label", {}, "smoothing ", smoothing), logLoss.label, logSecond.label, training.label,
+    made("label", {}, "over ", units), ...(metrics.length > 1 ? [made("label", {}, "metric ", metric)] : []), made("label", {}, "smoothing ", smoothing), logLoss.label, logSecond.label, training.label,
     ...(groups.length ? [means.label] : []));
   controls.after(list);
   for (const element of [controls, list]) element.addEventListener("change", show);
