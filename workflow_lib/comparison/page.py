@@ -30,7 +30,7 @@ def write_page(comparison: Comparison, output: Path) -> None:
     data = {"curves": drawn, "groups": [], "metrics": list(metrics.items()), "unit": unit, "figures": []}
     text = page.templates().get_template("comparison.html").render(
         comparison=comparison,
-        task=task,
+        second=next(iter(metrics.values())),
         how=HOW,
         value_of=value_of,
         difference_of=difference_of,

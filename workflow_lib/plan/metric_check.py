@@ -121,13 +121,12 @@ def _made_up(spec: ModelSpec, training: Training) -> tuple[Tensor, Tensor] | Non
 
 
 def made_up_targets(kind: str, shape: Sequence[int]) -> Tensor:
-    """Return targets for outputs of this shape, as data stores them: the classes in turn, or numbers above 0."""
+    """Return targets for outputs of this shape: the classes in turn, or numbers above 0."""
     import torch
 
     if kind == "numbers":
         return torch.linspace(0.2, 0.8, math.prod(shape)).view(*shape)
     if kind == "labels":
         return (torch.arange(math.prod(shape)) % 2).to(torch.uint8).view(*shape)
-    samples, outputs, *places = shape
-    numbers = (torch.arange(samples * math.prod(places)) % outputs).view(samples, *places)
-    return numbers.to(torch.uint8) if kind == "masks" else numbers
+    *places, outputs = shape if kind == "tokens" else (shape[0], *shape[2:], shape[1])
+    return (torch.arange(math.prod(places)) % outputs).view(places)

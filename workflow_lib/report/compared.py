@@ -24,6 +24,11 @@ FILES = {
 }
 
 
+def measured_on(run: RunResults) -> str:
+    """Return the word for the split of a run's metrics: a training step that validates by itself has no test."""
+    return "Test" if run.evaluation["split"] == "test" else "Validation"
+
+
 def compared_chapter(
     runs: Sequence[RunResults], metrics: Mapping[str, str], results: Path, work: Path, output: Path
 ) -> list[Row]:
@@ -34,7 +39,7 @@ def compared_chapter(
         value, _ = run.best()
         numbers = {
             run.select_metric: f"{decimal(value)} ({run.best_place})",
-            **{f"Test {label}": _measured(values) for label, values in measured.items()},
+            **{f"{measured_on(run)} {label}": _measured(values) for label, values in measured.items()},
             "Steps": decimal(run.train["steps"]),
             "Parameters": decimal(run.train["parameters"]),
             "Time of all attempts": duration(run.account.used_s),

@@ -37,7 +37,8 @@ def metrics_of(histories: Iterable[Sequence[Row]], curve: tuple[str, str]) -> di
     first, found = f"val_{curve[0]}", dict.fromkeys(name for rows in histories for row in rows[:1] for name in row)
     others = [name for name in found if name.startswith("val_") and name not in (first, "val_loss")]
     labels = {name: name.removeprefix("val_").replace("_", " ") for name in sorted(others)[: MAX_METRICS - 1]}
-    return {first: curve[1]} | labels
+    # a training step that validates by itself has no metric of the task but the loss, which the first figure shows
+    return labels if labels and first == "val_loss" else {first: curve[1]} | labels
 
 
 def curve(run: RunResults, metrics: Iterable[str], results: Path) -> Row:

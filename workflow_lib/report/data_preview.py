@@ -39,7 +39,15 @@ def data_chapter(manifest: Manifest, work: Path) -> Row:
         "features": [_feature(manifest, number) for number in range(min(MAX_FEATURES, len(manifest.features)))],
         "all_features": len(manifest.features),
         "targets": [
-            (manifest.outputs[number] if manifest.outputs else f"target {number}", mean, std)
+            (
+                manifest.outputs[number]
+                if manifest.outputs
+                else f"number {number}"
+                if len(manifest.target_mean) > 1
+                else "number",
+                mean,
+                std,
+            )
             for number, (mean, std) in enumerate(zip(manifest.target_mean, manifest.target_std, strict=True))
         ],
         "samples": _samples(split, manifest) if split is not None and len(split) else [],

@@ -17,7 +17,7 @@ from workflow_lib.errors import DivergedError
 from workflow_lib.files import write_atomic
 from workflow_lib.report import parallel
 from workflow_lib.report.augmentation import augmentation
-from workflow_lib.report.compared import compared_chapter, files_of
+from workflow_lib.report.compared import compared_chapter, files_of, measured_on
 from workflow_lib.report.cost import cost
 from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, groups, metrics_of, unit_of
 from workflow_lib.report.data_preview import data_chapter
@@ -151,6 +151,8 @@ def _render(
         configurations=configurations,
         is_repeated=any(len(configuration.runs) > 1 for configuration in configurations),
         best=best,
+        measured_on=measured_on(best),
+        second=next(iter(second.values())),
         metrics=metrics,
         headings=words,
         page=PAGE,

@@ -2,7 +2,7 @@
 ready.then(({ data, draw, colour }) => {
   const controls = document.getElementById("compare-controls");
   if (!controls) return;
-  const { compared, curves, second, unit } = data;
+  const { compared, curves, metrics, unit } = data;
   const pick = (label, chosen) => {
     const select = made("select", {}, ...compared.map(({ name }, number) => made("option", { value: number, textContent: name, selected: number === chosen })));
     controls.append(made("label", {}, `${label} `, select));
@@ -23,7 +23,7 @@ ready.then(({ data, draw, colour }) => {
       made("tbody", {}, ...rows("settings"), ...rows("numbers"), row("Files", runs.map(links))));
     document.getElementById("compare-command").textContent = `everstep compare ${runs.map(({ name }) => name).join(" ")}`;
     const found = runs.map(({ name }) => curves.find((run) => run.name === name)).filter(Boolean);
-    for (const [place, kind] of [["loss", "loss"], ["second", second]]) {
+    for (const [place, kind] of [["loss", "val_loss"], ["second", metrics[0][0]]]) {
       const traces = found.flatMap((run, number) => tracesOf(run, kind, { unit, weight: 0, training: true, colour: colour(number) }));
       draw(`compare-${place}`, traces, curveLayout(unit, false, found));
     }
