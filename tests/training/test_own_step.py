@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from workflow_lib import ConfigError, ModelSpec, Setup, TrainingStep, config
+from workflow_lib import ConfigError, ModelSpec, Setup, TrainingStep, config, models, plan
 from workflow_lib.config.init import Init
 from workflow_lib.config.optimization import AdamW
 from workflow_lib.training.step_building import build_step, joined_optimizers
 
+STATEMENT = ("run", "data", "code", "model", "sealed")  # of a training
 GAN = """
 name: gan
 model: {name: tests.plugins.gan}
@@ -171,3 +174,24 @@ def test_a_study_of_a_step_that_validates_takes_its_loss_by_default(tmp_path: Pa
     path = tmp_path / "gan.yaml"
     path.write_text(f"{GAN}tune: {{space: {{optimizer.lr: {{type: float, low: 0.1, high: 0.2}}}}}}\n")
     assert plan.study_metric(config.load([path])) == "val_loss"
+
+
+def test_the_model_of_another_run_is_built_with_its_settings_and_stays_as_in_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "mlp", "params": {"hidden": [5], "dropout": 0.5}}
+    run = plan.base(config.Experiment.model_validate({"name": "t", "model": model}))
+    digest = plan.freeze(run, Path("work")).parent.name
+    spec, weights = ModelSpec((3,), 2), Path("results/t/runs/t/model.safetensors")
+    weights.parent.mkdir(parents=True)
+    taught = models.build(run.model, spec)
+    save_file(taught.state_dict(), weights)
+    setup = Setup(spec, torch.device("cpu"), run.optimizer, run.model.init, nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="is not the weights of a run, whose model is known"):
+        setup.trained_model(weights)
+    weights.with_name("train.json").write_text(json.dumps(dict.fromkeys(STATEMENT, "") | {"digest": digest}))
+    teacher, inputs = setup.trained_model(weights), torch.randn(8, 3)
+    teacher.train()
+    torch.testing.assert_close(teacher(inputs), taught.eval()(inputs), rtol=0, atol=0)
+    assert not any(weight.requires_grad for weight in teacher.parameters())

@@ -29,6 +29,8 @@ from torch import nn
 from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from workflow_lib.config.init import Init
     from workflow_lib.config.optimization import Optimizer
     from workflow_lib.data import ModelSpec
@@ -71,6 +73,45 @@ class Setup:
         from workflow_lib.config.run import Model
 
         return models.build(Model.model_validate({"name": name, "params": dict(params or {})}), self.spec)
+
+    def trained_model(self, weights: Path) -> nn.Module:
+        """Return the model of another run, such as a teacher: frozen, and computing as in validation in every step.
+
+        `weights` is the value of an argument of type `Path` that names the run, whose settings the model has. Raises
+        ConfigError if it is a file that no run has written.
+        """
+        from safetensors.torch import load_file
+
+        from workflow_lib import models, plan
+        from workflow_lib.results import layout as results_layout
+        from workflow_lib.results.statements import read_training
+        from workflow_lib.store.layout import WORK
+
+        statement = weights.with_name(results_layout.TRAIN)
+        if not statement.exists():
+            raise ConfigError(
+                f"{weights} is not the weights of a run, whose model is known: name a run or an experiment file, or "
+                "build the model by setup.build_model"
+            )
+        run, _ = plan.load_run(read_training(statement)["digest"], WORK)
+        network = models.build(run.model, self.spec)
+        network.load_state_dict(load_file(weights))
+        return _Frozen(network)
+
+
+class _Frozen(nn.Module):
+    """A network that stays in evaluation mode and requires no gradients."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> _Frozen:
+        return super().train(False)
+
+    def forward(self, *given: Any) -> Any:
+        return self.network(*given)
 
 
 class TrainingStep(nn.Module):
