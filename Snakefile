@@ -8,6 +8,10 @@
 
     track copies the curves to other tools after the trainings, if tracking.to names any.
 
+    register puts the best model into a registry, if there is a section `registry`.
+
+    notify tells people about the end and failures, if there is a section `notify`; it has no rule.
+
 Each phase is one file in rules/. The experiment and the functions that they share are in rules/common.smk.
 """
 
@@ -29,6 +33,8 @@ include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/track.smk"
+include: "rules/register.smk"
+include: "rules/notify.smk"
 
 
 localrules:
@@ -38,6 +44,7 @@ localrules:
     best,
     report,
     track,
+    register,
 
 
 rule all:
@@ -65,11 +72,15 @@ onstart:
         say(f"runtime.pack: the runs are trained one by one, since {reason}")
     if experiment.tune:
         plans.freeze_study(experiment, Path(tuned_pointer()).parent, WORK)
+    if notifier:
+        notifier.begin(running_trainings)
 
 
 onsuccess:
     print_summary()
+    tell_end()
 
 
 onerror:
     print_failures()
+    tell_failures()

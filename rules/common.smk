@@ -99,6 +99,12 @@ try:
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, everything)])
         snakefile.check_models(experiment, everything)
         tracking.check_installed(experiment.tracking.to)
+        if experiment.registry and experiment.registry.mlflow:
+            tracking.check_installed(["mlflow"], "registry.mlflow")
+        if experiment.notify and not (workflow.dryrun or workflow.touch):
+            from workflow_lib import notify
+
+            notify.check_environment(experiment.notify, os.environ)
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             say(damaged)
         snakefile.check_records(Path(".snakemake"))
@@ -423,14 +429,20 @@ def print_summary():
         shell(f"exec python -m workflow_lib summary --results {RESULTS} || true")
 
 
+def name_of(job):
+    """Return what a job is called in messages: its rule and its wildcards."""
+    return " ".join([job.name, *dict(job.wildcards).values()])
+
+
+def resume_command():
+    """Return the command that the user types to resume the pipeline."""
+    return os.environ.get(recorder.COMMAND) or shlex.join(["snakemake", *sys.argv[1:]])
+
+
 def print_failures():
     """Print the last line and the log of each failed job and the command that resumes; write the incomplete report."""
-    jobs = sorted(
-        (" ".join([job.name, *dict(job.wildcards).values()]), next(map(Path, job.log), None))
-        for job in workflow.scheduler.failed
-    )
-    command = os.environ.get(recorder.COMMAND) or shlex.join(["snakemake", *sys.argv[1:]])
-    say(snakefile.failures(jobs, command), "error")
+    jobs = sorted((name_of(job), next(map(Path, job.log), None)) for job in workflow.scheduler.failed)
+    say(snakefile.failures(jobs, resume_command()), "error")
     # One that was stopped by a signal has no failed job, and ends without a report, since the user waits.
     if jobs and workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
         shell(

@@ -217,3 +217,28 @@ def test_no_setting_has_a_name_for_which_another_is_meant() -> None:
         for inner in section.model_fields
     }
     assert not {name.rpartition(".")[2] for name in fields} & messages.OTHER_NAMES.keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "notify: https://hooks.x/s3cret",
+        "notify: [s3cret]",
+        "notify: {slack_env: 'https://hooks.x/s3cret'}",
+        "notify: {webhook: 'https://hooks.x/s3cret'}",
+        "notify: {slack_env: {s3cret: 1}}",
+        "notify: {slack_env: A, timeout_s: s3cret}",
+        "notify: {mail: {host: h, sender: a@x.org, to: [b@x.org], user_env: U, password_env: s3cret}}",
+        "notify: {mail: {host: 'u:s3cret@h', sender: a@x.org, to: [b@x.org]}}",
+    ],
+)
+def test_a_secret_in_the_file_is_rejected_and_not_quoted(text: str) -> None:
+    (line,) = problems(f"name: a\n{text}\n")
+    assert line.startswith("x.yaml:2: notify")
+    assert "s3cret" not in line
+
+
+def test_a_secret_in_an_override_is_not_quoted() -> None:
+    (line,) = problems("name: a", "notify.slack_env=https://hooks.x/s3cret")
+    assert line.startswith("set notify.slack_env: notify.slack_env: give the NAME of an environment variable")
+    assert "s3cret" not in line

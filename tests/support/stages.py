@@ -56,6 +56,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "store/accounting.py",
     ),
     "track": ("tracking/*", "trackers/*"),
+    "register": ("registry/*",),
 }
 # modules that cannot change a number in a result
 NEUTRAL = (
@@ -71,6 +72,7 @@ NEUTRAL = (
     "interactive/*",
     "launch/*",
     "live/*",
+    "notify/*",
     "packs/*",
     "prediction/*",
     "processes.py",

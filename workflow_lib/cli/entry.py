@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from workflow_lib import __version__
 from workflow_lib.cli import jobs, user
+from workflow_lib.cli import registry as registry  # adds its verb
 from workflow_lib.cli.options import Arguments
 from workflow_lib.errors import EverstepError, TryAgain, with_advice
 from workflow_lib.text import aligned

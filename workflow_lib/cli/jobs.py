@@ -201,6 +201,15 @@ def _report(arguments: Arguments) -> None:
     write(experiment_of(arguments), arguments.results, runs, WORK, arguments.output)
 
 
+@VERBS.add(
+    "register", "put the best model into the registry, and promote it if it is better", EXPERIMENT, RESULTS, OUTPUT
+)
+def _register(arguments: Arguments) -> None:
+    from workflow_lib import registry
+
+    registry.register(experiment_of(arguments), arguments.results, WORK, arguments.output)
+
+
 @VERBS.add("summary", "print the best run, its metrics and what to type next", RESULTS)
 def _summary(arguments: Arguments) -> None:
     from workflow_lib import report

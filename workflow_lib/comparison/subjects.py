@@ -43,14 +43,19 @@ class Subject:
 
     def outcomes(self) -> Outcomes | None:
         """Return the predictions for the test split; None if they cannot be read."""
-        read = tasks.load(self.evaluation["task"]).outcomes
-        path = self.folder / results_layout.PREDICTIONS
-        if read is None or not path.exists() or not path.stat().st_size:
-            return None
-        try:
-            return read(path, self.evaluation)
-        except DataError:  # written by an evaluation of the user's task
-            return None
+        return outcomes_of(self.folder, self.evaluation)
+
+
+def outcomes_of(folder: Path, evaluation: Evaluation) -> Outcomes | None:
+    """Return the predictions in the folder of a run; None if they cannot be read."""
+    read = tasks.load(evaluation["task"]).outcomes
+    path = folder / results_layout.PREDICTIONS
+    if read is None or not path.exists() or not path.stat().st_size:
+        return None
+    try:
+        return read(path, evaluation)
+    except DataError:  # written by an evaluation of the user's task
+        return None
 
 
 def find(ref: str, results: Path, work: Path) -> Subject:

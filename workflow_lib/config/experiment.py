@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, Tag, field_validator
 
 from workflow_lib import plugins
+from workflow_lib.config.notify import Notify
 from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedule, variant
+from workflow_lib.config.registry import NAME, NAME_ALLOWED, Registry
 from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Model, Training
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
@@ -19,8 +21,6 @@ Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 MOST_SEEDS = 1000
 YEAR_S = 31_536_000.0
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-NAME_ALLOWED = {"allowed": "1 to 64 letters, digits, `_`, `.` and `-`; the first must be a letter or a digit"}
 
 
 class Checkpoint(Section):
@@ -312,5 +312,9 @@ class Experiment(Section):
     export: Export = Field(default_factory=Export, json_schema_extra=NOT_IDENTITY)
     report: Report = Field(default_factory=Report, json_schema_extra=NOT_IDENTITY)
     tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=NOT_IDENTITY)
+    registry: Registry | None = Field(
+        None, description="null registers no model", json_schema_extra=NOT_IDENTITY | ADDED
+    )
+    notify: Notify | None = Field(None, description="null tells nobody", json_schema_extra=NOT_IDENTITY | ADDED)
 
     _origins: Origins = PrivateAttr(Origins())

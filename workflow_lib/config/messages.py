@@ -75,6 +75,7 @@ OTHER_PLACES = {
     "folds": "sweep.folds",
     "grid": "sweep.grid",
 }
+SECRET = ("notify",)  # sections whose values are not quoted: one may be a secret that belongs into the environment
 NAMED_BY = {"params": "name", "loss_params": "loss"}  # settings of a plugin, and the setting that names it
 
 
@@ -99,6 +100,8 @@ def messages(
 
 def _place(origins: Origins, path: KeyPath, kind: str) -> str:
     origin = origins.of(path[:-1] if kind == "missing" else path)
+    if path[:1] and path[0] in SECRET and str(origin).startswith("set "):
+        origin = str(origin).partition("=")[0]  # without the value that was typed
     return f"{origin}: " if origin else ""
 
 
@@ -181,6 +184,8 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
         return str(error["msg"]).removeprefix("Value error, ") + (
             f"; allowed: {allowed(field)}" if kind == "value_error" else ""
         )
+    if path[:1] and path[0] in SECRET:
+        return f"the value is not allowed; allowed: {allowed(field)}"
     if kind.startswith("union_tag"):
         key = "name" if len(path) == 1 else "type"
         names = list(variants(_plain(field)))

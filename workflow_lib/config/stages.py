@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 # Snakemake reruns the jobs of a stage whose number changes. `preprocess` and `train` are part of a run's digest.
-STAGES = {"plan": 1, "preprocess": 2, "train": 2, "evaluate": 4, "suggest": 1, "export": 2, "report": 3, "track": 1}
+STAGES = {
+    "plan": 1,
+    "preprocess": 2,
+    "train": 2,
+    "evaluate": 4,
+    "suggest": 1,
+    "export": 2,
+    "report": 3,
+    "track": 1,
+    "register": 1,
+}
 
 
 def stages() -> dict[str, int]:

@@ -16,6 +16,19 @@ SAMPLES = {"test_samples": "test", "validation_samples": "val"}  # columns of th
 
 def summary(results: Path) -> str:
     """Return the best run, its metrics, the path of the report and what to type next."""
+    best, lines = result(results)
+    is_of_test = not best.get("validation_samples")
+    lines |= {
+        "report": results / results_layout.REPORT,
+        **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
+        "next": f"python -m webbrowser {results / results_layout.REPORT}",
+        "your own": "everstep run YOURS.yaml (everstep init --data PATH prints one)",
+    }
+    return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
+
+
+def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """Return the row of the best run, and lines about it by their names. Raises UserError if there is none."""
     table = results / results_layout.RUNS_TABLE
     if not table.exists():
         raise UserError(f"{table} is missing: no report yet; run `everstep run`")
@@ -29,7 +42,7 @@ def summary(results: Path) -> str:
     folder = results_layout.run_dir(results, best["name"])
     is_of_test = not best.get("validation_samples")  # a model with inputs of its own has no test
     repeated = _repeated(_configurations(results))
-    lines = {
+    return best, {
         **repeated,
         ("typical run" if repeated else "best run"): f"{best['run']} (of {len(rows)})"
         if len(rows) > 1
@@ -39,12 +52,7 @@ def summary(results: Path) -> str:
         "test" if is_of_test else "validation": _measured(best),
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
-        "report": results / results_layout.REPORT,
-        **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
-        "next": f"python -m webbrowser {results / results_layout.REPORT}",
-        "your own": "everstep run YOURS.yaml (everstep init --data PATH prints one)",
     }
-    return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
 
 
 def _configurations(results: Path) -> list[dict[str, str]]:

@@ -20,6 +20,9 @@
 <experiment>/runs.csv                           table of runs
 <experiment>/configurations.csv                 means over seeds and folds, if runs repeat a configuration
 <experiment>/tracking.json                      copies of the learning curves
+<experiment>/registered.json                    version in the registry, and the decision on its promotion
+<experiment>/notifications/<event>-<key>.json   a message, and which channels have got it
+<experiment>/notifications/open.json            mark of a pipeline whose end is not told yet
 """
 
 from __future__ import annotations
@@ -128,3 +131,22 @@ def all_manifests(results: Path) -> list[Path]:
 def inputs(experiment: Path) -> list[Path]:
     """Return the files of studies and data of an experiment, sorted. Snakemake regenerates them if they are missing."""
     return sorted([*experiment.glob("tune/*/*.json"), *experiment.glob("data/*.json")])
+
+
+def notifications_dir(experiment: Path) -> Path:
+    return experiment / "notifications"
+
+
+def notification_file(experiment: Path, event: str, key: str) -> Path:
+    """Return the path of the record of a message."""
+    return notifications_dir(experiment) / f"{event}-{key}.json"
+
+
+def notification_files(experiment: Path) -> list[Path]:
+    """Return the records of all messages, sorted."""
+    return sorted(notifications_dir(experiment).glob("*-*.json"))
+
+
+def open_file(experiment: Path) -> Path:
+    """Return the path of the mark of a pipeline whose end is not told yet."""
+    return notifications_dir(experiment) / "open.json"

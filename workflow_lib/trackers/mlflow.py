@@ -22,27 +22,32 @@ def open_tracker(folder: Path) -> Tracker:
     return MLflow(folder)
 
 
+def client(folder: Path) -> Any:
+    """Return MLflow's client for the database in the folder, which is created if it does not exist."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+    database = (folder / "mlflow.db").absolute()
+    # Created under another name: MLflow cannot complete a database whose creation was killed half-way.
+    if not database.exists():
+        for unfinished in folder.glob(".mlflow.db.*"):
+            unfinished.unlink()
+        temporary = database.with_name(f".mlflow.db.{uuid.uuid4().hex}.tmp")
+        MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+        temporary.replace(database)
+    return MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+
 @final
 class MLflow(Tracker):
     """MLflow identifies a point by metric, step, value and time: writing an equal one again adds nothing."""
 
     def __init__(self, folder: Path) -> None:
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
-        from mlflow.tracking import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-
         self._artifacts = (folder / "mlruns").absolute().as_uri()
-        database = (folder / "mlflow.db").absolute()
-        # Created under another name: MLflow cannot complete a database whose creation was killed half-way.
-        if not database.exists():
-            for unfinished in folder.glob(".mlflow.db.*"):
-                unfinished.unlink()
-            temporary = database.with_name(f".mlflow.db.{uuid.uuid4().hex}.tmp")
-            MlflowClient(tracking_uri=f"sqlite:///{temporary}")
-            temporary.replace(database)
-        self._client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+        self._client = client(folder)
 
     def write(self, curve: Curve) -> int:
         """Log the points that the run lacks; a run with other points is deleted and another one created."""

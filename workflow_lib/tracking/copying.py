@@ -30,7 +30,7 @@ UNAFFECTED = "No training is affected; missing rows are copied next time"
 logger = logging.getLogger(__name__)
 
 
-def check_installed(to: Sequence[str]) -> None:
+def check_installed(to: Sequence[str], setting: str = "tracking.to") -> None:
     """Raise UserError if a tracker does not exist or its packages are not installed; none of them is imported."""
     names = plugins.available("trackers")
     for name in to:
@@ -38,8 +38,8 @@ def check_installed(to: Sequence[str]) -> None:
             raise UserError(f"there is no tracker {name}; allowed: {', '.join(names)}")
         if not all(map(importlib.util.find_spec, load(name).REQUIRES)):
             raise UserError(
-                f"tracking.to: {name} is not installed here; install it with: pip install -c constraints.txt"
-                f" 'everstep[{name}]' (in this folder: '.[{name}]'), or remove it from tracking.to"
+                f"{setting}: {name} is not installed here; install it with: pip install -c constraints.txt"
+                f" 'everstep[{name}]' (in this folder: '.[{name}]'), or remove it from {setting}"
             )
 
 

@@ -1,0 +1,237 @@
+"""Versions are published whole under numbers of their own, and an alias moves only after a decision with figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.checkpoint.examples import MEMORY
+from tests.support.crash import operations, run_forked
+from tests.support.faults import FileFault, Mode
+from workflow_lib import registry
+from workflow_lib.cli import main
+from workflow_lib.errors import StateError, UserError
+from workflow_lib.registry import aliases, gate, registering, versions
+from workflow_lib.registry.versions import Version
+
+CRASHES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
+TEST = "a" * 32
+
+
+def content(folder: Path, noise: float, *, targets: int = 0, seed: int = 1) -> dict[str, Path]:
+    """Write the predictions of a regression with this noise for 300 test samples, and their evaluation."""
+    folder.mkdir(parents=True)
+    truth = np.random.default_rng(targets).normal(size=300)
+    predicted = truth + noise * np.random.default_rng(seed).normal(size=300)
+    rows = [
+        f"{number},{a!r},{b!r}" for number, (a, b) in enumerate(zip(truth.tolist(), predicted.tolist(), strict=True))
+    ]
+    (folder / "predictions.csv").write_text("\n".join(["sample,target,predicted", *rows]) + "\n")
+    mae = float(np.abs(predicted - truth).mean())
+    evaluation = {"run": "r", "model": "m", "task": "regression", "metrics": {"mae": {"value": mae}}}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return {path.name: path for path in folder.iterdir()}
+
+
+def publish(place: Path, files: dict[str, Path], digest: str, **statement: Any) -> tuple[Version, bool]:
+    known = {"task": "regression", "test": TEST, "run": "r", "registered": "2026-01-01T00:00", **statement}
+    metrics = json.loads(files["evaluation.json"].read_text())["metrics"]
+
+    def describe(number: int) -> tuple[dict[str, Any], str]:
+        return {**known, "metrics": metrics}, f"# version {number}\n"
+
+    return versions.publish(place, "model", digest=digest, files=files, describe=describe)
+
+
+def in_folder(place: Path) -> list[str]:
+    return sorted(path.name for path in (place / "model" / "versions").iterdir())
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return the folder of a new registry, in memory if possible: the crashes wait for the disk a hundred times."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        yield Path(folder) / "registry"
+
+
+@pytest.mark.parametrize("mode", CRASHES)
+def test_a_crash_at_any_operation_leaves_nothing_or_the_whole_version(tmp_path: Path, place: Path, mode: Mode) -> None:
+    files = content(tmp_path / "run", 1.0)
+    done = operations(lambda: publish(place, files, "1" * 32), str(place))
+    shutil.rmtree(place)
+    assert any(line.startswith("rename") for line in done)
+    assert len(done) > 12
+    outcomes = set()
+    for count in range(1, len(done) + 1):
+        fault = FileFault(path=f"{place}*", count=count, rank=-1, mode=mode)
+        assert run_forked(partial(publish, place, files, "1" * 32), [fault]) == -signal.SIGKILL, done[count - 1]
+        found = versions.numbers(place, "model")
+        outcomes.add(len(found))
+        for number in found:
+            version = versions.load(place, "model", number)
+            assert all(version.verify(name).read_bytes() == path.read_bytes() for name, path in files.items())
+            assert (version.folder / "card.md").read_text() == "# version 1\n"
+        version, is_new = publish(place, files, "1" * 32)
+        assert (version.number, is_new) == (1, not found)
+        assert in_folder(place) == ["000001"], done[count - 1]  # the rerun removes what the killed process left
+        shutil.rmtree(place)
+    assert outcomes == {0, 1}
+
+
+def test_a_number_that_another_process_takes_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    place = tmp_path / "registry"
+    first, second = content(tmp_path / "a", 1.0), content(tmp_path / "b", 2.0)
+    asked = []
+
+    def describe(number: int) -> tuple[dict[str, Any], str]:
+        asked.append(number)
+        if len(asked) == 1:
+            publish(place, second, "2" * 32)
+        return {}, f"# version {number}\n"
+
+    version, is_new = versions.publish(place, "model", digest="1" * 32, files=first, describe=describe)
+    assert (asked, version.number, is_new) == ([1, 2], 2, True)
+    assert versions.load(place, "model", 1).digest == "2" * 32
+    assert (version.folder / "card.md").read_text() == "# version 2\n"
+
+
+def test_equal_content_is_one_version_even_if_two_register_at_once(tmp_path: Path) -> None:
+    place, files = tmp_path / "registry", content(tmp_path / "a", 1.0)
+
+    def describe(number: int) -> tuple[dict[str, Any], str]:
+        publish(place, files, "1" * 32)
+        return {}, ""
+
+    version, is_new = versions.publish(place, "model", digest="1" * 32, files=files, describe=describe)
+    assert (version.number, is_new) == (1, False)
+    assert publish(place, files, "1" * 32)[1] is False
+    assert in_folder(place) == ["000001"]
+
+
+def test_a_damaged_version_is_not_used(tmp_path: Path) -> None:
+    place = tmp_path / "registry"
+    version, _ = publish(place, content(tmp_path / "a", 1.0), "1" * 32)
+    (version.folder / "predictions.csv").write_text("sample,target,predicted\n0,1,1\n")
+    better, _ = publish(place, content(tmp_path / "b", 0.1), "2" * 32)
+    with pytest.raises(StateError, match=r"predictions\.csv: damaged or replaced"):
+        gate.judge(better, version, None)
+    (version.folder / "version.json").write_text("{")
+    with pytest.raises(StateError, match="Restore it from a copy"):
+        publish(place, content(tmp_path / "c", 0.2), "3" * 32)
+
+
+def test_the_gate_passes_only_what_is_better_by_more_than_noise_on_the_same_samples(tmp_path: Path) -> None:
+    place = tmp_path / "registry"
+    champion, _ = publish(place, content(tmp_path / "a", 1.0), "1" * 32)
+    better, _ = publish(place, content(tmp_path / "b", 0.5), "2" * 32)
+    alike, _ = publish(place, content(tmp_path / "c", 0.98, seed=7), "3" * 32)
+    other, _ = publish(place, content(tmp_path / "d", 0.1, targets=5), "4" * 32, test="b" * 32)
+    table, _ = publish(place, content(tmp_path / "e", 0.1), "5" * 32, task="classification")
+    untested, _ = publish(place, content(tmp_path / "f", 0.1), "6" * 32, test=None)
+
+    decided = gate.judge(better, champion, None)
+    assert decided["promoted"]
+    assert decided["difference"]["low"] < decided["difference"]["value"] < decided["difference"]["high"] < 0
+    assert decided["values"]["2"] - decided["values"]["1"] == pytest.approx(decided["difference"]["value"])
+    assert (decided["metric"], decided["larger_is_better"], decided["bootstrap"]["samples"]) == ("mae", False, 300)
+    assert not gate.judge(champion, better, None)["promoted"]
+    assert gate.judge(champion, better, None)["reason"].endswith(": worse")
+    noise = gate.judge(alike, champion, None)
+    assert noise["difference"]["low"] < noise["difference"]["value"] < 0 < noise["difference"]["high"]
+    assert not noise["promoted"]
+    assert noise["reason"].endswith("not more than noise")
+    assert gate.judge(better, champion, "r2")["promoted"]  # larger is better
+    for version, words in ((other, "other test samples"), (table, "is a regression"), (untested, "no test split")):
+        refused = gate.judge(version, champion, None)
+        assert not refused["promoted"]
+        assert words in refused["reason"]
+        assert "promote it by hand" in refused["reason"]
+
+
+def move(place: Path, version: Version) -> aliases.Decision:
+    def choose(history: list[aliases.Decision], champion: Version | None) -> tuple[aliases.Decision, bool]:
+        made = registering._decision(version, champion, {"promoted": True, "reason": "a test"}, {"by_hand": True})
+        return made, champion is None or champion.digest != version.digest
+
+    return aliases.decide(place, "model", "champion", choose)
+
+
+@pytest.mark.parametrize("mode", CRASHES)
+def test_a_crash_at_any_operation_leaves_the_old_or_the_new_holder(tmp_path: Path, place: Path, mode: Mode) -> None:
+    first, _ = publish(place, content(tmp_path / "a", 1.0), "1" * 32)
+    second, _ = publish(place, content(tmp_path / "b", 0.5), "2" * 32)
+    move(place, first)
+    folder = aliases.aliases_dir(place, "model") / "champion"
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    done = operations(lambda: move(place, second), str(folder))
+    for count in range(1, len(done) + 1):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        fault = FileFault(path=f"{folder}*", count=count, rank=-1, mode=mode)
+        assert run_forked(partial(move, place, second), [fault]) == -signal.SIGKILL, done[count - 1]
+        history = aliases.decisions(place, "model", "champion")
+        assert len(history) in (1, 2), done[count - 1]
+        move(place, second)
+        holder = aliases.holder(place, "model", aliases.decisions(place, "model", "champion"))
+        assert holder is not None
+        assert holder.number == 2
+        assert sorted(path.name for path in folder.iterdir()) == ["000001.json", "000002.json"], done[count - 1]
+
+
+def test_a_decision_is_made_again_if_another_process_has_decided_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "registry"
+    made = [publish(place, content(tmp_path / str(n), 1.0 / n, seed=n), str(n) * 32)[0] for n in (1, 2, 3)]
+    move(place, made[0])
+    seen = []
+
+    def choose(history: list[aliases.Decision], champion: Version | None) -> tuple[aliases.Decision, bool]:
+        assert champion is not None
+        if not seen:
+            move(place, made[2])
+        seen.append(champion.number)
+        return registering._decision(made[1], champion, gate.judge(made[1], champion, None), {}), True
+
+    decided = aliases.decide(place, "model", "champion", choose)
+    assert seen == [1, 3]
+    assert not decided["promoted"]
+    assert decided["holder"] == {"number": 3, "digest": "3" * 32}
+    shutil.rmtree(made[2].folder)
+    publish(place, content(tmp_path / "new", 3.0), "4" * 32)  # takes the number 3
+    with pytest.raises(StateError, match="is not the version that got the alias"):
+        move(place, made[0])
+
+
+def test_people_see_and_decide_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Path("registry")
+    assert registry.listing(place, None) == "registry has no model yet"
+    publish(place, content(tmp_path / "a", 1.0), "1" * 32)
+    publish(place, content(tmp_path / "b", 0.5), "2" * 32)
+    assert main(["registry", "model", "--promote", "2", "--reason", "asked for by the clinic"]) == 0
+    assert main(["registry"]) == 0
+    assert main(["registry", "model"]) == 0
+    shown = capsys.readouterr().out
+    assert "model: version 2 is now champion" in shown
+    assert "model  2 versions  champion: version 2" in shown
+    assert "version 2 promoted (by hand, " in shown
+    assert "): asked for by the clinic" in shown
+    for wrong, words in (
+        (["model", "--promote", "3", "--reason", "x"], "has no version 3 in registry; allowed: 1 to 2"),
+        (["model", "--promote", "1"], "--reason TEXT"),
+        (["model", "--promote", "1", "--reason", " "], "say why"),
+        (["modle"], "has no model modle; allowed: model"),
+    ):
+        assert main(["registry", *wrong]) == UserError.exit_code
+        assert words in capsys.readouterr().err
