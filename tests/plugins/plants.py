@@ -255,6 +255,19 @@ def only_a_loss_of_rank_one_is_infinite() -> None:
     _spoil_loss(lambda loss: loss + loss.detach() / 0 if torch.distributed.get_rank() == 1 else loss)
 
 
+def code_fails_on_an_infinite_loss() -> None:
+    """The loss of the 20th step is infinite on rank 1, whose sum of losses then fails, as the user's code may."""
+    only_a_loss_of_rank_one_is_infinite()
+    add = room.State.add_losses
+
+    def checked(self: room.State, losses: Any) -> None:
+        if not all(loss.isfinite() for loss, _ in losses):
+            raise KeyError("a bug in the user's code")
+        add(self, losses)
+
+    room.State.add_losses = checked  # type: ignore[method-assign]
+
+
 def a_gradient_is_not_a_number() -> None:
     """The gradient of the 20th step is NaN; its loss is finite."""
     _spoil_loss(lambda loss: loss + (loss - loss.detach()).sqrt())

@@ -70,6 +70,12 @@ def test_a_loss_that_diverges_on_one_rank_is_named_with_its_samples_and_no_logge
     assert [row["step"] for row in read_events(run.workspace / "steps.jsonl")] == [3, 6, 9, 12, 15, 18]
 
 
+def test_code_that_fails_on_an_infinite_loss_is_not_the_cause(fresh: Fresh) -> None:
+    run = fresh(merged(with_ranks(2), {"training": {"epochs": 3}}))
+    assert run.attempt(plant="tests.plugins.plants:code_fails_on_an_infinite_loss") == FAILED
+    assert "the training diverged: a loss of step 20 (epoch 3) is not finite" in run.log.splitlines()[-1]
+
+
 def test_a_gradient_that_only_overflows_the_loss_scale_does_not_end_the_training(fresh: Fresh) -> None:
     run = fresh({"training": {"precision": "fp16", "clip_norm": None}})
     assert run.attempt(plant="tests.plugins.plants:a_gradient_is_not_a_number") == FINISHED

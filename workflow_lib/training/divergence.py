@@ -62,6 +62,11 @@ class Divergence:
         """True if a loss or gradient of this rank is known not to be finite, and no error was raised yet."""
         return self._found is not None
 
+    def explain(self, error: Exception) -> None:
+        """Raise DivergedError from an error of this rank, such as one of the user's code, if its step has diverged."""
+        if self._found is not None:
+            raise DivergedError(self._found["message"]) from error
+
     def begin_at(self, step: int) -> None:
         """Count from this step of the run."""
         self._first = self._read = step

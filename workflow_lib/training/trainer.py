@@ -165,14 +165,16 @@ class Trainer:
         except DivergedError:
             self._log.add_pending()  # the end of the curve shows why
             raise
-        except (RuntimeError, ValueError) as error:
-            explain(error)
-            explain_single_value(error, self.run.training, self.ranks.world_size)
-            raise
         except StopRequested:
             ended = "stopped"
             if self.state.progress.cursor.step == 0:
                 return self._outcome(ended)
+        except Exception as error:
+            self._divergence.explain(error)
+            if isinstance(error, RuntimeError | ValueError):
+                explain(error)
+                explain_single_value(error, self.run.training, self.ranks.world_size)
+            raise
         finally:
             if self._display is not None:
                 self._display.close()
