@@ -14,6 +14,7 @@ import pytest
 from tests.datasets.contract import ChecksumContract, DataContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Source
+from workflow_lib.data.padding import exchanged, filling_token
 from workflow_lib.datasets._bpe import Bpe, PaddedBpe, Tokenizer, train
 from workflow_lib.errors import DataError
 
@@ -237,12 +238,41 @@ def test_the_template_of_a_tokenizer_is_applied_and_cut_texts_keep_its_end(tmp_p
         source.read("train", np.arange(1))
 
 
-def test_a_text_or_a_tokenizer_without_a_free_token_0_is_rejected(tmp_path: Path) -> None:
+def test_another_token_than_0_that_fills_texts_is_exchanged_with_0(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(train([text for text, _ in texts()], Bpe(special=("<pad>",))))
+    params = write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "x.json"}}
+    theirs = Tokenizer((tmp_path / "x.json").read_text(), PaddedBpe().mark, "it")
+    assert (theirs.mark, theirs.names()[:2]) == (1, ("<end>", "<pad>"))
+    rows = [*texts(), ("a <end> in it", "good")]
+    params = write_csv(tmp_path, rows) | {"tokens": "bpe", "bpe": {"path": "x.json"}, "length": 30}
+    manifest = data.prepare({"name": "labelled_text", "params": params}, tmp_path, tmp_path / "work")
+    assert manifest.vocabulary[:2] == ("<pad>", "<end>")
+    assert filling_token(manifest.tokenizer) == 1
+    with closing(opened(params, tmp_path)) as source:
+        stored = np.concatenate([source.read(split, np.arange(len(source.targets[split]))) for split in source.targets])
+    encoded = [theirs.encode([text])[0] for text, _ in rows]
+    assert 0 in encoded[-1]
+    padded = [tokens + [1] * (30 - len(tokens)) for tokens in encoded]
+    assert sorted(exchanged(stored, 1).tolist()) == sorted(padded)
+    (tmp_path / "new.csv").write_text("text\nlovely <end>\n")
+    ((_, tokens),) = new_texts(params, tmp_path, "new.csv")
+    (expected,) = theirs.encode(["lovely <end>"])
+    assert exchanged(tokens[0], 1).tolist() == expected + [1] * (30 - len(expected))
+
+
+def test_a_text_or_a_template_with_the_token_that_fills_texts_is_rejected(tmp_path: Path) -> None:
     params = write_csv(tmp_path, [*texts(), ("so <pad> so", "good")])
     with pytest.raises(DataError, match=r"row 60: the text has the token `<pad>`"):
         opened(params | PAIRS, tmp_path)
     (tmp_path / "x.json").write_text(train(["a b"], Bpe(special=("<pad>",))))
-    with pytest.raises(DataError, match=r"x.json: `<pad>` \(bpe.pad\) is token 1 .* here that is `<end>`"):
-        opened(write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "x.json"}}, tmp_path)
+    with pytest.raises(DataError, match=r"row 60: the text has the token `<pad>`"):
+        opened(params | {"tokens": "bpe", "bpe": {"path": "x.json"}}, tmp_path)
+    ends = {"id": "<end>", "ids": [0], "tokens": ["<end>"]}
+    parts = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<end>", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": {"<end>": ends}}
+    tokenizer = json.loads((tmp_path / "x.json").read_text()) | {"post_processor": template}
+    (tmp_path / "t.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match=r"t.json: its template adds `<end>` to each text, .* \(bpe.pad\)"):
+        opened(write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "t.json", "pad": "<end>"}}, tmp_path)
     with pytest.raises(DataError, match=r"x.json: has no token `\[PAD\]` to fill short texts \(bpe.pad\)"):
         opened(write_csv(tmp_path) | {"tokens": "bpe", "bpe": {"path": "x.json", "pad": "[PAD]"}}, tmp_path)

@@ -19,6 +19,7 @@ from workflow_lib import config, data, models, plan
 from workflow_lib.cli import main
 from workflow_lib.config.run import Model
 from workflow_lib.data import ModelSpec
+from workflow_lib.data.padding import exchanged
 from workflow_lib.distributed.ranks import Peers, Ranks
 from workflow_lib.errors import ConfigError
 from workflow_lib.plan import user_code
@@ -132,6 +133,28 @@ def test_positions_that_are_counted_from_the_padding_token_on_limit_the_length(t
     # the tokens of a language model fill nothing: each has a place of its own
     language = built(folder, ModelSpec((12,), 20, "language"), weights="random").eval()
     assert not torch.allclose(*language(torch.zeros(1, 2).long())[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("Roberta", 1), ("GPT2", None)])
+def test_texts_are_filled_with_the_token_of_the_tokenizer(tmp_path: Path, kind: str, theirs: int | None) -> None:
+    sizes = SIZES if kind == "Roberta" else {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 20}
+    settings = getattr(transformers, f"{kind}Config")(**sizes, pad_token_id=theirs)
+    folder = saved(tmp_path, settings, "AutoModelForSequenceClassification")
+    filling = 7 if theirs is None else theirs
+    padding = {"strategy": "BatchLongest", "pad_id": filling, "pad_token": "<pad>"}
+    spec = ModelSpec((12,), 2, "text_classification", vocabulary=20, tokenizer=json.dumps({"padding": padding}))
+    network = built(folder, spec).eval()
+    tokens = torch.randint(0, 20, (3, 12))
+    tokens[tokens == filling] = 2
+    tokens[0, 5:] = filling
+    tokens[1, 3] = 0
+    settings.pad_token_id = filling
+    original = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=settings).eval()
+    expected = original(input_ids=tokens, attention_mask=(tokens != filling).long()).logits
+    assert torch.equal(network(torch.from_numpy(exchanged(tokens.numpy(), filling))), expected)
+    if theirs is not None:
+        with pytest.raises(ConfigError, match="fills texts with token 1, and the data with 0; name the token"):
+            built(folder, replace(spec, tokenizer=""))
 
 
 def test_a_model_with_a_mask_of_its_own_is_checked_without_memory(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas
 import pytest
 from PIL import Image
@@ -51,6 +53,7 @@ def test_labels_of_a_table_are_predicted_by_name(tmp_path: Path, monkeypatch: py
 
 def test_adapters_are_used_from_the_texts_to_the_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
+    tokenizers = pytest.importorskip("tokenizers")
     project = with_results(tmp_path, "adapters", monkeypatch)
     folder = folder_of(project)
     assert read_json(folder / "evaluation.json")["metrics"]["accuracy"]["value"] == 1
@@ -62,6 +65,14 @@ def test_adapters_are_used_from_the_texts_to_the_predictions(tmp_path: Path, mon
     tables = [workflow_lib.predict(model, "new.csv") for model in (project.runs[0], folder / "model.onnx")]
     assert tables[0]["predicted"].tolist() == ["up", "down"]
     pandas.testing.assert_frame_equal(tables[1], tables[0], rtol=1e-3)
+    # the graph takes the numbers of the tokenizer, in which 1 fills texts
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    described = json.loads(session.get_modelmeta().custom_metadata_map["everstep.inputs"])
+    tokenizer = tokenizers.Tokenizer.from_file("bert/tokenizer.json")
+    tokenizer.enable_padding(pad_id=described["filling"], length=described["most"])
+    tokens = np.array([tokenizer.encode(text).ids for text in ("film very good", "play very bad")])
+    _, probabilities = session.run(None, {"tokens": tokens})
+    np.testing.assert_allclose(probabilities, tables[1][["p(down)", "p(up)"]], rtol=1e-5)
 
 
 def test_masks_are_files_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,11 +132,11 @@ def write_reviews(root: Path) -> None:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    words = ["[PAD]", "[UNK]", "good", "fine", "bad", "poor", "film", "song", "play", "very"]
+    words = ["[UNK]", "[PAD]", "good", "fine", "bad", "poor", "film", "song", "play", "very"]
     texts = [[words[6 + number % 3], "very", words[2 + number * 7 % 4]] for number in range(160)]
     rows = [f"{' '.join(text)},{'up' if text[2] in ('good', 'fine') else 'down'}" for text in texts]
     (root / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    save(root / "bert", "bert", hidden_size=16)
+    save(root / "bert", "bert", hidden_size=16, pad_token_id=1)
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(root / "bert" / "tokenizer.json"))

@@ -49,7 +49,7 @@ class Bpe(_Bpe):
 class PaddedBpe(_Bpe):
     """Byte-pair encoding of texts that are filled with a token up to one length."""
 
-    pad: str = Field("<pad>", min_length=1, description="token that fills short texts: number 0 of the tokenizer")
+    pad: str = Field("<pad>", min_length=1, description="token that fills short texts, and that no text may have")
 
     @property
     def mark(self) -> Mark:
@@ -81,6 +81,8 @@ class Tokenizer:
         self.size: int = self._tokenizer.get_vocab_size()
         if mark is not None:
             self.mark = self._number_of(mark, where)
+            if mark.setting == "pad":
+                self.content = _with_padding(content, self.mark, mark.name)
 
     def _number_of(self, mark: Mark, where: str) -> int:
         found: int | None = self._tokenizer.token_to_id(mark.name)
@@ -128,6 +130,18 @@ class Tokenizer:
 
         for piece in _pieces(blocks):
             yield np.array(self.encode([piece])[0], np.int32)
+
+
+def _with_padding(content: str, number: int, name: str) -> str:
+    """Return the content of tokenizer.json with the token that fills texts, if it is not token 0."""
+    tokenizer = json.loads(content)
+    padding = None
+    if number:
+        fixed = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_type_id": 0}
+        padding = {**fixed, "pad_id": number, "pad_token": name}
+    if tokenizer.get("padding") == padding:
+        return content
+    return json.dumps(tokenizer | {"padding": padding}, ensure_ascii=False, separators=(",", ":"))
 
 
 def token_names(path: Path | None, vocabulary: int) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""Tokens of texts that are filled up to one length: bytes, characters, or those of byte-pair encoding; 0 fills."""
+"""Tokens of texts that are filled up to one length: bytes, characters, or those of byte-pair encoding; 0 fills.
+
+If another token of a tokenizer fills, such as 1 in RoBERTa, the data has 0 in its place, and that number in the place
+of 0.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from workflow_lib.data.padding import exchanged
 from workflow_lib.datasets._bpe import Tokenizer
 from workflow_lib.errors import DataError
 
@@ -66,14 +71,17 @@ class Characters:
 
 
 class Pairs:
-    """The tokens of a tokenizer with those of its template, such as [CLS] and [SEP]; token 0 fills short texts."""
+    """The tokens of a tokenizer with those of its template, such as [CLS] and [SEP]."""
 
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
-        self.vocabulary, self.tokenizer, self._encoder = tokenizer.names(), tokenizer.content, tokenizer
-        if tokenizer.mark != 0:
+        self.tokenizer, self._encoder, self._pad = tokenizer.content, tokenizer, tokenizer.mark
+        names = list(tokenizer.names())
+        self._name = names[self._pad]
+        names[0], names[self._pad] = names[self._pad], names[0]
+        self.vocabulary = tuple(names)
+        if self._pad in tokenizer.encode_whole([""], tokenizer.added)[0]:
             raise DataError(
-                f"{where}: `{self.vocabulary[tokenizer.mark]}` (bpe.pad) is token {tokenizer.mark} of the tokenizer; "
-                f"allowed: the token that fills short texts is 0, and here that is `{self.vocabulary[0]}`"
+                f"{where}: its template adds `{self._name}` to each text, so that it cannot fill short texts (bpe.pad)"
             )
 
     def codes(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
@@ -83,15 +91,16 @@ class Pairs:
                 f"data.params.length: {length} tokens leave no room for a text: the tokenizer adds "
                 f"{self._encoder.added}"
             )
-        return [np.array(numbers, np.int32) for numbers in self._encoder.encode_whole(texts, length)]
+        whole = self._encoder.encode_whole(texts, length)
+        return [exchanged(np.array(numbers, np.int32), self._pad) for numbers in whole]
 
     def measure(self, texts: Sequence[str]) -> list[tuple[int, str]]:
         """Return the number of tokens of each text, and what is wrong with it."""
         found = []
         for text, numbers in zip(texts, self._encoder.encode(texts), strict=True):
             wrong = "" if numbers else "has no token"
-            if 0 in numbers:
-                wrong = f"has the token `{self.vocabulary[0]}`, which fills short texts (bpe.pad); remove it"
+            if self._pad in numbers:
+                wrong = f"has the token `{self._name}`, which fills short texts (bpe.pad); remove it"
             found.append((len(numbers) + self._encoder.added, _problem(text) or wrong))
         return found
 

@@ -24,13 +24,14 @@ def describe(proto: onnx.ModelProto, identity: Mapping[str, Any], manifest: Mani
     """Write the metadata into the graph: run, data, weights, names, inputs, units, test metrics and the manifest."""
     import onnx
 
+    named = manifest.model_dump(mode="json", include={"classes", "features"})
     described = {
         **{f"everstep.{key}": value for key, value in identity.items()},
         "everstep.version": __version__,
         "everstep.task": manifest.task,
         **{
             f"everstep.{name}": json.dumps(value, ensure_ascii=False)
-            for name, value in manifest.model_dump(mode="json", include={"classes", "features", "vocabulary"}).items()
+            for name, value in (named | {"vocabulary": raw.vocabulary(manifest)}).items()
             if value
         },
         "everstep.inputs": json.dumps(raw.described(manifest), ensure_ascii=False),

@@ -3,7 +3,7 @@
     inputs       images and other arrays as the data set reads them: uint8 or float32 [batch, channels, ...]
     numbers      table: the numeric columns, float64 [batch, columns], NaN for a missing number
     categories   table: the other columns, strings [batch, columns]
-    tokens       text: int64 [batch, sequence]
+    tokens       text: int64 [batch, sequence]; of a tokenizer its numbers, also that of the token that fills texts
 
 The graph centres, marks missing numbers, numbers the categories, and normalises, as training did.
 """
@@ -19,6 +19,7 @@ import numpy as np
 
 from workflow_lib.data import Feature, Manifest
 from workflow_lib.data.normalisation import Normalisation
+from workflow_lib.data.padding import exchanged, filling_token
 from workflow_lib.datasets._columns import ALWAYS
 from workflow_lib.datasets._new_rows import encodings_of
 from workflow_lib.datasets._notation import Notation
@@ -86,7 +87,7 @@ class Columns:
 def feeds(manifest: Manifest, stored: np.ndarray) -> dict[str, np.ndarray]:
     """Return the inputs of the graph, by name, for inputs as they are stored."""
     if manifest.has_tokens:
-        return {TOKENS: stored.astype(np.int64)}
+        return {TOKENS: exchanged(stored.astype(np.int64), filling(manifest))}
     if not manifest.features:
         return {INPUTS: stored}
     columns = Columns.of(manifest)
@@ -116,7 +117,7 @@ def traced(manifest: Manifest, stored: Tensor) -> dict[str, Tensor]:
     import torch
 
     if manifest.has_tokens:
-        return {TOKENS: stored.long()}
+        return {TOKENS: exchange_zero(filling(manifest))(stored.long())}
     if not manifest.features:
         return {INPUTS: stored}
     numbers, _, categories = Columns.of(manifest).places
@@ -130,7 +131,7 @@ def whole(network: nn.Module, manifest: Manifest, probabilities: Callable[[Tenso
     from torch import nn
 
     normalise = Normalisation(manifest, torch.device("cpu"))
-    assemble = _assembling(Columns.of(manifest)) if manifest.features else lambda stored: stored
+    assemble = _assembling(Columns.of(manifest)) if manifest.features else exchange_zero(filling(manifest))
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -142,6 +143,28 @@ def whole(network: nn.Module, manifest: Manifest, probabilities: Callable[[Tenso
             return outputs if probabilities is None else (outputs, probabilities(outputs))
 
     return Whole()
+
+
+def filling(manifest: Manifest) -> int:
+    """Return the number that the token that fills texts with answers has outside of the data."""
+    return filling_token(manifest.tokenizer) if manifest.has_tokens and manifest.kind != "tokens" else 0
+
+
+def vocabulary(manifest: Manifest) -> list[str]:
+    """Return the tokens of a text in the order of their numbers in the inputs of the graph."""
+    names, number = list(manifest.vocabulary), filling(manifest)
+    if number:
+        names[0], names[number] = names[number], names[0]
+    return names
+
+
+def exchange_zero(number: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that exchanges token 0 with this one, or does nothing for 0."""
+    import torch
+
+    if number == 0:
+        return lambda stored: stored
+    return lambda stored: torch.where(stored == 0, number, torch.where(stored == number, 0, stored))
 
 
 def _assembling(columns: Columns) -> Callable[..., Tensor]:
@@ -206,7 +229,8 @@ def read_categories(proto: onnx.ModelProto, manifest: Manifest) -> None:
 def described(manifest: Manifest) -> Mapping[str, Any]:
     """Return what a user must know to make the inputs, for the metadata."""
     if manifest.has_tokens:
-        return {"names": [TOKENS], "type": "int64", "most": manifest.spec.input_shape[0]}
+        most, number = manifest.spec.input_shape[0], filling(manifest)
+        return {"names": [TOKENS], "type": "int64", "most": most} | ({"filling": number} if number else {})
     if manifest.features:
         return Columns.of(manifest).described()
     return {"names": [INPUTS], "type": manifest.dtype, "shape": list(manifest.input_shape)}

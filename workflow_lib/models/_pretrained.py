@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib.data.padding import filling_token
 from workflow_lib.errors import ConfigError
 from workflow_lib.models._pretrained_images import Prepared, image_arguments
 from workflow_lib.plugins import task_facts
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a model of the hub: no code, no pickles
-PAD = 0  # the token that fills texts that have classes
 SHOWN_NAMES = 6
 
 
@@ -121,12 +121,13 @@ def _configuration(folder: Path, spec: ModelSpec, *, is_random: bool) -> Any:
                 f"model.params: {folder}: is an encoder with a decoder; use an encoder such as BERT, or a decoder such "
                 f"as GPT-2"
             )
-        if not is_random and config.pad_token_id not in (PAD, None):
+        filling = filling_token(spec.tokenizer)
+        if not is_random and config.pad_token_id not in (filling, None):
             raise ConfigError(
-                f"model.params: {folder}: fills texts with token {config.pad_token_id}, and the data with {PAD}; "
-                f"use a model whose padding is token {PAD}, such as BERT, or `weights: random`"
+                f"model.params: {folder}: fills texts with token {config.pad_token_id}, and the data with {filling}; "
+                f"name the token of the model in data.params.bpe.pad, or use `weights: random`"
             )
-        config.pad_token_id = PAD
+        config.pad_token_id = filling
     return config
 
 
@@ -239,15 +240,20 @@ def _some(names: Sequence[str]) -> str:
 
 def _token_arguments(network: nn.Module, spec: ModelSpec) -> Any:
     """Return a hook that passes tokens [B, T] by name, with the mask of those that are no padding."""
+    import torch
+
     is_padded = task_facts(spec.task).answers != "token"
+    filling = filling_token(spec.tokenizer) if is_padded else 0
     positions = None if is_padded else _positions(network)
     takes_whole_mask = _takes_whole_mask(network, spec)
 
     def prepare(module: nn.Module, inputs: tuple[Tensor], named: dict[str, Any]) -> Prepared:
         tokens = inputs[0].long()
-        named = {**named, "input_ids": tokens}
         if is_padded:
-            named["attention_mask"] = (tokens != PAD).long()
+            named["attention_mask"] = (tokens != 0).long()
+        if filling:  # the numbers of the tokenizer
+            tokens = torch.where(tokens == 0, filling, torch.where(tokens == filling, 0, tokens))
+        named = {**named, "input_ids": tokens}
         if positions is not None:  # every token counts, also that which would fill texts
             named["position_ids"] = _counted(tokens, int(positions.padding_idx or 0) + 1)
         if tokens.is_meta and takes_whole_mask:
