@@ -64,15 +64,16 @@ def test_a_numbered_device_is_rejected_for_several_processes(tmp_path: Path) -> 
     assert run_count(tmp_path, runtime={"device": device, "nodes": 2}) == 1
 
 
+MASKED = [name for name in plugins.available("models") if "pixel" in getattr(plugins.load("models", name), "GIVES", ())]
 FITTING = {
     "arrow": ["cnn", "mlp", "resnet", "transformers"],
     "digits": ["cnn", "mlp", "resnet", "transformers"],
     "image_folder": ["cnn", "mlp", "resnet", "transformers"],
-    "image_masks": [
-        name for name in plugins.available("models") if "pixel" in getattr(plugins.load("models", name), "GIVES", ())
-    ],
+    "image_masks": MASKED,
+    "image_table": ["cnn", "mlp", "resnet", "transformers"],
     "labelled_text": ["text_encoder", "transformers"],
     "npz": ["cnn", "mlp", "resnet", "transformers"],
+    "scenes": MASKED,
     "table": ["mlp", "tabular"],
     "tar": ["cnn", "mlp", "resnet", "transformers"],
     "text": ["transformer", "transformers"],
@@ -82,6 +83,8 @@ NEEDED = {
     "arrow": {"path": "x", "image": "picture", "target": "y"},
     "digits": {},
     "image_masks": {"path": "x", "masks": "y", "classes": ["a", "b"]},
+    "image_table": {"path": "x", "table": "x.csv", "target": "y"},
+    "scenes": {},
     "text": {},
     "tokens": {"path": "x", "vocabulary": 9},
     "table": {"path": "x.csv", "target": "y"},

@@ -110,7 +110,7 @@ def test_the_final_state_of_another_run_is_not_used(fresh: Fresh, reference: Fre
 def test_a_disk_that_fails_for_a_while_causes_a_warning_and_changes_no_bit(
     fresh: Fresh, reference: Fresh, error: str
 ) -> None:
-    longer = {"training": {"epochs": 6}}  # so that the disk works again before the last save, however slow it is
+    longer = {"training": {"epochs": 20}}  # so that the disk works again before the last save, however slow it is
     run = fresh(longer)
     everything = {"mode": error, "path": f"{run.folder / 'work' / 'runs'}/*", "rank": 0, "count": 40, "times": 15}
     assert run.attempt(everything) == FINISHED

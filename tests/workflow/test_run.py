@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,14 @@ def test_ctrl_c_saves_and_says_so_and_a_second_one_kills(project: Project) -> No
     saved = json.loads(attempt.read_text())["step"]
 
     second = Terminal(command, project.folder, columns=200)
-    log = next(project.folder.glob("logs/train/long/*.log"))
-    second.read_until(lambda: f"resumes at step {saved}" in log.read_text())
+    log = next(project.folder.glob("logs/train/long/*.log"))  # Snakemake removes it before the job starts again
+
+    def has_resumed() -> bool:
+        with suppress(FileNotFoundError):
+            return f"resumes at step {saved}" in log.read_text()
+        return False
+
+    second.read_until(has_resumed)
     second.press_ctrl_c()
     second.read_until(lambda: "stopping: " in second.shown)
     second.press_ctrl_c()
