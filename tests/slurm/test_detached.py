@@ -45,6 +45,7 @@ def restarts(project: Any, job: str) -> int:
 def test_a_controller_requeues_itself_before_its_time_limit_and_no_training_notices(
     project: Any, reference: dict[str, str]
 ) -> None:
+    project.delay_s = 1.0  # no training of this length ends within the time limit
     job = submit(project, minutes=2)
     try:
         wait_until(lambda: restarts(project, job) >= 1)
