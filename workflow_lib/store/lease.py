@@ -9,9 +9,9 @@ next number by ``link``, which succeeds for only one contender. An owner that se
 publishes nothing more.
 
 A lease is taken over at once if it was released, if its process has ended on this host, or if its job has ended
-according to the scheduler. It is never taken over while its process runs on this host. Otherwise it is taken over when
-the heartbeat has not changed for the holder's timeout or the contender's, whichever is longer, measured by the
-contender's clock: clocks of two hosts are never compared.
+according to the scheduler. It is never taken over while its process runs on this host; a suspended one does not run.
+Otherwise it is taken over when the heartbeat has not changed for the holder's timeout or the contender's, whichever is
+longer, measured by the contender's clock: clocks of two hosts are never compared.
 
 A holder in another PID namespace counts as being on another host, even if the host names are equal.
 """
