@@ -233,7 +233,7 @@ def test_a_mistake_of_snakemake_is_an_error_of_the_package(project: Path) -> Non
         others.submit(experiment.run, arguments=["--no-such-option"]).result()  # without signals: not the main thread
 
 
-# How it looks
+# Output in a notebook and in a terminal
 
 
 def test_what_a_notebook_shows_is_escaped(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is told about an experiment. Equal facts give an equal key, whichever process tells them."""
+"""Messages about an experiment. Equal facts give an equal key, whichever process tells them."""
 
 from __future__ import annotations
 
