@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.datasets.contract import ChecksumContract, DataContract
 from workflow_lib import data, plugins
@@ -17,6 +18,7 @@ from workflow_lib.data import Source
 from workflow_lib.data.padding import exchanged, filling_token
 from workflow_lib.datasets._bpe import Bpe, PaddedBpe, Tokenizer, train
 from workflow_lib.errors import DataError
+from workflow_lib.export import raw
 
 WORDS = {"good": ("fine", "lovely", "très bon"), "bad": ("poor", "dull", "no good at all, never again")}
 
@@ -254,6 +256,11 @@ def test_another_token_than_0_that_fills_texts_is_exchanged_with_0(tmp_path: Pat
     assert 0 in encoded[-1]
     padded = [tokens + [1] * (30 - len(tokens)) for tokens in encoded]
     assert sorted(exchanged(stored, 1).tolist()) == sorted(padded)
+    # an exported graph takes the numbers of the tokenizer, and its network those of the data
+    given = raw.feeds(manifest, stored)["tokens"]
+    assert sorted(given.tolist()) == sorted(padded)
+    network = raw.whole(torch.nn.Identity(), manifest, None)
+    assert torch.equal(network(torch.from_numpy(given)), torch.from_numpy(stored).long())
     (tmp_path / "new.csv").write_text("text\nlovely <end>\n")
     ((_, tokens),) = new_texts(params, tmp_path, "new.csv")
     (expected,) = theirs.encode(["lovely <end>"])
