@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.receivers import mail_server, trust, web_server
+from tests.support.receivers import mail_server, web_server
 from workflow_lib.config.notify import Notify
 from workflow_lib.notify.channels import NotSent, channels
 from workflow_lib.notify.message import Message
@@ -113,13 +113,13 @@ def test_mail_is_delivered_to_a_real_server() -> None:
     assert got.get_content().rstrip("\r\n").splitlines() == MESSAGE.text.splitlines()
 
 
-def test_mail_logs_in_only_over_a_verified_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mail_logs_in_only_over_a_verified_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     login = {"user_env": "WHO", "password_env": "WORD"}
     environment = {"WHO": "me", "WORD": SECRET}
     with mail_server(password=SECRET.encode()) as post:
         assert "CERTIFICATE_VERIFY_FAILED" in reason(environment, mail=mail(post.port, **login))
         assert post.logins == []
-        trust(monkeypatch)
+        post.trust(tmp_path, monkeypatch)
         send(environment, mail=mail(post.port, **login))
         assert post.logins == [(b"me", SECRET.encode())]
         assert len(post.mails) == 1

@@ -14,9 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.repository import ROOT
-
-CERTIFICATE = ROOT / "tests" / "recorded" / "mail.pem"  # for localhost, with its key; used nowhere else
+import pytest
+import trustme
 
 
 @dataclass
@@ -77,6 +76,13 @@ class Post:
     port: int = 0
     mails: list[tuple[list[str], EmailMessage]] = field(default_factory=list)
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
+    authority: trustme.CA = field(default_factory=trustme.CA)  # signs the certificate
+
+    def trust(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process, as any OpenSSL, trust the certificate of the server."""
+        certificate = folder / "authority.pem"
+        self.authority.cert_pem.write_to_path(certificate)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def mail_server(*, password: bytes | None = None) -> Iterator[Post]:
         if password is None:
             return SMTP(Receiver(), hostname="localhost", loop=loop)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE)
+        post.authority.issue_cert("localhost").configure_cert(context)
         return SMTP(
             Receiver(),
             hostname="localhost",
@@ -127,9 +133,3 @@ def mail_server(*, password: bytes | None = None) -> Iterator[Post]:
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
-
-
-def trust(monkeypatch: Any) -> Path:
-    """Let this process, as any OpenSSL, trust the certificate of the mail server."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    return CERTIFICATE
