@@ -14,7 +14,7 @@ from tests.config.conftest import SPACE, plan_problems, run_count
     ("name", "said"),
     [
         ("optimizer.lrr", "did you mean `optimizer.lr`?"),
-        ("optimzer.lr", "did you mean `optimizer`?"),
+        ("optimzer.lr", "did you mean `optimizer.lr`?"),
         ("optimizer.lr.x", "no such setting; there are no settings here"),
         ("runtime.threads", "runtime cannot change the result"),
         ("checkpoint.keep_last", "checkpoint cannot change the result"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,8 @@ from tests.config.conftest import load, problems
 from tests.support.repository import shipped_experiments
 from workflow_lib import plan
 from workflow_lib.cli import main
-from workflow_lib.config import messages
+from workflow_lib.config import hints
+from workflow_lib.config.annotations import sections_of
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.errors import ConfigError
 
@@ -186,37 +189,50 @@ def test_several_files_are_validated_separately(capsys: pytest.CaptureFixture[st
     assert main(["validate", "good.yaml"]) == 0
 
 
-@pytest.mark.parametrize("name", sorted({*messages.OTHER_NAMES.values(), *messages.OTHER_PLACES.values()}))
-def test_a_hint_by_meaning_names_a_setting_that_exists(name: str) -> None:
-    section, _, rest = name.partition(".")
-    field = Experiment.model_fields[section]
-    found = messages.sections_of(field.annotation)
-    assert not rest or rest.startswith("params.") or any(rest in section.model_fields for section in found)
+def _settings(section: Any, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in sections_of(field.annotation):
+            yield from _settings(inner, f"{prefix}{name}.")
+
+
+def test_a_hint_by_meaning_names_a_setting_that_exists_by_a_name_that_none_has() -> None:
+    known = set(_settings(Experiment))
+    assert {name for name in hints.OTHER_NAMES.values() if not name.startswith("data.params.")} <= known
+    words = {name.rpartition(".")[2] for name in known}
+    assert not words & (hints.OTHER_NAMES.keys() | hints.NO_SETTING.keys() | hints.PARAMETERS.keys())
 
 
 @pytest.mark.parametrize(
     ("setting", "meant"),
     [
-        ("learning_rate=0.1", "optimizer.lr"),
-        ("optimizer.learning_rate=0.1", "optimizer.lr"),
-        ("batch_size=3", "training.batch_size"),
-        ("training.Max-Epochs=3", "training.epochs"),
-        ("runtime.num_workers=3", "runtime.workers"),
+        ("learning_rate=0.1", "`optimizer.lr`"),
+        ("optimizer.learning_rate=0.1", "`optimizer.lr`"),
+        ("model.lr=0.1", "`optimizer.lr`"),
+        ("weight_decay=0.1", "`optimizer.weight_decay` or `model.init.weight_decay`"),
+        ("batch_size=3", "`training.batch_size` or `evaluate.batch_size`"),
+        ("training.Max-Epochs=3", "`training.epochs`"),
+        ("runtime.num_workers=3", "`runtime.workers`"),
+        ("workers=3", "`runtime.workers`"),
+        ("trainer.devices=2", "`runtime.nproc`"),
+        ("trainig.epochs=2", "`training`"),
+        ("training.epoch=2", "`epochs`"),
+        ("early_stopping=3", "`training.early_stopping`"),
+        ("report_to=wandb", "`tracking.to`"),
+        ("dropout=0.1", "`model.params.dropout`"),
+        ("hidden_size=3", "`model.params.hidden`"),
+        ("optimizer._target_=torch.optim.Adam", "`optimizer.name`"),
+        ("sweep.grid.learning_rate=[1]", "`optimizer.lr`"),
     ],
 )
-def test_a_name_of_another_library_leads_to_the_setting(setting: str, meant: str) -> None:
+def test_a_name_of_another_library_or_section_leads_to_the_setting(setting: str, meant: str) -> None:
     (line,) = problems("name: a", setting)
-    assert f"no such setting; did you mean `{meant}`?" in line
+    assert f"no such setting; did you mean {meant}?" in line
 
 
-def test_no_setting_has_a_name_for_which_another_is_meant() -> None:
-    fields = {
-        f"{name}.{inner}"
-        for name, field in Experiment.model_fields.items()
-        for section in messages.sections_of(field.annotation)
-        for inner in section.model_fields
-    }
-    assert not {name.rpartition(".")[2] for name in fields} & messages.OTHER_NAMES.keys()
+def test_a_setting_that_is_not_needed_is_answered_with_the_reason() -> None:
+    (line,) = problems("name: a", "resume_from_checkpoint=true")
+    assert "no such setting: a training always saves checkpoints and resumes" in line
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from functools import cache
 from typing import Any, get_origin
 
 from workflow_lib import plugins
+from workflow_lib.config.annotations import sections_of
 from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
-from workflow_lib.config.messages import sections_of, shown, unknown
+from workflow_lib.config.hints import meant_by
+from workflow_lib.config.messages import shown, unknown
 from workflow_lib.config.metric_checks import metric_problem
 from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
@@ -57,7 +59,7 @@ def name_problem(name: str) -> str | None:
     parts = name.split(".")
     for depth, part in enumerate(parts):
         if part not in (fields := _fields(here)):
-            return unknown(name, [".".join([*parts[:depth], field]) for field in fields])
+            return unknown(name, [".".join([*parts[:depth], field]) for field in fields], meant_by(parts[-1], {}))
         owners = [section for section in sections_of(here) if part in section.model_fields]
         if not all(in_identity(section, part) for section in owners):
             return (

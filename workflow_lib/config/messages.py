@@ -11,70 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from workflow_lib.config.by_path import BY_PATH
+from workflow_lib.config.annotations import plain, variants
+from workflow_lib.config.hints import meant
 from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
 from workflow_lib.text import nearest
 
-# The settings behind the names that other libraries use, and behind those that stand in a section here.
-OTHER_NAMES = {
-    **dict.fromkeys(("learning_rate", "base_lr", "max_lr", "initial_lr", "eta"), "optimizer.lr"),
-    **dict.fromkeys(("wd", "l2", "weight_decay_rate", "l2_regularization"), "optimizer.weight_decay"),
-    **dict.fromkeys(("optim", "optimiser"), "optimizer.name"),
-    **dict.fromkeys(("lr_schedule", "lr_scheduler", "scheduler", "learning_rate_schedule"), "schedule.name"),
-    **dict.fromkeys(("warmup", "warm_up"), "schedule.warmup_epochs"),
-    **dict.fromkeys(("num_warmup_steps",), "schedule.warmup_steps"),
-    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs", "num_train_epochs", "nb_epochs"), "training.epochs"),
-    **dict.fromkeys(("num_steps", "total_steps", "train_steps", "max_iters", "iterations"), "training.max_steps"),
-    **dict.fromkeys(("bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "training.batch_size"),
-    **dict.fromkeys(
-        ("accumulate_grad_batches", "gradient_accumulation_steps", "grad_accum", "accumulation"),
-        "training.accumulation_steps",
-    ),
-    **dict.fromkeys(
-        ("gradient_clip_val", "max_grad_norm", "grad_clip", "gradient_clipping", "clip_grad_norm", "clip_grad"),
-        "training.clip_norm",
-    ),
-    **dict.fromkeys(("amp", "fp16", "bf16", "mixed_precision", "dtype"), "training.precision"),
-    **dict.fromkeys(("ema", "ema_rate"), "training.ema_decay"),
-    **dict.fromkeys(("gradient_checkpointing", "grad_checkpointing"), "training.activation_checkpointing"),
-    **dict.fromkeys(("smoothing",), "training.label_smoothing"),
-    **dict.fromkeys(("early_stop", "es_patience", "early_stopping_patience"), "training.early_stopping"),
-    **dict.fromkeys(("monitor", "metric_for_best_model"), "training.select_metric"),
-    **dict.fromkeys(("criterion", "loss_fn", "loss_function", "objective"), "training.loss"),
-    **dict.fromkeys(("strategy", "distributed"), "training.parallel"),
-    **dict.fromkeys(("deterministic",), "training.determinism"),
-    **dict.fromkeys(("callbacks",), "training.hooks"),
-    **dict.fromkeys(("val_fraction", "val_split", "validation_split", "val_size"), "data.validation_fraction"),
-    **dict.fromkeys(("test_size", "test_split"), "data.test_fraction"),
-    **dict.fromkeys(("dataset", "dataset_name"), "data.name"),
-    **dict.fromkeys(("data_path", "data_dir", "dataset_path"), "data.params.path"),
-    **dict.fromkeys(("architecture", "arch", "model_name", "network"), "model.name"),
-    **dict.fromkeys(("random_seed", "random_state", "manual_seed"), "seed"),
-    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "nproc_per_node"), "runtime.nproc"),
-    **dict.fromkeys(("num_nodes", "nnodes"), "runtime.nodes"),
-    **dict.fromkeys(("num_workers", "dataloader_num_workers", "n_jobs"), "runtime.workers"),
-    **dict.fromkeys(("accelerator",), "runtime.device"),
-    **dict.fromkeys(("save_steps", "save_every"), "checkpoint.interval_steps"),
-    **dict.fromkeys(("save_total_limit", "save_top_k"), "checkpoint.keep_last"),
-    **dict.fromkeys(("n_trials", "num_trials"), "tune.trials"),
-}
-OTHER_PLACES = {
-    "lr": "optimizer.lr",
-    "weight_decay": "optimizer.weight_decay",
-    "momentum": "optimizer.momentum",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "clip_norm": "training.clip_norm",
-    "precision": "training.precision",
-    "loss": "training.loss",
-    "device": "runtime.device",
-    "trials": "tune.trials",
-    "folds": "sweep.folds",
-    "grid": "sweep.grid",
-}
 SECRET = ("notify",)  # sections whose values are not quoted: one may be a secret that belongs into the environment
 NAMED_BY = {"params": "name", "loss_params": "loss"}  # settings of a plugin, and the setting that names it
 
@@ -111,7 +55,7 @@ def _walk(section: type[Section], loc: Iterable[Any]) -> tuple[KeyPath, Any, Any
     here: Any = section
     owner: Any = section
     for part in loc:
-        here = _plain(here)
+        here = plain(here)
         if isinstance(here, type) and issubclass(here, Section):
             owner = here
             path.append(part)
@@ -136,39 +80,6 @@ def _item(annotation: Any, part: Any) -> Any:
     return members[part] if get_origin(annotation) is tuple and members[-1] is not ... else members[0]
 
 
-def _plain(annotation: Any) -> Any:
-    """Return the annotation without Annotated, FieldInfo and `| None`."""
-    if isinstance(annotation, FieldInfo):
-        return _plain(annotation.annotation)
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        members = [m for m in get_args(annotation) if m is not type(None)]
-        return _plain(members[0]) if len(members) == 1 else annotation
-    return annotation
-
-
-def variants(annotation: Any) -> dict[str, type[Section]]:
-    """Return the sections that a field with variants may hold, by the name of each; empty for any other field."""
-    annotation = _plain(annotation)
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    found: dict[str, type[Section]] = {}
-    for member in map(_plain, members):
-        if isinstance(member, type) and issubclass(member, Section):
-            key = "name" if "name" in member.model_fields else "type"
-            names = get_args(member.model_fields[key].annotation)
-            found[str(names[0]) if names else BY_PATH] = member
-    return found
-
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """Return the sections that a field may hold: none for a plain setting, several for one with variants."""
-    plain = _plain(annotation)
-    if isinstance(plain, type) and issubclass(plain, Section):
-        return [plain]
-    return list(variants(plain).values())
-
-
 def _variant(annotation: Any, tag: Any) -> type[Section] | None:
     return variants(annotation).get(tag) if isinstance(tag, str) else None
 
@@ -176,7 +87,7 @@ def _variant(annotation: Any, tag: Any) -> type[Section] | None:
 def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str:
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner) or _meant(path))
+        return unknown(str(path[-1]), owner.model_fields, _elsewhere(path, owner) or meant(path, value, owner, values))
     if kind == "missing":
         meaning = field.description if isinstance(field, FieldInfo) else ""
         return f"is missing: {meaning}; allowed: {allowed(field)}"
@@ -188,7 +99,7 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
         return f"the value is not allowed; allowed: {allowed(field)}"
     if kind.startswith("union_tag"):
         key = "name" if len(path) == 1 else "type"
-        names = list(variants(_plain(field)))
+        names = list(variants(plain(field)))
         given = value.get(key) if isinstance(value, dict) else value
         if not isinstance(value, dict):
             return f"{shown(value)} is not allowed; a mapping with `{key}`: {', '.join(names)}"
@@ -196,7 +107,7 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
             return f"`{key}` is missing; allowed: {', '.join(names)}"
         kind = path[-1] if key == "name" else key
         return f"no {kind} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
-    near = nearest(value, get_args(_plain(field))) if kind == "literal_error" else ""
+    near = nearest(value, get_args(plain(field))) if kind == "literal_error" else ""
     quote = "; in quotes it is text" if kind == "string_type" else ""
     return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
 
@@ -215,13 +126,6 @@ def _elsewhere(path: KeyPath, owner: type[Section]) -> str:
     having = [name for name, fields in VARIANTS[str(path[0])][1].items() if path[1] in fields]
     owners = " and ".join(f"`{name}`" for name in having)
     return f" for {owner.model_fields['name'].default}: it belongs to {path[0]} {owners}" if having else ""
-
-
-def _meant(path: KeyPath) -> str:
-    """Return the setting that other libraries call by this name, as part of a message; an empty string if unknown."""
-    word = str(path[-1]).lower().replace("-", "_")
-    found = OTHER_NAMES.get(word) or (OTHER_PLACES.get(word) if len(path) == 1 else None)
-    return "" if found is None or found == dotted(path) else f"; did you mean `{found}`?"
 
 
 def shown(value: Any) -> str:

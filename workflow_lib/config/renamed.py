@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from workflow_lib.config.annotations import sections_of
 from workflow_lib.config.experiment import Experiment
-from workflow_lib.config.messages import sections_of
 from workflow_lib.config.yaml import KeyPath, Origins, dotted, paths
 from workflow_lib.errors import ConfigError
 from workflow_lib.plugins.section import stored_name

@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from workflow_lib import plugins
+from workflow_lib.config.annotations import sections_of, variants
 from workflow_lib.config.experiment import Experiment
-from workflow_lib.config.messages import allowed, sections_of, variants
+from workflow_lib.config.messages import allowed
 from workflow_lib.config.run import Data, Model
 from workflow_lib.config.yaml import parse_yaml
 from workflow_lib.plugins import Section
