@@ -12,7 +12,7 @@ from workflow_lib.files import write_atomic
 from workflow_lib.report import curves, page
 from workflow_lib.report.runs_table import packed, shown_setting
 
-SCRIPTS = ("tables.js", "report.js", "curves.js")
+SCRIPTS = ("tables.js", "figures.js", "report.js", "traces.js", "curves.js")
 
 
 def write_page(comparison: Comparison, output: Path) -> None:

@@ -42,7 +42,7 @@ def metrics_of(histories: Iterable[Sequence[Row]], curve: tuple[str, str]) -> di
 
 
 def curve(run: RunResults, metrics: Iterable[str], results: Path) -> Row:
-    """Return the columns of the run's history that curves.js draws, with None where one is missing."""
+    """Return the columns of the run's history that traces.js draws, with None where one is missing."""
     return columns_of(run.name, run.history, metrics, run.best()[1], results_layout.run_dir(results, run.name))
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("tables.js", "report.js", "curves.js", "compare.js")
+SCRIPTS = ("tables.js", "figures.js", "report.js", "traces.js", "curves.js", "compare.js")
 
 
 def write(

@@ -24,7 +24,7 @@ MAX_TARGETS = 4  # with figures
 MAX_CURVES = 32  # more targets have no metric of their own in the validation
 MAX_POINTS = 2000  # of a scatter plot
 BINS = 30
-BLUE, GREY = "#3b82f6", "#8a7f76"  # as in report.js
+BLUE, GREY = "#3b82f6", "#8a7f76"  # as in figures.js
 
 
 @final
