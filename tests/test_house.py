@@ -274,7 +274,7 @@ def test_the_oldest_packages_that_are_allowed_are_tried() -> None:
 
 
 def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
-    """Only a Python that is too old is installed."""
+    """Only a Python that is too old or too new is installed."""
     (tmp_path / "scripts").mkdir()
     for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -287,7 +287,7 @@ def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
     command = [str(tmp_path / "scripts/setup")]
     shown = subprocess.run(command, env={"PATH": str(old)}, capture_output=True, text=True, check=False)
     assert shown.returncode == 2
-    assert "Python 3.11 or newer is needed" in shown.stderr
+    assert "Python 3.11, 3.12 or 3.13 is needed" in shown.stderr
     assert not (tmp_path / ".venv").exists()
 
 

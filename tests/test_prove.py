@@ -105,6 +105,11 @@ def test_an_exact_run_is_found_exact_and_leaves_nothing_behind(project: Path) ->
     assert not (project / "work" / "proof").exists()
 
 
+def test_the_result_says_if_fewer_kills_struck_than_were_asked_for() -> None:
+    assert "2 kills (the training ended before the other 4), 3 attempts" in str(prove.Verdict(17, 2, 6, 3, None))
+    assert "6 kills, 7 attempts" in str(prove.Verdict(17, 6, 6, 7, None))
+
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

@@ -40,20 +40,22 @@ MAX_IDLE = 20  # attempts in a row without a new checkpoint, after which the tes
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of the test; ``difference`` is None if every bit is equal."""
+    """The result of the test: how many kills struck of those asked for, and the first difference, None without one."""
 
     steps: int
     kills: int
+    asked: int
     attempts: int
     difference: str | None
 
     def __str__(self) -> str:
-        if self.difference is None:
-            return (
-                f"exact: {self.steps} steps, {self.kills} kills, {self.attempts} attempts; weights, optimizer, "
-                f"generators, samples and metrics are the same bits"
-            )
-        return f"NOT exact after {self.kills} kills: {self.difference}"
+        if self.difference is not None:
+            return f"NOT exact after {self.kills} kills: {self.difference}"
+        left = f" (the training ended before the other {self.asked - self.kills})" if self.kills < self.asked else ""
+        return (
+            f"exact: {self.steps} steps, {self.kills} kills{left}, {self.attempts} attempts; weights, optimizer, "
+            f"generators, samples and metrics are the same bits"
+        )
 
 
 def prove(
@@ -81,7 +83,7 @@ def _prove(experiment: Experiment, kills: int, folder: Path, seed: int, show: Ca
     run = plan.expand(experiment)[0]
     data = _prepare(run, folder)
     if isinstance(data, str):
-        return Verdict(0, 0, 0, data)
+        return Verdict(0, 0, kills, 0, data)
     straight = Training(experiment, run, data, folder / "straight")
     show(f"{run.id}: training without faults")
     straight.attempt(None)
@@ -99,7 +101,7 @@ def _prove(experiment: Experiment, kills: int, folder: Path, seed: int, show: Ca
             difference = f"two trainings that nothing interrupted differ: {unkilled}"
     else:
         shutil.rmtree(folder)
-    return Verdict(steps, done, attempts, difference)
+    return Verdict(steps, done, kills, attempts, difference)
 
 
 def _import_once() -> None:
@@ -128,6 +130,8 @@ def _train_under_kills(
         code = training.attempt(fault)
         attempts += 1
         if code == 0:
+            if struck == 0:
+                raise EverstepError(f"no kill struck before the end of the training ({steps} steps): nothing is proved")
             return struck, attempts
         idle = 0 if training.has_moved() else idle + 1
         if idle > MAX_IDLE:
