@@ -20,7 +20,7 @@ from tests.support.stored import kill_after, row, rows, start
 from tests.support.warm import until
 from workflow_lib import cli
 from workflow_lib.errors import ConfigError
-from workflow_lib.housekeeping import status, status_table
+from workflow_lib.housekeeping import failed_jobs, status, status_table
 from workflow_lib.store.lease import last_seen
 
 
@@ -89,6 +89,67 @@ def test_a_training_that_raised_has_failed_with_the_reason(prepared: Project, tm
     assert failed["state"] == "failed"
     assert "told to fail" in failed["why"]
     assert "told to fail" in status_table.table([failed])
+
+
+REASON = "everstep evaluate: the metric cannot be computed:\nno sample has this class\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "log", "why"),
+    [
+        ("evaluate", f"2026-01-01T00:00:00 info  started\n{REASON}", "evaluate failed: the metric cannot be computed:"),
+        (
+            "export",
+            "Traceback (most recent call last):\n  File\nRuntimeError: bad\n",
+            "export failed: RuntimeError: bad",
+        ),
+        ("evaluate", f"{REASON}2026-01-01T00:00:00 info  started again\n", None),
+        ("evaluate", "everstep evaluate: stopped by SIGTERM\n", None),
+        ("evaluate", "Traceback (most recent call last):\nKeyboardInterrupt\n", None),
+        ("evaluate", "", None),
+    ],
+)
+def test_a_failed_evaluation_or_export_is_a_failure(finished: Project, rule: str, log: str, why: str | None) -> None:
+    folder = finished.folder / "results" / "t" / "runs" / finished.run
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.json").write_text(json.dumps({"digest": row(finished)["digest"]}))
+    path = finished.folder / "logs" / rule / "t" / f"{finished.run}.log"
+    path.parent.mkdir(parents=True)
+    path.write_text(log)
+    seen = row(finished)
+    assert (seen["state"], seen["why"]) == (("failed", f"{why} ({path})") if why else ("finished", None))
+    (folder / {"evaluate": "evaluation.json", "export": "export.json"}[rule]).touch()
+    assert row(finished)["state"] == "finished"
+
+
+def test_a_failure_of_the_whole_experiment_is_found_by_its_log(tmp_path: Path) -> None:
+    for path, text in {
+        "preprocess/t/digits-1.log": "everstep preprocess: no such file",
+        "preprocess/t/digits-2.log": "everstep preprocess: no such file",
+        "plan/t.log": "everstep freeze: two runs are equal",
+        "report/t.log": "2026-01-01T00:00:00 info  written",
+    }.items():
+        (tmp_path / "logs" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / path).write_text(text)
+    prepared = tmp_path / "results" / "t" / "data" / "digits-2.json"
+    prepared.parent.mkdir(parents=True)
+    prepared.touch()
+    found = failed_jobs.of_experiment(tmp_path / "results" / "t")
+    assert [(job.rule, job.subject, job.reason) for job in found] == [
+        ("preprocess", "digits-1", "no such file"),
+        ("plan", "", "two runs are equal"),
+    ]
+
+
+@pytest.mark.parametrize(("width", "lacks"), [(80, {"saved", "samples/s"}), (60, {"saved", "epoch"}), (200, set())])
+def test_on_a_terminal_lines_are_as_wide_as_it(killed: Project, width: int, lacks: set[str]) -> None:
+    seen = row(killed) | {"run": "name-" * 12, "state": "running", "samples_per_s": 1e4, "left_s": 90.0}
+    seen["metrics"] = {"val_loss": 1.0, "val_accuracy": 0.5}
+    lines = status_table.table([seen, seen], width=width, is_terminal=True).splitlines()
+    assert max(map(len, lines)) <= width
+    assert {name for name in status_table.HEADINGS if name not in lines[0]} >= lacks
+    assert (width > 100) == ("saved" in lines[0])
+    assert " 90 s " in lines[1] or "ETA" not in lines[0]
 
 
 def test_a_run_that_makes_no_progress_has_stalled(prepared: Project, tmp_path: Path) -> None:

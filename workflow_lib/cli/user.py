@@ -257,8 +257,9 @@ def _status(arguments: Arguments) -> None:
     is_coloured = status_table.may_colour(os.environ, is_terminal=sys.stdout.isatty())
 
     def text() -> str:
-        columns = os.get_terminal_size().columns if sys.stdout.isatty() else 0
-        return status_table.table(rows(), is_coloured=is_coloured, width=max(columns, status_table.WIDTH))
+        is_terminal = sys.stdout.isatty()
+        width = os.get_terminal_size().columns if is_terminal else status_table.WIDTH
+        return status_table.table(rows(), is_coloured=is_coloured, width=width, is_terminal=is_terminal)
 
     if arguments.watch:
         watching.watch(text)

@@ -17,6 +17,8 @@ from workflow_lib import checkpoint, config
 from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import ConfigError
 from workflow_lib.files import UNREADABLE, names_in, read_json
+from workflow_lib.housekeeping import failed_jobs
+from workflow_lib.housekeeping.failed_jobs import FailedJob
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import accounting, failure_record, layout
 from workflow_lib.store import attempts as ws
@@ -52,6 +54,8 @@ def runs(work: Path, results: Path) -> list[Row]:
     rows = [_row(workspace, names) for workspace in layout.all_workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
+    failed = failed_jobs.of_runs(results)
+    rows = [row | _failure(row, failed.get(row["digest"][:12])) for row in rows]
     return rows + [_blank(digest, names) for digest in planned if digest not in begun]
 
 
@@ -134,6 +138,9 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
         "epoch": 0,
         "epochs": None,
         "samples_per_s": None,
+        "left_s": None,
+        "loss": None,
+        "select_metric": None,
         "metrics": {},
         "exact": True,
         "checkpoint": None,
@@ -188,6 +195,9 @@ def _workspace_values(workspace: Path) -> Row:
         "epoch": epoch,
         "epochs": training["epochs"],
         "samples_per_s": speed,
+        "left_s": (progress["steps"] - step) * training["batch_size"] / speed if progress and speed else None,
+        "loss": progress.get("loss", progress.get("train_loss")) if progress else None,
+        "select_metric": training["select_metric"],
         "metrics": {name: value for name, value in (validated or {}).items() if name.startswith("val_")},
         "exact": newest.about["exact"] if newest else True,
         "checkpoint": newest.path.name if newest else None,
@@ -197,6 +207,11 @@ def _workspace_values(workspace: Path) -> Row:
         "account": {**vars(accounting.account_of(attempts, len(read_events(layout.delivered_file(workspace)))))},
         "updated": (last.ended or last.began) if last else "",
     }
+
+
+def _failure(row: Row, job: FailedJob | None) -> Row:
+    """Return what changes in the row of a trained run whose evaluation or export failed."""
+    return {"state": "failed", "why": job.text} if job and row["state"] == "finished" else {}
 
 
 def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) -> str:

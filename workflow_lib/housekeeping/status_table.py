@@ -15,8 +15,9 @@ from workflow_lib.text import aligned, count, duration
 
 SHORTEST_NAME = 24
 WIDTH = 100
-HEADINGS = ("run", "state", "step", "epoch", "samples/s", "val_loss", "metric", "saved")
-RIGHT = (2, 3, 4, 5, 7)  # columns of numbers
+HEADINGS = ("run", "state", "step", "epoch", "samples/s", "ETA", "val_loss", "metric", "saved")
+LEFT = ("run", "state", "metric")  # columns that are aligned to the left
+LESS = ("saved", "samples/s", "epoch", "val_loss", "ETA")  # columns that a narrow terminal lacks, in this order
 FAILED = ("failed", "diverged", "stalled", "damaged")
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 RED, GREEN, YELLOW, BLUE = (f"\x1b[{number}m" for number in (31, 32, 33, 34))
@@ -28,21 +29,38 @@ COLOURS = {
 }
 
 
-def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH) -> str:
+def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH, is_terminal: bool = False) -> str:
     """Return the rows, the number of runs in each state and their total cost, in lines of at most `width` characters.
 
-    A line is longer only if the columns behind a name of SHORTEST_NAME characters are.
+    On a terminal, columns that do not fit are left out. Elsewhere a line is longer if the columns behind a name of
+    SHORTEST_NAME characters are.
     """
     if not rows:
         return "no run has been started here"
-    heading, *cells = aligned([HEADINGS, *_shortened([_cells(row) for row in rows], width)], right=RIGHT)
+    cells = [_cells(row) for row in rows]
+    headings = _headings(cells, width if is_terminal else None)
+    shown = _shortened([[cell[name] for name in headings] for cell in cells], headings, width)
+    right = [place for place, name in enumerate(headings) if name not in LEFT]
+    heading, *lines = aligned([headings, *shown], right=right)
     place = heading.index(HEADINGS[1])
     if is_coloured:
         heading = f"{BOLD}{heading}{PLAIN}"
-        cells = [_coloured(cell, place, row["state"]) for cell, row in zip(cells, rows, strict=True)]
-    lines = [line for row, cell in zip(rows, cells, strict=True) for line in (cell, *_details(row))]
+        lines = [_coloured(line, place, row["state"]) for line, row in zip(lines, rows, strict=True)]
+    most = min(width, WIDTH) if is_terminal else WIDTH  # of the text below the table
+    all_lines = [part for row, line in zip(rows, lines, strict=True) for part in (line, *_details(row, most))]
     cost = spent(accounting.total(Account(**row["account"]) for row in rows))
-    return "\n".join([heading, *lines, "", *_wrapped(_counted_states(rows), ""), *_wrapped(cost, "")])
+    return "\n".join([heading, *all_lines, "", *_wrapped(_counted_states(rows), most, ""), *_wrapped(cost, most, "")])
+
+
+def _headings(cells: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
+    """Return the columns that are shown; all if there is no width, but without the ETA if no run has one."""
+    headings = [name for name in HEADINGS if name != "ETA" or any(cell[name] != "-" for cell in cells)]
+    for name in LESS if width is not None else ():
+        others = [max(len(shown), *(len(cell[shown]) for cell in cells)) for shown in headings[1:]]
+        if SHORTEST_NAME + sum(others) + 2 * len(others) <= (width or 0):
+            break
+        headings = [shown for shown in headings if shown != name]
+    return headings
 
 
 def may_colour(environment: Mapping[str, str], *, is_terminal: bool) -> bool:
@@ -64,11 +82,11 @@ def _counted_states(rows: Sequence[Row]) -> str:
     return f"{count(len(rows), 'run')}: {', '.join(f'{found[state]:,} {state}' for state in order)}"
 
 
-def _shortened(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+def _shortened(rows: Sequence[Sequence[str]], headings: Sequence[str], width: int) -> list[list[str]]:
     """Return the rows with names that leave room for the other columns."""
-    others = [max(len(heading), *(len(row[place]) for row in rows)) for place, heading in enumerate(HEADINGS) if place]
+    others = [max(len(heading), *(len(row[place]) for row in rows)) for place, heading in enumerate(headings) if place]
     longest = max(SHORTEST_NAME, width - sum(others) - 2 * len(others))
-    return [(_short(row[0], longest), *row[1:]) for row in rows]
+    return [[_short(row[0], longest), *row[1:]] for row in rows]
 
 
 def spent(account: Account) -> str:
@@ -88,17 +106,19 @@ def spent(account: Account) -> str:
     return text
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    age = row["checkpoint_age_s"]
-    return (
-        row["run"],
-        row["state"],
-        f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
-        f"{row['epoch']}/{row['epochs']}" if row["epochs"] else str(row["epoch"]) if row["steps"] else "-",
-        f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
-        *_metrics(row["metrics"]),
-        "-" if age is None else f"{duration(age)} ago",
-    )
+def _cells(row: Row) -> dict[str, str]:
+    age, (loss, metric) = row["checkpoint_age_s"], _metrics(row["metrics"])
+    return {
+        "run": row["run"],
+        "state": row["state"],
+        "step": f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"]),
+        "epoch": f"{row['epoch']}/{row['epochs']}" if row["epochs"] else str(row["epoch"]) if row["steps"] else "-",
+        "samples/s": f"{row['samples_per_s']:,.0f}" if row["samples_per_s"] else "-",
+        "ETA": duration(row["left_s"]) if row["left_s"] is not None else "-",
+        "val_loss": loss,
+        "metric": metric,
+        "saved": "-" if age is None else f"{duration(age)} ago",
+    }
 
 
 def _metrics(values: Mapping[str, float | None]) -> tuple[str, str]:
@@ -114,16 +134,16 @@ def _short(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 14]}…{name[-13:]}"
 
 
-def _details(row: Row) -> Iterator[str]:
+def _details(row: Row, width: int) -> Iterator[str]:
     if row["why"]:
-        yield from _wrapped(row["why"])
+        yield from _wrapped(row["why"], width)
     if row["attempts"]:
         parts = [
             _counted_ends(attempt["ended"] for attempt in row["attempts"]),
             _owner_text(row["owner"]),
             spent(Account(**row["account"])),
         ]
-        yield from _wrapped("; ".join(filter(None, parts)))
+        yield from _wrapped("; ".join(filter(None, parts)), width)
 
 
 def _counted_ends(ends: Iterable[str]) -> str:
@@ -141,7 +161,7 @@ def _owner_text(owner: Row | None) -> str:
     return f"{'owner' if owner['is_alive'] else 'last owner'}: pid {owner['pid']} on {owner['host']}{job}{beat}"
 
 
-def _wrapped(text: str, indent: str = "    ") -> list[str]:
-    if len(indent + text) <= WIDTH and text.isprintable() and text == text.strip():
+def _wrapped(text: str, width: int, indent: str = "    ") -> list[str]:
+    if len(indent + text) <= width and text.isprintable() and text == text.strip():
         return [indent + text]  # the usual case; `textwrap.wrap` is slow
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)

@@ -1,0 +1,104 @@
+"""Jobs that have failed, found by their logs, which Snakemake empties when it starts a job again.
+
+A command that fails prints its reason as the last line of its log. A job that was killed prints nothing; it cannot be
+told from one that runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from workflow_lib.files import UNREADABLE, names_in, read_json
+from workflow_lib.results import layout
+
+LOGS = Path("logs")  # relative to the folder of the project
+RECENT_BYTES = 1 << 13
+DIGEST_OF_RUN = re.compile(r".*-([0-9a-f]{12})")
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?")  # the last line of a traceback
+LOGGED = re.compile(r"\d{4}-\d\d-\d\dT")  # the beginning of a line of the log
+TRACEBACK = "Traceback (most recent call last):"
+# rules whose job is about a run, with the statement that it writes; then those about an experiment
+OF_RUN = {"evaluate": layout.EVALUATION, "export": layout.EXPORT}
+OF_EXPERIMENT = {"plan": "freeze", "report": "report", "register": "register", "track": "track"}  # with their commands
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job that has failed and has not been started again; `subject` is its run or data set, if it has one."""
+
+    rule: str
+    subject: str
+    reason: str
+    log: Path
+
+    @property
+    def text(self) -> str:
+        """The rule, the reason and the log."""
+        return f"{self.rule} failed: {self.reason} ({self.log})"
+
+
+def of_runs(results: Path) -> dict[str, FailedJob]:
+    """Return the failed evaluation or export of each trained run, by the first 12 digits of the run's digest."""
+    found: dict[str, FailedJob] = {}
+    for experiment in names_in(results):
+        for rule, statement in OF_RUN.items():
+            for log in _logs(results, rule, experiment):
+                folder = layout.run_dir(results / experiment, log.stem)
+                if (folder / statement).exists() or not (folder / layout.TRAIN).exists():
+                    continue  # without reading the log
+                if reason := reason_of(rule, log):
+                    found.setdefault(_digest(folder), FailedJob(rule, log.stem, reason, log))
+    return found
+
+
+def of_experiment(experiment: Path) -> list[FailedJob]:
+    """Return the failed jobs of an experiment, given by its results, that are not about one of its runs."""
+    results, name = experiment.parent, experiment.name
+    found = [
+        FailedJob("preprocess", log.stem, reason, log)
+        for log in _logs(results, "preprocess", name)
+        if not layout.data_manifest(experiment, log.stem).exists() and (reason := reason_of("preprocess", log))
+    ]
+    for rule, verb in OF_EXPERIMENT.items():
+        log = results.parent / LOGS / rule / f"{name}.log"
+        if reason := reason_of(verb, log):
+            found.append(FailedJob(rule, "", reason, log))
+    return found
+
+
+def _logs(results: Path, rule: str, experiment: str) -> list[Path]:
+    folder = results.parent / LOGS / rule / experiment
+    return [folder / name for name in names_in(folder) if name.endswith(".log")]
+
+
+def _digest(folder: Path) -> str:
+    """Return the first 12 digits of the run's digest, which its name ends with; the tuned run has another name."""
+    if named := DIGEST_OF_RUN.fullmatch(folder.name):
+        return named[1]
+    with suppress(*UNREADABLE):
+        return str(read_json(folder / layout.TRAIN)["digest"])[:12]
+    return ""
+
+
+def reason_of(verb: str, log: Path) -> str | None:
+    """Return the reason why the command that wrote the log failed; None if it has not failed, or saved and stopped."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - RECENT_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    lines = [line for line in text.splitlines() if line.strip()]
+    prefix = f"everstep {verb}: "
+    for line in takewhile(lambda line: not LOGGED.match(line), reversed(lines)):
+        if line.startswith(prefix):
+            reason = line.removeprefix(prefix)
+            return None if reason.startswith("stopped") else reason
+    last = lines[-1] if lines else ""
+    is_traceback = TRACEBACK in text and EXCEPTION.fullmatch(last) and not last.startswith(KeyboardInterrupt.__name__)
+    return last if is_traceback else None
