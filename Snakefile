@@ -59,6 +59,7 @@ rule all:
 onstart:
     check_requests()
     take_results()
+    take_snapshot()
     record_start()
     print(
         "everstep: to see the progress from another terminal, run: everstep status. The logs of the jobs are in logs/",

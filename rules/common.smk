@@ -24,6 +24,7 @@ import snakemake.exceptions
 import snakemake.jobs
 import snakemake.persistence
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
 from workflow_lib import config as experiments
 from workflow_lib import plan as plans
@@ -35,10 +36,21 @@ from workflow_lib.results import claims
 from workflow_lib.results import layout as results_layout
 from workflow_lib.runtime import gpus
 from workflow_lib.slurm import budget
-from workflow_lib.store import results_folders
+from workflow_lib.store import code_snapshot, layout, results_folders
 from workflow_lib.store.layout import WORK
 
 code_state = user_code.memo(user_code.state)
+
+# Inside a cluster job, the snapshot of the code that was submitted. In a clone, it contains this file, too.
+job_code = (
+    None if workflow.is_main_process else snakefile.snapshot_given(workflow.config_settings.config_args or [])
+)
+if job_code:
+    try:
+        code_snapshot.use(layout.code_snapshot(WORK, job_code).absolute())
+    except EverstepError as error:
+        print(f"everstep: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code)
 
 
 # Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
@@ -87,7 +99,7 @@ if workflow.is_main_process:
 
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
-    settings = snakefile.settings_of(workflow.config_settings.config_args or [])
+    settings = [] if job_code else snakefile.settings_of(workflow.config_settings.config_args or [])
     experiment = experiments.load(paths, settings)
     claim = claims.claim_of(paths, settings)
     if workflow.is_main_process:
@@ -122,7 +134,7 @@ os.environ.update(
 )
 # Snakemake passes these to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
-workflow.config_settings.config_args = ""
+workflow.config_settings.config_args = [f"code={job_code}"] if job_code else ""
 
 # True if trainings run on this machine and not on the nodes of a cluster; False inside a cluster job.
 IS_LOCAL = workflow.is_main_process and workflow.nodes is None
@@ -197,7 +209,13 @@ def source_state(wildcards):
 def source_code(wildcards):
     """Return a text that changes with the code of a data set."""
     data = data_sets().get(wildcards.data_id)
-    return plugins.code(plugins.load("data", data.name)).digest if data else ""
+    return data_code(data.name) if data else ""
+
+
+@cache
+def data_code(name):
+    """Return the digest of the code of data sets of this name."""
+    return plugins.code(plugins.load("data", name)).digest
 
 
 def run_code(wildcards):
@@ -210,6 +228,12 @@ def run_code(wildcards):
 
 def study_code(wildcards):
     """Return a text that changes with the code of all models and hooks that the study may use."""
+    return code_of_study()
+
+
+@cache
+def code_of_study():
+    """Return `study_code`, which is the same for every trial."""
     return experiments.digest([code_state(run) for run in plans.studied(experiment)], "code")
 
 
@@ -414,6 +438,30 @@ def check_gpus():
     if lacking is not None:
         say(f"nothing was started.\n{lacking}", "error")
         raise SystemExit(2)
+
+
+def take_snapshot():
+    """Copy the code of the project for the jobs, which then run what was submitted while the user goes on editing.
+
+    The records of Snakemake get the code of this moment: those of jobs that wait are looked up before an edit.
+    """
+    for data in data_sets().values():
+        data_code(data.name)
+    for run in (*runs().values(), *trained_first().values()):
+        code_state(run.config)
+    if experiment.tune:
+        code_of_study()
+    configs = plans.all_configs(experiment, [*runs().values(), *trained_first().values()])
+    try:
+        code = snakefile.take_snapshot(configs, WORK)
+    except (EverstepError, OSError) as error:
+        say(f"jobs import the project itself, so an edit changes jobs that wait: {with_advice(error)}")
+        return
+    if code:
+        os.environ.update(code_snapshot.environment(code))
+        workflow.config_settings.config_args = [f"code={code.name}"]
+        if (code / "Snakefile").is_file() and not (code / "Snakefile").is_symlink():
+            RealExecutor.get_snakefile = lambda executor: str(code / "Snakefile")
 
 
 def record_start():

@@ -24,8 +24,9 @@ import psutil
 
 from workflow_lib import config, files, plan, plugins
 from workflow_lib.errors import ConfigError, StateError, shortened
-from workflow_lib.plan import preview
+from workflow_lib.plan import preview, user_code
 from workflow_lib.results import layout as results_layout
+from workflow_lib.store import code_snapshot
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
@@ -46,6 +47,27 @@ def settings_of(given: Sequence[str]) -> list[str]:
             'A setting is overridden with --config set="training.epochs=20 seed=7"'
         )
     return [settings for *_, settings in entries]
+
+
+def snapshot_given(given: Sequence[str]) -> str | None:
+    """Return the digest in the `--config code=DIGEST` with which Snakemake starts the jobs of a cluster, or None."""
+    entries = dict(entry.partition("=")[::2] for entry in given)
+    return entries.get("code")
+
+
+def take_snapshot(configs: Iterable[plan.RunConfig], work: Path) -> Path | None:
+    """Write the snapshot of the code that jobs of these runs import; return its folder, or None without such code.
+
+    Raises ConfigError if there is too much of it.
+    """
+    modules: dict[str, Path] = {}
+    known: set[str] = set()
+    for run in configs:
+        names = [run.data.name, run.model.name, run.training.hooks, sorted(user_code.objects_of(run).values())]
+        if (key := config.canonical(names)) not in known:
+            known.add(key)
+            modules |= user_code.modules_of(run)
+    return code_snapshot.publish(modules, Path.cwd(), work)
 
 
 def data_files(data: config.Data) -> dict[str, str]:

@@ -190,10 +190,13 @@ def test_the_steps_of_a_job_whose_snakemake_was_killed_are_not_lost(project: Any
     assert second["resumed_step"] == first["step"] > 0
 
 
-def test_an_experiment_edited_while_its_job_waits_changes_nothing(project: Any, reference: dict[str, str]) -> None:
+def test_edits_of_experiment_code_and_rules_while_a_job_waits_change_nothing(
+    project: Any, reference: dict[str, str]
+) -> None:
     project.train = {"slurm_extra": "'--exclusive --begin=now+8'"}
     with project.snakemake() as snakemake:
         snakemake.wait_for(lambda: [job.state for job in project.jobs()] == ["PENDING"])
-        (project.folder / "config" / "slow.yaml").write_text("this: [is not an experiment")
+        for name in ("config/slow.yaml", "workflow_lib/models/slow.py", "workflow_lib/__init__.py", "rules/common.smk"):
+            (project.folder / name).write_text("this: [is neither an experiment nor code")
         snakemake.until_trained()
     assert project.result() == reference

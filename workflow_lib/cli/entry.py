@@ -15,6 +15,7 @@ from workflow_lib.cli import jobs, user
 from workflow_lib.cli import registry as registry  # adds its verb
 from workflow_lib.cli.options import Arguments
 from workflow_lib.errors import EverstepError, TryAgain, with_advice
+from workflow_lib.store import code_snapshot
 from workflow_lib.text import aligned
 
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 success; 1 failure; 2 mistake of the user; 75 state saved, run the command again; 130 interrupted by Ctrl-C.
     """
+    code_snapshot.let_children_find_scripts()
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.has_log:
         _log_to_stderr()

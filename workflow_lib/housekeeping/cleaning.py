@@ -37,6 +37,7 @@ from workflow_lib.store.lease import Lease
 QUEUE_S = 7 * 86400.0  # an unfinished run may be in a queue for this long
 DELIVERY_S = 60.0  # a result that names a finished run may be written within this time
 REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
+PARTIAL_CODE = re.compile(r"\.tmp-([0-9a-f]{20})[0-9a-f]{12}")
 TEMPORARY = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # temporary file of an atomic write
 
 
@@ -68,7 +69,7 @@ def removable(work: Path, results: Path) -> list[Removable]:
             used_data.add(layout.data_of(workspace))
     data = list(_data(needed, used_data))
     found += [*data, *_parts(work, {item.path for item in data}), *_frozen_experiments(needed)]
-    found += [*_packs(work), *_proofs(work)]
+    found += [*_packs(work), *_proofs(work), *_code(work)]
     for path in layout.removals(work):
         mark = REMOVED.fullmatch(path.name)
         if mark is None or not is_writer_alive(mark[1]):
@@ -250,6 +251,23 @@ def _packs(work: Path) -> Iterator[Removable]:
         with suppress(FileNotFoundError):
             if _is_quiet(path, QUEUE_S):
                 yield Removable(path, "list of the runs of a pack")
+
+
+def _code(work: Path) -> Iterator[Removable]:
+    """Yield snapshots of code that no job has used for a week, and partial ones."""
+    for path in layout.code_snapshots(work):
+        if layout.CODE.fullmatch(path.name) and not _is_code_used(path):
+            is_needed = partial(_is_code_used, path)
+            yield Removable(path, "code that no job used for a week", is_needed=is_needed)
+        elif (partial_copy := PARTIAL_CODE.fullmatch(path.name)) and is_writer_alive(partial_copy[1]) is False:
+            yield Removable(path, "interrupted copy of the code")
+
+
+def _is_code_used(path: Path) -> bool:
+    try:
+        return time.time() - os.lstat(layout.code_snapshot_record(path)).st_mtime < QUEUE_S
+    except (FileNotFoundError, NotADirectoryError):  # not by Everstep, or removed meanwhile
+        return True
 
 
 def _proofs(work: Path) -> Iterator[Removable]:

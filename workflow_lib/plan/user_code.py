@@ -7,6 +7,7 @@ finished result for changed code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ def of(run: RunConfig) -> dict[str, source_digest.Code]:
         modules["hooks"] = plugins.load_hooks(run.training.hooks)
     code = {kind: plugins.code(module) for kind, module in modules.items()}
     return code | {kind: plugins.object_code(kind, target) for kind, target in objects_of(run).items()}
+
+
+def modules_of(run: RunConfig) -> dict[str, Path]:
+    """Return the files of the modules that the run's settings name, by the names of the modules."""
+    found = {plugins.load("data", run.data.name).__name__, plugins.load("models", run.model.name).__name__}
+    if run.training.hooks is not None:
+        found.add(plugins.load_hooks(run.training.hooks).__name__)
+    for kind, target in objects_of(run).items():
+        plugins.load_object(kind, target)
+        found.add(target)
+    modules = {name: sys.modules.get(name) for name in (target.partition(":")[0] for target in found)}
+    return {name: Path(module.__file__) for name, module in modules.items() if module and module.__file__}
 
 
 def objects_of(run: RunConfig) -> dict[str, str]:

@@ -44,6 +44,14 @@ def read(name: Name, path: Path) -> Code:
     return Code(hasher.hexdigest(), {name: text.decode(errors="replace") for name, text in modules.texts.items()})
 
 
+def files_of(name: Name, path: Path) -> dict[Name, Path]:
+    """Return the file of the module, and those of the project's modules that it imports, by name."""
+    modules = _Modules(name, path)
+    for _ in modules.dumps():
+        pass
+    return modules.paths
+
+
 def of_text(text: bytes) -> str:
     """Return the digest of one module's code, without the modules that it imports: 32 hex digits."""
     tree = _parsed(text)
@@ -61,7 +69,7 @@ class _Modules:
             roots = tuple(dict.fromkeys((root, Path.cwd())))
         self._roots = roots
         self._numbers: dict[Name, int] = {name: 0}
-        self._paths = {name: path}
+        self.paths = {name: path}
         self._pending = [name]
         self.texts: dict[Name, bytes] = {}
 
@@ -69,7 +77,7 @@ class _Modules:
         """Yield the syntax tree of each module that is imported, directly or not, as text: equal for equal trees."""
         self._number_packages(self._pending[0])
         for name in self._pending:  # grows during the loop
-            path = self._paths[name]
+            path = self.paths[name]
             self.texts[name] = text = path.read_bytes()
             tree = _parsed(text)
             inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -90,7 +98,7 @@ class _Modules:
             if path is None or (path.name == "__init__.py" and _is_empty(path)):
                 return None
             self._numbers[name] = len(self._numbers)
-            self._paths[name] = path
+            self.paths[name] = path
             self._pending.append(name)
         return f"#{self._numbers[name]}"
 

@@ -40,14 +40,11 @@ def record(inputs: Sequence[Path], device: torch.device) -> Provenance:
 
 def made_by(inputs: Sequence[Path]) -> Provenance:
     """Return the current command, the code, and the digests of the input files."""
+    commit, is_modified = git.of_code()
     return {
         "command": shlex.join(["python", "-m", "workflow_lib", *sys.argv[1:]]),
         "experiment": os.environ.get("EVERSTEP_EXPERIMENT"),
-        "code": {
-            "version": __version__,
-            "commit": git.commit(Path.cwd()),
-            "modified": git.is_modified(Path.cwd()),
-        },
+        "code": {"version": __version__, "commit": commit, "modified": is_modified},
         "inputs": {str(path): file_digest(path) for path in inputs},
     }
 

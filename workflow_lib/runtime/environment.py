@@ -71,7 +71,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpus": query_gpus() if device.type == "cuda" else [],
         "cuda": torch.version.cuda,
         "scheduler": {name: os.environ[name] for name in SCHEDULER if name in os.environ},
-        "git": git.commit(Path.cwd()),
+        "git": git.of_code()[0],
     }
 
 

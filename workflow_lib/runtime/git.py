@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from pathlib import Path
+
+SUBMITTED = (
+    "EVERSTEP_COMMIT"  # variable of a job that imports a snapshot of the code: the commit, and if it is modified
+)
+
+
+def of_code() -> tuple[str | None, bool | None]:
+    """Return the commit of the code that this process runs, and True if a tracked file differed from it.
+
+    A job runs the code of its submission, whatever is checked out meanwhile.
+    """
+    if given := os.environ.get(SUBMITTED):
+        commit_then, was_modified = json.loads(given)
+        return commit_then, was_modified
+    return commit(Path.cwd()), is_modified(Path.cwd())
 
 
 def commit(folder: Path) -> str | None:

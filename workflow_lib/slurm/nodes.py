@@ -44,7 +44,9 @@ def start(count: int, cpus: int) -> NoReturn:
     command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
     # a launcher that has saved and exits must not cause SLURM to kill the others while they save
     command.append("--kill-on-bad-exit=0")
-    os.execvp("srun", [*command, sys.executable, "-m", "workflow_lib", *sys.argv[1:]])
+    # with a snapshot of the code, the current folder must not be imported from
+    python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+    os.execvp("srun", [*command, *python, "-m", "workflow_lib", *sys.argv[1:]])
 
 
 def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:

@@ -19,6 +19,7 @@ packs/<digest>.json                     runs of a pack
 data/<store>/                           shards of a data set, or the index of files read in place; manifest.json
 parts/<digest>/                         digests of the parts of a file that is read in place
 clones/<digest>.json                    results folders that may need something here
+code/<digest>/                          snapshot of the project's code, which jobs import
 prove/<id>/                             temporary folder of a running proof
 """
 
@@ -45,6 +46,7 @@ STORE_CONTENT = re.compile(
 )
 
 PARTS = re.compile("[0-9a-f]{32}")
+CODE = re.compile("[0-9a-f]{32}")
 PARTS_CONTENT = re.compile(r"\d+\.json|\..*\.tmp")
 
 
@@ -261,6 +263,21 @@ def results_folder_files(work: Path) -> list[Path]:
     return sorted(work.glob("clones/*.json"))
 
 
+def code_snapshot(work: Path, digest: str) -> Path:
+    """Return the folder of a snapshot of the project's code."""
+    return work / "code" / digest
+
+
+def code_snapshots(work: Path) -> list[Path]:
+    """Return what is in the folder of the snapshots of code, sorted."""
+    return sorted(work.glob("code/*"))
+
+
+def code_snapshot_record(folder: Path) -> Path:
+    """Return the path of the facts about a snapshot of code; its time is that of the last use."""
+    return folder / ".code.json"
+
+
 def proof_dir(work: Path, proof: str) -> Path:
     """Return the folder of a proof of exact resume."""
     return work / "prove" / proof
@@ -273,5 +290,5 @@ def proofs(work: Path) -> list[Path]:
 
 def removals(work: Path) -> list[Path]:
     """Return the folders whose removal has begun but not finished."""
-    places = ("runs/*", "data", "parts", "prove", "experiments")
+    places = ("runs/*", "data", "parts", "prove", "experiments", "code")
     return [path for place in places for path in sorted(work.glob(f"{place}/.trash-*"))]
