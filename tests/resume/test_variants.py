@@ -49,7 +49,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "augment": {"flip_horizontal": 0.5, "rotation": 10, "noise": 0.1, "mixup": 0.4, "cutmix": 1.0},
     },
     "augmented, balanced": {"augment": {"noise": 0.1, "mixup": 0.4}, "training": {"sampling": "balanced"}},
-    "augmented, two ranks": merged(with_ranks(2), {"augment": {"shift": 0.2, "mixup": 0.4}, "training": {"epochs": 3}}),
+    "augmented, channels_last, two ranks": merged(
+        with_ranks(2),
+        {"augment": {"shift": 0.2, "mixup": 0.4}, "training": {"epochs": 3, "memory_format": "channels_last"}},
+    ),
     "own loss, optimizer and schedule": merged(OWN, {"training": {"accumulation_steps": 2}}),
     "own, two ranks": merged(with_ranks(2), merged(OWN, {"training": {"epochs": 3}})),
     "own, three ranks": merged(with_ranks(3), merged(OWN, {"training": {"epochs": 3}})),

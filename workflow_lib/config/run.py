@@ -226,6 +226,12 @@ class Training(Section):
     compile: bool = Field(
         False, description="compile the model with torch.compile: about a minute once, then faster steps"
     )
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous",
+        description="order of the weights of 2D convolutions in memory; channels_last can be faster for images, and"
+        " changes the last bits",
+        json_schema_extra=ADDED,
+    )
     activation_checkpointing: bool = Field(
         False, description="recompute activations instead of storing them: less memory, a third more time"
     )

@@ -163,6 +163,11 @@ def data_problems(run: Mapping[str, Any], known: plugins.DatasetFacts) -> Iterat
         for name, value in augment:
             if value:
                 yield ("augment", name), f"{shown(value)} is for images, and the data has {known.inputs}; allowed: 0"
+        if training.memory_format != "contiguous":
+            yield (
+                ("training", "memory_format"),
+                f"{training.memory_format} is for images, and the data has {known.inputs}; allowed: contiguous",
+            )
     if known.size is not None and (what := crop_problem(augment.crop, known.size)):
         yield ("augment", "crop"), what
     weights = training.class_weights
@@ -229,6 +234,12 @@ def _exclusive_problems(training: Training) -> Iterator[tuple[KeyPath, str]]:
         )
     if training.compile and training.parallel == "fsdp":
         yield ("training", "compile"), "true cannot be combined with training.parallel=fsdp; allowed: false, or ddp"
+    if training.memory_format != "contiguous" and training.parallel == "fsdp":
+        yield (
+            ("training", "memory_format"),
+            f"{training.memory_format} cannot be combined with training.parallel=fsdp, whose shards have no such order;"
+            " allowed: contiguous, or ddp",
+        )
     if training.sampling == "balanced" and training.class_weights == "balanced":
         yield (
             ("training", "class_weights"),

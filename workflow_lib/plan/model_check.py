@@ -113,7 +113,7 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
 
     from workflow_lib.runtime.torch_internals import needs_numbers
     from workflow_lib.training import parameter_groups
-    from workflow_lib.training.model import check_fits
+    from workflow_lib.training.model import check_fits, check_memory_format
     from workflow_lib.training.step_building import new_step
 
     try:
@@ -122,6 +122,8 @@ def check(run: RunConfig, shapes: Shapes, processes: int) -> Sizes | None:
             step = new_step(run.training, {})
             example = step.example_inputs(shapes.spec, 2) if step is not None else None
             check_fits(run.model.name, model, shapes.spec, outputs_are_known=shapes.outputs, example=example)
+            if step is None:
+                check_memory_format(run.training.memory_format, model)
             parameter_groups.freeze(model, run.model.init.freeze)
             sizes = _sizes(run, model, shapes.spec, processes)
     except Exception as error:

@@ -152,7 +152,7 @@ def _check_model(
 ) -> None:
     """Add the problems, notes and sizes of the run's model."""
     try:
-        if with_sizes or is_built(run.model):
+        if with_sizes or is_built(run.model) or run.training.memory_format != "contiguous":
             told = list(_sizes(run, shapes, processes, with_step=with_sizes))
             found.sizes += told if with_sizes else []
             if not told:

@@ -73,6 +73,33 @@ def _described(given: Any) -> str:
     return f"a {type(given).__name__}{keys}"
 
 
+def check_memory_format(setting: str, module: nn.Module) -> None:
+    """Raise ConfigError if `training.memory_format` would change no weight of the module."""
+    if setting != "contiguous" and not _convolutions(module):
+        raise ConfigError(
+            f"training.memory_format: {setting} is the order of the weights of 2D convolutions, and this model has "
+            "none; allowed: contiguous"
+        )
+
+
+def set_memory_format(setting: str, module: nn.Module) -> None:
+    """Lay out the weights of 2D convolutions as `training.memory_format` says. Raises ConfigError if there are none.
+
+    Inputs need no layout: a convolution passes on that of its weight.
+    """
+    check_memory_format(setting, module)
+    if setting == "channels_last":
+        for weight in _convolutions(module):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _convolutions(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of 2D convolutions, without those that are computed from other weights."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    weights = [part.weight for part in module.modules() if isinstance(part, kinds)]
+    return [weight for weight in weights if isinstance(weight, nn.Parameter)]
+
+
 def compiled(model: nn.Module, *, is_strict: bool) -> nn.Module:
     """Return the compiled model. Its first call with each shape compiles, always to the same code."""
     compiler = os.environ.get("CXX", "g++")

@@ -21,6 +21,31 @@ def tensors(optimizer: torch.optim.Optimizer) -> Named:
     return {key: value for key, value in _items(optimizer) if isinstance(value, torch.Tensor)}
 
 
+def strides(optimizer: torch.optim.Optimizer) -> dict[str, list[int]]:
+    """Return the strides of the tensors that are not contiguous, such as moments of `channels_last` weights.
+
+    Files have no strides, and fused kernels compute something else if those of a weight and its moments differ.
+    Tensors with gaps, or with places that share memory, are left out: no copy has such strides.
+    """
+    return {
+        name: list(value.stride())
+        for name, value in tensors(optimizer).items()
+        if not value.is_contiguous() and torch.empty_like(value, device="meta").stride() == value.stride()
+    }
+
+
+def restore_strides(optimizer: torch.optim.Optimizer, saved: Mapping[str, list[int]]) -> None:
+    """Lay out the tensors of the state as they were when these strides were saved."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for key, stride in saved.items():
+        number, name = key.split(".", 1)
+        of_weight = optimizer.state[weights[int(number)]]
+        laid_out = torch.empty_strided(
+            of_weight[name].shape, stride, dtype=of_weight[name].dtype, device=of_weight[name].device
+        )
+        of_weight[name] = laid_out.copy_(of_weight[name])
+
+
 def values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the rest of the state as JSON values. Raises ConfigError, with the name, for what JSON cannot hold."""
     found = {key: value for key, value in _items(optimizer) if not isinstance(value, torch.Tensor)}

@@ -106,4 +106,6 @@ class OwnPasses(Computation):
             flat.mul_(share)
             dist.all_reduce(flat)
             for weight, mean in zip(same, flat.split([weight.numel() for weight in same]), strict=True):
-                weight.grad = mean.view_as(weight)
+                mean = mean.view_as(weight)
+                # fused kernels need the strides of the weight
+                weight.grad = mean if weight.is_contiguous() else torch.empty_like(weight).copy_(mean)

@@ -227,6 +227,14 @@ def _restore_settings(state: State, saved: list[dict[str, Any]]) -> None:
     optimizer_state.restore_settings(state.optimizer, saved)
 
 
+def _save_strides(state: State) -> dict[str, list[int]]:
+    return optimizer_state.strides(state.optimizer)
+
+
+def _restore_strides(state: State, saved: dict[str, list[int]]) -> None:
+    optimizer_state.restore_strides(state.optimizer, saved)
+
+
 def _save_progress(state: State) -> dict[str, Any]:
     return asdict(state.progress)
 
@@ -309,6 +317,7 @@ RECORD: tuple[Part[Any], ...] = (
         _restore_optimizer_values,
         has=lambda state: isinstance(state.run.optimizer, OwnOptimizer) or state.step is not None,
     ),
+    Part("optimizer_strides", _save_strides, _restore_strides, has=lambda state: bool(_save_strides(state))),
     Part("scaler", _save_scaler, _restore_scaler),
     Part("step", _save_values, _restore_values, has=lambda state: state.step is not None),
     Part("metrics", _save_metric_values, _restore_metric_values, has=_has_metrics),

@@ -26,7 +26,7 @@ from workflow_lib.runtime.torch_internals import foreach_lerp_
 from workflow_lib.training import initial_weights, parameter_groups
 from workflow_lib.training.activation_checkpointing import recompute_blocks
 from workflow_lib.training.hooks import Hooks
-from workflow_lib.training.model import build_model, compiled
+from workflow_lib.training.model import build_model, compiled, set_memory_format
 from workflow_lib.training.optimizers import build_optimizer
 from workflow_lib.training.selection import Plateau
 from workflow_lib.training.step import Setup
@@ -158,8 +158,10 @@ class State:
         if self.step is not None:
             build_step(self.step, setup)
             self.module = self.step
+            set_memory_format(training.memory_format, self.module)
             self.parallel: parallel.Parallel = parallel.Replicated(self.module, device, 1, None)
         else:
+            set_memory_format(training.memory_format, self.module)
             compiling = functools.partial(compiled, is_strict=training.determinism == "strict")
             self.parallel = parallel.build(
                 training.parallel, self.model, device, ranks, compiling if training.compile else None
