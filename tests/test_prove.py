@@ -16,12 +16,14 @@ import pytest
 import sklearn.datasets  # noqa: F401  (imported once here, not in each forked process)
 import torch
 
+from tests.support.recorded_graph import RecordedGraph
 from tests.support.warm import ROOT, until
 from workflow_lib import config, prove
 from workflow_lib.config import Experiment
+from workflow_lib.prove import trace
 from workflow_lib.runtime.clock import start_s
 from workflow_lib.store.lease import is_alive
-from workflow_lib.training import batches, snapshot
+from workflow_lib.training import batches, graphs, snapshot
 from workflow_lib.training.state import State
 
 EXPERIMENT = """
@@ -108,6 +110,38 @@ def test_an_exact_run_is_found_exact_and_leaves_nothing_behind(project: Path) ->
 def test_the_result_says_if_fewer_kills_struck_than_were_asked_for() -> None:
     assert "2 kills (the training ended before the other 4), 3 attempts" in str(prove.Verdict(17, 2, 6, 3, None))
     assert "6 kills, 7 attempts" in str(prove.Verdict(17, 6, 6, 7, None))
+
+
+def test_steps_of_a_graph_are_proved_without_reading_the_device_in_them(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that records operations is where a CUDA graph would be."""
+    chain, is_recording = trace._chain, [False]
+
+    class Marking(RecordedGraph):
+        def watched(self, function: Callable[[], Any]) -> Any:
+            is_recording[0] = True
+            try:
+                return super().watched(function)
+            finally:
+                is_recording[0] = False
+
+        def replay(self) -> None:
+            super().replay()
+            with Path("replays").open("a") as file:
+                file.write(f"{self.replays}\n")
+
+    def read(hasher: Any, tensor: torch.Tensor) -> Any:
+        assert not is_recording[0], "a value is read in a step that is captured"
+        return chain(hasher, tensor)
+
+    monkeypatch.setattr(trace, "_chain", read)
+    monkeypatch.setattr(graphs, "graph_for", lambda *given, **named: Marking())
+    found = verdict(experiment(project, model="cnn", params="{channels: [4]}"), kills=2)
+    assert found.difference is None
+    assert found.kills == 2
+    attempts = Path("replays").read_text().split().count("1")
+    assert attempts == 1 + found.attempts  # the straight training, and those that were killed
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import sys
@@ -11,30 +10,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.support.recorded_graph import RecordedGraph
-from workflow_lib import config, plan, tasks
-from workflow_lib.checkpoint import CheckpointStore
-from workflow_lib.checkpoint.saver import Saver
+from tests.support.prepared import given, preparing
+from tests.support.recorded_graph import RecordedGraph, Recording
+from tests.support.small_training import CPU, IMAGES, everything, trained, trainer
+from workflow_lib import config, plan
 from workflow_lib.config.compose import Source
 from workflow_lib.config.yaml import Origins
-from workflow_lib.data import ModelSpec, Split
-from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.data import Split, load_split
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import ConfigError, DivergedError
 from workflow_lib.plugins import Section
-from workflow_lib.store.events import EventLog
-from workflow_lib.training import snapshot
 from workflow_lib.training.divergence import Divergence
 from workflow_lib.training.graphs import graph_for
 from workflow_lib.training.step_numbers import StepNumbers
-from workflow_lib.training.trainer import Trainer
 
-CPU = torch.device("cpu")
-IMAGES, TOKENS = ModelSpec((3, 8, 8), 4), ModelSpec((8,), 20, "language")
 MLP = {"model": {"name": "mlp", "params": {"hidden": [8], "dropout": 0.2}}}
 CNN = {"model": {"name": "cnn", "params": {"channels": [4]}}}
 GPT = {"model": {"name": "transformer", "params": {"layers": 1, "heads": 2, "width": 8, "dropout": 0.1}}}
@@ -45,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"training": {"accumulation_steps": 3, "ema_decay": 0.9, "clip_norm": 1.0, "log_every_steps": 2}},
     "batch norm, augmentation, mixing, balanced sampling, sgd": CNN
     | {"augment": MIXED, "optimizer": {"name": "sgd", "lr": 0.01}, "training": {"sampling": "balanced"}},
+    "channels_last, averages": CNN | {"training": {"memory_format": "channels_last", "ema_decay": 0.9}},
     "language in bf16": GPT | {"training": {"precision": "bf16"}},
     "fp16 with a scaler, groups of weights": {
         "model": {**MLP["model"], "init": {"lr_scale": {"*.bias": 0.5}}},
@@ -54,60 +49,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer(folder: Path, settings: dict[str, Any], graph: RecordedGraph | None = None, **options: Any) -> Trainer:
-    """Return a training of 12 steps in 3 epochs on random data."""
-    spec = TOKENS if settings["model"]["name"] == "transformer" else IMAGES
-    torch.manual_seed(0)
-    if spec.task == "language":
-        split = Split(torch.randint(0, 20, (40, 9)), torch.empty(40, 0))
-    else:
-        split = Split(torch.randn(40, *spec.input_shape), torch.randint(0, 4, (40,)))
-    if "spoil" in options:
-        options.pop("spoil")(split)
-    training = {"batch_size": 10, "epochs": 3, **settings.get("training", {})}
-    run = plan.base(config.Experiment.model_validate({"name": "x", **settings, "training": training}))
-    store = CheckpointStore(folder / "checkpoints", fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
-    return Trainer(
-        run,
-        spec=spec,
-        objective=tasks.load(spec.task).objective(run.training, CPU, (10,) * 4, ()),
-        train=split,
-        validation=split,
-        ranks=Ranks(),
-        device=CPU,
-        shared_state=options.pop("shared_state", None) or SharedState(1),
-        store=store,
-        saver=Saver(store, interval_s=1e9, interval_steps=None, mtbf_s=1e4),
-        events=EventLog(folder / "events.jsonl"),
-        environment={},
-        metrics_file=folder / "metrics.jsonl",
-        graph=graph,
-        **options,
-    )
-
-
-def everything(done: Trainer) -> dict[str, Any]:
-    """Return all that decides how a run continues, and all that it has measured: tensors as bytes."""
-    groups = {**snapshot.tensors(done.state), "log": {"rows": done.state.log}}
-    named = {f"{group} {name}": value for group, tensors in groups.items() for name, value in tensors.items()}
-    return {
-        **{name: value.detach().reshape(-1).view(torch.uint8).tolist() for name, value in named.items()},
-        "record": json.dumps(snapshot.record(done.state), sort_keys=True),
-    }
-
-
-def trained(folder: Path, settings: dict[str, Any], graph: RecordedGraph | None = None, **options: Any) -> Any:
-    done = trainer(folder, settings, graph, **options)
-    done.fit()
-    return everything(done)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_graph_has_the_bits_of_steps_computed_one_by_one(tmp_path: Path, variant: str) -> None:
     graph = RecordedGraph()
     found = trained(tmp_path / "graph", VARIANTS[variant], graph)
     assert found == trained(tmp_path / "steps", VARIANTS[variant])
     assert graph.replays == 9  # of 12 steps the first 3 warm up; so no captured step waits for the device
+
+
+def test_a_graph_takes_its_samples_itself_from_data_in_memory(tmp_path: Path) -> None:
+    """Besides the replay, the host gives it the place of the step, and the learning rate if that changes."""
+
+    class Counting(RecordedGraph):
+        outside: list[str] | None = None
+
+        def replay(self) -> None:
+            if self.replays == 5:
+                assert self.seen is not None
+                self.outside = [operation[0].overloadpacket.__name__ for operation in self.seen.operations]
+            super().replay()
+
+    graph = Counting()
+    training = trainer(tmp_path, CNN | {"augment": MIXED}, graph)
+    step = training._passes.step
+
+    def watched(*given: Any) -> Any:
+        with Recording() as graph.seen:  # type: ignore[attr-defined]
+            return step(*given)
+
+    training._passes.step = watched  # type: ignore[method-assign]
+    training.fit()
+    assert graph.replays == 9
+    assert graph.outside == ["fill_"]
+
+
+def test_data_that_is_read_from_files_is_copied_to_where_a_graph_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(0)
+    images = numbers.normal(size=(80, *IMAGES.input_shape)).astype(np.float32)
+    manifest = preparing(tmp_path, monkeypatch)(given(images, np.arange(80) % 4, classes=tuple("abcd")))
+    settings, graph = CNN | {"augment": MIXED}, RecordedGraph()
+    done = []
+    for name, chosen, in_memory in (("graph", graph, False), ("steps", None, False), ("memory", RecordedGraph(), True)):
+        split = load_split(manifest, "train", tmp_path / "work", in_memory=in_memory)
+        training = trainer(tmp_path / name, settings, chosen, spec=manifest.spec, split=split)
+        training.fit()
+        done.append(everything(training))
+    assert graph.replays == training.state.progress.cursor.step - 3
+    assert done[0] == done[1] == done[2]
 
 
 @pytest.mark.parametrize(
@@ -241,12 +231,12 @@ def test_a_graph_that_fails_or_computes_something_else_leaves_no_trace(
 
 
 def test_a_loss_that_is_not_finite_is_found_later_and_its_step_is_named(tmp_path: Path) -> None:
-    def spoil(split: Split) -> None:
-        split.inputs[7] = float("inf")
-
+    torch.manual_seed(0)
+    split = Split(torch.randn(40, *IMAGES.input_shape), torch.randint(0, 4, (40,)))
+    split.inputs[7] = float("inf")
     said = []
     for graph in (None, RecordedGraph()):
-        training = trainer(tmp_path / str(graph), MLP, graph, spoil=spoil)
+        training = trainer(tmp_path / str(graph), MLP, graph, split=split)
         with pytest.raises(DivergedError) as error:
             training.fit()
         said.append(str(error.value).partition(" (epoch")[0].rpartition("step ")[2])

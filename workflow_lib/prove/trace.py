@@ -50,7 +50,8 @@ class Tracer:
             "step": state.progress.cursor.step,
             "rank": rank,
             "samples": self._samples.hexdigest(),
-            "inputs": self._inputs.hexdigest(),
+            # a step that is captured as a graph does not give its inputs away
+            "inputs": self._inputs.hexdigest() if self._inputs is not None else None,
             "state": blake2b(json.dumps(record, sort_keys=True).encode(), size=8).hexdigest(),
             **{name: _digest(tensors) for name, tensors in groups.items()},
         }

@@ -93,9 +93,14 @@ class Batches:
         # of this rank's micro-batches in a global batch: consecutive, their sizes differ by at most one sample
         self.spans = [(edges[number], edges[number + 1]) for number in range(first, first + accumulation)]
 
+    @property
+    def is_computed(self) -> bool:
+        """True if the samples of an epoch are computed when they are read."""
+        return self._run.training.sampling != "balanced" and len(self._split) > MOST_SHUFFLED
+
     def epoch(self, number: int) -> Epoch:
         """Return the samples of an epoch, counted from 0, on the device that the split is indexed on."""
-        if self._run.training.sampling != "balanced" and len(self._split) > MOST_SHUFFLED:
+        if self.is_computed:
             return self._computed_epoch(number)
         section, device = self._run.augment, self._split.index_device
         samples = self.order(number)

@@ -6,6 +6,9 @@
 
 So a graph that computes anything else is never used. A step of a graph cannot be interrupted: stops and saves wait for
 the next one, and the copies of a running save are awaited before it.
+
+The graph takes the samples of data in the device's memory itself: the host gives it the place of the step in the epoch,
+and replays it. Other data is copied to where the graph reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,10 +29,11 @@ from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.runtime.torch_internals import abandon_scaled_step, scaler_tensors
 from workflow_lib.store.events import EventLog
 from workflow_lib.training import optimizer_state
-from workflow_lib.training.batches import MicroBatch
+from workflow_lib.training.batches import Batches, Epoch, MicroBatch
 from workflow_lib.training.divergence import Divergence
 from workflow_lib.training.graphs import Graph
 from workflow_lib.training.passes import LoadedBatch, Passes, Poll
+from workflow_lib.training.resident import ResidentEpoch
 from workflow_lib.training.state import Losses, Named, State, repeats_bits
 
 if TYPE_CHECKING:
@@ -54,12 +59,15 @@ class GraphedPasses:
         saver: Saver,
         events: EventLog,
         is_required: bool,
+        split: Split | MappedSplit,
+        batches: Batches,
     ) -> None:
         self._passes, self._state, self._divergence = passes, state, divergence
         self._saver, self._events, self._is_required = saver, events, is_required
         self._graph: Graph | None = graph  # None once it has proved impossible
         self._warmed = 0
-        self._inputs: list[LoadedBatch] = []  # memory that the graph reads
+        self._resident = ResidentEpoch.of(split, batches)  # None if data is not in the device's memory
+        self._inputs: list[LoadedBatch] = []  # memory that the graph reads then
         self._losses: Losses | None = None  # memory that the graph writes; None until it is captured
 
     @property
@@ -67,9 +75,11 @@ class GraphedPasses:
         """The learning rate of the next step."""
         return self._passes.learning_rate
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Prepare for steps of an epoch."""
-        self._passes.begin_epoch(epoch)
+        self._passes.begin_epoch(number, epoch)
+        if self._graph is not None and self._resident is not None:
+            self._resident.begin(epoch)
 
     def warm_up(self, split: Split | MappedSplit, poll: Poll) -> None:
         """Run passes whose results are thrown away, so that no pass of the training is the first of its process."""
@@ -87,12 +97,26 @@ class GraphedPasses:
         self._passes.prepare_update()
         if self._losses is None:
             return self._capture(self._graph)
+        for point in ("forward", "backward") * len(micro_batches):
+            sys.audit("everstep", point)
+        sys.audit("everstep", "optimizer")
         self._graph.replay()
+        sys.audit("everstep", "stepped")
         return self._losses
 
     def _fill(self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Poll) -> None:
-        """Copy the data of a step to where the graph reads it. If ``poll`` raises, nothing of the state has changed."""
+        """Give the graph the data of a step. If ``poll`` raises, nothing of the state has changed."""
+        if self._resident is not None:
+            self._resident.move_to(self._state.progress.cursor.sample)
+            if self._losses is not None:
+                for micro_batch in micro_batches:
+                    sys.audit("everstep", "fetch", micro_batch.samples)
+                return
         loaded = self._passes.loaded(micro_batches, batches, poll)
+        if self._resident is not None:
+            for _ in loaded:  # if the capture fails, later steps take their data from the iterator
+                pass
+            return
         if self._inputs:
             for place, batch in zip(self._inputs, loaded, strict=True):
                 place.copy_(batch)
@@ -100,7 +124,7 @@ class GraphedPasses:
             self._inputs = [batch.copy_to(self._state.device) for batch in loaded]
 
     def _compute(self) -> Losses:
-        losses = self._passes.backward(self._inputs)
+        losses = self._passes.backward(self._inputs if self._resident is None else self._resident.micro_batches())
         self._passes.update(losses)
         return losses
 
@@ -126,7 +150,7 @@ class GraphedPasses:
                 self._tell("captured")
                 return captured
             self._restore(after, drawn_after)
-        self._graph, self._inputs = None, []
+        self._graph, self._inputs, self._resident = None, [], None
         self._tell("not captured", reason)
         return losses
 

@@ -17,7 +17,7 @@ from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.runtime.torch_internals import unwrapped_step
 from workflow_lib.tasks import Objective
 from workflow_lib.training.augment import augmented, epoch_key, is_augmenting, is_mixing
-from workflow_lib.training.batches import Batches, MicroBatch
+from workflow_lib.training.batches import Batches, Epoch, MicroBatch
 from workflow_lib.training.divergence import Divergence
 from workflow_lib.training.model import explain_compiler
 from workflow_lib.training.optimizers import learning_rate
@@ -74,8 +74,8 @@ class Steps(Protocol):
     def warm_up(self, split: Split | MappedSplit, poll: Poll) -> None:
         """Run passes whose results are thrown away, so that no pass of the training is the first of its process."""
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Prepare for steps of an epoch."""
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Prepare for steps of an epoch, counted from 0."""
 
     def step(self, micro_batches: list[MicroBatch], batches: Iterator[Batch], poll: Poll) -> Losses:
         """Compute an optimizer step; return the losses of its micro-batches with their sizes."""
@@ -99,6 +99,7 @@ class Computation(ABC):
         self._batches, self._shared_state, self._divergence, self._saver = batches, shared_state, divergence, saver
         self._is_augmenting = is_augmenting(state.run.augment) or is_mixing(state.run.augment)
         self._numbers = StepNumbers(state, is_captured=is_captured)
+        self._is_captured = is_captured
 
     @abstractmethod
     def warm_up(self, split: Split | MappedSplit, poll: Poll) -> None:
@@ -111,9 +112,9 @@ class Computation(ABC):
         ``poll`` is called between micro-batches. If it raises, the last commit is still complete.
         """
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Prepare for steps of an epoch."""
-        self._numbers.set_key(epoch_key(self._run.seed, epoch))
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Prepare for steps of an epoch, counted from 0."""
+        self._numbers.set_key(epoch_key(self._run.seed, number))
 
     @property
     def learning_rate(self) -> float:
@@ -201,7 +202,8 @@ class Passes(Computation):
         with contextlib.nullcontext() if is_last else parallel.no_sync():
             # from here on ranks wait for each other: a rank that does not tick is the one that is late
             self._shared_state.tick(self._ranks.local_rank, self._state.progress.cursor.step)
-            sys.audit("everstep", "forward", inputs)
+            # whoever reads the inputs would wait for the device, which a step that is captured must not
+            sys.audit("everstep", "forward", *(() if self._is_captured else (inputs,)))
             with self._state.autocast():
                 outputs = parallel.forward(inputs)
                 if mixed is None:

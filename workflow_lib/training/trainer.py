@@ -150,6 +150,8 @@ class Trainer:
                 saver=saver,
                 events=events,
                 is_required=is_graph_required,
+                split=train,
+                batches=self._batches,
             )
         self._log = StepLog(self.state, self._agreement, self._batches, metrics_file.parent, store, events)
 
@@ -248,7 +250,7 @@ class Trainer:
         starts = range(cursor.sample, end, size)
         rows = (micro_batch.rows for start in starts for micro_batch in epoch.micro_batches(start))
         self.state.set_training()
-        self._passes.begin_epoch(cursor.epoch)
+        self._passes.begin_epoch(cursor.epoch, epoch)
         with contextlib.closing(self._train_split.stream(rows)) as batches:
             while cursor.sample < end:
                 if self._poll():
