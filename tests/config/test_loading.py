@@ -13,6 +13,7 @@ import pytest
 from tests.config.conftest import load, problems
 from tests.support.repository import ROOT, shipped_experiments
 from workflow_lib import config
+from workflow_lib.cli import main
 from workflow_lib.config import Experiment
 from workflow_lib.errors import ConfigError
 
@@ -199,26 +200,32 @@ def npz(path: str) -> str:
     return json.dumps({"name": "a", "data": {"name": "npz", "params": {"path": path}}})
 
 
-def test_a_path_inside_the_project_is_kept_relative_to_its_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_inside_the_project_is_kept_relative_to_it(folder: Path) -> None:
     (folder / "Snakefile").touch()
-    (folder / "deep" / "er").mkdir(parents=True)
-    monkeypatch.chdir(folder / "deep" / "er")
     spellings = ["data/x.npz", "./data//x.npz", "data/../data/x.npz", str(folder.resolve() / "data/x.npz")]
     assert {load(npz(path)).data.params["path"] for path in spellings} == {"data/x.npz"}
+
+
+def test_a_pipeline_in_a_folder_of_the_project_finds_an_absolute_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "Snakefile").touch()
+    (folder / "x.csv").write_text("a,class\n" + "".join(f"{row},{'xy'[row % 2]}\n" for row in range(40)))
+    (folder / "inner").mkdir()
+    monkeypatch.chdir(folder / "inner")  # as `snakemake --directory inner` does
+    absolute = str(folder.resolve() / "x.csv")
+    Path("x.yaml").write_text(f"name: a\ndata: {{name: table, params: {{path: {absolute}, target: class}}}}")
+    assert load(Path("x.yaml").read_text()).data.params["path"] == absolute
+    assert main(["validate", "x.yaml"]) == 0
+    assert f"relative to this folder; the project is {folder.resolve()}" in capsys.readouterr().err
+    Path("work").mkdir()  # a pipeline has run here
+    assert main(["validate", "x.yaml"]) == 0
+    assert "relative" not in capsys.readouterr().err
 
 
 def test_a_path_outside_the_project_stays_absolute(folder: Path) -> None:
     (folder / "Snakefile").touch()
     assert load(npz("/far/away/x.npz")).data.params["path"] == "/far/away/x.npz"
-
-
-def test_the_root_is_the_nearest_folder_with_a_snakefile(folder: Path) -> None:
-    (folder / "Snakefile").touch()
-    (folder / "a" / "b").mkdir(parents=True)
-    assert config.find_root(folder / "a" / "b") == folder.resolve()
-    (folder / "Snakefile").unlink()
-    with pytest.raises(ConfigError, match="Snakefile"):
-        config.find_root(folder / "a")
 
 
 def test_reading_an_experiment_imports_nothing_heavy() -> None:

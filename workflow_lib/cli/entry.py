@@ -18,6 +18,8 @@ from workflow_lib.errors import EverstepError, TryAgain, with_advice
 from workflow_lib.store import code_snapshot
 from workflow_lib.text import aligned
 
+OF_A_PROJECT = ("validate", "plan", "explain", "compare", "accept", "retrain", "status", "clean", "study", "track")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code.
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.has_log:
         _log_to_stderr()
+    if arguments.verb in OF_A_PROJECT:
+        _say_where_paths_begin()
     try:
         arguments.call(arguments)
     except EverstepError as error:
@@ -52,6 +56,14 @@ def _print_error(text: str) -> None:
     """Write the line to standard error, ignoring OSError: on a full disk the exit code must still be right."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _say_where_paths_begin() -> None:
+    """Tell a user who is in a folder inside of a project that paths begin here."""
+    from workflow_lib import config
+
+    if (project := config.project_above()) is not None:
+        _print_error(f"everstep: paths are relative to this folder; the project is {project}")
 
 
 def _log_to_stderr() -> None:

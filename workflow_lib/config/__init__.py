@@ -1,6 +1,6 @@
 """The experiment file, the only source of settings: it is read, merged, validated and identified by a digest."""
 
-from workflow_lib.config.compose import find_root
+from workflow_lib.config.compose import project_above
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.config.identity import canonical, digest, identity
 from workflow_lib.config.loading import is_frozen, load, validate
@@ -15,7 +15,7 @@ __all__ = [
     "Section",
     "canonical",
     "digest",
-    "find_root",
+    "project_above",
     "identity",
     "is_frozen",
     "load",

@@ -18,6 +18,7 @@ from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
 from workflow_lib.errors import ConfigError, shortened
 from workflow_lib.plugins import is_object_path
+from workflow_lib.store import layout
 
 MAPPING = "the mapping"  # where a mistake is, in messages
 
@@ -31,20 +32,22 @@ class Source:
     messages: tuple[str, ...] = ()
 
 
-def find_root(start: Path) -> Path:
-    """Return the project root: `start`, or the nearest folder above it, that has a `Snakefile`."""
-    for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / "Snakefile").is_file():
-            return folder
-    raise ConfigError(f"{start}: not in a project: neither this folder nor one above it has a `Snakefile`")
-
-
 def project_root() -> Path | None:
-    """Return the root of the project that the current folder is in, or None."""
-    try:
-        return find_root(Path.cwd())
-    except ConfigError:
+    """Return the current folder if it is that of a project, which has a `Snakefile`, else None.
+
+    Files are opened relative to the current folder, so a path is made relative only to it, not to a project above whose
+    pipeline may run here (`snakemake --directory`).
+    """
+    folder = Path.cwd()
+    return folder if (folder / "Snakefile").is_file() else None
+
+
+def project_above() -> Path | None:
+    """Return the nearest project above the current folder, or None if there is none, or a pipeline has run here."""
+    folder = Path.cwd()
+    if any((folder / name).exists() for name in ("Snakefile", "workflow", layout.WORK, "results")):
         return None
+    return next((parent for parent in folder.parents if (parent / "Snakefile").is_file()), None)
 
 
 def read(path: Path, opened: tuple[Path, ...] = ()) -> Source:

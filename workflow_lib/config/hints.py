@@ -117,7 +117,7 @@ NO_SETTING = {
     ),
     **dict.fromkeys(
         ("output_dir", "default_root_dir", "save_dir", "log_dir", "logging_dir"),
-        "results are in results/<name>/ and checkpoints in work/; another place: `everstep run --directory`",
+        "results are in results/<name>/ and checkpoints in work/; another place: `snakemake --directory`",
     ),
     **dict.fromkeys(("num_classes", "n_classes", "num_labels", "input_shape"), "it comes from the data"),
     **dict.fromkeys(("verbose", "progress_bar", "enable_progress_bar"), "`everstep run` shows the progress"),
