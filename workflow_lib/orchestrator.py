@@ -49,7 +49,7 @@ class Services:
     """The functions that the phases call, each replaceable in tests."""
 
     seed: Callable[[int, int], None] = seed_everything
-    set_determinism: Callable[[bool], None] = set_determinism
+    set_determinism: Callable[[str], None] = set_determinism
     set_threads: Callable[[int], None] = set_threads
     set_precision: Callable[[str], None] = set_precision
     resolve_device: Callable[[str, int], torch.device] = device.resolve
@@ -134,7 +134,7 @@ class RootOrchestrator:
 
     def _set_determinism(self, held: ExitStack) -> None:
         self.services.seed(self.run_config.seed, self.ranks.rank)
-        self.services.set_determinism(self.run_config.training.determinism == "strict")
+        self.services.set_determinism(self.run_config.training.determinism)
 
     def _configure_runtime(self, held: ExitStack) -> None:
         runtime, precision = self.settings.runtime, self.run_config.training.precision

@@ -192,7 +192,7 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
     from workflow_lib.runtime.determinism import set_determinism, set_precision
 
     _quiet()
-    set_determinism(determinism == "strict")
+    set_determinism(determinism)
     set_precision("fp32")
     device = torch.device(device_name)
     lines = []
@@ -263,7 +263,7 @@ def measure_save(device_name: str, determinism: str, folder: Path) -> list[str]:
     from workflow_lib.runtime.determinism import set_determinism, set_precision
 
     _quiet()
-    set_determinism(determinism == "strict")
+    set_determinism(determinism)
     set_precision("fp32")
     device = torch.device(device_name)
     case = SMALL["GPT bf16"] if device.type == "cpu" else CASES["GPT 124M bf16"]

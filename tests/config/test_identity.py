@@ -62,7 +62,7 @@ MATTER: dict[str, st.SearchStrategy[Any]] = {
     "training.ema_decay": st.none() | fractions(0, 1),
     "training.select_metric": st.sampled_from(["val_loss", "val_accuracy", "train_loss"]),
     "training.early_stopping": st.none() | st.integers(1, 9).map(lambda n: {"patience": n}),
-    "training.determinism": st.sampled_from(["strict", "standard"]),
+    "training.determinism": st.sampled_from(["strict", "warn", "standard"]),
 }
 # Settings that do not change the result.
 WITHOUT_EFFECT: dict[str, st.SearchStrategy[Any]] = {

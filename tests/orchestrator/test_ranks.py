@@ -59,7 +59,7 @@ def test_ranks_draw_different_numbers_and_the_same_at_every_start(make: Make) ->
     assert draw(0) == draw(0) != draw(1)
 
 
-@pytest.mark.parametrize(("determinism", "mode"), [("strict", 2), ("standard", 0)])
+@pytest.mark.parametrize(("determinism", "mode"), [("strict", 2), ("warn", 1), ("standard", 0)])
 def test_determinism_follows_the_setting(place: Path, determinism: str, mode: int) -> None:
     settings = Experiment.model_validate(SETTINGS | {"training": {"determinism": determinism}})
     run = plan.base(settings)

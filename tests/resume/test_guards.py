@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.resume.conftest import Fresh
 from tests.support.cases import COUNTED, with_ranks
@@ -158,8 +160,23 @@ def test_a_kernel_that_strict_determinism_rejects_is_named(fresh: Fresh) -> None
     run = fresh({"model": {"name": "tests.plugins.scattering"}})
     assert run.attempt() == USER_ERROR
     assert "training.determinism: strict does not allow `put_`: it has no deterministic" in run.log.splitlines()[-1]
-    run = fresh({"model": {"name": "tests.plugins.scattering"}, "training": {"determinism": "standard"}})
+
+
+def test_a_kernel_that_is_not_deterministic_is_named_once_and_remembered(fresh: Fresh) -> None:
+    run = fresh({"model": {"name": "tests.plugins.scattering"}, "training": {"determinism": "warn"}})
+    assert run.attempt({"point": "commit", "count": 20, "signal": "SIGTERM"}) == STOPPED
+    assert run.log.count("put_ has no deterministic kernel here") == 1
     assert run.attempt() == FINISHED
+    assert run.log.count("put_ has no deterministic kernel here") == 2  # once in each attempt
+    assert run.sealed().about["exact"] is False
+
+
+def test_a_training_that_only_warns_of_kernels_has_the_bits_of_a_strict_one(fresh: Fresh) -> None:
+    runs = [fresh({"training": {"determinism": determinism, "epochs": 1}}) for determinism in ("strict", "warn")]
+    assert [run.attempt() for run in runs] == [FINISHED, FINISHED]
+    assert runs[1].sealed().about["exact"] is True
+    strict, warned = (load_file(run.output.with_name("model.safetensors")) for run in runs)
+    assert all(torch.equal(weight, warned[name]) for name, weight in strict.items())
 
 
 def test_a_missing_compiler_is_reported(fresh: Fresh) -> None:

@@ -219,9 +219,10 @@ class Training(Section):
         description="ddp: every rank holds the whole model; fsdp: a shard of each tensor, for models too large for one"
         " device",
     )
-    determinism: Literal["strict", "standard"] = Field(
+    determinism: Literal["strict", "warn", "standard"] = Field(
         "strict",
-        description="strict: only deterministic algorithms; standard: seeded, with the fastest kernels",
+        description="strict: only deterministic algorithms; warn: the same, but an operation that has none is named and"
+        " computed; standard: seeded, with the fastest kernels",
     )
     compile: bool = Field(
         False, description="compile the model with torch.compile: about a minute once, then faster steps"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_lib.errors import ConfigError, TryAgain
 from workflow_lib.runtime.batch_job import job_id
+from workflow_lib.runtime.determinism import NO_KERNEL
 from workflow_lib.runtime.device import VISIBLE, visible_cuda
 from workflow_lib.runtime.device_lease import lease_devices
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 ENVIRONMENT = {  # variables that libraries read when CUDA starts, and their allowed values
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
     "NVIDIA_TF32_OVERRIDE": ("0",),
@@ -102,7 +101,6 @@ def strict_fp32(*, is_deterministic: bool = True) -> Iterator[None]:
         with warnings.catch_warnings():
             if not is_deterministic:
                 warnings.filterwarnings("ignore", NO_KERNEL.pattern)
-                warnings.filterwarnings("ignore", "Deterministic behavior was enabled")
             yield
     finally:
         torch.set_deterministic_debug_mode(debug)
@@ -154,7 +152,7 @@ def judged(judge: Callable[[], T]) -> tuple[T, dict[str, Any]]:
         found = NO_KERNEL.search(str(error))
         if found is None:
             raise
-        operation = found[1]
+        operation = found[1] or "cuBLAS"
     logger.warning("%s has no deterministic kernel here: another evaluation may differ in the last bits", operation)
     with strict_fp32(is_deterministic=False):
         return judge(), {"precision": "fp32", "determinism": "standard", "not_deterministic": operation}

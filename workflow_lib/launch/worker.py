@@ -175,7 +175,7 @@ def _join(context: AttemptContext, device: torch.device, ranks: Ranks, rendezvou
     import torch.distributed as dist
 
     runtime = context.experiment.runtime
-    if device.type == "cuda" and context.run.training.determinism == "strict":
+    if device.type == "cuda" and context.run.training.determinism != "standard":
         for name, value in STRICT_NCCL.items():
             os.environ.setdefault(name, value)
     # the launcher's watchdog ends hung collectives earlier, and names the rank that hangs; this is a last resort

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from workflow_lib import models, plugins, tasks
 from workflow_lib.errors import ConfigError
+from workflow_lib.runtime.determinism import NO_KERNEL
 from workflow_lib.runtime.torch_internals import configure_compiler, is_compiler_error
 
 if TYPE_CHECKING:
@@ -131,10 +131,11 @@ def explain_single_value(error: Exception, training: Training, processes: int) -
 
 def explain(error: Exception) -> None:
     """Raise ConfigError if strict determinism rejected a kernel."""
-    if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+    if found := NO_KERNEL.match(str(error)):
         raise ConfigError(
-            f"training.determinism: strict does not allow `{found[1]}`: it has no deterministic implementation here; "
-            f"use standard, with which runs are equal only up to rounding, or a model without it"
+            f"training.determinism: strict does not allow `{found[1] or 'cuBLAS'}`: it has no deterministic "
+            "implementation here; use warn or standard, with which runs are equal only up to rounding, or a model "
+            "without it"
         ) from error
 
 

@@ -33,6 +33,7 @@ from workflow_lib.config.optimization import Plateau
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import DivergedError
+from workflow_lib.runtime.determinism import kernels_watched
 from workflow_lib.runtime.seed import capture_rng, restore_rng
 from workflow_lib.store.events import EventLog
 from workflow_lib.tasks import Objective
@@ -161,8 +162,9 @@ class Trainer:
         """Train until the run is finished, pruned, or asked to stop, and save the last commit."""
         ended: End = "finished"
         try:
-            self.enter()
-            self._train()
+            with self._kernels_watched():
+                self.enter()
+                self._train()
             ended = "pruned" if self._pruned else "finished"
         except DivergedError:
             self._log.add_pending()  # the end of the curve shows why
@@ -183,6 +185,23 @@ class Trainer:
         self._read_pending()
         self._checkpoints.save_last()
         return self._outcome(ended)
+
+    def _kernels_watched(self) -> contextlib.AbstractContextManager[None]:
+        """Tell once of each operation without a deterministic kernel, with which the training is not exact."""
+        if self.run.training.determinism != "warn":
+            return contextlib.nullcontext()
+        told: set[str] = set()
+
+        def met(operation: str) -> None:
+            self.state.progress.exact = False
+            if operation not in told:
+                told.add(operation)
+                logger.warning(
+                    "%s has no deterministic kernel here: another training may give other weights (exact: false)",
+                    operation,
+                )
+
+        return kernels_watched(met)
 
     def enter(self) -> None:
         """Set the state to that of the newest checkpoint, or of a new run; the warm-up leaves no trace in it."""
@@ -376,7 +395,10 @@ class Trainer:
         if self.ranks.is_main:
             stop = stop or self._shared_state.is_past_deadline(self._saver.longest_write_s)
             due = self._saver.is_due(self.state.progress.cursor.step)
-        stop, due, is_diverged = self._agreement.any_of(stop, due, self._divergence.is_found)
+        inexact = (not self.state.progress.exact,) if self.run.training.determinism == "warn" else ()
+        stop, due, is_diverged, *met = self._agreement.any_of(stop, due, self._divergence.is_found, *inexact)
+        if any(met):
+            self.state.progress.exact = False  # of any rank
         if is_diverged:
             self._divergence.raise_found()
         if stop:
