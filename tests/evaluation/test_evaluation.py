@@ -12,6 +12,7 @@ import torch
 
 from tests.support.trained import Trained, train
 from workflow_lib import data, evaluation, tasks
+from workflow_lib.config.experiment import Views
 from workflow_lib.config.run import Training
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import own_metrics
@@ -49,6 +50,23 @@ def test_an_evaluation_follows_from_its_predictions(project: Trained, tmp_path: 
     assert result["metrics"]["accuracy"]["value"] == np.mean(probabilities.argmax(axis=1) == targets) > 0.5
     loss = -np.log(probabilities[np.arange(len(targets)), targets]).mean()
     assert result["metrics"]["log_loss"]["value"] == pytest.approx(loss, abs=1e-12)
+
+
+def test_an_evaluation_with_views_says_so_and_its_predictions_are_those_of_the_mean(
+    project: Trained, tmp_path: Path
+) -> None:
+    run, places = project.runs[0], {"data": project.data, "work": project.work}
+    model = project.results / "runs" / run / "model.safetensors"
+    chosen = project.experiment.evaluate.model_copy(update={"tta": Views(shift=1)})
+    experiment = project.experiment.model_copy(update={"evaluate": chosen})
+    found = [tmp_path / name / "evaluation.json" for name in ("alone", "mean", "again")]
+    for output, settings in zip(found, (project.experiment, experiment, experiment), strict=True):
+        output.parent.mkdir()
+        evaluation.evaluate(settings, run=run, model=model, output=output, **places)
+    alone, mean, again = (output.with_name("predictions.csv").read_text() for output in found)
+    assert alone != mean == again
+    assert "views" not in read_json(found[0])
+    assert read_json(found[1])["views"] == 5
 
 
 def test_the_batch_size_changes_no_prediction(project: Trained) -> None:

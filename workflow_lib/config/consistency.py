@@ -8,10 +8,20 @@ from typing import Any, get_origin
 
 from workflow_lib import plugins
 from workflow_lib.config.annotations import sections_of
-from workflow_lib.config.experiment import CategoricalSpace, Experiment, FloatSpace, IntSpace, Runtime, Sweep, Tune
+from workflow_lib.config.experiment import (
+    CategoricalSpace,
+    Experiment,
+    FloatSpace,
+    IntSpace,
+    Runtime,
+    Sweep,
+    Tune,
+    Views,
+)
 from workflow_lib.config.hints import meant_by
 from workflow_lib.config.messages import shown, unknown
 from workflow_lib.config.metric_checks import metric_problem
+from workflow_lib.config.run import Data
 from workflow_lib.config.run_checks import run_problems
 from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
@@ -26,6 +36,7 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
     if not is_swept(experiment.sweep):
         found += run_problems({name: getattr(experiment, name) for name in RUN_SECTIONS}, experiment.runtime)
     found += _runtime_problems(experiment.runtime)
+    found += _view_problems(experiment.evaluate.tta, experiment.data)
     found += _sweep_problems(experiment.sweep)
     if experiment.tune is not None:
         found += _tune_problems(experiment.tune, experiment.sweep)
@@ -49,6 +60,23 @@ def _runtime_problems(runtime: Runtime) -> Iterator[tuple[KeyPath, str]]:
         yield (
             ("runtime", "device"),
             f"{runtime.device} is for one process, and runtime.nproc is {runtime.nproc}; allowed: auto, cpu, cuda",
+        )
+
+
+def _view_problems(tta: Views, data: Data) -> Iterator[tuple[KeyPath, str]]:
+    """Yield why the views of a test image cannot be averaged; what is known only with the data is checked later."""
+    facts, task = plugins.facts(data.name, data.params), plugins.task(data.name, data.params)
+    names = [name for name, known in plugins.all_facts().items() if known.averaging is not None]
+    for name, value in tta:
+        if value and facts.inputs not in (None, "images"):
+            yield ("evaluate", "tta", name), f"{shown(value)} is for images, and the data has {facts.inputs}"
+        elif value and plugins.task_facts(task).averaging is None:
+            yield ("evaluate", "tta", name), f"{shown(value)} does not apply to {task}, only to {', '.join(names)}"
+    if facts.size is not None and tta.shift >= min(facts.size):
+        size, most = "x".join(map(str, facts.size)), min(facts.size) - 1
+        yield (
+            ("evaluate", "tta", "shift"),
+            f"{tta.shift} pixels move an image of {size} out of sight; allowed: at most {most}",
         )
 
 

@@ -222,6 +222,14 @@ class Tune(Section):
     )
 
 
+class Views(Section):
+    """Test-time augmentation: the probabilities of a test image are the mean over views of it; the image is one."""
+
+    flip_horizontal: bool = Field(False, description="also the mirror image, left to right")
+    flip_vertical: bool = Field(False, description="also the mirror image, top to bottom")
+    shift: int = Field(0, ge=0, le=8192, description="also moved by so many pixels, in each of four directions; 0: not")
+
+
 class Evaluate(Section):
     """The evaluation on the test split."""
 
@@ -231,6 +239,7 @@ class Evaluate(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
     batch_size: int = Field(256, ge=1, le=MOST, description="samples per forward pass")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the bootstrap")
+    tta: Views = Field(default_factory=Views, json_schema_extra=ADDED)
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",

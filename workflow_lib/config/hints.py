@@ -86,6 +86,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("accelerator", "use_cuda", "no_cuda", "use_cpu"), "runtime.device"),
     **dict.fromkeys(("save_steps", "save_every"), "checkpoint.interval_steps"),
     **dict.fromkeys(("save_total_limit", "save_top_k"), "checkpoint.keep_last"),
+    **dict.fromkeys(("test_time_augmentation", "ttaug"), "evaluate.tta"),
     **dict.fromkeys(("n_splits", "k_folds", "kfold", "num_folds", "n_folds", "cv"), "sweep.folds"),
     **dict.fromkeys(("num_seeds", "n_seeds"), "sweep.seeds"),
     **dict.fromkeys(("n_trials", "num_trials"), "tune.trials"),

@@ -16,7 +16,7 @@ from workflow_lib import models, plan, tasks
 from workflow_lib.data import Manifest, ensure, load_split
 from workflow_lib.data.names import names_of_split, with_names
 from workflow_lib.errors import UserError
-from workflow_lib.evaluation import generated
+from workflow_lib.evaluation import generated, views
 from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic
 from workflow_lib.plan import user_code
@@ -42,10 +42,14 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     if outputs.pass_on_divergence(model, output, results_layout.PREDICTIONS):
         return
     trained = load_trained(run, data, work, model)
-    network, manifest = trained.network, trained.manifest
+    manifest = trained.manifest
+    tta = experiment.evaluate.tta
     if trained.examples is not None:
+        if len(views.views(tta)) > 1:
+            raise UserError("evaluate.tta: the model of this run takes inputs of its own training step; remove it")
         _write_validated(trained, data, work, model, output)
         return
+    network = views.with_views(trained.network, manifest, tta)
     measure = tasks.load(manifest.task).evaluate
     with device_of(experiment.evaluate.device) as device:
         split = load_test(experiment, manifest, work, str(device))
@@ -69,6 +73,9 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     }
     if caution := provenance.caution(len(split)):
         logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
+    if (number := len(views.views(tta))) > 1:
+        how["views"] = number
+        logger.info("probabilities are the mean over %d views of each image", number)
     named = with_names(predictions, names_of_split(data, manifest, "test"))
     write_atomic(output.with_name(results_layout.PREDICTIONS), named)
     write_evaluation(output, statement, {**how, **measured})

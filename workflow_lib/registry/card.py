@@ -120,6 +120,8 @@ def _limits(manifest: Manifest, train: Training, evaluation: Evaluation, export:
         f"output is {error:.2g}. It was compared on the CPU only."
     )
     yield f"- Evaluated on: {evaluation['device']}, in the precision {evaluation['trained_in']}."
+    if views := dict(evaluation).get("views"):
+        yield f"- Probabilities are the mean over {views} views of each image; those of the model differ."
     if not train["exact"]:
         yield "- The training is not exact: trained again, it may give other weights."
     if "accepted" in train:

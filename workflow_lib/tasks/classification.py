@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from workflow_lib.errors import ConfigError
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
+from workflow_lib.tasks.facts import Averaging
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +104,14 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1)
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return the logarithm of the probability of each class."""
+    return logits.log_softmax(dim=1)
+
+
+AVERAGING = Averaging(log_softmax, lambda shares: shares)
+
+
 def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
     """Return the name of the most probable class, and the probability of each class."""
     import numpy as np
@@ -157,6 +166,7 @@ TASK = Task(
     larger_is_better=True,
     study_metric="val_accuracy",
     settings=("label_smoothing", "focal_gamma", "class_weights", "sampling"),
+    averaging=AVERAGING,
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(output="logit", score=("accuracy", "Accuracy"), score_of=correct, probabilities=probabilities),

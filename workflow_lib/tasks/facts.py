@@ -6,13 +6,28 @@ beside them, the code of the task. `plugins.task_facts` finds it by its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Task: TypeAlias = str  # the name of a task, or its import path `package.module:TASK`
 Targets = Literal["classes", "labels", "numbers", "masks", "tokens"]
 Answers = Literal["sample", "token", "pixel"]
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """The mean of the probabilities of several outputs for a sample, which `evaluate.tta` takes.
+
+    log_shares   returns the logarithms of the probabilities of outputs [B, ...], as many as are needed for the inverse
+    outputs      returns outputs with these probabilities, from their logarithms
+    """
+
+    log_shares: Callable[[Tensor], Tensor]
+    outputs: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +44,7 @@ class TaskFacts:
     study_metric  default metric of a study
     settings      settings of `training` that this task uses and some other task does not
     answers       what a model gives an answer for: each sample, each token, or each pixel
+    averaging     the mean of several outputs for a sample; None: it has no probabilities
     """
 
     targets: Targets
@@ -38,6 +54,7 @@ class TaskFacts:
     study_metric: str = "val_loss"
     settings: tuple[str, ...] = ()
     answers: Answers = "sample"
+    averaging: Averaging | None = None
 
     @property
     def curves(self) -> tuple[str, ...]:

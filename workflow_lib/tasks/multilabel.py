@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task
+from workflow_lib.tasks.facts import Averaging
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +89,19 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.sigmoid()
 
 
+def log_shares(logits: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities that a sample has a label, and that it does not [2, B, labels]."""
+    import torch
+    from torch.nn import functional
+
+    return torch.stack((functional.logsigmoid(logits), functional.logsigmoid(-logits)))
+
+
+def logits_of(shares: Tensor) -> Tensor:
+    """Return the logits of these probabilities."""
+    return shares[0] - shares[1]
+
+
 def predicted(logits: np.ndarray, targets: np.ndarray, manifest: Manifest) -> Columns:
     """Return the names of the predicted labels, separated by `;`, and the probability of each label."""
     from workflow_lib.metrics.labels import sigmoid
@@ -118,6 +132,7 @@ TASK = Task(
     larger_is_better=True,
     study_metric="val_macro_f1",
     settings=("label_smoothing", "focal_gamma"),
+    averaging=Averaging(log_shares, logits_of),
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(

@@ -241,6 +241,7 @@ TASK = Task(
     study_metric="val_mean_iou",
     settings=("label_smoothing", "focal_gamma", "class_weights"),
     answers="pixel",
+    averaging=classification.AVERAGING,
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(
