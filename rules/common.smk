@@ -23,6 +23,7 @@ if (clone / "workflow_lib").is_dir():
 import snakemake.exceptions
 import snakemake.jobs
 import snakemake.persistence
+from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
@@ -41,16 +42,24 @@ from workflow_lib.store.layout import WORK
 
 code_state = user_code.memo(user_code.state)
 
-# Inside a cluster job, the snapshot of the code that was submitted. In a clone, it contains this file, too.
-job_code = (
-    None if workflow.is_main_process else snakefile.snapshot_given(workflow.config_settings.config_args or [])
+# Inside a cluster job: the snapshot of the code that was submitted, which in a clone contains this file, too, and the
+# image of its container.
+job_given = (
+    {} if workflow.is_main_process else snakefile.given_to_job(workflow.config_settings.config_args or [])
 )
-if job_code:
-    try:
-        code_snapshot.use(layout.code_snapshot(WORK, job_code).absolute())
-    except EverstepError as error:
-        print(f"everstep: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code)
+try:
+    if "code" in job_given:
+        code_snapshot.use(layout.code_snapshot(WORK, job_given["code"]).absolute())
+    image = job_given.get("container") or snakefile.container_image(
+        DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+    )
+except EverstepError as error:
+    print(f"everstep: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+if image:
+
+    container: image
 
 
 # Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
@@ -99,7 +108,7 @@ if workflow.is_main_process:
 
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
-    settings = [] if job_code else snakefile.settings_of(workflow.config_settings.config_args or [])
+    settings = [] if job_given else snakefile.settings_of(workflow.config_settings.config_args or [])
     experiment = experiments.load(paths, settings)
     claim = claims.claim_of(paths, settings)
     if workflow.is_main_process:
@@ -134,7 +143,8 @@ os.environ.update(
 )
 # Snakemake passes these to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
-workflow.config_settings.config_args = [f"code={job_code}"] if job_code else ""
+for_jobs = job_given | ({"container": image} if image else {})
+workflow.config_settings.config_args = [f"{name}={value}" for name, value in for_jobs.items()]
 
 # True if trainings run on this machine and not on the nodes of a cluster; False inside a cluster job.
 IS_LOCAL = workflow.is_main_process and workflow.nodes is None
@@ -459,7 +469,7 @@ def take_snapshot():
         return
     if code:
         os.environ.update(code_snapshot.environment(code))
-        workflow.config_settings.config_args = [f"code={code.name}"]
+        workflow.config_settings.config_args.append(f"code={code.name}")
         if (code / "Snakefile").is_file() and not (code / "Snakefile").is_symlink():
             RealExecutor.get_snakefile = lambda executor: str(code / "Snakefile")
 

@@ -240,11 +240,13 @@ def packages_of(script: str) -> set[str]:
 CONSTRAINTS = ("constraints.txt", "constraints-oldest.txt")
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
-def test_the_constraints_name_versions_only(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "package"), [*((name, "torch") for name in CONSTRAINTS), ("constraints-airflow.txt", "apache-airflow")]
+)
+def test_the_constraints_name_versions_only(name: str, package: str) -> None:
     lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
-    assert any(line.startswith("torch==") for line in lines)
+    assert any(line.startswith(f"{package}==") for line in lines)
 
 
 def test_every_dependency_is_pinned() -> None:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from workflow_lib.store import code_snapshot
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
+CONTAINER = "EVERSTEP_CONTAINER"  # variable: the image for `--sdm apptainer`
 DETACHED = "EVERSTEP_DETACHED"  # variable: number of the SLURM job that Snakemake runs in, by `everstep run --detach`
 
 _held: list[TextIO] = []
@@ -49,10 +50,26 @@ def settings_of(given: Sequence[str]) -> list[str]:
     return [settings for *_, settings in entries]
 
 
-def snapshot_given(given: Sequence[str]) -> str | None:
-    """Return the digest in the `--config code=DIGEST` with which Snakemake starts the jobs of a cluster, or None."""
-    entries = dict(entry.partition("=")[::2] for entry in given)
-    return entries.get("code")
+def given_to_job(given: Sequence[str]) -> dict[str, str]:
+    """Return what the jobs of a cluster get by `--config`: `code`, a digest, and `container`, an image."""
+    return {name: value for name, _, value in (entry.partition("=") for entry in given) if name != "set"}
+
+
+def container_image(is_wanted: bool, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the image in which `--sdm apptainer` runs the jobs, or None if it is not given.
+
+    Raises ConfigError if there is no image, or none at its path.
+    """
+    image = environ.get(CONTAINER)
+    if not is_wanted:
+        return None
+    if not image:
+        raise ConfigError(f"--sdm apptainer needs the variable {CONTAINER}: an image, such as $PWD/everstep.sif")
+    if "://" in image:
+        return image
+    if not Path(image).exists():
+        raise ConfigError(f"{CONTAINER}={image}: no such file (looked for in {Path.cwd()}); apptainer builds it")
+    return str(Path(image).absolute())
 
 
 def take_snapshot(configs: Iterable[plan.RunConfig], work: Path) -> Path | None:
