@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ def test_several_numbers_have_their_names_everywhere(tmp_path: Path, monkeypatch
     page = (project.results / "report.html").read_text(encoding="utf-8")
     assert "Predicted against true of price" in page
     assert '<th scope="row" class="n">area</th>' in page
+    first = re.search(r"<li><b>price ([\d,]+), area (\d+)</b> <span", page)  # of the samples of the training split
+    assert first
+    assert f"\n{first[2]}," in Path("houses.csv").read_text(encoding="utf-8")
+    assert f",{first[1].replace(',', '')}\n" in Path("houses.csv").read_text(encoding="utf-8")
     os.rename("houses.csv", "with.csv")
     pandas.read_csv("with.csv").drop(columns=["price", "area"]).to_csv("new.csv", index=False)
     tables = [workflow_lib.predict(model, "new.csv") for model in (project.runs[0], folder / "model.onnx")]
@@ -60,7 +65,7 @@ def test_adapters_are_used_from_the_texts_to_the_predictions(tmp_path: Path, mon
     saved = load_file(folder / "model.safetensors").keys()
     assert "bert.embeddings.word_embeddings.weight" not in saved  # frozen
     assert any("lora_A" in name for name in saved)
-    assert "up" in (project.results / "report.html").read_text(encoding="utf-8")
+    assert "<b>up</b> <code>film very" in (project.results / "report.html").read_text(encoding="utf-8")
     Path("new.csv").write_text("text\nfilm very good\nplay very bad\n")
     tables = [workflow_lib.predict(model, "new.csv") for model in (project.runs[0], folder / "model.onnx")]
     assert tables[0]["predicted"].tolist() == ["up", "down"]

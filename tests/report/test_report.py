@@ -26,8 +26,9 @@ from workflow_lib import config, data, evaluation, export, plan, report
 from workflow_lib.config.run import Augment
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
-from workflow_lib.report.cost import cost
+from workflow_lib.report.cost import cost, cost_chapter
 from workflow_lib.report.curves import unit_of
+from workflow_lib.report.parallel import figure
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
 from workflow_lib.tasks.classification import confused, matrix
@@ -234,6 +235,32 @@ def test_the_cost_of_every_run_and_trial_adds_up(project: Trained) -> None:
     for run in runs:
         assert float(rows[run.name]["seconds"]) == run.account.used_s > 0
         assert (rows[run.name]["steps_redone"], rows[run.name]["reused"]) == ("0", "0")
+
+
+def test_the_price_is_that_of_the_hours_and_empty_columns_are_left_out(project: Trained) -> None:
+    priced = project.experiment.model_dump(mode="json")
+    priced["report"]["price"] = {"cpu_hour": 36_000, "currency": "EUR"}
+    experiment = config.Experiment.model_validate(priced)
+    runs = load_results(experiment, project.results, project.runs, project.work)
+    chapter = cost_chapter(experiment, project.results, runs, [], project.work)
+    columns = {column.label: column for column in chapter["columns"]}
+    assert list(columns) == ["Attempts", "Time", "CPU-hours", "Price", "Lost to interruptions"]
+    for _, spent in chapter["lines"]:
+        assert spent.used_cpu_s == pytest.approx(spent.used_s)  # of one process with one thread
+        assert columns["Price"].value(spent) == pytest.approx(10 * spent.used_s)
+    assert [label for label, *_ in chapter["cards"]] == [
+        "Price",
+        "CPU-hours",
+        "Lost to interruptions",
+        "Saved by reuse",
+    ]
+    assert chapter["cards"][0][1] == f"{10 * chapter['total'].used_cpu_s:,.2f} EUR"
+
+
+def test_marks_of_an_axis_do_not_cover_each_other() -> None:
+    drawn = figure("name", "label", ["a", "b", "c"], {"metric": [0.99, 0.988, 0.5], "lr": [1, 10, 100]})
+    marks = {(note["x"], note["text"]) for note in drawn["layout"]["annotations"]}
+    assert marks == {(0, "0.5"), (0, "0.99"), (1, "1"), (1, "10"), (1, "100")}
 
 
 def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,11 @@ def test_a_wrong_logit_of_a_text_is_reported_with_its_position() -> None:
     given[1, 2, 3] = 1.0
     with pytest.raises(EverstepError, match="sample 5, place 2, token 3"):
         compared(expected, given, "here", atol=1e-4, rtol=0.0, first=4)
+
+
+def test_equal_passages_with_a_high_loss_are_shown_once(text: Trained) -> None:
+    shown = re.findall(r'<td class="passage"><code>(.*?)</code>', page_of(text))
+    assert len(shown) == len(set(shown)) > 1
 
 
 def test_the_report_shows_generated_text_escaped(text: Trained) -> None:

@@ -32,7 +32,7 @@ def test_an_attempt_is_recorded_when_it_begins(tmp_path: Path, monkeypatch: pyte
 
 def test_the_end_adds_the_reason_and_keeps_the_earlier_values(tmp_path: Path) -> None:
     name = attempts.new_attempt()
-    attempts.begin(tmp_path, name, resumed_step=3, devices=2)
+    attempts.begin(tmp_path, name, resumed_step=3, devices=2, cpus=3)
     rank = attempts.RankProcess.of(0, os.getpid())
     attempts.record_ranks(tmp_path, name, [rank])
     attempts.end(tmp_path, name, "preempted", step=12)
@@ -43,6 +43,7 @@ def test_the_end_adds_the_reason_and_keeps_the_earlier_values(tmp_path: Path) ->
     assert record.ended >= record.began
     assert record.seconds is not None
     assert record.gpu_seconds == pytest.approx(2 * record.seconds)
+    assert record.cpu_seconds == pytest.approx(3 * record.seconds)
 
 
 def test_the_wait_for_a_gpu_is_not_counted_as_used(tmp_path: Path) -> None:

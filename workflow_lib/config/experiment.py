@@ -263,11 +263,20 @@ class Export(Section):
     rtol: float = Field(1e-3, ge=0, description="relative tolerance of the comparison")
 
 
+class Price(Section):
+    """Prices of an hour, from which the report computes what the trainings cost."""
+
+    gpu_hour: float = Field(0.0, ge=0, le=MOST, description="price of one GPU for an hour")
+    cpu_hour: float = Field(0.0, ge=0, le=MOST, description="price of one CPU for an hour")
+    currency: str = Field("", max_length=12, description="unit of the prices, such as EUR")
+
+
 class Report(Section):
     """The report on all runs."""
 
     title: str | None = Field(None, description="title; null takes the name of the experiment")
     theme: Literal["light", "dark", "auto"] = Field("auto", description="colour theme; auto follows the browser")
+    price: Price | None = Field(None, description="null shows hours only", json_schema_extra=ADDED)
 
 
 if TYPE_CHECKING:

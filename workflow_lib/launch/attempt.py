@@ -103,6 +103,7 @@ class Attempt:
             resumed_from=newest,
             resumed_step=_step_of(newest),
             devices=max(allocated_gpus, context.world_size if root.device.type != "cpu" else 0),
+            cpus=context.world_size * context.experiment.runtime.threads,
             waited_s=root.waited_s,
         )
 

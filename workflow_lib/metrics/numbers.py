@@ -112,7 +112,7 @@ def outcomes(path: Path) -> Outcomes:
     wrong = (np.abs(predicted - targets) / np.where(spread > 0, spread, 1.0)).mean(axis=1)
 
     def listed(row: np.ndarray) -> str:
-        return ", ".join(f"{label} {_short(value)}".strip() for label, value in zip(labels, row, strict=True))
+        return ", ".join(f"{label} {six_digits(value)}".strip() for label, value in zip(labels, row, strict=True))
 
     return Outcomes(
         names=names,
@@ -124,6 +124,6 @@ def outcomes(path: Path) -> Outcomes:
     )
 
 
-def _short(value: float) -> str:
+def six_digits(value: float) -> str:
     """Return a number of a target in at most six digits, which hides that float32 was stored."""
     return f"{value:,.0f}" if abs(value) >= 1e5 and abs(value) < 1e12 else f"{value:,.6g}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from workflow_lib.report.cost import hours
 from workflow_lib.report.runs_table import shown_interval, shown_setting
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults
@@ -43,7 +44,8 @@ def compared_chapter(
             "Steps": decimal(run.train["steps"]),
             "Parameters": decimal(run.train["parameters"]),
             "Time of all attempts": duration(run.account.used_s),
-            "GPU-hours": decimal(run.account.used_gpu_s / 3600, 2),
+            **({"GPU-hours": hours(run.account.used_gpu_s / 3600)} if run.account.used_gpu_s else {}),
+            "CPU-hours": hours(run.account.used_cpu_s / 3600),
         }
         found.append(
             {

@@ -68,9 +68,12 @@ def _shape(manifest: Manifest) -> str:
 
 
 def _feature(manifest: Manifest, number: int) -> Row:
+    from workflow_lib.datasets._columns import ALWAYS
+
     feature = manifest.features[number]
     if feature.categories:
-        return {"name": feature.name, "categories": feature.categories}
+        known = [name for name in feature.categories if name not in ALWAYS]  # which every such column has
+        return {"name": feature.name, "categories": known or feature.categories}
     mean = manifest.mean[number] if number < len(manifest.mean) else None
     return {"name": feature.name, "mean": mean, "std": manifest.std[number] if mean is not None else None}
 
@@ -94,4 +97,12 @@ def _target(split: MappedSplit, manifest: Manifest, number: int) -> str:
     if manifest.kind == "labels":
         is_set = split.batch(slice(number, number + 1))[1][0].tolist()
         return ", ".join(name for name, value in zip(manifest.classes, is_set, strict=True) if value) or "no label"
+    if manifest.kind == "numbers":
+        from workflow_lib.metrics.numbers import six_digits
+
+        values = split.batch(slice(number, number + 1))[1][0].reshape(-1).tolist()
+        scales = zip(values, manifest.target_mean, manifest.target_std, strict=True)
+        told = [six_digits(value * std + mean) for value, mean, std in scales]
+        names = manifest.outputs if len(manifest.outputs) == len(told) > 1 else ("",) * len(told)
+        return ", ".join(f"{name} {text}".strip() for name, text in zip(names, told, strict=True))
     return ""

@@ -13,12 +13,13 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults
 
 if TYPE_CHECKING:
-    from workflow_lib.data import Manifest
+    from workflow_lib.data import Manifest, MappedSplit
     from workflow_lib.metrics.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 24
+CONSIDERED = 200  # of which those with the same text as an earlier one are left out
 # of kinds whose predictions are never simply right or wrong
 TITLES = {
     "numbers": "Largest errors",
@@ -44,10 +45,10 @@ def errors_chapter(outcomes: Outcomes, manifest: Manifest, work: Path) -> Row:
     """Return the errors of a run, the most certain first, and how many there are."""
     import numpy as np
 
-    order = np.argsort(-outcomes.wrong, kind="stable")[:SHOWN].tolist()
+    order = np.argsort(-outcomes.wrong, kind="stable")[:CONSIDERED].tolist()
     numbers = [number for number in order if outcomes.wrong[number] > 0]
     split = samples.opened(manifest, "test", work) if numbers else None
-    contents = samples.shown(split, manifest, numbers) if split is not None else [{} for _ in numbers]
+    numbers, contents = _different(numbers, split, manifest)
     return {
         "title": TITLES.get(manifest.kind, "Most certain errors"),
         "certainty": outcomes.certainty,
@@ -60,3 +61,15 @@ def errors_chapter(outcomes: Outcomes, manifest: Manifest, work: Path) -> Row:
         "is_counted": manifest.kind in ("classes", "labels"),
         "has_images": any("image" in content for content in contents),
     }
+
+
+def _different(numbers: list[int], split: MappedSplit | None, manifest: Manifest) -> tuple[list[int], list[Row]]:
+    """Return the first samples, and their contents; of those with equal texts the first only."""
+    if split is None or not manifest.has_tokens:
+        numbers = numbers[:SHOWN]
+        return numbers, samples.shown(split, manifest, numbers) if split is not None else [{} for _ in numbers]
+    found: dict[str, int] = {}
+    for number in numbers:
+        if len(found) < SHOWN:
+            found.setdefault(samples.shown(split, manifest, [number])[0]["text"], number)
+    return list(found.values()), [{"text": text} for text in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from workflow_lib.files import write_atomic
 from workflow_lib.report import parallel
 from workflow_lib.report.augmentation import augmentation
 from workflow_lib.report.compared import compared_chapter, files_of, measured_on
-from workflow_lib.report.cost import cost
+from workflow_lib.report.cost import cost_chapter
 from workflow_lib.report.curves import curve, describe_drawn, drawn_runs, groups, metrics_of, unit_of
 from workflow_lib.report.data_preview import data_chapter
 from workflow_lib.report.errors import errors_chapter, read_outcomes
@@ -31,6 +32,7 @@ from workflow_lib.text import count, decimal, duration, flatten
 
 if TYPE_CHECKING:
     import jinja2
+    import markupsafe
 
     from workflow_lib.config import Experiment
 
@@ -164,7 +166,7 @@ def _render(
         study=study,
         compared=compared,
         files=files_of(best, results, work, output),
-        cost=cost(experiment, results, runs, diverged, work),
+        cost=cost_chapter(experiment, results, runs, diverged, work),
         reproduce=_reproduction(experiment, work, output),
         code=provenance["code"],
         machine=flatten(provenance["environment"]),
@@ -247,8 +249,16 @@ def templates(of_chapter: Path | None = None) -> jinja2.Environment:
         "interval": shown_interval,
         "setting": shown_setting,
         "duration": duration,
+        "breakable": _breakable,
     }
     return environment
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """Return a name that may be broken after `_` and `.`."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"([_.])", r"\1<wbr>", str(markupsafe.escape(name))))
 
 
 def asset(name: str) -> str:

@@ -15,6 +15,7 @@ from workflow_lib.text import decimal
 
 MAX_LINES = 300
 MAX_TICKS = 6
+MIN_GAP = 0.07  # between two marks, as a part of the axis
 LOG_RATIO = 20.0  # of the largest to the smallest number of an axis that becomes logarithmic
 COLOURS = ("#8a93a0", "#6f8fb5", "#2a9d8f", "#dd9a2e", "#e4572e")  # from the worst fifth to the best
 FIFTHS = ("worst fifth", "fourth fifth", "middle fifth", "second fifth", "best fifth")
@@ -90,6 +91,7 @@ def figure(name: str, label: str, lines: Sequence[str], columns: Mapping[str, Se
             "shapes": poles,
             "xaxis": {**headings, "showgrid": False, "zeroline": False, "fixedrange": True},
             "yaxis": {"visible": False, "range": [-0.06, 1.06], "fixedrange": True},
+            "legend": {"orientation": "h", "y": -0.14, "yanchor": "top"},
             "hovermode": "closest",
         },
     }
@@ -116,7 +118,7 @@ def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         distinct = sorted(set(numbers))
         middle = math.exp(sum(ends) / 2) if is_log else sum(ends) / 2
         shown = distinct if len(distinct) <= MAX_TICKS else [low, middle, high]
-        marks = [(place(value), _text(value)) for value in shown]
+        marks = _apart([(place(value), _text(value)) for value in shown])
         return [place(value) for value in values], marks + [(-0.05, "–")] * (len(numbers) < len(values))
     texts = sorted({_key(value) for value in values})
     places = {
@@ -124,6 +126,15 @@ def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     }
     every = math.ceil(len(texts) / (2 * MAX_TICKS))
     return [places[_key(value)] for value in values], [(places[text], text) for text in texts[::every]]
+
+
+def _apart(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Return the marks, which rise, without those that would cover the one below or the last one."""
+    kept = list(marks[:1])
+    for mark in marks[1:-1]:
+        if mark[0] - kept[-1][0] >= MIN_GAP and marks[-1][0] - mark[0] >= MIN_GAP:
+            kept.append(mark)
+    return kept + list(marks[1:][-1:])
 
 
 def _is_number(value: Any) -> bool:

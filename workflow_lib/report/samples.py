@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def _sample(split: MappedSplit, manifest: Manifest, number: int) -> Row:
 
     rows = slice(number, number + 1)
     if manifest.has_tokens:
-        return {"text": _text(split.stored(rows)[0].tolist(), manifest)}
+        return {"text": _text(split.stored(rows)[0], manifest)}
     if manifest.features:
         return {"columns": _values(split.stored(rows)[0], manifest)}
     if len(manifest.input_shape) == 3:
@@ -52,11 +53,26 @@ def _sample(split: MappedSplit, manifest: Manifest, number: int) -> Row:
     return {}
 
 
-def _text(tokens: Sequence[int], manifest: Manifest) -> str:
+def _text(tokens: np.ndarray, manifest: Manifest) -> str:
     """Return the beginning of a text, without the tokens that fill its end."""
-    is_filled = manifest.kind != "tokens"
-    text = "".join(manifest.vocabulary[token] for token in tokens if not (is_filled and token == PAD))
+    kept = tokens if manifest.kind == "tokens" else tokens[tokens != PAD]
+    text = _decoded(kept, manifest)
     return text[:SHOWN_CHARACTERS] + "…" * (len(text) > SHOWN_CHARACTERS)
+
+
+def _decoded(tokens: np.ndarray, manifest: Manifest) -> str:
+    """Return the text of the tokens: as their tokenizer puts words together, or else their names in a row."""
+    from workflow_lib.data.padding import exchanged, filling_token
+
+    names = manifest.vocabulary
+    with contextlib.suppress(ImportError):
+        if manifest.tokenizer:
+            from tokenizers import Tokenizer
+
+            tokenizer, filling = Tokenizer.from_str(manifest.tokenizer), filling_token(manifest.tokenizer)
+            return str(tokenizer.decode(exchanged(tokens, filling).tolist(), skip_special_tokens=False))
+    is_number = names[-1] == str(len(names) - 1)
+    return (" " if is_number else "").join(names[token] for token in tokens)
 
 
 def _values(stored: np.ndarray, manifest: Manifest) -> list[tuple[str, str]]:

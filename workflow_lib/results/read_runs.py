@@ -126,7 +126,8 @@ class RunResults:
         account = self.account
         of_test = self.evaluation["split"] == "test"
         row |= {"test_samples" if of_test else "validation_samples": self.evaluation["samples"]}
-        row |= {"gpu_seconds": account.used_gpu_s, "lost_seconds": account.lost_s, "steps_redone": account.redone}
+        row |= {"gpu_seconds": account.used_gpu_s, "cpu_seconds": account.used_cpu_s}
+        row |= {"lost_seconds": account.lost_s, "steps_redone": account.redone}
         row |= {"failed_attempts": account.failed, "failed_seconds": account.failed_s}
         row |= {"saved_seconds": account.saved_s, "reused": account.reused}
         return row | {"onnx_max_abs_error": self.export_error(), "digest": self.train["digest"]}
@@ -221,7 +222,8 @@ def account_of(train: Training | DivergedTraining, work: Path) -> Account:
         workspace = layout.parent_workspace(layout.checkpoint_path(work, train["digest"], train["sealed"]))
     if workspace.exists():
         return accounting.account(workspace)
-    return Account(attempts=train["attempts"], steps=train["steps"], used_s=train["seconds"])
+    used = train["seconds"]
+    return Account(attempts=train["attempts"], steps=train["steps"], used_s=used, used_cpu_s=used)
 
 
 def _setting_of(config: Any, name: str) -> Any:

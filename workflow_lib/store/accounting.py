@@ -1,6 +1,7 @@
 """The cost of a run, computed from the records of its attempts.
 
-    used     wall seconds of all attempts from the start of their launchers, and the same times the allocated GPUs
+    used     wall seconds of all attempts from the start of their launchers, and the same times the allocated GPUs,
+             and times the requested CPUs (one for each rank, if an earlier version did not record them)
     lost     time of steps recomputed after an interruption, at the run's mean time per step, and the start-up of each
              attempt after an interrupted one
     failed   the same after attempts that ended by an exception of the user's code, a divergence or unusable settings
@@ -44,6 +45,7 @@ class Account:
     failed: int = 0  # attempts
     failed_s: float = 0.0
     failed_gpu_s: float = 0.0
+    used_cpu_s: float = 0.0
 
     def __add__(self, other: Account) -> Account:
         return Account(*map(operator.add, vars(self).values(), vars(other).values()))
@@ -79,6 +81,9 @@ def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
     steps, redone_by_attempt = sum(map(computed_steps, attempts)), redone_steps(attempts)
     used = sum(attempt.seconds or 0.0 for attempt in attempts)
     used_gpu = sum(attempt.gpu_seconds or 0.0 for attempt in attempts)
+    used_cpu = sum(
+        attempt.cpu_seconds or (attempt.seconds or 0.0) * (attempt.cpus or attempt.world_size) for attempt in attempts
+    )
     step_s = (used - sum(map(_startup_s, attempts))) / steps if steps else 0.0
     lost = failed = 0.0
     redone = 0
@@ -105,6 +110,7 @@ def account_of(attempts: Sequence[Attempt], delivered: int) -> Account:
         failed=sum(map(_has_failed, attempts)),
         failed_s=round(failed, 3),
         failed_gpu_s=round(failed * per_second, 3),
+        used_cpu_s=round(used_cpu, 3),
     )
 
 

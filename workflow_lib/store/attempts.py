@@ -75,6 +75,7 @@ class Attempt:
     resumed_step: int | None = None
     resumed_from: str | None = None
     devices: int = 0  # allocated GPUs, used or not
+    cpus: int = 0  # requested for all ranks; 0: an earlier version did not record them
     waited_s: float = 0.0  # wait for GPUs, which `seconds` does not include
     ranks: tuple[RankProcess, ...] = ()
     state: str = "running"
@@ -85,6 +86,7 @@ class Attempt:
     ready_s: float | None = None  # from start to first step, without the wait for GPUs
     seconds: float | None = None
     gpu_seconds: float | None = None
+    cpu_seconds: float | None = None
     machine: str = ""
 
     def is_alive_here(self) -> bool:
@@ -104,6 +106,7 @@ def begin(
     resumed_step: int | None = None,
     resumed_from: str | None = None,
     devices: int = 0,
+    cpus: int = 0,
     waited_s: float = 0.0,
 ) -> Attempt:
     """Write and return the record of an attempt whose launcher is the calling process."""
@@ -118,6 +121,7 @@ def begin(
         resumed_step=resumed_step,
         resumed_from=resumed_from,
         devices=devices,
+        cpus=cpus,
         waited_s=round(waited_s, 3),
     )
     return _write(workspace, record)
@@ -203,7 +207,8 @@ def _with_use(record: Attempt, now: float, step_range: StepRange | None) -> Atte
     """Return the record with time and steps until ``now``, and the step that it really resumed from."""
     began = record.start_time + record.waited_s
     seconds = round(now - began, 3)
-    record = replace(record, seconds=seconds, gpu_seconds=round(seconds * record.devices, 3))
+    gpu_seconds, cpu_seconds = (round(seconds * number, 3) for number in (record.devices, record.cpus))
+    record = replace(record, seconds=seconds, gpu_seconds=gpu_seconds, cpu_seconds=cpu_seconds)
     if step_range is None:
         return record
     ready_s = round(step_range.ready - began, 3)

@@ -38,7 +38,8 @@ ready.then(({ data, draw, colour }) => {
     });
     return press;
   };
-  controls.append(button("all", () => true), button("best", (number) => number === 0), button("none", () => false),
+  const several = curves.length > 1;
+  controls.append(...(several ? [button("all", () => true), button("best", (number) => number === 0), button("none", () => false)] : []),
     made("label", {}, "over ", units), ...(metrics.length > 1 ? [made("label", {}, "metric ", metric)] : []), made("label", {}, "smoothing ", smoothing), logLoss.label, logSecond.label, training.label,
     ...(groups.length ? [means.label] : []));
   controls.after(list);
