@@ -39,17 +39,31 @@ class Signals:
 
     def __init__(self) -> None:
         self.got: list[int] = []
+        self.is_suspended = False  # by Ctrl-Z; the process has not stopped yet
 
     def add(self, number: int, frame: FrameType | None) -> None:
-        self.got.append(number)
+        """Count the signal, but only the first SIGHUP: a terminal that closes sends several."""
+        if number == signal.SIGTSTP:
+            self.is_suspended = True
+        elif number != signal.SIGHUP or not self.got:
+            self.got.append(number)
+
+    def stop_process(self) -> None:
+        """Stop this process, as Ctrl-Z does, until `fg` or `bg`."""
+        self.is_suspended = False
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Count the signals that ask to stop, instead of ending. Only the main thread of a program can."""
+        """Count the signals that ask to stop, instead of ending. Only the main thread of a program can.
+
+        A signal that is ignored stays so: SIGHUP under `nohup`, Ctrl-C for a process in the background of a script.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.add) for number in STOP_SIGNALS}
+        heard = [n for n in (*STOP_SIGNALS, signal.SIGTSTP) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self.add) for number in heard}
         try:
             yield
         finally:
@@ -102,6 +116,10 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
         watch.update()
         if is_over:
             return asked > 0
+        if signals.is_suspended:
+            watch.say_suspended()
+            signals.stop_process()
+            watch.resume()
         if len(signals.got) > asked:
             asked += 1
             with suppress(ProcessLookupError):

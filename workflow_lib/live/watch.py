@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -35,9 +38,13 @@ class Watch:
         self._trainings: dict[str, Training] = {}
         self._began = time.monotonic()
         self._said, self._silence_s = self._began, SILENCE_S
-        self._live: Live | None = None
+        self._live: Live | None = None  # none without a terminal, or while it is left to the shell
 
     def __enter__(self) -> Watch:
+        self._start_live()
+        return self
+
+    def _start_live(self) -> None:
         if sys.stdout.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -45,21 +52,39 @@ class Watch:
             console = Console()
             if not console.is_dumb_terminal:
                 self._live = Live(console=console, auto_refresh=False, transient=True)
-                self._live.start()
-        return self
+                with self._lost_output():
+                    self._live.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_live()
+
+    def _stop_live(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._lost_output():
+                self._live.stop()
+        self._live = None
+
+    @contextmanager
+    def _lost_output(self) -> Iterator[None]:
+        """Write from now on to nowhere if the terminal or the reader of the pipe is gone: the pipeline goes on.
+
+        A full disk loses a line only.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                self._live = None
+                os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
     def update(self) -> None:
         """Read what is new, and show it."""
         for event in self._events.new():
             self._apply(event)
         self._follow()
-        if self._live is not None:
+        if self._live is not None and _is_in_foreground():
             from workflow_lib.live import screen
 
             size = self._live.console.size
@@ -67,7 +92,8 @@ class Watch:
             shown = screen.view(
                 self.pipeline, self._trainings, elapsed_s=elapsed_s, width=size.width, height=size.height
             )
-            self._live.update(shown, refresh=True)
+            with self._lost_output():
+                self._live.update(shown, refresh=True)
         elif time.monotonic() >= self._said + self._silence_s:
             self._silence_s = min(2 * self._silence_s, MOST_SILENCE_S)
             self._say_progress()
@@ -122,13 +148,23 @@ class Watch:
         where = "trainings save" if self.pipeline.is_local else "jobs on the cluster are cancelled, and save"
         self._say(f"stopping: {where}. Another Ctrl-C kills them; then steps since the last checkpoint are lost")
 
+    def say_suspended(self) -> None:
+        """Say that the pipeline goes on without this process, and leave the terminal to the shell."""
+        self._say("suspended: the pipeline goes on, unseen; `fg` shows it again, and Ctrl-C then stops it")
+        self._stop_live()
+
+    def resume(self) -> None:
+        """Show the pipeline again, after a suspension."""
+        self._start_live()
+
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
         line = f"{datetime.now():%H:%M:%S} {text}"
-        if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, flush=True)
+        with self._lost_output():
+            if self._live is not None and _is_in_foreground():
+                self._live.console.print(line, markup=False, highlight=False)
+            else:
+                print(line, flush=True)
 
     def print_summary(self) -> None:
         """Print the result of the experiment and what to type next."""
@@ -140,3 +176,11 @@ class Watch:
             print(f"nothing to do: {self.pipeline.results.name} is finished ({count(len(self.pipeline.runs), 'run')})")
         if (self.pipeline.results / layout.RUNS_TABLE).exists():
             print(report.summary(self.pipeline.results))
+
+
+def _is_in_foreground() -> bool:
+    """Return True unless the shell has this process in the background, where a live view would overwrite its prompt."""
+    try:
+        return os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
+    except OSError:  # the terminal is gone, or is not that of this session
+        return True

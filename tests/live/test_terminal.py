@@ -1,0 +1,127 @@
+"""The terminal or the pipe of `everstep run` closes, or Ctrl-Z suspends it; a short process stands for Snakemake."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import ROOT
+
+WATCHED = """
+import signal, sys, time
+from pathlib import Path
+from workflow_lib.live import recorder
+
+def save(*_):
+    recorder.record("message", text="saving")
+    while not Path("release").exists():
+        time.sleep(0.02)
+    Path("saved").touch()
+    sys.exit(0)
+
+signal.signal(signal.SIGINT, save)
+recorder.record("message", text="begun")
+while not Path("finish").exists():
+    time.sleep(0.02)
+    recorder.record("message", text="goes on")
+Path("finished").touch()
+"""
+RUN = """
+import sys
+from workflow_lib.live import pipeline
+pipeline.run([sys.executable, "watched.py"], ["everstep", "run"])
+"""
+
+
+@contextmanager
+def running(
+    folder: Path, prefix: Sequence[str] = (), stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a pipeline in the folder, and let it finish at the end of the block."""
+    (folder / "watched.py").write_text(WATCHED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    command = [*prefix, sys.executable, "-c", RUN]
+    with (folder / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=stdout, stderr=errors, start_new_session=True
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            for name in ("release", "finish"):
+                (folder / name).touch()
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+
+
+def read_until(descriptor: int, text: bytes, found: bytes = b"") -> bytes:
+    while text not in found:
+        assert select.select([descriptor], [], [], 60)[0], found
+        part = os.read(descriptor, 1 << 16)
+        assert part, found
+        found += part
+    return found
+
+
+def test_a_pipe_that_is_closed_hides_the_pipeline_and_does_not_end_it(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        assert process.stdout is not None
+        read_until(process.stdout.fileno(), b"goes on")
+        process.stdout.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)  # five times the time between two looks at the events
+        (tmp_path / "finish").touch()
+        assert process.wait(timeout=60) == 0
+        assert (tmp_path / "finished").exists()
+
+
+def test_hang_ups_stop_it_once_and_never_kill_its_jobs(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        assert process.stdout is not None
+        read_until(process.stdout.fileno(), b"begun")
+        process.send_signal(signal.SIGHUP)
+        seen = read_until(process.stdout.fileno(), b"saving")
+        process.send_signal(signal.SIGHUP)  # a terminal that closes sends it to its session and to its foreground
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        (tmp_path / "release").touch()
+        process.wait(timeout=60)
+        assert (tmp_path / "saved").exists(), seen
+
+
+def test_nohup_lets_it_go_on(tmp_path: Path) -> None:
+    with running(tmp_path, ["nohup"]) as process:
+        assert process.stdout is not None
+        read_until(process.stdout.fileno(), b"begun")
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "finish").touch()
+        assert process.wait(timeout=60) == 0
+        assert (tmp_path / "finished").exists()
+
+
+def test_ctrl_z_gives_the_terminal_back_and_says_what_goes_on(tmp_path: Path) -> None:
+    main, other = pty.openpty()
+    with running(tmp_path, stdout=other) as process:
+        read_until(main, b"goes on")
+        process.send_signal(signal.SIGTSTP)
+        seen = read_until(main, b"suspended: the pipeline goes on")
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        read_until(main, b"\x1b[?25h", seen)  # the cursor is shown
+        process.send_signal(signal.SIGCONT)
+        read_until(main, b"goes on")
+        (tmp_path / "finish").touch()
+        os.close(other)
+        os.close(main)
+        assert process.wait(timeout=60) == 0
+        assert (tmp_path / "finished").exists()
