@@ -15,12 +15,18 @@ TOKENS = "tokens"  # name of the input of a text
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
+    from torch.onnx import ONNXProgram
 
 
 def convert(
     network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None, outputs: Sequence[str] = ("logits",)
 ) -> onnx.ModelProto:
     """Return the model as a graph, traced with the inputs. The batch size is free, and so is the length of tokens."""
+    return optimized(trace(network, inputs, opset, outputs))
+
+
+def trace(network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None, outputs: Sequence[str]) -> ONNXProgram:
+    """Return the model as `convert` does, but not optimized: nothing is computed from the weights."""
     import torch
 
     batch, free = torch.export.Dim("batch"), []
@@ -37,16 +43,24 @@ def convert(
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=opset,
+            optimize=False,
             verbose=False,
         )
     if program is None:
         raise EverstepError("torch.onnx.export returned no program")
+    return program
+
+
+def optimized(program: ONNXProgram) -> onnx.ModelProto:
+    """Return the optimized graph; the program is changed. Constants are computed, and normalisations merged."""
+    with _quiet_exporter():
+        program.optimize()
     proto = program.model_proto
-    _remove_origin(proto)
+    remove_origin(proto)
     return proto
 
 
-def _remove_origin(proto: onnx.ModelProto) -> None:
+def remove_origin(proto: onnx.ModelProto) -> None:
     """Remove metadata that depends on the machine: the exporter writes source paths into every node."""
     graph = proto.graph
     nodes = (*graph.node, *(node for function in proto.functions for node in function.node))
