@@ -120,6 +120,7 @@ try:
         snakefile.check_named_files([*data_sets().values(), *snakefile.models(experiment, everything)])
         snakefile.check_models(experiment, everything)
         tracking.check_installed(experiment.tracking.to)
+        snakefile.check_excel(experiment)
         if experiment.registry and experiment.registry.mlflow:
             tracking.check_installed(["mlflow"], "registry.mlflow")
         if experiment.notify and not (workflow.dryrun or workflow.touch):
@@ -376,6 +377,15 @@ def nodes():
 def study_results(wildcards):
     """Return the result of the study, or nothing if the experiment has none."""
     return tuned_pointer() if experiment.tune else []
+
+
+def workbook_of(experiment):
+    """Return the output of the report that only report.excel writes."""
+    return (
+        {"workbook": f"results/{{experiment}}/{results_layout.RUNS_WORKBOOK}"}
+        if experiment.report.excel
+        else {}
+    )
 
 
 def of_each_run(name):

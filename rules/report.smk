@@ -1,7 +1,7 @@
 """Write the report, a page on all runs, and a table of the runs.
 
 REQUIRED INPUTS: the plan, and the results of every run of the plan and of the study
-OUTPUTS: results/{experiment}/report.html, runs.csv, configurations.csv
+OUTPUTS: results/{experiment}/report.html, runs.csv, configurations.csv, and runs.xlsx if report.excel is set
 """
 
 
@@ -15,6 +15,7 @@ rule report:
         predictions=of_each_run("predictions.csv"),
         export=of_each_run("export.json"),
     output:
+        **workbook_of(experiment),
         report=report(
             "results/{experiment}/report.html",
             caption="../report/report.rst",

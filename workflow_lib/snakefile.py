@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import importlib.util
 import os
 import shlex
 import shutil
@@ -129,6 +130,15 @@ def check_named_files(sections: Iterable[config.Data | config.Model], where: str
             if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
                 shown = shortened(str(path), 300)
                 raise ConfigError(f"{where}{setting}: no such file: {shown} (looked for in {Path.cwd()})")
+
+
+def check_excel(experiment: config.Experiment) -> None:
+    """Raise ConfigError if the report needs openpyxl, and it is not installed."""
+    if experiment.report.excel and importlib.util.find_spec("openpyxl") is None:
+        raise ConfigError(
+            "report.excel: openpyxl is not installed here; install it with: pip install -c constraints.txt"
+            " 'everstep[excel]' (in this folder: '.[excel]'), or remove report.excel"
+        )
 
 
 def move_damaged(folder: Path) -> list[str]:

@@ -51,6 +51,8 @@ class TableContract(ChecksumContract):
     def save(self, frame: pd.DataFrame, path: Path) -> None:
         if self.file.endswith("csv"):
             frame.to_csv(path, index=False)
+        elif self.file.endswith("xlsx"):
+            frame.to_excel(path, index=False)
         else:
             frame.to_parquet(path, row_group_size=100)
 
@@ -73,6 +75,13 @@ class TestRegression(TableContract):
 
 class TestParquet(TableContract):
     file = "x.parquet"
+
+
+class TestExcel(TableContract):
+    file = "x.xlsx"
+
+    def frame(self) -> pd.DataFrame:
+        return super().frame().head(150)  # a workbook is slow to write
 
 
 class TestClassificationWithSplits(TableContract):

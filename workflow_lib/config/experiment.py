@@ -277,6 +277,9 @@ class Report(Section):
     title: str | None = Field(None, description="title; null takes the name of the experiment")
     theme: Literal["light", "dark", "auto"] = Field("auto", description="colour theme; auto follows the browser")
     price: Price | None = Field(None, description="null shows hours only", json_schema_extra=ADDED)
+    excel: bool = Field(
+        False, description="also write runs.xlsx, a workbook of the tables of runs", json_schema_extra=ADDED
+    )
 
 
 if TYPE_CHECKING:

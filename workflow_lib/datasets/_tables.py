@@ -1,4 +1,4 @@
-"""CSV and Parquet files, read in pieces of bounded memory: once from start to end, then any rows."""
+"""CSV and Parquet files, read in pieces of bounded memory: once from start to end, then any rows. Excel is beside."""
 
 from __future__ import annotations
 
@@ -53,19 +53,27 @@ class Table(Protocol):
         """Close the file."""
 
 
-def open_table(path: Path, delimiter: str, decimal: str = ".", setting: str = "path") -> Table:
+def open_table(
+    path: Path, delimiter: str, decimal: str = ".", setting: str = "path", *, sheet: str | None = None
+) -> Table:
     """Return the table in a file, whose kind its name tells. Raises DataError if there is no such file.
 
-    `setting` is the one that names the file.
+    `setting` is the one that names the file, `sheet` a sheet of an Excel workbook.
     """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what} (data.params.{setting})")
+    if path.suffix.lower() == ".xlsx":
+        from workflow_lib.datasets._excel import ExcelTable
+
+        return ExcelTable(path, decimal, sheet, setting)
+    if sheet is not None:
+        raise DataError(f"{path}: has no sheets (data.params.sheet is {sheet}); it is for .xlsx")
     if path.suffix.lower() in (".parquet", ".pq"):
         return ParquetTable(path, decimal)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return CsvTable(path, delimiter)
-    raise DataError(f"{path}: neither .csv, .tsv or .txt nor .parquet or .pq; rename or convert it")
+    raise DataError(f"{path}: none of .csv, .tsv, .txt, .parquet, .pq and .xlsx; rename or convert it")
 
 
 def check_names(table: Table) -> None:

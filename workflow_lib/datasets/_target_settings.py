@@ -1,4 +1,4 @@
-"""Settings of the columns of a CSV or Parquet file that are to be predicted, and of how its values are written."""
+"""Settings of the columns of a table that are to be predicted, and of how the values in its file are written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from workflow_lib.datasets._notation import Notation
 from workflow_lib.plugins import Section, Task
+from workflow_lib.plugins.section import ADDED
 
 
 class TargetSettings(Section):
@@ -36,6 +37,9 @@ class TargetSettings(Section):
         None, description="mark between thousands in such numbers; a space stands for spaces of any width"
     )
     delimiter: str = Field(",", min_length=1, max_length=1, description="character between the values of a CSV file")
+    sheet: str | None = Field(
+        None, description="sheet of an .xlsx file; null: the only one with content", json_schema_extra=ADDED
+    )
 
     @field_validator("target", mode="after")
     @classmethod

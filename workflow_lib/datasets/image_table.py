@@ -38,7 +38,7 @@ class Params(ImageSettings, TargetSettings, Checksums):
     """Settings of the folder, of the table, and size and colours of the inputs."""
 
     path: Path = Field(description="folder of the images, relative to the project's root")
-    table: Path = Field(description="CSV or Parquet file with a row for each image")
+    table: Path = Field(description="CSV, Parquet or Excel (.xlsx) file with a row for each image")
     file: str = Field("file", description="column with the path of the image in the folder")
 
 
@@ -134,7 +134,8 @@ def _opened_table(params: Params, root: Path) -> Iterator[Table]:
     """Yield the table. Raises DataError if it lacks a column that the settings name, or one has another type."""
     from workflow_lib.datasets._tables import check_column, check_names, open_table
 
-    with closing(open_table(root / params.table, params.delimiter, params.decimal, "table")) as table:
+    marks = (params.delimiter, params.decimal)
+    with closing(open_table(root / params.table, *marks, "table", sheet=params.sheet)) as table:
         check_names(table)
         named = {"file": (params.file,), "target": params.targets, "categorical": params.categorical}
         for setting, names in (named | ({"split": (params.split,)} if params.split else {})).items():

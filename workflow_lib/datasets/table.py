@@ -43,7 +43,7 @@ LISTED_COLUMNS = 100  # columns that the log lists
 class Params(TargetSettings, Checksums):
     """Settings of the file and of its columns."""
 
-    path: Path = Field(description="CSV or Parquet file, relative to the project's root")
+    path: Path = Field(description="CSV, Parquet or Excel (.xlsx) file, relative to the project's root")
     features: tuple[str, ...] | None = Field(
         None, min_length=1, description="columns to predict from; null: all other columns"
     )
@@ -65,9 +65,7 @@ def known(params: Params) -> DatasetFacts:
 
 def look(params: Params, root: Path) -> DatasetFacts:
     """Return what is known. Raises DataError if the settings do not fit the columns that the file's header names."""
-    from workflow_lib.datasets._tables import open_table
-
-    with closing(open_table(root / params.path, params.delimiter, params.decimal)) as table:
+    with closing(_opened(params, root / params.path)) as table:
         _feature_names(table, params)
     return known(params)
 
@@ -75,11 +73,10 @@ def look(params: Params, root: Path) -> DatasetFacts:
 def open_source(params: Params, root: Path) -> Source:
     """Return the rows of the file, after a scan that checked all of them."""
     from workflow_lib.data import SourceFile
-    from workflow_lib.datasets._tables import open_table
 
     params.verify(root / params.path)
     with ExitStack() as resources:
-        table = resources.enter_context(closing(open_table(root / params.path, params.delimiter, params.decimal)))
+        table = resources.enter_context(closing(_opened(params, root / params.path)))
         source = _source(table, SourceFile.of(table.path), params)
         return replace(source, close=resources.pop_all().close)
 
@@ -91,18 +88,15 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
     with a warning. A row is named by its number in the file, from 0.
     """
     from workflow_lib.datasets._new_rows import open_rows
-    from workflow_lib.datasets._tables import open_table
 
     with ExitStack() as resources:
-        table = resources.enter_context(closing(open_table(path, params.delimiter, params.decimal)))
+        table = resources.enter_context(closing(_opened(params, path)))
         return replace(open_rows(table, manifest.features, params.notation), close=resources.pop_all().close)
 
 
 def describe(params: Params, root: Path) -> list[str]:
     """Return a line for each column with its kind and its range or categories, from at most the first 102,400 rows."""
-    from workflow_lib.datasets._tables import open_table
-
-    with closing(open_table(root / params.path, params.delimiter, params.decimal)) as table:
+    with closing(_opened(params, root / params.path)) as table:
         columns, targets, rows = _scan(table, params, pieces=DESCRIBED_PIECES)
         samples = sum(len(part) for parts in rows.values() for part in parts)
         if not (is_part := len(rows["train"]) == DESCRIBED_PIECES):
@@ -112,6 +106,13 @@ def describe(params: Params, root: Path) -> list[str]:
                 target.encoded()
         lines = [column.summary() for column in (*targets, *columns)]
         return [*lines, f"(in the first {samples:,} rows)"] if is_part else lines
+
+
+def _opened(params: Params, path: Path) -> Table:
+    from workflow_lib.datasets._tables import open_table
+
+    sheet = params.sheet if path.name == params.path.name or path.suffix.lower() == ".xlsx" else None
+    return open_table(path, params.delimiter, params.decimal, sheet=sheet)
 
 
 def _scan(

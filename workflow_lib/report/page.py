@@ -25,6 +25,7 @@ from workflow_lib.report.data_preview import data_chapter
 from workflow_lib.report.errors import errors_chapter, read_outcomes
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
+from workflow_lib.report.workbook import workbook
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.configurations import Configuration, group
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
@@ -76,8 +77,11 @@ def write(
         configurations=configurations,
     )
     write_atomic(output.with_name(results_layout.RUNS_TABLE), csv_text(table))
-    means = csv_text([configuration.row() for configuration in configurations])
-    write_atomic(output.with_name(results_layout.CONFIGURATIONS), means)
+    means = [configuration.row() for configuration in configurations]
+    write_atomic(output.with_name(results_layout.CONFIGURATIONS), csv_text(means))
+    if experiment.report.excel:
+        content = workbook({"runs": table, "configurations": means})
+        write_atomic(output.with_name(results_layout.RUNS_WORKBOOK), content)
     write_atomic(output, page)
     logger.info("%s: reported %s", output, count(len(found), "run"))
 

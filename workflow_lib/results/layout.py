@@ -18,6 +18,7 @@
 <experiment>/packs/<id>.json                    exit codes of the runs of a pack, until their jobs have ended
 <experiment>/report.html                        report
 <experiment>/runs.csv                           table of runs
+<experiment>/runs.xlsx                          both tables as a workbook, with report.excel
 <experiment>/configurations.csv                 means over seeds and folds, if runs repeat a configuration
 <experiment>/tracking.json                      copies of the learning curves
 <experiment>/registered.json                    version in the registry, and the decision on its promotion
@@ -36,6 +37,7 @@ EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
 REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
+RUNS_WORKBOOK = "runs.xlsx"
 STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, STEPS: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
 
 

@@ -15,7 +15,7 @@ from workflow_lib.errors import DataError
 from workflow_lib.text import count
 
 TEXTS = (".txt", ".md", ".py", ".rst")
-TABLES = (".csv", ".tsv", ".parquet", ".pq")
+TABLES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx")
 FEW = 10  # samples of a class that are too few to measure it
 FEWEST_BATCHES = 10  # in all samples
 UNEVEN = 10  # times as many samples as another class

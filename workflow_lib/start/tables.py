@@ -37,7 +37,7 @@ MISSING = frozenset(Params.model_fields["missing"].default)
 
 def of_table(path: Path) -> Guess:
     """Return settings for a CSV or Parquet file. Raises DataError if it is not a readable table."""
-    delimiter = "," if path.suffix.lower() in (".parquet", ".pq") else _delimiter(path)
+    delimiter = "," if path.suffix.lower() in (".parquet", ".pq", ".xlsx") else _delimiter(path)
     try:
         pieces, unusable = _read(path, delimiter)
     except DataError as error:
