@@ -303,7 +303,7 @@ def pack_of_trial(number):
 
 def no_packs():
     """Return why runs cannot be packed, or None."""
-    return packing.obstacle(experiment, gpus=GPUS, is_cluster=not IS_LOCAL)
+    return packing.obstacle(experiment, is_cluster=not IS_LOCAL)
 
 
 @cache
@@ -323,7 +323,8 @@ def pack_threads(wildcards):
     if not IS_LOCAL or not packs():
         return 1
     pack = packs()[wildcards.pack]
-    return min(experiment.tune.window if pack.study else len(pack.runs), workflow.cores)
+    cores = max(1, workflow.cores // GPUS) if GPUS else workflow.cores  # a pack for each GPU
+    return min(experiment.tune.window if pack.study else len(pack.runs), cores)
 
 
 def is_handed_out(job):

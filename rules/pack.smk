@@ -20,6 +20,7 @@ rule pack:
     priority: 5  # before single trainings take the cores
     threads: pack_threads
     resources:
+        **({"gpu": training_gpus} if IS_LOCAL else {}),
         mem_mb=4000,
         runtime=1440,
         on_stop="retry",

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -41,20 +42,30 @@ class Case:
     precision: str = "fp32"
     task: str = "classification"
     is_compiled: bool = False
+    memory_format: str = "contiguous"
+    aim: float | None = None  # speed, as a multiple of the plain loop
+    aim_of_rate: float | None = None  # part of the card's measured bf16 rate
 
 
 CASES = {
-    "MLP": Case("mlp", {"hidden": [256]}, (1, 28, 28), 10, 64, 300),
-    "ResNet-18 bf16": Case("resnet", {"size": "18"}, (3, 32, 32), 10, 256, 30, "bf16"),
+    "MLP": Case("mlp", {"hidden": [256]}, (1, 28, 28), 10, 64, 300, aim=10.0),
+    "ResNet-18 bf16": Case("resnet", {"size": "18"}, (3, 32, 32), 10, 256, 30, "bf16", aim=1.3),
     "GPT 124M bf16": Case(
         "transformer", {"layers": 12, "heads": 12, "width": 768}, (1024,), 50304, 16, 8, "bf16", "language"
     ),
 }
-CASES["GPT 124M bf16 compiled"] = replace(CASES["GPT 124M bf16"], is_compiled=True)
+CASES["ResNet-18 bf16 channels_last"] = replace(CASES["ResNet-18 bf16"], memory_format="channels_last")
+CASES["GPT 124M bf16 compiled"] = replace(CASES["GPT 124M bf16"], is_compiled=True, aim=1.0, aim_of_rate=0.5)
 SMALL = {  # with --cpu
-    "MLP": Case("mlp", {"hidden": [16]}, (1, 8, 8), 10, 64, 5),
+    "MLP": Case("mlp", {"hidden": [16]}, (1, 8, 8), 10, 64, 5, aim=10.0),
+    "CNN": Case("cnn", {"channels": [4]}, (3, 8, 8), 10, 8, 3),
     "GPT bf16": Case("transformer", {"layers": 1, "heads": 1, "width": 16}, (8,), 64, 4, 3, "bf16", "language"),
 }
+SMALL["CNN channels_last"] = replace(SMALL["CNN"], memory_format="channels_last")
+SMALL["GPT bf16 compiled"] = replace(SMALL["GPT bf16"], is_compiled=True, aim=1.0, aim_of_rate=0.5)
+RATES = "speed.json"  # steps per second of the package with `standard`, by case, for the comparison with `strict`
+STRICT_AIM = 0.97  # of the speed of `standard`
+BLOCKED_AIM_S, DURABLE_AIM_S = 0.020, 1.5  # of a save of 1.5 GB
 
 
 class Bench:
@@ -89,7 +100,7 @@ class Bench:
             self.pairs = inputs, targets
         model = Model(name=case.model, params=case.params)
         training: Any = {"batch_size": case.batch, "precision": case.precision, "determinism": determinism}
-        training["compile"] = case.is_compiled
+        training |= {"compile": case.is_compiled, "memory_format": case.memory_format}
         run = plan.base(config.Experiment(name="bench", model=model, training=Training(**training)))
         store = CheckpointStore(folder, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
         self.saver = Saver(store, interval_s=1e9, interval_steps=None, mtbf_s=14400.0, device=device)
@@ -122,10 +133,7 @@ class Bench:
 
     def wait(self) -> None:
         """Wait until the device has done all its work."""
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        _synchronize(self.device)
 
     def epoch(self) -> None:
         """Run the steps with the trainer of the package."""
@@ -195,7 +203,8 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
     set_determinism(determinism)
     set_precision("fp32")
     device = torch.device(device_name)
-    lines = []
+    lines: list[str] = []
+    rates: dict[str, float] = {}
     for name, case in (SMALL if device.type == "cpu" else CASES).items():
         if case.precision == "bf16" and not _has_bf16(device):
             lines.append(f"{name}: needs compute capability {BF16_CAPABILITY}")
@@ -215,10 +224,84 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
         batch = f", batch {fitted.batch}" if fitted != case else ""
         line = f"{name}{batch} {bare_s / ours_s:.2f} of {case.steps / bare_s:,.0f} steps/s"
         _free(device)
-        captured = _fitting(fitted, device, partial(time_steps, graphs="auto"))
+        is_tried = device.type == "cuda" or not case.is_compiled  # a second compilation would show nothing new
+        captured = _fitting(fitted, device, partial(time_steps, graphs="auto")) if is_tried else (fitted, found[1])
         lines.append(f"{line}, {_as_graph(fitted, captured)}")
         _free(device)
-    return lines
+        pairs = [(bare_s, ours_s), *([captured[1][:2]] if captured is not None else [])]
+        ratio, best_s = max((bare / ours, ours) for bare, ours in pairs)
+        rates[name] = case.steps / best_s
+        if determinism == "standard":
+            if case.aim is not None:
+                lines.append(aimed(f"{name}, times a plain loop", ratio, case.aim))
+            if case.aim_of_rate is not None:
+                share = _operations(fitted, device) * case.steps / best_s / _bf16_rate(device)
+                lines.append(aimed(f"{name}, part of the bf16 rate", share, case.aim_of_rate))
+            _free(device)
+    return [*lines, *_against_standard(rates, folder, determinism)]
+
+
+def aimed(what: str, found: float, aim: float, *, is_most: bool = False, unit: str = "") -> str:
+    """Return a line that says whether an aim is met; `show` of gpu-check collects these lines."""
+    is_met = found <= aim if is_most else found >= aim
+    text = f"{found:.3g}{unit}, aim at {'most' if is_most else 'least'} {aim:g}{unit}"
+    return f"AIM {'met' if is_met else 'MISSED'}: {what}: {text}"
+
+
+def _against_standard(rates: dict[str, float], folder: Path, determinism: str) -> list[str]:
+    """Keep the rates of `standard`; with `strict`, compare them."""
+    kept = folder.parents[1] / RATES
+    if determinism == "standard":
+        kept.write_text(json.dumps(rates))
+        return []
+    if not kept.exists():
+        return ["strict against standard: not known without the check `speed`"]
+    standard = json.loads(kept.read_text())
+    return [
+        aimed(f"{name}, strict against standard", rate / standard[name], STRICT_AIM)
+        for name, rate in rates.items()
+        if name in standard
+    ]
+
+
+def _operations(case: Case, device: torch.device) -> float:
+    """Return the floating-point operations of the products in a step, forward and backward."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from workflow_lib import plugins
+    from workflow_lib.data import ModelSpec
+
+    plugin = plugins.load("models", case.model)
+    spec: Any = ModelSpec(case.shape, case.outputs, case.task)
+    model = plugin.build(plugin.Params.model_validate(case.params), spec).to(device)
+    with FlopCounterMode(display=False) as counter, torch.autocast(device.type, torch.bfloat16):
+        model(torch.zeros((1, *case.shape), dtype=torch.int64, device=device)).float().sum().backward()
+    return float(counter.get_total_flops()) * case.batch
+
+
+def _bf16_rate(device: torch.device) -> float:
+    """Return the floating-point operations per second of a large product in bf16."""
+    import torch
+
+    size = 8192 if device.type == "cuda" else 256
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        _synchronize(device)
+        begun = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        _synchronize(device)
+        seconds.append((time.perf_counter() - begun) / 10)
+    return float(2 * size**3 / min(seconds))
+
+
+def _synchronize(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _as_graph(case: Case, found: tuple[Case, tuple[float, float, list[dict[str, Any]]]] | None) -> str:
@@ -244,7 +327,7 @@ def _time_steps(
     case: Case, device: torch.device, determinism: str, folder: Path, graphs: Literal["auto", "off"] = "off"
 ) -> tuple[float, float, list[dict[str, Any]]]:
     """Return the seconds of the plain loop's steps and of the package's, and its events about graphs."""
-    name = f"{case.model}-{case.batch}-{graphs}" + ("-compiled" if case.is_compiled else "")
+    name = f"{case.model}-{case.batch}-{graphs}-{case.memory_format}" + ("-compiled" if case.is_compiled else "")
     bench = Bench(case, device, determinism, folder / name, graphs)
     bare, ours = [], []
     for turn in range(ROUNDS + 1):
@@ -285,7 +368,7 @@ def _time_save(case: Case, device: torch.device, determinism: str, folder: Path)
     quiet_s = statistics.median(bench.seconds(bench.epoch) for _ in range(3))
     tensors = [tensor for named in snapshot.mutable_tensors(state).values() for tensor in named.values()]
     size = sum(tensor.nbytes for tensor in tensors)
-    host = [torch.empty(one.shape, dtype=one.dtype, pin_memory=device.type == "cuda") for one in tensors]
+    host = [torch.empty_like(tensor, device="cpu", pin_memory=device.type == "cuda") for tensor in tensors]
 
     def copy() -> None:
         for target, source in zip(host, tensors, strict=True):
@@ -308,13 +391,34 @@ def _time_save(case: Case, device: torch.device, determinism: str, folder: Path)
     pinned = memory._memory.nbytes if memory.is_pinned else 0
     if device.type == "cuda" and pinned > 1.05 * size + (1 << 20):
         raise Failed(f"{pinned} bytes are pinned for a state of {size}")
-    rest_s = statistics.median(written[1:])
+    rest_s, size_of_aim = statistics.median(written[1:]), 1.5e9
+    plain_s = _plain_write(folder / "plain", size)
+    aims = [
+        aimed("longest block of a save", max(blocked) * 1e3, BLOCKED_AIM_S * 1e3, is_most=True, unit=" ms"),
+        aimed("save until it is durable", rest_s, DURABLE_AIM_S * size / size_of_aim, is_most=True, unit=" s")
+        + f" for its size (a plain write with fsync: {plain_s:.2f} s)",
+    ]
     return [
+        *aims,
         f"state {size / 1e9:.2f} GB; {pinned / 1e9:.2f} GB pinned before the first step, start {bench.entered_s:.1f} s",
         f"first save blocked {blocked[0] * 1e3:.1f} ms, later ones {statistics.median(blocked[1:]) * 1e3:.1f} ms;"
         f" a plain copy {copy_s * 1e3:.1f} ms; written at {size / 1e9 / rest_s:.2f} GB/s;"
         f" steps meanwhile {statistics.median(busy[1:]) / quiet_s:.2f} of the time",
     ]
+
+
+def _plain_write(path: Path, size: int) -> float:
+    """Return the seconds of a write of so many random bytes until they are on the disk."""
+    block = os.urandom(1 << 24)
+    begun = time.perf_counter()
+    with path.open("wb") as file:
+        for start in range(0, size, len(block)):
+            file.write(block[: min(len(block), size - start)])
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    return seconds
 
 
 MEASUREMENTS = {"steps": measure_steps, "save": measure_save}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ FAULTS = {
     "hangs": "time.sleep(3600)",
     "killed": "import os; os.kill(os.getpid(), 9)",  # as the kernel does when memory is out
 }
+FULL = """\
+from pathlib import Path
+
+import torch
+
+def on_step_end(state):
+    if state.step == 20 and not Path("full-once").exists():
+        Path("full-once").touch()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+"""
 FAILING: dict[str, Any] = {
     "runtime": {"pack": "auto", "hang_timeout_s": 10},
     "sweep": {
@@ -71,6 +82,7 @@ class Sweep:
         (folder / "Snakefile").touch()
         for name, fault in FAULTS.items():
             (folder / f"{name}.py").write_text(HOOKS.format(fault))
+        (folder / "full.py").write_text(FULL)
         (folder / "experiment.yaml").write_text(yaml.safe_dump(merged(SETTINGS, changes)))
         assert self.command("freeze", "--output", f"results/{NAME}/plan.json") == FINISHED
         self.runs = json.loads((folder / f"results/{NAME}/plan.json").read_text())["runs"]
@@ -96,8 +108,11 @@ class Sweep:
 
     def start_pack(self, *more: str, **environment: str) -> int:
         """Start the job of the pack and return its process, which is also the group of all its forks."""
-        arguments = ("pack", "--pack", self.pack.id, "--threads", "3", "--output", "results/pack.json", *more)
-        return self.warm.start(self.order(*arguments, **environment))
+        return self.warm.start(self.order(*self.packing(), *more, **environment))
+
+    def packing(self) -> tuple[str, ...]:
+        """Return the arguments of the job of the pack."""
+        return ("pack", "--pack", self.pack.id, "--threads", "3", "--output", "results/pack.json")
 
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()
@@ -156,6 +171,35 @@ def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> 
     alone = Sweep(tmp_path / "alone", warm, FAILING)
     for index in (0, 5):
         assert alone.train(index) == FINISHED
+        assert packed.result(index) == alone.result(index)
+
+
+def test_runs_on_a_gpu_are_as_many_at_once_as_its_memory_holds(tmp_path: Path, warm: Warm) -> None:
+    """One runs out of memory in its first attempt, and goes on alone."""
+    hooks = {"training.hooks": "full"}
+    sweep = {"sweep": {"list": [{"seed": 1}, hooks, *({"seed": seed} for seed in (2, 3, 4))]}}
+    packed, alone = (Sweep(tmp_path / name, warm, SLOW | sweep) for name in ("packed", "alone"))
+    pack = warm.start(replace(packed.order(*packed.packing()), plant="tests.support.shared_gpu:plant"))
+    running = []
+
+    def has_ended() -> bool:
+        attempts = [attempt for index in range(5) for attempt in packed.attempts(index)]
+        running.append(sum(attempt.state == "running" for attempt in attempts))
+        return (packed.folder / "results/pack.json").exists()
+
+    until(has_ended, "the pack to end")
+    assert warm.wait(pack) == FINISHED, packed.log()
+    assert packed.codes() == [FINISHED] * 5
+    assert max(running) == 2
+    log = packed.log()
+    assert "needs 4.0 GB of the GPU's memory: 2 like it at once" in log
+    out = packed.runs[1]["id"]
+    assert f"{out}: ran out of the GPU's memory; it goes on alone" in log
+    assert [str(attempt.reason)[:8] for attempt in packed.attempts(1)] == ["failed: ", "finished"]
+    assert packed.attempts(1)[1].resumed_step
+    (alone.folder / "full-once").touch()
+    for index in (0, 1):
+        assert [packed.train(index), alone.train(index)] == [FINISHED] * 2
         assert packed.result(index) == alone.result(index)
 
 

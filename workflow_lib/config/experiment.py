@@ -68,8 +68,9 @@ class Runtime(Section):
     )
     pack: Annotated[int, Field(ge=1, le=MOST)] | Literal["auto"] = Field(
         1,
-        description="most runs that one job trains in forks of a warm process, as many at once as it has threads;"
-        " 1 trains each run in its own job, and auto packs up to 64 where packs are possible (docs/workflow.md)",
+        description="most runs that one job trains in forks of a warm process, as many at once as it has threads"
+        " and a GPU's memory holds; 1 trains each run in its own job, and auto packs up to 64 where packs are possible"
+        " (docs/workflow.md)",
         json_schema_extra=ADDED,
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -5,6 +5,7 @@ the jobs of the rules hand them out. A run that fails is left to its own job, wh
 
 job        what all forks of a pack know
 forks      processes forked from this one, as many at once as it has threads
+gpu        one GPU for all runs, as many at once as its memory holds
 study      suggestions and trials in forks, one after the other as the window of the study allows
 training   a run in a fork, then its evaluation and its export in another
 """

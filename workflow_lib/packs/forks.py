@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,23 @@ from workflow_lib.store.orphans import exit_with_parent
 
 logger = logging.getLogger(__name__)
 HANDLED = (*STOP_SIGNALS, signal.SIGALRM)
+POLL_S = 0.1  # until a task that may not start yet is asked about again
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function that a fork calls; its output is appended to the log. ``name`` is for messages."""
+    """A function that a fork calls; its output is appended to the log. ``name`` is for messages.
+
+    kind      of its need of a GPU's memory; empty if it needs none
+    is_alone  True if no other task may use the GPU meanwhile
+    """
 
     name: str
     call: Callable[[], None]
     log: Path
     ended: Callable[[int], Iterable[Task]] = lambda code: ()  # called here with its exit code; returns further tasks
+    kind: str = ""
+    is_alone: bool = False
 
 
 class Forks:
@@ -45,6 +53,7 @@ class Forks:
         self._at_once = at_once
         self._running: dict[int, Task] = {}
         self.stop_signal = 0  # SIGALRM is the deadline
+        self.allows: Callable[[Task, Collection[Task]], bool] = lambda task, running: True  # to start beside the others
         for number in HANDLED:
             signal.signal(number, self._stop)
         if limit_s is not None:
@@ -54,13 +63,21 @@ class Forks:
         """Run the tasks, and those that they are followed by, which are started first."""
         waiting = deque(tasks)
         while self._running or (waiting and not self.stop_signal):
-            while waiting and len(self._running) < self._at_once and not self.stop_signal:
+            while waiting and self._has_room(waiting[0]) and not self.stop_signal:
                 self._start(waiting.popleft())
             if self._running:
-                pid, status = os.wait()  # repeated by Python after a signal; its handler runs before
+                is_refused = waiting and len(self._running) < self._at_once and not self.stop_signal
+                # repeated by Python after a signal; its handler runs before
+                pid, status = os.waitpid(-1, os.WNOHANG if is_refused else 0)
+                if pid == 0:
+                    time.sleep(POLL_S)
                 task = self._running.pop(pid, None)
                 if task is not None:
                     waiting.extendleft(task.ended(os.waitstatus_to_exitcode(status)))
+
+    def _has_room(self, task: Task) -> bool:
+        running = self._running.values()
+        return not running or (len(running) < self._at_once and self.allows(task, running))
 
     def _start(self, task: Task) -> None:
         check_can_fork()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from workflow_lib.config import Experiment
+    from workflow_lib.packs.gpu import Memory
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Job:
     logs: Path
     ends_at: float | None  # by time.monotonic
     scratch: Path
+    memory: Memory | None = None  # of the GPU that the runs share, if they do
 
     def minutes_left(self) -> float | None:
         """Return the minutes to the end; None without a limit."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import tuning
+from workflow_lib.packs import gpu
 from workflow_lib.packs.forks import Task
 from workflow_lib.packs.job import Job
 
@@ -46,7 +48,7 @@ class Trials:
             if number not in self._started:
                 self._started.add(number)
                 if not tuning.result_path(self._folder, number).exists():
-                    yield self._task(f"trial {number}", partial(self._train, number), number)
+                    yield self._trial(number)
         number = len(self._asked)
         earliest = number - self._window  # the newest result that the suggestion may use
         is_possible = number == 0 or tuning.suggestion_path(self._folder, number - 1).exists()
@@ -56,6 +58,19 @@ class Trials:
 
     def _is_known(self, number: int) -> bool:
         return number < 0 or tuning.result_path(self._folder, number).exists()
+
+    def _trial(self, number: int, *, is_alone: bool = False) -> Task:
+        """Return the task of a trial. Its settings are its own, so its need of a GPU's memory is measured by itself."""
+        kind = "" if self._job.memory is None else f"trial {number}"
+        task = self._task(f"trial {number}", partial(self._train, number), number)
+        ended = partial(self._out_of_memory, number, task.ended) if kind and not is_alone else task.ended
+        return replace(task, kind=kind, is_alone=is_alone, ended=ended)
+
+    def _out_of_memory(self, number: int, ended: Callable[[int], Iterable[Task]], code: int) -> Iterable[Task]:
+        if code != gpu.NoMemory.exit_code:
+            return ended(code)
+        logger.info("trial %d: ran out of the GPU's memory; it goes on alone", number)
+        return (self._trial(number, is_alone=True),)
 
     def _task(self, name: str, call: Callable[[], None], trial: int | None) -> Task:
         return Task(name, call, self._job.logs / f"{name.replace(' ', '-')}.log", partial(self._ended, name, trial))
@@ -72,11 +87,12 @@ class Trials:
         tuning.suggest(self._job.experiment, number, self._folder, self._job.work, output)
 
     def _train(self, number: int) -> None:
-        tuning.trial(
-            self._job.experiment,
-            tuning.suggestion_path(self._folder, number),
-            data=self._data,
-            work=self._job.work,
-            output=tuning.result_path(self._folder, number),
-            deadline_minutes=self._job.minutes_left(),
-        )
+        with gpu.measured(self._job.memory, f"trial {number}"):
+            tuning.trial(
+                self._job.experiment,
+                tuning.suggestion_path(self._folder, number),
+                data=self._data,
+                work=self._job.work,
+                output=tuning.result_path(self._folder, number),
+                deadline_minutes=self._job.minutes_left(),
+            )

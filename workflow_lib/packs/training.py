@@ -8,6 +8,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from workflow_lib.errors import StateError, Stopped
 from workflow_lib.files import file_digest, temporary_name, write_json
 from workflow_lib.launch import commands, launcher
 from workflow_lib.launch.context import create_context, time_left
+from workflow_lib.packs import gpu
 from workflow_lib.packs.forks import Forks, Task
 from workflow_lib.packs.job import Job
 from workflow_lib.packs.study import Trials
@@ -56,8 +59,11 @@ def train(
     logs: Path,
     deadline_minutes: float | None = None,
     is_requeued: bool = False,
+    share: Callable[..., AbstractContextManager[tuple[Experiment, gpu.Memory | None]]] = gpu.share,
 ) -> None:
     """Train the runs, ``threads`` at once, and write the exit code of each to ``output``.
+
+    On a GPU, which ``share`` leases, as many as its memory holds.
 
     A run that fails does not stop the others. Raises Stopped if the pack was asked to stop; the runs have saved. If the
     job is requeued then (``is_requeued``), also if a run did not end for another reason, such as another owner.
@@ -71,15 +77,20 @@ def train(
         importlib.import_module(name)
     margin_s = min(MARGIN_S, (left_s or 0.0) / 4)
     forks = Forks(threads, None if ends_at is None else ends_at - margin_s - time.monotonic())
-    job = Job(experiment, work, logs, ends_at, temporary_name(layout.pack_file(work, pack.id)))
+    scratch = temporary_name(layout.pack_file(work, pack.id))
     results = results_layout.RESULTS / experiment.name
-    runs = Runs(job, pack, results)
-    logger.info("%s, %d at once; their logs are in %s", pack.described, threads, logs)
-    try:
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        shared = share(experiment, scratch / "memory", must_stop=lambda: forks.stop_signal)
+        experiment, memory = held.enter_context(shared)
+        job = Job(experiment, work, logs, ends_at, scratch, memory)
+        if memory is not None:
+            forks.allows = memory.allows
+        runs = Runs(job, pack, results)
+        at_once = f"{threads} at once" if memory is None else f"up to {threads} at once on a GPU"
+        logger.info("%s, %s; their logs are in %s", pack.described, at_once, logs)
         trials = _trials(job, pack, results)
         forks.run([*runs.tasks(), *(trials.next() if trials else ())])
-    finally:
-        shutil.rmtree(job.scratch, ignore_errors=True)
     if forks.stop_signal:
         why = "its time limit" if forks.stop_signal == signal.SIGALRM else signal.Signals(forks.stop_signal).name
         raise Stopped(f"the pack was stopped by {why}; its runs have saved. Run the same command again")
@@ -112,12 +123,22 @@ class Runs:
         """Yield the trainings, each of which is followed by its evaluation and export."""
         for run, data_id in self._pack.runs:
             data = results_layout.data_manifest(self._results, data_id)
-            yield self._task(run, partial(_train, self._job, run, data), partial(self._trained, run, data))
+            yield self._training(run, data_id, data)
+
+    def _training(self, run: str, data_id: str, data: Path, *, is_alone: bool = False) -> Task:
+        kind = "" if self._job.memory is None else gpu.kind_of(plan.load_run(run, self._job.work)[0], data_id)
+        again = None if is_alone or not kind else partial(self._training, run, data_id, data, is_alone=True)
+        ended = partial(self._trained, run, data, again)
+        return replace(self._task(run, partial(_train, self._job, run, data), ended), kind=kind, is_alone=is_alone)
 
     def _task(self, run: str, call: Callable[[], None], ended: Callable[[int], Iterable[Task]]) -> Task:
         return Task(run, call, self._job.logs / f"{run}.log", ended)
 
-    def _trained(self, run: str, data: Path, code: int) -> Iterator[Task]:
+    def _trained(self, run: str, data: Path, again: Callable[[], Task] | None, code: int) -> Iterator[Task]:
+        if code == gpu.NoMemory.exit_code and again is not None:
+            logger.info("%s: ran out of the GPU's memory; it goes on alone", run)
+            yield again()
+            return
         self.codes[run] = code
         logger.info("%s: %s", run, "trained" if code == 0 else f"exit code {code}; its own job goes on with it")
         if code == 0 and self._computes:
@@ -130,7 +151,8 @@ class Runs:
 
 
 def _train(job: Job, run: str, data: Path) -> None:
-    commands.finish(job.experiment, run=run, data=data, work=job.work, deadline_minutes=job.minutes_left())
+    with gpu.measured(job.memory, run):
+        commands.finish(job.experiment, run=run, data=data, work=job.work, deadline_minutes=job.minutes_left())
 
 
 def _compute(job: Job, run: str, data: Path) -> None:

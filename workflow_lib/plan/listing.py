@@ -15,7 +15,6 @@ from workflow_lib.plan import packing
 from workflow_lib.plan.expansion import Run, expand
 from workflow_lib.plan.sources import trained_first
 from workflow_lib.plan.study import all_configs, study_id, study_metric
-from workflow_lib.runtime import gpus
 from workflow_lib.store.layout import WORK
 from workflow_lib.text import aligned, count
 
@@ -41,8 +40,7 @@ def table(experiment: Experiment) -> str:
     if experiment.tune is not None:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     if packing.is_wanted(experiment):
-        here = gpus.count_for(experiment.runtime.device)
-        lines += ["", packing.words(experiment, runs, packing.obstacle(experiment, gpus=here, is_cluster=False))]
+        lines += ["", packing.words(experiment, runs, packing.obstacle(experiment, is_cluster=False))]
     return "\n".join(lines)
 
 

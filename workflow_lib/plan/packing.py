@@ -49,16 +49,13 @@ def is_wanted(experiment: Experiment) -> bool:
     return experiment.runtime.pack != 1
 
 
-def obstacle(experiment: Experiment, *, gpus: int, is_cluster: bool) -> str | None:
-    """Return why runs are trained one by one although `runtime.pack` asks for packs; None if they can be packed.
-
-    ``gpus`` is the number of GPUs that trainings may use here.
-    """
+def obstacle(experiment: Experiment, *, is_cluster: bool) -> str | None:
+    """Return why runs are trained one by one although `runtime.pack` asks for packs; None if they can be packed."""
     runtime = experiment.runtime
     if is_cluster and runtime.device == "auto":  # a job of their own might get a GPU, and compute other bits there
         return "their jobs may get GPUs on a cluster (runtime.device: cpu trains on the CPU)"
-    if gpus or runtime.device.startswith("cuda"):
-        return "they are trained on GPUs (runtime.device: cpu trains on the CPU)"
+    if is_cluster and runtime.device.startswith("cuda"):
+        return "they are trained on GPUs of a cluster (runtime.device: cpu trains on the CPU)"
     for name in ("nodes", "nproc", "threads"):
         if getattr(runtime, name) > 1:
             return f"runtime.{name} is {getattr(runtime, name)}: a run of a pack has one process and one thread"
@@ -108,6 +105,6 @@ def words(experiment: Experiment, runs: Iterable[Run], reason: str | None) -> st
     packed = sum(len(pack.runs) for pack in found)
     said = f"{count(packed, 'run')} without a result are trained by {count(len(found), 'job')}"
     said += ", the trials of the study by another" if study_pack(experiment) else ""
-    if (elsewhere := obstacle(experiment, gpus=0, is_cluster=True)) is None:
+    if (elsewhere := obstacle(experiment, is_cluster=True)) is None:
         return f"{setting}: {said}"
     return f"{setting}: on this machine, {said}; on a cluster one by one, since {elsewhere}"

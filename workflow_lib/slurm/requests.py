@@ -110,7 +110,7 @@ def job_counts(experiment: config.Experiment) -> dict[str, int]:
 
 def _packs(experiment: config.Experiment, runs: Iterable[plan.Run]) -> list[plan.Pack]:
     """Return the packs that cluster jobs train."""
-    if not packing.is_wanted(experiment) or packing.obstacle(experiment, gpus=0, is_cluster=True):
+    if not packing.is_wanted(experiment) or packing.obstacle(experiment, is_cluster=True):
         return []
     study = packing.study_pack(experiment)
     return [*plan.packs(experiment, runs).values(), *([study] if study else [])]
