@@ -166,6 +166,11 @@ EXACT = [
     Check("pipeline", "the quick pipeline, from data to report", _pipeline, limit_s=280),
     Check("prove-mlp", "exact resume: MLP", _exact),
     Check("prove-cnn", "exact resume: CNN with batch norm", partial(_exact, model=CNN)),
+    Check(
+        "prove-channels",
+        "exact resume: CNN in channels_last",
+        partial(_exact, model=CNN, memory_format="channels_last", ema_decay=0.9),
+    ),
     Check("prove-amp", "the same, fp16, EMA, accumulation, clipping", _amp),
     Check("prove-fsdp", "exact resume: FSDP2 on one rank", partial(_exact, model=CNN, parallel="fsdp")),
     Check("prove-compiled", "exact resume: torch.compile", _compiled),

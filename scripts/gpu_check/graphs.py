@@ -56,8 +56,13 @@ def _mapped(machine: Machine, folder: Path) -> str:
     return _equal(machine, folder, model=CNN, data=data)
 
 
+def _channels_last(machine: Machine, folder: Path) -> str:
+    return _equal(machine, folder, model=CNN, training={"memory_format": "channels_last", "ema_decay": 0.9})
+
+
 def _resume(machine: Machine, folder: Path) -> str:
-    chosen = settings(machine.device, model=CNN, runtime={"cuda_graphs": "auto"}, ema_decay=0.9, clip_norm=1.0)
+    required = {"cuda_graphs": "on" if machine.has_gpu else "auto"}  # with `auto` it could prove steps without a graph
+    chosen = settings(machine.device, model=CNN, runtime=required, ema_decay=0.9, clip_norm=1.0)
     return prove(Project(folder, chosen | {"schedule": {"name": "cosine"}}))
 
 
@@ -73,6 +78,7 @@ GRAPHS = [
     Check("graph-amp", "the same: fp16, EMA, accumulation, clipping", _amp),
     Check("graph-transformer", "the same: transformer in bf16", _transformer),
     Check("graph-compiled", "the same: torch.compile", _compiled),
+    Check("graph-channels", "the same: weights in channels_last", _channels_last),
     Check("graph-mapped", "the same: data read from the shards", _mapped),
     Check("prove-graph", "exact resume: steps as a graph", _resume),
 ]

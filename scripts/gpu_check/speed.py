@@ -244,7 +244,7 @@ def measure_steps(device_name: str, determinism: str, folder: Path) -> list[str]
 def aimed(what: str, found: float, aim: float, *, is_most: bool = False, unit: str = "") -> str:
     """Return a line that says whether an aim is met; `show` of gpu-check collects these lines."""
     is_met = found <= aim if is_most else found >= aim
-    text = f"{found:.3g}{unit}, aim at {'most' if is_most else 'least'} {aim:g}{unit}"
+    text = f"{found:.3g}{unit}, aim at {'most' if is_most else 'least'} {aim:.3g}{unit}"
     return f"AIM {'met' if is_met else 'MISSED'}: {what}: {text}"
 
 
