@@ -131,7 +131,7 @@ try:
             say(damaged)
         snakefile.check_records(Path(".snakemake"))
         for killed in snakefile.enter(Path(".snakemake")):
-            say(f"Snakemake {killed} was killed; its lock is removed")
+            say(snakefile.killed_words(killed, Path.cwd()))
 except (EverstepError, OSError) as error:
     say(with_advice(error), "error")
     raise SystemExit(getattr(error, "exit_code", 1))

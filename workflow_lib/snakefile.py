@@ -258,6 +258,20 @@ def enter(folder: Path) -> list[str]:
     return killed
 
 
+def killed_words(killed: str, folder: Path) -> str:
+    """Return the message about a Snakemake that was killed, with its jobs that are still in the queue of a cluster."""
+    from workflow_lib.slurm import queue
+
+    text = f"Snakemake {killed} was killed; its lock is removed"
+    if not (jobs := queue.jobs_of(folder)):
+        return text
+    are = "job {} is" if len(jobs) == 1 else "jobs {} are"
+    return (
+        f"{text}. Its {are.format(', '.join(jobs))} still in the queue, and new jobs of the same runs wait for them; "
+        f"to stop them, which save: scancel {' '.join(jobs)}"
+    )
+
+
 def lock_message(folder: Path) -> str:
     """Return the message for locked files: which Snakemake holds the lock, and what to do."""
     own = {Path(file.name).with_suffix(".held").name for file in _held}

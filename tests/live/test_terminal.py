@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.repository import ROOT
+from workflow_lib.errors import EverstepError
+from workflow_lib.live import pipeline
 
 WATCHED = """
 import signal, sys, time
@@ -62,6 +64,12 @@ def running(
                 (folder / name).touch()
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
+
+
+def test_a_death_without_a_word_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EverstepError, match=r"^Snakemake ended with code 3 before it could write anything\n"):
+        pipeline.run([sys.executable, "-c", "raise SystemExit(3)"], ["everstep", "run"])
 
 
 def read_until(descriptor: int, text: bytes, found: bytes = b"") -> bytes:

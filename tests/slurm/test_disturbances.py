@@ -171,7 +171,8 @@ def test_two_jobs_after_a_killed_snakemake_train_a_run_once(project: Any, refere
             # Snakemake removes the log of the orphan before the second job starts
             logs = project.folder / "logs" / "train" / "slow"
             successor.wait_for(lambda: "is being trained by" in _text(logs / f"{project.run}.log"))
-            successor.finish()
+            said = successor.finish()
+    assert f"to stop them, which save: scancel {orphan.id}\n" in said
     assert project.result() == reference
     assert [attempt["job"] for attempt in project.attempts()] == [orphan.id], f"{second} trained nothing"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +26,13 @@ from workflow_lib import shipped, snakefile
 from workflow_lib.errors import EverstepError, Stopped, UserError
 from workflow_lib.live import detached, recorder
 from workflow_lib.live.watch import Watch
+from workflow_lib.slurm import queue
 from workflow_lib.store.events import Follower
 
 LOGS = Path("logs") / "run"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.2
+LEAST_FREE = 1 << 16  # bytes; with fewer, a disk is full
 OWN_LOG = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-\d+\.log")
 KEPT_LOGS, KEPT_LOGS_S = 20, 10 * 86400.0  # the newest ones are kept, and those of the last ten days
 
@@ -146,10 +149,23 @@ def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
         watch.print_summary()
         return
     if was_stopped:
-        raise Stopped(f"stopped; no finished work is lost. The same command resumes. Snakemake's output: {log}")
-    reasons = pipeline.errors or [snakefile.last_line(log)]
+        left = [] if pipeline.is_local else queue.jobs_of(Path.cwd())
+        still = (
+            f" Still in the queue, from an earlier Snakemake; to stop them: scancel {' '.join(left)}." if left else ""
+        )
+        raise Stopped(f"stopped; no finished work is lost. The same command resumes.{still} Snakemake's output: {log}")
+    reasons = pipeline.errors or [_last_words(log, code)]
     error = UserError if code == 2 else EverstepError
     raise error("\n".join([*dict.fromkeys(reasons), f"Snakemake's output: {log}"]))
+
+
+def _last_words(log: Path, code: int) -> str:
+    """Return the last line of the log, or, if it is empty, what is known without it."""
+    if log.stat().st_size:
+        return snakefile.last_line(log)
+    is_full = shutil.disk_usage(log.parent).free < LEAST_FREE
+    why = f": the disk of {log.parent} is full" if is_full else ""
+    return f"Snakemake ended with code {code} before it could write anything{why}"
 
 
 def snakemake(config: Path | None, profile: str, settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
