@@ -70,6 +70,10 @@ def test_runs_are_compared_by_name_digest_and_experiment(
     assert mae.differences[1] is not None
     assert mae.differences[1].value == pytest.approx(values[1] - values[0])
     assert comparison.shown(found) == comparison.shown(found)
+    narrow, wide = (comparison.shown(found, width).splitlines() for width in (80, 200))
+    assert max(map(len, narrow)) <= 80 < max(map(len, wide))
+    assert "mean absolute error" in narrow
+    assert sum(line.startswith("  B  ") for line in narrow) > len(found.metrics)
 
 
 def test_other_test_samples_are_not_resampled_together(project: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,15 @@ def test_the_view_fits_80_columns_and_names_every_run(tmp_path: Path) -> None:
     assert row[2:] == ["3/10", "0.5000", "0.8750", "640", "35", "s"]
 
 
+def test_the_speed_gives_way_to_names_that_are_then_whole(tmp_path: Path) -> None:
+    lines = {width: "".join(shown(width, 24, tmp_path / str(width))) for width in range(80, 130, 2)}
+    whole = [width for width, text in lines.items() if "…" not in text]
+    assert whole == [*range(whole[0], 130, 2)]
+    assert "samples/s" in lines[whole[0] - 2]
+    assert "samples/s" not in lines[whole[0]]
+    assert "samples/s" in lines[128]
+
+
 def test_a_wide_terminal_also_shows_steps_and_whole_names(tmp_path: Path) -> None:
     (row,) = (line.split() for line in shown(200, 24, tmp_path) if "training" in line.split())
     assert row == [RUNS[2], "training", "3/10", "150/500", "0.5000", "0.8750", "640", "35", "s"]

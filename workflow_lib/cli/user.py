@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,9 @@ def _init(arguments: Arguments) -> None:
     if arguments.all:
         print(config.template(), end="")
     elif arguments.data:
-        print(start.first_experiment(arguments.data.absolute().stem, _guess(arguments.data)), end="")
+        # on a terminal, the comments of the file say what was found
+        guess = start.guess(arguments.data) if sys.stdout.isatty() else _guess(arguments.data)
+        print(start.first_experiment(arguments.data.absolute().stem, guess), end="")
     else:
         print(start.first_experiment("my-experiment"), end="")
 
@@ -178,7 +181,7 @@ def _compare(arguments: Arguments) -> None:
             f"compare {arguments.subjects[0]}: name at least one more run or experiment to compare it with"
         )
     found = comparison.compare([comparison.find(ref, RESULTS, WORK) for ref in arguments.subjects])
-    print(comparison.shown(found))
+    print(comparison.shown(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if arguments.html is not None:
         comparison.write_page(found, arguments.html)
         print(f"\nwritten: {arguments.html}")

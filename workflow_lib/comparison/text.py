@@ -22,13 +22,13 @@ HOW = (
 )
 
 
-def shown(comparison: Comparison) -> str:
-    """Return the comparison as text: a letter stands for each run."""
+def shown(comparison: Comparison, width: int | None = None) -> str:
+    """Return the comparison as text: a letter stands for each run; `width` is the most columns, if any."""
     subjects = comparison.subjects
     named = list(zip(_letters(subjects), subjects, strict=True))
     lines = [f"{letter}  {subject.title}" for letter, subject in named]
     lines += [f"{letter} {subject.over}" for letter, subject in named if subject.over]
-    lines += ["", *_settings(comparison), "", *_metrics(comparison), "", *_curves(comparison)]
+    lines += ["", *_settings(comparison), "", *_metrics(comparison, width), "", *_curves(comparison)]
     return "\n".join(lines)
 
 
@@ -46,7 +46,7 @@ def _settings(comparison: Comparison) -> list[str]:
     return aligned(rows)
 
 
-def _metrics(comparison: Comparison) -> list[str]:
+def _metrics(comparison: Comparison, width: int | None) -> list[str]:
     letters = _letters(comparison.subjects)
     rows = [["test metric", *letters, *(f"{letter} - A" for letter in letters[1:])]]
     rows += [
@@ -54,10 +54,21 @@ def _metrics(comparison: Comparison) -> list[str]:
         for metric in comparison.metrics
     ]
     lines = aligned(rows)
+    if width is not None and max(map(len, lines)) > width:
+        lines = ["test metrics, and differences from A", *_metric_by_metric(comparison)]
     if any(not reason for reason in comparison.reasons):
-        lines += ["", *textwrap.wrap(HOW, WIDTH)]
+        lines += ["", *textwrap.wrap(HOW, min(WIDTH, width or WIDTH))]
     lines += [f"{letter}: {reason}" for letter, reason in zip(letters[1:], comparison.reasons, strict=True) if reason]
     return lines
+
+
+def _metric_by_metric(comparison: Comparison) -> Iterator[str]:
+    """Yield the metrics with a line for each run, for a narrow terminal."""
+    for metric in comparison.metrics:
+        yield metric.label
+        differences = ["", *map(difference_of, metric.differences[1:])]
+        each = zip(_letters(comparison.subjects), metric.values, differences, strict=True)
+        yield from aligned([[f"  {letter}", value_of(value), difference] for letter, value, difference in each])
 
 
 def value_of(measured: dict[str, float | None]) -> str:

@@ -108,6 +108,9 @@ def _table(rows: Sequence[dict[str, str]], width: int) -> Table:
     if width < WIDE and "epoch" in names and "step" in names:
         names.remove("step")
     widths = {name: GAP + max(len(name), *(len(row.get(name, "")) for row in rows)) for name in names}
+    too_long = max(len(row["run"]) for row in rows) + sum(widths.values()) - width if rows else 0
+    if 0 < too_long <= widths.get("samples/s", 0):  # without the speed, no name is shortened
+        widths.pop("samples/s")
     for name in ("samples/s", "loss", "step"):
         if width - sum(widths.values()) < NAME_WIDTH:
             widths.pop(name, None)

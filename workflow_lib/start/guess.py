@@ -90,7 +90,9 @@ def _folder(path: Path) -> Guess:
     made.fit_batches(sum(classes.values()))
     others = suffixes.total() - images
     if images and others:
-        made.odd.append(f"{count(others, 'file')} that are no images; remove them")
+        made.odd.append(
+            f"{'1 file that is no image' if others == 1 else f'{others:,} files that are no images'}; to be removed"
+        )
     return made
 
 
