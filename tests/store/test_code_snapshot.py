@@ -114,6 +114,8 @@ def test_folders_of_the_import_path_stay_and_installed_code_is_left_out(project:
 
 def test_a_damaged_or_partial_snapshot_is_written_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = publish(project)
+    assert not (folder / "mine" / "net.py").stat().st_mode & 0o222, "nobody edits it by mistake"
+    (folder / "mine" / "net.py").unlink()
     (folder / "mine" / "net.py").write_text("")
     assert publish(project) == folder
     assert (folder / "mine" / "net.py").read_text() == NET

@@ -153,7 +153,8 @@ def _replace(folder: Path, contents: Contents, about: Mapping[str, object]) -> N
         for name, content in contents.files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(content)
-            (temporary / name).chmod(contents.modes[name] | 0o600)
+            # read-only, so that nobody edits a copy that a traceback names
+            (temporary / name).chmod(contents.modes[name] & 0o555 | 0o400)
         layout.code_snapshot_record(temporary).write_text(files.json_text(about), encoding="utf-8")
         if folder.exists() and not _is_whole(folder, contents):
             trash = folder.rename(folder.with_name(f".trash-{mark}"))
