@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.trackers.contract import Points, TrackerContract, curve, row, write
+from workflow_lib import config, plan, tracking
+from workflow_lib.errors import EverstepError
+from workflow_lib.tracking import copying
 
 
 def in_wandb(folder: Path, run: str) -> Points:
@@ -40,3 +47,46 @@ class TestWandB(TrackerContract):
         (folder / "wandb/demo/demo-a/written.json").unlink()
         write("wandb", folder, curve(row(1), row(2)))
         assert in_wandb(folder, "demo-a") == self.expected(row(1), row(2))
+
+
+def records(folder: Path) -> list[Any]:
+    """Return the records of the only run in the folder, which must be smaller than a block."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("**/run-*.wandb")
+    content, position, found = path.read_bytes(), 7, []
+    while position + 7 <= len(content):
+        _, size, kind = struct.unpack_from("<IHB", content, position)
+        assert kind == 1
+        found.append(Record.FromString(content[position + 7 : position + 7 + size]))
+        position += 7 + size
+    return found
+
+
+def test_project_and_entity_are_those_of_the_settings_and_another_place_writes_again(tmp_path: Path) -> None:
+    small = replace(curve(row(1)), settings={})
+    for settings in ({}, {"project": "digits", "entity": "team"}, {"project": "digits", "entity": "team"}):
+        with tracking.open_tracker("wandb", tmp_path, settings) as tracker:
+            tracker.write(small)
+        (run,) = [record.run for record in records(tmp_path) if record.HasField("run")]
+        assert (run.project, run.entity) == (settings.get("project", "demo"), settings.get("entity", ""))
+
+
+def test_online_without_a_key_ends_in_one_message_and_no_rows_are_taken_for_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # restored after the test
+    with tracking.open_tracker("wandb", tmp_path, {"mode": "online"}) as tracker:
+        with pytest.raises(EverstepError, match=r"^wandb cannot write .*demo-a: .*No API key.*\. No training is"):
+            copying._copy(curve(row(1)), {"wandb": tracker})
+    assert not list(tmp_path.glob("**/written.json"))
+
+
+def test_the_place_of_the_copies_is_in_no_digest_at_its_default_nor_in_that_of_a_run() -> None:
+    plain = config.load([{"name": "a"}])
+    placed = config.load([{"name": "a", "tracking": {"wandb": {"project": "digits", "mode": "online"}}}])
+    assert "wandb" not in config.identity(plain.tracking)
+    assert [run.digest for run in plan.expand(plain)] == [run.digest for run in plan.expand(placed)]

@@ -289,6 +289,18 @@ else:  # the names are those of the files in workflow_lib/trackers
     Tracker = Literal[tuple(plugins.available("trackers"))]
 
 
+class WandB(Section):
+    """Where W&B keeps the runs."""
+
+    project: str | None = Field(None, min_length=1, max_length=128, description="project; null: the experiment's name")
+    entity: str | None = Field(None, min_length=1, description="user or team; null: the default of the account")
+    mode: Literal["offline", "online"] = Field(
+        "offline",
+        description="offline writes files that `wandb sync` uploads; online uploads them at once, with the key of"
+        " `wandb login` or WANDB_API_KEY",
+    )
+
+
 class Tracking(Section):
     """Copies of the training curves for other tools, written by a separate process."""
 
@@ -301,6 +313,7 @@ class Tracking(Section):
         description="seconds between updates with --follow",
         json_schema_extra=NOT_IDENTITY,
     )
+    wandb: WandB = Field(default_factory=WandB, json_schema_extra=ADDED)
 
 
 class Experiment(Section):

@@ -1,11 +1,11 @@
-"""W&B: `tracking/wandb/<experiment>/<run>/wandb/`, offline runs, which `wandb sync` uploads."""
+"""W&B: `tracking/wandb/<experiment>/<run>/wandb/`, offline runs for `wandb sync`, or online ones."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
-from typing import final
+from typing import Any, Literal, final
 
 from workflow_lib import config
 from workflow_lib.files import read_json, write_json
@@ -14,38 +14,54 @@ from workflow_lib.tracking import Curve, Tracker
 REQUIRES = ("wandb",)
 
 
-def open_tracker(folder: Path) -> Tracker:
-    """Return the tracker of the offline runs in the folder."""
-    return WandB(folder)
+def open_tracker(
+    folder: Path, project: str | None = None, entity: str | None = None, mode: Literal["offline", "online"] = "offline"
+) -> Tracker:
+    """Return the tracker of the runs in the folder, for a project and an entity of W&B."""
+    return WandB(folder, project, entity, mode)
 
 
 @final
 class WandB(Tracker):
-    """Offline runs cannot be appended to, so each is written as a whole; written.json beside it lists its rows."""
+    """Runs are written as a whole, since offline ones cannot be appended to; written.json beside one lists its rows.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = (folder / "wandb").absolute()
-        private = {
-            name: str(self._folder / ".private") for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
-        }
-        os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_ERROR_REPORTING="false", **private)
+    A run that is online has the same id each time, and the server keeps the rows that it has: those that come again,
+    which are equal, are ignored there.
+    """
+
+    def __init__(
+        self, folder: Path, project: str | None, entity: str | None, mode: Literal["offline", "online"]
+    ) -> None:
+        self._folder, self._project, self._entity, self._mode = (folder / "wandb").absolute(), project, entity, mode
+        names = ["WANDB_CACHE_DIR", "WANDB_DATA_DIR"]
+        if mode == "offline":  # online, the user's file says which server
+            names.append("WANDB_CONFIG_DIR")
+        private = {name: str(self._folder / ".private") for name in names}
+        os.environ.update(WANDB_MODE=mode, WANDB_SILENT="true", WANDB_ERROR_REPORTING="false", **private)
 
     def write(self, curve: Curve) -> int:
-        """Replace the offline run, unless it was written completely and has the same rows."""
+        """Replace the copy of the run, unless it was written completely and has the same rows."""
         import wandb
 
         folder = self._folder / curve.experiment / curve.id
         rows = [config.digest(row, "row") for row in (*curve.rows, *curve.log)]
-        note = {"name": curve.name, "rows": rows, "is_finished": curve.is_finished}
-        before = read_json(folder / "written.json", *note) if (folder / "written.json").exists() else {"rows": []}
+        project = self._project or curve.experiment
+        note: dict[str, Any] = {"name": curve.name, "rows": rows, "is_finished": curve.is_finished}
+        if self._project or self._entity or self._mode == "online":  # copies of before have no such place
+            note["place"] = [self._mode, self._entity, project]
+        written = folder / "written.json"
+        before = read_json(written, "name", "rows", "is_finished") if written.exists() else {"rows": []}
         if before == note:
             return 0
-        (folder / "written.json").unlink(missing_ok=True)  # first: if this write is killed, the next one replaces it
+        written.unlink(missing_ok=True)  # first: if this write is killed, the next one replaces it
         shutil.rmtree(folder / "wandb", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         quiet = {"x_disable_stats": True, "x_disable_meta": True, "disable_git": True, "save_code": False}
         run = wandb.init(
-            project=curve.experiment,
+            project=project,
+            entity=self._entity,
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
             id=curve.name,
             name=curve.id,
             dir=folder,
@@ -55,7 +71,7 @@ class WandB(Tracker):
         for point in curve.points:
             run.log(point.metrics, step=point.step)
         run.finish()
-        write_json(folder / "written.json", note)
+        write_json(written, note)
         return sum(row not in before["rows"] for row in rows)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from workflow_lib.config import Experiment
+    from workflow_lib.config.experiment import Tracking
 
 WARN_AFTER_S = 30.0  # of waiting for the lock
 UNAFFECTED = "No training is affected; missing rows are copied next time"
@@ -70,7 +71,7 @@ def track(
     lock = FileLock(folder / ".lock")
     with ExitStack() as stack:
         with _locked(lock):
-            trackers = {name: _opened(name, folder, stack) for name in dict.fromkeys(to)}
+            trackers = {name: _opened(name, experiment.tracking, stack) for name in dict.fromkeys(to)}
         while True:
             # The lock covers reading and writing: older rows must not overwrite newer ones of another process.
             with _locked(lock):
@@ -109,9 +110,10 @@ def _locked(lock: BaseFileLock) -> Iterator[None]:
         lock.release()
 
 
-def _opened(name: str, folder: Path, stack: ExitStack) -> Tracker:
+def _opened(name: str, tracking: Tracking, stack: ExitStack) -> Tracker:
+    section, folder = getattr(tracking, name, None), tracking.folder
     try:
-        return stack.enter_context(open_tracker(name, folder))
+        return stack.enter_context(open_tracker(name, folder, section.model_dump() if section else {}))
     except Exception as error:
         raise EverstepError(f"{name} cannot be opened in {folder}: {_first_line(error)}. {UNAFFECTED}") from error
 

@@ -1,15 +1,17 @@
 """Interface of a tracker, and lookup by its name.
 
 A tracker is a module of `workflow_lib/trackers` with two names: `REQUIRES`, the packages that must be installed, and
-`open_tracker(folder)`, which imports them and returns a `Tracker`.
+`open_tracker(folder)`, which imports them and returns a `Tracker`. The settings of a section `tracking.<name>`, if
+there is one, are further arguments.
 """
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,8 +46,8 @@ class TrackerModule(Protocol):
 
     REQUIRES: tuple[str, ...]
 
-    def open_tracker(self, folder: Path) -> Tracker:
-        """Return the tracker that keeps its copies in the folder."""
+    def open_tracker(self, folder: Path, **settings: Any) -> Tracker:
+        """Return the tracker that keeps its copies in the folder; settings are those of `tracking.<name>`, if any."""
 
 
 def load(name: str) -> TrackerModule:
@@ -53,6 +55,6 @@ def load(name: str) -> TrackerModule:
     return cast("TrackerModule", importlib.import_module(f"workflow_lib.trackers.{name}"))
 
 
-def open_tracker(name: str, folder: Path) -> Tracker:
-    """Return the tracker of that name, with its copies in the folder."""
-    return load(name).open_tracker(folder)
+def open_tracker(name: str, folder: Path, settings: Mapping[str, Any] | None = None) -> Tracker:
+    """Return the tracker of that name, with its copies in the folder, and with the settings of its own section."""
+    return load(name).open_tracker(folder, **(settings or {}))
