@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 
 from tests.checkpoint.examples import MEMORY, SECOND, flip_bit, newest_step, snapshot, store
 from tests.support.crash import SURVIVED, operations, run_forked
 from tests.support.faults import FileFault, Mode
-from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Snapshot, published
 from workflow_lib.checkpoint import snapshot as snapshots
 from workflow_lib.checkpoint import store as stores
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_synced_is_found(prepared: Path, monkeypatch: pytest.
     def write_unsynced(path: Path, chunks: Any) -> dict[str, Any]:
         data = b"".join(bytes(chunk) for chunk in chunks)
         path.write_bytes(data)
-        return {"bytes": len(data), "blake2b": checkpoint.digest(data)}
+        return {"bytes": len(data), "blake3": blake3(data).hexdigest()}
 
     monkeypatch.setattr(stores, "write_synced", write_unsynced)
     monkeypatch.setattr(snapshots, "write_synced", write_unsynced)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from tests.checkpoint.examples import DAMAGES, FILES, FINGERPRINT, SECOND, flip_bit, newest_step, snapshot, store
 from tests.support.crash import SURVIVED, fork, run_forked, wait
@@ -154,7 +155,7 @@ def test_a_file_with_a_correct_digest_that_holds_no_tensors_is_damage(tmp_path: 
     manifest.pop("digest")
     content = b"no tensors at all"
     (path / "model.safetensors").write_bytes(content)
-    manifest["files"]["model.safetensors"] = {"bytes": len(content), "blake2b": checkpoint.digest(content)}
+    manifest["files"]["model.safetensors"] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
     manifest["digest"] = checkpoint.digest(compact_json(manifest))
     (path / "manifest.json").write_bytes(compact_json(manifest))
     assert newest_step(tmp_path) == 1
@@ -179,7 +180,10 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     (path / "manifest.json").write_bytes(compact_json(manifest))
 
 
-@pytest.mark.parametrize("entry", [None, {}, {"bytes": "8", "blake2b": ""}, {"bytes": 8, "blake2b": None}, []])
+@pytest.mark.parametrize(
+    "entry",
+    [None, {}, {"bytes": "8", "blake3": ""}, {"bytes": 8, "blake3": None}, {"bytes": 8, "blake2b": ""}, []],
+)
 def test_a_manifest_with_a_file_of_unknown_size_is_damaged(entry: Any, tmp_path: Path) -> None:
     path = store(tmp_path).publish(snapshot(1)).path
     manifest = json.loads((path / "manifest.json").read_bytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from tests.checkpoint.examples import FIRST, SECOND, assert_is_snapshot, newest_step, snapshot, store
 from workflow_lib import checkpoint
 from workflow_lib.checkpoint import Snapshot, published, safetensors
+from workflow_lib.checkpoint import snapshot as snapshots
 from workflow_lib.errors import SaveError, WorkspaceBusy
 
 
@@ -24,6 +27,29 @@ def test_equal_states_give_equal_files(tmp_path: Path) -> None:
     other = store(tmp_path / "other", SECOND).publish(snapshot(7))
     for name in one.manifest["files"]:
         assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("advice", ["fails", "is missing"])
+def test_a_system_that_takes_no_advice_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advice: str) -> None:
+    asked = []
+
+    def fail(descriptor: int, start: int, length: int, _: int) -> None:
+        asked.append((start, length))
+        raise OSError(errno.ENOSYS, "not here")
+
+    if advice == "fails":
+        monkeypatch.setattr(os, "posix_fadvise", fail)
+    else:
+        monkeypatch.delattr(os, "posix_fadvise")
+    values = torch.arange(5 << 20, dtype=torch.float32)
+    store(tmp_path).publish(Snapshot(1, {"model": {"values": values}}, {}))
+    loaded = store(tmp_path, SECOND).load_latest()
+    assert loaded is not None
+    assert torch.equal(loaded[1].tensors["model"]["values"], values)
+    if advice == "fails":
+        ends = [start + length for start, length in asked]
+        assert [start for start, _ in asked] == [0, *ends[:-1]]  # each byte once
+        assert ends[-1] > values.nbytes - snapshots.WRITEBACK
 
 
 def test_any_reader_of_safetensors_reads_the_files(tmp_path: Path) -> None:

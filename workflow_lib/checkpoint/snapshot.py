@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib.checkpoint import safetensors
-from workflow_lib.checkpoint.manifest import CHUNK, STATE, Checkpoint, files_of, read_state, read_tensors
-from workflow_lib.files import blake2b
+from workflow_lib.checkpoint.manifest import (
+    ALGORITHMS,
+    CHUNK,
+    STATE,
+    VERSION,
+    Checkpoint,
+    files_of,
+    new_hasher,
+    read_state,
+    read_tensors,
+)
 
 if TYPE_CHECKING:
     import torch
+
+
+WRITEBACK = 8 << 20  # bytes after which the disk begins to write them
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ def write_groups(directory: Path, snapshot: Snapshot) -> dict[str, Any] | str:
 
 def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write the chunks to a new file and sync it; return its size and digest."""
-    hasher, size = blake2b(size=32), 0
+    hasher, size, begun = new_hasher(), 0, 0
     with path.open("xb", buffering=0) as file:
         for chunk in chunks:
             for start in range(0, len(chunk), CHUNK):
@@ -74,6 +87,19 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, 
                 while written < len(piece):
                     written += file.write(piece[written:])
                 size += len(piece)
+                if size - begun >= WRITEBACK:
+                    _begin_writeback(file.fileno(), begun, size - begun)
+                    begun = size
         sys.audit("everstep", "fsync", str(path))
         os.fsync(file.fileno())
-    return {"bytes": size, "blake2b": hasher.hexdigest()}
+    return {"bytes": size, ALGORITHMS[VERSION]: hasher.hexdigest()}
+
+
+def _begin_writeback(descriptor: int, start: int, length: int) -> None:
+    """Let the kernel write these bytes to the disk now, while the next ones are hashed.
+
+    Linux does so when it is told that they are not needed (mm/fadvise.c). Otherwise it would begin at the fsync.
+    """
+    if advise := getattr(os, "posix_fadvise", None):  # macOS has none
+        with suppress(OSError):  # a hint; an error of the disk is reported by the fsync
+            advise(descriptor, start, length, os.POSIX_FADV_DONTNEED)

@@ -4,7 +4,7 @@
         model.safetensors ...                       one file for each group of tensors
         moving-00001-of-00004.safetensors ...       one file for each rank, if the ranks share the tensors
         state.json                                  everything that is not a tensor
-        manifest.json                               written last: size and BLAKE2b of each file, and of itself
+        manifest.json                               written last: size and BLAKE3 of each file, BLAKE2b of itself
     checkpoints/.tmp-*                              an interrupted save; the next attempt removes it
     checkpoints/corrupt-*                           failed verification: never used, and never removed here
 
