@@ -260,6 +260,7 @@ def test_the_price_is_that_of_the_hours_and_empty_columns_are_left_out(project: 
 def test_marks_of_an_axis_do_not_cover_each_other() -> None:
     drawn = figure("name", "label", ["a", "b", "c"], {"metric": [0.99, 0.988, 0.5], "lr": [1, 10, 100]})
     marks = {(note["x"], note["text"]) for note in drawn["layout"]["annotations"]}
+    assert [trace["name"] for trace in drawn["data"]] == ["c", "b", "a"]  # five or fewer lines have their names
     assert marks == {(0, "0.5"), (0, "0.99"), (1, "1"), (1, "10"), (1, "100")}
 
 

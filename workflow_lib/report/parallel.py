@@ -71,7 +71,8 @@ def figure(name: str, label: str, lines: Sequence[str], columns: Mapping[str, Se
                 "hovertext": texts,
                 "hoverinfo": "text",
             }
-            traces.append({**points, "name": FIFTHS[fifth], "line": line, "marker": {"color": colour, "size": 4}})
+            name_of_line = FIFTHS[fifth] if len(lines) > len(FIFTHS) else lines[chosen[0]]
+            traces.append({**points, "name": name_of_line, "line": line, "marker": {"color": colour, "size": 4}})
     ticks = [
         {"x": place, "y": at, "text": text, "xanchor": "left", "xshift": 5, "showarrow": False, "font": {"size": 11}}
         for place, (_, marks) in enumerate(axes)
