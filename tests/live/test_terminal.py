@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.support.repository import ROOT
 from workflow_lib.errors import EverstepError
 from workflow_lib.live import pipeline
 
+SHOWN_CURSOR, HIDDEN_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 WATCHED = """
 import signal, sys, time
 from pathlib import Path
@@ -62,8 +66,6 @@ def running(
         finally:
             for name in ("release", "finish"):
                 (folder / name).touch()
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
 
 
 def test_a_death_without_a_word_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,19 +119,37 @@ def test_nohup_lets_it_go_on(tmp_path: Path) -> None:
         assert (tmp_path / "finished").exists()
 
 
-def test_ctrl_z_gives_the_terminal_back_and_says_what_goes_on(tmp_path: Path) -> None:
+def test_ctrl_z_gives_the_terminal_to_the_shell_until_fg(tmp_path: Path) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    (tmp_path / "run.py").write_text(RUN)
     main, other = pty.openpty()
-    with running(tmp_path, stdout=other) as process:
+    shell = subprocess.Popen(
+        ["bash", "--norc", "-i"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(other)
+    try:
+        os.write(main, f"{shlex.quote(sys.executable)} run.py\n".encode())
         read_until(main, b"goes on")
-        process.send_signal(signal.SIGTSTP)
-        seen = read_until(main, b"suspended: the pipeline goes on")
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-        read_until(main, b"\x1b[?25h", seen)  # the cursor is shown
-        process.send_signal(signal.SIGCONT)
-        read_until(main, b"goes on")
+        os.write(main, b"\x1a")
+        seen = read_until(main, b"Stopped")
+        assert b"suspended: the pipeline goes on, unseen" in seen
+        assert seen.rindex(SHOWN_CURSOR) > seen.rindex(b"suspended")
+        os.write(main, b"bg\n")
+        assert HIDDEN_CURSOR not in read_until(main, b"goes on")  # lines only
+        os.write(main, b"fg\n")
+        read_until(main, HIDDEN_CURSOR)  # of the live view
         (tmp_path / "finish").touch()
-        os.close(other)
+        os.write(main, b"echo code $?.\n")
+        read_until(main, b"code 0.")
+    finally:
+        (tmp_path / "finish").touch()
         os.close(main)
-        assert process.wait(timeout=60) == 0
-        assert (tmp_path / "finished").exists()
+        shell.wait(timeout=60)
+    assert (tmp_path / "finished").exists()

@@ -39,6 +39,7 @@ class Watch:
         self._began = time.monotonic()
         self._said, self._silence_s = self._began, SILENCE_S
         self._live: Live | None = None  # none without a terminal, or while it is left to the shell
+        self._is_left_to_shell = False
 
     def __enter__(self) -> Watch:
         self._start_live()
@@ -84,6 +85,9 @@ class Watch:
         for event in self._events.new():
             self._apply(event)
         self._follow()
+        if self._is_left_to_shell and _is_in_foreground():
+            self._is_left_to_shell = False
+            self._start_live()
         if self._live is not None and _is_in_foreground():
             from workflow_lib.live import screen
 
@@ -154,8 +158,8 @@ class Watch:
         self._stop_live()
 
     def resume(self) -> None:
-        """Show the pipeline again, after a suspension."""
-        self._start_live()
+        """Show the pipeline again after a suspension: after `bg`, lines only, until `fg` gives the terminal back."""
+        self._is_left_to_shell = True
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
