@@ -61,6 +61,7 @@ onstart:
     take_results()
     take_snapshot()
     record_start()
+    workflow.scheduler.job_rate_limiter = snakefile.rate_limit(workflow.scheduler.job_rate_limiter)
     print(
         "everstep: to see the progress from another terminal, run: everstep status. The logs of the jobs are in logs/",
         file=sys.stderr,
@@ -78,10 +79,12 @@ onstart:
 
 
 onsuccess:
+    remove_prepared()
     print_summary()
     tell_end()
 
 
 onerror:
+    remove_prepared()
     print_failures()
     tell_failures()

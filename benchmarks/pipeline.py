@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,20 +40,27 @@ if {NOTED!r} in os.environ:
 """
 
 
-def run(folder: Path, arguments: argparse.Namespace) -> tuple[float, dict[str, list[float]]]:
-    """Run the pipeline in a new folder; return elapsed seconds, and CPU seconds of each process by kind."""
-    project, notes, site = (folder / name for name in ("project", "notes", "site"))
-    for path in (project, notes, site):
-        path.mkdir(parents=True)
+def copy_to(project: Path) -> None:
+    """Copy the pipeline to a folder."""
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, project / name)
+
+
+def run(
+    folder: Path, config: Path, settings: str = "", *, is_slurm: bool = False
+) -> tuple[float, dict[str, list[float]]]:
+    """Run the pipeline in ``folder/project``; return elapsed seconds, and CPU seconds of each process by kind."""
+    project, notes, site = (folder / name for name in ("project", "notes", "site"))
+    for path in (project, notes, site):
+        path.mkdir(parents=True)
+    copy_to(project)
     (site / "sitecustomize.py").write_text(SITE)
-    profile = "profiles/slurm" if arguments.slurm else "profiles/local"
-    command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(arguments.config)]
-    if arguments.set:
-        command += ["--config", f"set={arguments.set}"]
-    if arguments.slurm:
+    profile = "profiles/slurm" if is_slurm else "profiles/local"
+    command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(config)]
+    if settings:
+        command += ["--config", f"set={settings}"]
+    if is_slurm:
         cluster = tempfile.mkdtemp(prefix="bench-", dir="/tmp")  # short, as sockets need it
         command = [str(ROOT / "scripts" / "slurm-sandbox"), "--dir", cluster, "run", *command]
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -61,9 +69,10 @@ def run(folder: Path, arguments: argparse.Namespace) -> tuple[float, dict[str, l
         environment = {**os.environ, "PYTHONPATH": path, NOTED: str(notes)}
         if subprocess.run(command, cwd=project, env=environment, stdout=log, stderr=log, check=False).returncode:
             sys.exit((folder / "log.txt").read_text())
-    if arguments.slurm:
+    elapsed = time.monotonic() - began
+    if is_slurm:
         shutil.rmtree(cluster)
-    return time.monotonic() - began, _by_kind(notes)
+    return elapsed, _by_kind(notes)
 
 
 def _by_kind(notes: Path) -> dict[str, list[float]]:
@@ -77,6 +86,18 @@ def _by_kind(notes: Path) -> dict[str, list[float]]:
     return seconds
 
 
+def show(elapsed: Sequence[float], rounds: Sequence[dict[str, list[float]]]) -> None:
+    """Print medians of the rounds: elapsed seconds, and CPU seconds by kind of process."""
+    kinds = {kind: [found.get(kind, []) for found in rounds] for kind in rounds[0]}
+    sums = {kind: statistics.median(map(sum, values)) for kind, values in kinds.items()}
+    total = sum(sums.values())
+    print(f"{statistics.median(elapsed):.1f} s elapsed, {total:.1f} s of CPU, on {os.cpu_count()} cores")
+    print(f"  {'':20} processes  CPU seconds  each  share")
+    for kind, seconds in sorted(sums.items(), key=lambda item: -item[1]):
+        each = statistics.median(value for values in kinds[kind] for value in values)
+        print(f"  {kind:20} {len(kinds[kind][0]):9} {seconds:12.1f} {each:5.2f} {seconds / total:6.0%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("config/config.yaml"))
@@ -84,21 +105,11 @@ def main() -> None:
     parser.add_argument("--slurm", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    elapsed, sums, each, jobs = [], defaultdict(list), defaultdict(list), {}
     with tempfile.TemporaryDirectory() as place:
-        for number in range(arguments.rounds):
-            seconds, found = run(Path(place) / str(number), arguments)
-            elapsed.append(seconds)
-            for kind, values in found.items():
-                sums[kind].append(sum(values))
-                each[kind] += values
-                jobs[kind] = len(values)
-    total = sum(map(statistics.median, sums.values()))
-    print(f"{statistics.median(elapsed):.1f} s elapsed, {total:.1f} s of CPU, on {os.cpu_count()} cores")
-    print(f"  {'':20} processes  CPU seconds  each  share")
-    for kind, values in sorted(sums.items(), key=lambda item: -statistics.median(item[1])):
-        median = statistics.median(values)
-        print(f"  {kind:20} {jobs[kind]:9} {median:12.1f} {statistics.median(each[kind]):5.2f} {median / total:6.0%}")
+        folders = [Path(place) / str(number) for number in range(arguments.rounds)]
+        rounds = [run(path, arguments.config, arguments.set, is_slurm=arguments.slurm) for path in folders]
+    elapsed, found = zip(*rounds, strict=True)
+    show(elapsed, found)
 
 
 if __name__ == "__main__":

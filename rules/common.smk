@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import shlex
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
 from workflow_lib import config as experiments
 from workflow_lib import plan as plans
-from workflow_lib import plugins, snakefile, tracking
+from workflow_lib import plugins, ready, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_advice
 from workflow_lib.live import recorder
 from workflow_lib.plan import packing, user_code
@@ -142,6 +143,9 @@ os.environ.update(
     # Jobs run with the interpreter that runs Snakemake, whether or not its environment is activated.
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 )
+if workflow.is_main_process:
+    # Where packs prepare results for the jobs of this pipeline. A Snakemake inside a cluster job inherits it.
+    os.environ[ready.FOLDER] = str(layout.new_ready_dir(WORK))
 # Snakemake passes these to the Snakemake inside each cluster job.
 workflow.config_settings.configfiles = [frozen.absolute()]
 for_jobs = job_given | ({"container": image} if image else {})
@@ -281,12 +285,8 @@ def packs():
         for run in (*trained_first().values(), *runs().values())
         if not all(Path(f"{RESULTS}/runs/{run.id}/{name}").exists() for name in names)
     ]
-    found = plans.packs(experiment, missing)
-    if (study := packing.study_pack(experiment)) and any(
-        lacks_trial(n) for n in range(experiment.tune.trials)
-    ):
-        found[study.id] = study
-    return found
+    has_study = experiment.tune is not None and any(lacks_trial(n) for n in range(experiment.tune.trials))
+    return plans.packs(experiment, missing, has_study=has_study, shares=IS_LOCAL and GPUS < 2)
 
 
 def lacks_trial(number):
@@ -308,8 +308,12 @@ def no_packs():
 
 @cache
 def pack_of():
-    """Return the pack of each packed run, by their ids."""
-    return {run: pack.id for pack in packs().values() for run, _ in pack.runs}
+    """Return the pack of each packed run, by their ids; the run `tuned` is trained where its study is."""
+    return {
+        run: pack.id
+        for pack in packs().values()
+        for run in [*(run for run, _ in pack.runs), *(["tuned"] if pack.study else [])]
+    }
 
 
 def pack_data(wildcards):
@@ -324,7 +328,7 @@ def pack_threads(wildcards):
         return 1
     pack = packs()[wildcards.pack]
     cores = max(1, workflow.cores // GPUS) if GPUS else workflow.cores  # a pack for each GPU
-    return min(experiment.tune.window if pack.study else len(pack.runs), cores)
+    return min(len(pack.runs) + (experiment.tune.window if pack.study else 0), cores)
 
 
 def is_handed_out(job):
@@ -490,6 +494,12 @@ def record_start():
     needed = {job.wildcards_dict.get("run") for job in workflow.dag.needrun_jobs()} - {None}
     packed = {id: [run for run, _ in pack.runs] for id, pack in packs().items()}
     recorder.record("started", runs=sorted(needed), packs=packed)
+
+
+def remove_prepared():
+    """Remove what packs have prepared for the jobs of this pipeline, which has ended."""
+    if workflow.is_main_process:
+        shutil.rmtree(os.environ[ready.FOLDER], ignore_errors=True)
 
 
 def print_summary():

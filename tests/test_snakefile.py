@@ -211,3 +211,15 @@ def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     data = config.Data(name="image_folder", params={"path": tmp_path / "images"})
     with pytest.raises(ConfigError, match=r"images/a/f\\udcfcr.png': its name is not UTF-8; rename it"):
         snakefile.files_state(data)
+
+
+def test_only_the_default_limit_of_jobs_a_second_is_dropped() -> None:
+    from snakemake.cli import get_argument_parser
+    from snakemake.scheduling.job_scheduler import JobRateLimiter
+
+    parser = get_argument_parser()
+    default, own = (parser.parse_args(given).max_jobs_per_timespan for given in ([], ["--max-jobs-per-timespan=5/1s"]))
+    assert snakefile.rate_limit(JobRateLimiter(default)) is None
+    limiter = JobRateLimiter(own)
+    assert snakefile.rate_limit(limiter) is limiter
+    assert snakefile.rate_limit(None) is None

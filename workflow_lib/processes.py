@@ -13,8 +13,6 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import psutil
-
 MARK = 12  # hexadecimal digits of the process table in a mark
 
 
@@ -48,6 +46,8 @@ def is_writer_alive(mark: str) -> bool | None:
     """
     if mark[:MARK] != _table(os.getpid()):
         return None
+    import psutil  # here, since jobs that only hand out results need it not
+
     return bool(psutil.pid_exists(int(mark[MARK:], 16)))
 
 

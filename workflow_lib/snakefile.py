@@ -217,6 +217,15 @@ def also_local(is_local: property, is_handed_out: Callable[[Any], bool]) -> prop
     return property(is_here)
 
 
+def rate_limit(limiter: Any) -> Any:
+    """Return the limit of Snakemake's scheduler for jobs per time; None instead of its default, 100 jobs a second.
+
+    With any limit, each pass of the scheduler over the jobs that wait starts a thread that asks for another pass a
+    second later. So there are as many passes a second as there have been jobs.
+    """
+    return None if limiter is None or (limiter.max_jobs, limiter.timespan) == (100, 1) else limiter
+
+
 _done: dict[Path, dict[str, set[str]]] = {}
 
 

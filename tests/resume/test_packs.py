@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.plugins import paced
 from tests.support.project import FAILED, FINISHED, KILLED, NAME, SETTINGS, STOPPED, merged
 from tests.support.warm import Order, Warm, members, until
-from workflow_lib import checkpoint, plan
+from workflow_lib import checkpoint, plan, ready
 from workflow_lib.store import layout
 from workflow_lib.store.attempts import Attempt, list_attempts
 
@@ -248,23 +249,45 @@ def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Pa
         assert packed.result(index) == alone.result(index)
 
 
-def test_the_trials_of_a_study_are_trained_in_a_pack(tmp_path: Path, warm: Warm) -> None:
+def test_the_trials_of_a_study_are_trained_in_a_pack(
+    tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed, alone = Sweep(tmp_path / "packed", warm, TUNED), Sweep(tmp_path / "alone", warm, TUNED)
     place = Path("results", NAME, "tune", STUDY)
 
-    def trial(sweep: Sweep, number: int) -> list[bytes]:
-        """Run the jobs of a trial as the rules do, and return its files."""
+    def commands(sweep: Sweep, number: int) -> list[tuple[str, ...]]:
+        """Return the commands of a trial as the rules give them; each ends with its output."""
         suggestion, result = (place / f"{kind}-{number:04d}.json" for kind in ("suggest", "trial"))
-        suggest = ("suggest", "--number", str(number), "--tune-dir", str(place), "--output", str(suggestion))
-        train = ("trial", "--suggestion", str(suggestion), "--data", sweep.data, "--output", str(result))
-        assert [sweep.command(*suggest), sweep.command(*train)] == [FINISHED] * 2
-        return [(sweep.folder / path).read_bytes() for path in (suggestion, result)]
+        suggest = ("suggest", "--number", f"{number:04d}", "--tune-dir", str(place), "--output", str(suggestion))
+        return [suggest, ("trial", "--suggestion", str(suggestion), "--data", sweep.data, "--output", str(result))]
+
+    def trial(sweep: Sweep, number: int) -> list[bytes]:
+        """Run the jobs of a trial, and return its files."""
+        jobs = commands(sweep, number)
+        assert [sweep.command(*job) for job in jobs] == [FINISHED] * 2
+        return [(sweep.folder / job[-1]).read_bytes() for job in jobs]
+
+    def handed_out(*job: str) -> bytes:
+        """Run a job that finds its result prepared, and return its file."""
+        assert ready.hand_out(["__main__.py", *job]), job
+        return Path(job[-1]).read_bytes()
 
     expected = [trial(alone, number) for number in range(4)]
     assert "pruned" in {json.loads(result)["state"] for _, result in expected}
     first = trial(packed, 0)  # the pack goes on with the study
-    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
-    assert json.loads((packed.folder / "results/pack.json").read_text())["trials"] == dict.fromkeys("123", FINISHED)
-    assert [first, *(trial(packed, number) for number in range(1, 4))] == expected
+    assert warm.wait(packed.start_pack(**{ready.FOLDER: "work/ready"})) == FINISHED, packed.log()
+    written = json.loads((packed.folder / "results/pack.json").read_text())
+    assert written["trials"] == dict.fromkeys("123", FINISHED)
+    assert (written["runs"], written["computed"]) == ({"tuned": FINISHED}, ["tuned"])
+    monkeypatch.chdir(packed.folder)
+    monkeypatch.setenv(ready.FOLDER, "work/ready")
+    found = [[handed_out(*job) for job in commands(packed, number)] for number in range(1, 4)]
+    assert [first, *found] == expected
+    best = ("best", "--tune-dir", str(place), "--output", str(place / "best.json"))
+    assert alone.command(*best) == FINISHED
+    assert handed_out(*best) == (alone.folder / best[-1]).read_bytes()
+    for _, *_, output in commands(packed, 3):
+        Path(output).unlink()
+    assert trial(packed, 3) == expected[3], "without the prepared files, the trial is found in the store"
     attempts = list((packed.folder / "work").glob("runs/*/*/attempts/*.json"))
     assert len(attempts) == 4, "the jobs of the trials have trained nothing again"

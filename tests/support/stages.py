@@ -77,6 +77,7 @@ NEUTRAL = (
     "prediction/*",
     "processes.py",
     "py.typed",
+    "ready.py",
     "prove/*",
     "results/*",
     "runtime/*",

@@ -56,6 +56,10 @@ def test_a_packed_sweep_has_the_results_of_single_jobs(project: Project, finishe
             log = (project.folder / f"logs/{verb}/tiny/{run}.log").read_text()
             assert "computed in a pack" in log, log
         assert statement(project, run, "train.json")["attempts"] == 1
+        log = (project.folder / f"logs/train/tiny/{run}.log").read_text()
+        assert log.endswith(f"info  results/tiny/runs/{run}/train.json: trained in a pack\n"), log
+        assert len(log.splitlines()) == 1, "it is handed out without the package, and without a training"
+    assert not list(project.folder.glob("work/packs/ready-*")), "the pipeline removes what was prepared"
     # the pack is no part of the record: neither its absence nor another setting reruns anything
     assert not (project.folder / "results/tiny/packs").exists()
     assert project.make("--dry-run").is_nothing

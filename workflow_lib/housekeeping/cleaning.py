@@ -246,11 +246,15 @@ def _frozen_experiments(needed: Needed) -> Iterator[Removable]:
 
 
 def _packs(work: Path) -> Iterator[Removable]:
-    """Yield the lists of the runs of packs, which only their jobs read, except for recent ones."""
+    """Yield lists of the runs of packs, except for recent ones, and results prepared for pipelines that have ended."""
     for path in layout.pack_files(work):
         with suppress(FileNotFoundError):
             if _is_quiet(path, QUEUE_S):
                 yield Removable(path, "list of the runs of a pack")
+    for path, mark in layout.ready_dirs(work):
+        is_alive = is_writer_alive(mark)
+        if is_alive is False or (is_alive is None and _is_quiet(path, QUEUE_S)):
+            yield Removable(path, "results that a pack has prepared for a pipeline that has ended")
 
 
 def _code(work: Path) -> Iterator[Removable]:

@@ -49,19 +49,8 @@ def train(
     """
     context = create_context(experiment, run, data, work, deadline_minutes, None)
     trained = trained_run(context)
-
-    def deliver(final: Checkpoint) -> None:
-        if context.is_owner:
-            write_run.write(final, trained, data, output)
-            _note_delivered(context, final, str(output))
-
-    with _finished(context) as final:
-        if final is not None:
-            logger.info("%s is already finished: nothing to train", context.digest[:12])
-            return deliver(final)
-    _warn_of_other_code(context)
     try:
-        _attempt(context, deliver)
+        _finish(context, trained, data, output)
     except DivergedError as error:
         newest = checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
         saved = f"The state of step {newest.step} is kept: {newest.path}" if newest else "No earlier state was saved"
@@ -72,14 +61,27 @@ def train(
             write_run.write_diverged(f"{_first_message(context, error)}. {saved}", step, trained, data, output)
 
 
-def finish(experiment: Experiment, *, run: str, data: Path, work: Path, deadline_minutes: float | None = None) -> None:
-    """Finish the run, and write no result: its own job does that. Raises the errors of `train`."""
+def finish(
+    experiment: Experiment, *, run: str, data: Path, work: Path, output: Path, deadline_minutes: float | None = None
+) -> None:
+    """Finish the run and write its statement like `train`; also a point of a sweep raises DivergedError."""
     context = create_context(experiment, run, data, work, deadline_minutes, None)
+    _finish(context, trained_run(context), data, output)
+
+
+def _finish(context: AttemptContext, trained: write_run.TrainedRun, data: Path, output: Path) -> None:
+    def deliver(final: Checkpoint) -> None:
+        if context.is_owner:
+            write_run.write(final, trained, data, output)
+            _note_delivered(context, final, str(output))
+
     with _finished(context) as final:
         if final is not None:
+            logger.info("%s is already finished: nothing to train", context.digest[:12])
+            deliver(final)
             return
     _warn_of_other_code(context)
-    _attempt(context)
+    _attempt(context, deliver)
 
 
 def trained_run(context: AttemptContext) -> write_run.TrainedRun:

@@ -7,7 +7,8 @@ job        what all forks of a pack know
 forks      processes forked from this one, as many at once as it has threads
 gpu        one GPU for all runs, as many at once as its memory holds
 study      suggestions and trials in forks, one after the other as the window of the study allows
-training   a run in a fork, then its evaluation and its export in another
+runs       a run in a fork, then its evaluation and its export in another
+training   the job: imports, GPU, signals, and the exit codes
 """
 
 from workflow_lib.packs.training import train

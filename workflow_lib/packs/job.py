@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Experiment, store, folder of the logs, time of the end, and a folder that is deleted at the end."""
+    """Experiment, store, folder of the logs, time of the end, and two more folders.
+
+    ``scratch`` is deleted at the end; ``prepared`` has the results that the jobs of the rules hand out.
+    """
 
     experiment: Experiment
     work: Path
     logs: Path
     ends_at: float | None  # by time.monotonic
     scratch: Path
+    prepared: Path
     memory: Memory | None = None  # of the GPU that the runs share, if they do
 
     def minutes_left(self) -> float | None:

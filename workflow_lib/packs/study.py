@@ -1,23 +1,24 @@
 """The trials of a study in forks: each suggestion follows from the files before it, as in the jobs of the rules.
 
-The files of this study are in a folder of the pack. The jobs of the rules write their own, with the same content, and
-find the trainings in the store.
+The files of this study are in a folder of the pack. The jobs of the rules hand them out, or write their own, with the
+same content, and find the trainings in the store. When all trials have ended, the run with the best settings follows.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import tuning
+from workflow_lib import ready, tuning
 from workflow_lib.packs import gpu
 from workflow_lib.packs.forks import Task
 from workflow_lib.packs.job import Job
+from workflow_lib.results import layout as results_layout
 
 if TYPE_CHECKING:
     from workflow_lib.config.experiment import Tune
@@ -28,14 +29,17 @@ logger = logging.getLogger(__name__)
 class Trials:
     """The suggestions and trials of a study, in the order that its window allows."""
 
-    def __init__(self, job: Job, tune: Tune, data: Path, results: Path, folder: Path) -> None:
-        """Go on with a study whose files so far are in ``results``; its further ones are written to ``folder``."""
-        self._job, self._data, self._folder = job, data, folder
+    def __init__(self, job: Job, tune: Tune, data: Path, results: Path, then: Callable[[Path], Task]) -> None:
+        """Go on with a study whose files so far are in ``results``; ``then`` returns what follows its best trial."""
+        self._job, self._data, self._results, self._then = job, data, results, then
+        self._folder = folder = job.prepared / "study"
         self._trials, self._window = tune.trials, tune.window
+        self._has_best = False
         self.codes: dict[str, int] = {}  # exit code of each trial, by its number
         self._asked: set[int] = set()  # suggestions that have been started or made
         self._started: set[int] = set()  # trials
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt at the pack
+        folder.mkdir(parents=True)
         for path in (*results.glob("suggest-*.json"), *results.glob("trial-*.json")):
             shutil.copy(path, folder)
 
@@ -49,6 +53,10 @@ class Trials:
                 self._started.add(number)
                 if not tuning.result_path(self._folder, number).exists():
                     yield self._trial(number)
+        if not self._has_best and all(map(self._is_known, range(self._trials))):
+            self._has_best = True
+            log = self._job.logs / "best.log"
+            yield Task("best", self._select, log, self._chosen)
         number = len(self._asked)
         earliest = number - self._window  # the newest result that the suggestion may use
         is_possible = number == 0 or tuning.suggestion_path(self._folder, number - 1).exists()
@@ -72,6 +80,10 @@ class Trials:
         logger.info("trial %d: ran out of the GPU's memory; it goes on alone", number)
         return (self._trial(number, is_alone=True),)
 
+    def _chosen(self, code: int) -> Iterator[Task]:
+        if code == 0:
+            yield self._then(results_layout.best_file(self._folder))
+
     def _task(self, name: str, call: Callable[[], None], trial: int | None) -> Task:
         return Task(name, call, self._job.logs / f"{name.replace(' ', '-')}.log", partial(self._ended, name, trial))
 
@@ -85,14 +97,35 @@ class Trials:
     def _suggest(self, number: int) -> None:
         output = tuning.suggestion_path(self._folder, number)
         tuning.suggest(self._job.experiment, number, self._folder, self._job.work, output)
+        earlier = [tuning.suggestion_path(self._folder, number - 1)] if number > 0 else []
+        newest = number - self._window
+        earlier += [tuning.result_path(self._folder, newest)] if newest >= 0 else []
+        options = {"--number": f"{number:04d}", "--tune-dir": self._results}
+        self._announce("suggest", options, output, {self._results / path.name: path for path in earlier})
 
     def _train(self, number: int) -> None:
+        suggestion, output = tuning.suggestion_path(self._folder, number), tuning.result_path(self._folder, number)
         with gpu.measured(self._job.memory, f"trial {number}"):
             tuning.trial(
                 self._job.experiment,
-                tuning.suggestion_path(self._folder, number),
+                suggestion,
                 data=self._data,
                 work=self._job.work,
-                output=tuning.result_path(self._folder, number),
+                output=output,
                 deadline_minutes=self._job.minutes_left(),
             )
+        options = {"--suggestion": self._results / suggestion.name, "--data": self._data}
+        inputs = {self._results / suggestion.name: suggestion, self._data: self._data}
+        self._announce("trial", options, output, inputs)
+
+    def _select(self) -> None:
+        output = results_layout.best_file(self._folder)
+        tuning.best(self._job.experiment, self._folder, self._job.work, output)
+        results = [tuning.result_path(self._folder, number) for number in range(self._trials)]
+        options = {"--tune-dir": self._results}
+        self._announce("best", options, output, {self._results / path.name: path for path in results})
+
+    def _announce(self, verb: str, options: Mapping[str, object], file: Path, inputs: Mapping[Path, Path]) -> None:
+        """Write the ticket of a file of the study."""
+        said = "computed in a pack"
+        ready.write(verb, options, self._results / file.name, inputs=inputs, files={file.name: file}, said=said)

@@ -41,7 +41,8 @@ class Pack:
     @property
     def described(self) -> str:
         """The contents of the pack, for messages."""
-        return count(len(self.runs), "run") if self.study is None else f"the trials of the study {self.study[0]}"
+        study = [] if self.study is None else [f"the trials of the study {self.study[0]}"]
+        return " and ".join([*([count(len(self.runs), "run")] if self.runs else []), *study])
 
 
 def is_wanted(experiment: Experiment) -> bool:
@@ -62,14 +63,30 @@ def obstacle(experiment: Experiment, *, is_cluster: bool) -> str | None:
     return None
 
 
-def packs(experiment: Experiment, runs: Iterable[Run]) -> dict[str, Pack]:
-    """Return the packs of these runs by id, as equal in size as possible; runs that start from others are left out."""
+def packs(
+    experiment: Experiment, runs: Iterable[Run], *, has_study: bool = False, shares: bool = True
+) -> dict[str, Pack]:
+    """Return the packs of these runs by id, as equal in size as possible; runs that start from others are left out.
+
+    With ``has_study`` the study is packed, too. It shares the pack of the runs if there is only one and ``shares`` is
+    true, since the import of torch takes seconds; on several nodes or GPUs, two packs are trained at the same time.
+    """
+    study = study_pack(experiment) if has_study else None
+    found = _packs_of_runs(experiment, runs, 0 if study is not None and shares else 1)
+    if study is not None and shares and len(found) == 1:
+        found = [Pack(found[0].runs, study.study)]
+    elif study is not None:
+        found.append(study)
+    return {pack.id: pack for pack in found}
+
+
+def _packs_of_runs(experiment: Experiment, runs: Iterable[Run], more_than: int) -> list[Pack]:
     most = experiment.runtime.pack
     most = MOST_OF_AUTO if most == "auto" else most
     packed = [(run.id, run.data_id) for run in runs if not sources_of(run.config)]
     number = -(-len(packed) // most)
     found = [Pack(tuple(part)) for part in _parts(packed, number)]
-    return {pack.id: pack for pack in found if len(pack.runs) > 1}
+    return [pack for pack in found if len(pack.runs) > more_than]
 
 
 def _parts(items: list[tuple[str, str]], number: int) -> Iterator[list[tuple[str, str]]]:
@@ -101,10 +118,12 @@ def words(experiment: Experiment, runs: Iterable[Run], reason: str | None) -> st
     setting = f"runtime.pack: {experiment.runtime.pack}"
     if reason is not None:
         return f"{setting}: runs are trained one by one, since {reason}"
-    found = packs(experiment, runs).values()
+    found = packs(experiment, runs, has_study=True).values()
     packed = sum(len(pack.runs) for pack in found)
-    said = f"{count(packed, 'run')} without a result are trained by {count(len(found), 'job')}"
-    said += ", the trials of the study by another" if study_pack(experiment) else ""
+    of_runs, study = [pack for pack in found if pack.runs], any(pack.study for pack in found)
+    said = f"{count(packed, 'run')} without a result are trained by {count(len(of_runs), 'job')}"
+    if study:
+        said += ", the trials of the study by " + ("another" if len(found) > len(of_runs) else "the same")
     if (elsewhere := obstacle(experiment, is_cluster=True)) is None:
         return f"{setting}: {said}"
     return f"{setting}: on this machine, {said}; on a cluster one by one, since {elsewhere}"

@@ -19,6 +19,7 @@ from workflow_lib import config, plan
 from workflow_lib.errors import EverstepError, StateError, UserError
 from workflow_lib.files import UNREADABLE, file_digest, read_json, write_atomic, write_json, write_signed
 from workflow_lib.plan import user_code
+from workflow_lib.ready import THREADS
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance, source_weights, write_run
 from workflow_lib.results.statements import read_evaluation, read_training
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
-THREADS = "OMP_NUM_THREADS"  # set by Snakemake to the threads of the rule
 FILES = {  # of each stage: its statement, then the file beside it
     "evaluate": (results_layout.EVALUATION, results_layout.PREDICTIONS),
     "export": (results_layout.EXPORT, results_layout.ONNX),
@@ -60,7 +60,7 @@ def place(
     key = {
         "stage": plan.STAGES[stage],
         "settings": plan.section_digest(experiment, stage),
-        "run": run,
+        "run": read_json(Path(run))["run"]["id"] if run.endswith(".json") else run,
         "code": code,
         "data": file_digest(data),  # the manifest with its names, which are no part of its own digest
         "model": weights,

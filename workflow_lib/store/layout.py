@@ -16,6 +16,7 @@ runs/<run>/<data>-<code>/               its workspace for this data and code
 runs/<run>/<data>-<code>.accepted.json  acceptance of another workspace's result
 studies/<digest>/study.json             definition of a study
 packs/<digest>.json                     runs of a pack
+packs/ready-<process>/                  results that packs have prepared for the jobs of a running pipeline
 data/<store>/                           shards of a data set, or the index of files read in place; manifest.json
 parts/<digest>/                         digests of the parts of a file that is read in place
 clones/<digest>.json                    results folders that may need something here
@@ -26,9 +27,11 @@ prove/<id>/                             temporary folder of a running proof
 from __future__ import annotations
 
 import re
+import uuid
 from pathlib import Path
 
 from workflow_lib.files import names_in
+from workflow_lib.processes import writer_mark
 
 WORK = Path("work")  # relative to the folder of the project
 WORKSPACE = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")  # data and code; workspaces of version 0.1 have no code
@@ -45,6 +48,7 @@ STORE_CONTENT = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
 )
 
+READY = re.compile("ready-(?P<mark>[0-9a-f]{20})[0-9a-f]{12}")
 PARTS = re.compile("[0-9a-f]{32}")
 CODE = re.compile("[0-9a-f]{32}")
 PARTS_CONTENT = re.compile(r"\d+\.json|\..*\.tmp")
@@ -196,6 +200,17 @@ def pack_file(work: Path, pack: str) -> Path:
 def pack_files(work: Path) -> list[Path]:
     """Return the files of all packs, sorted."""
     return sorted(work.glob("packs/*.json"))
+
+
+def new_ready_dir(work: Path) -> Path:
+    """Return the path of a new folder for the results that packs prepare; it is named by the mark of this process."""
+    return work / "packs" / f"ready-{writer_mark()}{uuid.uuid4().hex[:12]}"
+
+
+def ready_dirs(work: Path) -> list[tuple[Path, str]]:
+    """Return the folders of prepared results, sorted, each with the mark of the process whose pipeline they are for."""
+    found = ((path, READY.fullmatch(path.name)) for path in sorted(work.glob("packs/ready-*")))
+    return [(path, match["mark"]) for path, match in found if match and path.is_dir()]
 
 
 def study_file(work: Path, digest: str) -> Path:
