@@ -34,7 +34,7 @@ LAYERS = (
     ("plan.step_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
     ("tuning", "prove", "report", "comparison", "registry", "notify", "packs", "snakefile"),
-    ("live", "start", "interactive"),
+    ("live", "start", "interactive", "serve"),
     ("cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(room for layer in LAYERS for room in layer)}

@@ -81,6 +81,8 @@ NEUTRAL = (
     "prove/*",
     "results/*",
     "runtime/*",
+    "serve/*",
+    "serve/templates/*",
     "shards.py",
     "shipped.py",
     "slurm/*",

@@ -25,6 +25,8 @@ INSTEAD = {
     "everstep accept RUN": "everstep accept $(cd results/tiny/runs; ls -d tiny-* | head -n 1)",
     # It would remove a run that later commands report; tests/workflow/test_code.py tests it.
     "everstep retrain RUN": "everstep retrain --help",
+    # It would run until Ctrl-C; tests/serve runs it.
+    "everstep serve": "everstep serve --help",
     # Each kill takes time.
     "everstep prove-resume config/quick.yaml --kills 10": "everstep prove-resume config/quick.yaml --kills 1",
 }

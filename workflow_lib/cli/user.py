@@ -271,6 +271,18 @@ def _status(arguments: Arguments) -> None:
 
 
 @VERBS.add(
+    "serve",
+    "show the runs on a page in the browser while they are trained; it only reads",
+    option("experiment", nargs="?", metavar="EXPERIMENT", help="name or file of an experiment (default: all runs)"),
+    option("--port", type=int, default=0, metavar="N", help="port on this machine (default: a free one)"),
+)
+def _serve(arguments: Arguments) -> None:
+    from workflow_lib import serve
+
+    serve.serve(arguments.experiment, arguments.port, WORK, RESULTS)
+
+
+@VERBS.add(
     "clean",
     "list the files that no result needs, with their size; --yes removes them",
     option("--yes", action="store_true", help="remove what is listed"),

@@ -131,6 +131,7 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
         "run": names.get(digest, digest[:12]),
         "digest": digest,
         "data": None,
+        "workspace": None,
         "state": state,
         "why": None,
         "step": 0,
@@ -154,11 +155,11 @@ def _blank(digest: str, names: dict[str, str], state: str = "new") -> Row:
 
 def _row(workspace: Path, names: dict[str, str]) -> Row:
     digest = workspace.parent.name
+    place = {"data": workspace.name[:12], "workspace": str(workspace)}
     try:
-        return _blank(digest, names) | {"data": workspace.name[:12]} | _workspace_values(workspace)
+        return _blank(digest, names) | place | _workspace_values(workspace)
     except UNREADABLE as error:
-        why = f"{type(error).__name__}: {error}"
-        return _blank(digest, names, "damaged") | {"data": workspace.name[:12], "why": why}
+        return _blank(digest, names, "damaged") | place | {"why": f"{type(error).__name__}: {error}"}
 
 
 def _workspace_values(workspace: Path) -> Row:

@@ -22,12 +22,8 @@ def watch(text: Callable[[], str], environment: Mapping[str, str] = os.environ) 
     Then print it once more. Raises ConfigError if the output is not a terminal, or one that cannot move its cursor.
     """
     if not sys.stdout.isatty() or environment.get("TERM", "dumb") == "dumb":
-        why = (
-            "TERM=dumb: --watch needs one that can move its cursor"
-            if sys.stdout.isatty()
-            else "--watch needs a terminal"
-        )
-        raise ConfigError(f"{why}; leave it out to print the table once, or use --json")
+        needed = "a terminal that can move its cursor, unlike TERM=dumb" if sys.stdout.isatty() else "a terminal"
+        raise ConfigError(f"--watch needs {needed}; leave it out to print the table once, or use --json")
     is_due = threading.Event()
     before = signal.signal(signal.SIGWINCH, lambda *_: is_due.set())
     sys.stdout.write(START)

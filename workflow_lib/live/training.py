@@ -29,7 +29,7 @@ class Training:
         self.epochs: int | None = settings["epochs"]
         self._batch_size: int = settings["batch_size"]
         self._work = work
-        self._followers: dict[Path, Follower] = {path: Follower(path, from_end=True) for path in self._files()}
+        self._followers: dict[Path, Follower] = {path: Follower(path, last_bytes=0) for path in self._files()}
         self.epoch = self.step = 0
         self.steps: int | None = None
         self.loss: float | None = None

@@ -62,16 +62,21 @@ def last_event(path: Path, kinds: Sequence[str], last_bytes: int) -> dict[str, A
 
 
 class Follower:
-    """Reads the events that are appended to a file; a line counts once it is complete."""
+    """Reads the events that are appended to a file, and those in its last bytes; a line counts once it is complete.
 
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+    Without a number of bytes, all events are read.
+    """
+
+    def __init__(self, path: Path, *, last_bytes: int | None = None) -> None:
         self._path = path
-        self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._offset = max(0, path.stat().st_size - last_bytes) if last_bytes is not None and path.exists() else 0
 
     def new(self) -> list[dict[str, Any]]:
         """Return the events since the last call, oldest first; none while the file is missing."""
         try:
             with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset = 0  # another file has its name now
                 file.seek(self._offset)
                 lines, end, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
