@@ -48,7 +48,14 @@ def served(project: Path, monkeypatch: pytest.MonkeyPatch, experiment: str | Non
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The page of a project with a few files, and a secret beside it."""
     project = tmp_path / "project"
-    for name in ("results/t/report.html", "logs/train/t/a.log", "work/runs/x.json", ".snakemake/x", "config/t.yaml"):
+    for name in (
+        "results/t/report.html",
+        "logs/train/t/a.log",
+        "work/runs/x.json",
+        ".snakemake/x",
+        "config/t.yaml",
+        "results/.aside",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(name)
     (tmp_path / "secret.log").write_text("secret")
@@ -140,6 +147,7 @@ def test_only_the_loopback_interface_listens(page: Server) -> None:
         "config/t.yaml",
         "work/runs/x.json",
         ".snakemake/x",
+        "results/.aside",
         "results/t/none.csv",
         "",
     ],
@@ -181,11 +189,14 @@ def test_answers_have_the_headers_of_a_private_page(page: Server) -> None:
 
 
 def test_an_answer_without_its_content_has_the_same_headers(page: Server) -> None:
-    for rest in ("", "serve.js", "files/logs/train/t/a.log"):
+    for rest in ("", "serve.js", "files/logs/train/t/a.log", "nothing"):
         _, with_content, content = ask(page, rest)
-        _, headers, nothing = ask(page, rest, "HEAD")
-        assert (nothing, headers["Content-Length"]) == (b"", str(len(content)))
+        _, headers, _ = ask(page, rest, "HEAD")
+        assert headers["Content-Length"] == str(len(content))
         assert with_content.keys() == headers.keys()
+        with closing(socket.create_connection(page.server_address[:2])) as connection:
+            connection.sendall(f"HEAD /{page.token}/{rest} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            assert connection.makefile("rb").read().partition(b"\r\n\r\n")[2] == b""
 
 
 def test_a_browser_gets_compressed_content(page: Server) -> None:

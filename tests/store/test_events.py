@@ -128,4 +128,7 @@ def test_a_follower_returns_each_complete_line_once(tmp_path: Path) -> None:
         file.write('"b"}\nnot an event\n')
     assert [event["kind"] for event in follower.new()] == ["b"]
     assert follower.new() == []
-    assert Follower(path, from_end=True).new() == []
+    assert Follower(path, last_bytes=0).new() == []
+    assert [event["kind"] for event in Follower(path, last_bytes=len(path.read_bytes()) - 3).new()] == ["b"]
+    path.write_text('{"kind": "c"}\n')  # another file with its name
+    assert [event["kind"] for event in follower.new()] == ["c"]

@@ -104,9 +104,9 @@ class Experiment:
     def run(self, profile: str = "local", arguments: Sequence[str] = ()) -> Results:
         """Run the pipeline to its end, as `everstep run` does, and return the results.
 
-        What is there already is not computed again. Progress is printed, a line for each event. Ctrl-C, or an interrupt
-        of the notebook's kernel, asks the trainings to save and stops them; a second one kills them. The same call
-        resumes.
+        What is there already is not computed again. A line is printed for each event; a terminal and a notebook also
+        show a view that changes in place. Ctrl-C, or an interrupt of the notebook's kernel, asks the trainings to save
+        and stops them; a second one kills them. The same call resumes.
 
         Args:
             profile: `local`, `slurm`, or the folder of a profile

@@ -101,14 +101,27 @@ class Results:
 
         return pandas.DataFrame([{"run": run.name, **row} for run in self._found for row in run.history])
 
+    @cached_property
+    def changes(self) -> dict[str, list[str]]:
+        """Lines on the code and data that have changed since the training, by the name of the run."""
+        return {run.name: run.changes for run in self if run.changes}
+
     def __repr__(self) -> str:
-        return f"{self._title()}\n{self._short().to_string(max_rows=60)}"
+        return "\n".join([self._title(), self._short().to_string(max_rows=60), *self._changed()])
 
     def _repr_html_(self) -> str:
         from workflow_lib.interactive.shown import titled
 
         cautions = dict.fromkeys(run.caution for run in self._found if run.caution)
-        return titled(self._title(), self._short(), *cautions)
+        return titled(self._title(), self._short(), *cautions, *self._changed())
+
+    def _changed(self) -> list[str]:
+        """Return each line on changes once, with the runs that it is about."""
+        runs: dict[str, list[str]] = {}
+        for name, lines in self.changes.items():
+            for line in lines:
+                runs.setdefault(line, []).append(name)
+        return [f"{names[0] if len(names) == 1 else count(len(names), 'run')}: {line}" for line, names in runs.items()]
 
     def _title(self) -> str:
         total = len(self._found) + len(self._without)

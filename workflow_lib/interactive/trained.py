@@ -13,6 +13,7 @@ from workflow_lib.errors import ConfigError, UserError
 from workflow_lib.interactive import project
 from workflow_lib.plan import imported
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results import provenance
 from workflow_lib.results.layout import RESULTS
 from workflow_lib.results.statements import Training, read_evaluation, read_training
 from workflow_lib.store.layout import WORK
@@ -89,6 +90,11 @@ class TrainedRun:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, by their numbers; empty if the task has none."""
         return self._manifest.classes
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """Lines on the code and the data, if they are others now than those that the run was trained with."""
+        return list(provenance.changes(self._statement, self._config, self.folder, WORK))
 
     @cached_property
     def metrics(self) -> pandas.DataFrame:
@@ -170,7 +176,7 @@ class TrainedRun:
         return predict(self.folder, data, device=device, batch_size=batch_size)
 
     def __repr__(self) -> str:
-        return f"TrainedRun({self.name}: {self._best()})"
+        return "\n".join([f"TrainedRun({self.name}: {self._best()})", *self.changes])
 
     def _best(self) -> str:
         best = self._statement["best"]
@@ -181,8 +187,8 @@ class TrainedRun:
 
         title = f"{self.name}: {self._best()}"
         if not (self.folder / results_layout.EVALUATION).exists():
-            return f"<b>{html.escape(title)}</b>"
-        return titled(title, self.metrics)
+            return "".join([f"<b>{html.escape(title)}</b>", *(f"<p>{html.escape(line)}</p>" for line in self.changes)])
+        return titled(title, self.metrics, *self.changes)
 
 
 def _numbers(texts: pandas.Series[str]) -> pandas.Series[Any]:

@@ -1,4 +1,4 @@
-"""Shows what a pipeline does: on a terminal lines above a live view, elsewhere lines only."""
+"""Shows what a pipeline does: on a terminal and in a notebook a live view and lines, elsewhere lines only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workflow_lib.store.layout import WORK
 from workflow_lib.text import count
 
 if TYPE_CHECKING:
-    from rich.live import Live
+    from workflow_lib.live.displays import Live
 
 MOST_SHOWN = 2  # trainings in a line about the progress
 SILENCE_S, MOST_SILENCE_S = 60.0, 600.0  # after which there is such a line: at first, and later
@@ -46,15 +46,11 @@ class Watch:
         return self
 
     def _start_live(self) -> None:
-        if sys.stdout.isatty():
-            from rich.console import Console
-            from rich.live import Live
+        if sys.stdout.isatty() or "IPython" in sys.modules:
+            from workflow_lib.live import displays
 
-            console = Console()
-            if not console.is_dumb_terminal:
-                self._live = Live(console=console, auto_refresh=False, transient=True)
-                with self._lost_output():
-                    self._live.start()
+            with self._lost_output():
+                self._live = displays.open_display()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -64,7 +60,7 @@ class Watch:
     def _stop_live(self) -> None:
         if self._live is not None:
             with self._lost_output():
-                self._live.stop()
+                self._live.close()
         self._live = None
 
     @contextmanager
@@ -91,13 +87,13 @@ class Watch:
         if self._live is not None and _is_in_foreground():
             from workflow_lib.live import screen
 
-            size = self._live.console.size
+            size = self._live.size
             elapsed_s = time.monotonic() - self._began
             shown = screen.view(
                 self.pipeline, self._trainings, elapsed_s=elapsed_s, width=size.width, height=size.height
             )
             with self._lost_output():
-                self._live.update(shown, refresh=True)
+                self._live.show(shown)
         elif time.monotonic() >= self._said + self._silence_s:
             self._silence_s = min(2 * self._silence_s, MOST_SILENCE_S)
             self._say_progress()
@@ -166,7 +162,7 @@ class Watch:
         line = f"{datetime.now():%H:%M:%S} {text}"
         with self._lost_output():
             if self._live is not None and _is_in_foreground():
-                self._live.console.print(line, markup=False, highlight=False)
+                self._live.say(line)
             else:
                 print(line, flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,13 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results import source_weights
 from workflow_lib.results.statements import DIVERGED, DivergedTraining, Initialised, Provenance, Training, read_training
 from workflow_lib.runtime import git
-from workflow_lib.store import layout
+from workflow_lib.store import code_record, layout
 from workflow_lib.text import aligned, count
 
 if TYPE_CHECKING:
     import torch
 
+    from workflow_lib.plan import RunConfig
     from workflow_lib.store.code_record import Acceptance
 
 FEW_SAMPLES = 50  # with fewer, one sample changes a proportion by more than 2 %
@@ -111,6 +112,25 @@ def _since(source: str, digest: str | None, statement: Path) -> str:
             return " (gone)"
         now = found[source]
     return "" if now == digest else f" (its weights differ now: {now})"
+
+
+def changes(trained: Training, run: RunConfig, folder: Path, work: Path) -> Iterator[str]:
+    """Yield lines on the code and the data of a trained run that are others now; `folder` has its results."""
+    workspace = layout.parent_workspace(layout.checkpoint_path(work, trained["digest"], trained["sealed"]))
+    results, experiment = folder.parents[2], folder.parents[1]
+    try:
+        code = user_code.digest(run, source_weights.digests(run, results, experiment.name))
+        current = layout.workspace_path(work, trained["digest"], trained["data"], code)
+        accepted = code_record.read_acceptance(current)
+        if workspace.name not in (current.name, accepted and accepted["workspace"]):
+            yield "the code, or a file that a setting names, has changed since the training (`everstep explain RUN`)"
+    except (UserError, OSError) as error:
+        yield f"the code of the training is not there now: {error}"
+    manifest = results_layout.data_manifest(experiment, plan.data_id(run))
+    if not manifest.exists():
+        yield f"its data is not prepared now ({manifest})"
+    elif read_json(manifest, "digest")["digest"] != trained["data"]:
+        yield f"the data has changed since the training ({manifest})"
 
 
 def started_from_words(found: Initialised) -> str:
