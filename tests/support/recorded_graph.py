@@ -19,8 +19,9 @@ from workflow_lib.runtime.torch_internals import storage_address
 
 T = TypeVar("T")
 
-# operations whose result the host waits for: a value, or a size that depends on values
+# operations that the host waits for: of a value, of a size that depends on values, and of a copy of its own numbers
 WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2", "item")
+WAITING += ("lift_fresh",)  # torch.tensor(...)
 
 
 class Recording(TorchDispatchMode):

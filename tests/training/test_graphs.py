@@ -149,6 +149,11 @@ class Waiting(nn.Linear):
         return outputs * 2 if outputs.sum() > 1e9 else outputs
 
 
+class Copying(nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.flatten(1)) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
 class Drawing(nn.Linear):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return super().forward(inputs.flatten(1)) * (random.random() if self.training else 1.0)
@@ -166,6 +171,7 @@ class Counting(nn.Linear):
     ("kind", "said"),
     [
         (Waiting, r"the step waits for the GPU at .*test_graphs.py, line \d+"),
+        (Copying, r"the step waits for the GPU at .*test_graphs.py, line \d+"),
         (Drawing, r"the step draws random numbers on the CPU \(python\)"),
         (Counting, r"the step changes an attribute of the model \(`calls`\)"),
     ],
