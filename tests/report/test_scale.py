@@ -21,7 +21,7 @@ from workflow_lib.report.curves import MAX_CURVES
 from workflow_lib.report.runs_table import PAGE
 from workflow_lib.results.read_runs import load_results
 
-RUNS, MANY = 30, 1040
+RUNS, MANY = 30, 1050
 
 # Counts the files that are opened, and the names in each folder that is listed.
 COUNT = """
