@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_an_own_loss_has_an_interval_if_it_is_of_each_sample(project: Trained) -
     assert weighted["value"] == pytest.approx(2 * own["value"], rel=1e-6)
     assert (weighted["low"], weighted["high"]) == (None, None)
     assert weighted["reason"].startswith("no interval: it is one number for a batch")
+
+
+def test_weights_may_be_copied_to_another_place(
+    project: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model.safetensors", "train.json"):
+        shutil.copy(project.results / "runs" / project.runs[0] / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    copied = evaluation.load_trained(project.runs[0], project.data, project.work, Path("model.safetensors"))
+    assert copied.identity["run"] == project.runs[0]
 
 
 def test_weights_of_another_run_are_refused(project: Trained) -> None:

@@ -147,7 +147,10 @@ def load_trained(run: str, data: Path, work: Path, model: Path) -> TrainedModel:
             f"{model} was trained as run {trained['digest']} on data {trained['data']}, "
             f"but run {digest} on data {manifest.digest} was asked for: train it again"
         )
-    weights = source_weights.find(config, model.parents[3], model.parents[2].name)
+    # weights that were copied to another place are those of a run of this project
+    is_in_place = len(model.parents) > 3 and model.parents[1].name == "runs"
+    place = (model.parents[3], model.parents[2].name) if is_in_place else (results_layout.RESULTS, None)
+    weights = source_weights.find(config, *place)
     if trained["code"] != (code := user_code.digest(config, source_weights.digests_of(weights))):
         raise UserError(
             f"{model} was trained by code that has changed since (`everstep explain {digest[:12]}` shows the lines): "
