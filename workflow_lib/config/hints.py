@@ -92,7 +92,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("n_trials", "num_trials"), "tune.trials"),
     **dict.fromkeys(("search_space", "param_space"), "tune.space"),
     **dict.fromkeys(("report_to", "logger", "loggers", "tracker", "trackers"), "tracking.to"),
-    **dict.fromkeys(("wandb", "tensorboard"), "tracking.to"),
+    "tensorboard": "tracking.to",
     **dict.fromkeys(("tags", "notes", "comment"), "labels"),
     **dict.fromkeys(("experiment_name", "run_name", "exp_name"), "name"),
     **dict.fromkeys(("slack", "slack_webhook", "webhook"), "notify"),
