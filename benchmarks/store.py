@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from blake3 import blake3
+
 from workflow_lib import checkpoint, config, plan
 from workflow_lib.files import compact_json, file_digest
 
@@ -143,7 +145,7 @@ def _signed(manifest: bytes, state: bytes) -> bytes:
     """Return the manifest of a checkpoint with that state."""
     content = json.loads(manifest)
     del content["digest"]
-    content["files"][STATE] = {"bytes": len(state), "blake2b": checkpoint.digest(state)}
+    content["files"][STATE] = {"bytes": len(state), "blake3": blake3(state).hexdigest()}
     return compact_json(content | {"digest": checkpoint.digest(compact_json(content))})
 
 

@@ -222,7 +222,10 @@ def test_the_code_of_a_plugin_includes_what_it_imports_from_its_package(folder: 
     [
         ("image_folder", {"_folder", "_images", "_notation"}),
         ("npz", {"_archive"}),
-        ("table", {"_columns", "_new_rows", "_notation", "_tables", "_target_settings", "_targets", "_values"}),
+        (
+            "table",
+            {"_columns", "_excel", "_new_rows", "_notation", "_tables", "_target_settings", "_targets", "_values"},
+        ),
         ("text", {"_bpe", "_documents", "_folder"}),
         ("digits", set()),
     ],
