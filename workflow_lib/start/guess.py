@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from workflow_lib.text import count
 
 TEXTS = (".txt", ".md", ".py", ".rst")
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx")
+MASKS = ("masks", "mask", "labels", "annotations", "segmentation", "segmentations", "targets", "gt")  # names of folders
 FEW = 10  # samples of a class that are too few to measure it
 FEWEST_BATCHES = 10  # in all samples
 UNEVEN = 10  # times as many samples as another class
@@ -47,6 +49,19 @@ def guess(path: Path) -> Guess:
     if path.is_dir():
         return _folder(path)
     suffix = path.suffix.lower()
+    if suffix == ".arrow":
+        from workflow_lib.start.archives import of_arrow
+
+        return of_arrow(path)
+    if suffix == ".tar":
+        from workflow_lib.start.archives import of_tars
+
+        return of_tars(path)
+    if suffix in (".parquet", ".pq"):
+        from workflow_lib.start.archives import has_values_of_no_table, of_arrow
+
+        if has_values_of_no_table(path):
+            return of_arrow(path)
     if suffix in TABLES:
         from workflow_lib.start.tables import of_table
 
@@ -56,8 +71,9 @@ def guess(path: Path) -> Guess:
     if suffix == ".txt":
         return _language(path, [path])
     raise DataError(
-        f"--data {path}: a file {suffix or 'without a suffix'} cannot be guessed; allowed: folders of images or texts, "
-        f"{', '.join(TABLES)}, .npz, .txt. For others: `everstep init --all` and docs/data.md"
+        f"--data {path}: a file {suffix or 'without a suffix'} cannot be guessed; allowed: {', '.join(TABLES)}, "
+        f".arrow, .tar, .npz, .txt, and folders of images, texts, Parquet, Arrow or tar files. For others: "
+        "`everstep init --all` and docs/data.md"
     )
 
 
@@ -67,6 +83,18 @@ def _folder(path: Path) -> Guess:
     if not suffixes:
         raise DataError(f"--data {path}: is an empty folder")
     images = sum(suffixes[suffix] for suffix in IMAGES)
+    if not images and (suffixes[".arrow"] or suffixes[".parquet"] or suffixes[".pq"]):
+        from workflow_lib.start.archives import of_arrow
+
+        return of_arrow(path)
+    if not images and suffixes[".tar"]:
+        from workflow_lib.start.archives import of_tars
+
+        return of_tars(path)
+    if (pair := _images_and_masks(path)) is not None:
+        from workflow_lib.start.masks import of_masks
+
+        return of_masks(*pair)
     if images * 2 < suffixes.total():
         common = suffixes.most_common(1)[0][0]
         if common not in TEXTS:
@@ -83,7 +111,8 @@ def _folder(path: Path) -> Guess:
         name: sum(len(folders.get(name, ())) for folders in found.values())
         for name in sorted({name for folders in found.values() for name in folders})
     }
-    made = _images(path, found) if images else _labelled_texts(path)
+    files = [file for folders in found.values() for paths in folders.values() for file in paths]
+    made = of_images(path, {str(file): file for file in files}) if images else _labelled_texts(path)
     made.found = [f"{count(sum(classes.values()), 'file')} in folders of classes", counts_of(classes)]
     made.found += [*([f"folders of splits: {', '.join(found)}"] if len(found) > 1 else [])]
     made.odd += of_classes(classes)
@@ -96,18 +125,29 @@ def _folder(path: Path) -> Guess:
     return made
 
 
-def _images(path: Path, found: Mapping[str, Mapping[str, Sequence[Path]]]) -> Guess:
+def _images_and_masks(path: Path) -> tuple[Path, Path] | None:
+    """Return the folders of images and of their masks, if there are two folders, and each image has a mask."""
+    folders = [inner for inner in entries(path) if inner.is_dir()]
+    masks = [folder for folder in folders if folder.name.lower() in MASKS]
+    if len(folders) != 2 or len(masks) != 1:
+        return None
+    (images,) = (folder for folder in folders if folder != masks[0])
+    return images, masks[0]
+
+
+def of_images(path: Path, files: Mapping[str, Path | BytesIO]) -> Guess:
+    """Return settings for images, which are given by their names, as files or their content."""
     from PIL import Image
 
-    files = [file for folders in found.values() for paths in folders.values() for file in paths]
+    names = list(files)
     sizes, modes, damaged = Counter[tuple[int, int]](), Counter[str](), []
-    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+    for name in names[:: max(1, len(names) // LOOKED_AT)]:
         try:
-            with Image.open(file) as image:
+            with Image.open(files[name]) as image:
                 sizes[image.height, image.width] += 1
                 modes[image.mode] += 1
         except (OSError, ValueError):
-            damaged.append(str(file))
+            damaged.append(name)
     if not sizes:
         raise DataError(f"--data {path}: none of its images can be read")
     sides = sorted(min(size) for size in sizes.elements())
@@ -137,15 +177,20 @@ def _labelled_texts(path: Path) -> Guess:
     )
 
 
+def of_language(data: Mapping[str, Any]) -> Guess:
+    """Return settings for a language model of the data."""
+    return Guess(
+        dict(data), {"model": {"name": "transformer"}, "training": {"epochs": 2, "batch_size": 32, "clip_norm": 1.0}}
+    )
+
+
 def _language(path: Path, files: Sequence[Path]) -> Guess:
     size = sum(file.stat().st_size for file in files)
     pattern = {"pattern": f"*{files[0].suffix}"} if path.is_dir() else {}
-    return Guess(
-        {"name": "text", "params": {"path": str(path), **pattern}},
-        {"model": {"name": "transformer"}, "training": {"epochs": 2, "batch_size": 32, "clip_norm": 1.0}},
-        [f"{count(len(files), 'text')} of {size / 1e6:,.2f} MB: a language model, which continues them"],
-        ["less than 0.1 MB of text: too little to learn a language"] if size < 1e5 else [],
-    )
+    made = of_language({"name": "text", "params": {"path": str(path), **pattern}})
+    made.found.append(f"{count(len(files), 'text')} of {size / 1e6:,.2f} MB: a language model, which continues them")
+    made.odd += ["less than 0.1 MB of text: too little to learn a language"] if size < 1e5 else []
+    return made
 
 
 def _npz(path: Path) -> Guess:
