@@ -1,4 +1,4 @@
-"""A pack on the cluster: one job, which is preempted and goes on where each run is; about a minute, mostly idle."""
+"""A pack on the cluster: one job, which is preempted or loses its node, and goes on where each run is; mostly idle."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def test_a_preempted_pack_is_one_job_and_loses_no_step(project: Any, reference: 
         for (_, first), (_, second) in pairwise(attempts):
             assert first["reason"] == "stopped by SIGTERM"
             assert second["resumed_step"] == first["step"] > 0, "not a step is lost"
+
+
+def test_a_pack_on_a_dead_node_resumes_on_another(project: Any, reference: dict[str, str]) -> None:
+    (project.folder / "config/slow.yaml").write_text(yaml.safe_dump(yaml.safe_load(EXPERIMENT) | PACKED))
+    project.makes_all = True
+    with project.snakemake() as snakemake:
+        snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
+        job = project.running_job()
+        project.cluster.sandbox("down", job.node)
+        try:
+            snakemake.wait_for(lambda: any(attempt["resumed_step"] for attempt in project.attempts()))
+        finally:
+            project.cluster.sandbox("up", job.node)
+        snakemake.finish()
+    assert project.result() == reference
+    assert {attempt["job"] for attempt in project.attempts()} == {job.id}, "SLURM requeued it"
+    assert len([attempt for attempt in project.attempts() if attempt["node"] != job.node]) == 2, "both runs moved"
