@@ -26,7 +26,7 @@ def _equal(machine: Machine, folder: Path, **sections: Any) -> str:
         (path,) = (project.folder / "work").glob("runs/*/*/events.jsonl")
         newest = max((path.parent / "checkpoints").glob("step-*"))
         manifest = json.loads((newest / "manifest.json").read_text())
-        files[setting] = {name: entry["blake2b"] for name, entry in manifest["files"].items()}
+        files[setting] = manifest["files"]  # with their sizes and digests
         events = [event for line in path.read_text().splitlines() if (event := json.loads(line))["kind"] == "graph"]
     if different := [name for name in files["off"] if files["off"][name] != files["auto"].get(name)]:
         raise Failed(f"other bits than without a graph, in {', '.join(different)} (events: {events})")
