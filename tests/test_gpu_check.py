@@ -119,6 +119,12 @@ def test_a_resume_that_is_not_exact_fails(tmp_path: Path) -> None:
     assert str(kept) in shown.stdout
 
 
+def test_a_check_that_the_whole_time_cuts_short_has_not_failed(tmp_path: Path) -> None:
+    shown = checked(tmp_path, "--cpu", "--only", "prove-mlp", "--within", "6", plant=ENDLESS)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "0 passed, 0 failed, 1 skipped" in shown.stdout.splitlines()[-1]
+
+
 def test_a_check_that_hangs_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     shown = checked(tmp_path, "--cpu", "--only", "prove-mlp", "--limit", "20", plant=ENDLESS)
     assert shown.returncode == 1, shown.stdout + shown.stderr

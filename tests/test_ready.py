@@ -1,4 +1,4 @@
-"""What a pack has prepared is handed out to the command that it is for, and to no other."""
+"""Prepared results of a pack are handed out to the command that they are for, and to no other."""
 
 from __future__ import annotations
 

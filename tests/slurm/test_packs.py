@@ -17,10 +17,15 @@ PACKED: dict[str, Any] = {
 }
 
 
-def test_a_preempted_pack_is_one_job_and_loses_no_step(project: Any, reference: dict[str, str]) -> None:
+def packed(project: Any) -> Any:
+    """Return the project with the experiment in a pack."""
     (project.folder / "config/slow.yaml").write_text(yaml.safe_dump(yaml.safe_load(EXPERIMENT) | PACKED))
     project.makes_all = True
-    with project.snakemake() as snakemake:
+    return project
+
+
+def test_a_preempted_pack_is_one_job_and_loses_no_step(project: Any, reference: dict[str, str]) -> None:
+    with packed(project).snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         job = project.running_job()
         project.cluster.occupy(job.node, seconds=3)
@@ -40,9 +45,7 @@ def test_a_preempted_pack_is_one_job_and_loses_no_step(project: Any, reference: 
 
 
 def test_a_pack_on_a_dead_node_resumes_on_another(project: Any, reference: dict[str, str]) -> None:
-    (project.folder / "config/slow.yaml").write_text(yaml.safe_dump(yaml.safe_load(EXPERIMENT) | PACKED))
-    project.makes_all = True
-    with project.snakemake() as snakemake:
+    with packed(project).snakemake() as snakemake:
         snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
         job = project.running_job()
         project.cluster.sandbox("down", job.node)

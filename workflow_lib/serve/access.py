@@ -1,4 +1,4 @@
-"""Who may read the page, and which files: the token in the address, the Host header, and paths inside the project."""
+"""Access to the page and to files: the token in the address, the Host header, and paths inside the project."""
 
 from __future__ import annotations
 
