@@ -10,6 +10,7 @@ import pytest
 
 from workflow_lib import ready
 from workflow_lib.files import write_json, write_signed
+from workflow_lib.store.events import read_events
 
 OUTPUT, MODEL, DATA = Path("results/e.json"), Path("results/m.bin"), Path("results/d.json")
 PREPARED = {"table.csv": b"a,b\n1,2\n"}
@@ -42,6 +43,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         evaluation=EVALUATION,
         absent=["steps.csv"],
         is_of_threads=True,
+        requests=Path("requests.jsonl"),
         said="computed in a pack",
     )
 
@@ -58,6 +60,8 @@ def test_prepared_results_are_handed_out_with_the_provenance_of_the_command(caps
     assert made["inputs"].keys() == {str(MODEL), "results/v.json"}
     assert made["environment"] == {"host": "n1", "command": [*COMMAND, "--deadline-minutes", "5"]}
     assert capsys.readouterr().err.endswith("info  results/e.json: computed in a pack\n")
+    (request,) = read_events(Path("requests.jsonl"))
+    assert (request["kind"], request["to"]) == ("delivered", str(OUTPUT))
 
 
 FAULTS: dict[str, Callable[[], object]] = {

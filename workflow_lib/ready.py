@@ -15,18 +15,32 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workflow_lib.errors import StateError
-from workflow_lib.files import UNREADABLE, blake2b, file_digest, read_json, write_atomic, write_json, write_signed
+from workflow_lib.files import (
+    UNREADABLE,
+    append_line,
+    blake2b,
+    compact_json,
+    file_digest,
+    read_json,
+    write_atomic,
+    write_json,
+    write_signed,
+)
 
 FOLDER = "EVERSTEP_READY"  # variable of the environment: the folder of the tickets, in work/packs/
 EXPERIMENT = "EVERSTEP_EXPERIMENT"  # the frozen experiment
 THREADS = "OMP_NUM_THREADS"  # set by Snakemake to the threads of the rule
 VERBS = frozenset({"train", "evaluate", "export", "suggest", "trial", "best"})
 NO_RESULT = ("--deadline-minutes", "--on-stop")  # options that do not change a result
-KEYS = ("verb", "options", "experiment", "threads", "inputs", "evaluation", "files", "statement", "absent", "said")
+KEYS = (
+    *("verb", "options", "experiment", "threads", "inputs", "evaluation", "files", "statement", "absent", "said"),
+    "requests",
+)
 
 
 def folder() -> Path | None:
@@ -46,6 +60,7 @@ def write(
     evaluation: Mapping[str, Any] | None = None,
     absent: Sequence[str] = (),
     is_of_threads: bool = False,
+    requests: Path | None = None,
     said: str,
 ) -> None:
     """Write the ticket of a command whose results are prepared, if this process belongs to a pipeline.
@@ -59,6 +74,7 @@ def write(
         evaluation: Model and metrics that the file of the option ``--evaluation`` must have.
         is_of_threads: True if the number of threads of the command may change the last bits.
         absent: Names of files that must not exist beside the output.
+        requests: File in which the job records that the result was requested.
         said: Line for the log of the job.
     """
     place = folder()
@@ -76,6 +92,7 @@ def write(
         "statement": None if statement is None else read_json(statement),
         "absent": list(absent),
         "said": said,
+        "requests": None if requests is None else str(requests),
     }
     write_signed(_ticket(place, typed["--output"]), content)
 
@@ -103,8 +120,17 @@ def hand_out(argv: Sequence[str]) -> bool:
             write_json(output, {**statement, "provenance": _provenance(statement["provenance"], inputs, argv)})
     except (StateError, *UNREADABLE):  # also a full disk: the command itself says what is wrong
         return False
+    if ticket["requests"] is not None:
+        _note_request(Path(ticket["requests"]), output)
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} info  {output}: {ticket['said']}", file=sys.stderr)
     return True
+
+
+def _note_request(path: Path, output: Path) -> None:
+    """Record that the result was requested, as the command does."""
+    event = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "kind": "delivered", "to": str(output)}
+    with suppress(OSError):
+        append_line(path, compact_json(event) + b"\n")
 
 
 def _ticket(place: Path, output: str) -> Path:

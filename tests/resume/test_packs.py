@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +17,25 @@ from tests.plugins import paced
 from tests.support.project import FAILED, FINISHED, KILLED, NAME, SETTINGS, STOPPED, merged
 from tests.support.warm import Order, Warm, members, until
 from workflow_lib import checkpoint, plan, ready
-from workflow_lib.store import layout
+from workflow_lib.store import accounting, layout
 from workflow_lib.store.attempts import Attempt, list_attempts
 
 HOOKS = """\
 import time
+from pathlib import Path
 
 def on_step_end(state):
     if state.step == 20:
         {}
+
+def once(name):
+    there = Path(name).exists()
+    Path(name).touch()
+    return not there
 """
 FAULTS = {
     "raises": "raise LookupError('no such table')",
-    "hangs": "time.sleep(3600)",
+    "hangs": "once('hung') and time.sleep(3600)",
     "killed": "import os; os.kill(os.getpid(), 9)",  # as the kernel does when memory is out
 }
 FULL = """\
@@ -63,6 +70,7 @@ SLOW: dict[str, Any] = {
 STUDY = "demo"
 TUNED: dict[str, Any] = {
     "runtime": {"pack": "auto"},
+    "sweep": {"list": [{"seed": 9}]},
     "tune": {
         "trials": 4,
         "window": 2,
@@ -90,7 +98,7 @@ class Sweep:
         data = self.runs[0]["data_id"]
         self.pack = plan.Pack(tuple((run["id"], run["data_id"]) for run in self.runs))
         if "tune" in changes:
-            self.pack = plan.Pack((), (STUDY, data))
+            self.pack = plan.Pack(self.pack.runs, (STUDY, data))
         plan.freeze_pack(self.pack, folder / "work")
         self.data = f"results/{NAME}/data/{data}.json"
         assert self.command("preprocess", "--data", data, "--output", self.data) == FINISHED
@@ -148,6 +156,11 @@ class Sweep:
             return ()
         return list_attempts(self.workspace(index))
 
+    def reused(self) -> int:
+        """Return how often a finished run was requested again, of all runs and trials."""
+        workspaces = {path.parent for path in (self.folder / "work").glob("runs/*/*/attempts")}
+        return accounting.total(map(accounting.account, workspaces)).reused
+
     def saved(self, index: int) -> int:
         """Return the step of the newest checkpoint of a run; 0 without one."""
         if not self.attempts(index):
@@ -170,7 +183,10 @@ def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> 
     assert [packed.train(index) for index in (0, 3, 5)] == [FINISHED] * 3
     assert [len(packed.attempts(index)) for index in (0, 3, 5)] == [1, 1, 1]
     alone = Sweep(tmp_path / "alone", warm, FAILING)
-    for index in (0, 5):
+    (alone.folder / "hung").touch()
+    assert packed.train(2) == FINISHED, "the job of the run that hung goes on with it"
+    assert packed.attempts(2)[-1].resumed_step
+    for index in (0, 2, 5):
         assert alone.train(index) == FINISHED
         assert packed.result(index) == alone.result(index)
 
@@ -191,6 +207,8 @@ def test_runs_on_a_gpu_are_as_many_at_once_as_its_memory_holds(tmp_path: Path, w
     until(has_ended, "the pack to end")
     assert warm.wait(pack) == FINISHED, packed.log()
     assert packed.codes() == [FINISHED] * 5
+    computed = json.loads((packed.folder / "results/pack.json").read_text())["computed"]
+    assert len(computed) == 5, "evaluate.device: auto takes the CPU, since the trainings use the GPU"
     assert max(running) == 2
     log = packed.log()
     assert "needs 4.0 GB of the GPU's memory: 2 like it at once" in log
@@ -249,7 +267,7 @@ def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Pa
         assert packed.result(index) == alone.result(index)
 
 
-def test_the_trials_of_a_study_are_trained_in_a_pack(
+def test_a_study_and_a_run_are_trained_in_one_pack(
     tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed, alone = Sweep(tmp_path / "packed", warm, TUNED), Sweep(tmp_path / "alone", warm, TUNED)
@@ -278,7 +296,8 @@ def test_the_trials_of_a_study_are_trained_in_a_pack(
     assert warm.wait(packed.start_pack(**{ready.FOLDER: "work/ready"})) == FINISHED, packed.log()
     written = json.loads((packed.folder / "results/pack.json").read_text())
     assert written["trials"] == dict.fromkeys("123", FINISHED)
-    assert (written["runs"], written["computed"]) == ({"tuned": FINISHED}, ["tuned"])
+    run = packed.runs[0]["id"]
+    assert (written["runs"], set(written["computed"])) == ({run: FINISHED, "tuned": FINISHED}, {run, "tuned"})
     monkeypatch.chdir(packed.folder)
     monkeypatch.setenv(ready.FOLDER, "work/ready")
     found = [[handed_out(*job) for job in commands(packed, number)] for number in range(1, 4)]
@@ -286,8 +305,13 @@ def test_the_trials_of_a_study_are_trained_in_a_pack(
     best = ("best", "--tune-dir", str(place), "--output", str(place / "best.json"))
     assert alone.command(*best) == FINISHED
     assert handed_out(*best) == (alone.folder / best[-1]).read_bytes()
+    assert packed.reused() == 0, "a result that is handed out is no training that was avoided"
     for _, *_, output in commands(packed, 3):
         Path(output).unlink()
+    shutil.rmtree("work/ready")
     assert trial(packed, 3) == expected[3], "without the prepared files, the trial is found in the store"
+    assert [packed.train(0), alone.train(0)] == [FINISHED] * 2
+    assert packed.result(0) == alone.result(0)
     attempts = list((packed.folder / "work").glob("runs/*/*/attempts/*.json"))
-    assert len(attempts) == 4, "the jobs of the trials have trained nothing again"
+    assert len(attempts) == 5, "the jobs of the trials and of the run have trained nothing again"
+    assert packed.reused() == 1, "the trial was requested again; the run was not"

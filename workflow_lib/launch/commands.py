@@ -62,18 +62,35 @@ def train(
 
 
 def finish(
-    experiment: Experiment, *, run: str, data: Path, work: Path, output: Path, deadline_minutes: float | None = None
+    experiment: Experiment,
+    *,
+    run: str,
+    data: Path,
+    work: Path,
+    output: Path,
+    note: Callable[[Path], None],
+    deadline_minutes: float | None = None,
 ) -> None:
-    """Finish the run and write its statement like `train`; also a point of a sweep raises DivergedError."""
+    """Finish the run and write its statement like `train`; also a point of a sweep raises DivergedError.
+
+    ``note`` is called with the file that records requests for the result, in place of a record: the job that gets the
+    result makes it.
+    """
     context = create_context(experiment, run, data, work, deadline_minutes, None)
-    _finish(context, trained_run(context), data, output)
+    _finish(context, trained_run(context), data, output, note)
 
 
-def _finish(context: AttemptContext, trained: write_run.TrainedRun, data: Path, output: Path) -> None:
+def _finish(
+    context: AttemptContext,
+    trained: write_run.TrainedRun,
+    data: Path,
+    output: Path,
+    note: Callable[[Path], None] | None = None,
+) -> None:
     def deliver(final: Checkpoint) -> None:
         if context.is_owner:
             write_run.write(final, trained, data, output)
-            _note_delivered(context, final, str(output))
+            _note_delivered(context, final, str(output), note)
 
     with _finished(context) as final:
         if final is not None:
@@ -105,8 +122,12 @@ def trial(
     work: Path,
     stop_early: StopEarly,
     deadline_minutes: float | None = None,
+    note: Callable[[Path], None] | None = None,
 ) -> list[EpochMetrics]:
-    """Return the curve of a suggested run, trained to its end or until ``stop_early`` returns true."""
+    """Return the curve of a suggested run, trained to its end or until ``stop_early`` returns true.
+
+    ``note`` is that of `finish`.
+    """
     context = create_context(experiment, run, data, work, deadline_minutes, stop_early)
     with _finished(context) as final:
         known: list[EpochMetrics] | None = checkpoint.read_state(final)["progress"]["history"] if final else None
@@ -120,7 +141,7 @@ def trial(
     history = known
     newest = final or checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
     if newest is not None and newest.about["cursor"]["phase"] == "finish":
-        _note_delivered(context, newest, run)
+        _note_delivered(context, newest, run, note)
     return history
 
 
@@ -165,12 +186,15 @@ def _is_finished(workspace: Path) -> bool:
     return newest is not None and newest.about["cursor"]["phase"] == "finish"
 
 
-def _note_delivered(context: AttemptContext, final: Checkpoint, to: str) -> None:
+def _note_delivered(
+    context: AttemptContext, final: Checkpoint, to: str, note: Callable[[Path], None] | None = None
+) -> None:
     """Record that the result was requested. Each record after the first stands for a training that was avoided."""
-    if context.is_owner:
-        EventLog(layout.delivered_file(layout.parent_workspace(final.path)), attempt=context.attempt).append(
-            "delivered", to=to
-        )
+    requests = layout.delivered_file(layout.parent_workspace(final.path))
+    if note is not None:
+        note(requests)
+    elif context.is_owner:
+        EventLog(requests, attempt=context.attempt).append("delivered", to=to)
 
 
 def _warn_of_other_code(context: AttemptContext) -> None:

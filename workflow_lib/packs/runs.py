@@ -44,7 +44,7 @@ class Runs:
 
     def __init__(self, job: Job, pack: plan.Pack, results: Path) -> None:
         self._job, self._pack, self._results = job, pack, results
-        self._computes = computed.computes_on_cpu(job.experiment)
+        self._computes = computed.packs_compute(job.experiment)
         self.codes: dict[str, int] = {}  # exit code of each training
         self.computed: list[str] = []  # runs that are evaluated and exported
 
@@ -97,8 +97,10 @@ def _train(job: Job, run: Subject) -> None:
     own = _prepared(job, run)
     output = own / results_layout.TRAIN
     given: dict[str, Any] = {"run": run.id, "data": run.data, "work": job.work}
+    requests: list[Path] = []
     with gpu.measured(job.memory, run.name):
-        commands.finish(job.experiment, **given, output=output, deadline_minutes=job.minutes_left())
+        minutes = job.minutes_left()
+        commands.finish(job.experiment, **given, output=output, deadline_minutes=minutes, note=requests.append)
     names = [results_layout.MODEL, results_layout.HISTORY, results_layout.STEPS]
     present = [name for name in names if (own / name).exists()]
     results, options = _given(job, run)
@@ -110,6 +112,7 @@ def _train(job: Job, run: Subject) -> None:
         files={name: own / name for name in present},
         statement=output,
         absent=[name for name in names if name not in present],
+        requests=next(iter(requests), None),
         said="trained in a pack",
     )
 
@@ -121,7 +124,9 @@ def _compute(job: Job, run: Subject) -> None:
     from workflow_lib.runtime.threads import set_threads
 
     set_threads(1)
-    experiment, own, work = job.experiment, _prepared(job, run), job.work
+    own, work = _prepared(job, run), job.work
+    on_cpu = job.experiment.evaluate.model_copy(update={"device": "cpu"})
+    experiment = job.experiment.model_copy(update={"evaluate": on_cpu})
     model, evaluation = own / results_layout.MODEL, own / results_layout.EVALUATION
     given: dict[str, Any] = {"run": run.id, "data": run.data, "work": work, "model": model}
     results, options = _given(job, run)

@@ -105,6 +105,7 @@ class Trials:
 
     def _train(self, number: int) -> None:
         suggestion, output = tuning.suggestion_path(self._folder, number), tuning.result_path(self._folder, number)
+        requests: list[Path] = []
         with gpu.measured(self._job.memory, f"trial {number}"):
             tuning.trial(
                 self._job.experiment,
@@ -113,10 +114,11 @@ class Trials:
                 work=self._job.work,
                 output=output,
                 deadline_minutes=self._job.minutes_left(),
+                note=requests.append,
             )
         options = {"--suggestion": self._results / suggestion.name, "--data": self._data}
         inputs = {self._results / suggestion.name: suggestion, self._data: self._data}
-        self._announce("trial", options, output, inputs)
+        self._announce("trial", options, output, inputs, next(iter(requests), None))
 
     def _select(self) -> None:
         output = results_layout.best_file(self._folder)
@@ -125,7 +127,15 @@ class Trials:
         options = {"--tune-dir": self._results}
         self._announce("best", options, output, {self._results / path.name: path for path in results})
 
-    def _announce(self, verb: str, options: Mapping[str, object], file: Path, inputs: Mapping[Path, Path]) -> None:
+    def _announce(
+        self,
+        verb: str,
+        options: Mapping[str, object],
+        file: Path,
+        inputs: Mapping[Path, Path],
+        requests: Path | None = None,
+    ) -> None:
         """Write the ticket of a file of the study."""
         said = "computed in a pack"
-        ready.write(verb, options, self._results / file.name, inputs=inputs, files={file.name: file}, said=said)
+        output, files = self._results / file.name, {file.name: file}
+        ready.write(verb, options, output, inputs=inputs, files=files, requests=requests, said=said)

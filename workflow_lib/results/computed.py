@@ -23,7 +23,6 @@ from workflow_lib.ready import THREADS
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance, source_weights, write_run
 from workflow_lib.results.statements import read_evaluation, read_training
-from workflow_lib.runtime import gpus
 from workflow_lib.store import layout
 
 if TYPE_CHECKING:
@@ -37,9 +36,9 @@ FILES = {  # of each stage: its statement, then the file beside it
 }
 
 
-def computes_on_cpu(experiment: Experiment) -> bool:
-    """Return True if evaluations of the experiment compute on the CPU here."""
-    return gpus.count_for(experiment.evaluate.device) == 0
+def packs_compute(experiment: Experiment) -> bool:
+    """Return True if packs evaluate and export: on the CPU, which `auto` allows, since trainings use the GPU."""
+    return not experiment.evaluate.device.startswith("cuda")
 
 
 def place(
@@ -111,7 +110,7 @@ def hand_out(
         if "state" in trained or not layout.computed_dir(workspace).exists():
             return False  # before the weights, which may be large, are read
         folder = place(stage, experiment, run=run, data=data, work=work, model=model, evaluation=evaluation)
-        if not (is_kept(folder) and computes_on_cpu(experiment)):
+        if not (is_kept(folder) and packs_compute(experiment)):
             return False
         statement, other = _verified(folder, *FILES[stage])
     except (EverstepError, *UNREADABLE) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.distributed.ranks import Ranks
+from workflow_lib.files import append_line
 from workflow_lib.store.attempts import utc_now
 
 NAME = "workflow_lib"
@@ -35,19 +36,9 @@ class EventLog:
         event = {"time": utc_now(), "kind": kind} | self._common | fields
         line = json.dumps(event, ensure_ascii=False, default=str) + "\n"
         try:
-            self._write(line.encode())
+            append_line(self.path, line.encode())
         except OSError as error:
             logger.warning("event not recorded: %s", error, extra={"to_events": False})  # no recursion
-
-    def _write(self, line: bytes) -> None:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            is_partial = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            # after a partial line, begin a new one; if another process was just writing, this leaves an empty line
-            os.write(descriptor, b"\n" * is_partial + line)
-        finally:
-            os.close(descriptor)
 
 
 def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,12 @@ def trial(
     work: Path,
     output: Path,
     deadline_minutes: float | None = None,
+    note: Callable[[Path], None] | None = None,
 ) -> Result:
     """Train the suggested run until it ends or is pruned, and write the trial's result to the output.
 
     A run that diverges gives a result, too, and the study continues. Raises Stopped if the training was stopped.
+    ``note`` is called with the file that records requests for a finished run, in place of a record.
     """
     from workflow_lib.launch import commands
 
@@ -39,6 +41,7 @@ def trial(
             work=work,
             stop_early=pruner(suggested),
             deadline_minutes=deadline_minutes,
+            note=note,
         )
     except DivergedError as error:
         return write_result(suggested, [], output, failure=str(error))
