@@ -229,6 +229,13 @@ def test_the_shipped_profile_fits_the_sandbox() -> None:
             "`preempt`, which is in state DRAIN: it takes no jobs; partitions that are up: gpu, cpu",
         ),
         ({"runtime": 481}, "asks for 481 minutes of `gpu`, which allows 480; set `runtime` of evaluate"),
+        (
+            {"slurm_extra": "--exclusive --time-min=61 --signal=TERM@60"},
+            r"asks for 60 minutes \(runtime\), and for no fewer than 61 \(--time-min\), which SLURM rejects; set",
+        ),
+        ({"slurm_extra": "--time-min 0-1:01:30"}, "no fewer than 61.5 "),
+        ({"slurm_extra": "--time-min=60:30"}, "no fewer than 60.5 "),
+        ({"slurm_extra": "--time-min=1-0"}, "no fewer than 1440 "),
         ({"gpu": 3}, "asks for 3 GPUs on a node of `gpu`, whose nodes have at most 2"),
         ({"gpu": 2, "gpu_model": "v100"}, "asks for 2 GPUs of the type `v100` on a node of `gpu`, whose .* at most 1"),
         ({"gpu": 1, "gpu_model": "a10"}, "the type `a10` in `gpu`; did you mean `a100`?; it has: a100, v100"),
@@ -259,6 +266,7 @@ def test_requests_that_a_cluster_can_never_grant_are_named(asked: dict[str, Any]
         {"slurm_partition": "cpu", "runtime": 10**6, "mem_mb": 64000},
         {"slurm_partition": "preempt,gpu"},
         {"runtime": 481, "nodes": 3, "qos": "long"},
+        {"slurm_extra": "--time-min=1:00:00"},
         {"slurm_partition": "theirs", "gpu": 99, "slurm_cluster": "other"},
     ],
 )

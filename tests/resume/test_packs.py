@@ -267,9 +267,7 @@ def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Pa
         assert packed.result(index) == alone.result(index)
 
 
-def test_a_study_and_a_run_are_trained_in_one_pack(
-    tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_and_a_run_are_trained_in_one_pack(tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, alone = Sweep(tmp_path / "packed", warm, TUNED), Sweep(tmp_path / "alone", warm, TUNED)
     place = Path("results", NAME, "tune", STUDY)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.repository import ROOT
 from workflow_lib.slurm.job import requeue_own_job, seconds_left
 
 CODE = (
@@ -33,6 +34,40 @@ def test_a_job_requeues_itself_if_it_may(cluster: Any, tmp_path: Path, options: 
     script.write_text(SCRIPT)
     cluster.ask("sbatch", "--wait", *options, "--open-mode=append", f"--output={output}", str(script))
     assert [line for line in output.read_text().splitlines() if not line.startswith("slurmstepd")] == said
+
+
+ARRAY = """\
+import os, subprocess, time
+from pathlib import Path
+from workflow_lib.slurm import job
+from workflow_lib.store import lease
+
+number, task, again = (os.environ.get("SLURM_" + name) for name in ("JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"))
+if again:
+    print("started again")
+elif number == os.environ["SLURM_ARRAY_JOB_ID"]:
+    while job.seconds_left() is None or not Path("shortened").exists():
+        time.sleep(0.1)
+    print(round(job.seconds_left() / 60), job.requeue_own_job(), flush=True)
+else:
+    subprocess.run(["scontrol", "update", f"JobId={number}", "TimeLimit=2"], check=True)
+    Path("shortened").touch()
+    array = os.environ["SLURM_ARRAY_JOB_ID"]
+    while not lease._job_is_gone(array, time.monotonic_ns()):
+        time.sleep(0.1)
+    print(round(job.seconds_left() / 60), "undisturbed")
+"""
+
+
+def test_the_task_of_an_array_is_told_from_the_array_whose_number_it_has(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(ARRAY)
+    given = ["--wait", "--array=1-2", "--requeue", "--time=4", "--open-mode=append", f"--chdir={tmp_path}"]
+    cluster.ask("sbatch", *given, "--output=%a", f"--wrap=exec env PYTHONPATH={ROOT} {sys.executable} task.py")
+    said = [
+        [line for line in (tmp_path / task).read_text().splitlines() if not line.startswith("slurmstepd")]
+        for task in "12"
+    ]
+    assert said == [["2 undisturbed"], ["4 True", "started again"]]
 
 
 def test_a_job_knows_the_rest_of_its_time(cluster: Any, tmp_path: Path) -> None:

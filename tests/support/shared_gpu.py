@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from workflow_lib import packs
+import torch
+
+from workflow_lib import evaluation, packs
 from workflow_lib.config import Experiment
+from workflow_lib.evaluation import computing
 from workflow_lib.packs.gpu import Memory
 from workflow_lib.runtime import gpus
 
@@ -25,7 +28,15 @@ def share(
     yield experiment, Memory(folder, FREE, lambda: (RESERVED, FREE - RESERVED - CONTEXT))
 
 
+def only_cpu(name: str) -> AbstractContextManager[torch.device]:
+    """Return the device of an evaluation, which gets no GPU while the trainings have it."""
+    if name != "cpu":
+        raise RuntimeError("an evaluation asks for the GPU of the pack")
+    return computing.device_of(name)
+
+
 def plant() -> None:
     """Let packs share the GPU."""
     packs.train = partial(packs.train, share=share)
     gpus.count_for = lambda device: int(device != "cpu")
+    evaluation.device_of = only_cpu

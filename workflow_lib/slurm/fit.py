@@ -15,7 +15,7 @@ def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
     return [
         f"{request.rule}: {problem}"
         for request in here
-        for problem in (*_lacking_ranks(request), *_problems(request, cluster))
+        for problem in (*_lacking_ranks(request), *_lacking_time(request), *_problems(request, cluster))
     ]
 
 
@@ -24,6 +24,15 @@ def _lacking_ranks(request: Request) -> Iterator[str]:
         yield (
             f"asks for {count(request.gpus, 'GPU')} on a node for {request.ranks} processes (runtime.nproc), one each;"
             f" {_change(request, 'gres', 'gpu')}, or runtime.nproc"
+        )
+
+
+def _lacking_time(request: Request) -> Iterator[str]:
+    least = request.least_minutes
+    if least is not None and isinstance(request.minutes, int) and request.minutes < least:
+        yield (
+            f"asks for {request.minutes} minutes (runtime), and for no fewer than {least:g} (--time-min), which SLURM"
+            f" rejects; {_change(request, 'slurm_extra')}, or runtime"
         )
 
 

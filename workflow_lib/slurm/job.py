@@ -24,12 +24,12 @@ def requeue_own_job(minutes: float | None = None, environ: Mapping[str, str] = o
     --no-requeue. ``minutes`` is the time limit that the job was submitted with: SLURM may have shortened it to fit a
     gap (--time-min), and would keep the shorter one for the rest of the job.
     """
-    job = environ.get("SLURM_JOB_ID")
-    if job is None:
+    if "SLURM_JOB_ID" not in environ:
         return False
-    facts = _facts(job)
+    facts = _facts(environ["SLURM_JOB_ID"])
     if facts.get("JobState") != "RUNNING" or facts.get("Requeue") != "1":
         return False
+    job = _name(facts)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it now; the next scontrol inherits that it is ignored
     is_requeued = _scontrol("requeue", job) is not None
     if is_requeued and minutes is not None and facts.get("TimeMin", "N/A") != "N/A":
@@ -58,8 +58,18 @@ def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _facts(job: str) -> dict[str, str]:
+    """Return what SLURM says about the job of this number.
+
+    An array has the number of one of its tasks, for which SLURM also shows the others.
+    """
     answer = _scontrol("show", "job", "--oneliner", job) or ""
-    return dict(fact.split("=", 1) for fact in answer.split() if "=" in fact)
+    shown = (dict(fact.split("=", 1) for fact in line.split() if "=" in fact) for line in answer.splitlines())
+    return next((facts for facts in shown if facts.get("JobId") == job), {})
+
+
+def _name(facts: Mapping[str, str]) -> str:
+    """Return the name of the job for ``scontrol``, which would take the number of an array for all of its tasks."""
+    return f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}" if "ArrayTaskId" in facts else facts["JobId"]
 
 
 def _scontrol(*arguments: str) -> str | None:

@@ -36,6 +36,7 @@ class Request:
     cpus: Number
     mem_mb: Number
     minutes: Number
+    least_minutes: float | None = None  # to which SLURM may shorten the job (--time-min)
     ranks: int = 0  # processes on a node, each of which needs a GPU if the node has any
     has_qos: bool = False  # a quality of service, which may lift the limits of partitions
     is_elsewhere: bool = False  # on another cluster, whose limits are not known here
@@ -78,6 +79,7 @@ def request(rule: str, jobs: int, asked: Mapping[str, Any], threads: Number) -> 
         cpus=cpus,
         mem_mb=mem_mb,
         minutes=_quantity(asked.get("runtime"), MINUTES),
+        least_minutes=_least_minutes(str(asked.get("slurm_extra", ""))),
         has_qos="qos" in asked,
         is_elsewhere=any(asked.get(name) for name in ("cluster", "clusters", "slurm_cluster")),
     )
@@ -91,6 +93,17 @@ def _quantity(value: Any, units: Mapping[str, float]) -> Number:
     if match and match[2] in units:
         return math.ceil(float(match[1]) * units[match[2]])
     return value if value is None or isinstance(value, int) else str(value)
+
+
+def _least_minutes(options: str) -> float | None:
+    """Return the time of the option `--time-min` of sbatch: minutes, `m:s`, `h:m:s`, `d-h`, `d-h:m` or `d-h:m:s`."""
+    if not (match := re.search(r"--time-min[= ]((?:(\d+)-)?(\d+(?::\d+){0,2}))(?!\S)", options)):
+        return None
+    numbers = [float(number) for number in match[3].split(":")]
+    if match[2] is None and len(numbers) < 3:
+        numbers.insert(0, 0.0)
+    hours, minutes, seconds = [*numbers, 0.0, 0.0][:3]
+    return int(match[2] or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def job_counts(experiment: config.Experiment) -> dict[str, int]:

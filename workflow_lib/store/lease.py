@@ -337,12 +337,12 @@ def _job_is_gone(job: str, moment: int) -> bool:
     """
     if shutil.which("squeue") is None:
         return False
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%A %T"]  # of an array, all tasks
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         return False
     if answer.returncode != 0:
         return "Invalid job id" in answer.stderr
-    states = set(answer.stdout.split())
+    states = {state for number, state in map(str.split, answer.stdout.splitlines()) if number == job}
     return not states & {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "RESIZING"}
