@@ -15,9 +15,14 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from workflow_lib import tracking
+from workflow_lib.metrics.sheets import sheet
+from workflow_lib.results import summaries
+from workflow_lib.training.histograms import statistics
 
 DATA = "d" * 32
 Points = dict[tuple[str, int], list[float]]  # the values of each metric and step
@@ -42,6 +47,18 @@ def points(*rows: tracking.Row) -> Points:
     return {(name, int(row["step"])): [row[name]] for row in rows for name in ("epoch", "lr", "val_loss")}
 
 
+def recorded(folder: Path, step: int) -> tracking.Recorded:
+    """Return the summary of a step, as a training writes it: one histogram and one image, whose width is the step."""
+    path = folder / f"summaries/{step}"
+    found = statistics({"gradients/w": torch.arange(float(step))})
+    summaries.write(path, found, {"inputs": sheet([[np.zeros((96, 100 + step, 3), np.uint8)]])})
+    return tracking.Recorded(step, path, path.stat().st_size, 1e9 + step)
+
+
+def counts(step: int) -> list[int]:
+    return np.histogram(np.arange(step), summaries.BINS)[0].tolist()
+
+
 def write(name: str, folder: Path, *curves: tracking.Curve) -> list[int]:
     """Return how many rows of each curve were new; the tracker is opened again for each."""
     new = []
@@ -59,6 +76,10 @@ class TrackerContract(ABC):
     @abstractmethod
     def read(self, folder: Path, run: str) -> Points:
         """Return the points of a run in the copy."""
+
+    @abstractmethod
+    def media(self, folder: Path, run: str) -> list[tuple[int, list[int], int]]:
+        """Return the counts of `gradients/w` and the width of `inputs` of each step in the copy, in any order."""
 
     def stored(self, value: float) -> float:
         """Return the value in the tool's precision."""
@@ -99,3 +120,13 @@ class TrackerContract(ABC):
         steps = {("step_train_loss", int(each["step"])): [self.stored(each["train_loss"])] for each in logged}
         rates = {("step_lr", int(each["step"])): [self.stored(0.5)] for each in logged}
         assert self.read(folder, "demo-a") == self.expected(row(1), row(2)) | steps | rates
+
+    def test_gradients_and_images_are_copied_once_beside_the_rows(self, folder: Path) -> None:
+        found = [recorded(folder, step) for step in (5, 10, 15)]
+        some = replace(curve(row(1)), recorded=tuple(found[:2]))
+        every = replace(curve(row(1), row(2)), recorded=tuple(found))
+        write(self.name, folder, some, every, every)
+        assert sorted(self.media(folder, "demo-a")) == [(step, counts(step), 108 + step) for step in (5, 10, 15)]
+        norms = {("gradient_norm", step): [float(np.linalg.norm(np.arange(step)))] for step in (5, 10, 15)}
+        norms = {place: [self.stored(value) for value in values] for place, values in norms.items()}
+        assert self.read(folder, "demo-a") == self.expected(row(1), row(2)) | norms

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.support.repository import ROOT
 from tests.trackers.contract import DATA, Points, TrackerContract, curve, points, row, write
@@ -71,6 +73,17 @@ class TestMLflow(TrackerContract):
 
     def read(self, folder: Path, run: str) -> Points:
         return in_mlflow(folder, run)
+
+    def media(self, folder: Path, run: str) -> list[tuple[int, list[int], int]]:
+        ((uri,),) = select(folder, "SELECT artifact_uri FROM runs WHERE lifecycle_stage = 'active' AND name = ?", run)
+        artifacts = Path(uri.removeprefix("file://"))
+        images = {
+            path.stem: Image.open(io.BytesIO(path.read_bytes())).width
+            for path in (artifacts / "images/inputs").iterdir()
+        }
+        bars = {path.stem: json.loads(path.read_text())["gradients/w"] for path in (artifacts / "histograms").iterdir()}
+        assert images.keys() == bars.keys()
+        return [(int(step), bars[step]["counts"], width) for step, width in images.items()]
 
     def test_rows_that_a_kill_left_half_written_are_completed(self, folder: Path) -> None:
         write("mlflow", folder, curve(row(1), row(2)))

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 import signal
 import struct
 from pathlib import Path
+
+from PIL import Image
 
 from tests.support.crash import run_forked
 from tests.support.faults import FileFault
@@ -27,6 +30,21 @@ class TestTensorBoard(TrackerContract):
 
     def read(self, folder: Path, run: str) -> Points:
         return in_tensorboard(folder, run)
+
+    def media(self, folder: Path, run: str) -> list[tuple[int, list[int], int]]:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        sizes = {"histograms": 0, "images": 0}
+        reader = EventAccumulator(str(folder / "tensorboard/demo" / run), sizes, purge_orphaned_data=False)
+        reader.Reload()
+        for found in (event.histogram_value for event in reader.Histograms("gradients/w")):
+            assert found.bucket_limit[-1] == found.max
+        bars = [
+            (event.step, list(map(int, event.histogram_value.bucket))) for event in reader.Histograms("gradients/w")
+        ]
+        images = [Image.open(io.BytesIO(event.encoded_image_string)) for event in reader.Images("inputs")]
+        assert [image.width for image in images] == [event.width for event in reader.Images("inputs")]
+        return [(*bar, image.width) for bar, image in zip(bars, images, strict=True)]
 
     def stored(self, value: float) -> float:
         """TensorBoard stores single precision."""

@@ -14,11 +14,11 @@ from workflow_lib.errors import EverstepError
 from workflow_lib.tracking import copying
 
 
-def in_wandb(folder: Path, run: str) -> Points:
-    """Return the points in the file that `wandb sync` sends: records in blocks of 32 KiB, as in a LevelDB log."""
+def rows_in(folder: Path, run: str) -> list[dict[str, Any]]:
+    """Return the rows in the file that `wandb sync` sends: records in blocks of 32 KiB, as in a LevelDB log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    points: Points = {}
+    rows = []
     for path in (folder / "wandb/demo" / run).glob("wandb/offline-run-*/run-*.wandb"):
         content, position, record = path.read_bytes(), 7, b""
         while position + 7 <= len(content):
@@ -30,9 +30,18 @@ def in_wandb(folder: Path, run: str) -> Points:
             if kind not in (1, 4):  # neither whole nor the last part
                 continue
             history, record = Record.FromString(record).history, b""
-            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in history.item}
-            for name in items.keys() & {"epoch", "lr", "val_loss", "step_lr", "step_train_loss"}:
-                points.setdefault((name, items["_step"]), []).append(items[name])
+            if history.item:
+                rows.append(
+                    {item.key or "|".join(item.nested_key): json.loads(item.value_json) for item in history.item}
+                )
+    return rows
+
+
+def in_wandb(folder: Path, run: str) -> Points:
+    points: Points = {}
+    for items in rows_in(folder, run):
+        for name in items.keys() & {"epoch", "lr", "val_loss", "step_lr", "step_train_loss", "gradient_norm"}:
+            points.setdefault((name, items["_step"]), []).append(items[name])
     return points
 
 
@@ -41,6 +50,14 @@ class TestWandB(TrackerContract):
 
     def read(self, folder: Path, run: str) -> Points:
         return in_wandb(folder, run)
+
+    def media(self, folder: Path, run: str) -> list[tuple[int, list[int], int]]:
+        (files,) = (folder / "wandb/demo" / run).glob("wandb/offline-run-*/files")
+        return [
+            (items["_step"], items["gradients/w|values"], items["inputs|width"])
+            for items in rows_in(folder, run)
+            if "inputs|path" in items and (files / items["inputs|path"]).exists()
+        ]
 
     def test_an_offline_run_without_its_note_is_written_again(self, folder: Path) -> None:
         write("wandb", folder, curve(row(1), row(2)))

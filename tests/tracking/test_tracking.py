@@ -17,7 +17,7 @@ import torch
 from tests.support.crash import SURVIVED, fork, run_forked, wait
 from tests.support.faults import FileFault
 from tests.support.repository import ROOT
-from tests.trackers.contract import DATA, points, row
+from tests.trackers.contract import DATA, points, recorded, row
 from tests.trackers.test_mlflow import in_mlflow
 from tests.trackers.test_tensorboard import in_tensorboard
 from workflow_lib import config, plan, plugins, tracking
@@ -103,6 +103,17 @@ def test_committed_rows_are_copied_and_no_others(store: Store) -> None:
     assert store.track("tensorboard") == {store.runs[0].id: 2}
     found = in_tensorboard(store.root / "copies", store.runs[0].id)
     assert {step for _, step in found} == {10, 20}
+
+
+def test_gradients_are_copied_up_to_the_step_that_is_saved(store: Store) -> None:
+    store.commit(0, row(1), row(2))  # at step 23
+    for step in (23, 24):
+        made = recorded(store.root, step).path
+        path = layout.summary_file(store.workspace(0), step)
+        path.parent.mkdir(exist_ok=True)
+        made.rename(path)
+    (curve,) = tracking.curves(store.experiment, store.root / "work", store.root / "results")
+    assert [found.step for found in curve.recorded] == [23]
 
 
 def test_a_copy_follows_a_run_that_resumes_from_an_older_checkpoint(store: Store) -> None:

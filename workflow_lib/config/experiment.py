@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, Tag, field_validator
 
-from workflow_lib import plugins
 from workflow_lib.config.notify import Notify
 from workflow_lib.config.optimization import AdamW, Constant, Optimizer, Schedule, variant
 from workflow_lib.config.registry import NAME, NAME_ALLOWED, Registry
-from workflow_lib.config.run import MOST, MOST_FOLDS, Augment, Data, Model, Training
+from workflow_lib.config.run import MOST, MOST_FOLDS, YEAR_S, Augment, Data, Model, Training
+from workflow_lib.config.tracking import Tracking
 from workflow_lib.config.yaml import Origins
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY
@@ -20,7 +19,6 @@ Points = list[dict[str, Any]]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 MOST_SEEDS = 1000
-YEAR_S = 31_536_000.0
 
 
 class Checkpoint(Section):
@@ -281,39 +279,6 @@ class Report(Section):
     excel: bool = Field(
         False, description="also write runs.xlsx, a workbook of the tables of runs", json_schema_extra=ADDED
     )
-
-
-if TYPE_CHECKING:
-    Tracker = str
-else:  # the names are those of the files in workflow_lib/trackers
-    Tracker = Literal[tuple(plugins.available("trackers"))]
-
-
-class WandB(Section):
-    """Where W&B keeps the runs."""
-
-    project: str | None = Field(None, min_length=1, max_length=128, description="project; null: the experiment's name")
-    entity: str | None = Field(None, min_length=1, description="user or team; null: the default of the account")
-    mode: Literal["offline", "online"] = Field(
-        "offline",
-        description="offline writes files that `wandb sync` uploads; online uploads them at once, with the key of"
-        " `wandb login` or WANDB_API_KEY",
-    )
-
-
-class Tracking(Section):
-    """Copies of the training curves for other tools, written by a separate process."""
-
-    to: list[Tracker] = Field([], description="tools to copy to; each is an extra of the package")
-    folder: Path = Field(Path("tracking"), description="folder of the copies, shared by all experiments")
-    every_s: float = Field(
-        10.0,
-        gt=0,
-        le=YEAR_S,
-        description="seconds between updates with --follow",
-        json_schema_extra=NOT_IDENTITY,
-    )
-    wandb: WandB = Field(default_factory=WandB, json_schema_extra=ADDED)
 
 
 class Experiment(Section):

@@ -93,6 +93,10 @@ OTHER_NAMES = {
     **dict.fromkeys(("search_space", "param_space"), "tune.space"),
     **dict.fromkeys(("report_to", "logger", "loggers", "tracker", "trackers"), "tracking.to"),
     "tensorboard": "tracking.to",
+    **dict.fromkeys(
+        ("watch", "log_freq", "track_grad_norm", "log_gradients", "histogram_freq"), "tracking.every_steps"
+    ),
+    **dict.fromkeys(("log_images", "num_images"), "tracking.images"),
     **dict.fromkeys(("tags", "notes", "comment"), "labels"),
     **dict.fromkeys(("experiment_name", "run_name", "exp_name"), "name"),
     **dict.fromkeys(("slack", "slack_webhook", "webhook"), "notify"),

@@ -34,6 +34,7 @@ from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import ADDED, NOT_IDENTITY, renamed_from
 
 MOST_FOLDS = 1000
+YEAR_S = 31_536_000.0
 MOST = 1_000_000  # upper bound of counts such as epochs and trials; a larger number is probably a typo
 
 

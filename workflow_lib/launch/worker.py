@@ -72,6 +72,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
     from workflow_lib.runtime import environment
     from workflow_lib.training.graphs import graph_for
     from workflow_lib.training.loss import with_own_loss
+    from workflow_lib.training.summaries import Recording
     from workflow_lib.training.trainer import Trainer
 
     settings, runtime = context.experiment.checkpoint, context.experiment.runtime
@@ -116,6 +117,7 @@ def _fit(context: AttemptContext, parent: RootOrchestrator, ranks: Ranks, rendez
             measures=_measures(context),
             graph=graph_for(runtime.cuda_graphs, context.run, root.device, ranks.world_size, is_main=ranks.is_main),
             is_graph_required=runtime.cuda_graphs == "on",
+            recording=Recording.of(context.experiment.tracking, manifest),
         )
         outcome = trainer.fit()
         sys.audit("everstep", "leave")

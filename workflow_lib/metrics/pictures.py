@@ -27,14 +27,14 @@ def colour(number: int) -> str:
 
 def image(inputs: np.ndarray, manifest: Manifest) -> str:
     """Return a normalised input [channels, height, width] as a picture; the first channel if there are not 1 or 3."""
-    return _png(_pixels(inputs, manifest))
+    return _png(pixels(inputs, manifest))
 
 
 def thumbnail(inputs: np.ndarray, manifest: Manifest) -> str:
     """Return a small picture of a normalised input, as `image` does: a PNG, or a JPEG if that is smaller."""
     from PIL import Image
 
-    picture = Image.fromarray(_pixels(inputs, manifest))
+    picture = Image.fromarray(pixels(inputs, manifest))
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     kind, file = "png", io.BytesIO()
     picture.save(file, "PNG", optimize=True)
@@ -44,24 +44,31 @@ def thumbnail(inputs: np.ndarray, manifest: Manifest) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _pixels(inputs: np.ndarray, manifest: Manifest) -> np.ndarray:
+def pixels(inputs: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """Return a normalised input [channels, height, width] as uint8 [height, width, 3]."""
     import numpy as np
 
     shape = (-1, 1, 1)
     values = inputs * np.array(manifest.std).reshape(shape) + np.array(manifest.mean).reshape(shape)
     values = values if len(values) == 3 else values[:1]
     low, high = (0.0, 1.0) if manifest.scale != 1.0 else (float(values.min()), float(values.max()))
-    pixels = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
-    shown: np.ndarray = np.moveaxis(pixels.round().astype(np.uint8), 0, 2).repeat(3 // len(values), axis=2)
+    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
+    shown: np.ndarray = np.moveaxis(scaled.round().astype(np.uint8), 0, 2).repeat(3 // len(values), axis=2)
     return shown
 
 
 def mask(numbers: np.ndarray) -> str:
     """Return a mask [height, width] as a picture in the colours of the classes; pixels to ignore are black."""
+    return _png(coloured(numbers))
+
+
+def coloured(numbers: np.ndarray) -> np.ndarray:
+    """Return a mask [height, width] in the colours of the classes, uint8 [height, width, 3]."""
     import numpy as np
 
     palette = np.array([_rgb(number) for number in range(255)] + [IGNORED_COLOUR], np.uint8)
-    return _png(palette[numbers])
+    shown: np.ndarray = palette[numbers]
+    return shown
 
 
 def _rgb(number: int) -> tuple[int, ...]:

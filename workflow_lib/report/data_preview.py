@@ -83,26 +83,11 @@ def _samples(split: MappedSplit, manifest: Manifest) -> list[Row]:
     kind = next(iter(samples.shown(split, manifest, [0])[0]), None)
     if kind is None:
         return []
+    from workflow_lib.metrics.targets import target_text
+
     numbers = sorted({place * len(split) // SHOWN[kind] for place in range(SHOWN[kind])})
     found = samples.shown(split, manifest, numbers)
     return [
-        {**content, "target": _target(split, manifest, number)} for number, content in zip(numbers, found, strict=True)
+        {**content, "target": target_text(split.batch(slice(number, number + 1))[1][0], manifest)}
+        for number, content in zip(numbers, found, strict=True)
     ]
-
-
-def _target(split: MappedSplit, manifest: Manifest, number: int) -> str:
-    """Return the target of a sample in words; empty if it has none that is short."""
-    if manifest.kind == "classes":
-        return manifest.classes[int(split.batch(slice(number, number + 1))[1][0])]
-    if manifest.kind == "labels":
-        is_set = split.batch(slice(number, number + 1))[1][0].tolist()
-        return ", ".join(name for name, value in zip(manifest.classes, is_set, strict=True) if value) or "no label"
-    if manifest.kind == "numbers":
-        from workflow_lib.metrics.numbers import six_digits
-
-        values = split.batch(slice(number, number + 1))[1][0].reshape(-1).tolist()
-        scales = zip(values, manifest.target_mean, manifest.target_std, strict=True)
-        told = [six_digits(value * std + mean) for value, mean, std in scales]
-        names = manifest.outputs if len(manifest.outputs) == len(told) > 1 else ("",) * len(told)
-        return ", ".join(f"{name} {text}".strip() for name, text in zip(names, told, strict=True))
-    return ""

@@ -10,6 +10,7 @@ runs/<run>/<data>-<code>/               its workspace for this data and code
     failure.json                        last failure, if it may recur
     metrics.jsonl                       learning curve, one line a validation
     steps.jsonl                         loss and learning rate by step, if they are logged
+    summaries/                          gradients, weights and images of some steps, with tracking.every_steps
     events.jsonl                        log of all attempts
     computed/                           evaluations and exports that a pack computed
     delivered.jsonl                     each time that the finished run was requested
@@ -42,12 +43,13 @@ LOCKS = frozenset({".lock", "leases"})  # readers write to these too, so they do
 EXPERIMENT_FILE = re.compile(r"[0-9a-f]{32}\.json")
 # names of the files that Everstep writes to a workspace and to a folder of shards
 WORKSPACE_CONTENT = re.compile(
-    r"attempts|checkpoints|computed|leases|(code|failure)\.json|(metrics|steps|events|delivered)\.jsonl|\..*\.tmp"
+    r"attempts|checkpoints|computed|leases|summaries|(code|failure)\.json|(metrics|steps|events|delivered)\.jsonl|\..*\.tmp"
 )
 STORE_CONTENT = re.compile(
     r"(train|val|test)-\d{12}-\d{12}(-[0-9a-f]{32})?\.safetensors|index\.safetensors|tokenizer\.json|manifest\.json|leases|\.lock|\..*\.tmp"
 )
 
+SUMMARY = re.compile(r"\d{12}\.safetensors")
 READY = re.compile("ready-(?P<mark>[0-9a-f]{20})[0-9a-f]{12}")
 PARTS = re.compile("[0-9a-f]{32}")
 CODE = re.compile("[0-9a-f]{32}")
@@ -175,6 +177,17 @@ def metrics_file(workspace: Path) -> Path:
 def steps_file(workspace: Path) -> Path:
     """Return the path of the log of steps."""
     return workspace / "steps.jsonl"
+
+
+def summary_file(workspace: Path, step: int) -> Path:
+    """Return the path of the gradients, weights and images of a step."""
+    return workspace / "summaries" / f"{step:012}.safetensors"
+
+
+def summary_files(workspace: Path) -> list[tuple[int, Path]]:
+    """Return the steps whose gradients, weights and images are there, in order, with their files."""
+    names = (name for name in names_in(workspace / "summaries") if SUMMARY.fullmatch(name))
+    return [(int(name.partition(".")[0]), workspace / "summaries" / name) for name in names]
 
 
 def events_file(workspace: Path) -> Path:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 from workflow_lib import config
-from workflow_lib.tracking import Curve, Tracker
+from workflow_lib.files import json_text
+from workflow_lib.tracking import Curve, Recorded, Tracker
 
 REQUIRES = ("mlflow",)
 # MLflow's limits: characters of a parameter's value and name, parameters and metrics of a batch
 MAX_PARAM, MAX_NAME = 6000, 250
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
+HISTOGRAMS = "histograms"  # folder of artifacts
 
 
 def open_tracker(folder: Path) -> Tracker:
@@ -67,9 +71,35 @@ class MLflow(Tracker):
         ]
         for first in range(0, len(new), METRICS_AT_ONCE):
             self._client.log_batch(run.info.run_id, metrics=new[first : first + METRICS_AT_ONCE])
+        self._log_artifacts(run.info.run_id, curve.recorded)
         if curve.is_finished and run.info.status != "FINISHED":
             self._client.set_terminated(run.info.run_id, end_time=round(1000 * max(curve.times, default=curve.began)))
         return len({metric.step for metric in new})
+
+    def _log_artifacts(self, run: str, recorded: Sequence[Recorded]) -> None:
+        """Write the images, and the histograms as JSON, as artifacts: MLflow has no histograms.
+
+        A step's histograms come last, so a step that has them is complete.
+        """
+        if not recorded:
+            return
+        present = {Path(found.path).stem for found in self._client.list_artifacts(run, HISTOGRAMS)}
+        for found in recorded:
+            if (step := f"{found.step:012}") in present:
+                continue
+            summary = found.read()
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in summary.images.items():
+                    path = Path(folder) / f"{step}.png"
+                    path.write_bytes(content)
+                    self._client.log_artifact(run, path, f"images/{name}")
+                path = Path(folder) / f"{step}.json"
+                histograms = {
+                    name: {**vars(histogram), "norm": histogram.norm, "edges": histogram.edges}
+                    for name, histogram in summary.histograms.items()
+                }
+                path.write_text(json_text(histograms))
+                self._client.log_artifact(run, path, HISTOGRAMS)
 
     def _run(self, curve: Curve) -> Any:
         experiment = self._client.get_experiment_by_name(curve.experiment)

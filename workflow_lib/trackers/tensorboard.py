@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from workflow_lib.files import write_atomic
+from workflow_lib.results import summaries
 from workflow_lib.tracking import Curve, Point, Tracker
 
 REQUIRES = ("tensorboard",)
@@ -75,4 +77,27 @@ def _event(point: Point) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     values = [Summary.Value(tag=name, simple_value=value) for name, value in sorted(point.metrics.items())]
+    if point.recorded is not None:
+        values += _values(point.recorded.read())
     return Event(wall_time=point.time_s, step=point.step, summary=Summary(value=values))
+
+
+def _values(summary: summaries.Summary) -> Iterator[Any]:
+    """Yield the histograms and the images of a summary."""
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+    for name, found in summary.histograms.items():
+        histogram = HistogramProto(
+            min=found.low,
+            max=found.high,
+            num=found.values,
+            sum=found.total,
+            sum_squares=found.squares,
+            bucket_limit=found.edges[1:],
+            bucket=found.counts,
+        )
+        yield Summary.Value(tag=name, histo=histogram)
+    for name, content in summary.images.items():
+        width, height = struct.unpack(">II", content[16:24])  # of the first chunk of a PNG file
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=content)
+        yield Summary.Value(tag=name, image=image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, final
 
 from workflow_lib import config
 from workflow_lib.files import read_json, write_json
+from workflow_lib.results.summaries import Summary
 from workflow_lib.tracking import Curve, Tracker
 
 REQUIRES = ("wandb",)
@@ -46,6 +48,7 @@ class WandB(Tracker):
         folder = self._folder / curve.experiment / curve.id
         rows = [config.digest(row, "row") for row in (*curve.rows, *curve.log)]
         project = self._project or curve.experiment
+        rows += [config.digest([found.step, found.size, found.time_s], "summary") for found in curve.recorded]
         note: dict[str, Any] = {"name": curve.name, "rows": rows, "is_finished": curve.is_finished}
         if self._project or self._entity or self._mode == "online":  # copies of before have no such place
             note["place"] = [self._mode, self._entity, project]
@@ -69,7 +72,7 @@ class WandB(Tracker):
             settings=wandb.Settings(console="off", **quiet),
         )
         for point in curve.points:
-            run.log(point.metrics, step=point.step)
+            run.log({**point.metrics, **(_media(point.recorded.read()) if point.recorded else {})}, step=point.step)
         run.finish()
         write_json(written, note)
         return sum(row not in before["rows"] for row in rows)
@@ -79,3 +82,17 @@ class WandB(Tracker):
         import wandb
 
         wandb.teardown()
+
+
+def _media(summary: Summary) -> dict[str, Any]:
+    """Return the histograms and the images of a summary as W&B takes them."""
+    import numpy as np
+    import wandb
+    from PIL import Image
+
+    histograms = {
+        name: wandb.Histogram(np_histogram=(np.array(found.counts), np.array(found.edges)))
+        for name, found in summary.histograms.items()
+    }
+    images = {name: wandb.Image(Image.open(io.BytesIO(content))) for name, content in summary.images.items()}
+    return histograms | images

@@ -6,7 +6,7 @@ some of these rows, because it resumed from an older checkpoint, the copy is rep
 """
 
 from workflow_lib.tracking.copying import check_installed, track
-from workflow_lib.tracking.curves import Curve, Point, Row
+from workflow_lib.tracking.curves import Curve, Point, Recorded, Row, curves
 from workflow_lib.tracking.tracker import Tracker, load, open_tracker
 
-__all__ = ["Curve", "Point", "Row", "Tracker", "check_installed", "load", "open_tracker", "track"]
+__all__ = ["Curve", "Point", "Recorded", "Row", "Tracker", "check_installed", "curves", "load", "open_tracker", "track"]

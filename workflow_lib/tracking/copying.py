@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from workflow_lib.config import Experiment
-    from workflow_lib.config.experiment import Tracking
+    from workflow_lib.config.tracking import Tracking
 
 WARN_AFTER_S = 30.0  # of waiting for the lock
 UNAFFECTED = "No training is affected; missing rows are copied next time"

@@ -15,7 +15,7 @@ from workflow_lib.errors import EverstepError
 from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
-from workflow_lib.results import source_weights, steps
+from workflow_lib.results import source_weights, steps, summaries
 from workflow_lib.store import attempts as ws
 from workflow_lib.store import code_record, layout
 from workflow_lib.store.events import read_events
@@ -38,11 +38,26 @@ class Point:
     step: int
     time_s: float  # since 1970
     metrics: dict[str, float]
+    recorded: Recorded | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The file of the summary of a step; equal ones have equal content."""
+
+    step: int
+    path: Path
+    size: int
+    time_s: float  # when it was written, since 1970
+
+    def read(self) -> summaries.Summary:
+        """Return its gradients, weights and images."""
+        return summaries.read(self.path)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The settings and committed rows of a run."""
+    """The settings, the committed rows and the committed summaries of a run."""
 
     experiment: str
     id: str
@@ -56,6 +71,7 @@ class Curve:
     is_finished: bool
     log: tuple[Row, ...] = ()  # the rows of the log of steps
     log_times: tuple[float, ...] = ()
+    recorded: tuple[Recorded, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,10 +80,11 @@ class Curve:
 
     @property
     def points(self) -> list[Point]:
-        """The rows of the log of steps and of the validations in the order of steps, with their times."""
+        """The rows of the log of steps, those of the validations, and the summaries, in the order of steps."""
         logged = (_point(row, time_s, "step_") for row, time_s in zip(self.log, self.log_times, strict=True))
         validated = (_point(row, time_s) for row, time_s in zip(self.rows, self.times, strict=True))
-        return sorted((*logged, *validated), key=lambda point: point.step)  # stable: the log first
+        recorded = (Point(found.step, found.time_s, found.read().metrics, found) for found in self.recorded)
+        return sorted((*logged, *validated, *recorded), key=lambda point: point.step)  # stable: the log first
 
 
 def _point(row: Row, time_s: float, prefix: str = "") -> Point:
@@ -134,7 +151,15 @@ def _curve(experiment: str, name: str, digest: str, data: str, workspace: Path) 
         log_times=tuple(_log_times(log, events, began)),
         began=began,
         is_finished=is_finished(newest),
+        recorded=tuple(_recorded(workspace, newest.step)),
     )
+
+
+def _recorded(workspace: Path, committed: int) -> Iterator[Recorded]:
+    for step, path in layout.summary_files(workspace):
+        if step <= committed:
+            state = path.stat()
+            yield Recorded(step, path, state.st_size, state.st_mtime)
 
 
 def _log_times(log: Sequence[Row], events: Sequence[Mapping[str, Any]], began: float) -> Iterator[float]:

@@ -61,9 +61,11 @@ class GraphedPasses:
         is_required: bool,
         split: Split | MappedSplit,
         batches: Batches,
+        keeps_gradients: bool = False,
     ) -> None:
         self._passes, self._state, self._divergence = passes, state, divergence
         self._saver, self._events, self._is_required = saver, events, is_required
+        self._keeps_gradients = keeps_gradients  # of the step that is captured, if the capture fails
         self._graph: Graph | None = graph  # None once it has proved impossible
         self._warmed = 0
         self._resident = ResidentEpoch.of(split, batches)  # None if data is not in the device's memory
@@ -133,6 +135,8 @@ class GraphedPasses:
         before, drawn, numbers = self._copies(), capture_rng(self._state.device), _numbers_in(self._state.module)
         losses, place = graph.watched(self._compute)
         losses = [(loss.clone(), samples) for loss, samples in losses]
+        weights = self._state.parallel.parameters if self._keeps_gradients else []
+        gradients = [(weight, weight.grad) for weight in weights]
         after, drawn_after = self._copies(), capture_rng(self._state.device)
         reason = f"the step waits for the GPU at {place}" if place is not None else None
         reason = reason or self._host_state_reason(drawn, drawn_after, numbers)
@@ -150,6 +154,8 @@ class GraphedPasses:
                 self._tell("captured")
                 return captured
             self._restore(after, drawn_after)
+            for weight, gradient in gradients:
+                weight.grad = gradient
         self._graph, self._inputs, self._resident = None, [], None
         self._tell("not captured", reason)
         return losses

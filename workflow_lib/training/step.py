@@ -171,6 +171,11 @@ class TrainingStep(nn.Module):
         return None
 
     @classmethod
+    def has_own_inputs(cls) -> bool:
+        """Return True if the class defines `example_inputs`."""
+        return cls.example_inputs is not TrainingStep.example_inputs
+
+    @classmethod
     def has_own_validation(cls) -> bool:
         """Return True if the class defines `validate`."""
         return cls.validate is not TrainingStep.validate

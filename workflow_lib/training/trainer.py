@@ -54,6 +54,7 @@ from workflow_lib.training.passes import Passes, Steps
 from workflow_lib.training.progress import ProgressDisplay
 from workflow_lib.training.state import Cursor, EpochMetrics, Losses, State
 from workflow_lib.training.step_log import StepLog
+from workflow_lib.training.summaries import Recording, Summaries
 from workflow_lib.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Trainer:
         measures: Measures | None = None,
         graph: Graph | None = None,
         is_graph_required: bool = False,
+        recording: Recording | None = None,
     ) -> None:
         self.run, self.ranks, self._objective, self._train_split = run, ranks, objective, train
         self._shared_state, self._store, self._saver, self._events = shared_state, store, saver, events
@@ -153,7 +155,15 @@ class Trainer:
                 is_required=is_graph_required,
                 split=train,
                 batches=self._batches,
+                keeps_gradients=recording is not None,
             )
+        self._summaries = Summaries(
+            *(recording, self.state, objective, self._batches, self._agreement),
+            train=train,
+            validation=validation,
+            workspace=metrics_file.parent,
+            store=store,
+        )
         self._log = StepLog(self.state, self._agreement, self._batches, metrics_file.parent, store, events)
 
     # -- one attempt ------------------------------------------------------------------------------------------------
@@ -218,6 +228,7 @@ class Trainer:
             logger.info("%s at step %d, epoch %d", "resumes" if loaded else "starts", step, epoch + 1)
             self._curve.write(progress.history)
             self._log.write()
+            self._summaries.begin()
             self._saver.begin_at(step, self._saver.latest)
             self._shared_state.start_at(step)
             self._display = ProgressDisplay(
@@ -297,6 +308,7 @@ class Trainer:
         state.commit(self._batches.size)
         self._divergence.check_if_due()
         self._log.add()
+        self._summaries.add(micro_batches)
         if state.hooks is not None and state.hooks.has("on_step_end"):
             self._call("on_step_end", _mean(losses))
         _at("commit", state)
