@@ -1,5 +1,6 @@
 """`python -m workflow_lib` and the script `everstep`."""
 
+import gc
 import sys
 
 
@@ -11,7 +12,9 @@ def main() -> int:
         return 0
     from workflow_lib.cli import main as run
 
-    return run()
+    code = run()
+    gc.freeze()  # the interpreter's last collection would visit all objects of torch, which takes half a second
+    return code
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -119,6 +121,39 @@ def test_a_failed_evaluation_or_export_is_a_failure(finished: Project, rule: str
     seen = row(finished)
     assert (seen["state"], seen["why"]) == (("failed", f"{why} ({path})") if why else ("finished", None))
     (folder / {"evaluate": "evaluation.json", "export": "export.json"}[rule]).touch()
+    assert row(finished)["state"] == "finished"
+
+
+BEGIN = """
+import sys
+from workflow_lib.cli.entry import _log_to_stderr
+from workflow_lib.store import job_process
+_log_to_stderr()
+job_process.log_begin()
+sys.stdin.read()
+"""
+
+
+def test_a_killed_evaluation_is_told_from_one_that_runs(finished: Project) -> None:
+    folder = finished.folder / "results" / "t" / "runs" / finished.run
+    written = finished.folder / "logs" / "evaluate" / "t" / f"{finished.run}.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "train.json").touch()
+    with (
+        written.open("wb") as log,
+        subprocess.Popen([sys.executable, "-c", BEGIN], stdin=subprocess.PIPE, stderr=log) as process,
+    ):
+        until(lambda: written.read_text().endswith("\n"), "the first line of the log")
+        assert (row(finished)["state"], row(finished)["why"]) == ("finished", None)
+        process.kill()
+        process.wait()
+    seen = row(finished)
+    assert seen["state"] == "killed"
+    assert seen["why"].startswith("evaluate was killed; the pipeline repeats it (")
+    assert seen["why"] in " ".join(status_table.table([seen], width=200).split())
+    with written.open("a") as log:
+        log.write("everstep evaluate: stopped by SIGINT. Run the same command again\n")
     assert row(finished)["state"] == "finished"
 
 
@@ -264,16 +299,24 @@ def test_lines_have_at_most_100_columns_and_contain_the_digest(killed: Project, 
 
 
 def test_the_verb_prints_the_table_or_json(
-    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(finished.folder)
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
     assert cli.main(["status"]) == 0
     assert finished.run in capsys.readouterr().out
-    monkeypatch.chdir(finished.folder / "results")
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
     assert cli.main(["status"]) == 0
-    assert capsys.readouterr().out == "no run has been started here\n"
+    assert capsys.readouterr().out == f"no run has been started in {empty}\n"
+    (finished.folder / "Snakefile").touch()
+    (finished.folder / "inner").mkdir()
+    monkeypatch.chdir(finished.folder / "inner")
+    assert cli.main(["status"]) == 0
+    shown = capsys.readouterr()
+    assert finished.run in shown.out
+    assert f"the project is {finished.folder}\n" in shown.err
 
 
 def test_a_released_lease_has_no_owner(finished: Project) -> None:

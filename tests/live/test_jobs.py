@@ -71,6 +71,9 @@ def test_an_interrupted_job_is_stopped_and_another_one_failed(
     assert job is not None
     assert lines.of_job(job, Path("results")) == f"train {RUNS[2]}{expected}"
     assert made.state_of(RUNS[2]) == ("failed" if "failed" in expected else "stopped")
+    assert not made.is_rejected  # another job has failed by a bug
+    del made.jobs[1]
+    assert made.is_rejected == (code == 2)
     again = made.apply({"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}})
     assert again is not None
     assert (lines.of_job(again, Path("results")) is None) == (code == 2)
@@ -91,6 +94,9 @@ def test_the_exit_code_and_the_log_of_a_failed_job_are_recorded_before_a_retry_e
         logger.error("Error in rule", extra={"event": "job_error", "jobid": 1, "log": [str(log)]})
         log.write_text("")
     logger.error("Error in rule", extra={"event": "job_error", "jobid": 2, "log": []})
+    (tmp_path / "slurm.log").write_text(f"{command}returned non-zero exit status 2.\nsrun: error: exit code 1\n")
+    logs = [str(tmp_path / "missing.log"), str(tmp_path / "slurm.log")]
+    logger.error("Error in rule", extra={"event": "job_error", "jobid": 3, "log": logs})
     logger.error("At least one job did not complete successfully.", extra={"event": "error"})
     logger.error("the disk is full")
     events = [
@@ -101,6 +107,7 @@ def test_the_exit_code_and_the_log_of_a_failed_job_are_recorded_before_a_retry_e
         [1, 2, "everstep train: returned non-zero exit status 2.", None],
         [1, -2, "everstep train: died with <Signals.SIGINT: 2>.", None],
         [2, None, "its log is empty", None],
+        [3, 2, "its log is empty", None],  # of a job on a cluster
         [None, None, None, "the disk is full"],
     ]
 
@@ -195,3 +202,19 @@ def test_the_runs_of_a_pack_are_shown_as_trainings(tmp_path: Path) -> None:
         states.append(row_of(RUNS[2], made, trainings)[1:3])
     assert states == [["waiting", "3/10"], ["training", "3/10"], ["trained", "3/10"]]
     assert row_of(RUNS[3], made, trainings)[1:] == ["waiting"]
+
+
+def test_a_training_in_the_queue_of_a_cluster_is_queued_until_it_begins(tmp_path: Path) -> None:
+    made = pipeline()
+    trainings = {f"train {RUNS[2]}": training(tmp_path)}
+    (workspace,) = tmp_path.glob("runs/*/*-*")
+    attempts.create(workspace)
+    states = [row_of(RUNS[2], made, trainings)[1]]
+    made.is_local = False
+    states.append(row_of(RUNS[2], made, trainings)[1])
+    attempts.begin(workspace, "a")
+    states.append(row_of(RUNS[2], made, trainings)[1])
+    assert states == ["training", "queued", "training"]
+    assert lines.of_end("a", trainings[f"train {RUNS[2]}"]) is None
+    attempts.end(workspace, "a", "stopped by SIGTERM", step=1200)
+    assert lines.of_end("train a", trainings[f"train {RUNS[2]}"]) == "train a: stopped by SIGTERM at step 1,200; saved"

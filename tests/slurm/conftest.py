@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -81,6 +81,7 @@ runtime: {lease_wait_s: 1, lease_timeout_s: 10}
 """
 # Timeout of every wait. It is long because all nodes may be busy for minutes; a test that passes does not wait for it.
 WAIT_S = 600.0
+EVERSTEP = (sys.executable, "-m", "workflow_lib", "run", "config/slow.yaml")
 SNAKEMAKE = (str(Path(sys.executable).parent / "snakemake"), "--configfile=config/slow.yaml")
 
 
@@ -145,6 +146,7 @@ class Project:
     train: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.1  # the training then takes a minute
     makes_all: bool = False  # the whole pipeline, not only the training of the only run
+    check_s: int = 2  # before the first check of the jobs' status
 
     @property
     def run(self) -> str:
@@ -190,16 +192,16 @@ class Project:
         """Write profiles/slurm: the shipped profile with this project's changes and shorter waits."""
         path = self.folder / "profiles" / "slurm" / "config.yaml"
         profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-        profile |= {"slurm-init-seconds-before-status-checks": 2, "latency-wait": 10}
+        profile |= {"slurm-init-seconds-before-status-checks": self.check_s, "latency-wait": 10}
         for rule in ("train", "pack"):
             profile["set-resources"][rule] |= {"slurm_extra": "'--exclusive'", "mem_mb": 500, **self.train}
         path.write_text(yaml.safe_dump(profile))
 
     @contextmanager
-    def snakemake(self) -> Iterator[Snakemake]:
+    def snakemake(self, command: Sequence[str] = SNAKEMAKE) -> Iterator[Snakemake]:
         """Run Snakemake, which trains the run on the cluster; end it and its jobs after the block."""
         self.write_profile()
-        process = Snakemake(self)
+        process = Snakemake(self, command)
         try:
             yield process
         finally:
@@ -230,14 +232,15 @@ class Project:
 class Snakemake:
     """The Snakemake process of a project, which a test may kill."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, command: Sequence[str]) -> None:
         self._project = project
         self.log = project.folder / "snakemake.log"
         targets = [] if project.makes_all else [str(project.target.relative_to(project.folder))]
-        command = [*SNAKEMAKE, *targets, "--profile", "profiles/slurm"]
+        targets = ["--", *targets] if command == EVERSTEP else targets
+        words = [*command, "--profile", "profiles/slurm", *targets]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                words,
                 cwd=project.folder,
                 env=project.cluster.environment | {"EVERSTEP_TEST_DELAY_S": str(project.delay_s)},
                 stdout=log,

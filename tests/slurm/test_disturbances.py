@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.slurm.conftest import wait_until
+from tests.slurm.conftest import EVERSTEP, WAIT_S, wait_until
 
 RESTARTED = "Trying to restart"
 UNCOUNTED = 6  # limit of a job's time outside of its attempt, in multiples of the time to start a training
@@ -177,18 +177,23 @@ def test_two_jobs_after_a_killed_snakemake_train_a_run_once(project: Any, refere
     assert [attempt["job"] for attempt in project.attempts()] == [orphan.id], f"{second} trained nothing"
 
 
-def test_the_steps_of_a_job_whose_snakemake_was_killed_are_not_lost(project: Any, reference: dict[str, str]) -> None:
-    with project.snakemake() as snakemake:
-        snakemake.wait_for(lambda: project.epochs() >= 5 and project.running_job())
-        orphan = project.running_job()
-        snakemake.kill()
-        project.cluster.ask("scancel", orphan.id)
-        with project.snakemake() as successor:
-            successor.wait_for(lambda: len(project.attempts()) == 2)
-            successor.until_trained()
+def test_ctrl_c_cancels_jobs_which_save_and_waits_for_no_check_of_the_jobs(
+    project: Any, reference: dict[str, str]
+) -> None:
+    project.check_s = 60_000  # Snakemake sleeps when the signal comes
+    with project.snakemake(EVERSTEP) as everstep:
+        everstep.wait_for(lambda: project.epochs() >= 5 and project.running_job())
+        everstep.process.send_signal(signal.SIGINT)
+        assert everstep.process.wait(WAIT_S) == 75
+    (first,) = project.attempts()
+    said = everstep.log.read_text()
+    assert f"train {project.run}: stopped by SIGTERM at step {first['step']:,}; saved\n" in said
+    project.check_s = 2
+    with project.snakemake() as successor:
+        successor.wait_for(lambda: len(project.attempts()) == 2)
+        successor.until_trained()
     assert project.result() == reference
-    first, second = project.attempts()
-    assert second["resumed_step"] == first["step"] > 0
+    assert project.attempts()[1]["resumed_step"] == first["step"] > 0
 
 
 def test_edits_of_experiment_code_and_rules_while_a_job_waits_change_nothing(

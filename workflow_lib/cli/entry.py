@@ -18,7 +18,9 @@ from workflow_lib.errors import EverstepError, TryAgain, with_advice
 from workflow_lib.store import code_snapshot
 from workflow_lib.text import aligned
 
-OF_A_PROJECT = ("validate", "plan", "explain", "compare", "accept", "retrain", "status", "clean", "study", "track")
+OF_A_PROJECT = ("validate", "plan", "explain", "compare", "accept", "retrain", "clean", "study", "track")
+
+OF_A_RUN = ("evaluate", "export")  # jobs about a run that hold no lease
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.has_log:
         _log_to_stderr()
+    if arguments.verb in OF_A_RUN:
+        from workflow_lib.store import job_process
+
+        job_process.log_begin()
     if arguments.verb in OF_A_PROJECT:
         _say_where_paths_begin()
     try:
@@ -43,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(f"everstep {arguments.verb}: the code of a plugin called sys.exit({error.code!r})")
         return 1
     except KeyboardInterrupt:
+        if arguments.verb in OF_A_RUN:
+            _print_error(f"everstep {arguments.verb}: stopped by SIGINT. Run the same command again")
         return 130
     except BrokenPipeError:  # the reader of a pipe is gone; Python would fail again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

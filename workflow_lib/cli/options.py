@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +101,17 @@ def experiment_of(arguments: Arguments) -> Experiment:
     if not file:
         raise ConfigError("no experiment file given: name one, for example config/config.yaml")
     return config.load([Path(file)])
+
+
+def enter_project(experiment: str | None) -> str | None:
+    """Change to the nearest project above unless this folder is one; return the experiment as it is named there."""
+    from workflow_lib import config
+
+    project = config.project_above()
+    if project is None:
+        return experiment
+    file = Path(experiment or "")
+    named = str(file.absolute()) if file.is_file() else experiment
+    os.chdir(project)
+    print(f"everstep: the project is {project}", file=sys.stderr)
+    return named

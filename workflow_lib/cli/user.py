@@ -16,6 +16,7 @@ from workflow_lib.cli.options import (
     SET,
     Arguments,
     Verbs,
+    enter_project,
     experiment_of,
     option,
 )
@@ -251,8 +252,10 @@ def _status(arguments: Arguments) -> None:
 
     from workflow_lib.housekeeping import status, status_table, watching
 
+    experiment = enter_project(arguments.experiment)
+
     def rows() -> list[status.Row]:
-        return status.chosen(status.runs(WORK, RESULTS), RESULTS, arguments.experiment, arguments.state)
+        return status.chosen(status.runs(WORK, RESULTS), RESULTS, experiment, arguments.state)
 
     if arguments.json:
         print(json.dumps(rows(), indent=2))
@@ -279,7 +282,7 @@ def _status(arguments: Arguments) -> None:
 def _serve(arguments: Arguments) -> None:
     from workflow_lib import serve
 
-    serve.serve(arguments.experiment, arguments.port, WORK, RESULTS)
+    serve.serve(enter_project(arguments.experiment), arguments.port, WORK, RESULTS)
 
 
 @VERBS.add(

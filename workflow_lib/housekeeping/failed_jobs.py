@@ -1,7 +1,7 @@
 """Jobs that have failed, found by their logs, which Snakemake empties when it starts a job again.
 
-A command that fails prints its reason as the last line of its log. A job that was killed prints nothing; it cannot be
-told from one that runs.
+A command that fails prints its reason as the last line of its log. One that was killed prints nothing; evaluations and
+exports begin their logs with their process, so that a killed one is told from one that runs, on the host of both.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 
 from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.results import layout
+from workflow_lib.store import job_process
 
 LOGS = Path("logs")  # relative to the folder of the project
 RECENT_BYTES = 1 << 13
 DIGEST_OF_RUN = re.compile(r".*-([0-9a-f]{12})")
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?")  # the last line of a traceback
 LOGGED = re.compile(r"\d{4}-\d\d-\d\dT")  # the beginning of a line of the log
+STOPPED = "stopped"
 TRACEBACK = "Traceback (most recent call last):"
 # rules whose job is about a run, with the statement that it writes; then those about an experiment
 OF_RUN = {"evaluate": layout.EVALUATION, "export": layout.EXPORT}
@@ -29,7 +31,10 @@ OF_EXPERIMENT = {"plan": "freeze", "report": "report", "register": "register", "
 
 @dataclass(frozen=True)
 class FailedJob:
-    """A job that has failed and has not been started again; `subject` is its run or data set, if it has one."""
+    """A job that has failed and has not been started again; `subject` is its run or data set, if it has one.
+
+    One that was killed has no reason.
+    """
 
     rule: str
     subject: str
@@ -37,8 +42,15 @@ class FailedJob:
     log: Path
 
     @property
+    def state(self) -> str:
+        """The state of its run."""
+        return "failed" if self.reason else "killed"
+
+    @property
     def text(self) -> str:
         """The rule, the reason and the log."""
+        if not self.reason:
+            return f"{self.rule} was killed; the pipeline repeats it ({self.log})"
         return f"{self.rule} failed: {self.reason} ({self.log})"
 
 
@@ -51,8 +63,9 @@ def of_runs(results: Path) -> dict[str, FailedJob]:
                 folder = layout.run_dir(results / experiment, log.stem)
                 if (folder / statement).exists() or not (folder / layout.TRAIN).exists():
                     continue  # without reading the log
-                if reason := reason_of(rule, log):
-                    found.setdefault(_digest(folder), FailedJob(rule, log.stem, reason, log))
+                words = last_words(rule, log)
+                if (words and not words.startswith(STOPPED)) or (words is None and job_process.is_gone(log)):
+                    found.setdefault(_digest(folder), FailedJob(rule, log.stem, words or "", log))
     return found
 
 
@@ -86,7 +99,13 @@ def _digest(folder: Path) -> str:
 
 
 def reason_of(verb: str, log: Path) -> str | None:
-    """Return the reason why the command that wrote the log failed; None if it has not failed, or saved and stopped."""
+    """Return the reason why the command that wrote the log failed; None if it has not failed, or was stopped."""
+    words = last_words(verb, log)
+    return None if words is None or words.startswith(STOPPED) else words
+
+
+def last_words(verb: str, log: Path) -> str | None:
+    """Return why the command that wrote the log failed or was stopped; None if it does not say so."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - RECENT_BYTES))
@@ -97,8 +116,8 @@ def reason_of(verb: str, log: Path) -> str | None:
     prefix = f"everstep {verb}: "
     for line in takewhile(lambda line: not LOGGED.match(line), reversed(lines)):
         if line.startswith(prefix):
-            reason = line.removeprefix(prefix)
-            return None if reason.startswith("stopped") else reason
+            return line.removeprefix(prefix)
     last = lines[-1] if lines else ""
-    is_traceback = TRACEBACK in text and EXCEPTION.fullmatch(last) and not last.startswith(KeyboardInterrupt.__name__)
-    return last if is_traceback else None
+    if TRACEBACK not in text or not EXCEPTION.fullmatch(last):
+        return None
+    return STOPPED if last.startswith(KeyboardInterrupt.__name__) else last

@@ -211,8 +211,8 @@ def _workspace_values(workspace: Path) -> Row:
 
 
 def _failure(row: Row, job: FailedJob | None) -> Row:
-    """Return what changes in the row of a trained run whose evaluation or export failed."""
-    return {"state": "failed", "why": job.text} if job and row["state"] == "finished" else {}
+    """Return what changes in the row of a trained run whose evaluation or export failed or was killed."""
+    return {"state": job.state, "why": job.text} if job and row["state"] == "finished" else {}
 
 
 def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) -> str:

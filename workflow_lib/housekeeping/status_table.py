@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from workflow_lib.housekeeping.status import Row
 from workflow_lib.store import accounting
@@ -36,7 +37,7 @@ def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH,
     SHORTEST_NAME characters are.
     """
     if not rows:
-        return "no run has been started here"
+        return f"no run has been started in {Path.cwd()}"
     cells = [_cells(row) for row in rows]
     headings = _headings(cells, width if is_terminal else None)
     shown = _shortened([[cell[name] for name in headings] for cell in cells], headings, width)

@@ -134,6 +134,12 @@ class Pipeline:
         """The number of finished jobs."""
         return sum(job.state == FINISHED for job in self.jobs.values())
 
+    @property
+    def is_rejected(self) -> bool:
+        """True if jobs have failed, and all of them by a mistake of the user."""
+        failed = [job for job in self.jobs.values() if job.state == FAILED]
+        return bool(failed) and all(job.is_rejected for job in failed)
+
     def phases(self) -> dict[str, tuple[int, int]]:
         """Return the finished and all jobs of each phase that has jobs, in order."""
         return {name: (self.done(rule), self.counts[rule]) for rule, name in PHASES.items() if self.counts.get(rule)}

@@ -97,3 +97,14 @@ def of_training(name: str, training: Training) -> str:
         f"ETA {duration(training.left_s)}" if training.left_s is not None else "",
     ]
     return f"{name}: {', '.join(filter(None, parts))}"
+
+
+def of_end(name: str, training: Training) -> str | None:
+    """Return how the newest attempt of a training has ended, or None while it runs."""
+    attempt = training.attempt
+    if attempt is None or attempt.is_presumed_alive():
+        return None
+    if attempt.reason is None:
+        return f"{name}: killed; it resumes from its last checkpoint"
+    saved = f" at step {attempt.step:,}; saved" if attempt.reason.startswith("stopped") and attempt.step else ""
+    return f"{name}: {attempt.reason}{saved}"

@@ -32,6 +32,7 @@ from workflow_lib.store.events import Follower
 LOGS = Path("logs") / "run"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.2
+SAVES_S = 45.0  # SLURM kills a cancelled job after KillWait, usually 30 s
 LEAST_FREE = 1 << 16  # bytes; with fewer, a disk is full
 OWN_LOG = re.compile(r"\d{4}-\d\d-\d\dT\d{6}-\d+\.log")
 KEPT_LOGS, KEPT_LOGS_S = 20, 10 * 86400.0  # the newest ones are kept, and those of the last ten days
@@ -118,6 +119,8 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
         is_over = child.poll() is not None
         watch.update()
         if is_over:
+            if asked:
+                _wait_for_saves(watch, signals, asked)
             return asked > 0
         if signals.is_suspended:
             watch.say_suspended()
@@ -139,6 +142,16 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
             child.wait(timeout=LOOK_S)
 
 
+def _wait_for_saves(watch: Watch, signals: Signals, asked: int) -> None:
+    """Wait until the trainings on a cluster have saved, or the user asks again; Snakemake has cancelled their jobs."""
+    end = time.monotonic() + SAVES_S
+    while not watch.has_saved():
+        if time.monotonic() >= end or len(signals.got) > asked:
+            watch.say_unsaved()
+            return
+        time.sleep(LOOK_S)
+
+
 def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
     """Print what there is now; raise the error that the exit code stands for."""
     pipeline = watch.pipeline
@@ -155,7 +168,7 @@ def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
         )
         raise Stopped(f"stopped; no finished work is lost. The same command resumes.{still} Snakemake's output: {log}")
     reasons = pipeline.errors or [_last_words(log, code)]
-    error = UserError if code == 2 else EverstepError
+    error = UserError if code == UserError.exit_code or pipeline.is_rejected else EverstepError
     raise error("\n".join([*dict.fromkeys(reasons), f"Snakemake's output: {log}"]))
 
 

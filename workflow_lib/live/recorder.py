@@ -17,6 +17,8 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +63,37 @@ class Recorder(logging.Handler):
                 record("finished", id=values["job_id"])
             case "job_error":
                 # read now, since a retry empties the log
-                reason = snakefile.last_line(next(map(Path, values["log"]), None))
-                record("failed", id=values["jobid"], code=vars(self._last).pop("code", None), reason=reason)
+                logs = [*map(Path, values["log"])]
+                code = vars(self._last).pop("code", None)
+                code = code_in(logs[1:]) if code is None else code  # with a cluster, only the log of its job tells it
+                reason = snakefile.last_line(logs[0] if logs else None)
+                record("failed", id=values["jobid"], code=code, reason=reason)
             case "error" | None if entry.levelno >= logging.ERROR:
                 self._add_error(entry.getMessage())
             case None if entry.getMessage() == NOTHING_TO_BE_DONE_MSG:
                 record("nothing")
 
     def _add_error(self, text: str) -> None:
-        if FAILED_COMMAND in text and (ended := EXIT.search(text)):
-            self._last.code = int(ended[1]) if ended[1] else -int(ended[2])
+        if FAILED_COMMAND in text and (code := exit_code(text)) is not None:
+            self._last.code = code
         if not any(words in text for words in NO_REASONS):
             record("error", text=text)
+
+
+def exit_code(text: str) -> int | None:
+    """Return the first exit code that Snakemake tells in the text, negative for a signal; None without one."""
+    ended = EXIT.search(text)
+    return None if ended is None else int(ended[1]) if ended[1] else -int(ended[2])
+
+
+def code_in(logs: Iterable[Path]) -> int | None:
+    """Return the exit code of a job's command from the logs of its Snakemake on a node; None without one."""
+    for path in logs:
+        with suppress(OSError):
+            code = exit_code(path.read_text(errors="replace"))
+            if code is not None:
+                return code
+    return None
 
 
 def attach() -> None:

@@ -46,12 +46,14 @@ def _phases(pipeline: Pipeline) -> list[Text]:
 
 
 def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, height: int) -> list[RenderableType]:
-    rows = [_row(job, job.name, "training", trainings) for job in pipeline.trainings() if "number" in job.wildcards]
+    rows = [
+        _row(job, job.name, _state(pipeline, job, "training", trainings), trainings)
+        for job in pipeline.trainings()
+        if "number" in job.wildcards
+    ]
     running = {job.subject: job for job in pipeline.trainings()}
     for run in pipeline.runs:
-        state = pipeline.state_of(run)
-        if state == "waiting" and run in running and running[run].name in trainings:
-            state = trainings[running[run].name].state  # it is in a pack
+        state = _state(pipeline, running.get(run), pipeline.state_of(run), trainings)
         rows.append(_row(running.get(run), run, state, trainings) | _result(pipeline, run, state))
     order = {
         "training": 0,
@@ -60,6 +62,7 @@ def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, hei
         FAILED: 2,
         STOPPED: 2,
         "trained": 3,
+        "queued": 3,
         "waiting": 4,
         FINISHED: 5,
     }
@@ -68,6 +71,16 @@ def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, hei
     more = [Text(f"and {left.total():,} more: " + ", ".join(f"{n:,} {state}" for state, n in left.items()), "dim")]
     table = _table([row for i, row in enumerate(rows) if i in shown], width)
     return [table, *(more if left else [])] if shown and pipeline.has_started else []
+
+
+def _state(pipeline: Pipeline, job: Job | None, state: str, trainings: Mapping[str, Training]) -> str:
+    """Return the state of a run as its training knows it: in a pack, and in the queue of a cluster."""
+    training = trainings.get(job.name) if job else None
+    if training is None or state not in ("waiting", "training"):
+        return state
+    if state == "waiting":
+        return training.state
+    return "queued" if training.state == "waiting" and not pipeline.is_local else state
 
 
 def _row(job: Job | None, name: str, state: str, trainings: Mapping[str, Training]) -> dict[str, str]:

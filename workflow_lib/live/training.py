@@ -56,17 +56,19 @@ class Training:
         return warnings
 
     @property
+    def attempt(self) -> attempts.Attempt | None:
+        """The record of the newest attempt, or None before the first one."""
+        found = [record for path in self._files() for record in attempts.list_attempts(path.parent)]
+        return max(found, key=lambda record: record.began, default=None)
+
+    @property
     def state(self) -> str:
         """`training` while an attempt runs, `trained` if the newest one finished the run, else `waiting`."""
         if self._is_finished:
             return "trained"
-        found = [record for path in self._files() for record in attempts.list_attempts(path.parent)]
-        newest = max(found, key=lambda record: record.began, default=None)
+        newest = self.attempt
         self._is_finished = newest is not None and newest.reason == "finished"
-        is_running = newest is not None and (
-            newest.is_alive_here() if newest.is_of_this_host() else newest.ended is None
-        )
-        return "trained" if self._is_finished else "training" if is_running else "waiting"
+        return "trained" if self._is_finished else "training" if newest and newest.is_presumed_alive() else "waiting"
 
     def is_running(self) -> bool:
         """Return True if the training has begun and computes steps."""

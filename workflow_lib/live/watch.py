@@ -40,6 +40,7 @@ class Watch:
         self._said, self._silence_s = self._began, SILENCE_S
         self._live: Live | None = None  # none without a terminal, or while it is left to the shell
         self._is_left_to_shell = False
+        self._saving: set[str] = set()  # names of trainings on a cluster whose jobs were cancelled
 
     def __enter__(self) -> Watch:
         self._start_live()
@@ -145,8 +146,26 @@ class Watch:
     def say_stopping(self) -> None:
         """Say that the trainings save."""
         self.pipeline.is_stopping = True
-        where = "trainings save" if self.pipeline.is_local else "jobs on the cluster are cancelled, and save"
-        self._say(f"stopping: {where}. Another Ctrl-C kills them; then steps since the last checkpoint are lost")
+        if self.pipeline.is_local:
+            where, advice = "trainings save", "Another Ctrl-C kills them; then steps since the last checkpoint are lost"
+        else:
+            where, advice = "jobs on the cluster are cancelled, and save", "Another Ctrl-C does not wait for them"
+        self._say(f"stopping: {where}. {advice}")
+        if not self.pipeline.is_local:
+            self._saving = {name for name, training in self._trainings.items() if training.state == "training"}
+
+    def has_saved(self) -> bool:
+        """Say which trainings on a cluster have saved since their jobs were cancelled; return True if all have."""
+        for name in sorted(self._saving):
+            if (line := lines.of_end(name, self._trainings[name])) is not None:
+                self._say(line)
+                self._saving.remove(name)
+        return not self._saving
+
+    def say_unsaved(self) -> None:
+        """Say which trainings have not saved in time."""
+        for name in sorted(self._saving):
+            self._say(f"{name}: its job has not ended yet; it may still save, or resumes from its last checkpoint")
 
     def say_suspended(self) -> None:
         """Say that the pipeline goes on without this process, and leave the terminal to the shell."""

@@ -93,6 +93,10 @@ class Attempt:
         """Return True if the launcher is a live process of this host."""
         return self.is_of_this_host() and is_alive(self.pid, self.start_time)
 
+    def is_presumed_alive(self) -> bool:
+        """Return True if the attempt has not ended and its launcher is alive, or on another host."""
+        return self.ended is None and (self.is_alive_here() or not self.is_of_this_host())
+
     def is_of_this_host(self) -> bool:
         """Return True if its process numbers are valid here: same host, same PID namespace, no reboot since."""
         return (self.host, self.machine, self.boot) == (socket.gethostname(), machine(), boot_id())
