@@ -141,7 +141,7 @@ class Watch:
         begun = {name: training for name, training in self._trainings.items() if training.is_running()}
         parts = [lines.of_training(name, begun[name]) for name in [*begun][:MOST_SHOWN]]
         more = [f"and {len(begun) - MOST_SHOWN} more"] if len(begun) > MOST_SHOWN else []
-        self._say("; ".join([*parts, *more]) or f"{self.pipeline.done_jobs} jobs are finished")
+        self._say("; ".join([*parts, *more]) or f"{count(self.pipeline.done_jobs, 'job')} finished so far")
 
     def say_stopping(self) -> None:
         """Say that the trainings save."""
