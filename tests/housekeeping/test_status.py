@@ -151,7 +151,6 @@ def test_a_killed_evaluation_is_told_from_one_that_runs(finished: Project) -> No
     seen = row(finished)
     assert seen["state"] == "killed"
     assert seen["why"].startswith("evaluate was killed; the pipeline repeats it (")
-    assert seen["why"] in " ".join(status_table.table([seen], width=200).split())
     with written.open("a") as log:
         log.write("everstep evaluate: stopped by SIGINT. Run the same command again\n")
     assert row(finished)["state"] == "finished"
