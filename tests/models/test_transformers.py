@@ -14,7 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.models.contract import ModelContract
+from tests.support.recorded_graph import RecordedGraph
 from tests.support.small_models import save
+from tests.support.small_training import drawn, trained
 from workflow_lib import config, data, models, plan
 from workflow_lib.cli import main
 from workflow_lib.config.run import Model
@@ -64,6 +66,33 @@ class TestTexts(Saved):
     kind = "bert"
     shapes = [(12,)]
     tasks = ("text_classification",)
+
+
+def test_steps_with_images_are_computed_by_a_graph_with_the_same_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"model": {"name": "transformers", "params": {"path": str(folders["vit"])}}}
+    spec, graph = ModelSpec((1, 8, 8), 4), RecordedGraph()
+    found = trained(tmp_path / "graph", settings, graph, spec=spec, split=drawn(spec))
+    assert graph.replays == 9
+    assert found == trained(tmp_path / "steps", settings, spec=spec, split=drawn(spec))
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("llama", ModelSpec((8,), 20, "language")),
+        ("bert", ModelSpec((8,), 3, "text_classification", vocabulary=40)),
+    ],
+)
+def test_steps_with_tokens_are_computed_one_by_one(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, spec: ModelSpec
+) -> None:
+    """Transformers looks at positions and padding before it chooses how to compute the attention."""
+    settings = {"model": {"name": "transformers", "params": {"path": str(folders[kind])}}}
+    graph = RecordedGraph()
+    trained(tmp_path, settings, graph, spec=spec, split=drawn(spec))
+    assert graph.replays == 0
+    assert "steps are not computed by a CUDA graph: the step waits for the GPU at" in caplog.text
+    assert "masking_utils.py, line" in caplog.text
 
 
 def built(folder: Path, spec: ModelSpec, **params: Any) -> torch.nn.Module:

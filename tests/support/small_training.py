@@ -62,6 +62,27 @@ def trainer(folder: Path, settings: dict[str, Any], graph: RecordedGraph | None 
     )
 
 
+def drawn(spec: ModelSpec) -> Split:
+    """Return 40 random samples."""
+    torch.manual_seed(0)
+    inputs = torch.randn(40, *spec.input_shape)
+    if spec.categories:
+        inputs[:, 1] = torch.arange(40) % 3
+    targets = {
+        "classification": torch.randint(0, spec.outputs, (40,)),
+        "multilabel": torch.randint(0, 2, (40, spec.outputs), dtype=torch.uint8),
+        "regression": torch.randn(40, spec.outputs),
+        "segmentation": torch.randint(0, spec.outputs, (40, *spec.input_shape[1:]), dtype=torch.uint8),
+        "text_classification": torch.randint(0, spec.outputs, (40,)),
+        "language": torch.empty(40, 0),
+    }
+    if spec.task == "language":
+        inputs = torch.randint(0, spec.outputs, (40, spec.input_shape[0] + 1))
+    elif spec.task == "text_classification":
+        inputs = torch.randint(0, 20, (40, *spec.input_shape))
+    return Split(inputs, targets[spec.task])
+
+
 def everything(done: Trainer) -> dict[str, Any]:
     """Return all that decides how a run continues, and all that it has measured: tensors as bytes."""
     groups = {**snapshot.tensors(done.state), "log": {"rows": done.state.log}}

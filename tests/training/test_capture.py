@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.support.recorded_graph import RecordedGraph
-from tests.support.small_training import everything, trainer
+from tests.support.small_training import drawn, everything, trainer
 from workflow_lib import plugins
+from workflow_lib.config.run import Augment
 from workflow_lib.config.run_checks import GRAPH_OPTIMIZERS
 from workflow_lib.data import ModelSpec, Split
 from workflow_lib.training.graphed import GraphedPasses
@@ -41,7 +42,8 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
         {
             "model": {"name": "cnn", "params": {"channels": [4]}},
             "augment": {"crop": 1, "shift": 0.1, "rotation": 9, "brightness": 0.1, "contrast": 0.1}
-            | {"saturation": 0.1, "noise": 0.1, "flip_vertical": 0.5, "mixup": 0.3, "cutmix": 0.3},
+            | {"saturation": 0.1, "noise": 0.1, "mixup": 0.3, "cutmix": 0.3}
+            | {"flip_horizontal": 0.5, "flip_vertical": 0.5},
             "training": {"label_smoothing": 0.1, "accumulation_steps": 3, "clip_norm": 1.0},
         },
     ),
@@ -72,27 +74,6 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
 }
 
 
-def drawn(spec: ModelSpec) -> Split:
-    """Return 40 random samples."""
-    torch.manual_seed(0)
-    inputs = torch.randn(40, *spec.input_shape)
-    if spec.categories:
-        inputs[:, 1] = torch.arange(40) % 3
-    targets = {
-        "classification": torch.randint(0, spec.outputs, (40,)),
-        "multilabel": torch.randint(0, 2, (40, spec.outputs), dtype=torch.uint8),
-        "regression": torch.randn(40, spec.outputs),
-        "segmentation": torch.randint(0, spec.outputs, (40, *spec.input_shape[1:]), dtype=torch.uint8),
-        "text_classification": torch.randint(0, spec.outputs, (40,)),
-        "language": torch.empty(40, 0),
-    }
-    if spec.task == "language":
-        inputs = torch.randint(0, spec.outputs, (40, spec.input_shape[0] + 1))
-    elif spec.task == "text_classification":
-        inputs = torch.randint(0, 20, (40, *spec.input_shape))
-    return Split(inputs, targets[spec.task])
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_every_shipped_part_is_computed_by_a_graph_with_the_same_bits(tmp_path: Path, case: str) -> None:
     spec, settings = CASES[case]
@@ -107,13 +88,15 @@ def test_every_shipped_part_is_computed_by_a_graph_with_the_same_bits(tmp_path: 
     assert everything(done[0]) == everything(done[1])
 
 
-def test_every_shipped_model_task_and_optimizer_is_among_the_cases() -> None:
-    """Models of Hugging Face are the user's: their code is not here."""
+def test_every_shipped_model_task_optimizer_and_augmentation_is_among_the_cases() -> None:
+    """Models of Hugging Face are tested with the others of their kind (test_transformers)."""
     models = {settings["model"]["name"] for _, settings in CASES.values()}
     assert models == set(plugins.available("models")) - {"transformers"}
     assert {spec.task for spec, _ in CASES.values()} == set(plugins.all_facts())
     optimizers = {settings.get("optimizer", {"name": "adamw"})["name"] for _, settings in CASES.values()}
     assert optimizers == set(GRAPH_OPTIMIZERS)
+    augmentations = set(CASES["cnn, all augmentations"][1]["augment"])
+    assert augmentations == set(Augment.model_fields)
 
 
 @pytest.mark.parametrize("case", CASES)
