@@ -1,6 +1,6 @@
 """Measure a sweep of small runs in packs on a cluster of scripts/slurm-sandbox, from the plan to the report.
 
-    python benchmarks/cluster_sweep.py [--runs 200] [--epochs 3]
+    python benchmarks/cluster_sweep.py [--runs 200] [--epochs 3] [--pack auto]
 
 It prints the elapsed time and where the CPU seconds go, then trains each run alone, in a process of its own that is
 forked after the imports, and fails if the weights or the curve of a run differ.
@@ -25,7 +25,7 @@ data: {{name: digits}}
 model: {{name: mlp}}
 training: {{epochs: {epochs}, batch_size: 64}}
 sweep: {{seeds: {runs}}}
-runtime: {{device: cpu, pack: auto}}
+runtime: {{device: cpu, pack: {pack}}}
 """
 COMPARED = ("model.safetensors", "history.csv")
 
@@ -73,11 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--pack", default="auto", help="runtime.pack; 1 trains each run in its own job")
     arguments = parser.parse_args()
     place = Path(tempfile.mkdtemp())
     try:
         config = place / "sweep.yaml"
-        config.write_text(EXPERIMENT.format(runs=arguments.runs, epochs=arguments.epochs))
+        config.write_text(EXPERIMENT.format(**vars(arguments)))
         elapsed, found = pipeline.run(place / "cluster", config, is_slurm=True)
         pipeline.show([elapsed], [found])
         alone(place / "alone", config)

@@ -2,16 +2,18 @@
 
     python benchmarks/packs.py [--runs 16] [--rounds 3]
 
-The two alternate, with two scripts that train as many networks on made-up numbers of the same shapes and do nothing
-else (no evaluation, export, checkpoint or report): one process for each network, as submitit starts them, and one
-process that trains all of them at once by `torch.func.vmap`. It prints medians of elapsed and CPU seconds, ratios, and
-the time of the packed pipeline by rule; and it fails if a file of a run differs.
+The two alternate, with scripts that train as many networks on made-up numbers of the same shapes and do nothing else
+(no evaluation, export, checkpoint or report): one process for each network, as submitit starts them, with torch and
+with each framework that is installed, and one process that trains all of them at once by `torch.func.vmap`. It prints
+medians of elapsed and CPU seconds, ratios, and the time of the packed pipeline by rule; and it fails if a file of a run
+differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import os
 import resource
 import shutil
@@ -66,13 +68,55 @@ for epoch in range(epochs):
         loss.backward()
         optimizer.step()
 """
+# the same network with a framework, which neither logs nor saves
+FRAMEWORK = """\
+import sys, torch
+kind, epochs = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+data = torch.utils.data.TensorDataset(torch.randn(1168, 64), torch.randint(10, (1168,)))
+batches = torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
+optimizer = torch.optim.AdamW(model.parameters())
+loss_of = torch.nn.functional.cross_entropy
+if kind == "lightning":
+    import logging, warnings
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    import lightning
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+        def training_step(self, batch, _):
+            return loss_of(self.model(batch[0]), batch[1])
+        def configure_optimizers(self):
+            return optimizer
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    lightning.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, **quiet).fit(Module(), batches)
+    sys.exit()
+if kind == "fabric":
+    from lightning.fabric import Fabric
+    engine = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = engine.setup(model, optimizer)
+    batches = engine.setup_dataloaders(batches)
+else:
+    from accelerate import Accelerator
+    engine = Accelerator(cpu=True)
+    model, optimizer, batches = engine.prepare(model, optimizer, batches)
+for epoch in range(epochs):
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        engine.backward(loss_of(model(inputs), targets))
+        optimizer.step()
+"""
+FRAMEWORKS = {"fabric": "lightning", "lightning": "lightning", "accelerate": "accelerate"}  # and their packages
 
 
-def peer(calls: int, models: int) -> tuple[float, float]:
-    """Train so many networks in each of so many processes, one after the other; return elapsed and CPU seconds."""
+def peer(calls: int, script: str, first: object) -> tuple[float, float]:
+    """Run a script so many times, one after the other, for ten epochs; return elapsed and CPU seconds."""
     began, before = time.monotonic(), _cpu_s()
     for _ in range(calls):
-        subprocess.run([sys.executable, "-c", PEER, str(models), "10"], check=True)
+        subprocess.run([sys.executable, "-c", script, str(first), "10"], check=True)
     return time.monotonic() - began, _cpu_s() - before
 
 
@@ -116,14 +160,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    present = [name for name, package in FRAMEWORKS.items() if importlib.util.find_spec(package)]
     spent = defaultdict(list)
     with tempfile.TemporaryDirectory() as place:
         for number in range(arguments.rounds):
             folders = {kind: Path(place) / f"{kind}-{number}" for kind in ("single jobs", "a pack")}
             for kind, folder in folders.items():
                 spent[kind].append(make(folder, arguments.runs, "auto" if kind == "a pack" else 1))
-            spent["a process each, training only"].append(peer(arguments.runs, 1))
-            spent["vmap, training only"].append(peer(1, arguments.runs))
+            spent["a process each, training only"].append(peer(arguments.runs, PEER, 1))
+            for name in present:
+                spent[f"a process each with {name}, training only"].append(peer(arguments.runs, FRAMEWORK, name))
+            spent["vmap, training only"].append(peer(1, PEER, arguments.runs))
             alone, packed = (files(folder) for folder in folders.values())
             if len(alone) != arguments.runs * len(COMPARED) or alone != packed:
                 sys.exit("the results of the pack differ from those of single jobs")

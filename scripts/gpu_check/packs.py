@@ -23,7 +23,8 @@ def _packed(machine: Machine, folder: Path) -> str:
     count = RUNS if machine.has_gpu else RUNS_ON_CPU
     device = "cuda" if machine.has_gpu else "cpu"
     chosen = settings(device, runtime={"pack": "auto", "cuda_graphs": "auto"}, epochs=10)
-    projects = [Project(folder / name, {**chosen, "sweep": {"seeds": count}}) for name in ("pack", "single")]
+    chosen |= {"sweep": {"seeds": count}, "evaluate": {"device": device}}  # on a GPU, the pack only trains
+    projects = [Project(folder / name, chosen) for name in ("pack", "single")]
     for project in projects:
         project.prepare()
     packed, single = projects

@@ -48,6 +48,16 @@ def on_step_end(state):
         Path("full-once").touch()
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 """
+# fails once: the trial whose learning rate is in a file
+STUMBLING = """\
+from pathlib import Path
+
+def on_step_end(state):
+    rate = Path("stumble")
+    if state.step == 5 and rate.exists() and float(rate.read_text()) == state.learning_rate:
+        rate.unlink()
+        raise LookupError("no such table")
+"""
 FAILING: dict[str, Any] = {
     "runtime": {"pack": "auto", "hang_timeout_s": 10},
     "sweep": {
@@ -71,6 +81,8 @@ STUDY = "demo"
 TUNED: dict[str, Any] = {
     "runtime": {"pack": "auto"},
     "sweep": {"list": [{"seed": 9}]},
+    "training": {"hooks": "stumbling"},
+    "schedule": {"name": "constant", "warmup_epochs": 0},
     "tune": {
         "trials": 4,
         "window": 2,
@@ -92,6 +104,7 @@ class Sweep:
         for name, fault in FAULTS.items():
             (folder / f"{name}.py").write_text(HOOKS.format(fault))
         (folder / "full.py").write_text(FULL)
+        (folder / "stumbling.py").write_text(STUMBLING)
         (folder / "experiment.yaml").write_text(yaml.safe_dump(merged(SETTINGS, changes)))
         assert self.command("freeze", "--output", f"results/{NAME}/plan.json") == FINISHED
         self.runs = json.loads((folder / f"results/{NAME}/plan.json").read_text())["runs"]
@@ -126,9 +139,14 @@ class Sweep:
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()
 
+    def written(self) -> dict[str, Any]:
+        """Return what the pack wrote at its end."""
+        content: dict[str, Any] = json.loads((self.folder / "results/pack.json").read_text())
+        return content
+
     def codes(self) -> list[int]:
         """Return the exit code of each run that the pack wrote, in the order of the sweep."""
-        codes = json.loads((self.folder / "results/pack.json").read_text())["runs"]
+        codes = self.written()["runs"]
         return [codes[run["id"]] for run in self.runs]
 
     def train(self, index: int) -> int:
@@ -207,8 +225,9 @@ def test_runs_on_a_gpu_are_as_many_at_once_as_its_memory_holds(tmp_path: Path, w
     until(has_ended, "the pack to end")
     assert warm.wait(pack) == FINISHED, packed.log()
     assert packed.codes() == [FINISHED] * 5
-    computed = json.loads((packed.folder / "results/pack.json").read_text())["computed"]
-    assert len(computed) == 5, "evaluate.device: auto takes the CPU, since the trainings use the GPU"
+    assert len(packed.written()["computed"]) == 5, (
+        "evaluate.device: auto takes the CPU, since the trainings use the GPU"
+    )
     assert max(running) == 2
     log = packed.log()
     assert "needs 4.0 GB of the GPU's memory: 2 like it at once" in log
@@ -289,12 +308,17 @@ def test_a_study_and_a_run_are_trained_in_one_pack(tmp_path: Path, warm: Warm, m
         return Path(job[-1]).read_bytes()
 
     expected = [trial(alone, number) for number in range(4)]
-    assert "pruned" in {json.loads(result)["state"] for _, result in expected}
+    states = [json.loads(result)["state"] for _, result in expected]
+    assert "pruned" in states
+    whole = states.index("complete", 1)
     first = trial(packed, 0)  # the pack goes on with the study
+    (packed.folder / "stumble").write_text(str(json.loads(expected[3][0])["params"]["optimizer.lr"]))
+    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
+    written, run = packed.written(), packed.runs[0]["id"]
+    assert (written["trials"], written["runs"]) == ({"1": FINISHED, "2": FINISHED, "3": FAILED}, {run: FINISHED})
     assert warm.wait(packed.start_pack(**{ready.FOLDER: "work/ready"})) == FINISHED, packed.log()
-    written = json.loads((packed.folder / "results/pack.json").read_text())
+    written = packed.written()
     assert written["trials"] == dict.fromkeys("123", FINISHED)
-    run = packed.runs[0]["id"]
     assert (written["runs"], set(written["computed"])) == ({run: FINISHED, "tuned": FINISHED}, {run, "tuned"})
     monkeypatch.chdir(packed.folder)
     monkeypatch.setenv(ready.FOLDER, "work/ready")
@@ -304,12 +328,12 @@ def test_a_study_and_a_run_are_trained_in_one_pack(tmp_path: Path, warm: Warm, m
     assert alone.command(*best) == FINISHED
     assert handed_out(*best) == (alone.folder / best[-1]).read_bytes()
     assert packed.reused() == 0, "a result that is handed out is no training that was avoided"
-    for _, *_, output in commands(packed, 3):
+    for _, *_, output in commands(packed, whole):
         Path(output).unlink()
     shutil.rmtree("work/ready")
-    assert trial(packed, 3) == expected[3], "without the prepared files, the trial is found in the store"
+    assert trial(packed, whole) == expected[whole], "without the prepared files, the trial is found in the store"
     assert [packed.train(0), alone.train(0)] == [FINISHED] * 2
     assert packed.result(0) == alone.result(0)
     attempts = list((packed.folder / "work").glob("runs/*/*/attempts/*.json"))
-    assert len(attempts) == 5, "the jobs of the trials and of the run have trained nothing again"
+    assert len(attempts) == 6, "the jobs of the trials and of the run have trained nothing again"
     assert packed.reused() == 1, "the trial was requested again; the run was not"
