@@ -72,6 +72,13 @@ def test_the_spread_is_the_one_of_the_textbook() -> None:
     assert math.isclose(spread.high or 0, high)
 
 
+def test_the_interval_ends_where_the_metric_does(run: RunResults) -> None:
+    (configuration,) = group([made(run, str(seed), value, seed=seed) for seed, value in enumerate((1.0, 9.0))])
+    spread = configuration.selected()  # of val_mae
+    assert spread.low == 0.0
+    assert (spread.high or 0.0) > 50.0
+
+
 def test_folds_widen_the_interval_because_they_share_samples() -> None:
     values = [0.91, 0.94, 0.9, 0.97, 0.93]
     plain, folds = Spread.of(values), Spread.of(values, folds=5)

@@ -10,7 +10,7 @@ STAGES = {
     "evaluate": 4,
     "suggest": 1,
     "export": 2,
-    "report": 5,
+    "report": 6,
     "track": 1,
     "register": 1,
 }

@@ -72,6 +72,6 @@ def outcomes(path: Path) -> Outcomes:
         truth=tokens,
         scores=lambda: sums.scores,
         wrong=loss,
-        told=lambda sample: Told(f"{int(tokens[sample])} tokens", f"{correct[sample]} correct", float(loss[sample])),
+        told=lambda sample: Told(f"{int(tokens[sample])}", f"{correct[sample]}", float(loss[sample])),
         certainty="Loss",
     )

@@ -52,6 +52,7 @@ def errors_chapter(outcomes: Outcomes, manifest: Manifest, work: Path) -> Row:
     return {
         "title": TITLES.get(manifest.kind, "Most certain errors"),
         "certainty": outcomes.certainty,
+        "headings": ("Tokens", "Correct") if manifest.kind == "tokens" else ("True", "Predicted"),
         "errors": [
             {"name": outcomes.name_of(number), **outcomes.told(number)._asdict(), **content}
             for number, content in zip(numbers, contents, strict=True)

@@ -40,7 +40,7 @@ def columns(runs: Sequence[RunResults], settings: Iterable[str], metrics: Iterab
         {"kind": "name", "values": [run.name for run in runs], "notes": dict(_notes(runs))},
         *({"kind": "text", "values": [shown_setting(run.settings[name]) for run in runs]} for name in settings),
         {"kind": "number", "digits": 4, "values": [run.best()[0] for run in runs]},
-        *(_metric(runs, name, has_interval=place == 0) for place, name in enumerate(metrics)),
+        *(_metric(runs, name, is_first=place == 0) for place, name in enumerate(metrics)),
         {"kind": "number", "digits": 0, "values": [run.length for run in runs]},
         {"kind": "count", "values": [run.train["parameters"] for run in runs]},
         {"kind": "number", "digits": 1, "values": [run.train["seconds"] for run in runs]},
@@ -77,15 +77,15 @@ def _notes(runs: Sequence[RunResults]) -> Iterable[tuple[int, list[tuple[str, st
             yield place, notes
 
 
-def _metric(runs: Sequence[RunResults], name: str, *, has_interval: bool) -> Column:
+def _metric(runs: Sequence[RunResults], name: str, *, is_first: bool) -> Column:
     measured: list[Mapping[str, Any]] = [run.evaluation["metrics"].get(name, {}) for run in runs]
     column: Column = {"kind": "number", "digits": 4, "values": [value.get("value") for value in measured]}
     if reasons := {place: value["reason"] for place, value in enumerate(measured) if "reason" in value}:
         column["reasons"] = reasons
-    if any(run.caution for run in runs):
+    if is_first and any(run.caution for run in runs):
         column["cautions"] = [
             run.caution if "value" in value else None for run, value in zip(runs, measured, strict=True)
         ]
-    if has_interval:
+    if is_first:
         column["intervals"] = [shown_interval(value) for value in measured]
     return column

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from workflow_lib.errors import DataError
 from workflow_lib.results.read_runs import Row
-from workflow_lib.text import decimal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +82,6 @@ def _values(stored: np.ndarray, manifest: Manifest) -> list[tuple[str, str]]:
             text = feature.categories[int(value)]
         else:
             number = value + feature.centre
-            text = "–" if value != value else f"{number:,.0f}" if number == round(number) else decimal(number)
+            text = "–" if value != value else f"{number:.6g}"
         found.append((feature.name, text))
     return found

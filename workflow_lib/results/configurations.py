@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib import plugins
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.metrics import gain
 from workflow_lib.config.sweep import REPEATED
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 FOLDS = "data.folds"
+UNLIMITED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Spread:
     high: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float | None], folds: int | None = None) -> Spread:
+    def of(
+        cls, values: Sequence[float | None], folds: int | None = None, ends: tuple[float, float] = UNLIMITED
+    ) -> Spread:
         """Return the spread of the values; undefined if one of them is None, which a mean would hide.
 
         The interval is Student's. Runs on the folds of a cross-validation share most of their training data, so that
         their variance is divided by less than their number. Source: Nadeau and Bengio, Inference for the Generalization
-        Error, Machine Learning 52 (2003).
+        Error, Machine Learning 52 (2003). It is cut to the `ends`, the smallest and the largest possible value.
         """
         numbers = [value for value in values if value is not None]
         if len(numbers) < len(values) or not numbers:
@@ -47,7 +51,7 @@ class Spread:
         variance = math.fsum((value - mean) ** 2 for value in numbers) / (count - 1)
         error = math.sqrt(variance * (1 / count + (1 / (folds - 1) if folds else 0.0)))
         reach = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
-        return cls(mean, math.sqrt(variance), mean - reach, mean + reach)
+        return cls(mean, math.sqrt(variance), max(mean - reach, ends[0]), min(mean + reach, ends[1]))
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,16 @@ class Configuration:
 
     def selected(self) -> Spread:
         """Return the spread of the metric that ranks the runs."""
-        return Spread.of([run.best()[0] for run in self.runs], self.folds)
+        ends = self._ends(self.runs[0].select_metric.removeprefix("val_"))
+        return Spread.of([run.best()[0] for run in self.runs], self.folds, ends)
 
     def measured(self, name: str) -> Spread:
         """Return the spread of a metric of the test split."""
         values = [run.evaluation["metrics"].get(name, {}).get("value") for run in self.runs]
-        return Spread.of(values, self.folds)
+        return Spread.of(values, self.folds, self._ends(name))
+
+    def _ends(self, metric: str) -> tuple[float, float]:
+        return plugins.task_facts(self.runs[0].task).ranges.get(metric, UNLIMITED)
 
     def row(self) -> Row:
         """Return the row of configurations.csv."""

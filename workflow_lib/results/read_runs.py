@@ -88,8 +88,9 @@ class RunResults:
 
     @property
     def best_place(self) -> str:
-        """The place of the best value in the training: `epoch 3`, or `step 750` within an epoch."""
-        return training_place(self._best()["epoch"], self._best()["step"])
+        """The place of the best value in the training: `epoch 3`, or `step 750` if the training is counted in steps."""
+        best = self._best()
+        return f"step {best['step']:,}" if self.is_counted_in_steps else training_place(best["epoch"], best["step"])
 
     def _best(self) -> Row:
         chosen: Row = {**self.train["best"]}

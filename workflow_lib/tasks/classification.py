@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from workflow_lib.errors import ConfigError
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
-from workflow_lib.tasks.facts import Averaging
+from workflow_lib.tasks.facts import POSITIVE, SHARE, Averaging
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,6 +163,7 @@ TASK = Task(
     targets="classes",
     metrics={"accuracy": "accuracy", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "log_loss": "log loss"},
     curve=("accuracy", "Accuracy"),
+    ranges={"accuracy": SHARE, "macro_f1": SHARE, "roc_auc": SHARE, "log_loss": POSITIVE},
     larger_is_better=True,
     study_metric="val_accuracy",
     settings=("label_smoothing", "focal_gamma", "class_weights", "sampling"),

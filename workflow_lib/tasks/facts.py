@@ -6,8 +6,9 @@ beside them, the code of the task. `plugins.task_facts` finds it by its name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 Task: TypeAlias = str  # the name of a task, or its import path `package.module:TASK`
 Targets = Literal["classes", "labels", "numbers", "masks", "tokens"]
 Answers = Literal["sample", "token", "pixel"]
+SHARE = (0.0, 1.0)  # range of a metric
+POSITIVE = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class TaskFacts:
     settings      settings of `training` that this task uses and some other task does not
     answers       what a model gives an answer for: each sample, each token, or each pixel
     averaging     the mean of several outputs for a sample; None: it has no probabilities
+    ranges        smallest and largest possible value of a metric, to which intervals of its mean are cut
     """
 
     targets: Targets
@@ -55,6 +59,7 @@ class TaskFacts:
     settings: tuple[str, ...] = ()
     answers: Answers = "sample"
     averaging: Averaging | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def curves(self) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ A sample is a window of T + 1 consecutive tokens; each but the last is an input,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Pairs, Task, summed
+from workflow_lib.tasks.facts import POSITIVE, SHARE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,6 +207,7 @@ TASK = Task(
     targets="tokens",
     metrics={"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy"},
     curve=("accuracy", "Accuracy"),
+    ranges={"loss": POSITIVE, "perplexity": (1.0, math.inf), "accuracy": SHARE},
     larger_is_better=True,
     study_metric="val_accuracy",
     settings=("label_smoothing", "loss_chunk"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task
-from workflow_lib.tasks.facts import Averaging
+from workflow_lib.tasks.facts import POSITIVE, SHARE, Averaging
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +129,10 @@ TASK = Task(
         "log_loss": "log loss",
     },
     curve=("macro_f1", "Macro F1"),
+    ranges={
+        **dict.fromkeys(("macro_f1", "micro_f1", "mean_average_precision", "roc_auc", "subset_accuracy"), SHARE),
+        "log_loss": POSITIVE,
+    },
     larger_is_better=True,
     study_metric="val_macro_f1",
     settings=("label_smoothing", "focal_gamma"),

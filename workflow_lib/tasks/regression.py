@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Task, summed
+from workflow_lib.tasks.facts import POSITIVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,6 +200,7 @@ TASK = Task(
     targets="numbers",
     metrics={"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R²"},
     curve=("mae", "Mean absolute error"),
+    ranges={"mae": POSITIVE, "rmse": POSITIVE, "r2": (-math.inf, 1.0)},
     objective=objective,
     evaluate=evaluate,
     onnx=Onnx(

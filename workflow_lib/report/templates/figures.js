@@ -1,10 +1,10 @@
 // Figures: the functions that draw with Plotly, once it is loaded.
 const figures = () => {
-  // Forty colours that differ as much as possible, and can be seen on the light and on the dark page.
-  const PALETTE = ["#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a106", "#06b6d4", "#ec4899", "#84cc16", "#8a7f76",
-    "#006900", "#e1a5ff", "#783c78", "#003ce1", "#e100ff", "#964b00", "#b400b4", "#006987", "#009600", "#c396a5", "#7800e1", "#c378ff",
-    "#ffa587", "#a5c3a5", "#965a96", "#b4005a", "#c36900", "#ff78c3", "#969600", "#5a783c", "#5a5ac3", "#0096a5", "#8796e1", "#78c3ff",
-    "#ff5aff", "#5a5a3c", "#b469c3", "#c36978", "#1e5aff", "#00b400"];
+  // Forty colours that differ as much as possible, each with a contrast of 3 to the light and to the dark page.
+  const PALETTE = ["#3b82f6", "#ea690b", "#0f9f6e", "#e11d48", "#8b5cf6", "#b08504", "#0891b2", "#ec4899", "#5f9e0a", "#8a7f76",
+    "#846084", "#9090b4", "#c08484", "#60786c", "#9c603c", "#78783c", "#c00cb4", "#606c84", "#ff18ff", "#d82400", "#3c783c", "#b478c0",
+    "#906060", "#008484", "#6c9c90", "#ff543c", "#c08460", "#909000", "#b4486c", "#849090", "#3c60e4", "#b46c0c", "#9c906c", "#f06078",
+    "#789c6c", "#547884", "#846c48", "#a8849c", "#9084e4", "#c06054"];
   const colour = (number) => PALETTE[number % PALETTE.length];
   const config = { displayModeBar: false, responsive: true };
   const drawn = new Map();
@@ -14,7 +14,7 @@ const figures = () => {
     const tickvals = POWERS.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)));
     return { tickvals, ticktext: tickvals.map(tickText) };
   };
-  const [FEW_TICKS, MANY_TICKS] = [[1, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map(logTicks);
+  const TICKS = [[4, [1, 2, 3, 4, 5, 6, 7, 8, 9]], [30, [1, 2, 5]], [Infinity, [1, 3]]].map(([most, digits]) => [most, logTicks(digits)]);
   // The largest value of an axis divided by its smallest one.
   const ratio = (traces, axis) => {
     const [key, name] = [axis[0], axis.replace("axis", "")];
@@ -35,16 +35,19 @@ const figures = () => {
     const all = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: ink }, namelength: -1 } };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
-      all[name] = { ...axis, ...layout[name], ...(layout[name]?.type === "log" ? (ratio(traces, name) < 8 ? MANY_TICKS : FEW_TICKS) : {}) };
+      all[name] = { ...axis, ...layout[name], ...(layout[name]?.type === "log" ? TICKS.find(([most]) => !(ratio(traces, name) >= most))[1] : {}) };
     }
     if (layout.annotations) all.annotations = layout.annotations.map((note) => ({ ...note, bgcolor: card, font: { ...note.font, color: ink } }));
     return all;
   };
+  // Plotly takes some HTML in names for markup.
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   // Draw a figure, or change it if it is drawn already.
   const draw = (id, traces, layout) => {
     const place = document.getElementById(id);
-    drawn.set(place, { traces, layout });
-    return Plotly.react(place, traces, themed(layout, traces), config);
+    const plain = traces.map((trace) => (trace.name ? { ...trace, name: escaped(trace.name) } : trace));
+    drawn.set(place, { traces: plain, layout });
+    return Plotly.react(place, plain, themed(layout, plain), config);
   };
   const redraw = () => drawn.forEach(({ traces, layout }, place) => {
     const current = { ...layout };
