@@ -28,6 +28,7 @@ from workflow_lib.errors import UserError
 from workflow_lib.files import read_json
 from workflow_lib.report.cost import cost, cost_chapter
 from workflow_lib.report.curves import unit_of
+from workflow_lib.report.page import asset
 from workflow_lib.report.parallel import figure
 from workflow_lib.report.runs_table import headings
 from workflow_lib.results.read_runs import RunResults, account_of, load_results
@@ -267,6 +268,21 @@ def test_marks_of_an_axis_do_not_cover_each_other() -> None:
 def test_the_cost_of_a_run_whose_workspace_is_gone_is_that_of_its_statement(project: Trained, tmp_path: Path) -> None:
     train = read_json(project.results / "runs" / project.runs[0] / "train.json")
     assert account_of(train, tmp_path).used_s == train["seconds"]
+
+
+def test_forty_colours_are_seen_on_the_light_and_on_the_dark_page() -> None:
+    def luminance(colour: str) -> float:
+        # source: WCAG 2.2, relative luminance
+        shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pages = [luminance(card) for card in set(re.findall(r"--card: (#\w{6})", asset("report.css")))]
+    colours = re.findall(r'"(#\w{6})"', asset("figures.js"))
+    assert (len(set(colours)), len(pages)) == (40, 2)
+    for page in pages:
+        contrasts = {c: (max(luminance(c), page) + 0.05) / (min(luminance(c), page) + 0.05) for c in colours}
+        assert min(contrasts.values()) >= 3, min(contrasts, key=lambda colour: contrasts[colour])
 
 
 def test_curves_are_drawn_over_steps_if_a_run_is_counted_in_steps(project: Trained) -> None:

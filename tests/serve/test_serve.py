@@ -229,6 +229,21 @@ def test_a_port_that_is_taken_is_a_mistake_with_one_message(page: Server, capsys
     assert "nope: no planned experiment" in capsys.readouterr().err
 
 
+def test_a_new_server_gets_the_port_of_one_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(tmp_path, monkeypatch) as page:
+        assert ask(page, "", "POST")[0] == 405  # the server ends the connection, whose port then stays in use a minute
+    with Server(page.port, page.snapshots) as again:
+        assert again.port == page.port
+
+
+def test_the_page_tells_how_to_copy_the_study(page: Server) -> None:
+    folder = page.project / "results" / "t"
+    owner = {"files": ["my config/t.yaml"], "set": ["seed=7", "training.epochs=2"]}
+    (folder / "experiment.json").write_text(json.dumps(owner))
+    command = page.snapshots._study_command(folder)
+    assert command == ("everstep study 'my config/t.yaml' --set 'seed=7 training.epochs=2' --to sqlite:///study.db")
+
+
 def test_the_page_follows_a_training(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its plan to its result, also when that changes, and when it disappears."""
     project = tmp_path / "followed"

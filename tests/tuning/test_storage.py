@@ -24,7 +24,7 @@ def test_a_copy_gets_the_trials_that_it_does_not_hold(finished: Study, tmp_path:
     for number in (3, *range(5, 12)):
         tuning.result_path(few, number).unlink()
     new = [
-        tuning.copy_study(tuning.load_study(finished.experiment, folder), url)
+        tuning.copy_study(tuning.load_study(finished.experiment, folder), "val_accuracy", url)
         for folder in (few, finished.tune_dir, finished.tune_dir)
     ]
     assert new == [4, 8, 0]
@@ -32,6 +32,7 @@ def test_a_copy_gets_the_trials_that_it_does_not_hold(finished: Study, tmp_path:
     key = str
     assert sorted(finished_trials(copy), key=key) == sorted(finished_trials(original), key=key)
     assert (copy.direction, copy.best_params) == (original.direction, original.best_params)
+    assert copy.metric_names == ["val_accuracy"]
 
 
 def test_a_study_of_somebody_else_is_left_alone(finished: Study, tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_study_of_somebody_else_is_left_alone(finished: Study, tmp_path: Path)
     theirs = optuna.create_study(storage=url, study_name=plan.study_id(finished.experiment))
     theirs.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(ConfigError, match="not a copy"):
-        tuning.copy_study(finished.load(), url)
+        tuning.copy_study(finished.load(), "val_accuracy", url)
     assert len(theirs.trials) == 1
 
 
@@ -49,6 +50,6 @@ def test_a_study_of_somebody_else_is_left_alone(finished: Study, tmp_path: Path)
 )
 def test_a_storage_that_cannot_be_written_is_told_in_one_line_without_its_password(finished: Study, url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        tuning.copy_study(finished.load(), url)
+        tuning.copy_study(finished.load(), "val_accuracy", url)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)

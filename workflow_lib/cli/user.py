@@ -373,7 +373,7 @@ def _study(arguments: Arguments) -> None:
     if experiment.tune is None:
         raise ConfigError(f"{arguments.config} has no study: write a `tune:` section")
     study = tuning.load_study(experiment, layout.study_dir(RESULTS / experiment.name, plan.study_id(experiment)))
-    new = tuning.copy_study(study, arguments.to)
+    new = tuning.copy_study(study, plan.study_metric(experiment), arguments.to)
     print(f"{study.study_name}: {count(len(study.trials), 'finished trial')}, {new} new in the storage")
 
 

@@ -70,7 +70,7 @@ def find(ref: str, results: Path, work: Path) -> Subject:
         raise UserError(f"{ref}: {folder.name} is not evaluated yet; run the pipeline again")
     run, _ = plan.load_run(train["digest"], work)
     return Subject(
-        name=ref,
+        name=folder.name if Path(ref).name == folder.name else ref,
         folder=folder,
         train=train,
         evaluation=read_evaluation(folder / results_layout.EVALUATION),

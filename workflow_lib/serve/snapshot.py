@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import threading
 import time
@@ -258,6 +259,14 @@ class Snapshots:
         address = Path(os.path.relpath(path)).as_posix()
         return f"files/{address}" if access.find_file(Path.cwd(), address) else None
 
+    def _study_command(self, folder: Path) -> str:
+        """Return the command that copies the study of an experiment for optuna-dashboard; "" if its file is unknown."""
+        owner = self._files.read(results_layout.owner_file(folder))
+        if not isinstance(owner, dict) or len(owner.get("files", ())) != 1:
+            return ""
+        settings = ["--set", " ".join(owner["set"])] if owner.get("set") else []
+        return shlex.join(["everstep", "study", owner["files"][0], *settings, "--to", "sqlite:///study.db"])
+
     def _phases(self, name: str) -> Row:
         """Return the phases of an experiment, each with the number of finished and of all jobs, and what has failed."""
         folder = self._results / name
@@ -288,6 +297,7 @@ class Snapshots:
             ],
             "failures": [[job.text, self._address(job.log)] for job in failed_jobs.of_experiment(folder)],
             "links": [[label, address] for file, label in pages if (address := self._address(folder / file))],
+            "study": self._study_command(folder) if study else "",
         }
 
 

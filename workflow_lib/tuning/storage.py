@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from workflow_lib.errors import ConfigError
@@ -12,11 +13,11 @@ if TYPE_CHECKING:
 MARK, NUMBER = "everstep", "everstep:trial"  # attributes of a copied study, and of its trials
 
 
-def copy_study(study: optuna.Study, storage: str) -> int:
+def copy_study(study: optuna.Study, metric: str, storage: str) -> int:
     """Add the trials that the storage (a URL of SQLAlchemy) does not hold yet, and return their number.
 
-    The copy has the study's name. Raises ConfigError if the storage cannot be written, or holds another study of this
-    name.
+    The copy has the study's name, and its values the name of the metric. Raises ConfigError if the storage cannot be
+    written, or holds another study of this name.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +29,9 @@ def copy_study(study: optuna.Study, storage: str) -> int:
         if copy.trials and MARK not in copy.user_attrs:
             raise ConfigError(f"--to: there is a study {study.study_name} that is not a copy: name another storage")
         copy.set_user_attr(MARK, study.study_name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            copy.set_metric_names([metric])
         there = {trial.user_attrs.get(NUMBER) for trial in copy.trials}
         new = [trial for trial in study.get_trials(deepcopy=True) if trial.user_attrs[NUMBER] not in there]
         for trial in new:

@@ -37,10 +37,13 @@ const showPhases = ({ experiments }) => {
   byId("experiments").hidden = experiments.length === 0;
   keyed(byId("phases"), experiments, ({ name }) => name, ({ name }) => {
     const parts = { title: made("h3", { textContent: name }), links: made("span", { className: "links" }),
-      phases: made("ul", { className: "phases" }), failures: made("ul", { className: "failures" }) };
+      phases: made("ul", { className: "phases" }), failures: made("ul", { className: "failures" }),
+      study: made("p", { className: "quiet" }, "The study in optuna-dashboard: ", made("code"), ", then ", made("code", { textContent: "optuna-dashboard sqlite:///study.db" })) };
     return Object.assign(made("div", { className: "experiment" }, ...Object.values(parts)), { parts });
-  }, ({ parts }, { phases, failures: failed, links }) => {
+  }, ({ parts }, { phases, failures: failed, links, study }) => {
     setLinks(parts.links, links);
+    parts.study.hidden = !study;
+    say(parts.study.querySelector("code"), study);
     keyed(parts.phases, phases, ([name]) => name, () => made("li", {}, made("span"), made("progress", { max: 1 })),
       (item, [name, done, total]) => {
         say(item.firstChild, `${name} ${done}/${total}`);
