@@ -187,7 +187,13 @@ def reported_runs():
 
 
 if workflow.is_main_process:
-    recorder.record("plan", results=RESULTS, runs=[*trained_first(), *reported_runs()], is_local=IS_LOCAL)
+    recorder.record(
+        "plan",
+        results=RESULTS,
+        runs=[*trained_first(), *reported_runs()],
+        is_local=IS_LOCAL,
+        experiment=str(frozen),
+    )
 
 
 def targets(wildcards):
@@ -485,15 +491,15 @@ def take_snapshot():
         code_of_study()
     configs = plans.all_configs(experiment, [*runs().values(), *trained_first().values()])
     try:
-        code = snakefile.take_snapshot(configs, WORK)
+        code = code_snapshot.submitted() or snakefile.take_snapshot(configs, WORK)
     except (EverstepError, OSError) as error:
         say(f"jobs import the project itself, so an edit changes jobs that wait: {with_advice(error)}")
         return
     if code:
         os.environ.update(code_snapshot.environment(code))
         workflow.config_settings.config_args.append(f"code={code.name}")
-        if (code / "Snakefile").is_file() and not (code / "Snakefile").is_symlink():
-            RealExecutor.get_snakefile = lambda executor: str(code / "Snakefile")
+        if copy := code_snapshot.copied(code, Path(workflow.main_snakefile), Path.cwd()):
+            RealExecutor.get_snakefile = lambda executor: str(copy)
 
 
 def record_start():

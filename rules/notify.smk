@@ -46,6 +46,8 @@ def tell_failures():
             for job in workflow.scheduler.failed
         ]
         notifier.fail(failures, frozen.stem, resume_command())
+        if failures:
+            recorder.record("told")
 
 
 if notifier:

@@ -73,10 +73,10 @@ def container_image(is_wanted: bool, environ: Mapping[str, str] = os.environ) ->
     return str(Path(image).absolute())
 
 
-def take_snapshot(configs: Iterable[plan.RunConfig], work: Path) -> Path | None:
-    """Write the snapshot of the code that jobs of these runs import; return its folder, or None without such code.
+def take_snapshot(configs: Iterable[plan.RunConfig], work: Path, more: Iterable[Path] = ()) -> Path | None:
+    """Write the snapshot of the project's rules and of the code that jobs of these runs import; `more` is also copied.
 
-    Raises ConfigError if there is too much of it.
+    Returns its folder, or None if there is nothing to copy. Raises ConfigError if there is too much of it.
     """
     modules: dict[str, Path] = {}
     known: set[str] = set()
@@ -85,7 +85,7 @@ def take_snapshot(configs: Iterable[plan.RunConfig], work: Path) -> Path | None:
         if (key := config.canonical(names)) not in known:
             known.add(key)
             modules |= user_code.modules_of(run)
-    return code_snapshot.publish(modules, Path.cwd(), work)
+    return code_snapshot.publish(modules, Path.cwd(), work, more)
 
 
 def data_files(data: config.Data) -> dict[str, str]:

@@ -36,6 +36,16 @@ def test_only_settings_that_change_the_result_can_be_varied(tmp_path: Path, name
     assert said in line
 
 
+def test_the_metric_of_a_promotion_is_one_of_the_test_split(tmp_path: Path) -> None:
+    own = {"metrics": ["f1_weighted"]}
+    for metric, training in (("log_loss", {}), ("f1_weighted", own)):
+        assert run_count(tmp_path, registry={"name": "a", "metric": metric}, training=training) == 1
+    for metric in ("mae", "val_accuracy", "own_loss"):
+        (line,) = plan_problems(tmp_path, registry={"name": "a", "metric": metric}, training=own)
+        assert f"registry.metric: {metric} is not measured on the test split in classification" in line
+        assert "allowed: accuracy, macro_f1, roc_auc, log_loss, f1_weighted" in line
+
+
 def test_the_lists_of_a_zip_must_have_the_same_length(tmp_path: Path) -> None:
     (line,) = plan_problems(tmp_path, sweep={"zip": {"seed": [1, 2, 3], "training.epochs": [1, 2]}})
     assert "sweep.zip: " in line

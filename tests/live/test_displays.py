@@ -49,7 +49,7 @@ def test_a_notebook_shows_a_view_that_changes_in_place_and_lines(
     shell: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = EventLog(tmp_path / "events.jsonl")
-    events.append("plan", results=str(tmp_path / "results" / "a<b"), runs=["a-1"], is_local=True)
+    events.append("plan", results=str(tmp_path / "results" / "a<b"), runs=["a-1"], is_local=True, experiment="e.json")
     events.append("jobs", counts={"train": 1, "total": 1})
     events.append("started", runs=["a-1"], packs={})
     with Watch(Follower(events.path), tmp_path / "log") as watch:

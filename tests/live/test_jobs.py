@@ -21,7 +21,7 @@ def pipeline() -> Pipeline:
     """Return a pipeline of four runs: one failed, one was finished before, one is trained, one waits."""
     made = Pipeline()
     events: list[dict[str, Any]] = [
-        {"kind": "plan", "results": "results/digits", "runs": RUNS, "is_local": True},
+        {"kind": "plan", "results": "results/digits", "runs": RUNS, "is_local": True, "experiment": "e.json"},
         {"kind": "jobs", "counts": {"train": 3, "evaluate": 3, "total": 6}},
         {"kind": "started", "runs": [RUNS[0], RUNS[2], RUNS[3]], "packs": {}},
         {"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}},

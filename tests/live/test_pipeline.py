@@ -38,10 +38,10 @@ def test_logs_are_removed_that_are_old_and_not_among_the_newest(tmp_path: Path) 
 def test_only_a_profile_for_slurm_can_be_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="has no Snakefile"):
-        live.detach(["a.yaml"], "slurm")
+        live.detach(Path("a.yaml"), "slurm", [], [], [])
     (tmp_path / "Snakefile").touch()
     with pytest.raises(UserError, match="no `executor: slurm`"):
-        live.detach(["a.yaml"], "local")
+        live.detach(Path("a.yaml"), "local", [], [], [])
     assert [path.name for path in tmp_path.iterdir()] == ["Snakefile"]
 
 

@@ -157,6 +157,41 @@ def test_the_gate_passes_only_what_is_better_by_more_than_noise_on_the_same_samp
         assert "promote it by hand" in refused["reason"]
 
 
+def with_own_metric(folder: Path, low: float, high: float, **metric: Any) -> dict[str, Path]:
+    files = content(folder, 1.0)
+    found = json.loads(files["evaluation.json"].read_text())
+    found["metrics"]["profit"] = {"value": (low + high) / 2, "low": low, "high": high}
+    files["evaluation.json"].write_text(json.dumps(found))
+    (folder / "config.json").write_text(json.dumps({"training": {"metrics": [{"label": "profit", **metric}]}}))
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_metric_of_the_experiment_decides_if_its_intervals_do_not_overlap(tmp_path: Path, maximize: bool) -> None:
+    place, sign = tmp_path / "registry", 1 if maximize else -1
+    metric: dict[str, Any] = {"name": "mine:Profit", "maximize": maximize}
+
+    def version(number: int, low: float, high: float, **more: Any) -> Version:
+        ends = sorted((sign * low, sign * high))
+        return publish(place, with_own_metric(tmp_path / str(number), *ends, **metric | more), str(number) * 32)[0]
+
+    champion = version(1, 1.0, 2.0)
+    better, alike, worse = version(2, 2.1, 3.0), version(3, 1.9, 3.0), version(4, 0.1, 0.9)
+    other, lacking = version(5, 5.0, 6.0, params={"cost": 2}), publish(place, content(tmp_path / "6", 0.1), "6" * 32)[0]
+    decided = [gate.judge(each, champion, "profit") for each in (better, alike, worse, other)]
+    assert [each["promoted"] for each in decided] == [True, False, False, False]
+    ends = (
+        "better by more than noise",
+        "not more than noise",
+        "worse",
+        "promote it by hand if it should get the alias",
+    )
+    assert all(each["reason"].endswith(end) for each, end in zip(decided, ends, strict=True)), decided
+    assert decided[0]["larger_is_better"] is maximize
+    with pytest.raises(StateError, match=r"config\.json: damaged"):
+        gate.judge(lacking, champion, "profit")
+
+
 def move(place: Path, version: Version) -> aliases.Decision:
     def choose(history: list[aliases.Decision], champion: Version | None) -> tuple[aliases.Decision, bool]:
         made = registering._decision(version, champion, {"promoted": True, "reason": "a test"}, {"by_hand": True})

@@ -42,13 +42,25 @@ def restarts(project: Any, job: str) -> int:
     return int(re.findall(r"Restarts=(\d+)", project.cluster.ask("scontrol", "show", "job", job))[0])
 
 
-def test_a_controller_requeues_itself_before_its_time_limit_and_no_training_notices(
+EDITED = (
+    "Snakefile",
+    "rules/common.smk",
+    "config/slow.yaml",
+    "profiles/slurm/config.yaml",
+    "workflow_lib/__init__.py",
+    "workflow_lib/models/slow.py",
+)
+
+
+def test_a_controller_requeues_itself_before_its_time_limit_and_runs_what_was_submitted(
     project: Any, reference: dict[str, str]
 ) -> None:
     project.delay_s = 1.0  # no training of this length ends within the time limit
     job = submit(project, minutes=2)
     try:
         wait_until(lambda: restarts(project, job) >= 1)
+        for name in EDITED:
+            (project.folder / name).write_text("this: [is neither an experiment nor code")
         (project.folder / "hurry").touch()
         wait_until(lambda: not project.jobs())
     finally:
@@ -59,3 +71,4 @@ def test_a_controller_requeues_itself_before_its_time_limit_and_no_training_noti
     assert project.target.exists(), said
     assert project.result() == reference
     assert "its jobs stay in the queue; this job returns to it" in said
+    assert said.count("everstep run: ") == 1, said

@@ -113,13 +113,11 @@ def _validate(arguments: Arguments) -> None:
 def _run(arguments: Arguments) -> None:
     from workflow_lib import live
 
+    given, typed = (arguments.config, arguments.profile, arguments.set, arguments.after), ["everstep", *sys.argv[1:]]
     if arguments.detach:
-        given = [word for word in sys.argv[2:] if word != "--detach"]
-        print(live.detach(given, arguments.profile))
-        return
-
-    command = live.snakemake(arguments.config, arguments.profile, arguments.set, arguments.after)
-    live.run(command, ["everstep", *sys.argv[1:]])
+        print(live.detach(*given, typed))
+    else:
+        live.run(live.snakemake(*given), typed, arguments.config)
 
 
 PROFILE = option(

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, get_origin
 
 from workflow_lib import plugins
+from workflow_lib.config import registry
 from workflow_lib.config.annotations import sections_of
 from workflow_lib.config.experiment import (
     CategoricalSpace,
@@ -44,6 +45,10 @@ def check(experiment: Experiment, origins: Origins) -> list[str]:
         metric = experiment.tune.metric
         if metric is not None and (what := metric_problem(metric, task, experiment.training)):
             found.append((("tune", "metric"), what))
+    if experiment.registry is not None:
+        task = plugins.task(experiment.data.name, experiment.data.params)
+        if what := registry.problem(experiment.registry, task, experiment.training):
+            found.append((("registry", "metric"), what))
     lines = [f"{origins.place(path)}: {what}" for path, what in dict.fromkeys(found)]
     if experiment.tune is not None and not found:
         lines += _trial_problems(experiment, experiment.tune, origins)

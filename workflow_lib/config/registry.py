@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from workflow_lib import plugins
+from workflow_lib.config.measures import OWN_LOSS
 from workflow_lib.plugins import Section
 from workflow_lib.text import nearest
+
+if TYPE_CHECKING:
+    from workflow_lib.config.run import Training
 
 # metrics of the test split of which a smaller value is better; of the other ones of the tasks, a larger one
 SMALLER_IS_BETTER = frozenset({"log_loss", "loss", "mae", "perplexity", "rmse"})
@@ -38,20 +41,31 @@ class Registry(Section):
         json_schema_extra={"allowed": "1 to 64 small letters, digits, `_` and `-`; the first must be a letter"},
     )
     metric: str | None = Field(
-        None, description="metric of the test split that decides; null takes the first one of the task's curves"
+        None,
+        description="metric of the test split that decides, also one of training.metrics; null takes the task's first",
     )
     mlflow: bool = Field(
         False, description="also register in MLflow's registry, in the database of tracking.folder; needs the extra"
     )
 
-    @field_validator("metric", mode="after")
-    @classmethod
-    def _check_metric(cls, value: str | None) -> str | None:
-        names = sorted({name for task in plugins.all_facts().values() for name in task.metrics})
-        if value is not None and value not in names:
-            message = f"{value!r} is no metric of the test split{nearest(value, names)}; allowed: {', '.join(names)}"
-            raise PydanticCustomError("arguments", "{message}", {"message": message})
-        return value
+
+def deciding(task: plugins.Task, training: Training) -> list[str]:
+    """Return the metrics of the test split that can decide on a promotion: those whose better direction is known.
+
+    Of a task of the user, that is the metric of its curves only.
+    """
+    facts = plugins.task_facts(task)
+    known = [name for name in facts.metrics if task in plugins.task_names() or name == facts.curve[0]]
+    return [*known, *([] if training.loss is None else [OWN_LOSS]), *(metric.label for metric in training.metrics)]
+
+
+def problem(registry: Registry, task: plugins.Task, training: Training) -> str | None:
+    """Return the problem of the metric that decides, or None."""
+    allowed = deciding(task, training)
+    if registry.metric is None or registry.metric in allowed:
+        return None
+    near = nearest(registry.metric, allowed)
+    return f"{registry.metric} is not measured on the test split in {task}{near}; allowed: {', '.join(allowed)}"
 
 
 def is_larger_better(metric: str) -> bool:

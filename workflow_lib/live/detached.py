@@ -1,37 +1,51 @@
 """The pipeline as a job of SLURM of its own, for sites that allow no long processes on their login nodes.
 
-Before its time limit the job ends Snakemake, leaves in the queue what Snakemake has submitted, and requeues itself:
-the next Snakemake continues as after a kill.
+It runs what was submitted: the frozen experiment, and the code, rules and profile of a snapshot. Before its time limit
+the job ends Snakemake, leaves in the queue what Snakemake has submitted, and requeues itself: the next Snakemake
+continues as after a kill.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from workflow_lib.errors import UserError, shortened
+from workflow_lib.errors import EverstepError, Stopped, UserError, shortened
+from workflow_lib.live.recorder import COMMAND
+from workflow_lib.live.submission import Submission
 from workflow_lib.slurm import job
-from workflow_lib.slurm.profile import read_profile
+from workflow_lib.slurm.profile import Profile, read_profile
 from workflow_lib.snakefile import DETACHED
+from workflow_lib.store import code_snapshot
 
 MARGIN_S = 60.0  # before the time limit; a quarter of the time if that is less
 # resources of the profile's jobs that the controller's job needs as well
 OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "clusters": "clusters"}
 
 
-def submit(arguments: Sequence[str], profile: Path, logs: Path) -> str:
-    """Submit a job that does `everstep run` with the arguments, in the current folder; return what to type next.
-
-    Variables such as SBATCH_PARTITION and SBATCH_TIMELIMIT win over the profile. Raises UserError if SLURM rejects it.
-    """
+def check(profile: Path) -> Profile:
+    """Return the profile. Raises UserError if it is not one of SLURM, or there is no SLURM."""
     defaults = read_profile(profile)
     if defaults.values.get("executor") != "slurm":
         raise UserError(f"--detach: {defaults.path} has no `executor: slurm`; name a profile for SLURM with --profile")
+    if shutil.which("sbatch") is None:
+        raise UserError("--detach: there is no SLURM on this machine (no command `sbatch`)")
+    return defaults
+
+
+def submit(submission: Submission, arguments: Sequence[str], typed: Sequence[str], logs: Path) -> str:
+    """Submit a job that runs the pipeline in the current folder; return what to type next.
+
+    `arguments` go to Snakemake; `typed` is the command that submits the same pipeline again. Variables such as
+    SBATCH_PARTITION and SBATCH_TIMELIMIT win over the profile. Raises UserError if SLURM rejects the job.
+    """
+    defaults = check(submission.profile)
     logs.mkdir(parents=True, exist_ok=True)
     asked = defaults.asked("")
     options = {
@@ -46,7 +60,8 @@ def submit(arguments: Sequence[str], profile: Path, logs: Path) -> str:
         *(f"#SBATCH --{option}={value}" for option, value in options.items()),
         "#SBATCH --requeue",
         f"export {DETACHED}=$SLURM_JOB_ID",
-        f"exec {shlex.join([sys.executable, '-m', 'workflow_lib', 'run', *arguments])}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in _variables(submission, typed).items()),
+        f"exec {shlex.join([sys.executable, '-m', 'workflow_lib', *submission.command(), '--', *arguments])}",
     ]
     try:
         done = subprocess.run(
@@ -57,8 +72,6 @@ def submit(arguments: Sequence[str], profile: Path, logs: Path) -> str:
             check=False,
             timeout=job.TIMEOUT_S,
         )
-    except FileNotFoundError:
-        raise UserError("--detach: there is no SLURM on this machine (no command `sbatch`)") from None
     except subprocess.TimeoutExpired:
         raise UserError("--detach: `sbatch` does not answer; look with `squeue --me` before you try again") from None
     if done.returncode != 0:
@@ -71,9 +84,22 @@ def submit(arguments: Sequence[str], profile: Path, logs: Path) -> str:
     )
 
 
+def _variables(submission: Submission, typed: Sequence[str]) -> dict[str, str]:
+    found = {COMMAND: shlex.join(typed)}
+    if submission.code is None:
+        return found
+    code = {code_snapshot.SUBMITTED: str(submission.code), **code_snapshot.environment(submission.code)}
+    return found | code
+
+
 def is_here(environ: Mapping[str, str] = os.environ) -> bool:
     """Return True in a job of `submit`."""
     return environ.get(DETACHED, "") == environ.get("SLURM_JOB_ID")
+
+
+def typed(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the command that submitted the job of this process; None elsewhere."""
+    return environ.get(COMMAND) if is_here(environ) else None
 
 
 def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
@@ -88,7 +114,9 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in hidden}
 
 
-def requeue() -> str:
-    """Requeue the job of this process; return what happens next."""
+def requeue() -> None:
+    """Requeue the job of this process, which must then end. Raises Stopped if it returns, else EverstepError."""
     why = "the time limit of this job is near: Snakemake was ended, and its jobs stay in the queue"
-    return f"{why}; this job returns to it" if job.requeue_own_job() else f"{why}. Run the same command again"
+    if job.requeue_own_job():
+        raise Stopped(f"{why}; this job returns to it")
+    raise EverstepError(f"{why}. This job does not return to it: run the same command again")

@@ -77,6 +77,7 @@ class Pipeline:
     """State of the pipeline and its runs, from the events that have come so far."""
 
     results: Path | None = None  # of the experiment; None until it is read
+    experiment: Path | None = None  # as it is frozen
     runs: tuple[str, ...] = ()
     needed: frozenset[str] = frozenset()  # runs that have jobs to do
     packs: dict[str, list[str]] = field(default_factory=dict)  # the runs of each pack
@@ -86,6 +87,7 @@ class Pipeline:
     has_started: bool = False
     has_nothing_to_do: bool = False
     is_stopping: bool = False
+    has_told: bool = False  # people have got a message about failed jobs
     errors: list[str] = field(default_factory=list)
 
     def apply(self, event: Mapping[str, Any]) -> Job | None:
@@ -93,7 +95,7 @@ class Pipeline:
         match event["kind"]:
             case "plan":
                 self.results, self.runs = Path(event["results"]), tuple(event["runs"])
-                self.is_local = event["is_local"]
+                self.is_local, self.experiment = event["is_local"], Path(event["experiment"])
             case "jobs":
                 self.counts = event["counts"]
             case "started":
@@ -101,6 +103,8 @@ class Pipeline:
                 self.packs = event["packs"]
             case "nothing":
                 self.has_nothing_to_do = True
+            case "told":
+                self.has_told = True
             case "error":
                 self.errors.append(event["text"])
             case "job":

@@ -24,7 +24,9 @@ from types import FrameType
 
 from workflow_lib import shipped, snakefile
 from workflow_lib.errors import EverstepError, Stopped, UserError
-from workflow_lib.live import detached, recorder
+from workflow_lib.live import detached, recorder, submission, telling
+from workflow_lib.live.jobs import Pipeline
+from workflow_lib.live.submission import SNAKEFILES
 from workflow_lib.live.watch import Watch
 from workflow_lib.slurm import queue
 from workflow_lib.store.events import Follower
@@ -75,18 +77,31 @@ class Signals:
                 signal.signal(number, handler)
 
 
-def run(command: Sequence[str], typed: Sequence[str]) -> None:
+def run(command: Sequence[str], typed: Sequence[str], given: Path | None = None) -> None:
     """Run the command of Snakemake to its end and show what it does; `typed` is what the user types to repeat it.
 
-    Raises Stopped if it was asked to stop, UserError for a mistake of the user, and EverstepError if a job failed.
+    `given` is the file of the experiment. Raises Stopped if it was asked to stop, UserError for a mistake of the user,
+    and EverstepError if a job failed.
     """
+    pipeline, repeated = Pipeline(), detached.typed() or shlex.join(typed)
+    try:
+        _run(command, repeated, pipeline)
+    except Stopped:
+        raise
+    except EverstepError as error:
+        is_watched = not detached.is_here()
+        telling.tell_failure(str(error), pipeline, given, is_watched=is_watched, resume=repeated)
+        raise
+
+
+def _run(command: Sequence[str], repeated: str, pipeline: Pipeline) -> None:
     signals = Signals()
     LOGS.mkdir(parents=True, exist_ok=True)
     remove_old_logs(LOGS)
     log = LOGS / f"{datetime.now():%Y-%m-%dT%H%M%S}-{os.getpid()}.log"
     with tempfile.TemporaryDirectory(prefix="everstep-") as folder, log.open("wb") as output, signals.caught():
         events = Path(folder) / "events.jsonl"
-        environment = {recorder.PATH: str(events), recorder.COMMAND: shlex.join(typed)}
+        environment = {recorder.PATH: str(events), recorder.COMMAND: repeated}
         child = subprocess.Popen(
             command,
             env=detached.environment() | environment,
@@ -95,7 +110,7 @@ def run(command: Sequence[str], typed: Sequence[str]) -> None:
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-        with Watch(Follower(events), log) as watch:
+        with Watch(Follower(events), log, pipeline) as watch:
             was_stopped = _wait(child, watch, signals)
     _judge(child.returncode, watch, log, was_stopped=was_stopped)
 
@@ -112,7 +127,7 @@ def remove_old_logs(folder: Path) -> None:
 def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> bool:
     """Show the pipeline until it ends; return True if it was asked to stop.
 
-    Raises Stopped if the job that it runs in ends before.
+    Raises Stopped, or EverstepError if it does not return to the queue, if the job that it runs in ends before.
     """
     asked, ends_at = 0, detached.ends_at()
     while True:
@@ -137,7 +152,7 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
         elif ends_at is not None and time.monotonic() >= ends_at and not asked:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            raise Stopped(detached.requeue())
+            detached.requeue()
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=LOOK_S)
 
@@ -188,6 +203,7 @@ def snakemake(config: Path | None, profile: str, settings: Sequence[str], argume
     """
     _check_project()
     command = [sys.executable, "-P", "-m", "snakemake"]
+    command += ["--snakefile", str(rules)] if (rules := submission.submitted_rules()) else []
     command += ["--configfile", str(config)] if config else []
     command += ["--config", *(f"set={given}" for given in settings)] if settings else []
     # these options take every word after them, also a target; --profile takes one
@@ -195,19 +211,25 @@ def snakemake(config: Path | None, profile: str, settings: Sequence[str], argume
 
 
 def _check_project() -> None:
-    if not any(Path(place).is_file() for place in ("Snakefile", "workflow/Snakefile")):
+    if not any(place.is_file() for place in SNAKEFILES):
         raise UserError(
             f"{Path.cwd()} has no Snakefile: change to the folder of a project, or make one with `everstep new FOLDER`"
         )
 
 
-def detach(arguments: Sequence[str], profile: str) -> str:
-    """Submit a job of SLURM that does `everstep run` with the arguments; return what to type next.
+def detach(
+    config: Path | None, profile: str, settings: Sequence[str], arguments: Sequence[str], typed: Sequence[str]
+) -> str:
+    """Submit a job of SLURM that runs the pipeline as it is now; return what to type next.
 
-    Raises UserError outside of a project, for another profile than of SLURM, and if SLURM rejects the job.
+    `arguments` go to Snakemake; `typed` is what the user types to repeat it. Raises UserError outside of a project, for
+    another profile than of SLURM, for a mistake in the experiment, and if SLURM rejects the job.
     """
     _check_project()
-    return detached.submit(arguments, Path(profile_of(profile)), LOGS)
+    given = Path(profile_of(profile))
+    detached.check(given)
+    submitted, lines = submission.freeze(config, settings, given)
+    return "\n".join([*lines, detached.submit(submitted, arguments, typed, LOGS)])
 
 
 def profile_of(name: str) -> str:

@@ -1,6 +1,6 @@
 """Records what Snakemake does in a file, one JSON line an event, for the `everstep run` that started it.
 
-plan       an experiment is read: its results folder and runs, and if the jobs run on this machine
+plan       an experiment is read: its frozen file, results folder and runs, and if the jobs run on this machine
 jobs       number of jobs by rule
 started    the jobs begin, this is no dry run: the runs that need one, and the runs of each pack
 job        a job starts, or starts again: id, rule, wildcards
@@ -9,6 +9,7 @@ failed     the job with this id did not finish: its exit code, if that is known,
 message    a line of Everstep for the user
 error      the reason why the pipeline ends without success
 nothing    there is nothing to do
+told       people have been told about failed jobs, by `notify`
 """
 
 from __future__ import annotations

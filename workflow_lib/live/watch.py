@@ -32,8 +32,8 @@ SILENCE_S, MOST_SILENCE_S = 60.0, 600.0  # after which there is such a line: at 
 class Watch:
     """Reads the events of a pipeline and shows them, until the block ends."""
 
-    def __init__(self, events: Follower, log: Path) -> None:
-        self.pipeline = Pipeline()
+    def __init__(self, events: Follower, log: Path, pipeline: Pipeline | None = None) -> None:
+        self.pipeline = pipeline or Pipeline()
         self._events, self._log = events, log
         self._trainings: dict[str, Training] = {}
         self._began = time.monotonic()

@@ -1,7 +1,8 @@
 """The decision whether a version gets an alias: only if it is better than the one that has it, by more than noise.
 
 Both are measured on the same test samples, which are recognised by the digest of the test split. A paired bootstrap
-says how the difference would vary with other samples; it says nothing about other seeds.
+says how the difference would vary with other samples; it says nothing about other seeds. Metrics that an experiment
+adds cannot be computed from predictions.csv: their intervals must not overlap, which asks for more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 from workflow_lib import plugins
 from workflow_lib.comparison.subjects import outcomes_of
 from workflow_lib.comparison.table import CONFIDENCE, RESAMPLES, SEED
+from workflow_lib.config.measures import OWN_LOSS
 from workflow_lib.config.registry import is_larger_better
+from workflow_lib.files import read_json
 from workflow_lib.metrics.bootstrap import Resampling
 from workflow_lib.metrics.paired import differences
 from workflow_lib.registry.versions import Version
@@ -19,6 +22,7 @@ from workflow_lib.results import layout
 from workflow_lib.results.statements import read_evaluation
 from workflow_lib.text import decimal
 
+CONFIG = "config.json"  # settings of the run
 BY_HAND = "the two cannot be compared; promote it by hand if it should get the alias"
 
 
@@ -46,6 +50,8 @@ def _refused(reason: str) -> dict[str, Any]:
 def _measured(candidate: Version, champion: Version, metric: str | None) -> dict[str, Any]:
     facts = plugins.task_facts(candidate.statement["task"])
     name = metric or facts.curve[0]
+    if name not in facts.metrics:
+        return _added(candidate, champion, name)
     larger = facts.larger_is_better if name == facts.curve[0] else is_larger_better(name)
     both = [_outcomes(champion), _outcomes(candidate)]
     if both[0] is None or both[1] is None or not both[0].has_samples_of(both[1]):
@@ -70,6 +76,43 @@ def _measured(candidate: Version, champion: Version, metric: str | None) -> dict
         "bootstrap": {**how.describe(), "kind": "paired", "samples": len(both[0])},
         "test": candidate.statement["test"],
     }
+
+
+def _added(candidate: Version, champion: Version, name: str) -> dict[str, Any]:
+    """Return the decision by a metric that the experiments of both versions add, from its two intervals."""
+    theirs, ours = _definition(champion, name), _definition(candidate, name)
+    if ours is None or theirs != ours:
+        return _refused(f"version {champion.number} has no {name}, or one that is defined otherwise; {BY_HAND}")
+    before, now = (_measure(each, name) for each in (champion, candidate))
+    if None in (before["low"], before["high"], now["low"], now["high"]):
+        return _refused(f"{name} has no interval for one of the two; {BY_HAND}")
+    larger = bool(ours.get("maximize"))
+    is_better = now["low"] > before["high"] if larger else now["high"] < before["low"]
+    is_worse = now["high"] < before["low"] if larger else now["low"] > before["high"]
+    words = "better by more than noise" if is_better else "worse" if is_worse else "not more than noise"
+    shown = [
+        f"{decimal(each['value'])} [{decimal(each['low'], 3)}, {decimal(each['high'], 3)}]" for each in (now, before)
+    ]
+    return {
+        "promoted": is_better,
+        "reason": f"{name}: {shown[0]}, and version {champion.number} {shown[1]}: {words}",
+        "metric": name,
+        "larger_is_better": larger,
+        "values": {str(champion.number): before["value"], str(candidate.number): now["value"]},
+        "test": candidate.statement["test"],
+    }
+
+
+def _measure(version: Version, name: str) -> dict[str, Any]:
+    return {"value": None, "low": None, "high": None, **version.statement["metrics"].get(name, {})}
+
+
+def _definition(version: Version, name: str) -> dict[str, Any] | None:
+    """Return the settings of a metric that the experiment of a version adds; None if it does not."""
+    training = read_json(version.verify(CONFIG))["training"]
+    if name == OWN_LOSS and training.get("loss") is not None:
+        return {"loss": training["loss"], "params": training.get("loss_params"), "maximize": False}
+    return next((metric for metric in training.get("metrics", ()) if metric["label"] == name), None)
 
 
 def _outcomes(version: Version) -> Any:

@@ -13,6 +13,7 @@ from workflow_lib.errors import StateError, UserError
 from workflow_lib.files import file_digest, write_json
 from workflow_lib.registry import aliases, gate, versions
 from workflow_lib.registry.card import card
+from workflow_lib.registry.gate import CONFIG
 from workflow_lib.registry.versions import Version
 from workflow_lib.results import layout, provenance
 from workflow_lib.results import write_run as outputs
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from workflow_lib.config import Experiment
     from workflow_lib.config.registry import Registry
 
-CONFIG = "config.json"
 FILES = (layout.MODEL, layout.ONNX, layout.TRAIN, layout.EVALUATION, layout.EXPORT, layout.PREDICTIONS)
 
 logger = logging.getLogger(__name__)

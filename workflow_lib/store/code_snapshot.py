@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,9 @@ from workflow_lib.store import layout
 COPIED_BYTES = 2**20  # a larger file is a link, unless it is Python code
 FOLDER_ENTRIES = 1000  # a folder with more entries is data, and a link as a whole
 MOST_FILES, MOST_BYTES = 10_000, 100 * 2**20
-PIPELINE = ("workflow_lib", "rules", "report", "Snakefile")  # the files of this library in a clone
+WORKFLOW = ("Snakefile", "rules", "workflow")  # where a project has its rules
+LIBRARY = ("workflow_lib", "report")  # the other files of this library in a clone
+SUBMITTED = "EVERSTEP_SNAPSHOT"  # variable: the snapshot that a pipeline in a job of its own was submitted with
 NOT_LINKED = {".git", "__pycache__"}
 SAFE_PATH = "everstep"  # value of PYTHONSAFEPATH that says who set it
 
@@ -45,13 +47,17 @@ class Contents:
     bytes: int = 0
 
 
-def publish(modules: Mapping[str, Path], project: Path, work: Path) -> Path | None:
-    """Write the snapshot of the code that these modules, by name, belong to; return its folder, or None without code.
+def publish(modules: Mapping[str, Path], project: Path, work: Path, more: Iterable[Path] = ()) -> Path | None:
+    """Write the snapshot of the project's rules and of the code that these modules, by name, belong to.
 
-    Modules outside of the project's folder, and installed ones, are not part of it. Raises ConfigError if the folders
-    of the code contain too many files to be copied.
+    `more` are other files and folders to copy. Returns the folder, or None if there is nothing to copy. Modules outside
+    of the project's folder, and installed ones, are not part of it. Raises ConfigError if the folders of the code
+    contain too many files to be copied.
     """
     contents = _contents(modules, project)
+    for path in more:
+        if path.is_relative_to(project) and not _is_copied(contents, path.relative_to(project)):
+            _add_top(contents, path, project)
     if not contents.tops:
         return None
     about = {
@@ -78,11 +84,16 @@ def _contents(modules: Mapping[str, Path], project: Path) -> Contents:
         if _root(name, path, project) is not None:
             for inner, file in source_digest.files_of(name, path).items():
                 _add_module(contents, inner, file, project)
-    if shipped.FOLDER.resolve() == project:
-        for name in PIPELINE:
-            _add_top(contents, project / name, project)
+    is_clone = shipped.FOLDER.resolve() == project
+    for name in WORKFLOW + (LIBRARY if is_clone else ()):
+        _add_top(contents, project / name, project)
+    if is_clone:
         contents.roots.add("")
     return contents
+
+
+def _is_copied(contents: Contents, path: Path) -> bool:
+    return not contents.tops.isdisjoint(map(str, (path, *path.parents)))
 
 
 def _root(name: str, file: Path, project: Path) -> Path | None:
@@ -190,13 +201,28 @@ def _link(path: Path, target: Path) -> None:
 def environment(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables with which a Python process, and those that it starts, import from a snapshot."""
     record = _record(folder)
-    earlier = environ.get("PYTHONPATH")
-    return {
-        git.SUBMITTED: json.dumps([record["commit"], record["modified"]]),
-        "PYTHONPATH": os.pathsep.join([*import_path(folder), *([earlier] if earlier else [])]),
+    found = {git.SUBMITTED: json.dumps([record["commit"], record["modified"]])}
+    if not (own := import_path(folder)):
+        return found
+    earlier = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in own]
+    return found | {
+        "PYTHONPATH": os.pathsep.join([*own, *earlier]),
         # Python would put the current folder, the project itself, first
         "PYTHONSAFEPATH": environ.get("PYTHONSAFEPATH") or SAFE_PATH,
     }
+
+
+def submitted(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the snapshot that this pipeline was submitted with, if it runs in a job of its own."""
+    return Path(environ[SUBMITTED]) if SUBMITTED in environ else None
+
+
+def copied(folder: Path, path: Path, project: Path) -> Path | None:
+    """Return the copy of a file or folder of the project in a snapshot; None if it is a link or missing there."""
+    if not path.absolute().is_relative_to(project):
+        return None
+    copy = folder / path.absolute().relative_to(project)
+    return copy if copy.exists() and copy.resolve().is_relative_to(folder.resolve()) else None
 
 
 def import_path(folder: Path) -> list[str]:
