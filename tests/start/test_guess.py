@@ -157,7 +157,7 @@ def test_texts_without_classes_are_a_language(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_guessed_gives_one_message(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"--data .*{name}: "):
+    with pytest.raises(DataError, match=rf"{name}: "):
         guess(tmp_path / name)
     with pytest.raises(DataError, match="no such file or folder"):
         guess(tmp_path / "none")

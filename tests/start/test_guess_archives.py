@@ -1,7 +1,12 @@
 """Guesses for masks, Arrow, Parquet and tar files: each must pass the checks of `everstep validate`."""
 
 import io
+import os
+import struct
+import subprocess
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +147,45 @@ def test_tar_files_without_a_target_give_one_message(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"no tar file")
     with pytest.raises(DataError, match=r"b.tar: is not an uncompressed tar file"):
         guess(tmp_path / "b.tar")
+
+
+def write_sparse(path: Path) -> None:
+    (path.parent / "1.jpg").touch()
+    os.truncate(path.parent / "1.jpg", 2**33)
+    subprocess.run(["tar", "--sparse", "-cf", path, "-C", path.parent, "1.jpg"], check=True)
+
+
+def write_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in {"images": np.zeros((300, 1000, 1000), np.uint8), "labels": np.zeros(300, int)}.items():
+            with archive.open(f"train_{name}.npy", "w") as file:
+                np.lib.format.write_array(file, values)
+
+
+def write_huge_image(path: Path) -> None:
+    content = bytearray(png(np.zeros((30, 30), np.uint8)))
+    content[16:24] = struct.pack(">II", 100_000, 100_000)  # width and height in the header
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    for name in ("a", "b"):
+        (path / name).mkdir(parents=True)
+        (path / name / "1.png").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("a.tar", write_sparse, "`1.jpg` is no plain file"),
+        ("a.npz", write_bomb, "more than 100 times its size"),
+        ("images", write_huge_image, "none of its images can be read"),
+        ("a.csv", os.mkfifo, "is neither a file nor a folder"),
+        ("b.csv", lambda path: path.write_text("a,b\n" + "x" * 200_000), "is not a table of text"),
+        ("b.npz", lambda path: path.write_bytes(b"PK\x03\x04 no"), "not an npz file"),
+    ],
+)
+def test_a_look_at_hostile_files_ends_with_one_message(
+    tmp_path: Path, name: str, write: Callable[[Path], None], said: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(DataError) as rejected:
+        guess(tmp_path / name)
+    assert said in str(rejected.value)

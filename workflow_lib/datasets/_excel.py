@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from workflow_lib.errors import DataError
 
 SUFFIX = ".xlsx"
 MOST_BYTES = 100_000_000  # a workbook needs some 50 times its size in memory
+MOST_UNPACKED = 1_000_000_000  # a small file can contain far more than a workbook of its size
 EXACT = 10**15  # a spreadsheet keeps 15 digits of a number
 DATES = (date, time, timedelta)  # a datetime is a date
 
@@ -155,6 +157,10 @@ def _sheets(path: Path, sheet: str | None, setting: str) -> tuple[Any, Any]:
             f"{path}: {path.stat().st_size / 1e6:.0f} MB are too much for a workbook; save it as CSV or Parquet"
         )
     try:
+        with ZipFile(path) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist())
+        if unpacked > MOST_UNPACKED:
+            raise ValueError(f"it has {unpacked / 1e6:,.0f} MB of XML, more than {MOST_UNPACKED / 1e6:,.0f}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of styles and other parts that are not read
             books = [openpyxl.load_workbook(path, data_only=is_shown) for is_shown in (True, False)]

@@ -17,6 +17,7 @@ from workflow_lib.start.tables import MOST_CLASSES, TARGETS
 from workflow_lib.text import count
 
 LOOKED_AT = 1000  # rows or samples
+LARGEST_BYTES, MOST_BYTES = 1 << 28, 1 << 30  # of a file in a tar file, and of all samples that are looked at
 
 
 def of_arrow(path: Path) -> Guess:
@@ -156,9 +157,18 @@ def _samples(path: Path) -> Iterator[Mapping[str, bytes]]:
     try:
         with tarfile.open(path, "r:") as tar:
             plain = (member for member in tar if member.isreg() and not Path(member.name).name.startswith("."))
+            left = MOST_BYTES
             for _, members in groupby(plain, key=lambda member: _parts(member.name)[0]):
-                files = {_parts(member.name)[1]: tar.extractfile(member) for member in members}
-                yield {end: file.read() for end, file in files.items() if file is not None}
+                sample = {}
+                for member in members:
+                    if member.issparse() or member.size > LARGEST_BYTES:
+                        raise DataError(f"--data {path}: `{member.name}` is no plain file of less than 256 MiB")
+                    file = tar.extractfile(member)
+                    sample[_parts(member.name)[1]] = file.read() if file is not None else b""
+                    left -= member.size
+                yield sample
+                if left < 0:
+                    return
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"--data {path}: is not an uncompressed tar file ({error}); decompress it") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -48,6 +49,8 @@ def guess(path: Path) -> Guess:
         raise DataError(f"--data {path}: no such file or folder (looked for in {Path.cwd()})")
     if path.is_dir():
         return _folder(path)
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise DataError(f"--data {path}: is neither a file nor a folder")
     suffix = path.suffix.lower()
     if suffix == ".arrow":
         from workflow_lib.start.archives import of_arrow
@@ -146,7 +149,7 @@ def of_images(path: Path, files: Mapping[str, Path | BytesIO]) -> Guess:
             with Image.open(files[name]) as image:
                 sizes[image.height, image.width] += 1
                 modes[image.mode] += 1
-        except (OSError, ValueError):
+        except Exception:  # decoders do not document what they raise on damage
             damaged.append(name)
     if not sizes:
         raise DataError(f"--data {path}: none of its images can be read")
@@ -196,21 +199,22 @@ def _language(path: Path, files: Sequence[Path]) -> Guess:
 def _npz(path: Path) -> Guess:
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            keys = set(archive.files)
-            masks = "train_masks" in keys
-            if "train_images" not in keys or not (masks or "train_labels" in keys):
-                raise DataError(
-                    f"--data {path}: has {', '.join(sorted(keys)) or 'no arrays'}; needed: train_images, and "
-                    f"train_labels or train_masks"
-                )
-            numbers = {split: len(archive[f"{split}_images"]) for split in SPLITS if f"{split}_images" in keys}
-            shape = archive["train_images"].shape[1:]
-            targets = None if masks else archive["train_labels"]
-    except (OSError, ValueError) as error:
-        raise DataError(f"--data {path}: not a readable npz file: {error}") from error
-    is_many = targets is not None and targets.ndim == 2 and targets.shape[1] > 1
+    from workflow_lib.datasets._archive import Archive
+
+    with closing(Archive(path)) as archive:
+        masks = "train_masks" in archive.keys
+        if "train_images" not in archive.keys or not (masks or "train_labels" in archive.keys):
+            raise DataError(
+                f"--data {path}: has {', '.join(sorted(archive.keys)) or 'no arrays'}; needed: train_images, and "
+                f"train_labels or train_masks"
+            )
+        images = {split: archive.member(f"{split}_images") for split in SPLITS if f"{split}_images" in archive.keys}
+        numbers, shape = {split: len(member) for split, member in images.items()}, images["train"].shape[1:]
+        targets = None if masks else archive.member("train_labels")
+        if not min(numbers["train"], len(shape)) or (targets is not None and not len(targets)):
+            raise DataError(f"--data {path}: train_images has shape {images['train'].shape}; needed: images")
+        labels = None if targets is None else targets.take(np.arange(len(targets)))
+    is_many = labels is not None and labels.ndim == 2 and labels.shape[1] > 1
     task = "segmentation" if masks else "multilabel" if is_many else "classification"
     model = "unet" if masks else "cnn" if min(shape[:2]) <= 32 else "resnet"
     params = {"path": str(path)} | ({} if task == "classification" else {"task": task})
@@ -220,9 +224,9 @@ def _npz(path: Path) -> Guess:
     made.fit_batches(numbers["train"])
     made.found = [f"images of {' x '.join(map(str, shape))}: {task}"]
     made.found.append(", ".join(f"{number:,} {split}" for split, number in numbers.items()))
-    if task == "classification" and targets is not None:
-        labels, counts = np.unique(targets, return_counts=True)
-        classes = {str(label): int(n) for label, n in zip(labels, counts, strict=True)}
+    if task == "classification" and labels is not None:
+        values, counts = np.unique(labels, return_counts=True)
+        classes = {str(value): int(n) for value, n in zip(values, counts, strict=True)}
         made.found.append(counts_of(classes))
         made.odd += of_classes(classes)
     return made

@@ -34,7 +34,7 @@ def of_masks(images: Path, masks: Path) -> Guess:
             with Image.open(mask) as opened:
                 modes[opened.mode] += 1
                 pixels = np.asarray(opened)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # decoders do not document what they raise on damage
             raise DataError(f"--data {images.parent}: {mask}: cannot be read as an image ({error})") from error
         flat = pixels.reshape(-1, pixels.shape[2]) if pixels.ndim == 3 else pixels.reshape(-1, 1)
         found, counts = np.unique(flat, axis=0, return_counts=True)

@@ -26,6 +26,7 @@ from workflow_lib.start.guess import Guess, counts_of, of_classes
 if TYPE_CHECKING:
     import pandas as pd
 
+LONGEST_LINE = 1 << 20  # characters that are looked at
 DELIMITERS = (",", ";", "\t", "|")
 TARGETS = ("target", "label", "class", "y", "outcome", "price", "category", "species", "quality", "score")
 MOST_CLASSES = 20  # different whole numbers that are classes rather than a quantity
@@ -107,10 +108,12 @@ def _delimiter(path: Path) -> str:
     """Return the delimiter that gives the first lines most columns, and each as many."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            head = [line for line, _ in zip(file, range(50), strict=False)]
+            head = [line for line in (file.readline(LONGEST_LINE) for _ in range(50)) if line]
+        columns = {d: [len(row) for row in csv.reader(head, delimiter=d) if row] for d in DELIMITERS}
     except UnicodeDecodeError as error:
         raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; convert it") from error
-    columns = {d: [len(row) for row in csv.reader(head, delimiter=d) if row] for d in DELIMITERS}
+    except csv.Error as error:
+        raise DataError(f"--data {path}: is not a table of text, with a row in each line ({error})") from error
     even = {d: rows[0] for d, rows in columns.items() if rows and len(set(rows)) == 1}
     return max(even, key=lambda d: even[d]) if even else ","
 
