@@ -80,6 +80,8 @@ def test_a_command_gets_the_message_and_its_children_are_killed_with_it(
     assert json.loads(Path("message").read_text()) == MESSAGE.as_json()
     assert Path("text").read_text() == MESSAGE.text + SECRET
     send({**environment, "TELL": "exit 0"}, command_env="TELL")  # does not read its input
+    send({**environment, "TELL": f"cat /proc/$$/cmdline > seen; : {SECRET}"}, command_env="TELL")
+    assert SECRET not in Path("seen").read_text(), "all users see the arguments of a process"
     assert reason({**environment, "TELL": f"exit 3 # {SECRET}"}, command_env="TELL") == (
         "the command ended with exit code 3"
     )
@@ -111,6 +113,17 @@ def test_mail_is_delivered_to_a_real_server() -> None:
     assert receivers == ["b@x.org", "c@x.org"]
     assert (got["Subject"], got["Message-ID"]) == (MESSAGE.title, f"<{MESSAGE.key}@everstep>")
     assert got.get_content().rstrip("\r\n").splitlines() == MESSAGE.text.splitlines()
+
+
+def test_mail_is_sent_over_tls_from_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    login = {"user_env": "WHO", "password_env": "WORD", "security": "tls"}
+    environment = {"WHO": "me", "WORD": SECRET}
+    with mail_server(password=SECRET.encode(), is_tls=True) as post:
+        assert "CERTIFICATE_VERIFY_FAILED" in reason(environment, mail=mail(post.port, **login))
+        post.trust(tmp_path, monkeypatch)
+        send(environment, mail=mail(post.port, **login))
+    assert post.logins == [(b"me", SECRET.encode())]
+    assert len(post.mails) == 1
 
 
 def test_mail_logs_in_only_over_a_verified_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,8 @@ class Post:
 
 
 @contextmanager
-def mail_server(*, password: bytes | None = None) -> Iterator[Post]:
-    """Run a mail server until the block ends; with a password, it wants STARTTLS and then this password."""
+def mail_server(*, password: bytes | None = None, is_tls: bool = False) -> Iterator[Post]:
+    """Run a mail server until the block ends; with a password, it wants STARTTLS, or TLS at once, and this password."""
     from aiosmtpd.smtp import SMTP, AuthResult
 
     post = Post()
@@ -106,20 +106,22 @@ def mail_server(*, password: bytes | None = None) -> Iterator[Post]:
     def protocol() -> SMTP:
         if password is None:
             return SMTP(Receiver(), hostname="localhost", loop=loop)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        post.authority.issue_cert("localhost").configure_cert(context)
         return SMTP(
             Receiver(),
             hostname="localhost",
             loop=loop,
-            tls_context=context,
-            require_starttls=True,
-            auth_required=True,
+            tls_context=None if is_tls else context,
+            require_starttls=not is_tls,
+            auth_required=not is_tls,  # aiosmtpd takes a connection that began with TLS for an open one, and warns
+            auth_require_tls=not is_tls,
             authenticator=authenticate,
         )
 
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    post.authority.issue_cert("localhost").configure_cert(context)
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(loop.create_server(protocol, "127.0.0.1", 0))
+    wrapped = context if is_tls else None
+    server = loop.run_until_complete(loop.create_server(protocol, "127.0.0.1", 0, ssl=wrapped))
     post.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -46,8 +46,8 @@ def channels(settings: Notify, environment: Mapping[str, str]) -> dict[str, Chan
         slack = environment[settings.slack_env]
         found["slack"] = lambda message: _post(slack, {"text": _for_slack(message.text)}, message.key, seconds)
     if settings.command_env is not None:
-        command = environment[settings.command_env]
-        found["command"] = lambda message: _run(command, message, environment, seconds)
+        variable = settings.command_env
+        found["command"] = lambda message: _run(variable, message, environment, seconds)
     if settings.mail is not None:
         mail = settings.mail
         found["mail"] = lambda message: _mail(mail, message, environment, seconds)
@@ -122,11 +122,14 @@ def _for_slack(text: str) -> str:
     return text
 
 
-def _run(command: str, message: Message, environment: Mapping[str, str], seconds: float) -> None:
-    """Run the command in a session of its own, so that its children can be killed with it; its output is dropped."""
+def _run(variable: str, message: Message, environment: Mapping[str, str], seconds: float) -> None:
+    """Run the command that a variable holds, in a session of its own, so that its children can be killed with it.
+
+    Its output is dropped. The shell reads the variable, since its arguments are visible to all users of the machine.
+    """
     told = {"EVERSTEP_EVENT": message.event, "EVERSTEP_KEY": message.key, "EVERSTEP_TEXT": message.text}
     process = subprocess.Popen(
-        ["/bin/sh", "-c", command],
+        ["/bin/sh", "-c", f'eval "${variable}"'],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
