@@ -72,9 +72,14 @@ def _data(manifest: Manifest) -> Iterator[str]:
     if manifest.classes and all(len(each) == len(manifest.classes) for each in counts):
         rows = [[name, *(f"{each[place]:,}" for each in counts)] for place, name in enumerate(manifest.classes)]
         yield ""
-        yield from _table(["class", *SPLITS], rows[:MOST_LISTED], right=3)
+        yield from _table([_counted(manifest), *SPLITS], rows[:MOST_LISTED], right=3)
         if len(rows) > MOST_LISTED:
             yield from ["", f"{len(rows) - MOST_LISTED} more classes are in the manifest of the data."]
+
+
+def _counted(manifest: Manifest) -> str:
+    """Return the heading of the numbers of each class, which are of pixels for masks."""
+    return "class, pixels" if plugins.task_facts(manifest.task).answers == "pixel" else "class, samples"
 
 
 def _metrics(evaluation: Evaluation) -> Iterator[str]:
@@ -107,7 +112,7 @@ def _limits(manifest: Manifest, train: Training, evaluation: Evaluation, export:
         yield f"- Measured on {caution}: one sample changes a proportion by more than 2 %."
     for split, words in (("test", "Measured"), ("train", "Trained")):
         per_class = manifest.splits[split].per_class
-        if len(per_class) == len(manifest.classes):
+        if len(per_class) == len(manifest.classes) and plugins.task_facts(manifest.task).answers == "sample":
             few = [f"{_safe(n)} ({k})" for n, k in zip(manifest.classes, per_class, strict=True) if k < FEW_SAMPLES]
             if few:
                 yield f"- {words} with fewer than {FEW_SAMPLES} samples of: {_listed(few)}."

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.errors import StateError, UserError
-from workflow_lib.files import file_digest, fsync_dir, make_dirs, names_in, read_json, temporary_name, write_signed
+from workflow_lib.files import (
+    file_digest,
+    fsync_dir,
+    make_dirs,
+    names_in,
+    naming,
+    read_json,
+    temporary_name,
+    write_signed,
+)
 from workflow_lib.processes import is_writer_alive, writer_mark
 
 STATEMENT, CARD = "version.json", "card.md"
@@ -138,7 +147,7 @@ def _renamed(temporary: Path, folder: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> str:
     """Copy a file durably and return the digest of the copy."""
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with source.open("rb") as reader, naming(target), target.open("xb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
         writer.flush()
         sys.audit("everstep", "fsync", str(target))
@@ -147,7 +156,7 @@ def _copy(source: Path, target: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         sys.audit("everstep", "fsync", str(path))
