@@ -202,7 +202,9 @@ FRAMEWORKS: dict[str, tuple[str, Contender]] = {
 
 
 def everstep(case: Case, data: Split, folder: Path) -> Epoch:
-    experiment = config.Experiment(name="bench", model=case.model, training=Training(batch_size=case.batch))
+    experiment = config.Experiment(
+        name="bench", model=case.model, training=Training(batch_size=case.batch, epochs=1000)
+    )
     run = plan.base(experiment)
     store = CheckpointStore(folder, fingerprint={}, attempt="0" * 32, may_publish=lambda: True)
     trainer = Trainer(

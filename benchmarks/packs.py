@@ -70,7 +70,9 @@ for epoch in range(epochs):
 """
 # the same network with a framework, which neither logs nor saves
 FRAMEWORK = """\
-import sys, torch
+import logging, sys, torch, warnings
+logging.disable(logging.WARNING)
+warnings.simplefilter("ignore")
 kind, epochs = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
@@ -79,9 +81,6 @@ batches = torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, drop_la
 optimizer = torch.optim.AdamW(model.parameters())
 loss_of = torch.nn.functional.cross_entropy
 if kind == "lightning":
-    import logging, warnings
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     import lightning
     class Module(lightning.LightningModule):
         def __init__(self):
