@@ -66,8 +66,7 @@ onstart:
         "everstep: to see the progress from another terminal, run: everstep status. The logs of the jobs are in logs/",
         file=sys.stderr,
     )
-    for run in (*runs().values(), *trained_first().values()):
-        plans.freeze(run.config, WORK, run.digest)
+    snakefile.freeze_plan(experiment, tuple(runs().values()), WORK, Path(RESULTS))
     for pack in packs().values():
         plans.freeze_pack(pack, WORK)
     if packing.is_wanted(experiment) and (reason := no_packs()):

@@ -518,7 +518,8 @@ def remove_prepared():
 def print_summary():
     """Print the summary of the report, if there is one; `everstep run` does so itself."""
     if Path(f"{RESULTS}/report.html").exists() and recorder.PATH not in os.environ:
-        shell(f"exec python -m workflow_lib summary --results {RESULTS} || true")
+        if summary := snakefile.summary(Path(RESULTS)):
+            print(summary, flush=True)
 
 
 def name_of(job):

@@ -20,7 +20,7 @@ def test_a_writer_is_alive_until_it_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", ["socket.gethostname", "workflow_lib.processes.machine", "workflow_lib.processes.boot_id"]
+    "changed", ["workflow_lib.processes.host", "workflow_lib.processes.machine", "workflow_lib.processes.boot_id"]
 )
 def test_of_a_writer_elsewhere_nothing_is_known(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = processes.writer_mark()

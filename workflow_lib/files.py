@@ -8,7 +8,6 @@ import json
 import os
 import stat
 import sys
-import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -160,7 +159,7 @@ def temporary_name(path: Path) -> Path:
 
     The name contains the mark of this process: the file is not cleaned up while this process lives.
     """
-    return path.parent / f".{path.name}.{writer_mark()}{uuid.uuid4().hex[:12]}.tmp"
+    return path.parent / f".{path.name}.{writer_mark()}{os.urandom(6).hex()}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 MARK = 12  # hexadecimal digits of the process table in a mark
+
+
+def host() -> str:
+    """Return the name of this host, as `socket.gethostname` does, without importing that module."""
+    return os.uname().nodename
 
 
 def boot_id() -> str:
@@ -57,5 +61,5 @@ def _table(pid: int) -> str:
 
     `pid` is only the key of the cache: a forked process, perhaps in another namespace, computes the digest again.
     """
-    text = "\n".join([socket.gethostname(), machine(), boot_id()])
+    text = "\n".join([host(), machine(), boot_id()])
     return hashlib.blake2b(text.encode(), digest_size=MARK // 2).hexdigest()

@@ -35,7 +35,7 @@ from workflow_lib.files import (
 FOLDER = "EVERSTEP_READY"  # variable of the environment: the folder of the tickets, in work/packs/
 EXPERIMENT = "EVERSTEP_EXPERIMENT"  # the frozen experiment
 THREADS = "OMP_NUM_THREADS"  # set by Snakemake to the threads of the rule
-VERBS = frozenset({"train", "evaluate", "export", "suggest", "trial", "best"})
+VERBS = frozenset({"freeze", "train", "evaluate", "export", "suggest", "trial", "best"})
 NO_RESULT = ("--deadline-minutes", "--on-stop")  # options that do not change a result
 KEYS = (
     *("verb", "options", "experiment", "threads", "inputs", "evaluation", "files", "statement", "absent", "said"),

@@ -23,8 +23,8 @@ from typing import Any, TextIO
 
 import psutil
 
-from workflow_lib import config, files, plan, plugins
-from workflow_lib.errors import ConfigError, StateError, shortened
+from workflow_lib import config, files, plan, plugins, ready
+from workflow_lib.errors import ConfigError, EverstepError, StateError, shortened
 from workflow_lib.plan import preview, user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import code_snapshot
@@ -191,6 +191,25 @@ def check_records(folder: Path) -> None:
             continue  # another Snakemake runs here
         except (OSError, UnicodeDecodeError) as error:
             raise StateError(f"{path}, a record of Snakemake, cannot be read: {error}. {advice}") from error
+
+
+def freeze_plan(experiment: config.Experiment, runs: Sequence[plan.Run], work: Path, results: Path) -> None:
+    """Freeze the runs and the study, and prepare the plan, which its job then only hands out."""
+    folder = ready.folder() or work
+    prepared, output = folder / results_layout.PLAN, results / results_layout.PLAN
+    plan.write_plan(experiment, work, prepared, runs)
+    said = "written when the pipeline started"
+    ready.write("freeze", {}, output, inputs={}, files={output.name: prepared}, said=said)
+
+
+def summary(results: Path) -> str | None:
+    """Return the summary of an experiment; None without a report, or if the report does not say what is best."""
+    from workflow_lib.report import terminal
+
+    try:
+        return terminal.summary(results)
+    except (EverstepError, OSError, KeyError, ValueError):  # the report itself says what is wrong
+        return None
 
 
 def without_packs(recorded: Callable[[Any, Any], list[str]]) -> Callable[[Any, Any], list[str]]:

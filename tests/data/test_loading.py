@@ -21,6 +21,7 @@ from tests.support.prepared import Prepare, given, language, prepared, regressio
 from tests.support.repository import ROOT
 from workflow_lib import data
 from workflow_lib.data import Manifest, MappedSplit, Split, loader
+from workflow_lib.data.view import view_split
 from workflow_lib.distributed.ranks import Ranks
 from workflow_lib.distributed.shared_state import SharedState
 from workflow_lib.errors import DataError
@@ -68,6 +69,21 @@ def test_mapped_shards_give_the_same_bits_as_memory(
                 assert torch.equal(given_inputs.view(torch.uint8), inputs.view(torch.uint8))
                 assert torch.equal(given_targets, targets)
     assert threads() == []
+
+
+@pytest.mark.parametrize("make", [images, language, regression, table])
+def test_a_view_has_the_bits_that_models_get(
+    make: Callable[[], data.Source], prepared: Prepare, tmp_path: Path
+) -> None:
+    manifest = prepared(make(), shard_samples=7)
+    held = data.load_split(manifest, "train", tmp_path / "work", in_memory=True)
+    view = view_split(manifest, "train", tmp_path / "work")
+    assert len(view) == len(held)
+    for number in range(len(held)):
+        inputs, targets = (values[0].numpy() for values in held.batch(slice(number, number + 1)))
+        found = view.stored(number) if manifest.has_tokens else view.normalised(number)
+        assert np.array_equal(found.astype(inputs.dtype).view(np.uint8), inputs.view(np.uint8))
+        assert view.target(number).tobytes() == targets.tobytes()
 
 
 def test_a_stream_that_is_closed_early_leaves_no_thread(prepared: Prepare, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_runs_on_a_gpu_are_as_many_at_once_as_its_memory_holds(tmp_path: Path, w
 
 def test_a_pack_that_is_killed_or_stopped_goes_on_where_each_run_is(tmp_path: Path, warm: Warm) -> None:
     packed = Sweep(tmp_path / "packed", warm, SLOW)
-    slowly = {paced.PAUSE: "0.05"}
+    slowly = {paced.PAUSE: "0.3"}  # longer than all that the pack imports meanwhile
     pack = packed.start_pack(**slowly)
     until(lambda: all(packed.saved(index) for index in range(3)), "checkpoints of the first three runs")
     os.kill(packed.attempts(0)[0].pid, signal.SIGKILL)

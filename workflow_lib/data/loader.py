@@ -205,13 +205,18 @@ def map_split(manifest: Manifest, split: str, work: Path, *, verify: bool = Fals
     """Return a split for looking at a few samples, on the CPU. Without `verify`, its shards may be damaged."""
     import torch
 
+    return MappedSplit(manifest, mapped_rows(manifest, split, work, verify=verify), torch.device("cpu"), workers=0)
+
+
+def mapped_rows(manifest: Manifest, split: str, work: Path, *, verify: bool = False) -> ShardRows | SplitRows:
+    """Return the stored samples of a split, in mapped shards or in files that are read in place."""
     if manifest.in_place is not None:
-        return MappedSplit(manifest, open_split(manifest, split, work, Path.cwd()), torch.device("cpu"), workers=0)
+        return open_split(manifest, split, work, Path.cwd())
     folder, shards = layout.store_dir(work, manifest.store), [s for s in manifest.shards if s.split == split]
     mapped = _map_shards(folder, shards)
     if verify:
         _verify(folder, shards, mapped, 0, lambda: None)
-    return MappedSplit(manifest, ShardRows(mapped, has_masks=manifest.kind == "masks"), torch.device("cpu"), workers=0)
+    return ShardRows(mapped, has_masks=manifest.kind == "masks")
 
 
 def available_bytes(device: torch.device, processes: int) -> float:

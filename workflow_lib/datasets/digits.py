@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workflow_lib.errors import ConfigError
 from workflow_lib.plugins import DatasetFacts, Section
 
 if TYPE_CHECKING:
@@ -21,12 +23,23 @@ def known(params: Params) -> DatasetFacts:
 
 
 def open_source(params: Params, root: Path) -> Source:
-    """Return all images; the splits are drawn from them."""
+    """Return all images; the splits are drawn from them.
+
+    The file is read here, since scikit-learn, which has it, takes over a second to import.
+    """
     import numpy as np
-    from sklearn.datasets import load_digits
 
     from workflow_lib.data import from_arrays
 
-    digits = load_digits()
-    images = digits.images[:, np.newaxis].astype(np.uint8)
-    return from_arrays(images, digits.target, classes=[str(digit) for digit in range(10)], scale=16)
+    values = np.loadtxt(_file(), delimiter=",").astype(np.int64)  # 64 pixels and the digit
+    images = values[:, :-1].reshape(-1, 1, 8, 8).astype(np.uint8)
+    return from_arrays(images, values[:, -1], classes=[str(digit) for digit in range(10)], scale=16)
+
+
+def _file() -> Path:
+    """Return the file of the installed package. Raises ConfigError if there is none."""
+    package = find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        if (path := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
+            return path
+    raise ConfigError("data.name: digits are a part of scikit-learn, which is not installed here")

@@ -29,6 +29,9 @@ def trace(network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None, o
     """Return the model as `convert` does, but not optimized: nothing is computed from the weights."""
     import torch
 
+    from workflow_lib.runtime.torch_internals import keep_export_table
+
+    keep_export_table()
     batch, free = torch.export.Dim("batch"), []
     for name, values in inputs.items():
         free.append({0: batch})

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from workflow_lib.metrics.numbers import six_digits
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from workflow_lib.data import Manifest
 
 
-def target_text(target: Tensor, manifest: Manifest) -> str:
+def target_text(target: Tensor | np.ndarray, manifest: Manifest) -> str:
     """Return the target of a sample, as a split has it, in words and in the units of the data; empty for others."""
     if manifest.kind == "classes":
         return manifest.classes[int(target)]

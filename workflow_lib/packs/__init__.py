@@ -4,6 +4,7 @@ The runs keep their leases, workspaces, checkpoints, attempts and failures; thei
 the jobs of the rules hand them out. A run that fails is left to its own job, which reports it or tries it again.
 
 job        what all forks of a pack know
+imports    what this process imports, before the first fork and beside the first ones
 forks      processes forked from this one, as many at once as it has threads
 gpu        one GPU for all runs, as many at once as its memory holds
 study      suggestions and trials in forks, one after the other as the window of the study allows

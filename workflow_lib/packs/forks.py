@@ -34,6 +34,8 @@ POLL_S = 0.1  # until a task that may not start yet is asked about again
 class Task:
     """A function that a fork calls; its output is appended to the log. ``name`` is for messages.
 
+    prepare   called here before the fork
+    is_last   True if it is started after all tasks that are known by then
     kind      of its need of a GPU's memory; empty if it needs none
     is_alone  True if no other task may use the GPU meanwhile
     """
@@ -42,6 +44,8 @@ class Task:
     call: Callable[[], None]
     log: Path
     ended: Callable[[int], Iterable[Task]] = lambda code: ()  # called here with its exit code; returns further tasks
+    prepare: Callable[[], object] = lambda: None
+    is_last: bool = False
     kind: str = ""
     is_alone: bool = False
 
@@ -59,27 +63,35 @@ class Forks:
         if limit_s is not None:
             signal.setitimer(signal.ITIMER_REAL, max(limit_s, 0.001))
 
-    def run(self, tasks: Iterable[Task]) -> None:
-        """Run the tasks, and those that they are followed by, which are started first."""
+    def run(self, tasks: Iterable[Task], meanwhile: Callable[[], bool] = lambda: False) -> None:
+        """Run the tasks, and those that they are followed by, which are started first unless they are the last.
+
+        While tasks run, ``meanwhile`` is called here, one short piece of work at a time, until it returns False.
+        """
         waiting = deque(tasks)
         while self._running or (waiting and not self.stop_signal):
             while waiting and self._has_room(waiting[0]) and not self.stop_signal:
                 self._start(waiting.popleft())
             if self._running:
+                has_worked = not self.stop_signal and meanwhile()
                 is_refused = waiting and len(self._running) < self._at_once and not self.stop_signal
                 # repeated by Python after a signal; its handler runs before
-                pid, status = os.waitpid(-1, os.WNOHANG if is_refused else 0)
-                if pid == 0:
+                pid, status = os.waitpid(-1, os.WNOHANG if is_refused or has_worked else 0)
+                if pid == 0 and not has_worked:
                     time.sleep(POLL_S)
                 task = self._running.pop(pid, None)
                 if task is not None:
-                    waiting.extendleft(task.ended(os.waitstatus_to_exitcode(status)))
+                    for following in task.ended(os.waitstatus_to_exitcode(status)):
+                        (waiting.append if following.is_last else waiting.appendleft)(following)
 
     def _has_room(self, task: Task) -> bool:
         running = self._running.values()
         return not running or (len(running) < self._at_once and self.allows(task, running))
 
     def _start(self, task: Task) -> None:
+        task.prepare()
+        if self.stop_signal:
+            return
         check_can_fork()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -42,14 +42,15 @@ class Subject:
 class Runs:
     """The tasks of the runs, and what became of them."""
 
-    def __init__(self, job: Job, pack: plan.Pack, results: Path) -> None:
-        self._job, self._pack, self._results = job, pack, results
+    def __init__(self, job: Job, pack: plan.Pack, results: Path, prepare: Callable[[], object]) -> None:
+        """``prepare`` is called before the fork of an evaluation: it imports what that needs."""
+        self._job, self._pack, self._results, self._prepare = job, pack, results, prepare
         self._computes = computed.packs_compute(job.experiment)
         self.codes: dict[str, int] = {}  # exit code of each training
         self.computed: list[str] = []  # runs that are evaluated and exported
 
     def tasks(self) -> Iterator[Task]:
-        """Yield the trainings, each of which is followed by its evaluation and export."""
+        """Yield the trainings, after which come their evaluations and exports."""
         for run, data_id in self._pack.runs:
             yield self.task(Subject(run, run, run, results_layout.data_manifest(self._results, data_id)))
 
@@ -74,7 +75,9 @@ class Runs:
         self.codes[run.name] = code
         logger.info("%s: %s", run.name, "trained" if code == 0 else f"exit code {code}; its own job goes on with it")
         if code == 0 and self._computes:
-            yield self._task(run, partial(_compute, self._job, run), partial(self._evaluated, run))
+            task = self._task(run, partial(_compute, self._job, run), partial(self._evaluated, run))
+            # trainings come first: some wait for others, and two short tasks at the end leave no core idle for long
+            yield replace(task, prepare=self._prepare, is_last=True)
 
     def _evaluated(self, run: Subject, code: int) -> tuple[Task, ...]:
         if code == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shutil
 import signal
@@ -17,11 +16,12 @@ from workflow_lib.errors import Stopped
 from workflow_lib.files import read_json, temporary_name, write_json
 from workflow_lib.launch import launcher
 from workflow_lib.launch.context import time_left
-from workflow_lib.packs import gpu
+from workflow_lib.packs import gpu, imports
 from workflow_lib.packs.forks import Forks, Task
 from workflow_lib.packs.job import Job
 from workflow_lib.packs.runs import Runs, Subject
 from workflow_lib.packs.study import Trials
+from workflow_lib.results import computed
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import TUNED
 from workflow_lib.store import layout
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MARGIN_S = 60.0  # before the time limit of the job, for saving and ending; a quarter of the limit if that is less
-# what trainings, evaluations and exports import; not onnxruntime, which starts a thread
-IMPORTED = (
-    "torch.distributed.launcher.api",
-    "workflow_lib.training.trainer",
-    "workflow_lib.data",
-    "onnx",
-    "onnxscript.function_libs.torch_lib.ops",
-    "torch.onnx",
-    "workflow_lib.evaluation",
-    "workflow_lib.export",
-)
 
 
 def train(
@@ -67,10 +56,7 @@ def train(
     launcher.prepare()
     left_s = time_left(deadline_minutes)
     ends_at = None if left_s is None else time.monotonic() + left_s
-    from workflow_lib.runtime.torch_internals import IMPORTED_LATE
-
-    for name in (*IMPORTED_LATE, *IMPORTED, *(("optuna",) if pack.study else ())):
-        importlib.import_module(name)
+    imports.import_for_training(*(["optuna"] if pack.study else []))
     margin_s = min(MARGIN_S, (left_s or 0.0) / 4)
     forks = Forks(threads, None if ends_at is None else ends_at - margin_s - time.monotonic())
     scratch = temporary_name(layout.pack_file(work, pack.id))
@@ -82,11 +68,13 @@ def train(
         job = Job(experiment, work, logs, ends_at, scratch, (ready.folder() or scratch) / pack.id, memory)
         if memory is not None:
             forks.allows = memory.allows
-        runs = Runs(job, pack, results)
+        rest = imports.Rest(is_needed=computed.packs_compute(experiment))
+        runs = Runs(job, pack, results, rest.finish)
         at_once = f"{threads} at once" if memory is None else f"up to {threads} at once on a GPU"
         logger.info("%s, %s; their logs are in %s", pack.described, at_once, logs)
         trials = _trials(job, pack, results, runs)
-        forks.run([*(trials.next() if trials else ()), *runs.tasks()])  # trials wait for each other: they start first
+        # trials wait for each other: they start first
+        forks.run([*(trials.next() if trials else ()), *runs.tasks()], meanwhile=rest.import_next)
     if forks.stop_signal:
         why = "its time limit" if forks.stop_signal == signal.SIGALRM else signal.Signals(forks.stop_signal).name
         raise Stopped(f"the pack was stopped by {why}; its runs have saved. Run the same command again")

@@ -57,9 +57,9 @@ def plan_digest(experiment: Experiment, runs: Sequence[Run]) -> str:
     return config.digest(plan(experiment, runs), "plan")
 
 
-def write_plan(experiment: Experiment, work: Path, output: Path) -> None:
-    """Freeze every run and the definition of the study, then write the plan."""
-    runs = expand(experiment)
+def write_plan(experiment: Experiment, work: Path, output: Path, runs: Sequence[Run] | None = None) -> None:
+    """Freeze every run and the definition of the study, then write the plan; ``runs`` are those of the experiment."""
+    runs = expand(experiment) if runs is None else runs
     for run in (*runs, *trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, work).values()):
         freeze(run.config, work, run.digest)
     if experiment.tune is not None:

@@ -27,13 +27,14 @@ def augmentation(config: RunConfig, manifest: Manifest, work: Path) -> Row | Non
 
     The images are spaced evenly over the training split.
     """
-    split = samples.opened(manifest, "train", work) if any(dict(config.augment).values()) else None
-    if split is None:
+    if not any(dict(config.augment).values()) or samples.opened(manifest, "train", work) is None:
         return None
     import torch
 
+    from workflow_lib.data import map_split
     from workflow_lib.training.augment import augmented, epoch_key, mixing_partners
 
+    split = map_split(manifest, "train", work)
     rows = torch.arange(IMAGES) * len(split) // IMAGES
     key = epoch_key(config.seed, 0)
     others = mixing_partners(config.augment, rows, key=key, samples=len(split))

@@ -9,7 +9,8 @@ from workflow_lib.report import samples
 from workflow_lib.results.read_runs import Row
 
 if TYPE_CHECKING:
-    from workflow_lib.data import Manifest, MappedSplit
+    from workflow_lib.data import Manifest
+    from workflow_lib.data.view import SplitView
 
 SHOWN = {"image": 12, "text": 3, "columns": 4}
 MAX_CLASSES = 30
@@ -78,7 +79,7 @@ def _feature(manifest: Manifest, number: int) -> Row:
     return {"name": feature.name, "mean": mean, "std": manifest.std[number] if mean is not None else None}
 
 
-def _samples(split: MappedSplit, manifest: Manifest) -> list[Row]:
+def _samples(split: SplitView, manifest: Manifest) -> list[Row]:
     """Return training samples with their classes, spaced evenly."""
     kind = next(iter(samples.shown(split, manifest, [0])[0]), None)
     if kind is None:
@@ -88,6 +89,6 @@ def _samples(split: MappedSplit, manifest: Manifest) -> list[Row]:
     numbers = sorted({place * len(split) // SHOWN[kind] for place in range(SHOWN[kind])})
     found = samples.shown(split, manifest, numbers)
     return [
-        {**content, "target": target_text(split.batch(slice(number, number + 1))[1][0], manifest)}
+        {**content, "target": target_text(split.target(number), manifest)}
         for number, content in zip(numbers, found, strict=True)
     ]

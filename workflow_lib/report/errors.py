@@ -13,7 +13,8 @@ from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import Row, RunResults
 
 if TYPE_CHECKING:
-    from workflow_lib.data import Manifest, MappedSplit
+    from workflow_lib.data import Manifest
+    from workflow_lib.data.view import SplitView
     from workflow_lib.metrics.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def errors_chapter(outcomes: Outcomes, manifest: Manifest, work: Path) -> Row:
     }
 
 
-def _different(numbers: list[int], split: MappedSplit | None, manifest: Manifest) -> tuple[list[int], list[Row]]:
+def _different(numbers: list[int], split: SplitView | None, manifest: Manifest) -> tuple[list[int], list[Row]]:
     """Return the first samples, and their contents; of those with equal texts the first only."""
     if split is None or not manifest.has_tokens:
         numbers = numbers[:SHOWN]

@@ -14,7 +14,8 @@ from workflow_lib.results.read_runs import Row
 if TYPE_CHECKING:
     import numpy as np
 
-    from workflow_lib.data import Manifest, MappedSplit
+    from workflow_lib.data import Manifest
+    from workflow_lib.data.view import SplitView
 
 logger = logging.getLogger(__name__)
 
@@ -23,32 +24,31 @@ SHOWN_FEATURES = 12
 PAD = 0  # token that fills a short text
 
 
-def opened(manifest: Manifest, split: str, work: Path) -> MappedSplit | None:
+def opened(manifest: Manifest, split: str, work: Path) -> SplitView | None:
     """Return a split to look at; None, with a warning, if its data was deleted: the report is complete without it."""
-    from workflow_lib.data import map_split
+    from workflow_lib.data.view import view_split
 
     try:
-        return map_split(manifest, split, work)
+        return view_split(manifest, split, work)
     except DataError as error:
         logger.warning("no samples of %s are shown: %s", split, error)
         return None
 
 
-def shown(split: MappedSplit, manifest: Manifest, numbers: Sequence[int]) -> list[Row]:
+def shown(split: SplitView, manifest: Manifest, numbers: Sequence[int]) -> list[Row]:
     """Return each sample by its number: its `image` as a data URI, its `text`, or its `columns`; nothing for others."""
     return [_sample(split, manifest, number) for number in numbers]
 
 
-def _sample(split: MappedSplit, manifest: Manifest, number: int) -> Row:
+def _sample(split: SplitView, manifest: Manifest, number: int) -> Row:
     from workflow_lib.metrics import pictures
 
-    rows = slice(number, number + 1)
     if manifest.has_tokens:
-        return {"text": _text(split.stored(rows)[0], manifest)}
+        return {"text": _text(split.stored(number), manifest)}
     if manifest.features:
-        return {"columns": _values(split.stored(rows)[0], manifest)}
+        return {"columns": _values(split.stored(number), manifest)}
     if len(manifest.input_shape) == 3:
-        return {"image": pictures.thumbnail(split.batch(rows)[0][0].numpy(), manifest)}
+        return {"image": pictures.thumbnail(split.normalised(number), manifest)}
     return {}
 
 

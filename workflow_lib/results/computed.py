@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from workflow_lib.ready import THREADS
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance, source_weights, write_run
 from workflow_lib.results.statements import read_evaluation, read_training
+from workflow_lib.runtime import packages
 from workflow_lib.store import layout
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def place(
         "model": weights,
         "metrics": None if measured is None else measured["metrics"],
         "threads": os.environ.get(THREADS),
-        "torch": metadata.version("torch"),
+        "torch": packages.version("torch"),
     }
     workspace = layout.workspace_path(work, digest, read_json(data, "digest")["digest"], code)
     return layout.computed_dir(workspace) / config.digest(key, stage)

@@ -10,14 +10,14 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from workflow_lib.runtime import git
+from workflow_lib.runtime import git, packages
 from workflow_lib.runtime.device import query_gpus
 
 PACKAGES = [
@@ -63,7 +63,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "command": sys.argv,
-        "packages": _versions(),
+        "packages": versions(),
         "cpu": cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -155,11 +155,12 @@ def cpu_name() -> str:
     return next(models, platform.processor())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the version of each package of ``PACKAGES`` that is installed."""
     found = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            found[name] = packages.version(name)
+        except PackageNotFoundError:
             continue
     return found

@@ -6,8 +6,10 @@ Each says why the documented interface is not enough, and when it can be dropped
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch import nn
 
 core: Any = torch._C
 
-# modules that torch imports when it makes the first optimizer and exports the first model, in over a second:
-# a process that is forked for each run imports it before. To be dropped when torch has public names for it.
+# modules that torch imports when it exports the first model, in over a second: a process that is forked for each run
+# imports them before. To be dropped when torch has public names for them.
 IMPORTED_LATE = ("torch._dynamo", "torch.export._trace")
 
 # Operations on lists of tensors: a few kernels for all tensors of a model instead of one for each. torch's optimizers
@@ -108,6 +110,42 @@ def unwrap_optimizer_methods() -> None:
         plain = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
         if plain is not None:
             plain.__dynamo_disable = plain
+
+
+def keep_export_table() -> None:
+    """Let the exporter make its table of operators once in this process and its forks, instead of for each model.
+
+    For the table, onnxscript translates the source of 497 functions, of which only the domain is read: half of the time
+    that the export of a small model takes. Where torch or onnxscript has other names, nothing changes. To be dropped
+    when onnxscript reads the domain without the source, and torch keeps the table.
+    """
+    try:
+        from onnxscript._internal.values import TracedOnnxFunction
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        table: Any = ONNXRegistry
+        make, whole = table.from_torchlib.__func__, TracedOnnxFunction.function_ir
+    except (ImportError, AttributeError):
+        return
+    if hasattr(make, "__wrapped__"):
+        return
+    kept: dict[str, Any] = {}
+
+    @functools.wraps(make)
+    def from_torchlib(registry: Any, *given: Any, **named: Any) -> Any:
+        asked = repr((given, named))  # the version of the operators
+        if asked not in kept:
+            traced: Any = TracedOnnxFunction
+            traced.function_ir = property(lambda function: types.SimpleNamespace(domain=function.opset.domain))
+            try:
+                kept[asked] = make(registry, *given, **named)
+            finally:
+                traced.function_ir = whole
+        copied = copy.copy(kept[asked])  # conversions add functions of their own
+        copied.functions = {name: list(found) for name, found in copied.functions.items()}
+        return copied
+
+    table.from_torchlib = classmethod(from_torchlib)
 
 
 def configure_compiler(*, is_strict: bool) -> None:

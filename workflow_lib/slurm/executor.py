@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from workflow_lib.slurm import polling
+
 WAKE_S = 0.25
 
 
@@ -24,7 +26,7 @@ async def check_jobs(executor: Any) -> None:
         ended = {id(job) for job in checked} - running
         with executor.lock:
             executor.active_jobs[:] = [job for job in executor.active_jobs if id(job) not in ended]
-        await _pause(executor, executor.next_seconds_between_status_checks)
+        await polling.wait(executor)
 
 
 async def _pause(executor: Any, seconds: float) -> None:

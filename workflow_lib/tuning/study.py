@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_lib import plan
 from workflow_lib.config.measures import maximized
@@ -33,7 +35,28 @@ def importances(study: optuna.Study) -> dict[str, float]:
     import optuna
 
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return dict(optuna.importance.get_param_importances(study)) if len(complete) > 1 else {}
+    if len(complete) < 2:
+        return {}
+    with _without_forests():
+        return dict(optuna.importance.get_param_importances(study))
+
+
+@contextmanager
+def _without_forests() -> Iterator[None]:
+    """Keep Optuna inside the block from importing scikit-learn, which takes a second.
+
+    Its other measures of importance need random forests. Optuna does without them where they are not installed.
+    """
+    name = "sklearn.ensemble"
+    if name in sys.modules or "optuna.importance" in sys.modules:
+        yield
+        return
+    missing: Any = None
+    sys.modules[name] = missing
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def rebuild(
