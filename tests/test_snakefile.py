@@ -130,7 +130,9 @@ def test_the_lock_of_a_snakemake_that_starts_at_the_same_time_is_kept(
     try:
         assert snakefile.enter(tmp_path) == []
         assert (tmp_path / "locks").exists()
-        assert f"pid {others[0].pid}, since" in snakefile.lock_message(tmp_path)
+        told = snakefile.lock_message(tmp_path)
+        assert f"pid {others[0].pid}, since" in told
+        assert f"kill -INT -- -{os.getpgid(others[0].pid)})" in told  # its jobs, too
     finally:
         kill(others[0])
 

@@ -28,12 +28,14 @@ ADVICE = {
     "database or disk is full": FULL,  # SQLite
     os.strerror(errno.EDQUOT): "Your quota is used up: free some space (`everstep clean` lists what no result needs)",
     os.strerror(errno.EFBIG): "Raise the limit of file sizes (`ulimit -f`)",
-    os.strerror(errno.ENFILE): "The machine has too many open files",  # before EMFILE, whose text is a part of this one
+    os.strerror(
+        errno.ENFILE
+    ): "The machine has too many open files: end some programs",  # before EMFILE, whose text is a part of this one
     os.strerror(errno.EMFILE): "Raise the limit of open files (`ulimit -n 4096`)",
     # from Python's tempfile, which hides the error of the system
     "No usable temporary directory": "Raise the limit of open files (`ulimit -n 4096`) if it is low; else free space "
     "in one of them, or set TMPDIR to another",
-    os.strerror(errno.EROFS): "The disk is mounted read-only",
+    os.strerror(errno.EROFS): "The disk is mounted read-only: make it writable, or work in a copy of the folder",
 }
 
 # errors that do not mean that a file is damaged: limits, permissions, an unreachable file server

@@ -306,12 +306,15 @@ def lock_message(folder: Path) -> str:
     others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
     running = [path.read_text() for path in others if not _is_dead(path)]
     here = f"{socket.gethostname()} "
-    processes = [_described(int(text.split()[1])) for text in running if text.startswith(here)]
+    pids = [int(text.split()[1]) for text in running if text.startswith(here)]
     elsewhere = [" (pid ".join(text.split()[:2]) + ")" for text in running if not text.startswith(here)]
-    if processes:
+    if pids:
+        groups = sorted({group for pid in pids if (group := _group(pid)) is not None})
+        stop = f" or, from here, kill -INT -- {' '.join(f'-{group}' for group in groups)}" if groups else ""
         return (
-            f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(processes)}. Nothing "
-            f"was changed. Let it finish, or stop it with SIGTERM (trainings save), and run the same command again"
+            f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(map(_described, pids))}. "
+            f"Nothing was changed. Let it finish, or stop it and its trainings, which save (Ctrl-C there{stop}). "
+            "Then run the same command again"
         )
     hosts = (
         f" by a Snakemake on {', '.join(elsewhere)}, whose process cannot be checked from this host"
@@ -322,6 +325,14 @@ def lock_message(folder: Path) -> str:
         f"the files are locked in {folder.absolute()}/locks{hosts}. Nothing was changed. If no Snakemake runs here "
         f"any more, delete {folder}/controllers and {folder}/locks, and run the same command again"
     )
+
+
+def _group(pid: int) -> int | None:
+    """Return the process group, whose jobs get a signal, too; Snakemake forwards none to them."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _described(pid: int) -> str:

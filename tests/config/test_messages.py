@@ -51,6 +51,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
         ("trainng: {}", "trainng: no such setting; did you mean `training`?; the settings here are: name, labels"),
         ("training: {epochs: 1.5}", "training.epochs: 1.5 is not allowed; allowed: a whole number, at least 1"),
         ("training: {epochs: true}", "training.epochs: true is not a value"),
+        ("runtime: {pack: true}", "runtime.pack: true is not a value"),  # pydantic would read 1: no packs
         ("optimizer: {lr: yes}", "optimizer.lr: 'yes' is not allowed; allowed: a number, above 0"),
         ("optimizer: {lr: -1}", "optimizer.lr: -1 is not allowed; allowed: a number, above 0"),
         ("optimizer: {lr: .inf}", "numbers are finite"),

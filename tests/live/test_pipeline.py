@@ -52,3 +52,11 @@ def test_snakemake_in_its_own_job_submits_without_the_variables_of_that_job(
     environ = {"HOME": "/", "SLURM_CONF": "/c", "SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1"}
     environ |= {} if mark is None else {DETACHED: mark}
     assert detached.environment(environ).keys() == (environ.keys() if kept is None else kept)
+
+
+def test_snakemake_has_a_cache_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert pipeline.cache_without_home({"HOME": str(tmp_path / "home")}) == {}
+    moved = {"XDG_CACHE_HOME": str(tmp_path / ".snakemake" / "cache")}
+    assert pipeline.cache_without_home({"HOME": str(tmp_path / "file" / "home")}) == moved

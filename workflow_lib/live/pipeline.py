@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -104,7 +104,7 @@ def _run(command: Sequence[str], repeated: str, pipeline: Pipeline) -> None:
         environment = {recorder.PATH: str(events), recorder.COMMAND: repeated}
         child = subprocess.Popen(
             command,
-            env=detached.environment() | environment,
+            env=detached.environment() | cache_without_home() | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -113,6 +113,17 @@ def _run(command: Sequence[str], repeated: str, pipeline: Pipeline) -> None:
         with Watch(Follower(events), log, pipeline) as watch:
             was_stopped = _wait(child, watch, signals)
     _judge(child.returncode, watch, log, was_stopped=was_stopped)
+
+
+def cache_without_home(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variable that moves Snakemake's cache into the project if the home folder cannot have one."""
+    place = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/")) / ".cache")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        is_usable = os.access(place, os.W_OK)
+    except OSError:
+        is_usable = False
+    return {} if is_usable else {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
 
 
 def remove_old_logs(folder: Path) -> None:

@@ -78,7 +78,7 @@ class Recorder(logging.Handler):
         if FAILED_COMMAND in text and (code := exit_code(text)) is not None:
             self._last.code = code
         if not any(words in text for words in NO_REASONS):
-            record("error", text=text)
+            record("error", text=text.removeprefix("WorkflowError:\n"))
 
 
 def exit_code(text: str) -> int | None:

@@ -116,7 +116,7 @@ class Watch:
         )
         name = self.pipeline.results.name if self.pipeline.results else ""
         total = count(self.pipeline.counts.get("total", 0), "job")
-        return f"{name}: {total} to run: {phases}. Snakemake's output: {self._log}"
+        return f"{name}: {total} to run{f': {phases}' if phases else ''}. Snakemake's output: {self._log}"
 
     def _follow(self) -> None:
         """Read the progress of the trainings that run, and say their warnings."""

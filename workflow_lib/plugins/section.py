@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -41,9 +41,18 @@ def reject_unused(section: Section, names: Iterable[str], without: str) -> None:
 
 
 def _takes_bool(annotation: Any) -> bool:
-    if get_origin(annotation) in (Union, UnionType):
-        return any(_takes_bool(member) for member in get_args(annotation))
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_bool(members[0])
+    if origin in (Union, UnionType):
+        return any(
+            _takes_bool(member) for member in members if get_origin(member) is not Literal or _names_bool(member)
+        )
     return annotation not in (int, float, str, type(None))
+
+
+def _names_bool(literal: Any) -> bool:
+    return any(isinstance(value, bool) for value in get_args(literal))
 
 
 def _empty(annotation: Any) -> Any:
