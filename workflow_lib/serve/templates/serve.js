@@ -141,7 +141,10 @@ const drawCurves = () => {
   if (names.includes(wanted)) controls.metric.value = wanted;
   controls.metric.parentElement.hidden = names.length < 2;
   const place = (key) => {
-    if (!curves.places.has(key)) curves.places.set(key, curves.places.size);
+    if (!curves.places.has(key)) {
+      const taken = new Set(curves.places.values()); // a run that is no longer drawn gives its colour back
+      curves.places.set(key, Array.from({ length: taken.size + 1 }, (_, number) => number).find((number) => !taken.has(number)));
+    }
     return curves.places.get(key);
   };
   keyed(byId("curve-runs"), all, ({ key }) => key, ({ key, name }) => {
@@ -164,7 +167,11 @@ const updateCurves = async ({ curves: version, drawn }) => {
   const answer = await (await fetch(`curves?since=${curves.version}`)).json();
   curves.version = answer.version;
   for (const run of answer.changed) curves.byKey.set(run.key, run);
-  for (const key of [...curves.byKey.keys()].filter((key) => !answer.keys.includes(key))) curves.byKey.delete(key);
+  for (const key of [...curves.byKey.keys()].filter((key) => !answer.keys.includes(key))) {
+    curves.byKey.delete(key);
+    curves.places.delete(key);
+  }
+  curves.byKey = new Map(answer.keys.map((key) => [key, curves.byKey.get(key)])); // in the order of the table
   byId("curves").hidden = curves.byKey.size === 0;
   if (curves.byKey.size === 0) return;
   if (curves.draw === null) {
