@@ -20,7 +20,7 @@ from workflow_lib.cli import main
             ["status", "--jsn"],
             "everstep status: unknown argument --jsn; did you mean `--json`? Usage: everstep status [",
         ),
-        (["validate"], "everstep validate: the following arguments are required: CONFIG. Usage: everstep validate ["),
+        (["study"], "everstep study: the following arguments are required: CONFIG, --to. Usage: everstep study ["),
         (
             ["prove-resume", "a.yaml", "--kills", "x"],
             "everstep prove-resume: argument --kills: invalid int value: 'x'.",

@@ -94,6 +94,21 @@ def test_a_table_without_a_usable_column_gives_one_message(tmp_path: Path) -> No
         guess(write_table(tmp_path / "a.csv", ["at", "y"], rows))
 
 
+def test_a_row_that_lacks_a_value_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y,kind\n1,2,a\n1,2\n")
+    with pytest.raises(DataError, match="line 3"):
+        guess(tmp_path / "a.csv")
+
+
+def test_a_first_line_of_numbers_is_a_doubt(tmp_path: Path) -> None:
+    rows = [[i / 7, i * i / 3, i % 2] for i in range(40)]
+    assert any(
+        "if it is a row" in line for line in guess(write_table(tmp_path / "a.csv", ["0.5", "1.2", "0"], rows)).odd
+    )
+    years = guess(write_table(tmp_path / "b.csv", ["2019", "town", "class"], rows))
+    assert not any("if it is a row" in line for line in years.odd)
+
+
 def test_classes_are_counted_and_rare_ones_are_odd(tmp_path: Path) -> None:
     rows = [[i / 7, "rare" if i == 0 else "often", ("train", "val", "test")[i % 3]] for i in range(60)]
     found = guess(write_table(tmp_path / "a.csv", ["x", "kind", "part"], [[a, c, b] for a, b, c in rows]))
@@ -161,6 +176,23 @@ def test_what_cannot_be_guessed_gives_one_message(tmp_path: Path, name: str, con
         guess(tmp_path / name)
     with pytest.raises(DataError, match="no such file or folder"):
         guess(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("at", "found"), [("data/all", "data/all"), ("data", "data"), ("train", ".")])
+def test_the_folder_of_the_classes_is_found(tmp_path: Path, at: str, found: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / at / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / at / name / "1.png")
+    made = guess(tmp_path)
+    assert made.data["params"]["path"] == str(tmp_path / found)
+    assert "2 classes: a 1, b 1" in made.found
+
+
+def test_equal_folders_in_the_classes_are_a_doubt(tmp_path: Path) -> None:
+    for part in ("2024/a", "2024/b", "2025/a", "2025/b"):
+        (tmp_path / part).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / "1.png")
+    assert any("same sub-folders (a, b)" in line for line in guess(tmp_path).odd)
 
 
 def test_a_new_project_is_small_and_overwrites_nothing(tmp_path: Path) -> None:

@@ -66,8 +66,19 @@ class Verbs(list[Verb]):
         return declare
 
 
+FIRST = Path("config/config.yaml")
+FIRST_CONFIG = option(
+    "config", nargs="?", type=Path, default=FIRST, metavar="CONFIG", help=f"experiment file (default: {FIRST})"
+)
 CONFIG = option("config", type=Path, metavar="CONFIG", help="experiment file (YAML)")
-CONFIGS = option("config", type=Path, metavar="CONFIG", nargs="+", help="experiment files (YAML), checked one by one")
+CONFIGS = option(
+    "config",
+    type=Path,
+    metavar="CONFIG",
+    nargs="*",
+    default=[FIRST],
+    help=f"experiment files (YAML), checked one by one (default: {FIRST})",
+)
 SET = option(
     "--set", action="append", default=[], metavar="'A.B=1 C=2'", help="settings that override the file; may be repeated"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -12,6 +13,7 @@ from workflow_lib.cli.options import (
     CONFIG,
     CONFIGS,
     EXPERIMENT,
+    FIRST_CONFIG,
     RUNS,
     SET,
     Arguments,
@@ -43,7 +45,7 @@ DATA = option("--data", type=Path, metavar="PATH", help="file or folder: look at
 def _new(arguments: Arguments) -> None:
     from workflow_lib import start
 
-    guess = _guess(arguments.data.absolute()) if arguments.data else start.DIGITS
+    guess = _guess(_absolute(arguments.data)) if arguments.data else start.DIGITS
     for path in start.new_project(arguments.folder, guess):
         print(path)
     print(f"next: cd {shlex.quote(str(arguments.folder))} && everstep run")
@@ -68,6 +70,12 @@ def _init(arguments: Arguments) -> None:
         print(start.first_experiment(arguments.data.absolute().stem, guess), end="")
     else:
         print(start.first_experiment("my-experiment"), end="")
+
+
+def _absolute(path: Path) -> Path:
+    """Return the absolute path without `..`, through the links that it was given with if it leads to the same place."""
+    short = Path(os.path.abspath(path))  # noqa: PTH100
+    return short if short.exists() and path.exists() and short.samefile(path) else path.resolve()
 
 
 def _guess(path: Path) -> Guess:
@@ -125,7 +133,9 @@ PROFILE = option(
 )
 
 
-@VERBS.add("plan", "list the runs of an experiment and the settings that differ between them", CONFIG, SET, PROFILE)
+@VERBS.add(
+    "plan", "list the runs of an experiment and the settings that differ between them", FIRST_CONFIG, SET, PROFILE
+)
 def _plan(arguments: Arguments) -> None:
     from workflow_lib import config, plan
     from workflow_lib.plan import preview
@@ -176,9 +186,7 @@ def _compare(arguments: Arguments) -> None:
     from workflow_lib import comparison
 
     if len(arguments.subjects) < 2:
-        raise ConfigError(
-            f"compare {arguments.subjects[0]}: name at least one more run or experiment to compare it with"
-        )
+        raise ConfigError(f"{arguments.subjects[0]}: name at least one more run or experiment to compare it with")
     found = comparison.compare([comparison.find(ref, RESULTS, WORK) for ref in arguments.subjects])
     print(comparison.shown(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if arguments.html is not None:
@@ -227,12 +235,18 @@ def _predict(arguments: Arguments) -> None:
 @VERBS.add(
     "trace",
     "show the run, data, code and command that produced a result",
-    option("file", type=Path, metavar="FILE", help="a file in results/EXPERIMENT/runs/RUN/"),
+    option("file", metavar="FILE", help="run id, or a file in results/EXPERIMENT/runs/RUN/"),
 )
 def _trace(arguments: Arguments) -> None:
     from workflow_lib.results import provenance
 
-    print(provenance.trace(arguments.file, WORK))
+    path = Path(arguments.file)
+    if not path.exists() and path.name == arguments.file:  # no path of a file that is missing
+        from workflow_lib.prediction import models
+        from workflow_lib.results import layout
+
+        path = models.find_run(arguments.file, RESULTS) / layout.TRAIN
+    print(provenance.trace(path, WORK))
 
 
 @VERBS.add(

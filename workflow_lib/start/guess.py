@@ -82,6 +82,7 @@ def guess(path: Path) -> Guess:
 
 def _folder(path: Path) -> Guess:
     """Return a guess for a folder: images or texts, with a folder for each class or without."""
+    path = _inner(path)
     suffixes = Counter(file.suffix.lower() for file in files_below(path))
     if not suffixes:
         raise DataError(f"--data {path}: is an empty folder")
@@ -119,6 +120,9 @@ def _folder(path: Path) -> Guess:
     made.found = [f"{count(sum(classes.values()), 'file')} in folders of classes", counts_of(classes)]
     made.found += [*([f"folders of splits: {', '.join(found)}"] if len(found) > 1 else [])]
     made.odd += of_classes(classes)
+    made.odd += [
+        doubt for split, folder in split_folders(path).items() for doubt in _equal_folders(folder, found[split])
+    ]
     made.fit_batches(sum(classes.values()))
     others = suffixes.total() - images
     if images and others:
@@ -126,6 +130,32 @@ def _folder(path: Path) -> Guess:
             f"{'1 file that is no image' if others == 1 else f'{others:,} files that are no images'}; to be removed"
         )
     return made
+
+
+def _inner(path: Path) -> Path:
+    """Return the folder with the classes, if a folder contains nothing but one other folder with folders."""
+    while True:
+        here = list(entries(path))
+        if len(here) != 1 or not here[0].is_dir() or here[0].name in SPLITS:
+            return path
+        if not any(inner.is_dir() for inner in entries(here[0])):
+            return path
+        path = here[0]
+
+
+def _equal_folders(path: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Return a doubt if all classes have the same sub-folders and no file beside them: these may be the classes."""
+    below = {
+        name: {file.relative_to(path / name).parts[0] if file.parent != path / name else "" for file in files}
+        for name, files in classes.items()
+    }
+    inner = next(iter(below.values()), set())
+    if len(below) < 2 or len(inner) < 2 or "" in inner or any(names != inner for names in below.values()):
+        return []
+    shown = [", ".join(sorted(names)[:CLASSES_SHOWN]) for names in (below, inner)]
+    return [
+        f"the classes ({shown[0]}) have the same sub-folders ({shown[1]}): if those are the classes, put them on top"
+    ]
 
 
 def _images_and_masks(path: Path) -> tuple[Path, Path] | None:
@@ -236,7 +266,11 @@ def counts_of(classes: Mapping[str, int]) -> str:
     """Return the classes with their counts, most frequent first."""
     shown = sorted(classes.items(), key=lambda item: -item[1])
     more = f", and {len(shown) - CLASSES_SHOWN} more" if len(shown) > CLASSES_SHOWN else ""
-    return f"{len(shown)} classes: " + ", ".join(f"{name} {n:,}" for name, n in shown[:CLASSES_SHOWN]) + more
+    return (
+        f"{len(shown)} class{'' if len(shown) == 1 else 'es'}: "
+        + ", ".join(f"{name} {n:,}" for name, n in shown[:CLASSES_SHOWN])
+        + more
+    )
 
 
 def of_classes(classes: Mapping[str, int]) -> list[str]:

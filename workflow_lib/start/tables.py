@@ -22,6 +22,7 @@ from workflow_lib.datasets._values import names_of, parse_numbers
 from workflow_lib.datasets.table import DESCRIBED_PIECES, Params
 from workflow_lib.errors import DataError
 from workflow_lib.start.guess import Guess, counts_of, of_classes
+from workflow_lib.text import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ def of_table(path: Path) -> Guess:
         raise DataError(f"--data {error}") from error
     names = list(pieces[0].values) if pieces else []
     if len(names) < 2:
-        raise DataError(f"--data {path}: {len(names)} usable columns with rows; needed: a row and two columns")
+        raise DataError(f"--data {path}: {count(len(names), 'usable column')} with rows; needed: a row and two columns")
     notation, ambiguous = _notation(pieces, delimiter)
     frame = _frame(pieces, notation)
     target = next((c for name in TARGETS for c in frame.columns if c.lower() == name), frame.columns[-1])
@@ -100,8 +101,20 @@ def of_table(path: Path) -> Guess:
         made.data["params"]["split"] = split
         made.found.append(f"splits in column {split!r}")
     _look_at_target(frame, target, is_number, made)
+    made.odd += _of_names(frame, path)
     made.fit_batches(len(frame))
     return made
+
+
+def _of_names(frame: pd.DataFrame, path: Path) -> list[str]:
+    """Return a warning if most names of the columns are numbers: the first line is then probably a row."""
+    numbers = [name for name in frame.columns if Notation(MISSING).plain(name) is not None]
+    if len(numbers) * 2 <= len(frame.columns):
+        return []
+    first = ", ".join(numbers[:3])
+    return [
+        f"the first line of {path.name} must name the columns, but has numbers ({first}): if it is a row, add a line"
+    ]
 
 
 def _delimiter(path: Path) -> str:
@@ -111,10 +124,10 @@ def _delimiter(path: Path) -> str:
             head = [line for line in (file.readline(LONGEST_LINE) for _ in range(50)) if line]
         columns = {d: [len(row) for row in csv.reader(head, delimiter=d) if row] for d in DELIMITERS}
     except UnicodeDecodeError as error:
-        raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; convert it") from error
+        raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; convert it, such as by `iconv`") from error
     except csv.Error as error:
         raise DataError(f"--data {path}: is not a table of text, with a row in each line ({error})") from error
-    even = {d: rows[0] for d, rows in columns.items() if rows and len(set(rows)) == 1}
+    even = {d: rows[0] for d, rows in columns.items() if rows and len(set(rows)) == 1 and rows[0] > 1}
     return max(even, key=lambda d: even[d]) if even else ","
 
 
@@ -217,7 +230,8 @@ def _useless(frame: pd.DataFrame, columns: Sequence[str], made: Guess) -> list[s
     missing = {c: int(frame[c].isna().sum()) for c in columns if c not in useless and frame[c].isna().any()}
     made.odd += [f"column {c!r} lacks {n:,} of {len(frame):,} values" for c, n in missing.items()]
     if repeated := int(frame.duplicated().sum()):
-        made.odd.append(f"{repeated:,} rows are copies of others: a copy in another split makes its metrics too good")
+        rows = "1 row is a copy of another" if repeated == 1 else f"{repeated:,} rows are copies of others"
+        made.odd.append(f"{rows}: a copy in another split makes its metrics too good")
     return [*useless, *names]
 
 
