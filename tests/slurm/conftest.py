@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 import pytest
 import yaml
 
@@ -249,9 +250,13 @@ class Snakemake:
             )
 
     def kill(self) -> None:
-        """Kill it and its children on this machine, but not its jobs."""
+        """Kill it and its children on this machine, in any process group, but not its jobs."""
         if self.process.poll() is None:
+            children = psutil.Process(self.process.pid).children(recursive=True)
             os.killpg(self.process.pid, signal.SIGKILL)
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             self.process.wait()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
