@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,19 @@ def test_other_test_samples_are_not_resampled_together(project: Trained, monkeyp
         path.write_text(before, encoding="utf-8")
     assert found.reasons == ["the test samples are not the same: compare the intervals only"]
     assert all(metric.differences[1] is None for metric in found.metrics)
+
+
+def test_runs_that_are_evaluated_with_other_views_are_told(project: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    first, second = (comparison.find(run, Path("results"), Path("work")) for run in project.runs)
+    assert not comparison.compare([first, second]).views
+    tta = {"flip_horizontal": True, "flip_vertical": False, "shift": 2}
+    changed = replace(second, evaluation={**second.evaluation, "views": 10, "tta": tta})  # type: ignore[typeddict-unknown-key]
+    found = comparison.compare([first, changed])
+    told = "B: the mean of 10 views of each image (flip_horizontal, shift 2)"
+    assert {"A: 1 view of each image", told} <= set(comparison.shown(found).splitlines())
+    comparison.write_page(found, project.root / "views.html")
+    assert told.partition(": ")[2] in (project.root / "views.html").read_text()
 
 
 def test_what_is_no_run_is_rejected_with_the_experiments_that_there_are(

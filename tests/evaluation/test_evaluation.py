@@ -18,6 +18,7 @@ from workflow_lib.config.run import Training
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation import own_metrics
 from workflow_lib.files import read_json
+from workflow_lib.metrics import classes
 from workflow_lib.metrics.outputs import predict
 from workflow_lib.results.provenance import file_digest
 
@@ -67,7 +68,11 @@ def test_an_evaluation_with_views_says_so_and_its_predictions_are_those_of_the_m
     alone, mean, again = (output.with_name("predictions.csv").read_text() for output in found)
     assert alone != mean == again
     assert "views" not in read_json(found[0])
-    assert read_json(found[1])["views"] == 5
+    assert (read_json(found[1])["views"], read_json(found[1])["tta"]["shift"]) == (5, 1)
+    assert "views" not in next(csv.reader(alone.splitlines()))
+    assert {row["views"] for row in csv.DictReader(mean.splitlines())} == {"5"}
+    outcomes = [classes.outcomes(path.with_name("predictions.csv"), list("0123456789")) for path in found[:2]]
+    assert outcomes[0].has_samples_of(outcomes[1])
 
 
 def test_the_batch_size_changes_no_prediction(project: Trained) -> None:

@@ -242,18 +242,22 @@ def test_a_text_is_predicted_passage_by_passage_and_short_ones_too(text: Trained
 # Output
 
 
-def test_csv_and_parquet_hold_the_same_predictions(numbers: Trained) -> None:
-    for name in ("out.csv", "deep/out.parquet"):
+def test_csv_parquet_and_excel_hold_the_same_predictions(numbers: Trained) -> None:
+    for name in ("out.csv", "deep/out.parquet", "out.xlsx"):
         assert everstep("predict", numbers.runs[0], "houses.csv", "--output", name, "--batch-size", 64) == 0
     expected = workflow_lib.predict(numbers.runs[0], "houses.csv", batch_size=64)
     pandas.testing.assert_frame_equal(pandas.read_csv("out.csv"), expected, check_exact=True)
     pandas.testing.assert_frame_equal(pandas.read_parquet("deep/out.parquet"), expected, check_exact=True)
+    pandas.testing.assert_frame_equal(pandas.read_excel("out.xlsx"), expected, check_exact=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["houses.csv", "--output", "x.json"], "--output x.json: allowed: a name that ends with .csv or .parquet"),
+        (
+            ["houses.csv", "--output", "x.json"],
+            "--output x.json: allowed: a name that ends with .csv, .parquet or .xlsx",
+        ),
         (["houses.csv", "--output", "houses.csv"], "--output houses.csv: is the data, which is not overwritten"),
         (["houses.csv", "--output", "houses.csv/x.csv"], "--output houses.csv/x.csv: no file can be written in "),
         (["none.csv", "--output", "x.csv"], "none.csv: there is no such file or folder"),

@@ -215,7 +215,7 @@ def _retrain(arguments: Arguments) -> None:
     "predict with a trained run or a model.onnx for data without targets",
     option("run", metavar="RUN", help="run id, folder of its results, train.json, or a .onnx file"),
     option("data", type=Path, metavar="DATA", help="file or folder of the kind that the run was trained on"),
-    option("--output", type=Path, required=True, metavar="FILE", help="predictions: .csv or .parquet"),
+    option("--output", type=Path, required=True, metavar="FILE", help="predictions: .csv, .parquet or .xlsx"),
     option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N"),
     option("--batch-size", type=int, default=256, metavar="N", help="samples computed at once (default: 256)"),
     has_log=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow_lib import tasks
 from workflow_lib.comparison.table import Comparison
-from workflow_lib.comparison.text import HOW, difference_of, value_of
+from workflow_lib.comparison.text import HOW, VIEWS, difference_of, value_of
 from workflow_lib.files import write_atomic
 from workflow_lib.report import curves, page
 from workflow_lib.report.runs_table import packed, shown_setting
@@ -32,6 +32,7 @@ def write_page(comparison: Comparison, output: Path) -> None:
         comparison=comparison,
         second=next(iter(metrics.values())),
         how=HOW,
+        views=VIEWS,
         value_of=value_of,
         difference_of=difference_of,
         shown=shown_setting,

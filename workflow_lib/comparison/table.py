@@ -32,12 +32,14 @@ class Comparison:
 
     settings  value of each run for each setting that differs
     reasons   for each run but the first, why its differences cannot be tested; empty if they can
+    views     the views of a test image that each run is evaluated with; empty if they are the same for all
     """
 
     subjects: Sequence[Subject]
     settings: dict[str, list[Any]]
     metrics: list[Metric]
     reasons: list[str]
+    views: list[str]
 
 
 def compare(subjects: Sequence[Subject]) -> Comparison:
@@ -73,7 +75,21 @@ def compare(subjects: Sequence[Subject]) -> Comparison:
         settings={name: values for name, values in settings.items() if any(value != values[0] for value in values)},
         metrics=metrics,
         reasons=reasons,
+        views=_views(subjects),
     )
+
+
+def _views(subjects: Sequence[Subject]) -> list[str]:
+    """Return the test-time augmentation of each run in words, or nothing if it is the same for all."""
+    told = []
+    for subject in subjects:
+        evaluation: dict[str, Any] = {**subject.evaluation}
+        chosen: dict[str, Any] = evaluation.get("tta") or {}
+        names = [name if value is True else f"{name} {value}" for name, value in chosen.items() if value]
+        number = evaluation.get("views", 1)
+        text = "1 view of each image" if number == 1 else f"the mean of {number} views of each image"
+        told.append(text + (f" ({', '.join(names)})" if names else ""))
+    return told if len(set(told)) > 1 else []
 
 
 def _paired(first: Subject, other: Subject, predicted: Any) -> tuple[str, dict[str, Difference]]:

@@ -22,12 +22,18 @@ HOW = (
 )
 
 
+VIEWS = "The evaluations differ (evaluate.tta), so a difference of metrics may be theirs. Evaluated with:"
+
+
 def shown(comparison: Comparison, width: int | None = None) -> str:
     """Return the comparison as text: a letter stands for each run; `width` is the most columns, if any."""
     subjects = comparison.subjects
     named = list(zip(_letters(subjects), subjects, strict=True))
     lines = [f"{letter}  {subject.title}" for letter, subject in named]
     lines += [f"{letter} {subject.over}" for letter, subject in named if subject.over]
+    if comparison.views:
+        lines += ["", VIEWS]
+        lines += [f"{letter}: {text}" for (letter, _), text in zip(named, comparison.views, strict=True)]
     lines += ["", *_settings(comparison), "", *_metrics(comparison, width), "", *_curves(comparison)]
     return "\n".join(lines)
 

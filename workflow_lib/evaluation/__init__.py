@@ -19,6 +19,7 @@ from workflow_lib.errors import UserError
 from workflow_lib.evaluation import generated, views
 from workflow_lib.evaluation.computing import device_of, judged
 from workflow_lib.files import read_json, write_atomic
+from workflow_lib.metrics.outcomes import VIEWS
 from workflow_lib.plan import user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance, source_weights
@@ -74,9 +75,12 @@ def evaluate(experiment: Experiment, *, run: str, data: Path, work: Path, model:
     if caution := provenance.caution(len(split)):
         logger.warning("%s: the intervals are wide, and one sample changes every number", caution)
     if (number := len(views.views(tta))) > 1:
-        how["views"] = number
+        how |= {"views": number, "tta": tta.model_dump()}
         logger.info("probabilities are the mean over %d views of each image", number)
-    named = with_names(predictions, names_of_split(data, manifest, "test"))
+    names = names_of_split(data, manifest, "test")
+    if number > 1:  # a reader of the table sees that the model alone gives other probabilities
+        names = {**(names or {}), VIEWS: [str(number)] * len(split)}
+    named = with_names(predictions, names)
     write_atomic(output.with_name(results_layout.PREDICTIONS), named)
     write_evaluation(output, statement, {**how, **measured})
     if absent := measured.get("absent_classes"):

@@ -61,6 +61,9 @@ class ComparedRuns:
         import pandas
 
         notes = ["", *self._found.reasons]
+        if self._found.views:
+            told = [f"evaluated with {views}" for views in self._found.views]
+            notes = ["; ".join(filter(None, pair)) for pair in zip(notes, told, strict=True)]
         rows = [
             {
                 "metric": metric.label,

@@ -15,6 +15,7 @@ from workflow_lib.errors import DataError
 from workflow_lib.metrics.bootstrap import Scores
 
 CHUNK_ROWS = 4096
+VIEWS = "views"  # column before `sample`: number of views of each image that the probabilities are the mean of
 MOST_VALUES = 100_000_000  # numbers in a file: 800 MB of float64
 
 
@@ -88,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, list[str]], list[str], np.ndarray]:
         while chunk := list(islice(lines, CHUNK_ROWS)):
             named += [line[:first] for line in chunk]
             parts.append(np.array([[float(cell or "nan") for cell in line[first + 1 :]] for line in chunk]))
-    names = {name: [line[place] for line in named] for place, name in enumerate(header[:first])}
+    names = {name: [line[place] for line in named] for place, name in enumerate(header[:first]) if name != VIEWS}
     return names, header[first + 1 :], np.concatenate(parts)
 
 

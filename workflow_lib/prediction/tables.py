@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias, final
@@ -15,9 +16,10 @@ import numpy as np
 
 from workflow_lib.errors import UserError
 from workflow_lib.files import open_atomic
+from workflow_lib.results.workbook import Workbook
 
 Rows: TypeAlias = "Mapping[str, Sequence[Any] | np.ndarray]"  # columns by name, of equal length
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".parquet", ".xlsx")
 
 
 class Table(ABC):
@@ -35,7 +37,9 @@ class Table(ABC):
 def check_output(output: Path, data: Path) -> None:
     """Raise UserError if predictions cannot be written to this file, or if it is the data."""
     if output.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--output {output}: allowed: a name that ends with {' or '.join(SUFFIXES)}")
+        raise UserError(
+            f"--output {output}: allowed: a name that ends with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder")
     if output.exists() and (output.samefile(data) or (data.is_dir() and data.resolve() in output.resolve().parents)):
@@ -45,13 +49,15 @@ def check_output(output: Path, data: Path) -> None:
         raise UserError(f"--output {output}: no file can be written in {folder}")
     if output.suffix.lower() == ".parquet":
         _pyarrow()
+    if output.suffix.lower() == ".xlsx" and importlib.util.find_spec("openpyxl") is None:
+        raise UserError("--output: Excel needs openpyxl: pip install 'everstep[excel]' (or write .csv)")
 
 
 @contextmanager
 def open_table(output: Path) -> Iterator[Table]:
     """Yield the file; it replaces an older one when the block ends, and nothing is left if it raises."""
     with open_atomic(output) as file:
-        table = Parquet(file) if output.suffix.lower() == ".parquet" else Csv(file)
+        table = KINDS[output.suffix.lower()](file)
         yield table
         table.finish()
 
@@ -105,6 +111,32 @@ class Parquet(Table):
         """Write the last part of the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+@final
+class Excel(Table):
+    """A workbook with one sheet, `predictions`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._book = Workbook("write .csv or .parquet (--output)")
+        self._has_header = False
+
+    def add(self, columns: Rows) -> None:
+        """Add the rows of a batch."""
+        if not self._has_header:
+            self._book.begin("predictions", list(columns))
+            self._has_header = True
+        listed = (values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values())
+        for row in zip(*listed, strict=True):
+            self._book.add(row)
+
+    def finish(self) -> None:
+        """Write the file."""
+        self._book.save(self._file)
+
+
+KINDS: Mapping[str, Callable[[IO[bytes]], Table]] = {".csv": Csv, ".parquet": Parquet, ".xlsx": Excel}
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -25,10 +25,10 @@ from workflow_lib.report.data_preview import data_chapter
 from workflow_lib.report.errors import errors_chapter, read_outcomes
 from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, packed, shown_interval, shown_setting
 from workflow_lib.report.study import study_chapter
-from workflow_lib.report.workbook import workbook
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.configurations import Configuration, group
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
+from workflow_lib.results.workbook import workbook
 from workflow_lib.text import count, decimal, duration, flatten
 
 if TYPE_CHECKING:
