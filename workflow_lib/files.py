@@ -168,15 +168,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append the line, which ends with a line feed, in a single write, so that lines of several processes never mix."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        is_partial = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        # after a partial line, begin a new one; if another process was just writing, this leaves an empty line
-        os.write(descriptor, b"\n" * is_partial + line)
-    finally:
-        os.close(descriptor)
+    """Append the line, which ends with a line feed, in a single write, so that lines of several processes never mix.
+
+    If another process replaces the file meanwhile, the line is in the new one; it may be there twice.
+    """
+    is_replaced = True
+    while is_replaced:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            is_partial = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            # after a partial line, begin a new one; if another process was just writing, this leaves an empty line
+            os.write(descriptor, b"\n" * is_partial + line)
+            is_replaced = os.fstat(descriptor).st_nlink == 0
+        finally:
+            os.close(descriptor)
 
 
 def write_signed(path: Path, value: Mapping[str, Any]) -> None:

@@ -132,3 +132,68 @@ def test_a_follower_returns_each_complete_line_once(tmp_path: Path) -> None:
     assert [event["kind"] for event in Follower(path, last_bytes=len(path.read_bytes()) - 3).new()] == ["b"]
     path.write_text('{"kind": "c"}\n')  # another file with its name
     assert [event["kind"] for event in follower.new()] == ["c"]
+
+
+def test_a_large_file_is_shortened_and_a_follower_reads_each_event_once(
+    events: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflow_lib.store.events.LARGE_BYTES", 20_000)
+    monkeypatch.setattr("workflow_lib.store.events.NEWEST_BYTES", 5_000)
+    follower, followed, largest = Follower(events.path), [], 0
+    for step in range(500):
+        events.append("epoch" if step % 50 == 0 else "progress", time=f"2026-01-01T00:00:00.{step:03}Z", step=step)
+        events.shorten()
+        largest = max(largest, events.path.stat().st_size)
+        followed += follower.new() if step % 7 == 0 else []
+    followed += follower.new()
+    assert largest < 20_200
+    assert [event["step"] for event in followed] == [*range(500)]
+    kept = [event["step"] for event in read_events(events.path)]
+    assert {*range(0, 500, 50)} <= {*kept}
+    newest = [step for step in kept if step % 50]
+    assert newest == [step for step in range(newest[0], 500) if step % 50]
+
+
+def append_all(path: Path, name: int) -> None:
+    events = EventLog(path, name=name)
+    for number in range(400):
+        events.append("epoch", number=number, filling="x" * 100)
+
+
+def test_no_line_is_lost_while_another_process_shortens_the_file(
+    events: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflow_lib.store.events.LARGE_BYTES", 0)
+    monkeypatch.setattr("workflow_lib.store.events.NEWEST_BYTES", 1_000)
+    events.append("epoch", name=-1)
+    writers = [multiprocessing.get_context("fork").Process(target=append_all, args=(events.path, n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    shortened = 0
+    while any(writer.is_alive() for writer in writers):
+        events.shorten()
+        shortened += 1
+    for writer in writers:
+        writer.join()
+    assert shortened > 3
+    found = read_events(events.path)
+    for name in range(3):
+        assert {event["number"] for event in found if event["name"] == name} == {*range(400)}
+
+
+def test_a_line_for_a_file_that_is_just_replaced_is_in_the_new_one(
+    events: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = os.write
+
+    def replace_and_write(descriptor: int, line: bytes) -> int:
+        monkeypatch.setattr(os, "write", written)
+        other = events.path.with_name("other")
+        other.write_bytes(b"")
+        other.replace(events.path)
+        return written(descriptor, line)
+
+    events.append("before")
+    monkeypatch.setattr(os, "write", replace_and_write)
+    events.append("late")
+    assert [event["kind"] for event in read_events(events.path)] == ["late"]

@@ -1,6 +1,6 @@
 """Logging to the terminal or the job's log, and to the events file of the workspace.
 
-Snakemake truncates a job's log at each start; the events file is only appended to.
+Snakemake truncates a job's log at each start; the events file is appended to, and shortened when it is large.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.distributed.ranks import Ranks
-from workflow_lib.files import append_line
+from workflow_lib.files import append_line, write_atomic
 from workflow_lib.store.attempts import utc_now
 
 NAME = "workflow_lib"
 PREFIX = "everstep-"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error", "critical": "fatal"}
+LARGE_BYTES, NEWEST_BYTES = 1 << 24, 1 << 20
+FOR_NOW = ("progress", "log")  # kinds that nobody reads once they are old
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,26 @@ class EventLog:
         except OSError as error:
             logger.warning("event not recorded: %s", error, extra={"to_events": False})  # no recursion
 
+    def shorten(self) -> None:
+        """Drop messages and progress from a large file, except for its newest part. For one process at a time."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size <= LARGE_BYTES:
+                    return
+                content = file.read()
+                old = content.rfind(b"\n", 0, len(content) - NEWEST_BYTES) + 1
+                kept = (line for line in content[:old].splitlines(keepends=True) if _is_kept(line))
+                write_atomic(self.path, [*kept, content[old:]])
+                if late := file.read():  # from processes that had opened the old file
+                    append_line(self.path, late)
+        except OSError as error:
+            logger.warning("events not shortened: %s", error, extra={"to_events": False})
+
+
+def _is_kept(line: bytes) -> bool:
+    event = _event(line)
+    return event is not None and event.get("kind") not in FOR_NOW
+
 
 def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
     """Return the events of the file or of its last bytes, oldest first; partial lines are skipped."""
@@ -55,25 +77,32 @@ def last_event(path: Path, kinds: Sequence[str], last_bytes: int) -> dict[str, A
 class Follower:
     """Reads the events that are appended to a file, and those in its last bytes; a line counts once it is complete.
 
-    Without a number of bytes, all events are read.
+    Without a number of bytes, all events are read. Of another file that takes the name, those that are later are read.
     """
 
     def __init__(self, path: Path, *, last_bytes: int | None = None) -> None:
         self._path = path
         self._offset = max(0, path.stat().st_size - last_bytes) if last_bytes is not None and path.exists() else 0
+        self._file: os.stat_result | None = None
+        self._newest = ""
 
     def new(self) -> list[dict[str, Any]]:
         """Return the events since the last call, oldest first; none while the file is missing."""
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:
-                    self._offset = 0  # another file has its name now
+                state, known = os.fstat(file.fileno()), ""
+                if state.st_size < self._offset or (self._file and not os.path.samestat(self._file, state)):
+                    self._offset, known = 0, self._newest  # another file has its name now
+                self._file = state
                 file.seek(self._offset)
                 lines, end, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
             return []
         self._offset += len(lines + end)
-        return [event for line in lines.splitlines() if (event := _event(line)) is not None]
+        found = [event for line in lines.splitlines() if (event := _event(line)) is not None]
+        new = [event for event in found if not known or str(event.get("time", "")) > known]
+        self._newest = max([self._newest, *(str(event.get("time", "")) for event in new)])
+        return new
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

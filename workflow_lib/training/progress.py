@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVERY_S = {"bar": 0.25, "line": 10.0}
+YOUNG_S, OLD_EVERY_S = 600.0, 60.0  # after ten minutes, the log gets a line a minute
 
 PLACE = ("epoch", "step", "lr")  # not metrics of a validation
 
@@ -33,7 +34,7 @@ class ProgressDisplay:
         self._batch_size = batch_size
         self._events = events
         self._first = self._last = (step, time.monotonic())
-        self._logged_at = time.monotonic()
+        self._began = self._logged_at = self._printed_at = time.monotonic()
         self._bar = self._new_bar(step) if sys.stderr.isatty() else None
         self._next = time.monotonic()
 
@@ -58,10 +59,14 @@ class ProgressDisplay:
             self._events.append(
                 "progress", step=step, steps=self._total, epoch=epoch, loss=loss, samples_per_s=round(speed, 1)
             )
-            if not self._bar:
+            self._events.shorten()
+            is_due = now - self._began <= YOUNG_S or now - self._printed_at >= OLD_EVERY_S
+            if not self._bar and is_due:
+                self._printed_at = now
                 logger.info(
                     "epoch %d/%d  step %d/%d  loss %.4f  %s samples/s  ETA %s",
                     epoch, self._length.epochs, step, self._total, loss, f"{speed:,.0f}", eta,
+                    extra={"to_events": False},  # the event above says it
                 )  # fmt: skip
 
     def validated(self, row: dict[str, float | None], *, is_best: bool) -> None:
