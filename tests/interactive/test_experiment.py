@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,13 @@ def test_ctrl_c_stops_the_pipeline_and_raises_keyboard_interrupt(project: Path) 
     experiment = workflow_lib.load("config/config.yaml")
     before, others = signal.getsignal(signal.SIGINT), {*psutil.Process().children()}  # those of other tests
 
+    def has_started() -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return any("snakemake" in child.cmdline() for child in {*psutil.Process().children()} - others)
+        return False
+
     def press_ctrl_c() -> None:
-        while not {*psutil.Process().children()} - others:
+        while not has_started():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
