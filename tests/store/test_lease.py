@@ -263,9 +263,10 @@ def test_clocks_of_hosts_are_not_compared(tmp_path: Path) -> None:
     ("answer", "job", "is_taken"),
     [
         ("", "1", True),
-        ("PENDING", "1", True),
-        ("RUNNING", "1", False),
-        ("COMPLETING", "1", False),
+        ("1 PENDING", "1", True),
+        ("1 RUNNING", "1", False),
+        ("1 COMPLETING", "1", False),
+        ("3 RUNNING", "1", True),  # another task of the array whose number it has
         ("", "PBS 1", False),  # SLURM knows nothing of it
     ],
 )

@@ -344,5 +344,5 @@ def _job_is_gone(job: str, moment: int) -> bool:
         return False
     if answer.returncode != 0:
         return "Invalid job id" in answer.stderr
-    states = {state for number, state in map(str.split, answer.stdout.splitlines()) if number == job}
+    states = {line.split()[-1] for line in answer.stdout.splitlines() if line.split()[:1] == [job]}
     return not states & {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "RESIZING"}
