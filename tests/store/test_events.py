@@ -163,7 +163,7 @@ def append_all(path: Path, name: int) -> None:
 def test_no_line_is_lost_while_another_process_shortens_the_file(
     events: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflow_lib.store.events.LARGE_BYTES", 0)
+    monkeypatch.setattr("workflow_lib.store.events.LARGE_BYTES", -1)
     monkeypatch.setattr("workflow_lib.store.events.NEWEST_BYTES", 1_000)
     events.append("epoch", name=-1)
     writers = [multiprocessing.get_context("fork").Process(target=append_all, args=(events.path, n)) for n in range(3)]
@@ -171,7 +171,7 @@ def test_no_line_is_lost_while_another_process_shortens_the_file(
         writer.start()
     shortened = 0
     while any(writer.is_alive() for writer in writers):
-        events.shorten()
+        EventLog(events.path).shorten()
         shortened += 1
     for writer in writers:
         writer.join()
@@ -197,3 +197,19 @@ def test_a_line_for_a_file_that_is_just_replaced_is_in_the_new_one(
     monkeypatch.setattr(os, "write", replace_and_write)
     events.append("late")
     assert [event["kind"] for event in read_events(events.path)] == ["late"]
+
+
+def test_old_times_of_steps_are_kept_once_a_minute_and_a_file_is_not_rewritten_for_little(
+    events: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflow_lib.store.events.LARGE_BYTES", 20_000)
+    monkeypatch.setattr("workflow_lib.store.events.NEWEST_BYTES", 5_000)
+    rewritten, known = 0, 0
+    for step in range(3600):
+        events.append("logged", time=f"2026-01-01T00:{step // 60:02}:{step % 60:02}.000Z", step=step)
+        events.shorten()
+        rewritten += known not in (0, known := events.path.stat().st_ino)
+    steps = [event["step"] for event in read_events(events.path)]
+    assert steps[:10] == [*range(0, 600, 60)]
+    assert steps[-30:] == [*range(3570, 3600)]
+    assert 0 < rewritten < 40

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PREFIX = "everstep-"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error", "critical": "fatal"}
 LARGE_BYTES, NEWEST_BYTES = 1 << 24, 1 << 20
 FOR_NOW = ("progress", "log")  # kinds that nobody reads once they are old
+LOGGED_S = 60.0  # of the old times of steps, which trackers copy, one in so many seconds is kept
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +34,7 @@ class EventLog:
     def __init__(self, path: Path, **common: Any) -> None:
         self.path = path
         self._common = common
+        self._shortened_bytes = 0
 
     def append(self, kind: str, **fields: Any) -> None:
         """Append the event; if the disk rejects it, only log a warning."""
@@ -43,24 +46,37 @@ class EventLog:
             logger.warning("event not recorded: %s", error, extra={"to_events": False})  # no recursion
 
     def shorten(self) -> None:
-        """Drop messages and progress from a large file, except for its newest part. For one process at a time."""
+        """Drop messages and progress from a large file, except for its newest part. For one process at a time.
+
+        It is large if it also has twice the bytes that the last call has left.
+        """
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size <= LARGE_BYTES:
+                if os.fstat(file.fileno()).st_size <= max(LARGE_BYTES, 2 * self._shortened_bytes):
                     return
                 content = file.read()
                 old = content.rfind(b"\n", 0, len(content) - NEWEST_BYTES) + 1
-                kept = (line for line in content[:old].splitlines(keepends=True) if _is_kept(line))
-                write_atomic(self.path, [*kept, content[old:]])
+                pieces = [*_kept(content[:old].splitlines(keepends=True)), content[old:]]
+                write_atomic(self.path, pieces)
+                self._shortened_bytes = sum(map(len, pieces))
                 if late := file.read():  # from processes that had opened the old file
                     append_line(self.path, late)
         except OSError as error:
             logger.warning("events not shortened: %s", error, extra={"to_events": False})
 
 
-def _is_kept(line: bytes) -> bool:
-    event = _event(line)
-    return event is not None and event.get("kind") not in FOR_NOW
+def _kept(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a large file that are read when they are old."""
+    logged_at = -LOGGED_S
+    for line in lines:
+        if (event := _event(line)) is None or event.get("kind") in FOR_NOW:
+            continue
+        if event.get("kind") == "logged":
+            at = datetime.fromisoformat(event["time"]).timestamp()
+            if abs(at - logged_at) < LOGGED_S:  # the clock may have been set
+                continue
+            logged_at = at
+        yield line
 
 
 def read_events(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
