@@ -92,7 +92,7 @@ def test_every_shipped_model_task_optimizer_and_augmentation_is_among_the_cases(
     """Models of Hugging Face are tested with the others of their kind (test_transformers)."""
     models = {settings["model"]["name"] for _, settings in CASES.values()}
     assert models == set(plugins.available("models")) - {"transformers"}
-    assert {spec.task for spec, _ in CASES.values()} == set(plugins.all_facts())
+    assert {spec.task for spec, _ in CASES.values()} == set(plugins.task_names())
     optimizers = {settings.get("optimizer", {"name": "adamw"})["name"] for _, settings in CASES.values()}
     assert optimizers == set(GRAPH_OPTIMIZERS)
     augmentations = set(CASES["cnn, all augmentations"][1]["augment"])
