@@ -156,7 +156,7 @@ def test_a_large_file_is_shortened_and_a_follower_reads_each_event_once(
 
 def append_all(path: Path, name: int) -> None:
     events = EventLog(path, name=name)
-    for number in range(400):
+    for number in range(1500):
         events.append("epoch", number=number, filling="x" * 100)
 
 
@@ -175,10 +175,10 @@ def test_no_line_is_lost_while_another_process_shortens_the_file(
         shortened += 1
     for writer in writers:
         writer.join()
-    assert shortened > 3
+    assert shortened
     found = read_events(events.path)
     for name in range(3):
-        assert {event["number"] for event in found if event["name"] == name} == {*range(400)}
+        assert {event["number"] for event in found if event["name"] == name} == {*range(1500)}
 
 
 def test_a_line_for_a_file_that_is_just_replaced_is_in_the_new_one(

@@ -55,6 +55,8 @@ class EventLog:
                 if os.fstat(file.fileno()).st_size <= max(LARGE_BYTES, 2 * self._shortened_bytes):
                     return
                 content = file.read()
+                content = content[: content.rfind(b"\n") + 1]  # without a line that is just being written
+                file.seek(len(content))
                 old = content.rfind(b"\n", 0, len(content) - NEWEST_BYTES) + 1
                 pieces = [*_kept(content[:old].splitlines(keepends=True)), content[old:]]
                 write_atomic(self.path, pieces)
