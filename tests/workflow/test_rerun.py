@@ -238,7 +238,7 @@ def test_changed_code_that_a_data_set_imports_prepares_its_data_again(project: P
     (project.folder / "mine").mkdir()
     (project.folder / "mine" / "numbers.py").write_text("NOISE = 1.0\n")
     text = (project.folder / "workflow_lib/datasets/digits.py").read_text()
-    text = text.replace("    from sklearn", "    import mine.numbers\n    from sklearn")
+    text = text.replace("    import numpy as np\n", "    import mine.numbers\n    import numpy as np\n")
     (project.folder / "mine" / "dots.py").write_text(text)
     project.write("name: mine\ndata: {name: mine.dots}\nmodel: {params: {hidden: [4]}}\n")
     project.make("--until", "preprocess")
