@@ -45,10 +45,13 @@ def importances(study: optuna.Study) -> dict[str, float]:
 def _without_forests() -> Iterator[None]:
     """Keep Optuna inside the block from importing scikit-learn, which takes a second.
 
-    Its other measures of importance need random forests. Optuna does without them where they are not installed.
+    Its other measures of importance need random forests. Optuna does without them where they are not installed. Before
+    version 5, its default measure needs them.
     """
+    import optuna
+
     name = "sklearn.ensemble"
-    if name in sys.modules or "optuna.importance" in sys.modules:
+    if name in sys.modules or "optuna.importance" in sys.modules or int(optuna.__version__.partition(".")[0]) < 5:
         yield
         return
     missing: Any = None
