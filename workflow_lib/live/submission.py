@@ -1,4 +1,4 @@
-"""What a pipeline in a job of its own runs: the experiment, the code, the rules and the profile of its submission."""
+"""Submission of a pipeline in a job of its own: it runs this experiment, code, rules and profile, as they are now."""
 
 from __future__ import annotations
 

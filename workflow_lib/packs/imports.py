@@ -1,4 +1,4 @@
-"""What a pack imports for its forks: first what trainings need, and the rest while the first of them run.
+"""Imports of a pack for its forks: first those of trainings, and the rest while the first of them run.
 
 Garbage is not collected meanwhile: imports make millions of objects and hardly any garbage, and looking for it takes a
 fifth of their time. What is imported is never looked at again, so forks go on sharing its memory with this process.

@@ -62,7 +62,7 @@ def bounds(low: float, high: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is recorded of a step.
+    """The record of a step.
 
     histograms  by name: `gradients/<weight>` and `parameters/<weight>`
     images      PNG files, by name: `inputs` and `predictions`

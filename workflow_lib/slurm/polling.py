@@ -1,4 +1,4 @@
-"""How long Snakemake waits before it asks SLURM about its jobs again: not long after a job has its outputs.
+"""Pauses between Snakemake's questions to SLURM: one ends a few seconds after a job has its outputs.
 
 The executor asks after ten seconds, then ever more rarely, up to every three minutes. A job's results would wait for
 that, and so would the end of Snakemake. The outputs of a job are in a folder that this host shares with its node.
