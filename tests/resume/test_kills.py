@@ -76,7 +76,7 @@ def test_power_cuts_at_successive_file_operations_of_one_run_change_no_bit(
         fault = {"mode": mode, "path": f"{run.folder}/*", "count": count, "rank": rank, "target": "group"}
         if run.attempt(fault) == FINISHED:
             break
-        assert run.codes[-1] == KILLED
+        assert run.codes[-1] == KILLED, f"{fault}:\n{run.log[-2000:]}"
         struck += 1
         if count > 60 and not done:
             break

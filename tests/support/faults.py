@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, Literal
 
 from workflow_lib.prove import faults as points
@@ -84,10 +84,13 @@ class Journal:
     def cut(self, part: float | None) -> None:
         """Truncate each file to its synced bytes and this part of the unsynced ones; None: to its synced bytes."""
         for path, safe in self._safe_bytes.items():
-            size = os.path.getsize(path) if os.path.exists(path) else 0
-            if size > safe:
-                left = 0 if part is None else min(max(1, int((size - safe) * part)), size - safe - 1)
-                os.truncate(path, safe + left)
+            try:
+                size = os.path.getsize(path)
+                if size > safe:
+                    left = 0 if part is None else min(max(1, int((size - safe) * part)), size - safe - 1)
+                    os.truncate(path, safe + left)
+            except OSError:
+                continue  # removed or renamed since, perhaps this moment by another thread
 
     def forget_names(self) -> None:
         """Undo the creations, renames and links whose directory was not synced, the last one first."""
@@ -106,6 +109,8 @@ def install(faults: Sequence[Fault | FileFault] = (), seen_operation: Callable[[
         return
     journal = Journal()
     busy: set[int] = set()  # threads inside the hook, whose own operations are not counted
+    alone = Lock()  # the threads of a process share the journal; during a strike none begins another operation
+    os.register_at_fork(before=alone.acquire, after_in_parent=alone.release, after_in_child=alone.release)
 
     def at_file(operation: str, path: str, other: str | None) -> None:
         if seen_operation is not None:
@@ -122,7 +127,8 @@ def install(faults: Sequence[Fault | FileFault] = (), seen_operation: Callable[[
         if get_ident() not in busy and (found := _operation(event, arguments)):
             busy.add(get_ident())
             try:
-                at_file(*found)
+                with alone:
+                    at_file(*found)
             finally:
                 busy.discard(get_ident())
 
