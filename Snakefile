@@ -12,7 +12,8 @@
 
     notify tells people about the end and failures, if there is a section `notify`; it has no rule.
 
-Each phase is one file in rules/. The experiment and the functions that they share are in rules/common.smk.
+Each phase is one file in rules/. The experiment and the functions that they share are in rules/common*.smk; what happens
+before the first job and after the last one is in rules/handlers.smk.
 """
 
 from snakemake.utils import min_version
@@ -24,6 +25,9 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/common_study.smk"
+include: "rules/common_packs.smk"
+include: "rules/handlers.smk"
 include: "rules/plan.smk"
 include: "rules/preprocess.smk"
 include: "rules/pack.smk"

@@ -254,22 +254,6 @@ def run_code(wildcards):
     return code_state(settings_of_run(run))
 
 
-def study_code(wildcards):
-    """Return a text that changes with the code of all models and hooks that the study may use."""
-    return code_of_study()
-
-
-@cache
-def code_of_study():
-    """Return `study_code`, which is the same for every trial."""
-    return experiments.digest([code_state(run) for run in plans.studied(experiment)], "code")
-
-
-def tuned_pointer():
-    """Return the path of the file that points to the best run of the study."""
-    return f"{RESULTS}/tune/{plans.study_id(experiment)}/best.json"
-
-
 def run_inputs(wildcards):
     """Return the data manifest of a run; for the run `tuned` also the file that points to it."""
     data = f"{RESULTS}/data/{data_of(wildcards.run)}.json"
@@ -284,89 +268,10 @@ def training_inputs(wildcards):
     return run_inputs(wildcards) | {"sources": sources} | pack
 
 
-@cache
-def packs():
-    """Return the packs by id: of the runs without a result, if this Snakemake makes the whole pipeline."""
-    asked = workflow.dag_settings
-    if not workflow.is_main_process or not packing.is_wanted(experiment) or no_packs():
-        return {}
-    if set(asked.targets) - {"all"} or asked.batch:
-        return {}
-    names = (results_layout.TRAIN, results_layout.MODEL, results_layout.HISTORY)
-    missing = [
-        run
-        for run in (*trained_first().values(), *runs().values())
-        if not all(Path(f"{RESULTS}/runs/{run.id}/{name}").exists() for name in names)
-    ]
-    has_study = experiment.tune is not None and any(lacks_trial(n) for n in range(experiment.tune.trials))
-    return plans.packs(experiment, missing, has_study=has_study, shares=IS_LOCAL and GPUS < 2)
-
-
-def lacks_trial(number):
-    """Return True if a trial, or its suggestion, has no file."""
-    return not all(Path(f"{TUNE}/{name}-{number:04d}.json").exists() for name in ("suggest", "trial"))
-
-
-@cache
-def pack_of_trial(number):
-    """Return the pack of a trial without a result as an input of its jobs, if there is one."""
-    study = next((id for id, pack in packs().items() if pack.study), None)
-    return {"pack": f"{RESULTS}/packs/{study}.json"} if study and lacks_trial(number) else {}
-
-
-def no_packs():
-    """Return why runs cannot be packed, or None."""
-    return packing.obstacle(experiment, is_cluster=not IS_LOCAL)
-
-
-@cache
-def pack_of():
-    """Return the pack of each packed run, by their ids; the run `tuned` is trained where its study is."""
-    return {
-        run: pack.id
-        for pack in packs().values()
-        for run in [*(run for run, _ in pack.runs), *(["tuned"] if pack.study else [])]
-    }
-
-
-def pack_data(wildcards):
-    """Return the data manifests of a pack."""
-    pack = packs().get(wildcards.pack) or plans.load_pack(wildcards.pack, WORK)
-    return [f"{RESULTS}/data/{data}.json" for data in pack.data]
-
-
-def pack_threads(wildcards):
-    """Return the number of runs that a pack trains at once, each with one thread; on a cluster, the profile sets it."""
-    if not IS_LOCAL or not packs():
-        return 1
-    pack = packs()[wildcards.pack]
-    cores = max(1, workflow.cores // GPUS) if GPUS else workflow.cores  # a pack for each GPU
-    return min(len(pack.runs) + (experiment.tune.window if pack.study else 0), cores)
-
-
-def is_handed_out(job):
-    """Return True if a pack has put the results of the job into the store."""
-    if IS_LOCAL or job.rule.name not in ("train", "trial", "evaluate", "export"):
-        return False
-    if job.rule.name == "trial":
-        number = int(job.wildcards_dict["number"])
-        pack, subject = pack_of_trial(number).get("pack"), str(number)
-    else:
-        subject = job.wildcards_dict["run"]
-        pack = f"{RESULTS}/packs/{pack_of()[subject]}.json" if subject in pack_of() else None
-    kind = "computed" if job.rule.name in ("evaluate", "export") else "trained"
-    return pack is not None and subject in snakefile.done_in_pack(Path(pack))[kind]
-
-
 def sources_of(configs):
     """Return the statements of the trainings that these runs start from."""
     refs = dict.fromkeys(ref for config in configs for ref in plans.sources_of(config).values())
     return [f"{RESULTS}/runs/{plans.planned_id(ref, runs())}/train.json" for ref in refs]
-
-
-def study_sources(wildcards):
-    """Return the statements of all trainings that a trial or the best run may start from."""
-    return sources_of(plans.studied(experiment))
 
 
 def run_reference(wildcards):
@@ -392,9 +297,9 @@ def nodes():
     return {"nodes": count, **({"tasks": count, "tasks_per_gpu": 0, "mpi": "srun"} if count > 1 else {})}
 
 
-def study_results(wildcards):
-    """Return the result of the study, or nothing if the experiment has none."""
-    return tuned_pointer() if experiment.tune else []
+def of_each_run(name):
+    """Return an input function for the file of this name of every reported run."""
+    return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
 
 
 def workbook_of(experiment):
@@ -404,142 +309,3 @@ def workbook_of(experiment):
         if experiment.report.excel
         else {}
     )
-
-
-def of_each_run(name):
-    """Return an input function for the file of this name of every reported run."""
-    return lambda wildcards: expand(f"{RESULTS}/runs/{{run}}/{name}", run=reported_runs())
-
-
-def earlier_trials(wildcards):
-    """Return the previous suggestion and the newest result that this suggestion may use."""
-    number, window = int(wildcards.number), experiment.tune.window
-    inputs = (
-        {"previous": f"{RESULTS}/tune/{wildcards.study}/suggest-{number - 1:04d}.json"} if number > 0 else {}
-    )
-    if number >= window:
-        inputs["result"] = f"{RESULTS}/tune/{wildcards.study}/trial-{number - window:04d}.json"
-    return inputs | pack_of_trial(number)
-
-
-def trial_inputs(wildcards):
-    """Return the inputs of a trial: its suggestion, its data, what it may start from, and its pack, if any."""
-    number = int(wildcards.number)
-    return {
-        "suggestion": f"{RESULTS}/tune/{wildcards.study}/suggest-{number:04d}.json",
-        "data": f"{RESULTS}/data/{plans.data_id(plans.tuned_base(experiment))}.json",
-        "sources": study_sources(wildcards),
-    } | pack_of_trial(number)
-
-
-def take_results():
-    """Record that the results belong to the experiment file; exit if another file claimed them in the meantime."""
-    try:
-        if line := claims.acquire(results_layout.RESULTS, experiment.name, claim):
-            say(line)
-    except EverstepError as error:
-        say(error, "error")
-        raise SystemExit(error.exit_code)
-
-
-def check_requests():
-    """Exit before any job starts if the cluster, or this machine, can never provide what the jobs request."""
-    if IS_LOCAL:
-        check_gpus()
-    if workflow.executor_plugin.name != "slurm":
-        return
-    alike = {}
-    for job in workflow.dag.needrun_jobs():
-        if not job.is_local:
-            alike.setdefault(job.name, []).append(job)
-    jobs = [
-        (rule, len(found), dict(found[0].resources.items()), found[0].threads)
-        for rule, found in alike.items()
-    ]
-    try:
-        say(budget.check(budget.asked_by(jobs, experiment, sys.argv)))
-    except EverstepError as error:
-        say(f"nothing was submitted.\n{error}", "error")
-        raise SystemExit(error.exit_code)
-
-
-def check_gpus():
-    """Exit if this machine has too few GPUs for a job: Snakemake would lower the request and start it anyway."""
-    rules = {job.name for job in workflow.dag.needrun_jobs()}
-    given = workflow.global_resources["gpu"].value if GPUS_ARE_GIVEN else None
-    runtime, evaluate = experiment.runtime, experiment.evaluate.device
-    lacking = None
-    if rules & {"train", "trial"}:
-        lacking = gpus.problem(runtime.device, runtime.nproc, GPUS, given=given)
-    if lacking is None and "evaluate" in rules and evaluate.startswith("cuda"):
-        lacking = gpus.problem(evaluate, 1, gpus.count(), given=given, setting="evaluate.device")
-    if lacking is not None:
-        say(f"nothing was started.\n{lacking}", "error")
-        raise SystemExit(2)
-
-
-def take_snapshot():
-    """Copy the code of the project for the jobs, which then run what was submitted while the user goes on editing.
-
-    The records of Snakemake get the code of this moment: those of jobs that wait are looked up before an edit.
-    """
-    for data in data_sets().values():
-        data_code(data.name)
-    for run in (*runs().values(), *trained_first().values()):
-        code_state(run.config)
-    if experiment.tune:
-        code_of_study()
-    configs = plans.all_configs(experiment, [*runs().values(), *trained_first().values()])
-    try:
-        code = code_snapshot.submitted() or snakefile.take_snapshot(configs, WORK)
-    except (EverstepError, OSError) as error:
-        say(f"jobs import the project itself, so an edit changes jobs that wait: {with_advice(error)}")
-        return
-    if code:
-        os.environ.update(code_snapshot.environment(code))
-        workflow.config_settings.config_args.append(f"code={code.name}")
-        if copy := code_snapshot.copied(code, Path(workflow.main_snakefile), Path.cwd()):
-            RealExecutor.get_snakefile = lambda executor: str(copy)
-
-
-def record_start():
-    """Tell `everstep run` that jobs begin, which runs need one, and which runs are in packs."""
-    needed = {job.wildcards_dict.get("run") for job in workflow.dag.needrun_jobs()} - {None}
-    packed = {id: [run for run, _ in pack.runs] for id, pack in packs().items()}
-    recorder.record("started", runs=sorted(needed), packs=packed)
-
-
-def remove_prepared():
-    """Remove what packs have prepared for the jobs of this pipeline, which has ended."""
-    if workflow.is_main_process:
-        shutil.rmtree(os.environ[ready.FOLDER], ignore_errors=True)
-
-
-def print_summary():
-    """Print the summary of the report, if there is one; `everstep run` does so itself."""
-    if Path(f"{RESULTS}/report.html").exists() and recorder.PATH not in os.environ:
-        if summary := snakefile.summary(Path(RESULTS)):
-            print(summary, flush=True)
-
-
-def name_of(job):
-    """Return what a job is called in messages: its rule and its wildcards."""
-    return " ".join([job.name, *dict(job.wildcards).values()])
-
-
-def resume_command():
-    """Return the command that the user types to resume the pipeline."""
-    return os.environ.get(recorder.COMMAND) or shlex.join(["snakemake", *sys.argv[1:]])
-
-
-def print_failures():
-    """Print the last line and the log of each failed job and the command that resumes; write the incomplete report."""
-    jobs = sorted((name_of(job), next(map(Path, job.log), None)) for job in workflow.scheduler.failed)
-    say(snakefile.failures(jobs, resume_command()), "error")
-    # One that was stopped by a signal has no failed job, and ends without a report, since the user waits.
-    if jobs and workflow.is_main_process and Path(f"{RESULTS}/plan.json").exists():
-        shell(
-            f"exec python -m workflow_lib report --incomplete --results {RESULTS} --plan {RESULTS}/plan.json"
-            f" --output {RESULTS}/report.html || true"
-        )
-        say(f"the results so far are in {RESULTS}/report.html", "error")
