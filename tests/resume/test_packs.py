@@ -48,6 +48,14 @@ def on_step_end(state):
         Path("full-once").touch()
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 """
+THREADED = """\
+import threading
+
+threading.Thread(target=threading.Event().wait, name="reader", daemon=True).start()
+
+def on_train_end(state):
+    pass
+"""
 # fails once: the trial whose learning rate is in a file
 STUMBLING = """\
 from pathlib import Path
@@ -104,6 +112,7 @@ class Sweep:
         for name, fault in FAULTS.items():
             (folder / f"{name}.py").write_text(HOOKS.format(fault))
         (folder / "full.py").write_text(FULL)
+        (folder / "threaded.py").write_text(THREADED)
         (folder / "stumbling.py").write_text(STUMBLING)
         (folder / "experiment.yaml").write_text(yaml.safe_dump(merged(SETTINGS, changes)))
         assert self.command("freeze", "--output", f"results/{NAME}/plan.json") == FINISHED
@@ -207,6 +216,15 @@ def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> 
     for index in (0, 2, 5):
         assert alone.train(index) == FINISHED
         assert packed.result(index) == alone.result(index)
+
+
+def test_runs_of_a_pack_that_cannot_fork_are_left_to_their_own_jobs(tmp_path: Path, warm: Warm) -> None:
+    changes = {"training": {"hooks": "threaded", "epochs": 2}, "sweep": {"grid": {"seed": [1, 2]}}}
+    packed = Sweep(tmp_path / "packed", warm, changes)
+    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
+    assert packed.written() == {"runs": {}, "computed": [], "trials": {}}
+    assert packed.log().count("has started a thread (reader), so it cannot fork") == 1
+    assert packed.train(0) == FINISHED, packed.log()
 
 
 def test_runs_on_a_gpu_are_as_many_at_once_as_its_memory_holds(tmp_path: Path, warm: Warm) -> None:

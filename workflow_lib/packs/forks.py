@@ -1,7 +1,8 @@
 """Processes that are forked from this one, at most a number at once; a request to stop is passed on to all of them.
 
 A fork ends when this process ends. This process must have no other thread when it forks, since locks that another
-thread holds would stay locked in the fork for ever; and it must not have started CUDA.
+thread holds would stay locked in the fork for ever; and it must not have started CUDA. If a module of the user has
+started a thread, nothing more is forked, and what is left is done by other jobs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -56,6 +58,7 @@ class Forks:
     def __init__(self, at_once: int, limit_s: float | None = None) -> None:
         self._at_once = at_once
         self._running: dict[int, Task] = {}
+        self._has_told = False  # that this process cannot fork
         self.stop_signal = 0  # SIGALRM is the deadline
         self.allows: Callable[[Task, Collection[Task]], bool] = lambda task, running: True  # to start beside the others
         for number in HANDLED:
@@ -92,7 +95,10 @@ class Forks:
         task.prepare()
         if self.stop_signal:
             return
-        check_can_fork()
+        forking.check_cuda_not_started()
+        if len(names_in("/proc/self/task")) > 1:
+            self._tell_of_threads()
+            return
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -106,18 +112,22 @@ class Forks:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
+    def _tell_of_threads(self) -> None:
+        """Warn once that this process cannot fork, since it has other threads."""
+        if not self._has_told:
+            names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+            logger.warning(
+                "a module that this job imported has started a thread%s, so it cannot fork: what is left of the pack is"
+                " done by its own jobs. Start threads in functions, not at the top of a module, or set runtime.pack: 1",
+                f" ({', '.join(names)})" if names else "",
+            )
+        self._has_told = True
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_signal = self.stop_signal or number
         for pid in self._running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-
-
-def check_can_fork() -> None:
-    """Raise RuntimeError if this process has another thread, ConfigError if it has started CUDA."""
-    if len(names_in("/proc/self/task")) > 1:
-        raise RuntimeError("a pack cannot fork: a package that it imported has started a thread")
-    forking.check_cuda_not_started()
 
 
 def _obey(task: Task, parent: int) -> None:
