@@ -23,6 +23,7 @@ INSTEAD = {
     "scripts/gpu-check": "scripts/gpu-check --list",
     # RUN is a placeholder.
     "everstep accept RUN": "everstep accept $(cd results/tiny/runs; ls -d tiny-* | head -n 1)",
+    "everstep compare RUN RUN": "everstep compare $(cd results/tiny/runs; ls -d tiny-*)",
     # It would remove a run that later commands report; tests/workflow/test_code.py tests it.
     "everstep retrain RUN": "everstep retrain --help",
     # It would run until Ctrl-C; tests/serve runs it.
