@@ -316,6 +316,10 @@ def test_the_verb_prints_the_table_or_json(
     shown = capsys.readouterr()
     assert finished.run in shown.out
     assert f"the project is {finished.folder}\n" in shown.err
+    monkeypatch.chdir(finished.folder / "inner")
+    Path("e.yaml").write_text("name: other\n")
+    assert cli.main(["status", "e.yaml"]) == 2
+    assert "e.yaml: no planned experiment" in capsys.readouterr().err
 
 
 def test_a_released_lease_has_no_owner(finished: Project) -> None:

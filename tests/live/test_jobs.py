@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from workflow_lib.errors import EverstepError
 from workflow_lib.live import lines, recorder, screen
 from workflow_lib.live.jobs import Pipeline
+from workflow_lib.live.pipeline import _judge as judge
 from workflow_lib.live.training import Training
+from workflow_lib.live.watch import Watch
 from workflow_lib.store import attempts
-from workflow_lib.store.events import EventLog, read_events
+from workflow_lib.store.events import EventLog, Follower, read_events
 
 DIGESTS = [f"{number:032x}" for number in range(1, 5)]
 RUNS = [f"digits-hidden64-lr0.001-dropout0.25-{digest[-12:]}" for digest in DIGESTS]
@@ -63,7 +66,7 @@ def test_a_failed_job_that_starts_again_is_running() -> None:
     ],
 )
 def test_an_interrupted_job_is_stopped_and_another_one_failed(
-    is_stopping: bool, code: int, reason: str, expected: str
+    tmp_path: Path, is_stopping: bool, code: int, reason: str, expected: str
 ) -> None:
     made = pipeline()
     made.is_stopping = is_stopping
@@ -74,6 +77,10 @@ def test_an_interrupted_job_is_stopped_and_another_one_failed(
     assert not made.is_rejected  # another job has failed by a bug
     del made.jobs[1]
     assert made.is_rejected == (code == 2)
+    (log := tmp_path / "log").write_text("a job has failed")
+    with pytest.raises(EverstepError, match="a job has failed") as caught:
+        judge(1, Watch(Follower(log), log, made), log, was_stopped=False)
+    assert caught.value.exit_code == (2 if code == 2 else 1)
     again = made.apply({"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}})
     assert again is not None
     assert (lines.of_job(again, Path("results")) is None) == (code == 2)
@@ -95,7 +102,7 @@ def test_the_exit_code_and_the_log_of_a_failed_job_are_recorded_before_a_retry_e
         log.write_text("")
     logger.error("Error in rule", extra={"event": "job_error", "jobid": 2, "log": []})
     (tmp_path / "slurm.log").write_text(f"{command}returned non-zero exit status 2.\nsrun: error: exit code 1\n")
-    logs = [str(tmp_path / "missing.log"), str(tmp_path / "slurm.log")]
+    logs = [str(tmp_path / name) for name in ("missing.log", "lost.log", "slurm.log")]
     logger.error("Error in rule", extra={"event": "job_error", "jobid": 3, "log": logs})
     logger.error("At least one job did not complete successfully.", extra={"event": "error"})
     logger.error("the disk is full")

@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from tests.support.study import Study
-from workflow_lib import plan, tuning
+from workflow_lib import cli, plan, tuning
 from workflow_lib.errors import ConfigError
+from workflow_lib.results import layout
 
 
 def finished_trials(study: optuna.Study) -> list[tuple[object, ...]]:
@@ -33,6 +34,16 @@ def test_a_copy_gets_the_trials_that_it_does_not_hold(finished: Study, tmp_path:
     assert sorted(finished_trials(copy), key=key) == sorted(finished_trials(original), key=key)
     assert (copy.direction, copy.best_params) == (original.direction, original.best_params)
     assert copy.metric_names == ["val_accuracy"]
+
+
+def test_the_verb_names_the_values_by_the_metric_of_the_study(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, url = plan.study_id(finished.experiment), f"sqlite:///{tmp_path}/study.db"
+    shutil.copytree(finished.tune_dir, layout.study_dir(tmp_path / "results" / "demo", name))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["study", str(finished.folder / "experiment.json"), "--to", url]) == 0
+    assert optuna.load_study(study_name=name, storage=url).metric_names == ["val_accuracy"]
 
 
 def test_a_study_of_somebody_else_is_left_alone(finished: Study, tmp_path: Path) -> None:

@@ -121,7 +121,11 @@ def test_the_pipeline_is_told_in_few_lines_without_a_terminal(finished: Project)
     assert "rule train:" in (finished.folder / log).read_text()
 
 
-def test_a_repeated_run_says_what_there_is(finished: Project) -> None:
+def test_a_repeated_run_says_what_there_is_also_without_a_home(
+    finished: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null/none")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     again = finished.everstep("run", finished.config)
     assert again.returncode == 0, again.stderr
     assert "nothing to do: tiny is finished (3 runs)" in again.stdout

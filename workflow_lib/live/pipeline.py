@@ -193,7 +193,7 @@ def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
             f" Still in the queue, from an earlier Snakemake; to stop them: scancel {' '.join(left)}." if left else ""
         )
         raise Stopped(f"stopped; no finished work is lost. The same command resumes.{still} Snakemake's output: {log}")
-    reasons = [text.removeprefix("WorkflowError:\n") for text in pipeline.errors] or [_last_words(log, code)]
+    reasons = pipeline.errors or [_last_words(log, code)]
     error = UserError if code == UserError.exit_code or pipeline.is_rejected else EverstepError
     raise error("\n".join([*dict.fromkeys(reasons), f"Snakemake's output: {log}"]))
 
