@@ -19,7 +19,7 @@ from tests.support.stored import row
 from workflow_lib import checkpoint, cli, config, plan
 from workflow_lib.data import MappedFiles, mapped_files, part_digests
 from workflow_lib.data.manifest import Shard
-from workflow_lib.files import read_json, write_atomic, write_signed
+from workflow_lib.files import read_json, temporary_name, write_atomic, write_signed
 from workflow_lib.housekeeping import cleaning, status
 from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import find_final_checkpoint
@@ -100,8 +100,10 @@ def test_temporary_files_of_killed_writers_are_removed(finished: Project) -> Non
         assert run_forked(lambda path=place / "x.json": write_atomic(path, "x"), [fault]) == -signal.SIGKILL
     lease = faults.FileFault("before", operation="link", rank=-1)
     assert run_forked(lambda: Lease.acquire(finished.workspace, "a", timeout_s=1), [lease]) == -signal.SIGKILL
+    scratch = layout.pack_file(work, "0" * 12)
+    assert run_forked(lambda: write_atomic(temporary_name(scratch) / "graphs" / "x", "x")) == 0
     temporary = {path for folder in (work, results) for path in folder.rglob(".*.tmp")}
-    assert len(temporary) == 5
+    assert len(temporary) == 6
     kept = finished.output.with_name(".notes.tmp")
     kept.touch()
     rest(kept)

@@ -75,12 +75,11 @@ def test_a_file_that_another_host_may_be_writing_stays_for_a_week(finished: Proj
 
 
 def test_a_removal_in_progress_is_left_to_its_process(finished: Project) -> None:
-    running, interrupted = (data_of(finished).parent / f".trash-{mark}{'0' * 12}" for mark in (writer_mark(), "f" * 20))
-    for trash in (running, interrupted):
-        trash.mkdir()
+    places = [f"{place}/.trash-{mark}{'0' * 12}" for mark in (writer_mark(), "f" * 20) for place in ("data", "packs")]
+    for place in places:
+        (finished.folder / "work" / place).mkdir(parents=True)
     rest(finished.folder / "work")
-    assert f"data/{running.name}" not in listed(finished)
-    assert f"data/{interrupted.name}" in listed(finished)
+    assert [place for place in places if place in listed(finished)] == places[2:]
 
 
 def test_a_workspace_with_a_live_owner_is_not_changed(prepared: Project, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ QUEUE_S = 7 * 86400.0  # an unfinished run may be in a queue for this long
 DELIVERY_S = 60.0  # a result that names a finished run may be written within this time
 REMOVED = re.compile(r"\.trash-([0-9a-f]{20})[0-9a-f]{12}")
 PARTIAL_CODE = re.compile(r"\.tmp-([0-9a-f]{20})[0-9a-f]{12}")
-TEMPORARY = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # temporary file of an atomic write
+TEMPORARY = re.compile(r"\.(.+\.)?(?P<mark>[0-9a-f]{20})[0-9a-f]{12}\.tmp")  # temporary file or folder
 
 
 @dataclass(frozen=True)
@@ -281,16 +281,19 @@ def _proofs(work: Path) -> Iterator[Removable]:
 
 
 def _temporary_files(folder: Path, listed: Set[Path]) -> Iterator[Removable]:
-    """Yield temporary files of ended writers that are not in a listed item; those of other hosts after a week."""
-    for parent, _, names in os.walk(folder):
-        for name, mark in sorted((name, found["mark"]) for name in names if (found := TEMPORARY.fullmatch(name))):
+    """Yield temporary files and folders of ended writers that are not in a listed item; of other hosts after a week."""
+    for parent, folders, names in os.walk(folder):
+        marks = {name: found["mark"] for name in (*folders, *names) if (found := TEMPORARY.fullmatch(name))}
+        folders[:] = [name for name in folders if name not in marks]
+        for name, mark in sorted(marks.items()):
             path = Path(parent, name)
             if not listed.isdisjoint(path.parents) or not _is_in(path, folder):
                 continue
             is_alive = is_writer_alive(mark)
             with suppress(FileNotFoundError):  # its writer has renamed it meanwhile
                 if is_alive is False or (is_alive is None and _is_quiet(path, QUEUE_S)):
-                    yield Removable(path, "temporary file of an interrupted write")
+                    why = "folder of a killed pack" if path.is_dir() else "file of an interrupted write"
+                    yield Removable(path, f"temporary {why}")
 
 
 def _sized(items: Sequence[Removable]) -> list[Removable]:

@@ -144,7 +144,9 @@ def _obey(task: Task, parent: int) -> None:
     except EverstepError as error:
         logger.error("%s: %s", task.name, with_advice(error))
         code = error.exit_code
-    except BaseException:  # also SystemExit of a plugin, and OSError: the fork must not go on as its parent
+    except OSError as error:
+        logger.error("%s: %s", task.name, with_advice(error))
+    except BaseException:  # also SystemExit of a plugin: the fork must not go on as its parent
         traceback.print_exc()
     finally:
         with suppress(OSError):  # a full disk must not change the exit code

@@ -318,5 +318,5 @@ def proofs(work: Path) -> list[Path]:
 
 def removals(work: Path) -> list[Path]:
     """Return the folders whose removal has begun but not finished."""
-    places = ("runs/*", "data", "parts", "prove", "experiments", "code")
+    places = ("runs/*", "data", "parts", "prove", "experiments", "code", "packs")
     return [path for place in places for path in sorted(work.glob(f"{place}/.trash-*"))]
