@@ -64,6 +64,7 @@ onstart:
     check_requests()
     take_results()
     take_snapshot()
+    take_over_jobs()
     record_start()
     workflow.scheduler.job_rate_limiter = snakefile.rate_limit(workflow.scheduler.job_rate_limiter)
     print(

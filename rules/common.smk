@@ -41,8 +41,8 @@ from workflow_lib.plan import packing, user_code
 from workflow_lib.results import claims
 from workflow_lib.results import layout as results_layout
 from workflow_lib.runtime import gpus
-from workflow_lib.slurm import budget, executor
-from workflow_lib.store import code_snapshot, layout, results_folders
+from workflow_lib.slurm import adoption, budget, executor
+from workflow_lib.store import code_snapshot, controllers, layout, results_folders
 from workflow_lib.store.layout import WORK
 
 code_state = user_code.memo(user_code.state)
@@ -68,7 +68,7 @@ if image:
 
 
 # Snakemake raises this if another one uses the same files; its own message advises --unlock, which is unsafe here.
-snakemake.exceptions.LockException = lambda: WorkflowError(snakefile.lock_message(Path(".snakemake")))
+snakemake.exceptions.LockException = lambda: WorkflowError(controllers.lock_message(Path(".snakemake")))
 
 # A pack decides when a run is trained, not what is trained: if Snakemake recorded it as an input, it would train the run
 # again without the pack.
@@ -138,8 +138,8 @@ try:
         for damaged in snakefile.move_damaged(Path(f"results/{experiment.name}")):
             say(damaged)
         snakefile.check_records(Path(".snakemake"))
-        for killed in snakefile.enter(Path(".snakemake")):
-            say(snakefile.killed_words(killed, Path.cwd()))
+        for killed in controllers.enter(Path(".snakemake")):
+            say(controllers.killed_words(killed, Path.cwd()))
 except (EverstepError, OSError) as error:
     say(with_advice(error), "error")
     raise SystemExit(getattr(error, "exit_code", 1))

@@ -32,6 +32,16 @@ def check_requests():
         raise SystemExit(error.exit_code)
 
 
+def take_over_jobs():
+    """Go on with the jobs of a killed Snakemake that are in the queue, instead of submitting them again.
+
+    A pack writes for the pipeline that submitted it (`ready.FOLDER`).
+    """
+    if workflow.executor_plugin.name == "slurm":
+        plugin = workflow.executor_plugin.executor
+        plugin.run_job = adoption.taking_over(plugin.run_job, Path.cwd(), never=["pack"])
+
+
 def check_gpus():
     """Exit if this machine has too few GPUs for a job: Snakemake would lower the request and start it anyway."""
     rules = {job.name for job in workflow.dag.needrun_jobs()}

@@ -11,7 +11,7 @@ from snakemake.cli import get_argument_parser
 from workflow_lib import live
 from workflow_lib.errors import UserError
 from workflow_lib.live import detached, pipeline
-from workflow_lib.snakefile import DETACHED
+from workflow_lib.store.controllers import DETACHED
 
 
 def test_words_after_the_options_are_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

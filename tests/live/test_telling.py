@@ -10,7 +10,7 @@ import pytest
 from workflow_lib import config, plan
 from workflow_lib.errors import EverstepError
 from workflow_lib.live import pipeline
-from workflow_lib.snakefile import DETACHED
+from workflow_lib.store.controllers import DETACHED
 
 EXPERIMENT = "name: tiny\nnotify: {command_env: TELL}\n"
 BEGINS = """

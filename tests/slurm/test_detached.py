@@ -56,11 +56,14 @@ def test_a_controller_requeues_itself_before_its_time_limit_and_runs_what_was_su
     project: Any, reference: dict[str, str]
 ) -> None:
     project.delay_s = 1.0  # no training of this length ends within the time limit
-    job = submit(project, minutes=2)
+    job, logs = submit(project, minutes=2), project.folder / "logs" / "run"
     try:
         wait_until(lambda: restarts(project, job) >= 1)
         for name in EDITED:
             (project.folder / name).write_text("this: [is neither an experiment nor code")
+        (training,) = {attempt["job"] for attempt in project.attempts()}
+        taken = f"is SLURM job {training} of an earlier Snakemake"
+        wait_until(lambda: taken in "".join(path.read_text() for path in logs.glob("*.log")))
         (project.folder / "hurry").touch()
         wait_until(lambda: not project.jobs())
     finally:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.slurm.conftest import EVERSTEP, WAIT_S, wait_until
+from workflow_lib.housekeeping import cleaning
 
 RESTARTED = "Trying to restart"
 UNCOUNTED = 6  # limit of a job's time outside of its attempt, in multiples of the time to start a training
@@ -159,12 +163,25 @@ def _text(path: Path) -> str:
         return ""
 
 
-def test_two_jobs_after_a_killed_snakemake_train_a_run_once(project: Any, reference: dict[str, str]) -> None:
+def test_a_job_of_a_killed_snakemake_keeps_its_code_and_is_taken_over_or_waited_for(
+    project: Any, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, project.cluster.environment[name])
     project.delay_s = 0.25
-    with project.snakemake() as snakemake:
+    with ExitStack() as running:
+        snakemake = running.enter_context(project.snakemake())
         snakemake.wait_for(lambda: project.epochs() >= 3 and project.running_job())
         orphan = project.running_job()
         snakemake.kill()
+        (code,) = project.folder.glob("work/code/*")
+        os.utime(code / ".code.json", (0, 0))
+        assert code not in [item.path for item in cleaning.removable(code.parents[1], project.folder / "results")]
+        again = running.enter_context(project.snakemake())
+        again.wait_for(lambda: f"is SLURM job {orphan.id} of an earlier Snakemake" in again.log.read_text())
+        assert [job.id for job in project.jobs()] == [orphan.id]
+        again.kill()
+        project.train = {"mem_mb": 501}  # a job with other resources is submitted, and waits
         with project.snakemake() as successor:
             successor.wait_for(lambda: {job.id for job in project.jobs()} - {orphan.id})
             (second,) = {job.id for job in project.jobs()} - {orphan.id}
@@ -172,7 +189,7 @@ def test_two_jobs_after_a_killed_snakemake_train_a_run_once(project: Any, refere
             logs = project.folder / "logs" / "train" / "slow"
             successor.wait_for(lambda: "is being trained by" in _text(logs / f"{project.run}.log"))
             said = successor.finish()
-    assert f"to stop them, which save: scancel {orphan.id}\n" in said
+    assert f"To stop it, with a save: scancel {orphan.id}\n" in said
     assert project.result() == reference
     assert [attempt["job"] for attempt in project.attempts()] == [orphan.id], f"{second} trained nothing"
 

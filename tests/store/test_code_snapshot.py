@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from workflow_lib.errors import ConfigError
+from workflow_lib.files import write_json
 from workflow_lib.housekeeping import cleaning
 from workflow_lib.plugins import source_digest
-from workflow_lib.store import code_snapshot
+from workflow_lib.store import code_snapshot, controllers, layout
 
 SHOW = "import mine.net as net; print(net.WIDTH, net.__file__, net.DATA.read_text(), net.NOTE.read_text(), sep='|')"
 NET = """\
@@ -142,14 +144,24 @@ def test_a_package_with_too_many_files_is_rejected(project: Path, monkeypatch: p
     assert not list((project / "work").glob("code/*"))
 
 
-def test_clean_removes_what_no_job_used_for_a_week(project: Path) -> None:
+def test_clean_removes_what_no_job_used_for_a_week(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, used = publish(project), None
     (project / "mine" / "sizes.py").write_text("WIDTH = 2\n")
     used = publish(project)
     week_ago = time.time() - 8 * 86400
     for folder in (old, used):
         os.utime(folder / ".code.json", (week_ago, week_ago))
+    frozen = layout.experiment_file(project / "work", "a" * 32)
+    write_json(frozen, {"name": "none"})
+    os.utime(frozen, (week_ago, week_ago))
+    held: list[TextIO] = []
+    monkeypatch.setattr(controllers, "_held", held)
+    controllers.enter(project / ".snakemake")  # this Snakemake may start more jobs
+    assert cleaning.removable(project / "work", project / "results") == []
+    held[0].close()
     code_snapshot.environment(used)
+    assert frozen in [item.path for item in cleaning.removable(project / "work", project / "results")]
+    frozen.unlink()
     items = cleaning.removable(project / "work", project / "results")
     assert [item.path for item in items] == [project / "work" / "code" / old.name]
     assert [why for _, why in cleaning.clean(items)] == [None]

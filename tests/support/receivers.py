@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,7 @@ class Post:
     port: int = 0
     mails: list[tuple[list[str], EmailMessage]] = field(default_factory=list)
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
+    rejected: set[str] = field(default_factory=set)  # receivers
     authority: trustme.CA = field(default_factory=trustme.CA)  # signs the certificate
 
     def trust(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +88,13 @@ class Post:
 
 
 @contextmanager
-def mail_server(*, password: bytes | None = None, is_tls: bool = False) -> Iterator[Post]:
-    """Run a mail server until the block ends; with a password, it wants STARTTLS, or TLS at once, and this password."""
+def mail_server(
+    *, password: bytes | None = None, is_tls: bool = False, expired: datetime | None = None
+) -> Iterator[Post]:
+    """Run a mail server until the block ends; with a password, it wants STARTTLS, or TLS at once, and this password.
+
+    Its certificate may have expired. Its answer to QUIT is an error.
+    """
     from aiosmtpd.smtp import SMTP, AuthResult
 
     post = Post()
@@ -98,6 +105,17 @@ def mail_server(*, password: bytes | None = None, is_tls: bool = False) -> Itera
             assert isinstance(mail, EmailMessage)
             post.mails.append((envelope.rcpt_tos, mail))
             return "250 accepted"
+
+        async def handle_RCPT(  # noqa: N802 (aiosmtpd's name)
+            self, server: Any, session: Any, envelope: Any, address: str, options: Any
+        ) -> str:
+            if address in post.rejected:
+                return "550 unknown"
+            envelope.rcpt_tos.append(address)
+            return "250 known"
+
+        async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd's name)
+            return "421 no time for that"
 
     def authenticate(server: Any, session: Any, envelope: Any, mechanism: Any, data: Any) -> AuthResult:
         post.logins.append((data.login, data.password))
@@ -118,7 +136,8 @@ def mail_server(*, password: bytes | None = None, is_tls: bool = False) -> Itera
         )
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    post.authority.issue_cert("localhost").configure_cert(context)
+    begin = None if expired is None else expired - timedelta(days=1)
+    post.authority.issue_cert("localhost", not_before=begin, not_after=expired).configure_cert(context)
     loop = asyncio.new_event_loop()
     wrapped = context if is_tls else None
     server = loop.run_until_complete(loop.create_server(protocol, "127.0.0.1", 0, ssl=wrapped))

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib import checkpoint
-from workflow_lib.errors import EverstepError, UserError
+from workflow_lib.errors import EverstepError, StateError, UserError
 from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.housekeeping.needed import Needed
 from workflow_lib.housekeeping.status import is_held
+from workflow_lib.housekeeping.waiting import Waiting
 from workflow_lib.processes import is_writer_alive, writer_mark
 from workflow_lib.store import layout
 from workflow_lib.store.final_checkpoint import is_finished
@@ -68,8 +69,7 @@ def removable(work: Path, results: Path) -> list[Removable]:
         if all(item.path != workspace for item in items):
             used_data.add(layout.data_of(workspace))
     data = list(_data(needed, used_data))
-    found += [*data, *_parts(work, {item.path for item in data}), *_frozen_experiments(needed)]
-    found += [*_packs(work), *_proofs(work), *_code(work)]
+    found += [*data, *_parts(work, {item.path for item in data}), *_of_pipelines(needed), *_proofs(work)]
     for path in layout.removals(work):
         mark = REMOVED.fullmatch(path.name)
         if mark is None or not is_writer_alive(mark[1]):
@@ -234,44 +234,60 @@ def _files_of_data(work: Path, removed: Set[Path] = frozenset()) -> set[str] | N
     return files
 
 
-def _frozen_experiments(needed: Needed) -> Iterator[Removable]:
-    """Yield frozen experiments without results, except for recent ones, whose jobs may be in a queue."""
+def _of_pipelines(needed: Needed) -> Iterator[Removable]:
+    """Yield what jobs of pipelines read, unless it is recent or a pipeline that needs it may start more jobs."""
+    waiting = Waiting()
+
+    def is_old(path: Path) -> bool:
+        return _is_quiet(path, QUEUE_S) and not waiting.is_any(needed.projects())
+
+    yield from _frozen_experiments(needed, is_old)
+    yield from _packs(needed.work, is_old)
+    yield from _code(needed.work, waiting)
+
+
+def _frozen_experiments(needed: Needed, is_old: Callable[[Path], bool]) -> Iterator[Removable]:
     for path in layout.experiment_files(needed.work):
         try:
             name = read_json(path)["name"]
-            if not needed.has_results(str(name)) and _is_quiet(path, QUEUE_S):
+            if not needed.has_results(str(name)) and is_old(path):
                 yield Removable(path, f"experiment {name}, which has no results")
         except UNREADABLE:
             continue
 
 
-def _packs(work: Path) -> Iterator[Removable]:
-    """Yield lists of the runs of packs, except for recent ones, and results prepared for pipelines that have ended."""
+def _packs(work: Path, is_old: Callable[[Path], bool]) -> Iterator[Removable]:
+    """Yield lists of the runs of packs, and results prepared for pipelines that have ended."""
     for path in layout.pack_files(work):
         with suppress(FileNotFoundError):
-            if _is_quiet(path, QUEUE_S):
+            if is_old(path):
                 yield Removable(path, "list of the runs of a pack")
     for path, mark in layout.ready_dirs(work):
         is_alive = is_writer_alive(mark)
-        if is_alive is False or (is_alive is None and _is_quiet(path, QUEUE_S)):
+        if is_alive is False or (is_alive is None and is_old(path)):
             yield Removable(path, "results that a pack has prepared for a pipeline that has ended")
 
 
-def _code(work: Path) -> Iterator[Removable]:
+def _code(work: Path, waiting: Waiting) -> Iterator[Removable]:
     """Yield snapshots of code that no job has used for a week, and partial ones."""
     for path in layout.code_snapshots(work):
-        if layout.CODE.fullmatch(path.name) and not _is_code_used(path):
-            is_needed = partial(_is_code_used, path)
+        if layout.CODE.fullmatch(path.name) and not _is_code_used(path, waiting):
+            is_needed = partial(_is_code_used, path, waiting)
             yield Removable(path, "code that no job used for a week", is_needed=is_needed)
         elif (partial_copy := PARTIAL_CODE.fullmatch(path.name)) and is_writer_alive(partial_copy[1]) is False:
             yield Removable(path, "interrupted copy of the code")
 
 
-def _is_code_used(path: Path) -> bool:
+def _is_code_used(path: Path, waiting: Waiting) -> bool:
+    record = layout.code_snapshot_record(path)
     try:
-        return time.time() - os.lstat(layout.code_snapshot_record(path)).st_mtime < QUEUE_S
+        if time.time() - os.lstat(record).st_mtime < QUEUE_S:
+            return True
+        return waiting.is_any([Path(read_json(record, "project")["project"])])
     except (FileNotFoundError, NotADirectoryError):  # not by Everstep, or removed meanwhile
         return True
+    except StateError:  # damaged: no job can use it
+        return False
 
 
 def _proofs(work: Path) -> Iterator[Removable]:

@@ -46,6 +46,10 @@ class Needed:
         """Return True if any clone has results of the experiment."""
         return any((results / experiment).exists() for results in self._folders)
 
+    def projects(self) -> list[Path]:
+        """Return the folders of all clones that use the store."""
+        return [results.absolute().parent for results in {self._results, *self._folders}]
+
     def _read(self) -> None:
         self._read_at = time.monotonic()
         self._folders = results_folders.list_folders(self.work, self._results)

@@ -19,10 +19,10 @@ from pathlib import Path
 from workflow_lib.errors import EverstepError, Stopped, UserError, shortened
 from workflow_lib.live.recorder import COMMAND
 from workflow_lib.live.submission import Submission
-from workflow_lib.slurm import job
+from workflow_lib.slurm import job, queue
 from workflow_lib.slurm.profile import Profile, read_profile
-from workflow_lib.snakefile import DETACHED
 from workflow_lib.store import code_snapshot
+from workflow_lib.store.controllers import DETACHED
 
 MARGIN_S = 60.0  # before the time limit; a quarter of the time if that is less
 # resources of the profile's jobs that the controller's job needs as well
@@ -49,7 +49,7 @@ def submit(submission: Submission, arguments: Sequence[str], typed: Sequence[str
     logs.mkdir(parents=True, exist_ok=True)
     asked = defaults.asked("")
     options = {
-        "job-name": "everstep-run",
+        "job-name": queue.CONTROLLER,
         "output": f"{logs}/slurm-%j.log",
         "open-mode": "append",
         "mem": "2000M",

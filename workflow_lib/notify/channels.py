@@ -6,6 +6,7 @@ otherwise, with a reason that contains no address.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.message import EmailMessage
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
@@ -29,10 +31,15 @@ if TYPE_CHECKING:
     from workflow_lib.config.notify import Mail, Notify
 
 Channel = Callable[[Message], None]
+NAMES_THE_HOST = (62, 64)  # OpenSSL's errors of a certificate for another host or address, whose texts quote it
 
 
 class NotSent(EverstepError):
     """The receiver has not accepted the message, as far as is known."""
+
+
+class PartlySent(NotSent):
+    """Some receivers of a mail have accepted it, and would get it twice if it were sent again."""
 
 
 def channels(settings: Notify, environment: Mapping[str, str]) -> dict[str, Channel]:
@@ -87,12 +94,20 @@ def reason_of(error: BaseException) -> str:
         return f"the server answered with status {error.code}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
         return reason_of(error.reason)
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return str(error)  # names the extension of SMTP that the server lacks
     if isinstance(error, smtplib.SMTPResponseException):
         return f"the server answered with status {error.smtp_code}"
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code not in NAMES_THE_HOST:
+        return f"TLS failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason}"
     if isinstance(error, TimeoutError):
         return "the server did not answer in time"
+    if isinstance(error, http.client.InvalidURL | UnicodeError):
+        return "the URL is not valid"
+    if isinstance(error, http.client.HTTPException):
+        return f"the answer is not HTTP ({type(error).__name__})"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
@@ -152,13 +167,19 @@ def _mail(settings: Mail, message: Message, environment: Mapping[str, str], seco
     mail["Subject"], mail["From"], mail["To"] = message.title, settings.sender, ", ".join(settings.to)
     mail["Date"], mail["Message-ID"] = formatdate(), f"<{message.key}@everstep>"
     mail.set_content(message.text)
-    with _server(settings, seconds) as server:
+    server = _server(settings, seconds)
+    try:
         if settings.security == "starttls":
             server.starttls(context=ssl.create_default_context())
         if settings.user_env is not None and settings.password_env is not None:
             server.login(environment[settings.user_env], environment[settings.password_env])
         if rejected := server.send_message(mail):
-            raise NotSent(f"the server rejected {len(rejected)} of {len(settings.to)} receivers")
+            raise PartlySent(f"the server rejected {len(rejected)} of {len(settings.to)} receivers")
+    finally:
+        # without the answer, which is no part of the delivery: a mail that was accepted would be sent again without it
+        with suppress(OSError, smtplib.SMTPServerDisconnected):
+            server.putcmd("quit")
+        server.close()
 
 
 def _server(settings: Mail, seconds: float) -> smtplib.SMTP:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.files import UNREADABLE, decoded, make_dirs, read_json, write_signed
-from workflow_lib.notify.channels import Channel, NotSent
+from workflow_lib.notify.channels import Channel, NotSent, PartlySent
 from workflow_lib.notify.message import Message
 from workflow_lib.results import layout
 
@@ -86,10 +86,13 @@ class Outbox:
                 self._channels[name](message)
             except NotSent as error:
                 reason = str(error)
+                is_sent = isinstance(error, PartlySent)
             else:
+                reason, is_sent = "", True
+            if is_sent:
                 state["state"] = SENT
                 write_signed(path, record)
-                return ""
+                return reason
         if state["tries"] >= self._tries:
             state["state"] = GIVEN_UP
             write_signed(path, record)

@@ -31,9 +31,9 @@ def requeue_own_job(minutes: float | None = None, environ: Mapping[str, str] = o
         return False
     job = _name(facts)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it now; the next scontrol inherits that it is ignored
-    is_requeued = _scontrol("requeue", job) is not None
+    is_requeued = scontrol("requeue", job) is not None
     if is_requeued and minutes is not None and facts.get("TimeMin", "N/A") != "N/A":
-        _scontrol("update", f"JobId={job}", f"TimeLimit={math.ceil(minutes)}")
+        scontrol("update", f"JobId={job}", f"TimeLimit={math.ceil(minutes)}")
     return is_requeued
 
 
@@ -62,7 +62,7 @@ def _facts(job: str) -> dict[str, str]:
 
     An array has the number of one of its tasks, for which SLURM also shows the others.
     """
-    answer = _scontrol("show", "job", "--oneliner", job) or ""
+    answer = scontrol("show", "job", "--oneliner", job) or ""
     shown = (dict(fact.split("=", 1) for fact in line.split() if "=" in fact) for line in answer.splitlines())
     return next((facts for facts in shown if facts.get("JobId") == job), {})
 
@@ -72,7 +72,7 @@ def _name(facts: Mapping[str, str]) -> str:
     return f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}" if "ArrayTaskId" in facts else facts["JobId"]
 
 
-def _scontrol(*arguments: str) -> str | None:
+def scontrol(*arguments: str) -> str | None:
     """Return the output of ``scontrol``; None if it fails, does not answer, or is not installed."""
     command = ["scontrol", *arguments]
     try:

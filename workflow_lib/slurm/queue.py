@@ -1,25 +1,62 @@
-"""The jobs in SLURM's queue that Snakemake submitted from a folder."""
+"""The jobs in SLURM's queue that were submitted from a folder: Snakemake's, and Snakemake in a job of its own."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from workflow_lib.slurm import job
 
 ENDING = ("COMPLETING", "CANCELLED", "COMPLETED", "FAILED", "TIMEOUT")
+CONTROLLER = "everstep-run"  # name of the job of `everstep run --detach`
+UNCONFIGURED = "Could not establish a configuration source"  # said by a client of SLURM without a cluster
+OF_RULE = "rule_"  # beginning of the comment of a job that Snakemake submitted
+
+
+class _Row(NamedTuple):
+    number: str
+    name: str
+    comment: str
+    folder: str
 
 
 def jobs_of(folder: Path) -> list[str]:
     """Return the ids of the user's jobs that are queued or run, in order; none without SLURM or without its answer."""
+    mine = [row for row in _rows("--me") or () if row.folder == str(folder) and row.comment.startswith(OF_RULE)]
+    return list(dict.fromkeys(row.number for row in mine))
+
+
+def folders() -> set[Path] | None:
+    """Return the folders from which any user has submitted jobs that are queued or run; None if SLURM does not answer.
+
+    Some clusters show a user only the own jobs.
+    """
+    rows = _rows()
+    if rows is None:
+        return None
+    return {Path(row.folder) for row in rows if row.name == CONTROLLER or row.comment.startswith(OF_RULE)}
+
+
+def _rows(*options: str) -> list[_Row] | None:
+    """Return the jobs that have not ended; none without a SLURM, and None if it does not answer."""
     if shutil.which("squeue") is None:
         return []
-    command = ["squeue", "--me", "--noheader", "--sort", "i", "--format", "%A|%T|%k|%Z"]
+    command = ["squeue", *options, "--noheader", "--sort", "i", "--format", "%A|%T|%j|%k|%Z"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=job.TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return []
-    rows = [line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3]
-    mine = [row for row in rows if row[2].startswith("rule_") and row[3] == str(folder)]
-    return list(dict.fromkeys(number for number, state, *_ in mine if state not in ENDING))
+        return None
+    if done.returncode != 0:
+        return [] if UNCONFIGURED in done.stderr else None
+    return list(_parsed(done.stdout))
+
+
+def _parsed(printed: str) -> Iterator[_Row]:
+    for line in printed.splitlines():
+        if line.count("|") >= 4:
+            number, state, name, comment, folder = line.split("|", 4)
+            if state not in ENDING:
+                yield _Row(number, name, comment, folder)
