@@ -174,7 +174,7 @@ def test_a_job_of_a_killed_snakemake_keeps_its_code_and_is_taken_over_or_waited_
         snakemake.wait_for(lambda: project.epochs() >= 3 and project.running_job())
         orphan = project.running_job()
         snakemake.kill()
-        (code,) = project.folder.glob("work/code/*")
+        code = max(project.folder.glob("work/code/*"), key=lambda path: (path / ".code.json").stat().st_mtime)
         os.utime(code / ".code.json", (0, 0))
         assert code not in [item.path for item in cleaning.removable(code.parents[1], project.folder / "results")]
         again = running.enter_context(project.snakemake())
