@@ -177,7 +177,7 @@ def _mail(settings: Mail, message: Message, environment: Mapping[str, str], seco
             raise PartlySent(f"the server rejected {len(rejected)} of {len(settings.to)} receivers")
     finally:
         # without the answer, which is no part of the delivery: a mail that was accepted would be sent again without it
-        with suppress(OSError, smtplib.SMTPServerDisconnected):
+        with suppress(OSError):
             server.putcmd("quit")
         server.close()
 
