@@ -1,7 +1,8 @@
 """Jobs in the queue from a Snakemake that was killed: the next one waits for them, instead of submitting them again.
 
 A job is taken over only if its script is the one that this Snakemake would submit: the same frozen experiment, snapshot
-of the code, resources and number of the try. Other jobs are left alone; a new job of the same run then waits for them.
+of the code, resources and number of the try. It keeps the environment variables with which it was submitted. Other jobs
+are left alone; a new job of the same run then waits for them.
 """
 
 from __future__ import annotations
@@ -75,19 +76,18 @@ def taking_over(submit: Submit, folder: Path, never: Collection[str]) -> Submit:
     queued = Queued(folder)
 
     def submit_or_take_over(executor: Any, wanted: Any) -> None:
+        from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+        from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+
+        report, logs = executor._report_job_submission_threadsafe, executor.slurm_logdir / f"rule_{wanted.name}"
         number = None
         if wanted.name not in never and executor.get_status_command() == "squeue":
             number = queued.take(lambda: executor.format_job_exec(wanted), executor.run_uuid)
         if number is None:
             submit(executor, wanted)
             return
-        from snakemake_executor_plugin_slurm.utils import get_job_wildcards
-        from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
-
-        log = executor.slurm_logdir / f"rule_{wanted.name}" / get_job_wildcards(wanted) / f"{number}.log"
+        log = logs / get_job_wildcards(wanted) / f"{number}.log"
         executor.logger.info(f"Job {wanted.jobid} is SLURM job {number} of an earlier Snakemake (log: {log}).")
-        executor._report_job_submission_threadsafe(
-            SubmittedJobInfo(wanted, external_jobid=number, aux={"slurm_logfile": log})
-        )
+        report(SubmittedJobInfo(wanted, external_jobid=number, aux={"slurm_logfile": log}))
 
     return submit_or_take_over
