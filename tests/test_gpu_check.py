@@ -148,10 +148,10 @@ def test_a_check_names_missing_requirements_of_the_compiler(tmp_path: Path) -> N
 
 def test_gpus_that_are_too_old_for_bf16_skip_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from gpu_check import exact, project, speed
+    from gpu_check import exact, project, saves
 
     turing = project.Machine("cuda:0", 1, 7.5)
-    checks = {check.name: check for check in (*exact.EXACT, *speed.SPEED)}
+    checks = {check.name: check for check in (*exact.EXACT, *saves.SAVES)}
     for name in ("prove-transformer", "save"):
         with pytest.raises(project.Skipped, match="bf16 needs compute capability 8.0; here is 7.5"):
             checks[name].run(turing, tmp_path / name)
@@ -163,12 +163,12 @@ def test_a_batch_that_does_not_fit_is_made_smaller(
     monkeypatch: pytest.MonkeyPatch, largest: int, taken: int | None
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from gpu_check import speed
+    from gpu_check import bench, speed
 
     def measure(case: Any) -> int:
         if case.batch > largest:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return int(case.batch)
 
-    found = speed._fitting(speed.CASES["GPT 124M bf16"], torch.device("cpu"), measure)
+    found = bench.fitting(speed.CASES["GPT 124M bf16"], torch.device("cpu"), measure)
     assert (found and (found[0].batch, found[1])) == (taken and (taken, taken))

@@ -163,15 +163,15 @@ def _pipeline(machine: Machine, folder: Path) -> str:
 
 
 EXACT = [
-    Check("pipeline", "the quick pipeline, from data to report", _pipeline, limit_s=280),
-    Check("prove-mlp", "exact resume: MLP", _exact),
+    Check("pipeline", "the quick pipeline, from data to report", _pipeline),
+    Check("prove-mlp", "exact resume: MLP", _exact, is_first=True),
     Check("prove-cnn", "exact resume: CNN with batch norm", partial(_exact, model=CNN)),
     Check(
         "prove-channels",
         "exact resume: CNN in channels_last",
         partial(_exact, model=CNN, memory_format="channels_last", ema_decay=0.9),
     ),
-    Check("prove-amp", "the same, fp16, EMA, accumulation, clipping", _amp),
+    Check("prove-amp", "the same, fp16, EMA, accumulation, clipping", _amp, is_first=True),
     Check("prove-fsdp", "exact resume: FSDP2 on one rank", partial(_exact, model=CNN, parallel="fsdp")),
     Check("prove-compiled", "exact resume: torch.compile", _compiled),
     Check("prove-transformer", "exact resume: transformer in bf16", _transformer),

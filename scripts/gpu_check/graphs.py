@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .exact import CNN, TEXT, amp, need_compiler, settings, write_text
-from .project import DIGITS, Check, Failed, Machine, Project, need_bf16, prove
+from .project import DIGITS, Check, Failed, Machine, Project, need_bf16, prove, tail
 
 AUGMENT = {"flip_horizontal": 0.5, "shift": 0.1, "rotation": 10, "noise": 0.05, "mixup": 0.2, "cutmix": 0.2}
+
+
+REASON = "steps are not captured as a CUDA graph: "
 
 
 def _equal(machine: Machine, folder: Path, **sections: Any) -> str:
@@ -35,6 +38,22 @@ def _equal(machine: Machine, folder: Path, **sections: Any) -> str:
     if not events or events[0]["result"] != "captured":
         raise Failed(f"no step was captured: {events[0].get('reason') if events else 'no reason is given'}")
     return f"equal bits, by a graph from step {events[0]['step']} on"
+
+
+def _eager(machine: Machine, folder: Path, **options: Any) -> str:
+    """Check that a training whose steps cannot be captured says once why, and is computed step by step."""
+    nproc = options.pop("nproc", 1)
+    device = machine.device if nproc == 1 else machine.every_device
+    chosen = settings(device, nproc=nproc, model=CNN, epochs=1, runtime={"cuda_graphs": "auto"}, **options)
+    project = Project(folder, chosen)
+    project.prepare()
+    said = project.run(*project.train_words())
+    if not machine.has_gpu:
+        return "trained without a graph: there is no GPU"
+    reasons = [line.partition(REASON)[2] for line in said.splitlines() if REASON in line]
+    if len(reasons) != 1:
+        raise Failed(f"the reason was said {len(reasons)} times instead of once: {tail(said)}")
+    return f"computed step by step, since {reasons[0]}"
 
 
 def _amp(machine: Machine, folder: Path) -> str:
@@ -67,18 +86,26 @@ def _resume(machine: Machine, folder: Path) -> str:
 
 
 GRAPHS = [
-    Check("graph-mlp", "steps as a graph: MLP with dropout", partial(_equal, schedule={"name": "cosine"})),
-    Check("graph-cnn", "the same: CNN with batch norm", partial(_equal, model=CNN)),
+    Check(
+        "graph-mlp",
+        "steps as a graph: MLP with dropout",
+        partial(_equal, schedule={"name": "cosine"}),
+        is_first=True,
+    ),
+    Check("graph-cnn", "the same: CNN with batch norm", partial(_equal, model=CNN), is_first=True),
     Check("graph-augmented", "the same: augmented and mixed images", partial(_equal, model=CNN, augment=AUGMENT)),
     Check(
         "graph-sgd",
         "the same: SGD, balanced sampling",
         partial(_equal, optimizer={"name": "sgd", "lr": 0.01}, training={"sampling": "balanced"}),
     ),
-    Check("graph-amp", "the same: fp16, EMA, accumulation, clipping", _amp),
-    Check("graph-transformer", "the same: transformer in bf16", _transformer),
-    Check("graph-compiled", "the same: torch.compile", _compiled),
+    Check("graph-amp", "the same: fp16, EMA, accumulation, clipping", _amp, is_first=True),
+    Check("graph-transformer", "the same: transformer in bf16", _transformer, is_first=True),
+    Check("graph-compiled", "the same: torch.compile", _compiled, is_first=True),
     Check("graph-channels", "the same: weights in channels_last", _channels_last),
     Check("graph-mapped", "the same: data read from the shards", _mapped),
-    Check("prove-graph", "exact resume: steps as a graph", _resume),
+    Check("prove-graph", "exact resume: steps as a graph", _resume, is_first=True),
+    Check("graph-fsdp", "FSDP2 on one rank: no graph, and why", partial(_eager, parallel="fsdp")),
+    Check("graph-recomputed", "activation checkpointing: the same", partial(_eager, activation_checkpointing=True)),
+    Check("graph-ddp", "DDP on 2 GPUs: the same", partial(_eager, nproc=2), is_alone=True, gpus=2),
 ]

@@ -330,12 +330,11 @@ HAZARDS = [
             f"visible-{name}",
             f"CUDA_VISIBLE_DEVICES holds the id of a {what}, which is leased",
             partial(_visible, kind=kind),
-            is_alone=True,  # leases the device
             needs_gpu=True,
         )
         for name, kind, what in (("uuid", "GPU", "GPU"), ("mig", "MIG", "MIG slice"))
     ),
-    Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml, is_alone=True),  # leased, too
+    Check("no-nvml", "without NVML and nvidia-smi, as in containers", _no_nvml),
     Check("evaluation", "strict fp32 in evaluation, and metrics compared with the CPU", _evaluation),
     Check("slow-compilation", "a compilation longer than hang_timeout_s", _slow_compilation),
     Check("full-memory", "kill -9 at 90 % of the memory, restart at once", _full_memory, is_alone=True),

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from .exact import settings
+from .measuring import aimed
 from .project import Check, Failed, Machine, Project
-from .speed import aimed
 
 RUNS, RUNS_ON_CPU = 64, 4
 SINGLE = 3  # runs that are also trained in jobs of their own
@@ -78,4 +78,13 @@ def _freeze(project: Project, plan: dict[str, list[dict[str, str]]]) -> str:
     return pack.id
 
 
-PACKS = [Check("pack", "a sweep in one pack on one GPU, and its runs alone", _packed, limit_s=300.0, is_alone=True)]
+PACKS = [
+    Check(
+        "pack",
+        "a sweep in one pack on one GPU, and its runs alone",
+        _packed,
+        limit_s=200.0,
+        is_alone=True,
+        is_first=True,
+    )
+]

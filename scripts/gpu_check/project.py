@@ -61,6 +61,7 @@ class Check:
     run: Callable[[Machine, Path], str]
     limit_s: float = 200.0
     is_alone: bool = False  # its figures, or its memory, need the whole machine
+    is_first: bool = False  # what it shows is needed most, if the time is not enough for all
     gpus: int = 1
     needs_gpu: bool = False  # skipped with --cpu
 

@@ -259,6 +259,6 @@ SEVERAL = [
     Check("contexts", "one context per rank, on its own GPU", _contexts, is_alone=True, gpus=2, needs_gpu=True),
     Check("nccl-algorithm", "the order of NCCL's sums is fixed", _algorithm, is_alone=True, gpus=2, needs_gpu=True),
     Check("other-gpus", "other GPUs of the machine give equal bits", _subsets, is_alone=True, gpus=2, needs_gpu=True),
-    Check("nccl-fails", "NCCL that cannot start says why", _no_network, is_alone=True, needs_gpu=True),
-    Check("resume-memory", "host memory of a resume", _resume_memory, is_alone=True),
+    Check("nccl-fails", "NCCL that cannot start says why", _no_network, needs_gpu=True),
+    Check("resume-memory", "host memory of a resume", _resume_memory),
 ]

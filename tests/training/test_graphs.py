@@ -254,6 +254,7 @@ def test_a_loss_that_is_not_finite_is_found_later_and_its_step_is_named(tmp_path
     [
         ({"runtime": {"device": "cpu"}}, "runtime.device is cpu"),
         ({"runtime": {"nproc": 2}}, "the steps of 2 processes (training.parallel: ddp) wait for each other"),
+        ({"training": {"parallel": "fsdp"}}, "training.parallel: fsdp gathers the weights anew in each step"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name: lion waits for its learning rate; possible: adamw, sgd"),
         ({"training": {"activation_checkpointing": True}}, "training.activation_checkpointing restores random"),
     ],
@@ -266,6 +267,24 @@ def test_graphs_that_are_known_to_be_impossible_are_rejected_by_the_settings(
         config.validate(Source({"name": "x", **settings, "runtime": runtime}, Origins()), None)
     assert f"runtime.cuda_graphs: on is impossible: {said}" in str(error.value)
     config.validate(Source({"name": "x", **settings, "runtime": {**runtime, "cuda_graphs": "auto"}}, Origins()), None)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes", "reason"),
+    [
+        ("ddp", 2, "the steps of 2 processes (training.parallel: ddp) wait"),
+        ("fsdp", 1, "training.parallel: fsdp gathers"),
+    ],
+)
+def test_auto_says_once_why_steps_are_not_captured(
+    caplog: pytest.LogCaptureFixture, parallel: str, processes: int, reason: str
+) -> None:
+    run = plan.base(config.Experiment.model_validate({"name": "x", "training": {"parallel": parallel}}))
+    with caplog.at_level("INFO"):
+        for rank in range(processes):
+            assert graph_for("auto", run, torch.device("cuda"), processes, is_main=rank == 0) is None
+    (said,) = caplog.messages
+    assert said.startswith(f"steps are not captured as a CUDA graph: {reason}")
 
 
 def test_without_a_gpu_steps_are_computed_one_by_one() -> None:

@@ -272,7 +272,9 @@ def graph_problem(training: Training, optimizer: str, processes: int) -> str | N
     """Return why the steps of a run can never be captured as a CUDA graph, or None."""
     if training.step is not None:
         return "a step of training.step is the user's own"
-    if processes > 1 or training.parallel == "fsdp":
+    if training.parallel == "fsdp":
+        return "training.parallel: fsdp gathers the weights anew in each step"
+    if processes > 1:
         return f"the steps of {processes} processes (training.parallel: {training.parallel}) wait for each other"
     if training.activation_checkpointing:
         return "training.activation_checkpointing restores random generators within a step"
