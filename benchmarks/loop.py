@@ -2,10 +2,10 @@
 
     python benchmarks/loop.py [--rounds 9]           `pip install -c constraints.txt '.[bench]'` adds the frameworks
 
-Slices of one epoch of each loop alternate, and their medians are compared. All use one thread, AdamW and the same
-model. `textbook` draws from a DataLoader; `preloaded` indexes tensors and uses the fused optimizer; `everstep` is the
-trainer of the package with everything on: checks for stops, saves every 10 s, metrics. The frameworks have a DataLoader
-and the fused optimizer, and neither log nor save.
+Slices of one epoch of each loop alternate, and the medians of their CPU times are compared. All use one thread, AdamW
+and the same model. `textbook` draws from a DataLoader; `preloaded` indexes tensors and uses the fused optimizer;
+`everstep` is the trainer of the package with everything on: checks for stops, saves every 10 s, metrics. The frameworks
+have a DataLoader and the fused optimizer, and neither log nor save.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def everstep(case: Case, data: Split, folder: Path) -> Epoch:
 
 
 def measured(case: Case, rounds: int, frameworks: Mapping[str, Contender]) -> dict[str, float]:
-    """Return the median seconds of an epoch of each loop; the loops alternate."""
+    """Return the median CPU seconds of an epoch of each loop; the loops alternate."""
     data = case.data()
     pairs = case.pairs(data)
     with tempfile.TemporaryDirectory() as folder:
@@ -245,10 +245,10 @@ def measured(case: Case, rounds: int, frameworks: Mapping[str, Contender]) -> di
         times: dict[str, list[float]] = {name: [] for name in loops}
         for turn in range(rounds + 1):
             for name, epoch in loops.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 epoch()
                 if turn:  # the first slice warms up
-                    times[name].append(time.perf_counter() - begun)
+                    times[name].append(time.process_time() - begun)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     present = {name: one for name, (module, one) in FRAMEWORKS.items() if importlib.util.find_spec(module)}
     columns = ("preloaded", *present, "everstep")
-    print(f"load {os.getloadavg()[0]:.1f}; steps/s of textbook, then ratios to it")
+    print(f"load {os.getloadavg()[0]:.1f}; steps of textbook per second of CPU, then speeds relative to it")
     print(f"{'':<30}{'textbook':>10}" + "".join(f"{name:>12}" for name in columns) + f"{'of preloaded':>14}")
     for name, case in CASES.items():
         median = measured(case, rounds, present)

@@ -5,8 +5,8 @@
 The two alternate, with scripts that train as many networks on made-up numbers of the same shapes and do nothing else
 (no evaluation, export, checkpoint or report): one process for each network, as submitit starts them, with torch and
 with each framework that is installed, and one process that trains all of them at once by `torch.func.vmap`. It prints
-medians of elapsed and CPU seconds, ratios, and the time of the packed pipeline by rule; and it fails if a file of a run
-differs.
+medians of elapsed and CPU seconds, ratios, the time of the trainings of the pack, and that of the packed pipeline by
+rule; and it fails if a file of a run differs. `--only pack` makes the pack alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import json
 import os
 import resource
 import shutil
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +140,14 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def trainings(folder: Path) -> tuple[float, float]:
+    """Return the seconds from the first start of a training to the last end, and from the start of the pipeline."""
+    attempts = [json.loads(path.read_text()) for path in folder.glob("work/runs/*/*/attempts/*.json")]
+    first, last = (pick(datetime.fromisoformat(entry[key]).timestamp() for entry in attempts)
+                   for pick, key in ((min, "began"), (max, "ended")))  # fmt: skip
+    return last - first, last - (folder / "sweep.yaml").stat().st_mtime
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Return the compared files of all runs."""
     found = [path for name in COMPARED for path in sorted(folder.glob(f"results/sweep/runs/*/{name}"))]
@@ -158,14 +168,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["pack"], help="measure the pack alone")
     arguments = parser.parse_args()
     present = [name for name, package in FRAMEWORKS.items() if importlib.util.find_spec(package)]
-    spent = defaultdict(list)
+    spent, trained = defaultdict(list), []
     with tempfile.TemporaryDirectory() as place:
         for number in range(arguments.rounds):
-            folders = {kind: Path(place) / f"{kind}-{number}" for kind in ("single jobs", "a pack")}
+            kinds = ("single jobs", "a pack") if arguments.only is None else ("a pack",)
+            folders = {kind: Path(place) / f"{kind}-{number}" for kind in kinds}
             for kind, folder in folders.items():
                 spent[kind].append(make(folder, arguments.runs, "auto" if kind == "a pack" else 1))
+            trained.append(trainings(folders["a pack"]))
+            if arguments.only is not None:
+                continue
             spent["a process each, training only"].append(peer(arguments.runs, PEER, 1))
             for name in present:
                 spent[f"a process each with {name}, training only"].append(peer(arguments.runs, FRAMEWORK, name))
@@ -177,8 +192,11 @@ def main() -> None:
     medians = {kind: [statistics.median(column) for column in zip(*rows, strict=True)] for kind, rows in spent.items()}
     for kind, (elapsed, cpu) in medians.items():
         print(f"{arguments.runs} runs in {kind}: {elapsed:.1f} s elapsed, {cpu:.1f} s of CPU")
-    single, pack, *_ = medians.values()
-    print(f"ratio: {single[0] / pack[0]:.1f} elapsed, {single[1] / pack[1]:.1f} CPU, on {os.cpu_count()} cores")
+    alone_s, whole_s = (statistics.median(column) for column in zip(*trained, strict=True))
+    print(f"trainings in the pack: {alone_s:.1f} s, the last one ended {whole_s:.1f} s after the start of the pipeline")
+    if arguments.only is None:
+        single, pack, *_ = medians.values()
+        print(f"ratio: {single[0] / pack[0]:.1f} elapsed, {single[1] / pack[1]:.1f} CPU, on {os.cpu_count()} cores")
     for rule, (jobs, seconds) in sorted(where.items(), key=lambda item: -item[1][1]):
         print(f"  {rule:10} {jobs:4} jobs {seconds:7.1f} s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -51,6 +52,16 @@ class Hiding(ctypes.CDLL):
 ctypes.CDLL = Hiding
 """
 
+# checks that end at once, all but one only when they are told to
+WAITING = """
+import os, sys, time
+
+if "--child" in sys.orig_argv:
+    while "graph-mlp" not in sys.orig_argv and not os.path.exists({go!r}):
+        time.sleep(0.05)
+    os._exit(5)
+"""
+
 # a prove-resume that does not end
 ENDLESS = """
 import os, sys, time
@@ -62,13 +73,18 @@ if "prove-resume" in sys.orig_argv:
 """
 
 
+def planted(folder: Path, plant: str) -> str:
+    """Return a folder from which each Python first runs the code in ``plant``."""
+    (folder / "sitecustomize.py").write_text(plant)
+    return str(folder)
+
+
 def checked(
     folder: Path, *words: str, clone: Path = ROOT, plant: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command; each of its processes first runs the code in ``plant``."""
-    (folder / "sitecustomize.py").write_text(plant)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment = {**inherited, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}
+    environment = {**inherited, "TMPDIR": str(folder), "PYTHONPATH": planted(folder, plant), **variables}
     command = [sys.executable, str(clone / "scripts/gpu-check"), *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -131,6 +147,49 @@ def test_a_check_that_hangs_is_ended_with_all_its_processes(tmp_path: Path) -> N
     assert "not done after 20 s: ended" in shown.stdout
     started = int((tmp_path / "pid").read_text())
     until(lambda: not psutil.pid_exists(started), "the check's process to end")
+
+
+def test_a_part_of_a_measurement_that_fails_or_hangs_loses_its_own_figures_only(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "scripts")!r}]
+from gpu_check import measuring
+place = Path.cwd()
+parts = {{
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hangs": lambda: time.sleep(1000),
+    "raises": lambda: measuring.tell(place, "begun") or 1 / 0,
+    "whole": lambda: measuring.tell(place, "done"),
+}}
+print(measuring.in_forks(place, parts, 1))
+print(measuring.told(place))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    failed, told = map(ast.literal_eval, shown.stdout.splitlines())
+    assert [line.partition(": ")[2] for line in failed] == [
+        "ended with -9: ",
+        "not done after 1 s: ended",
+        "ended with 1: ZeroDivisionError: division by zero",
+    ]
+    assert told == ["begun", "done"]
+
+
+def test_what_is_needed_most_comes_first_and_each_result_is_kept_at_once(tmp_path: Path) -> None:
+    found, go = tmp_path / "found.json", tmp_path / "go"
+    words = ["--cpu", "--only", "forks", "--only", "graph-mlp", "--json", str(found)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/gpu-check"), *words],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": planted(tmp_path, WAITING.format(go=str(go)))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        until(found.exists, "the result of the first check")
+        assert [check["name"] for check in json.loads(found.read_text())["checks"]] == ["graph-mlp"]
+        go.touch()
+    assert [check["verdict"] for check in json.loads(found.read_text())["checks"]] == ["FAIL", "FAIL"]
 
 
 def test_a_check_that_is_unknown_is_a_mistake(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from workflow_lib.prove.child import forked
-
 from .project import Failed, Machine, Project, Skipped, tail
 
 FIGURES = "figures.txt"  # a line for each figure of a check, in its folder
@@ -43,6 +41,8 @@ def in_forks(folder: Path, parts: dict[str, Callable[[], None]], limit_s: int) -
     A kernel that fails leaves CUDA unusable in its process; here only the figures of that part are lost. The fork is
     killed by its own alarm after ``limit_s`` seconds, also if it waits for the device.
     """
+    from workflow_lib.prove.child import forked  # imports torch
+
     failed = []
     for name, part in parts.items():
         log = folder / f"{name.replace(' ', '-')}.txt"

@@ -28,6 +28,12 @@ def on_step_end(state):
     if state.step == 20:
         {}
 
+def take_too_much():
+    import resource, torch
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 28),) * 2)
+    torch.zeros(1 << 28)  # 1 GiB
+
 def once(name):
     there = Path(name).exists()
     Path(name).touch()
@@ -37,6 +43,7 @@ FAULTS = {
     "raises": "raise LookupError('no such table')",
     "hangs": "once('hung') and time.sleep(3600)",
     "killed": "import os; os.kill(os.getpid(), 9)",  # as the kernel does when memory is out
+    "memory": "once('taken') and take_too_much()",
 }
 FULL = """\
 from pathlib import Path
@@ -76,6 +83,8 @@ FAILING: dict[str, Any] = {
             {"optimizer.lr": 1e30},
             {"training.hooks": "killed"},
             {"seed": 2},
+            {"training.hooks": "memory"},
+            {"seed": 3},
         ]
     },
 }
@@ -198,22 +207,28 @@ class Sweep:
 
 def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> None:
     packed = Sweep(tmp_path / "packed", warm, FAILING)
-    assert warm.wait(packed.start_pack()) == FINISHED, packed.log()
-    assert packed.codes() == [FINISHED, *[FAILED] * 4, FINISHED]
-    ends = [str(packed.attempts(index)[-1].reason) for index in range(6)]
-    expected = ["finished", "raised", "failed", "diverged", "failed", "finished"]
+    checkpoints = f"{packed.folder}/work/runs/{packed.runs[7]['digest']}/*/checkpoints/*"
+    full = {"mode": "ENOSPC", "operation": "write", "path": checkpoints, "times": 0}
+    assert warm.wait(warm.start(replace(packed.order(*packed.packing()), faults=[full]))) == FINISHED, packed.log()
+    assert packed.codes() == [FINISHED, *[FAILED] * 4, FINISHED, FAILED, FAILED]
+    ends = [str(packed.attempts(index)[-1].reason) for index in range(8)]
+    expected = ["finished", "raised", "failed", "diverged", "failed", "finished", "failed", "failed"]
     assert [end.partition(":")[0] for end in ends] == expected
     assert "killed by SIGKILL (out of memory?)" in ends[4]
     assert "no such table" in ends[1]
     assert "no rank has made a step for 10 s" in ends[2]
+    assert "can't allocate memory" in ends[6]
+    assert "No space left on device" in ends[7]
     # the job of each run hands the result out, reports the divergence as the point's result, or tries again
     assert [packed.train(index) for index in (0, 3, 5)] == [FINISHED] * 3
     assert [len(packed.attempts(index)) for index in (0, 3, 5)] == [1, 1, 1]
     alone = Sweep(tmp_path / "alone", warm, FAILING)
-    (alone.folder / "hung").touch()
-    assert packed.train(2) == FINISHED, "the job of the run that hung goes on with it"
+    for done in ("hung", "taken"):
+        (alone.folder / done).touch()
+    for index in (2, 6, 7):
+        assert packed.train(index) == FINISHED, "its job goes on with a run that hung, or had no memory or disk"
     assert packed.attempts(2)[-1].resumed_step
-    for index in (0, 2, 5):
+    for index in (0, 2, 5, 6, 7):
         assert alone.train(index) == FINISHED
         assert packed.result(index) == alone.result(index)
 

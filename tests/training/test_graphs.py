@@ -139,6 +139,17 @@ def test_a_stopped_training_resumes_with_the_same_bits(tmp_path: Path) -> None:
     assert resumed == trained(tmp_path / "steps", settings)
 
 
+def test_a_validation_measures_every_sample_and_a_step_only_whole_batches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    split = Split(torch.randn(43, *IMAGES.input_shape), torch.randint(0, 4, (43,)))
+    done = [trainer(tmp_path / str(graph), MLP, graph, split=split) for graph in (None, RecordedGraph())]
+    for training in done:
+        training.fit()
+        progress = training.state.progress
+        assert (progress.cursor.step, progress.validation["samples"]) == (12, 43)
+    assert everything(done[0]) == everything(done[1])
+
+
 class Params(Section):
     """No settings."""
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib import config, plan, ready
+from workflow_lib.config.length import Length
+from workflow_lib.data import Manifest
+from workflow_lib.errors import EverstepError
 from workflow_lib.files import file_digest, read_json
 from workflow_lib.launch import commands
 from workflow_lib.packs import gpu
@@ -50,9 +53,14 @@ class Runs:
         self.computed: list[str] = []  # runs that are evaluated and exported
 
     def tasks(self) -> Iterator[Task]:
-        """Yield the trainings, after which come their evaluations and exports."""
-        for run, data_id in self._pack.runs:
-            yield self.task(Subject(run, run, run, results_layout.data_manifest(self._results, data_id)))
+        """Yield the trainings, after which come their evaluations and exports.
+
+        The longest come first: one that starts last would leave the other cores idle.
+        """
+        samples: dict[Path, int] = {}
+        runs = [Subject(id, id, id, results_layout.data_manifest(self._results, data)) for id, data in self._pack.runs]
+        for run in sorted(runs, key=lambda run: _length(self._job, run, samples), reverse=True):
+            yield self.task(run)
 
     def task(self, run: Subject, *, is_alone: bool = False) -> Task:
         """Return the training of a run, which is followed by its evaluation and export."""
@@ -83,6 +91,20 @@ class Runs:
         if code == 0:
             self.computed.append(run.name)
         return ()
+
+
+def _length(job: Job, run: Subject, samples: dict[Path, int]) -> tuple[int, int]:
+    """Return the optimizer steps of a run, and its batch size; zeros if its training is to say what is wrong with it.
+
+    ``samples`` has the training samples by manifest, as far as they are known.
+    """
+    try:
+        training = plan.load_run(run.id, job.work)[0].training
+        if run.data not in samples:
+            samples[run.data] = Manifest.load(run.data).splits["train"].samples
+    except EverstepError:
+        return 0, 0
+    return Length.of(training, samples[run.data] // training.batch_size).total, training.batch_size
 
 
 def _prepared(job: Job, run: Subject) -> Path:

@@ -7,7 +7,7 @@ micro-batch   the part of it that one rank computes in one pass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,9 +60,19 @@ class Epoch:
     occurrence_ids: torch.Tensor | Computed
     mixing_partners: torch.Tensor | Computed | None
     spans: list[tuple[int, int]]
+    _newest: dict[int, list[MicroBatch]] = field(default_factory=dict, compare=False)
 
     def micro_batches(self, start: int) -> list[MicroBatch]:
-        """Return this rank's micro-batches of the global batch that begins at ``start``."""
+        """Return this rank's micro-batches of the global batch that begins at ``start``.
+
+        Those that were computed last are kept: a step asks for them, and then the stream of its data.
+        """
+        if (found := self._newest.get(start)) is not None:
+            return found
+        self._newest.clear()
+        return self._newest.setdefault(start, self._micro_batches(start))
+
+    def _micro_batches(self, start: int) -> list[MicroBatch]:
         places = [slice(start + first, start + last) for first, last in self.spans]
         partners = self.mixing_partners
         return [
