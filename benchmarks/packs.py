@@ -6,7 +6,7 @@ The two alternate, with scripts that train as many networks on made-up numbers o
 (no evaluation, export, checkpoint or report): one process for each network, as submitit starts them, with torch and
 with each framework that is installed, and one process that trains all of them at once by `torch.func.vmap`. It prints
 medians of elapsed and CPU seconds, ratios, the time of the trainings of the pack, and that of the packed pipeline by
-rule; and it fails if a file of a run differs. `--only pack` makes the pack alone.
+rule; and it fails if a file of a run differs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ name: sweep
 data: {{name: digits}}
 model: {{name: mlp}}
 training: {{epochs: 10, batch_size: 64}}
-sweep: {{seeds: {runs}}}
+sweep: {{list: {points}}}
 runtime: {{device: cpu, pack: {pack}}}
 """
 
@@ -121,13 +121,16 @@ def peer(calls: int, script: str, first: object) -> tuple[float, float]:
     return time.monotonic() - began, _cpu_s() - before
 
 
-def make(folder: Path, runs: int, pack: object) -> tuple[float, float]:
+def make(folder: Path, runs: int, pack: object, *, is_unequal: bool) -> tuple[float, float]:
     """Run the pipeline in a new folder; return its elapsed and its CPU seconds."""
     folder.mkdir()
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    (folder / "sweep.yaml").write_text(EXPERIMENT.format(runs=runs, pack=pack))
+    points = [{"seed": seed} for seed in range(runs)]
+    if is_unequal:
+        points[-1]["training.epochs"] = 100
+    (folder / "sweep.yaml").write_text(EXPERIMENT.format(points=json.dumps(points), pack=pack))
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/local", "--configfile", "sweep.yaml"]
     began, before = time.monotonic(), _cpu_s()
     with (folder / "log.txt").open("w") as log:
@@ -168,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--unequal", action="store_true", help="the last run has ten times as many epochs")
     parser.add_argument("--only", choices=["pack"], help="measure the pack alone")
     arguments = parser.parse_args()
     present = [name for name, package in FRAMEWORKS.items() if importlib.util.find_spec(package)]
@@ -177,7 +181,8 @@ def main() -> None:
             kinds = ("single jobs", "a pack") if arguments.only is None else ("a pack",)
             folders = {kind: Path(place) / f"{kind}-{number}" for kind in kinds}
             for kind, folder in folders.items():
-                spent[kind].append(make(folder, arguments.runs, "auto" if kind == "a pack" else 1))
+                pack = "auto" if kind == "a pack" else 1
+                spent[kind].append(make(folder, arguments.runs, pack, is_unequal=arguments.unequal))
             trained.append(trainings(folders["a pack"]))
             if arguments.only is not None:
                 continue
