@@ -112,7 +112,9 @@ def data_sets():
 
 
 if workflow.is_main_process:
-    recorder.attach()
+    snakemake.jobs.Job.restart_times = recorder.without_retries(
+        snakemake.jobs.Job.restart_times, recorder.attach().rejected
+    )
 
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]

@@ -41,3 +41,10 @@ def test_columns_are_aligned() -> None:
 
 def test_nested_settings_have_dotted_names() -> None:
     assert text.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+def test_wrapped_text_is_indented_and_keeps_long_words() -> None:
+    long = "results/" + "x" * 20
+    assert text.wrapped(f"a model of {long}", 16, "> ", "  ") == ["> a model of", f"  {long}"]
+    assert max(map(len, text.wrapped(long, 16, "> ", "  ", breaks_words=True))) == 16
+    assert text.wrapped("short-lived runs", 18, "> ", "  ") == ["> short-lived runs"]

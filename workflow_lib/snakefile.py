@@ -17,6 +17,7 @@ from workflow_lib.errors import ConfigError, EverstepError, StateError, shortene
 from workflow_lib.plan import preview, user_code
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import code_snapshot
+from workflow_lib.text import terminal_width
 
 RECORDS = ("metadata", "incomplete", "locks", "log", "controllers", "auxiliary")  # folders that Snakemake writes to
 
@@ -193,7 +194,7 @@ def summary(results: Path) -> str | None:
     from workflow_lib.report import terminal
 
     try:
-        return terminal.summary(results)
+        return terminal.summary(results, terminal_width())
     except (EverstepError, OSError, KeyError, ValueError):  # the report itself says what is wrong
         return None
 

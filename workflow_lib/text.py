@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -63,6 +66,28 @@ def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -
         cell.rjust(width) if place in right else cell.ljust(width)
         for place, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal on standard output; None if it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str, width: int, first: str = "", indent: str = "", *, breaks_words: bool = False) -> list[str]:
+    """Return the text in lines of `width` characters that begin with `first` and then with `indent`.
+
+    A word that is too long, such as a path, makes a longer line, so that it can be copied, or else is broken.
+    """
+    if len(first + text) <= width and text.isprintable() and text == text.strip():
+        return [first + text]  # the usual case; `textwrap.wrap` is slow
+    return textwrap.wrap(
+        text,
+        max(width, len(indent) + 1),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=breaks_words,
+        break_on_hyphens=False,
+    )
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.metrics import numbers
 from workflow_lib.metrics.bootstrap import Resampling, Scores
 from workflow_lib.metrics.paired import differences
+from workflow_lib.results import references
 
 HOW = Resampling(400, 0.95, 0)
 
@@ -104,6 +105,18 @@ def test_runs_that_are_evaluated_with_other_views_are_told(project: Trained, mon
     assert {"A: 1 view of each image", told} <= set(comparison.shown(found).splitlines())
     comparison.write_page(found, project.root / "views.html")
     assert told.partition(": ")[2] in (project.root / "views.html").read_text()
+
+
+def test_an_experiment_stands_for_its_best_run(
+    project: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(project.root)
+    caplog.set_level("INFO")
+    best = Path("results/digits-demo/runs") / references.rows(Path("results/digits-demo/runs.csv"))[0]["name"]
+    for ref in ("digits-demo", "results/digits-demo", best.name, str(best)):
+        assert references.find_run(ref, Path("results")) == best
+    said = [f"{ref}: the best run of this experiment is {best.name}" for ref in ("digits-demo", "results/digits-demo")]
+    assert caplog.messages == said
 
 
 def test_what_is_no_run_is_rejected_with_the_experiments_that_there_are(

@@ -55,7 +55,7 @@ def test_the_status_follows_the_states_of_a_training(prepared: Project, tmp_path
 
     project.finish()
     done = row(project)
-    assert (done["state"], done["owner"], done["epoch"], done["epochs"]) == ("finished", None, 3, 3)
+    assert (done["state"], done["owner"], done["epoch"], done["epochs"]) == ("trained", None, 3, 3)
     assert done["step"] == done["steps"] == project.sealed().step
     assert [attempt["ended"] for attempt in done["attempts"]] == ["stopped by SIGTERM", "killed", "finished"]
 
@@ -119,9 +119,31 @@ def test_a_failed_evaluation_or_export_is_a_failure(finished: Project, rule: str
     path.parent.mkdir(parents=True)
     path.write_text(log)
     seen = row(finished)
-    assert (seen["state"], seen["why"]) == (("failed", f"{why} ({path})") if why else ("finished", None))
+    assert (seen["state"], seen["why"]) == (("failed", f"{why} ({path})") if why else ("trained", None))
     (folder / {"evaluate": "evaluation.json", "export": "export.json"}[rule]).touch()
+    assert row(finished)["state"] == "trained"
+
+
+def test_a_planned_run_is_finished_with_its_evaluation_and_export(finished: Project) -> None:
+    experiment = finished.folder / "results" / "planned"
+    folder = experiment / "runs" / finished.run
+    folder.mkdir(parents=True)
+    known = {"id": finished.run, "digest": row(finished)["digest"]}
+    (experiment / "plan.json").write_text(json.dumps({"runs": [known], "study": None}))
+    assert row(finished)["state"] == "trained"
+    (folder / "evaluation.json").touch()
+    assert row(finished)["state"] == "trained"
+    (folder / "export.json").touch()
     assert row(finished)["state"] == "finished"
+
+
+def test_the_attempts_of_a_run_take_no_line_once_it_is_trained(finished: Project) -> None:
+    seen = row(finished)
+    seen |= {"attempts": seen["attempts"] * 3}
+    heading, *shown = status_table.table([seen]).splitlines()
+    assert heading.endswith("attempts")
+    assert shown[0].endswith(f" {len(seen['attempts'])}")
+    assert shown[1] == ""
 
 
 BEGIN = """
@@ -145,7 +167,7 @@ def test_a_killed_evaluation_is_told_from_one_that_runs(finished: Project) -> No
         subprocess.Popen([sys.executable, "-c", BEGIN], stdin=subprocess.PIPE, stderr=log) as process,
     ):
         until(lambda: written.read_text().endswith("\n"), "the first line of the log")
-        assert (row(finished)["state"], row(finished)["why"]) == ("finished", None)
+        assert (row(finished)["state"], row(finished)["why"]) == ("evaluating", None)
         process.kill()
         process.wait()
     seen = row(finished)
@@ -153,7 +175,7 @@ def test_a_killed_evaluation_is_told_from_one_that_runs(finished: Project) -> No
     assert seen["why"].startswith("evaluate was killed; the pipeline repeats it (")
     with written.open("a") as log:
         log.write("everstep evaluate: stopped by SIGINT. Run the same command again\n")
-    assert row(finished)["state"] == "finished"
+    assert row(finished)["state"] == "trained"
 
 
 def test_a_failure_of_the_whole_experiment_is_found_by_its_log(tmp_path: Path) -> None:
@@ -278,7 +300,7 @@ def test_a_run_with_a_damaged_file_is_still_listed(killed: Project, finished: Pr
             DAMAGES[damage](path)
             (seen,) = rows(project)
             assert seen["digest"] == project.workspace.parent.name, path
-            assert seen["state"] in ("killed", "finished", "damaged", "new", "running"), path
+            assert seen["state"] in ("killed", "trained", "finished", "damaged", "new", "running"), path
             assert status_table.table([seen])
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             path.write_bytes(content)
@@ -294,7 +316,7 @@ def test_lines_have_at_most_100_columns_and_contain_the_digest(killed: Project, 
     lines = status_table.table(long).splitlines()
     assert max(map(len, lines)) <= 100
     assert all(any(seen["digest"][:12] in line for line in lines) for seen in long)
-    assert "killed, finished" in " ".join(status_table.table(long).split())
+    assert "attempts: killed" in " ".join(status_table.table(long).split())
 
 
 def test_the_verb_prints_the_table_or_json(
@@ -302,7 +324,7 @@ def test_the_verb_prints_the_table_or_json(
 ) -> None:
     monkeypatch.chdir(finished.folder)
     assert cli.main(["status", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "trained"
     assert cli.main(["status"]) == 0
     assert finished.run in capsys.readouterr().out
     (empty := tmp_path / "empty").mkdir()
@@ -333,7 +355,7 @@ def test_the_table_has_metrics_and_counts_failures_first(finished: Project) -> N
     failed = seen | {"state": "failed"}
     text = status_table.table([seen, failed, seen | {"state": "new"}])
     assert f"{last['val_loss']:.4g}  accuracy {last['val_accuracy']:.3g}" in text
-    assert "3 runs: 1 failed, 1 finished, 1 new" in text
+    assert "3 runs: 1 failed, 1 new, 1 trained" in text
     assert "\x1b" not in text
     assert "\x1b[31mfailed\x1b[0m" in status_table.table([failed], is_coloured=True)
 

@@ -91,7 +91,7 @@ def test_ambiguous_digits_are_refused(numbers: Trained, tmp_path: Path) -> None:
     assert len(set(digests)) == 2
     for path, digest in zip(statements, digests, strict=True):
         path.write_text(path.read_text().replace(digest, "abcd" + digest[4:]))
-    from workflow_lib.prediction.models import find_run
+    from workflow_lib.results.references import find_run
 
     with pytest.raises(UserError, match="abcd: 2 runs in .* have this name"):
         find_run("abcd", tmp_path / "results")

@@ -310,6 +310,16 @@ def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained)
         assert str(project.results / path) in text
 
 
+def test_the_summary_is_indented_where_it_is_wrapped_and_keeps_commands_whole(project: Trained) -> None:
+    wide, narrow = report.summary(project.results), report.summary(project.results, 40)
+    assert narrow.split() == wide.split()
+    assert f"\n    everstep predict {project.results.name} DATA --output predictions.csv\n" in narrow
+    assert all(line.startswith("  ") for line in narrow.splitlines())
+    wrapped = [line for line in narrow.splitlines() if line.startswith(" " * 12)]
+    assert wrapped
+    assert all(len(line) <= 40 for line in wrapped)
+
+
 def test_a_large_test_split_has_no_caution(project: Trained) -> None:
     assert int(table_of(project.results)[0]["test_samples"]) >= 50
     assert "only" not in report.summary(project.results)

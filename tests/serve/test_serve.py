@@ -244,6 +244,18 @@ def test_the_page_tells_how_to_copy_the_study(page: Server) -> None:
     assert command == ("everstep study 'my config/t.yaml' --set 'seed=7 training.epochs=2' --to sqlite:///study.db")
 
 
+def test_a_diverged_training_leaves_nothing_to_evaluate(page: Server) -> None:
+    folder = page.project / "results" / "diverged"
+    for name, training in {"a-1": {}, "b-2": {"state": "diverged"}}.items():
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "train.json").write_text(json.dumps(training))
+        (folder / "runs" / name / "evaluation.json").write_text(json.dumps(training))
+    runs = [{"id": name, "digest": name, "data_id": "d"} for name in ("a-1", "b-2", "c-3")]
+    (folder / "plan.json").write_text(json.dumps({"runs": runs, "study": None}))
+    phases = page.snapshots._phases("diverged")["phases"]
+    assert phases[1:4] == [["trainings", 1, 3, 1], ["evaluations", 1, 2, 0], ["exports", 0, 2, 0]]
+
+
 def test_the_page_follows_a_training(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its plan to its result, also when that changes, and when it disappears."""
     project = tmp_path / "followed"
@@ -268,7 +280,7 @@ def test_the_page_follows_a_training(prepared: Project, tmp_path: Path, monkeypa
         run.finish()
         state = asked_json(page, "state")
         (done,) = state["runs"]
-        assert (done["state"], done["share"], state["counts"]) == ("finished", 1.0, {"finished": 1})
+        assert (done["state"], done["share"], state["counts"]) == ("trained", 1.0, {"trained": 1})
         curves = asked_json(page, "curves?since=0")
         (curve,) = curves["changed"]
         assert curve["epoch"] == [1, 2, 3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from workflow_lib.cli.options import (
 from workflow_lib.errors import ConfigError, EverstepError
 from workflow_lib.results.layout import RESULTS
 from workflow_lib.store.layout import WORK
-from workflow_lib.text import byte_size, count
+from workflow_lib.text import byte_size, count, terminal_width
 
 if TYPE_CHECKING:
     from workflow_lib.start import Guess
@@ -188,7 +187,7 @@ def _compare(arguments: Arguments) -> None:
     if len(arguments.subjects) < 2:
         raise ConfigError(f"{arguments.subjects[0]}: name at least one more run or experiment to compare it with")
     found = comparison.compare([comparison.find(ref, RESULTS, WORK) for ref in arguments.subjects])
-    print(comparison.shown(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    print(comparison.shown(found, terminal_width()))
     if arguments.html is not None:
         comparison.write_page(found, arguments.html)
         print(f"\nwritten: {arguments.html}")
@@ -213,7 +212,9 @@ def _retrain(arguments: Arguments) -> None:
 @VERBS.add(
     "predict",
     "predict with a trained run or a model.onnx for data without targets",
-    option("run", metavar="RUN", help="run id, folder of its results, train.json, or a .onnx file"),
+    option(
+        "run", metavar="RUN", help="run id, folder of its results, train.json, experiment (its best run), or .onnx file"
+    ),
     option("data", type=Path, metavar="DATA", help="file or folder of the kind that the run was trained on"),
     option("--output", type=Path, required=True, metavar="FILE", help="predictions: .csv, .parquet or .xlsx"),
     option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N"),
@@ -242,10 +243,9 @@ def _trace(arguments: Arguments) -> None:
 
     path = Path(arguments.file)
     if not path.exists() and path.name == arguments.file:  # no path of a file that is missing
-        from workflow_lib.prediction import models
-        from workflow_lib.results import layout
+        from workflow_lib.results import layout, references
 
-        path = models.find_run(arguments.file, RESULTS) / layout.TRAIN
+        path = references.find_run(arguments.file, RESULTS) / layout.TRAIN
     print(provenance.trace(path, WORK))
 
 
@@ -276,7 +276,7 @@ def _status(arguments: Arguments) -> None:
 
     def text() -> str:
         is_terminal = sys.stdout.isatty()
-        width = os.get_terminal_size().columns if is_terminal else status_table.WIDTH
+        width = terminal_width() or status_table.WIDTH
         return status_table.table(rows(), is_coloured=is_coloured, width=width, is_terminal=is_terminal)
 
     if arguments.watch:

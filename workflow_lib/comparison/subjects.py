@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import tasks
-from workflow_lib.errors import ConfigError, DataError, UserError
-from workflow_lib.prediction.models import find_run
+from workflow_lib.errors import DataError, UserError
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results import references
 from workflow_lib.results.read_runs import Row, read_history
 from workflow_lib.results.statements import Evaluation, Training, read_evaluation, read_training
 from workflow_lib.text import decimal, flatten
@@ -62,7 +61,8 @@ def find(ref: str, results: Path, work: Path) -> Subject:
     """Return the run or the experiment. Raises ConfigError or UserError if there is none, or it has no evaluation."""
     from workflow_lib import plan
 
-    folder, over = _folder(ref, results)
+    folder, experiment = references.find(ref, results)
+    configurations = references.rows(experiment / results_layout.CONFIGURATIONS) if experiment else []
     train = read_training(folder / results_layout.TRAIN)
     if "state" in train:
         raise UserError(f"{ref}: the training of {folder.name} diverged, so there is nothing to compare")
@@ -76,36 +76,8 @@ def find(ref: str, results: Path, work: Path) -> Subject:
         evaluation=read_evaluation(folder / results_layout.EVALUATION),
         history=read_history(folder / results_layout.HISTORY),
         settings=flatten(run.model_dump(mode="json")),
-        over=over,
+        over=_over(next(iter(configurations), {})),
     )
-
-
-def _folder(ref: str, results: Path) -> tuple[Path, str]:
-    """Return the folder of the run, and the means of the experiment if it is one that repeats its best run."""
-    experiment = Path(ref) if (Path(ref) / results_layout.RUNS_TABLE).exists() else results / ref
-    if Path(ref).suffix in (".yaml", ".yml"):
-        from workflow_lib import config
-
-        experiment = results / config.load([Path(ref)]).name
-    if not results_layout.plan_file(experiment).exists() and not (experiment / results_layout.RUNS_TABLE).exists():
-        try:
-            return find_run(ref, results), ""
-        except ConfigError as error:
-            names = ", ".join(path.parent.name for path in results_layout.all_plans(results))
-            raise ConfigError(f"{error}; or an experiment: {names or 'none has been planned'}") from error
-    table = experiment / results_layout.RUNS_TABLE
-    best = next((row for row in _rows(table) if not row.get("state")), None)
-    if best is None:
-        raise UserError(f"{ref}: {table} has no finished run yet; run the pipeline")
-    first = next(iter(_rows(experiment / results_layout.CONFIGURATIONS)), {})
-    return results_layout.run_dir(experiment, best["name"]), _over(first)
-
-
-def _rows(table: Path) -> list[dict[str, str]]:
-    if not table.exists():
-        return []
-    with table.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _over(row: dict[str, str]) -> str:

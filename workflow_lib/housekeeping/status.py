@@ -18,7 +18,7 @@ from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import ConfigError
 from workflow_lib.files import UNREADABLE, names_in, read_json
 from workflow_lib.housekeeping import failed_jobs
-from workflow_lib.housekeeping.failed_jobs import FailedJob
+from workflow_lib.housekeeping.failed_jobs import UnfinishedJob
 from workflow_lib.results import layout as results_layout
 from workflow_lib.store import accounting, failure_record, layout
 from workflow_lib.store import attempts as ws
@@ -41,6 +41,9 @@ STATES = (
     "diverged",
     "stalled",
     "pruned",
+    "trained",
+    "evaluating",
+    "exporting",
     "finished",
     "damaged",
 )
@@ -54,8 +57,8 @@ def runs(work: Path, results: Path) -> list[Row]:
     rows = [_row(workspace, names) for workspace in layout.all_workspaces(work)]
     begun = {row["digest"] for row in rows}
     rows.sort(key=lambda row: str(row["updated"]), reverse=True)
-    failed = failed_jobs.of_runs(results)
-    rows = [row | _failure(row, failed.get(row["digest"][:12])) for row in rows]
+    jobs, trained = failed_jobs.of_runs(results), failed_jobs.without_results(results)
+    rows = [row | _job(row, jobs.get(row["digest"][:12]), trained) for row in rows]
     return rows + [_blank(digest, names) for digest in planned if digest not in begun]
 
 
@@ -210,9 +213,13 @@ def _workspace_values(workspace: Path) -> Row:
     }
 
 
-def _failure(row: Row, job: FailedJob | None) -> Row:
-    """Return what changes in the row of a trained run whose evaluation or export failed or was killed."""
-    return {"state": job.state, "why": job.text} if job and row["state"] == "finished" else {}
+def _job(row: Row, job: UnfinishedJob | None, trained: Set[str]) -> Row:
+    """Return what changes in the row of a trained run that is not evaluated and exported."""
+    if row["state"] != "finished":
+        return {}
+    if job is not None:
+        return {"state": job.state, "why": job.text or None}
+    return {"state": "trained"} if row["digest"][:12] in trained else {}
 
 
 def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -12,13 +11,21 @@ from pathlib import Path
 from workflow_lib.housekeeping.status import Row
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
-from workflow_lib.text import aligned, count, duration
+from workflow_lib.text import aligned, count, duration, wrapped
 
-SHORTEST_NAME = 24
+SHORTEST_NAME = 20
 WIDTH = 100
-HEADINGS = ("run", "state", "step", "epoch", "samples/s", "ETA", "val_loss", "metric", "saved")
+HEADINGS = ("run", "state", "step", "epoch", "samples/s", "ETA", "val_loss", "metric", "saved", "attempts")
 LEFT = ("run", "state", "metric")  # columns that are aligned to the left
-LESS = ("saved", "samples/s", "epoch", "val_loss", "ETA")  # columns that a narrow terminal lacks, in this order
+LESS = (
+    "attempts",
+    "saved",
+    "samples/s",
+    "epoch",
+    "val_loss",
+    "ETA",
+)  # columns that a narrow terminal lacks, in this order
+DONE = ("finished", "pruned", "trained", "evaluating", "exporting")  # trainings that have nothing left to do
 FAILED = ("failed", "diverged", "stalled", "damaged")
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 RED, GREEN, YELLOW, BLUE = (f"\x1b[{number}m" for number in (31, 32, 33, 34))
@@ -26,7 +33,7 @@ COLOURS = {
     **dict.fromkeys(FAILED, RED),
     **dict.fromkeys(("stopped", "killed", "waiting"), YELLOW),
     "finished": GREEN,
-    "running": BLUE,
+    **dict.fromkeys(("running", "evaluating", "exporting"), BLUE),
 }
 
 
@@ -54,8 +61,11 @@ def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH,
 
 
 def _headings(cells: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
-    """Return the columns that are shown; all if there is no width, but without the ETA if no run has one."""
-    headings = [name for name in HEADINGS if name != "ETA" or any(cell[name] != "-" for cell in cells)]
+    """Return the columns that are shown; all if there is no width, but without those that say nothing."""
+    usual = {"ETA": "-", "attempts": "1"}  # a column that says nothing else is left out
+    headings = [
+        name for name in HEADINGS if name not in usual or any(cell[name] not in ("0", usual[name]) for cell in cells)
+    ]
     for name in LESS if width is not None else ():
         others = [max(len(shown), *(len(cell[shown]) for cell in cells)) for shown in headings[1:]]
         if SHORTEST_NAME + sum(others) + 2 * len(others) <= (width or 0):
@@ -119,6 +129,7 @@ def _cells(row: Row) -> dict[str, str]:
         "val_loss": loss,
         "metric": metric,
         "saved": "-" if age is None else f"{duration(age)} ago",
+        "attempts": str(len(row["attempts"])),
     }
 
 
@@ -138,7 +149,9 @@ def _short(name: str, width: int) -> str:
 def _details(row: Row, width: int) -> Iterator[str]:
     if row["why"]:
         yield from _wrapped(row["why"], width)
-    if row["attempts"]:
+    owner = row["owner"]
+    is_plain = len(row["attempts"]) == 1 and owner is not None and owner["is_running_here"] and owner["job"] is None
+    if row["attempts"] and row["state"] not in DONE and not is_plain:
         parts = [
             _counted_ends(attempt["ended"] for attempt in row["attempts"]),
             _owner_text(row["owner"]),
@@ -163,6 +176,4 @@ def _owner_text(owner: Row | None) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str = "    ") -> list[str]:
-    if len(indent + text) <= width and text.isprintable() and text == text.strip():
-        return [indent + text]  # the usual case; `textwrap.wrap` is slow
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+    return wrapped(text, width, indent, indent, breaks_words=True)

@@ -33,9 +33,11 @@ NUMBERED = ("row", "token")  # columns of predictions that name a sample by a nu
 def open_run(run: str | Path) -> TrainedRun:
     """Return a trained run by its id, the first digits of its digest, its folder in `results/` or its `train.json`.
 
+    The name of an experiment stands for its best run.
+
     Raises UserError if there is no such run, or several, or if it diverged.
     """
-    from workflow_lib.prediction.models import find_run
+    from workflow_lib.results.references import find_run
 
     return TrainedRun(find_run(str(run), RESULTS))
 

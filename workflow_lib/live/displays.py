@@ -50,8 +50,8 @@ class Terminal:
         self._live.update(view, refresh=True)
 
     def say(self, line: str) -> None:
-        """Print a line above the view."""
-        self._live.console.print(line, markup=False, highlight=False)
+        """Print a line, or the lines that it is wrapped to, above the view."""
+        self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the view."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from workflow_lib import plugins
 from workflow_lib.files import UNREADABLE, read_json
-from workflow_lib.live.jobs import FAILED, FINISHED, RUNNING, STOPPED, Job
+from workflow_lib.live.jobs import FAILED, FINISHED, STOPPED, Job
 from workflow_lib.live.training import Training
 from workflow_lib.results import layout
+from workflow_lib.results.statements import DIVERGED
 from workflow_lib.text import decimal, duration, training_place
 
 
@@ -20,8 +21,6 @@ def of_job(job: Job, results: Path) -> str | None:
         return f"{job.name}: {job.reason.partition('. ')[0] if job.reason.startswith('stopped') else 'stopped'}"
     if job.state == FINISHED:
         return _finished(job, results)
-    if job.before is not None and job.before.is_rejected and (job.state == RUNNING or job.is_rejected):
-        return None  # the retry says the same again
     if job.state == FAILED:
         return f"{job.name} failed: {job.reason}"
     return f"{job.name} starts again" if job.before is not None else None
@@ -41,7 +40,7 @@ def _finished(job: Job, results: Path) -> str | None:
                 return f"{job.name}: {_best(training)}"
             case "evaluate":
                 evaluation = read_json(layout.run_dir(results, job.subject) / layout.EVALUATION)
-                return f"{job.name}: {_metric(evaluation)}"
+                return None if evaluation.get("state") == DIVERGED else f"{job.name}: {_metric(evaluation)}"
             case "best":
                 best = read_json(layout.best_file(layout.study_dir(results, job.wildcards["study"])))
                 return f"the study is done: trial {best['number']} is the best; `tuned` trains it in full"
@@ -72,7 +71,7 @@ def _trial(study: Path, number: int) -> str:
 
 
 def _best(training: Mapping[str, Any]) -> str:
-    if training.get("state") == "diverged":
+    if training.get("state") == DIVERGED:
         return "diverged; the reason is in the report"
     best = training["best"]
     return f"{best['metric']} {decimal(best['value'])} at {training_place(best['epoch'], best['step'])}"

@@ -1,5 +1,7 @@
 """Records what Snakemake does in a file, one JSON line an event, for the `everstep run` that started it.
 
+A job that was rejected for a mistake of the user is not retried, also without `everstep run`: it would fail again.
+
 plan       an experiment is read: its frozen file, results folder and runs, and if the jobs run on this machine
 jobs       number of jobs by rule
 started    the jobs begin, this is no dry run: the runs that need one, and the runs of each pack
@@ -18,15 +20,17 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workflow_lib import snakefile
+from workflow_lib.errors import UserError
 from workflow_lib.store.events import EventLog
 
 PATH, COMMAND = "EVERSTEP_EVENTS", "EVERSTEP_COMMAND"  # environment variables
+OWN_COMMAND = "python -m workflow_lib "
 FAILED_COMMAND = "CalledProcessError in "
 EXIT = re.compile(r"returned non-zero exit status (\d+)\.$|died with <Signals\.\w+: (\d+)>\.$", re.MULTILINE)
 # Messages that say only that some job failed; Everstep's own one names the job and its reason.
@@ -44,10 +48,14 @@ def record(kind: str, **fields: Any) -> None:
 
 
 class Recorder(logging.Handler):
-    """Records the events of Snakemake's logger."""
+    """Records the events of Snakemake's logger.
+
+    `rejected` are the ids of the jobs whose command, one of Everstep, ended with the code of a mistake of the user.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.rejected: set[int] = set()
         self._last = threading.local()  # Snakemake tells the exit code of a job just before its end, in the same thread
 
     def emit(self, entry: logging.LogRecord) -> None:
@@ -68,6 +76,8 @@ class Recorder(logging.Handler):
                 code = vars(self._last).pop("code", None)
                 code = code_in(logs[1:]) if code is None else code  # with a cluster, only the log of its job tells it
                 reason = snakefile.last_line(logs[0] if logs else None)
+                if code == UserError.exit_code and OWN_COMMAND in (values.get("shellcmd") or ""):
+                    self.rejected.add(values["jobid"])
                 record("failed", id=values["jobid"], code=code, reason=reason)
             case "error" | None if entry.levelno >= logging.ERROR:
                 self._add_error(entry.getMessage())
@@ -97,7 +107,13 @@ def code_in(logs: Iterable[Path]) -> int | None:
     return None
 
 
-def attach() -> None:
-    """Record the events of the Snakemake of this process, if `everstep run` started it."""
-    if os.environ.get(PATH):
-        logging.getLogger("snakemake.logging").addHandler(Recorder())
+def attach() -> Recorder:
+    """Record the events of the Snakemake of this process from here on."""
+    recorder = Recorder()
+    logging.getLogger("snakemake.logging").addHandler(recorder)
+    return recorder
+
+
+def without_retries(restart_times: property, rejected: Collection[int]) -> property:
+    """Return Snakemake's property of a job, how often it is retried, which is now 0 for those in `rejected`."""
+    return property(lambda job: 0 if job.jobid in rejected else restart_times.__get__(job))

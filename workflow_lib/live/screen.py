@@ -14,11 +14,19 @@ from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.live.jobs import FAILED, FINISHED, STOPPED, Job, Pipeline
 from workflow_lib.live.training import Training
 from workflow_lib.results import layout
+from workflow_lib.results.statements import DIVERGED
 from workflow_lib.text import decimal, duration
 
-STYLES = {FAILED: "bold red", STOPPED: "yellow", FINISHED: "green", "waiting": "dim", "training": "cyan"}
+STYLES = {
+    FAILED: "bold red",
+    DIVERGED: "bold red",
+    STOPPED: "yellow",
+    FINISHED: "green",
+    "waiting": "dim",
+    "training": "cyan",
+}
 WIDE = 110  # columns of a terminal that shows steps too
-AROUND = 5  # lines of the terminal that are not rows of the table
+AROUND = 4  # lines of the terminal, beside those of the phases, that are not rows of the table
 GAP = 2  # columns between two columns of the table
 NAME_WIDTH = 20  # at least, of the name of a run
 
@@ -32,17 +40,20 @@ def view(
     jobs = f"{pipeline.done_jobs} of {total} jobs" if total else ""
     title = Text("   ".join(filter(None, (name, jobs, duration(elapsed_s)))), style="bold", no_wrap=True)
     title.overflow = "ellipsis"
-    return Group("", title, *_phases(pipeline), *_runs(pipeline, trainings, width, max(height - AROUND, 3)))
+    phases = _phases(pipeline, width)
+    return Group("", title, *phases, *_runs(pipeline, trainings, width, max(height - AROUND - len(phases), 3)))
 
 
-def _phases(pipeline: Pipeline) -> list[Text]:
-    line = Text(no_wrap=True, overflow="ellipsis")
+def _phases(pipeline: Pipeline, width: int) -> list[Text]:
+    """Return the phases in as many lines as they need."""
+    lines: list[Text] = []
     for name, (done, total) in pipeline.phases().items():
-        line.append("  ✓ " if done == total else "  ", style="green")
-        line.append(
-            name.removesuffix("s") if total == 1 else f"{name} {done}/{total}", style="green" if done == total else ""
-        )
-    return [line] if line else []
+        shown = name.removesuffix("s") if total == 1 else f"{name} {done}/{total}"
+        phase = Text(f"  {'✓ ' if done == total else ''}{shown}", "green" if done == total else "")
+        if not lines or lines[-1].cell_len + phase.cell_len > width:
+            lines.append(Text(no_wrap=True, overflow="ellipsis"))
+        lines[-1].append_text(phase)
+    return lines
 
 
 def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, height: int) -> list[RenderableType]:
@@ -60,6 +71,7 @@ def _runs(pipeline: Pipeline, trainings: Mapping[str, Training], width: int, hei
         "evaluating": 1,
         "exporting": 1,
         FAILED: 2,
+        DIVERGED: 2,
         STOPPED: 2,
         "trained": 3,
         "queued": 3,
@@ -78,6 +90,8 @@ def _state(pipeline: Pipeline, job: Job | None, state: str, trainings: Mapping[s
     training = trainings.get(job.name) if job else None
     if training is None or state not in ("waiting", "training"):
         return state
+    if pipeline.is_stopping and training.steps is not None and training.state == "waiting":
+        return STOPPED
     if state == "waiting":
         return training.state
     return "queued" if training.state == "waiting" and not pipeline.is_local else state
@@ -105,8 +119,10 @@ def _result(pipeline: Pipeline, run: str, state: str) -> dict[str, str]:
         return {}
     try:
         training: Any = read_json(layout.run_dir(pipeline.results, run) / layout.TRAIN)
+        if training.get("state") == DIVERGED:
+            return {"state": DIVERGED}
         best = training["best"]
-    except (*UNREADABLE, KeyError):  # it diverged, or another process is replacing the file
+    except (*UNREADABLE, KeyError):  # another process is replacing the file
         return {}
     unit = "epoch" if best["epoch"] == int(best["epoch"]) and training["epochs"] == int(training["epochs"]) else "step"
     place = f"{best[unit]:,}/{training[unit + 's']:,}"

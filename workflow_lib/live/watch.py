@@ -20,7 +20,7 @@ from workflow_lib.live.training import Training
 from workflow_lib.results import layout
 from workflow_lib.store.events import Follower
 from workflow_lib.store.layout import WORK
-from workflow_lib.text import count
+from workflow_lib.text import count, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from workflow_lib.live.displays import Live
@@ -40,7 +40,7 @@ class Watch:
         self._said, self._silence_s = self._began, SILENCE_S
         self._live: Live | None = None  # none without a terminal, or while it is left to the shell
         self._is_left_to_shell = False
-        self._saving: set[str] = set()  # names of trainings on a cluster whose jobs were cancelled
+        self._saving: dict[str, Training] = {}  # trainings that were asked to save, but those whose own job says it
 
     def __enter__(self) -> Watch:
         self._start_live()
@@ -82,6 +82,7 @@ class Watch:
         for event in self._events.new():
             self._apply(event)
         self._follow()
+        self.has_saved()
         if self._is_left_to_shell and _is_in_foreground():
             self._is_left_to_shell = False
             self._start_live()
@@ -151,15 +152,19 @@ class Watch:
         else:
             where, advice = "jobs on the cluster are cancelled, and save", "Another Ctrl-C does not wait for them"
         self._say(f"stopping: {where}. {advice}")
-        if not self.pipeline.is_local:
-            self._saving = {name for name, training in self._trainings.items() if training.state == "training"}
+        own = set() if not self.pipeline.is_local else {job.name for job in self.pipeline.jobs.values()}
+        self._saving = {
+            name: training
+            for name, training in self._trainings.items()
+            if name not in own and training.state == "training"
+        }
 
     def has_saved(self) -> bool:
-        """Say which trainings on a cluster have saved since their jobs were cancelled; return True if all have."""
+        """Say which trainings have saved since they were asked to; return True if all have."""
         for name in sorted(self._saving):
-            if (line := lines.of_end(name, self._trainings[name])) is not None:
+            if (line := lines.of_end(name, self._saving[name])) is not None:
                 self._say(line)
-                self._saving.remove(name)
+                del self._saving[name]
         return not self._saving
 
     def say_unsaved(self) -> None:
@@ -178,12 +183,14 @@ class Watch:
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
-        line = f"{datetime.now():%H:%M:%S} {text}"
+        time_of_day = f"{datetime.now():%H:%M:%S} "
+        width = terminal_width()
+        lines = [time_of_day + text] if width is None else wrapped(text, width, time_of_day, " " * len(time_of_day))
         with self._lost_output():
             if self._live is not None and _is_in_foreground():
-                self._live.say(line)
+                self._live.say("\n".join(lines))
             else:
-                print(line, flush=True)
+                print("\n".join(lines), flush=True)
 
     def print_summary(self) -> None:
         """Print the result of the experiment and what to type next."""
@@ -194,7 +201,7 @@ class Watch:
         if self.pipeline.has_nothing_to_do:
             print(f"nothing to do: {self.pipeline.results.name} is finished ({count(len(self.pipeline.runs), 'run')})")
         if (self.pipeline.results / layout.RUNS_TABLE).exists():
-            print(report.summary(self.pipeline.results))
+            print(report.summary(self.pipeline.results, terminal_width()))
 
 
 def _is_in_foreground() -> bool:

@@ -32,6 +32,10 @@ HANDLED = (*STOP_SIGNALS, signal.SIGALRM)
 POLL_S = 0.1  # until a task that may not start yet is asked about again
 
 
+class _Interrupted(BaseException):
+    """Ends the work of this process; not an Exception, which imported code may catch."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A function that a fork calls; its output is appended to the log. ``name`` is for messages.
@@ -60,6 +64,7 @@ class Forks:
         self._running: dict[int, Task] = {}
         self._has_told = False  # that this process cannot fork
         self.stop_signal = 0  # SIGALRM is the deadline
+        self._is_working = False
         self.allows: Callable[[Task, Collection[Task]], bool] = lambda task, running: True  # to start beside the others
         for number in HANDLED:
             signal.signal(number, self._stop)
@@ -69,14 +74,15 @@ class Forks:
     def run(self, tasks: Iterable[Task], meanwhile: Callable[[], bool] = lambda: False) -> None:
         """Run the tasks, and those that they are followed by, which are started first unless they are the last.
 
-        While tasks run, ``meanwhile`` is called here, one short piece of work at a time, until it returns False.
+        While tasks run, ``meanwhile`` is called here, one piece of work at a time, until it returns False. A request to
+        stop ends it: an import can take seconds, and the tasks have saved by then.
         """
         waiting = deque(tasks)
         while self._running or (waiting and not self.stop_signal):
             while waiting and self._has_room(waiting[0]) and not self.stop_signal:
                 self._start(waiting.popleft())
             if self._running:
-                has_worked = not self.stop_signal and meanwhile()
+                has_worked = self._work(meanwhile)
                 is_refused = waiting and len(self._running) < self._at_once and not self.stop_signal
                 # repeated by Python after a signal; its handler runs before
                 pid, status = os.waitpid(-1, os.WNOHANG if is_refused or has_worked else 0)
@@ -87,12 +93,24 @@ class Forks:
                     for following in task.ended(os.waitstatus_to_exitcode(status)):
                         (waiting.append if following.is_last else waiting.appendleft)(following)
 
+    def _work(self, work: Callable[[], object]) -> bool:
+        """Do the work, unless this process has been asked to stop, or until it is; return True if it did something."""
+        if self.stop_signal:
+            return False
+        try:
+            self._is_working = True
+            has_worked = bool(work())
+            self._is_working = False
+        except _Interrupted:
+            return False
+        return has_worked
+
     def _has_room(self, task: Task) -> bool:
         running = self._running.values()
         return not running or (len(running) < self._at_once and self.allows(task, running))
 
     def _start(self, task: Task) -> None:
-        task.prepare()
+        self._work(task.prepare)
         if self.stop_signal:
             return
         forking.check_cuda_not_started()
@@ -128,6 +146,9 @@ class Forks:
         for pid in self._running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+        if self._is_working:
+            self._is_working = False
+            raise _Interrupted
 
 
 def _obey(task: Task, parent: int) -> None:

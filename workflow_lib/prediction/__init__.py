@@ -51,8 +51,8 @@ def predict(
     """Return the predictions of a run or an exported model for a file, a folder, a table or an array, a row a sample.
 
     Args:
-        run: id of a run or its first digits, its folder in `results/`, its `train.json`, or a `model.onnx`. All but the
-            last need the project as the working directory
+        run: id of a run or its first digits, its folder in `results/`, its `train.json`, an experiment (its best run),
+            or a `model.onnx`. All but the last need the project as the working directory
         data: data of the kind that the model was trained on; targets are not needed, and not used. A DataFrame is read
             as a Parquet file with its columns; the predictions have its index. An array `[n, ...]` is read as a .npy
             file: it has the type and shape of the inputs that the data set reads, before they are normalised

@@ -15,7 +15,7 @@ import numpy as np
 from workflow_lib import plan, tasks
 from workflow_lib.data import Manifest
 from workflow_lib.data.normalisation import Normalisation
-from workflow_lib.errors import ConfigError, UserError
+from workflow_lib.errors import UserError
 from workflow_lib.evaluation import generated, load_trained
 from workflow_lib.evaluation.computing import device_of
 from workflow_lib.export import raw
@@ -23,6 +23,7 @@ from workflow_lib.export.metadata import manifest_of
 from workflow_lib.files import file_digest
 from workflow_lib.plan import imported
 from workflow_lib.results import layout as results_layout
+from workflow_lib.results.references import find_run
 from workflow_lib.results.statements import read_export, read_training
 
 if TYPE_CHECKING:
@@ -71,30 +72,6 @@ def open_model(ref: str, device: str, work: Path, results: Path) -> Iterator[Mod
         raise UserError(PREDICTS_NOTHING.format(ref=ref))
     with device_of(device, "--device") as where:
         yield Trained(trained.network, trained.manifest, where)
-
-
-def find_run(ref: str, results: Path) -> Path:
-    """Return the folder of a run from its path, the path of a file in it, its id, or the first digits of its digest."""
-    path = Path(ref)
-    folder = path if path.is_dir() else path.parent
-    if path.exists() and (folder / results_layout.TRAIN).is_file():
-        return folder
-    if path.exists():
-        raise UserError(f"{ref}: has no {results_layout.TRAIN}; give the folder of a trained run, or its id")
-    trained = {found.parent: read_training(found)["digest"] for found in results_layout.all_trainings(results)}
-    named = [folder for folder in trained if folder.name == ref]
-    digits = re.search(r"(?:^|-)([0-9a-f]{4,32})$", ref)
-    alike = [folder for folder, digest in trained.items() if digits and digest.startswith(digits[1])]
-    chosen = named or alike
-    if len({trained[folder] for folder in chosen}) > 1:
-        listing = ", ".join(map(str, chosen[:5]))
-        raise ConfigError(f"{ref}: {len(chosen)} runs in {results} have this name ({listing}); give the folder of one")
-    if not chosen:
-        raise ConfigError(
-            f"{ref}: no trained run in {results} has this id; allowed: the id of a run or its first digits, its folder "
-            f"in {results}, its {results_layout.TRAIN}, or a .onnx file"
-        )
-    return chosen[0]
 
 
 @final

@@ -9,22 +9,42 @@ from workflow_lib import plugins
 from workflow_lib.errors import UserError
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
-from workflow_lib.text import aligned, decimal, training_place
+from workflow_lib.text import decimal, training_place, wrapped
 
+BELOW = "    "  # indentation of a value below its name
 SAMPLES = {"test_samples": "test", "validation_samples": "val"}  # columns of the table, and the split that they count
 
 
-def summary(results: Path) -> str:
-    """Return the best run, its metrics, the path of the report and what to type next."""
+def summary(results: Path, width: int | None = None) -> str:
+    """Return the best run, its metrics, the path of the report and what to type next.
+
+    With a width, the lines fit it, but those with a long path or a command: in two lines, a shell would run the first.
+    """
     best, lines = result(results)
     is_of_test = not best.get("validation_samples")
     lines |= {
         "report": results / results_layout.REPORT,
-        **({"predict": f"everstep predict {best['run']} DATA --output predictions.csv"} if is_of_test else {}),
+    }
+    commands = {
+        **({"predict": f"everstep predict {results.name} DATA --output predictions.csv"} if is_of_test else {}),
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
         "your own": "everstep run YOURS.yaml (everstep init --data PATH prints one)",
     }
-    return "\n".join(aligned([(f"  {name}", str(value)) for name, value in lines.items()]))
+    column = max(map(len, (*lines, *commands))) + 4
+    rows = [_row(name, str(value), column, width, str(value).split()) for name, value in lines.items()]
+    rows += [_row(name, command, column, width, [command]) for name, command in commands.items()]
+    return "\n".join(line for row in rows for line in row)
+
+
+def _row(name: str, value: str, column: int, width: int | None, unbroken: list[str]) -> list[str]:
+    """Return the lines of a value beside its name or, if an unbroken part of it does not fit there, below it."""
+    label = f"  {name}".ljust(column)
+    if width is None or len(label + value) <= width:
+        return [label + value]
+    if column + max(map(len, unbroken)) <= width:
+        return wrapped(value, width, label, " " * column)
+    below = wrapped(value, width, BELOW, BELOW) if len(unbroken) > 1 else [BELOW + value]
+    return [label.rstrip(), *below]
 
 
 def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:

@@ -24,6 +24,7 @@ from workflow_lib.live.jobs import PHASES
 from workflow_lib.report.curves import MAX_CURVES
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import TUNED
+from workflow_lib.results.statements import DIVERGED
 from workflow_lib.serve import access
 from workflow_lib.serve.followed import Followed, Stamp, stamp_of
 from workflow_lib.text import decimal, duration
@@ -32,8 +33,9 @@ Row = dict[str, Any]
 
 FRESH_S = 1.0  # within which all browsers get the same content
 SHARE = 0.1  # of a CPU that the content takes at most, however many runs there are
+STATEMENTS = {"train": results_layout.TRAIN, "evaluate": results_layout.EVALUATION, "export": results_layout.EXPORT}
 MOST_ROWS = 400  # that the page shows
-ACTIVE = ("running", "waiting")
+ACTIVE = ("running", "waiting", "evaluating", "exporting")
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,10 @@ class Snapshots:
         address = Path(os.path.relpath(path)).as_posix()
         return f"files/{address}" if access.find_file(Path.cwd(), address) else None
 
+    def _has_diverged(self, folder: Path) -> bool:
+        training = self._files.read(folder / results_layout.TRAIN)
+        return isinstance(training, dict) and training.get("state") == DIVERGED
+
     def _study_command(self, folder: Path) -> str:
         """Return the command that copies the study of an experiment for optuna-dashboard; "" if its file is unknown."""
         owner = self._files.read(results_layout.owner_file(folder))
@@ -268,11 +274,15 @@ class Snapshots:
         return shlex.join(["everstep", "study", owner["files"][0], *settings, "--to", "sqlite:///study.db"])
 
     def _phases(self, name: str) -> Row:
-        """Return the phases of an experiment, each with the number of finished and of all jobs, and what has failed."""
+        """Return the phases of an experiment, each with the number of finished and of all jobs, and what has failed.
+
+        A diverged training is not finished, and leaves nothing to evaluate or to export.
+        """
         folder = self._results / name
         plan = self._files.read(results_layout.plan_file(folder)) or {"runs": [], "study": None}
         study: Mapping[str, Any] | None = plan["study"]
         runs = [*(run["id"] for run in (*plan["runs"], *plan.get("trained_first", []))), *([TUNED] if study else [])]
+        diverged = {run for run in runs if self._has_diverged(results_layout.run_dir(folder, run))}
         data = {run["data_id"] for run in plan["runs"]} | ({study["data_id"]} if study else set())
         files = {
             "preprocess": [results_layout.data_manifest(folder, name) for name in data],
@@ -282,18 +292,24 @@ class Snapshots:
             ]
             if study
             else [],
-            "train": [results_layout.run_dir(folder, run) / results_layout.TRAIN for run in runs],
-            "evaluate": [results_layout.run_dir(folder, run) / results_layout.EVALUATION for run in runs],
-            "export": [results_layout.run_dir(folder, run) / results_layout.EXPORT for run in runs],
+            **{
+                rule: [results_layout.run_dir(folder, run) / name for run in runs if run not in diverged]
+                for rule, name in STATEMENTS.items()
+            },
             "report": [folder / results_layout.REPORT],
         }
         pages = ((results_layout.REPORT, "report"), (results_layout.RUNS_TABLE, "table of runs"))
         return {
             "name": name,
             "phases": [
-                [PHASES[rule], sum(path.exists() for path in paths), len(paths)]
+                [
+                    PHASES[rule],
+                    sum(path.exists() for path in paths),
+                    len(paths) + len(diverged) * (rule == "train"),
+                    len(diverged) * (rule == "train"),
+                ]
                 for rule, paths in files.items()
-                if paths
+                if paths or (rule == "train" and diverged)
             ],
             "failures": [[job.text, self._address(job.log)] for job in failed_jobs.of_experiment(folder)],
             "links": [[label, address] for file, label in pages if (address := self._address(folder / file))],

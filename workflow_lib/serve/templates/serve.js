@@ -45,10 +45,11 @@ const showPhases = ({ experiments }) => {
     parts.study.hidden = !study;
     say(parts.study.querySelector("code"), study);
     keyed(parts.phases, phases, ([name]) => name, () => made("li", {}, made("span"), made("progress", { max: 1 })),
-      (item, [name, done, total]) => {
-        say(item.firstChild, `${name} ${done}/${total}`);
+      (item, [name, done, total, diverged]) => {
+        const more = diverged ? `, ${diverged} diverged` : "";
+        say(item.firstChild, `${name} ${done}/${total}${more}`);
         item.className = done === total ? "done" : "";
-        setBar(item.lastChild, done / total, `${name}: ${done} of ${total}`);
+        setBar(item.lastChild, done / total, `${name}: ${done} of ${total}${more}`);
       });
     keyed(parts.failures, failed, ([text]) => text,
       ([text, address]) => made("li", { className: "state-failure" }, `${text} `, ...(address ? [made("a", { href: address, textContent: "log", target: "_blank", rel: "noopener" })] : [])), () => {});
