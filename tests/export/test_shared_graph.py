@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from workflow_lib.errors import UserError
 from workflow_lib.export import convert
 from workflow_lib.export.shared_graph import converting
 
@@ -112,3 +113,13 @@ def test_values_that_become_constants_of_the_graph_must_be_equal(tmp_path: Path)
     for unlike in (Constant(2.5, 3.0, 4), Constant(2.0, 3.5, 4)):
         with pytest.raises(Traced):
             shared(unlike, INPUTS)
+
+
+def test_a_model_that_cannot_be_converted_is_named_with_its_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, *given: Tensor) -> Tensor:
+            return given[0] * 2 if float(given[0].sum()) > 0 else given[0]
+
+    line = Branching.forward.__code__.co_firstlineno + 1
+    with pytest.raises(UserError, match=rf"test_shared_graph.py, line {line}: Could not .*\. A graph has no branches"):
+        convert(Branching(), INPUTS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from workflow_lib.errors import EverstepError
+from workflow_lib.errors import EverstepError, UserError
 
 TOKENS = "tokens"  # name of the input of a text
 
@@ -26,7 +27,10 @@ def convert(
 
 
 def trace(network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None, outputs: Sequence[str]) -> ONNXProgram:
-    """Return the model as `convert` does, but not optimized: nothing is computed from the weights."""
+    """Return the model as `convert` does, but not optimized: nothing is computed from the weights.
+
+    Raises UserError if the exporter cannot convert it.
+    """
     import torch
 
     from workflow_lib.runtime.torch_internals import keep_export_table
@@ -38,20 +42,37 @@ def trace(network: nn.Module, inputs: Mapping[str, Tensor], opset: int | None, o
         if name == TOKENS and values.shape[1] > 1:
             free[-1][1] = torch.export.Dim("sequence", min=1, max=values.shape[1])
     with _quiet_exporter():
-        program = torch.onnx.export(
-            network.cpu().eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            dynamic_shapes=(tuple(free),),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=opset,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                network.cpu().eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                dynamic_shapes=(tuple(free),),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(_not_converted(error)) from error
     if program is None:
         raise EverstepError("torch.onnx.export returned no program")
     return program
+
+
+def _not_converted(error: BaseException) -> str:
+    """Return the first line of what the exporter's error began with, and the line of the model where it happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    called = [frame for frame in frames if "/torch/" not in frame.filename and "/workflow_lib/" not in frame.filename]
+    place = f" at {called[-1].filename}, line {called[-1].lineno}" if called else ""
+    return (
+        f"the model cannot be converted to ONNX{place}: {str(error).strip().partition(chr(10))[0]}. A graph has no"
+        " branches on values of tensors, and no float() or .item() of them: use tensors and torch.where in `forward`."
+        " The run is trained and evaluated; predict with it instead (everstep predict RUN)"
+    )
 
 
 def optimized(program: ONNXProgram) -> onnx.ModelProto:
