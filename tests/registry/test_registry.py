@@ -259,6 +259,8 @@ def test_people_see_and_decide_with_a_reason(
     assert main(["registry", "model"]) == 0
     shown = capsys.readouterr().out
     assert "model: version 2 is now champion" in shown
+    assert main(["registry", "model", "--promote", "2", "--reason", "again"]) == 0
+    assert "model: version 2 is already champion; nothing was recorded" in capsys.readouterr().out
     assert "model  2 versions  champion: version 2" in shown
     assert "version 2 promoted (by hand, " in shown
     assert "): asked for by the clinic" in shown

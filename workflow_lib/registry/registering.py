@@ -137,12 +137,15 @@ def promote(registry: Path, name: str, number: int, alias: str, reason: str) -> 
         raise UserError(f"{registry} has no model {name}; allowed: {', '.join(versions.names(registry)) or 'none yet'}")
     version = versions.load(registry, name, number)
 
+    had_it = False
+
     def choose(history: list[aliases.Decision], champion: Version | None) -> tuple[aliases.Decision, bool]:
-        has_it = champion is not None and champion.digest == version.digest
-        return _decision(version, champion, {"promoted": True, "reason": reason}, {"by_hand": True}), not has_it
+        nonlocal had_it
+        had_it = champion is not None and champion.digest == version.digest
+        return _decision(version, champion, {"promoted": True, "reason": reason}, {"by_hand": True}), not had_it
 
     aliases.decide(registry, name, alias, choose)
-    return f"{name}: version {number} is now {alias}"
+    return f"{name}: version {number} is {f'already {alias}; nothing was recorded' if had_it else f'now {alias}'}"
 
 
 def _decision(
