@@ -159,6 +159,7 @@ place = Path.cwd()
 parts = {{
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hangs": lambda: time.sleep(1000),
+    "tells nothing": lambda: None,
     "raises": lambda: measuring.tell(place, "begun") or 1 / 0,
     "whole": lambda: measuring.tell(place, "done"),
 }}
@@ -170,6 +171,7 @@ print(measuring.told(place))
     assert [line.partition(": ")[2] for line in failed] == [
         "ended with -9: ",
         "not done after 1 s: ended",
+        "no figure",
         "ended with 1: ZeroDivisionError: division by zero",
     ]
     assert told == ["begun", "done"]

@@ -45,16 +45,18 @@ def in_forks(folder: Path, parts: dict[str, Callable[[], None]], limit_s: int) -
 
     failed = []
     for name, part in parts.items():
-        log = folder / f"{name.replace(' ', '-')}.txt"
+        log, before = folder / f"{name.replace(' ', '-')}.txt", len(told(folder))
         with forked(log) as child:
             if child.is_here:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(limit_s)
                 part()
-        if child.code == 0:
+        if child.code == 0 and len(told(folder)) > before:
             continue
         if child.code == -signal.SIGALRM:
             failed.append(f"{name}: not done after {limit_s} s: ended")
+        elif child.code == 0:
+            failed.append(f"{name}: no figure")
         else:
             failed.append(f"{name}: ended with {child.code}: {tail(log.read_text(errors='replace'), 1)}")
     return failed

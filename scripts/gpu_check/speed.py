@@ -148,7 +148,7 @@ def _layout(name: str, case: Case, *, device: str, folder: Path) -> None:
         found = fitting(replace(case, memory_format=memory_format), place, timed)
         if found is None:
             tell(folder, f"{name}: does not fit into the memory")
-        return
+            return
         rates[memory_format] = found[0].batch * case.steps / found[1][1]
         free(place)
     ratio = rates["channels_last"] / rates["contiguous"]
