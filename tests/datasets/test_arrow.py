@@ -14,7 +14,7 @@ import pytest
 from pyarrow import ipc, parquet
 from pydantic import ValidationError
 
-from tests.datasets.contract import InPlaceContract
+from tests.datasets.in_place_contract import InPlaceContract
 from tests.datasets.test_tar import picture
 from workflow_lib import data, plugins
 from workflow_lib.data import Source

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datasets.contract import InPlaceContract
+from tests.datasets.in_place_contract import InPlaceContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Source
 from workflow_lib.errors import DataError

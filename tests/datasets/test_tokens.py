@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.datasets.contract import InPlaceContract
+from tests.datasets.in_place_contract import InPlaceContract
 from workflow_lib import data, plugins
 from workflow_lib.data import Source
 from workflow_lib.datasets._bpe import token_names
