@@ -13,7 +13,7 @@ from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
 from workflow_lib.text import aligned, count, duration, wrapped
 
-SHORTEST_NAME = 20
+SHORTEST_NAME = 24
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "ETA", "val_loss", "metric", "saved", "attempts")
 LEFT = ("run", "state", "metric")  # columns that are aligned to the left
@@ -46,7 +46,7 @@ def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH,
     if not rows:
         return f"no run has been started in {Path.cwd()}"
     cells = [_cells(row) for row in rows]
-    headings = _headings(cells, width if is_terminal else None)
+    headings = _headings(cells, width, is_terminal=is_terminal)
     shown = _shortened([[cell[name] for name in headings] for cell in cells], headings, width)
     right = [place for place, name in enumerate(headings) if name not in LEFT]
     heading, *lines = aligned([headings, *shown], right=right)
@@ -60,15 +60,16 @@ def table(rows: Sequence[Row], *, is_coloured: bool = False, width: int = WIDTH,
     return "\n".join([heading, *all_lines, "", *_wrapped(_counted_states(rows), most, ""), *_wrapped(cost, most, "")])
 
 
-def _headings(cells: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
-    """Return the columns that are shown; all if there is no width, but without those that say nothing."""
-    usual = {"ETA": "-", "attempts": "1"}  # a column that says nothing else is left out
+def _headings(cells: Sequence[Mapping[str, str]], width: int, *, is_terminal: bool) -> list[str]:
+    """Return the columns that are shown, without those that say nothing; elsewhere than on a terminal, most of them."""
+    usual = {"ETA": "-", "attempts": "1"}
     headings = [
         name for name in HEADINGS if name not in usual or any(cell[name] not in ("0", usual[name]) for cell in cells)
     ]
-    for name in LESS if width is not None else ():
+    least = min(SHORTEST_NAME, max(len(cell["run"]) for cell in cells))
+    for name in LESS if is_terminal else LESS[:1]:
         others = [max(len(shown), *(len(cell[shown]) for cell in cells)) for shown in headings[1:]]
-        if SHORTEST_NAME + sum(others) + 2 * len(others) <= (width or 0):
+        if least + sum(others) + 2 * len(others) <= width:
             break
         headings = [shown for shown in headings if shown != name]
     return headings
