@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.checkpoint.examples import MEMORY
 from tests.support.crash import operations, run_forked
@@ -21,6 +24,7 @@ from workflow_lib import registry
 from workflow_lib.cli import main
 from workflow_lib.errors import StateError, UserError
 from workflow_lib.registry import aliases, gate, registering, versions
+from workflow_lib.registry.card import as_markdown
 from workflow_lib.registry.versions import Version
 
 CRASHES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
@@ -115,6 +119,12 @@ def test_equal_content_is_one_version_even_if_two_register_at_once(tmp_path: Pat
     assert (version.number, is_new) == (1, False)
     assert publish(place, files, "1" * 32)[1] is False
     assert in_folder(place) == ["000001"]
+
+
+@pytest.mark.parametrize("name", ["__init__", "_a_ b_c", "[x](y:1)", "`code`", "a\\*b*", "~~s~~", "<b>&amp;", "|"])
+def test_names_of_users_are_text_in_a_model_card(name: str) -> None:
+    table = MarkdownIt("gfm-like", {"linkify": False}).render(f"| class |\n|---|\n| {as_markdown(name)} |")
+    assert re.findall("<td>(.*?)</td>", table) == [html.escape(name)]
 
 
 def test_a_damaged_version_is_not_used(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_the_interval_ends_where_the_metric_does(run: RunResults) -> None:
     assert (spread.high or 0.0) > 50.0
 
 
+def test_a_loss_ends_at_zero_unless_it_is_the_users(run: RunResults) -> None:
+    for has_own_loss in (False, True):
+        by_loss = replace(run, select_metric="val_loss", has_own_loss=has_own_loss)
+        (configuration,) = group([made(by_loss, str(seed), value, seed=seed) for seed, value in enumerate((1.0, 9.0))])
+        assert ((configuration.selected().low or 0.0) < 0.0) == has_own_loss
+
+
 def test_folds_widen_the_interval_because_they_share_samples() -> None:
     values = [0.91, 0.94, 0.9, 0.97, 0.93]
     plain, folds = Spread.of(values), Spread.of(values, folds=5)

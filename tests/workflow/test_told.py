@@ -52,6 +52,8 @@ def test_the_best_model_is_registered_and_the_end_and_a_failure_are_told_once(
     card = (version / "card.md").read_text()
     for part in (record["data"], "## Intended use", "| accuracy | ", "fewer than 50 samples of: ", "everstep run "):
         assert part in card
+    assert "best of 3, chosen by val_loss on the validation split" in card
+    assert "the best of 2 trials by val_accuracy on the validation split" in card
     with closing(sqlite3.connect(folder / "tracking/mlflow.db")) as database:
         ((source,),) = database.execute("SELECT source FROM model_versions WHERE name = 'tiny' AND version = 1")
         aliases = database.execute("SELECT alias, version FROM registered_model_aliases").fetchall()

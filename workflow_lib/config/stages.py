@@ -7,12 +7,12 @@ STAGES = {
     "plan": 1,
     "preprocess": 2,
     "train": 2,
-    "evaluate": 4,
+    "evaluate": 5,
     "suggest": 1,
     "export": 2,
-    "report": 6,
+    "report": 7,
     "track": 1,
-    "register": 1,
+    "register": 2,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,18 +34,19 @@ def card(
     train: Training,
     evaluation: Evaluation,
     export: Export,
+    selection: str,
 ) -> str:
-    """Return the card of a version; `folder` has the results of its run."""
+    """Return the card of a version; `folder` has the results of its run, and `selection` says how it was chosen."""
     parts: dict[str, Iterator[str]] = {
         "Intended use": iter([f"{GAP} what the model is for, who uses it, and what it must not be used for."]),
         "Data": _data(manifest),
-        "Metrics": _metrics(evaluation),
+        "Metrics": _metrics(evaluation, selection),
         "Limits": _limits(manifest, train, evaluation, export),
         "Settings": _settings(run),
         "Provenance": _provenance(folder, train, evaluation, export),
     }
     task = plugins.task_facts(evaluation["task"])
-    lines = [f"# {_safe(title)}", "", f"A model for {evaluation['task']} ({task.targets}), trained by Everstep."]
+    lines = [f"# {as_markdown(title)}", "", f"A model for {evaluation['task']} ({task.targets}), trained by Everstep."]
     for heading, content in parts.items():
         lines += ["", f"## {heading}", "", *content]
     return "\n".join(lines) + "\n"
@@ -65,9 +67,9 @@ def _data(manifest: Manifest) -> Iterator[str]:
         ],
     )
     if manifest.outputs:
-        yield from ["", f"Predicted numbers: {', '.join(map(_safe, manifest.outputs))}."]
+        yield from ["", f"Predicted numbers: {', '.join(map(as_markdown, manifest.outputs))}."]
     if manifest.features:
-        yield from ["", f"Columns: {', '.join(_safe(feature.name) for feature in manifest.features)}."]
+        yield from ["", f"Columns: {', '.join(as_markdown(feature.name) for feature in manifest.features)}."]
     counts = [manifest.splits[split].per_class for split in SPLITS]
     if manifest.classes and all(len(each) == len(manifest.classes) for each in counts):
         rows = [[name, *(f"{each[place]:,}" for each in counts)] for place, name in enumerate(manifest.classes)]
@@ -82,14 +84,14 @@ def _counted(manifest: Manifest) -> str:
     return "class, pixels" if plugins.task_facts(manifest.task).answers == "pixel" else "class, samples"
 
 
-def _metrics(evaluation: Evaluation) -> Iterator[str]:
+def _metrics(evaluation: Evaluation, selection: str) -> Iterator[str]:
     labels = plugins.task_facts(evaluation["task"]).metrics
     split = "test" if evaluation["split"] == "test" else "validation"
     rows = [
         [labels.get(name, name), _number(found["value"]), _interval(found)]
         for name, found in evaluation["metrics"].items()
     ]
-    yield f"On {evaluation['samples']:,} {split} samples."
+    yield f"On {evaluation['samples']:,} {split} samples. {as_markdown(selection)}"
     yield ""
     yield from _table(["metric", "value", "interval"], rows, right=2)
     how = _more(evaluation).get("bootstrap")
@@ -113,12 +115,14 @@ def _limits(manifest: Manifest, train: Training, evaluation: Evaluation, export:
     for split, words in (("test", "Measured"), ("train", "Trained")):
         per_class = manifest.splits[split].per_class
         if len(per_class) == len(manifest.classes) and plugins.task_facts(manifest.task).answers == "sample":
-            few = [f"{_safe(n)} ({k})" for n, k in zip(manifest.classes, per_class, strict=True) if k < FEW_SAMPLES]
+            few = [
+                f"{as_markdown(n)} ({k})" for n, k in zip(manifest.classes, per_class, strict=True) if k < FEW_SAMPLES
+            ]
             if few:
                 yield f"- {words} with fewer than {FEW_SAMPLES} samples of: {_listed(few)}."
     for name, found in evaluation["metrics"].items():
         if found["value"] is None:
-            yield f"- {name} is undefined: {_safe(str(found.get('reason', 'no reason is known')))}."
+            yield f"- {name} is undefined: {as_markdown(str(found.get('reason', 'no reason is known')))}."
     error = max(each["max_abs_error"] for each in (*export["check"]["batches"], export["check"]["split"]))
     yield (
         f"- `{layout.ONNX}` agrees with the trained model on the test split; the largest absolute difference of an "
@@ -130,7 +134,8 @@ def _limits(manifest: Manifest, train: Training, evaluation: Evaluation, export:
     if not train["exact"]:
         yield "- The training is not exact: trained again, it may give other weights."
     if "accepted" in train:
-        yield f"- It {_safe(provenance.accepted_words(train['accepted']))}."
+        yield f"- It {as_markdown(provenance.accepted_words(train['accepted']))}."
+    yield "- The test split is used up with each choice by its metrics, such as a promotion to an alias."
     yield "- The intervals cover other samples of the same kind. They do not cover other seeds of the training."
     yield (
         "- Not tested: data of another origin or time, damaged or hostile inputs, differences between groups of "
@@ -157,8 +162,8 @@ def _provenance(folder: Path, train: Training, evaluation: Evaluation, export: E
         ["digest of the settings", train["digest"]],
         ["digest of the data", train["data"]],
         ["digest of the code of the model", train["code"]],
-        [f"digest of `{layout.MODEL}`", train["model"]],
-        [f"digest of `{layout.ONNX}`", export["onnx"]["digest"]],
+        [f"digest of {layout.MODEL}", train["model"]],
+        [f"digest of {layout.ONNX}", export["onnx"]["digest"]],
         ["parameters", f"{train['parameters']:,}"],
         [
             "training",
@@ -206,11 +211,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0) -
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * left}{'---:|' * right}"
     for row in rows:
-        yield f"| {' | '.join(map(_safe, row))} |"
+        yield f"| {' | '.join(map(as_markdown, row))} |"
 
 
-def _safe(text: str) -> str:
-    """Return a text that Markdown and HTML show as it is, in one line; `code` keeps its marks."""
-    for character, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("\r", " "), ("\n", " ")):
+def as_markdown(text: str) -> str:
+    """Return a text that Markdown and HTML show as it is, in one line."""
+    for character, shown in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("\r", " "), ("\n", " ")):
         text = text.replace(character, shown)
-    return text
+    return re.sub(r"[`*|~\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)

@@ -15,6 +15,7 @@ from workflow_lib.registry import aliases, gate, versions
 from workflow_lib.registry.card import card
 from workflow_lib.registry.gate import CONFIG
 from workflow_lib.registry.versions import Version
+from workflow_lib.report.selection import selection
 from workflow_lib.results import layout, provenance
 from workflow_lib.results import write_run as outputs
 from workflow_lib.results.statements import read_evaluation, read_export
@@ -102,7 +103,8 @@ def _published(experiment: Experiment, settings: Registry, results: Path, work: 
 
     def describe(number: int) -> tuple[dict[str, Any], str]:
         title = f"{settings.name}, version {number}"
-        text = card(title, folder, run, manifest, train=train, evaluation=evaluation, export=export)
+        chosen = selection(experiment, results, best)
+        text = card(title, folder, run, manifest, train=train, evaluation=evaluation, export=export, selection=chosen)
         return {**statement, "version": number}, text
 
     return versions.publish(

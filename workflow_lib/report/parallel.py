@@ -59,8 +59,8 @@ def figure(name: str, label: str, lines: Sequence[str], columns: Mapping[str, Se
         for place in chosen:
             x += [*range(len(axes)), None]
             y += [*(positions[place] for positions, _ in axes), None]
-            told = "<br>".join(f"{column} {_text(values[place])}" for column, values in columns.items())
-            texts += [f"{lines[place]}<br>{told}"] * (len(axes) + 1)
+            told = "\n".join(f"{column} {_text(values[place])}" for column, values in columns.items())
+            texts += [f"{lines[place]}\n{told}"] * (len(axes) + 1)
         if chosen:
             line = {"color": colour, "width": 1 + fifth / 2}
             points = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,24 +53,11 @@ def _sample(split: SplitView, manifest: Manifest, number: int) -> Row:
 
 def _text(tokens: np.ndarray, manifest: Manifest) -> str:
     """Return the beginning of a text, without the tokens that fill its end."""
+    from workflow_lib.metrics.texts import decoded
+
     kept = tokens if manifest.kind == "tokens" else tokens[tokens != PAD]
-    text = _decoded(kept, manifest)
+    text = decoded(kept.tolist(), manifest)
     return text[:SHOWN_CHARACTERS] + "…" * (len(text) > SHOWN_CHARACTERS)
-
-
-def _decoded(tokens: np.ndarray, manifest: Manifest) -> str:
-    """Return the text of the tokens: as their tokenizer puts words together, or else their names in a row."""
-    from workflow_lib.data.padding import exchanged, filling_token
-
-    names = manifest.vocabulary
-    with contextlib.suppress(ImportError):
-        if manifest.tokenizer:
-            from tokenizers import Tokenizer
-
-            tokenizer, filling = Tokenizer.from_str(manifest.tokenizer), filling_token(manifest.tokenizer)
-            return str(tokenizer.decode(exchanged(tokens, filling).tolist(), skip_special_tokens=False))
-    is_number = names[-1] == str(len(names) - 1)
-    return (" " if is_number else "").join(names[token] for token in tokens)
 
 
 def _values(stored: np.ndarray, manifest: Manifest) -> list[tuple[str, str]]:

@@ -49,11 +49,7 @@ def _row(name: str, value: str, column: int, width: int | None, unbroken: list[s
 
 def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:
     """Return the row of the best run, and lines about it by their names. Raises UserError if there is none."""
-    table = results / results_layout.RUNS_TABLE
-    if not table.exists():
-        raise UserError(f"{table} is missing: no report yet; run `everstep run`")
-    with table.open(encoding="utf-8", newline="") as file:
-        listed = list(csv.DictReader(file))
+    table, listed = results / results_layout.RUNS_TABLE, read_runs(results)
     rows = [row for row in listed if not row.get("state")]
     diverged = [row["name"] for row in listed if row.get("state") == "diverged"]
     if not rows:
@@ -61,7 +57,7 @@ def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:
     best = rows[0]
     folder = results_layout.run_dir(results, best["name"])
     is_of_test = not best.get("validation_samples")  # a model with inputs of its own has no test
-    repeated = _repeated(_configurations(results))
+    repeated = _repeated(read_configurations(results))
     return best, {
         **repeated,
         ("typical run" if repeated else "best run"): f"{best['run']} (of {len(rows)})"
@@ -75,7 +71,19 @@ def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:
     }
 
 
-def _configurations(results: Path) -> list[dict[str, str]]:
+def read_runs(results: Path) -> list[dict[str, str]]:
+    """Return the rows of the table of runs, best first, and then those with a `state`, which have no result.
+
+    Raises UserError if there is no table.
+    """
+    table = results / results_layout.RUNS_TABLE
+    if not table.exists():
+        raise UserError(f"{table} is missing: no report yet; run `everstep run`")
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_configurations(results: Path) -> list[dict[str, str]]:
     """Return the rows of the table of configurations, best first; none if an earlier version wrote the report."""
     path = results / results_layout.CONFIGURATIONS
     if not path.exists():

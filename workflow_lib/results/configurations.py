@@ -72,7 +72,9 @@ class Configuration:
 
     def selected(self) -> Spread:
         """Return the spread of the metric that ranks the runs."""
-        ends = self._ends(self.runs[0].select_metric.removeprefix("val_"))
+        metric = self.runs[0].select_metric
+        is_own = metric == "val_loss" and any(run.has_own_loss for run in self.runs)
+        ends = UNLIMITED if is_own else self._ends(metric.removeprefix("val_"))
         return Spread.of([run.best()[0] for run in self.runs], self.folds, ends)
 
     def measured(self, name: str) -> Spread:

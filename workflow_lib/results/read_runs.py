@@ -57,6 +57,7 @@ class RunResults:
     select_metric: str
     maximized: Sequence[str]  # metrics of training.metrics of which a larger value is better
     account: Account
+    has_own_loss: bool = False  # of the user, who may subtract: nothing is known about its range
 
     @property
     def task(self) -> str:
@@ -165,6 +166,7 @@ def load_results(experiment: Experiment, results: Path, runs: Sequence[str], wor
                 select_metric=experiment.training.select_metric,
                 maximized=maximized(experiment.training),
                 account=account_of(train, work),
+                has_own_loss=run.training.loss is not None or run.training.step is not None,
             )
         )
     return [run for configuration in group(found) for run in configuration.runs]

@@ -48,7 +48,8 @@ class TaskFacts:
     settings      settings of `training` that this task uses and some other task does not
     answers       what a model gives an answer for: each sample, each token, or each pixel
     averaging     the mean of several outputs for a sample; None: it has no probabilities
-    ranges        smallest and largest possible value of a metric, to which intervals of its mean are cut
+    ranges        smallest and largest possible value of a metric, and of the task's own `loss`, to which intervals of
+                  its mean are cut
     """
 
     targets: Targets

@@ -98,30 +98,25 @@ def probe(spec: ModelSpec) -> tuple[Tensor, tuple[int, ...]]:
 
 def evaluate(network: nn.Module, manifest: Manifest, split: AnySplit, settings: Evaluate, where: device) -> Measured:
     """Return loss, perplexity and accuracy of the tokens, a generated text, and loss and accuracy of each sample."""
-    from workflow_lib.metrics import tokens
+    from workflow_lib.metrics import texts, tokens
     from workflow_lib.metrics.bootstrap import Resampling
     from workflow_lib.metrics.outputs import check_finite, slices
 
-    (context,), vocabulary = manifest.spec.input_shape, manifest.vocabulary
+    (context,) = manifest.spec.input_shape
     size = rows_at_once(manifest.spec, settings.batch_size)
     with closing(split.stream(slices(len(split), size))) as batches:
         sums = predict(network, (windows for windows, _ in batches), where)
     check_finite(sums.loss[:, None])
     prompt = split.batch(slice(0, 1))[0][0, : min(PROMPT_TOKENS, context)].cpu()
-    text = generate(network, prompt, context, settings.seed, where)
+    continuation = generate(network, prompt, context, settings.seed, where)
+    beginning, text = texts.decoded_parts(prompt.tolist(), continuation, manifest)
     generated = {
-        "prompt": readable(prompt.tolist(), vocabulary),
-        "text": readable(text, vocabulary),
+        "prompt": beginning,
+        "text": text,
         "temperature": TEMPERATURE,
         "seed": settings.seed,
     }
     return tokens.measure(sums, Resampling.of(settings)) | {"generated": generated}, tokens.predictions_csv(sums)
-
-
-def readable(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
-    """Return the names of the tokens, one after the other, with a space between them if they are numbers."""
-    is_number = vocabulary[-1] == str(len(vocabulary) - 1)
-    return (" " if is_number else "").join(vocabulary[token] for token in tokens)
 
 
 def rows_at_once(spec: ModelSpec, batch_size: int) -> int:

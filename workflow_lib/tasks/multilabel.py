@@ -131,7 +131,7 @@ TASK = Task(
     curve=("macro_f1", "Macro F1"),
     ranges={
         **dict.fromkeys(("macro_f1", "micro_f1", "mean_average_precision", "roc_auc", "subset_accuracy"), SHARE),
-        "log_loss": POSITIVE,
+        **dict.fromkeys(("log_loss", "loss"), POSITIVE),
     },
     larger_is_better=True,
     study_metric="val_macro_f1",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from workflow_lib.errors import ConfigError
 from workflow_lib.tasks import AnySplit, Chapter, Columns, Measured, Objective, Onnx, Pairs, Task, classification
-from workflow_lib.tasks.facts import SHARE
+from workflow_lib.tasks.facts import POSITIVE, SHARE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,7 +238,7 @@ TASK = Task(
     targets="masks",
     metrics={"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy", "loss": "loss"},
     curve=("mean_iou", "Mean IoU"),
-    ranges={"mean_iou": SHARE, "dice": SHARE, "pixel_accuracy": SHARE},
+    ranges={"mean_iou": SHARE, "dice": SHARE, "pixel_accuracy": SHARE, "loss": POSITIVE},
     larger_is_better=True,
     study_metric="val_mean_iou",
     settings=("label_smoothing", "focal_gamma", "class_weights"),

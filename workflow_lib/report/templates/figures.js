@@ -40,14 +40,21 @@ const figures = () => {
     if (layout.annotations) all.annotations = layout.annotations.map((note) => ({ ...note, bgcolor: card, font: { ...note.font, color: ink } }));
     return all;
   };
-  // Plotly takes some HTML in names for markup.
-  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  // Plotly takes some HTML for markup: names, settings and categories are shown as they are, and a line end as a break.
+  const TEXTS = new Set(["name", "text", "hovertext", "title", "ticktext", "categoryarray", "x", "y"]);
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("\n", "<br>");
+  const asText = (value, isText = false) => {
+    if (typeof value === "string") return isText ? escaped(value) : value;
+    if (Array.isArray(value)) return value.map((part) => asText(part, isText));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, asText(part, TEXTS.has(key))]));
+  };
   // Draw a figure, or change it if it is drawn already.
-  const draw = (id, traces, layout) => {
+  const draw = (id, given, givenLayout) => {
     const place = document.getElementById(id);
-    const plain = traces.map((trace) => (trace.name ? { ...trace, name: escaped(trace.name) } : trace));
-    drawn.set(place, { traces: plain, layout });
-    return Plotly.react(place, plain, themed(layout, plain), config);
+    const [traces, layout] = [asText(given), asText(givenLayout)];
+    drawn.set(place, { traces, layout });
+    return Plotly.react(place, traces, themed(layout, traces), config);
   };
   const redraw = () => drawn.forEach(({ traces, layout }, place) => {
     const current = { ...layout };

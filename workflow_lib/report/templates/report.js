@@ -8,8 +8,8 @@ ready.then(({ data, draw, colour, PALETTE }) => {
   for (const { name, data: traces, layout } of data.figures) {
     const place = document.getElementById(`figure-${name}`);
     const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
-    if (panels > 1) place.style.minWidth = `${panels * 15}rem`;
-    if (name.startsWith("parallel")) place.style.minWidth = `${layout.xaxis.tickvals.length * 6.5}rem`;
+    if (panels > 1) place.style.minWidth = `${panels * 12}rem`;
+    if (name.startsWith("parallel")) place.style.minWidth = `${layout.xaxis.tickvals.length * 6}rem`;
     draw(`figure-${name}`, traces, { margin: { l: 60, r: 20, t: 15, b: 50 }, colorway: PALETTE, legend: { orientation: "h", y: 1.12 }, ...layout });
   }
 
