@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import io
 import json
 import re
@@ -349,6 +350,31 @@ def test_a_browser_draws_every_figure_without_an_error(project: Trained, tmp_pat
     document = in_browser(noted, tmp_path / "browser", COUNT_DRAWN)
     assert "FAILED: " not in document.replace(note, "")
     assert "<title>12 of 12 drawn</title>" in document
+
+
+@needs_chromium
+def test_names_in_figures_are_text(project: Trained, tmp_path: Path) -> None:
+    name = "<b>a</b> &lt; b"
+    script = """ready.then(({ draw }) => {
+      const [name, place] = [NAME, document.getElementById("figure-history")];
+      const points = { type: "scatter", mode: "markers+text", name, x: [name, "z"], y: [1, 2], text: [name, ""] };
+      const [xaxis, yaxis] = [{ title: { text: name } }, { tickvals: [1], ticktext: [name] }];
+      const layout = { showlegend: true, xaxis, yaxis, annotations: [{ x: 0, y: 1, text: name }] };
+      draw(place.id, [{ ...points, hovertext: [`${name}\\nc`, ""] }], layout);
+      const shown = [...place.querySelectorAll("text")].filter((text) => text.textContent === name);
+      document.title = `${shown.length} ${place.data[0].hovertext[0]}`;
+    });"""
+    document = in_browser(project.results / "report.html", tmp_path / "browser", script.replace("NAME", repr(name)))
+    title = html.unescape(document.partition("<title>")[2].partition("</title>")[0])
+    assert (
+        title == "6 &lt;b>a&lt;/b> &amp;lt; b<br>c"
+    )  # text, legend, title, two marks and a note; hover as Plotly reads it
+
+
+def test_every_table_has_a_name(project: Trained) -> None:
+    tables = re.findall(r"<table[^>]*>(?:\s*<caption>)?", own_part(page_of(project)))
+    assert len(tables) > 5
+    assert [table for table in tables if not re.search("aria-label=|<caption>|aria-live", table)] == []
 
 
 @needs_chromium

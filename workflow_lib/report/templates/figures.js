@@ -54,7 +54,10 @@ const figures = () => {
     const place = document.getElementById(id);
     const [traces, layout] = [asText(given), asText(givenLayout)];
     drawn.set(place, { traces, layout });
-    return Plotly.react(place, traces, themed(layout, traces), config);
+    const done = Plotly.react(place, traces, themed(layout, traces), config);
+    // A screen reader is told the name of the figure, and not the marks of its axes one by one.
+    place.querySelector(".svg-container")?.setAttribute("aria-hidden", "true");
+    return done;
   };
   const redraw = () => drawn.forEach(({ traces, layout }, place) => {
     const current = { ...layout };
@@ -69,8 +72,21 @@ const figures = () => {
   // Print dark on white.
   const root = document.documentElement;
   const { theme } = root.dataset;
-  addEventListener("beforeprint", () => { root.dataset.theme = "light"; redraw(); });
-  addEventListener("afterprint", () => { root.dataset.theme = theme; redraw(); });
+  const pictures = () => document.querySelectorAll(".plot .main-svg");
+  addEventListener("beforeprint", () => {
+    root.dataset.theme = "light";
+    redraw();
+    // The columns of the paper have other widths than those of the window: with a view box, figures are scaled to them.
+    for (const picture of pictures()) {
+      picture.setAttribute("viewBox", `0 0 ${picture.getAttribute("width")} ${picture.getAttribute("height")}`);
+      picture.setAttribute("preserveAspectRatio", "xMinYMin");
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const picture of pictures()) picture.removeAttribute("viewBox");
+    root.dataset.theme = theme;
+    redraw();
+  });
   return { colour, draw, PALETTE };
 };
 
