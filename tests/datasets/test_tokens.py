@@ -14,6 +14,7 @@ from workflow_lib import data, plugins
 from workflow_lib.data import Source
 from workflow_lib.datasets._bpe import token_names
 from workflow_lib.errors import DataError
+from workflow_lib.tasks.language import readable
 
 RANDOM = np.random.default_rng(0)
 
@@ -190,7 +191,7 @@ def test_new_tokens_are_read_passage_by_passage(tmp_path: Path) -> None:
         plugin.open_inputs(params, path, manifest)
 
 
-def test_a_tokenizer_names_the_tokens_and_is_stored(tmp_path: Path) -> None:
+def test_a_tokenizer_names_the_tokens(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -198,6 +199,7 @@ def test_a_tokenizer_names_the_tokens_and_is_stored(tmp_path: Path) -> None:
     path.write_text(Tokenizer(WordLevel({"a": 0, "house": 1}, unk_token="a")).to_str())
     source = opened(written(tmp_path / "x.bin", np.arange(9) % 3), vocabulary=3, tokenizer=path)
     assert source.vocabulary == ("a", "house", "<2>")
-    assert source.tokenizer == path.read_text()
+    assert readable([1, 2], source.vocabulary) == "house<2>"
+    assert readable([1, 2], ("0", "1", "2")) == "1 2"
     with pytest.raises(DataError, match=r"tokenizer.json: has 2 tokens, more than data.params.vocabulary = 1?"):
         token_names(path, 1)

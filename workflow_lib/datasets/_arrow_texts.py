@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from workflow_lib.datasets._arrow_files import Batch, Table, Where, pyarrow
-from workflow_lib.datasets._bpe import Tokenizer, load, token_names, tokenizer_for
+from workflow_lib.datasets._bpe import Tokenizer, token_names, tokenizer_for
 from workflow_lib.errors import DataError
 
 ROWS_AT_ONCE = 256  # tokenised together
@@ -23,7 +23,7 @@ def encoder(
     if params.tokens:
         is_new = not any(name.endswith(".ends") for name in arrays)
         path = root / params.tokenizer if params.tokenizer is not None and is_new else None
-        return _tokens_of(params), token_names(path, params.vocabulary), load(path) if path is not None else ""
+        return _tokens_of(params), token_names(path, params.vocabulary), ""
     if "tokenizer" in arrays:
         tokenizer = Tokenizer(bytes(arrays["tokenizer"]).decode(), params.bpe.mark, "the stored tokenizer")
     else:

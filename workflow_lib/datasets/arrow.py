@@ -48,7 +48,7 @@ class Params(ImageSettings):
     separator: int | None = Field(None, ge=0, description="token to add after each row, with `tokens`")
     tokenizer: Path | None = Field(
         None,
-        description="tokenizer.json, or a folder of save_pretrained: text of `tokens` for the report; null: numbers",
+        description="tokenizer.json, or a folder of save_pretrained: names of `tokens` for the report; null: numbers",
         json_schema_extra=NOT_IDENTITY,
     )
     bpe: Bpe = Field(Bpe(), description="tokenizer of the texts")
@@ -309,7 +309,6 @@ def _language(params: Params, root: Path, tables: Mapping[str, Table], arrays: d
             arrays[f"{split}.ends"] = of_split.measure()
         of_split.set_ends(split, arrays[f"{split}.ends"])
     dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
-    decides = tokenizer if params.text else ""  # that of `tokens` only shows them
     return Source(
         task="language",
         targets={split: np.empty((len(of_split), 0), np.int64) for split, of_split in windows.items()},
@@ -318,6 +317,6 @@ def _language(params: Params, root: Path, tables: Mapping[str, Table], arrays: d
         sample_names=lambda split, rows: dict(zip(("row", "token"), windows[split].places(rows), strict=True)),
         vocabulary=vocabulary,
         tokenizer=tokenizer,
-        content=content_digest(np.frombuffer(decides.encode(), np.uint8)),
+        content=content_digest(np.frombuffer(tokenizer.encode(), np.uint8)),
         index=arrays,
     )

@@ -47,7 +47,7 @@ class Params(Section):
     )
     tokenizer: Path | None = Field(
         None,
-        description="tokenizer.json, or a folder of save_pretrained: text of the tokens for the report; null: numbers",
+        description="tokenizer.json, or a folder of save_pretrained: names of the tokens for the report; null: numbers",
         json_schema_extra=NOT_IDENTITY,
     )
 
@@ -81,7 +81,7 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
     import numpy as np
 
     from workflow_lib.data import MappedFiles, Source
-    from workflow_lib.datasets._bpe import load, token_names
+    from workflow_lib.datasets._bpe import token_names
     from workflow_lib.datasets._folder import name_below
     from workflow_lib.datasets._token_files import Pieces, divide, find_files, whole_files
 
@@ -93,7 +93,6 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         [file.path for file in found],
         lambda number, start, content: found[number].check(start, content, params.vocabulary),
     )
-    tokenizer = root / params.tokenizer if params.tokenizer is not None and index is None else None
     stored: dict[str, np.ndarray] = {}
     if not params.cross_documents:
         for split in files:
@@ -128,8 +127,9 @@ def open_source(params: Params, root: Path, index: Mapping[str, np.ndarray] | No
         group_rows=-(-PASSAGE * params.context // stride),
         read=windows,
         is_thread_safe=True,
-        vocabulary=token_names(tokenizer, params.vocabulary),
-        tokenizer=load(tokenizer) if tokenizer is not None else "",
+        vocabulary=token_names(
+            root / params.tokenizer if params.tokenizer is not None and index is None else None, params.vocabulary
+        ),
         mapped=mapped,
         index=stored,
         close=mapped.close,
