@@ -52,8 +52,8 @@ def test_an_object_is_found() -> None:
         ),
         ("ours.losses:dcie", "there is no `dcie`; did you mean `dice`? (loss `ours.losses:dcie`)"),
         ("ours.losses:NUMBER", "loss `ours.losses:NUMBER` is a int; allowed: a class or a function"),
-        ("ours.loses:dice", "no module `ours.loses` to import for a loss; did you mean `ours.losses`?; give"),
-        ("our.losses:dice", "no module `our.losses` to import for a loss; did you mean `ours.losses`?; give"),
+        ("ours.loses:dice", "no module `ours.loses` to import for a loss; did you mean `ours.losses`? Give"),
+        ("our.losses:dice", "no module `our.losses` to import for a loss; did you mean `ours.losses`? Give"),
         ("ours.losses.dice:x", "no module `ours.losses.dice` to import for a loss; did you mean `ours.losses:dice`?"),
     ],
 )

@@ -16,16 +16,24 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def nearest(given: object, names: Iterable[object]) -> str:
-    """Return `; did you mean ...?` with the name that begins with the given text, contains it, or else is closest.
+def nearest(given: object, names: Iterable[object], similarity: float = 0.6) -> str:
+    """Return `; did you mean ...?` with the name that begins with the given text, has a word that does, or is closest.
 
-    Without such a name, an empty string.
+    An empty string if none does, and none has the similarity (0 to 1).
     """
     text, known = str(given), [str(name) for name in names]
     begun = [name for name in known if name.startswith(text)] if len(text) > 1 else []
-    containing = [name for name in known if text in name] if len(text) > 2 else []
-    close = sorted(begun, key=len) or sorted(containing, key=len) or difflib.get_close_matches(text, known, 1)
+    word = re.compile(rf"(?<![A-Za-z]){re.escape(text)}")
+    containing = [name for name in known if word.search(name)] if len(text) > 2 else []
+    close = (
+        sorted(begun, key=len) or sorted(containing, key=len) or difflib.get_close_matches(text, known, 1, similarity)
+    )
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def joined(said: str, more: str) -> str:
+    """Return two parts of a message in one line: `said; more`, or `Said? More` after a question."""
+    return f"{said} {more[:1].upper()}{more[1:]}" if said.endswith("?") else f"{said}; {more}"
 
 
 def decimal(value: float | None, digits: int = 4) -> str:

@@ -98,12 +98,12 @@ pytestmark = pytest.mark.usefixtures("folder")
         ),
         (
             "training: {metrics: [auroc], select_metric: val_aurok}",
-            "training.select_metric: val_aurok is not measured in classification; did you mean `val_auroc`?; allowed: "
+            "training.select_metric: val_aurok is not measured in classification; did you mean `val_auroc`? Allowed: "
             "train_loss, val_loss, val_accuracy, val_auroc",
         ),
         (
             "training: {metrics: [f1_macro], select_metric: val_f1}",
-            "training.select_metric: val_f1 is not measured in classification; did you mean `val_f1_macro`?; allowed: ",
+            "training.select_metric: val_f1 is not measured in classification; did you mean `val_f1_macro`? Allowed: ",
         ),
         ("training: {metrics: [f1]}", "training.metrics[0]: no metric `f1`; did you mean `f1_macro`?"),
         (

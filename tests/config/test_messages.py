@@ -13,7 +13,7 @@ from tests.config.conftest import load, problems
 from tests.support.repository import shipped_experiments
 from workflow_lib import plan
 from workflow_lib.cli import main
-from workflow_lib.config import hints
+from workflow_lib.config import hints, messages
 from workflow_lib.config.annotations import sections_of
 from workflow_lib.config.experiment import Experiment
 from workflow_lib.errors import ConfigError
@@ -48,7 +48,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("trainng: {}", "trainng: no such setting; did you mean `training`?; the settings here are: name, labels"),
+        ("trainng: {}", "trainng: no such setting; did you mean `training`? The settings here are: name, labels"),
         ("training: {epochs: 1.5}", "training.epochs: 1.5 is not allowed; allowed: a whole number, at least 1"),
         ("training: {epochs: true}", "training.epochs: true is not a value"),
         ("runtime: {pack: true}", "runtime.pack: true is not a value"),  # pydantic would read 1: no packs
@@ -56,7 +56,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
         ("optimizer: {lr: -1}", "optimizer.lr: -1 is not allowed; allowed: a number, above 0"),
         ("optimizer: {lr: .inf}", "numbers are finite"),
         ("optimizer: {lr: 'nan'}", "optimizer.lr: 'nan' is not allowed"),
-        ("optimizer: {name: adam}", "optimizer: no optimizer 'adam'; did you mean `adamw`?; allowed: adamw, sgd"),
+        ("optimizer: {name: adam}", "optimizer: no optimizer 'adam'; did you mean `adamw`? Allowed: adamw, sgd"),
         ("optimizer: {nesterov: true}", "optimizer.nesterov: no such setting for adamw: it belongs to optimizer `sgd`"),
         ("optimizer: {betas: [0.9]}", "optimizer.betas"),
         (
@@ -229,6 +229,83 @@ def test_a_hint_by_meaning_names_a_setting_that_exists_by_a_name_that_none_has()
 def test_a_name_of_another_library_or_section_leads_to_the_setting(setting: str, meant: str) -> None:
     (line,) = problems("name: a", setting)
     assert f"no such setting; did you mean {meant}?" in line
+
+
+# Names as users of PyTorch, Lightning, HF Trainer, Keras, timm, scikit-learn and Hydra write them; None: no hint.
+OF_OTHERS: dict[str, str | None] = {
+    **dict.fromkeys(("learning_rate", "base_lr", "learning_rate_init", "max_lr"), "`optimizer.lr`"),
+    **dict.fromkeys(("optim", "opt", "solver"), "`optimizer.name`"),
+    **dict.fromkeys(("adam_beta1", "beta_2", "opt_betas"), "`optimizer.betas`"),
+    **dict.fromkeys(("adam_epsilon", "epsilon"), "`optimizer.eps`"),
+    **dict.fromkeys(("lr_scheduler_type", "scheduler", "sched"), "`schedule.name`"),
+    **dict.fromkeys(("schedule.gamma", "decay_rate"), "`schedule.factor`"),
+    **dict.fromkeys(("schedule.step_size", "decay_epochs"), "`schedule.every_epochs`"),
+    **dict.fromkeys(("eta_min", "min_lr"), "`schedule.final_fraction`"),
+    **dict.fromkeys(("warmup_ratio", "num_warmup_epochs"), "`schedule.warmup_epochs`"),
+    "num_warmup_steps": "`schedule.warmup_steps`",
+    **dict.fromkeys(("max_epochs", "num_train_epochs", "n_epochs"), "`training.epochs`"),
+    **dict.fromkeys(("max_iter", "max_iters", "training.total_steps"), "`training.max_steps`"),
+    **dict.fromkeys(("minibatch_size", "per_device_train_batch_size", "bs"), "`training.batch_size`"),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "`evaluate.batch_size`"),
+    **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps"), "`training.accumulation_steps`"),
+    **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "clipnorm", "clip_grad"), "`training.clip_norm`"),
+    **dict.fromkeys(("fp16", "mixed_precision", "amp"), "`training.precision`"),
+    **dict.fromkeys(("use_ema", "model_ema_decay"), "`training.ema_decay`"),
+    **dict.fromkeys(("label_smooth", "training.label_smooth", "smoothing"), "`training.label_smoothing`"),
+    **dict.fromkeys(("monitor", "metric_for_best_model", "scoring"), "`training.select_metric`"),
+    "n_iter_no_change": "`training.early_stopping.patience`",
+    **dict.fromkeys(("eval_strategy", "val_check_interval", "eval_steps"), "`training.validate_every_steps`"),
+    **dict.fromkeys(("log_every_n_steps", "logging_steps"), "`training.log_every_steps`"),
+    **dict.fromkeys(("deterministic", "cudnn_benchmark"), "`training.determinism`"),
+    **dict.fromkeys(("torch_compile", "jit_compile"), "`training.compile`"),
+    **dict.fromkeys(("strategy", "fsdp"), "`training.parallel`"),
+    **dict.fromkeys(("class_weight", "pos_weight"), "`training.class_weights`"),
+    **dict.fromkeys(("training.sampler", "data.sampler"), "`training.sampling`"),
+    "channels_last": "`training.memory_format`",
+    "callbacks": "`training.hooks`",
+    "hflip": "`augment.flip_horizontal`",
+    **dict.fromkeys(("val_ratio", "val_split", "valid_ratio", "data.validation_split"), "`data.validation_fraction`"),
+    **dict.fromkeys(("test_size", "holdout", "test_ratio"), "`data.test_fraction`"),
+    **dict.fromkeys(("backbone_name", "arch", "model.backbone"), "`model.name`"),
+    **dict.fromkeys(("initial_checkpoint", "pretrained"), "`model.init.from`"),
+    **dict.fromkeys(("seed_value", "random_state", "seed_everything"), "`seed`"),
+    **dict.fromkeys(("devices", "gpus", "world_size"), "`runtime.nproc`"),
+    **dict.fromkeys(("dataloader_num_workers", "num_workers"), "`runtime.workers`"),
+    "accelerator": "`runtime.device`",
+    **dict.fromkeys(("checkpoint_every", "save_steps", "every_n_train_steps"), "`checkpoint.interval_steps`"),
+    "save_total_limit": "`checkpoint.keep_last`",
+    "param_grid": "`sweep.grid`",
+    "n_splits": "`sweep.folds`",
+    "n_trials": "`tune.trials`",
+    "report_to": "`tracking.to`",
+    "wandb_project": "`tracking.wandb.project`",
+    "run_name": "`name`",
+    "image_size": "`data.params.size` of arrow, image_folder, image_masks, image_table or tar",
+    "target_column": "`data.params.target` of arrow, image_table, labelled_text, table or tar",
+    "target": "`data.params.target` of arrow, image_table, labelled_text, table or tar",
+    "path": "`data.params.path` of 10 data sets",
+    "hidden_layer_sizes": "`model.params.hidden`",
+    "train": "`training`",
+    **dict.fromkeys(
+        ("amsgrad", "pin_memory", "prefetch_factor", "sample_weight", "clipvalue", "alpha", "tol", "refit", "defaults",
+         "hydra", "host", "every_n_epochs", "push_to_hub", "fast_dev_run", "sync_batchnorm", "drop_path",
+         "reprob", "model.params.stride", "model.params.size", "test", "timeout"),
+    ),
+    **dict.fromkeys(  # answered with a reason
+        ("resume_from", "ckpt_path", "initial_epoch", "shuffle", "drop_last", "greater_is_better", "num_classes",
+         "training.early_stopping.mode", "output_dir", "verbose"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "meant"), OF_OTHERS.items())
+def test_a_hint_is_right_or_there_is_none(name: str, meant: str | None) -> None:
+    path, owner = tuple(name.split(".")), Experiment
+    for part in path[:-1]:
+        inner = sections_of(owner.model_fields[part].annotation)
+        owner = inner[0] if inner else owner
+    line = messages.unknown(path[-1], owner.model_fields, hints.meant(path, 1, owner, {}))
+    assert (f"; did you mean {meant}? The" in line) if meant else "did you mean" not in line, line
 
 
 def test_a_setting_that_is_not_needed_is_answered_with_the_reason() -> None:

@@ -28,7 +28,7 @@ from workflow_lib.config.sweep import RUN_SECTIONS, Layers, Point
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import ConfigError, shortened
 from workflow_lib.plugins import in_identity
-from workflow_lib.text import nearest
+from workflow_lib.text import joined, nearest
 
 
 def check(experiment: Experiment, origins: Origins) -> list[str]:
@@ -92,7 +92,7 @@ def name_problem(name: str) -> str | None:
     parts = name.split(".")
     for depth, part in enumerate(parts):
         if part not in (fields := _fields(here)):
-            return unknown(name, [".".join([*parts[:depth], field]) for field in fields], meant_by(parts[-1], {}))
+            return unknown(name, [".".join([*parts[:depth], field]) for field in fields], meant_by(tuple(parts), {}))
         owners = [section for section in sections_of(here) if part in section.model_fields]
         if not all(in_identity(section, part) for section in owners):
             return (
@@ -138,7 +138,9 @@ def _sweep_problems(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
             if axes and name not in axes:
                 yield (
                     ("sweep", "exclude", number),
-                    f"{shortened(name)} is not swept{nearest(name, axes)}; the sweep sets: {', '.join(axes)}",
+                    joined(
+                        f"{shortened(name)} is not swept{nearest(name, axes)}", f"the sweep sets: {', '.join(axes)}"
+                    ),
                 )
 
 

@@ -19,7 +19,7 @@ from workflow_lib.config.by_path import check_arguments, first_arguments, loaded
 from workflow_lib.config.step import step_class
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.objects import parameters
-from workflow_lib.text import nearest
+from workflow_lib.text import joined, nearest
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Training
@@ -136,7 +136,9 @@ class Metric(Section):
         known = KNOWN.get(self.name)
         if known is None and not plugins.is_object_path(self.name):
             raise PydanticCustomError(
-                "arguments", "{message}", {"message": f"no metric `{self.name}`{nearest(self.name, KNOWN)}; {ALLOWED}"}
+                "arguments",
+                "{message}",
+                {"message": joined(f"no metric `{self.name}`{nearest(self.name, KNOWN)}", ALLOWED)},
             )
         maximize = self._direction() if known is None else known.maximize if self.maximize is None else self.maximize
         if known is not None and self.params:

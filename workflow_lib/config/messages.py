@@ -17,9 +17,10 @@ from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, dotted
 from workflow_lib.errors import shortened
 from workflow_lib.plugins import Section
-from workflow_lib.text import nearest
+from workflow_lib.text import joined, nearest
 
 SECRET = ("notify",)  # sections whose values are not quoted: one may be a secret that belongs into the environment
+LIKE_A_SETTING = 0.75  # similarity of a typo to the name of a setting
 NAMED_BY = {"params": "name", "loss_params": "loss"}  # settings of a plugin, and the setting that names it
 
 
@@ -92,9 +93,8 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
         meaning = field.description if isinstance(field, FieldInfo) else ""
         return f"is missing: {meaning}; allowed: {allowed(field)}"
     if kind in ("plugin", "arguments", "value_error"):
-        return str(error["msg"]).removeprefix("Value error, ") + (
-            f"; allowed: {allowed(field)}" if kind == "value_error" else ""
-        )
+        said = str(error["msg"]).removeprefix("Value error, ")
+        return joined(said, f"allowed: {allowed(field)}") if kind == "value_error" else said
     if path[:1] and path[0] in SECRET:
         return f"the value is not allowed; allowed: {allowed(field)}"
     if kind.startswith("union_tag"):
@@ -106,17 +106,17 @@ def _what(error: Any, field: Any, owner: Any, path: KeyPath, values: Any) -> str
         if given is None:
             return f"`{key}` is missing; allowed: {', '.join(names)}"
         kind = path[-1] if key == "name" else key
-        return f"no {kind} {shown(given)}{nearest(str(given), names)}; allowed: {', '.join(names)}"
+        return joined(f"no {kind} {shown(given)}{nearest(str(given), names)}", f"allowed: {', '.join(names)}")
     near = nearest(value, get_args(plain(field))) if kind == "literal_error" else ""
     quote = "; in quotes it is text" if kind == "string_type" else ""
-    return f"{shown(value)} is not allowed{near}; allowed: {allowed(field)}{quote}"
+    return joined(f"{shown(value)} is not allowed{near}", f"allowed: {allowed(field)}{quote}")
 
 
 def unknown(name: str, names: Iterable[str], elsewhere: str = "") -> str:
     """Return the message for an unknown setting, with the closest name and all names."""
     names = list(names)
     valid = f"the settings here are: {', '.join(names)}" if names else "there are no settings here"
-    return f"no such setting{elsewhere or nearest(name, names)}; {valid}"
+    return joined(f"no such setting{elsewhere or nearest(name, names, LIKE_A_SETTING)}", valid)
 
 
 def _elsewhere(path: KeyPath, owner: type[Section]) -> str:

@@ -9,7 +9,7 @@ from workflow_lib import plugins
 from workflow_lib.config.measures import KNOWN, OWN_LOSS, names_for
 from workflow_lib.config.step import step_class
 from workflow_lib.config.yaml import KeyPath
-from workflow_lib.text import nearest
+from workflow_lib.text import joined, nearest
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Training
@@ -31,7 +31,8 @@ def metric_problem(metric: str, task: plugins.Task, training: Training) -> str |
     rejected = {own.curve for own in training.metrics if own.name in KNOWN and own.name not in names}
     allowed = [name for name in every if name not in rejected]
     more = "" if training.metrics or training.step else "; training.metrics adds more"
-    return f"{metric} is not measured in {task}{nearest(metric, allowed)}; allowed: {', '.join(allowed)}{more}"
+    problem = f"{metric} is not measured in {task}{nearest(metric, allowed)}"
+    return joined(problem, f"allowed: {', '.join(allowed)}{more}")
 
 
 def own_metric_problems(training: Training, task: plugins.Task) -> Iterator[tuple[KeyPath, str]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from workflow_lib import plugins
 from workflow_lib.config.measures import OWN_LOSS
 from workflow_lib.plugins import Section
-from workflow_lib.text import nearest
+from workflow_lib.text import joined, nearest
 
 if TYPE_CHECKING:
     from workflow_lib.config.run import Training
@@ -64,8 +64,8 @@ def problem(registry: Registry, task: plugins.Task, training: Training) -> str |
     allowed = deciding(task, training)
     if registry.metric is None or registry.metric in allowed:
         return None
-    near = nearest(registry.metric, allowed)
-    return f"{registry.metric} is not measured on the test split in {task}{near}; allowed: {', '.join(allowed)}"
+    problem = f"{registry.metric} is not measured on the test split in {task}{nearest(registry.metric, allowed)}"
+    return joined(problem, f"allowed: {', '.join(allowed)}")
 
 
 def is_larger_better(metric: str) -> bool:

@@ -23,6 +23,7 @@ from workflow_lib.errors import ConfigError, EverstepError, shortened
 from workflow_lib.plugins.section import Section
 from workflow_lib.plugins.source_digest import INSTALLED
 from workflow_lib.runtime import forking
+from workflow_lib.text import joined
 
 log = logging.getLogger(__name__)
 
@@ -135,15 +136,16 @@ def _unknown(kind: str, name: str, near: str | None = None) -> str:
     given = shortened(name)
     hint = f"; did you mean `{near}`?" if near else ""
     if kind == "hooks":
-        return f"no module `{given}` to import for hooks{hint}; give an import path from the project: mypackage.module"
+        path = "give an import path from the project: mypackage.module"
+        return joined(f"no module `{given}` to import for hooks{hint}", path)
     if kind not in FOLDERS:
         article = "an" if kind[0] in "aeiou" else "a"
         path = "give an import path from the project: mypackage.module:Name"
-        return f"no module `{given}` to import for {article} {kind}{hint}; {path}"
+        return joined(f"no module `{given}` to import for {article} {kind}{hint}", path)
     names = available(kind)
     what = "data set" if kind == "data" else "model"
     if is_import_path(name):
-        return f"no module `{given}` to import as a {what}{hint}; in the package: {', '.join(names)}"
+        return joined(f"no module `{given}` to import as a {what}{hint}", f"in the package: {', '.join(names)}")
     near_names = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean `{near_names[0]}`?" if near_names else ""
     path = "mypackage.module" if kind == "data" else "mypackage.module, or mypackage.module:Name"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from workflow_lib.slurm.cluster import Cluster, Node, Partition
 from workflow_lib.slurm.requests import TRAININGS, Request
-from workflow_lib.text import count, nearest
+from workflow_lib.text import count, joined, nearest
 
 
 def problems(asked: Iterable[Request], cluster: Cluster) -> list[str]:
@@ -44,7 +44,8 @@ def _problems(request: Request, cluster: Cluster) -> list[str]:
     if not names:
         return [f"asks for no partition, and the cluster has no default one; {there}"]
     if unknown := [name for name in names if name not in cluster]:
-        return [f"asks for the partition `{unknown[0]}`, which does not exist{nearest(unknown[0], cluster)}; {there}"]
+        problem = f"asks for the partition `{unknown[0]}`, which does not exist{nearest(unknown[0], cluster)}"
+        return [joined(problem, there)]
     found = [list(_misfits(request, cluster[name], cluster)) for name in names]
     return found[0] if all(found) else []
 
@@ -99,10 +100,10 @@ def _lacking_gpus(request: Request, partition: Partition) -> Iterator[str]:
     most = max(node.gpus_of(request.gpu_model) for node in partition.nodes)
     if request.gpu_model and not most:
         models = sorted({model or "(no type)" for node in partition.nodes for model in node.gpus})
-        yield (
+        yield joined(
             f"asks for GPUs of the type `{request.gpu_model}` in `{partition.name}`"
-            f"{nearest(request.gpu_model, models)};"
-            f" it has: {', '.join(models) or 'no GPUs'}; {_change(request, 'gpu_model', 'gres')}, or the partition"
+            f"{nearest(request.gpu_model, models)}",
+            f"it has: {', '.join(models) or 'no GPUs'}; {_change(request, 'gpu_model', 'gres')}, or the partition",
         )
     elif isinstance(request.gpus, int) and request.gpus > most:
         model = f" of the type `{request.gpu_model}`" if request.gpu_model else ""
