@@ -116,6 +116,13 @@ if workflow.is_main_process:
         snakemake.jobs.Job.restart_times, recorder.attach().rejected
     )
 
+
+
+def is_dry_run():
+    """Return whether no job will be started; `workflow.dryrun` is True only after all rules were read."""
+    return bool(workflow.output_settings.stdout)
+
+
 try:
     paths = [Path(path) for path in workflow.overwrite_configfiles or ["config/config.yaml"]]
     settings = [] if job_given else snakefile.settings_of(workflow.config_settings.config_args or [])
@@ -133,7 +140,7 @@ try:
         snakefile.check_excel(experiment)
         if experiment.registry and experiment.registry.mlflow:
             tracking.check_installed(["mlflow"], "registry.mlflow")
-        if experiment.notify and not (workflow.dryrun or workflow.touch):
+        if experiment.notify and not is_dry_run():
             from workflow_lib import notify
 
             notify.check_environment(experiment.notify, os.environ)

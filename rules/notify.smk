@@ -4,7 +4,7 @@ No rule, and no input of one: what is told is no part of a result.
 """
 
 notifier = None
-if experiment.notify and workflow.is_main_process and not (workflow.dryrun or workflow.touch):
+if experiment.notify and workflow.is_main_process and not is_dry_run():
     from workflow_lib import notify
 
     notifier = notify.Notifier(experiment.notify, Path(RESULTS), WORK, environment=os.environ, say=say)

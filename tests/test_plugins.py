@@ -58,13 +58,20 @@ def test_a_dotted_name_is_an_import_path_from_the_project(folder: Path) -> None:
         ("data", "_archive", r"no data set `_archive`"),
         ("models", "../mlp", r"no model `../mlp`"),
         ("models", "", r"no model ``"),
+        ("models", "alone", r"no model `alone`; move alone.py into a folder, and give `folder.alone` \(there are"),
+        ("data", "./alone.py", r"no data set `./alone.py`; move alone.py into a folder"),
+        ("data", "mine/inner.py", r"no data set `mine/inner.py`; did you mean `mine.inner`\?"),
         ("models", "mine.nothing", r"no module `mine.nothing` to import as a model"),
         ("models", "nowhere.at.all", r"no module `nowhere.at.all`"),
         ("models", "a..b", r"no model `a..b`"),
         ("models", ".b", r"no model `.b`"),
     ],
 )
-def test_an_unknown_name_is_rejected_with_the_nearest_and_all_names(kind: str, name: str, message: str) -> None:
+def test_an_unknown_name_is_rejected_with_the_nearest_and_all_names(
+    folder: Path, kind: str, name: str, message: str
+) -> None:
+    for file in ("alone.py", "mine/inner.py"):
+        (folder / file).write_text(GOOD)
     with pytest.raises(PluginError, match=message) as rejected:
         plugins.load(kind, name)
     assert rejected.value.exit_code == 2

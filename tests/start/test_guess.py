@@ -178,6 +178,32 @@ def test_what_cannot_be_guessed_gives_one_message(tmp_path: Path, name: str, con
         guess(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.zip", "unpack it: `unzip {}/a.zip -d {}/a`"),
+        ("b.tar.gz", "unpack it: `tar -xf {}/b.tar.gz`"),
+        ("c.parquet.gz", "decompress it: `gunzip {}/c.parquet.gz`"),
+        ("d.jsonl", 'pandas.read_json("{}/d.jsonl", lines=True).to_parquet("{}/d.parquet")'),
+        ("e.npy", 'numpy.load("{}/e.npy") gives the array for numpy.savez("{}/e.npz", train_images=...'),
+        ("F.MAT", 'scipy.io.loadmat("{}/F.MAT")'),
+        ("g.hdf5", 'h5py.File("{}/g.hdf5")'),
+        ("h.png", "give the folder of the images"),
+    ],
+)
+def test_a_file_of_another_kind_is_answered_with_a_way_to_convert_it(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"1")
+    for path in (tmp_path / name, *([tmp_path] if name != "h.png" else [])):
+        with pytest.raises(DataError, match="; allowed: ") as rejected:
+            guess(path)
+        assert said.replace("{}", str(tmp_path)) in str(rejected.value)
+
+
+def test_a_name_of_a_project_is_written_in_ascii(tmp_path: Path) -> None:
+    for name, written in (("Projekt_Ö", "projekt_oe"), ("Café ßtraße", "cafe-sstrasse"), ("データ", "mine")):
+        assert f"name: {written}\n" in first_experiment(name), name
+
+
 @pytest.mark.parametrize(("at", "found"), [("data/all", "data/all"), ("data", "data"), ("train", ".")])
 def test_the_folder_of_the_classes_is_found(tmp_path: Path, at: str, found: str) -> None:
     for name in ("a", "b"):

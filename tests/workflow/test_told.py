@@ -28,6 +28,7 @@ def test_the_best_model_is_registered_and_the_end_and_a_failure_are_told_once(
     finished.write(TINY + MORE)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("TELL", "cat >> told.txt")
+    assert finished.run("--dry-run").code == 0
     refused = finished.run()
     assert refused.code == 2
     assert "these environment variables are not set here: HOOK (notify.webhook_env)" in refused.output

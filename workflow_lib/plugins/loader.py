@@ -144,12 +144,24 @@ def _unknown(kind: str, name: str, near: str | None = None) -> str:
         return joined(f"no module `{given}` to import for {article} {kind}{hint}", path)
     names = available(kind)
     what = "data set" if kind == "data" else "model"
+    hint = _file_hint(name) or hint
     if is_import_path(name):
         return joined(f"no module `{given}` to import as a {what}{hint}", f"in the package: {', '.join(names)}")
     near_names = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean `{near_names[0]}`?" if near_names else ""
+    hint = hint or (f"; did you mean `{near_names[0]}`?" if near_names else "")
     path = "mypackage.module" if kind == "data" else "mypackage.module, or mypackage.module:Name"
     return f"no {what} `{given}`{hint} (there are: {', '.join(names)}; or an import path: {path})"
+
+
+def _file_hint(name: str) -> str:
+    """Return what to write for a Python file of the project, as part of a message; empty if the name means none."""
+    path = Path(f"{name}.py" if name.isidentifier() else name)
+    if path.suffix != ".py" or not path.is_file():
+        return ""
+    parts = path.with_suffix("").parts
+    if len(parts) == 1:  # a name without a dot is one of the package
+        return f"; move {path} into a folder, and give `folder.{parts[0]}`"
+    return f"; did you mean `{'.'.join(parts)}`?" if all(map(str.isidentifier, parts)) else ""
 
 
 def _near(target: str, missing: str) -> str | None:

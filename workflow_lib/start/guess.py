@@ -14,6 +14,7 @@ from workflow_lib.data import SPLITS
 from workflow_lib.datasets._folder import class_folders, entries, files_below, split_folders
 from workflow_lib.datasets.image_folder import SUFFIXES as IMAGES
 from workflow_lib.errors import DataError
+from workflow_lib.start.conversion import way
 from workflow_lib.text import count
 
 TEXTS = (".txt", ".md", ".py", ".rst")
@@ -74,8 +75,8 @@ def guess(path: Path) -> Guess:
     if suffix == ".txt":
         return _language(path, [path])
     raise DataError(
-        f"--data {path}: a file {suffix or 'without a suffix'} cannot be guessed; allowed: {', '.join(TABLES)}, "
-        f".arrow, .tar, .npz, .txt, and folders of images, texts, Parquet, Arrow or tar files. For others: "
+        f"--data {path}: a file {suffix or 'without a suffix'} is not read{way(path)}; allowed: {', '.join(TABLES)}, "
+        ".arrow, .tar, .npz, .txt, and folders of images, texts, Parquet, Arrow or tar files. For others: "
         "`everstep init --all` and docs/data.md"
     )
 
@@ -102,9 +103,11 @@ def _folder(path: Path) -> Guess:
     if images * 2 < suffixes.total():
         common = suffixes.most_common(1)[0][0]
         if common not in TEXTS:
+            first = next(file for file in files_below(path) if file.suffix.lower() == common)
             raise DataError(
-                f"--data {path}: most files are {common or 'without a suffix'}; allowed: images ({', '.join(IMAGES)}) "
-                f"and texts ({', '.join(TEXTS)}). For others: `everstep init --all` and docs/data.md"
+                f"--data {path}: most files are {common or 'without a suffix'}, such as {first.name}{way(first)}; "
+                f"allowed: images ({', '.join(IMAGES)}) and texts ({', '.join(TEXTS)}). For others: "
+                "`everstep init --all` and docs/data.md"
             )
     if not any(inner.is_dir() for inner in entries(path)):
         if images:

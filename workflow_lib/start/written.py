@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,13 +20,20 @@ DIGITS = Guess(
 
 def first_experiment(name: str, guess: Guess = DIGITS) -> str:
     """Return the text of an experiment file with the guessed settings, and what was found as comments."""
-    sections = {"name": slug(name) or "mine", "data": guess.data, **COMMON, **guess.settings}
+    sections = {"name": slug(_in_latin(name)) or "mine", "data": guess.data, **COMMON, **guess.settings}
     order = ("name", "data", "model", "optimizer", "schedule", "training")
     comments = [*guess.found, *(f"odd: {line}" for line in guess.odd)]
     lines = [f"# {' '.join(comment.splitlines())}" for comment in comments]  # a name in the data may have several
     lines += [line for key in order for line in _lines(key, sections[key])]
     lines.append("# every setting with its meaning: everstep init --all")
     return "\n".join(lines) + "\n"
+
+
+def _in_latin(name: str) -> str:
+    """Return the name without accents: `projekt_oe` for `Projekt_Ö`, `cafe` for `Café`."""
+    german = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "o", "æ": "ae", "ł": "l", "đ": "d"})
+    spelled = unicodedata.normalize("NFC", name).casefold().translate(german)
+    return "".join(c for c in unicodedata.normalize("NFKD", spelled) if not unicodedata.combining(c))
 
 
 def _lines(key: str, value: Any) -> Iterator[str]:
