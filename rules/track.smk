@@ -17,6 +17,7 @@ rule track:
     benchmark:
         "benchmarks/track/{experiment}.tsv"
     threads: 1
+    retries: 0  # a server that does not answer would be waited for again, and the next pipeline copies what is missing
     resources:
         mem_mb=1000,
         runtime=60,

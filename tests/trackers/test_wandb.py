@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.receivers import web_server
 from tests.trackers.contract import Points, TrackerContract, curve, row, write
 from workflow_lib import config, plan, tracking
 from workflow_lib.errors import EverstepError
+from workflow_lib.trackers import wandb
 from workflow_lib.tracking import copying
 
 
@@ -89,16 +91,35 @@ def test_project_and_entity_are_those_of_the_settings_and_another_place_writes_a
         assert (run.project, run.entity) == (settings.get("project", "demo"), settings.get("entity", ""))
 
 
-def test_online_without_a_key_ends_in_one_message_and_no_rows_are_taken_for_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "statuses", "is_silent", "said"),
+    [
+        (None, (), False, "No API key"),
+        ("a" * 40, (401,) * 9, False, "http://.*: .*returned error 401"),
+        ("a" * 40, (), True, "http://.*: .*context deadline exceeded"),
+    ],
+)
+def test_online_without_a_key_or_an_answer_ends_in_one_message_and_no_rows_are_taken_for_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    statuses: tuple[int, ...],
+    is_silent: bool,
+    said: str,
 ) -> None:
     for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_MODE", "offline")  # restored after the test
-    with tracking.open_tracker("wandb", tmp_path, {"mode": "online"}) as tracker:
-        with pytest.raises(EverstepError, match=r"^wandb cannot write .*demo-a: .*No API key.*\. No training is"):
-            copying._copy(curve(row(1)), {"wandb": tracker})
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(wandb, "FIRST_ANSWER_S", 1.0)
+    with web_server(*statuses, is_silent=is_silent) as web:
+        monkeypatch.setenv("WANDB_BASE_URL", web.url)
+        with tracking.open_tracker("wandb", tmp_path, {"mode": "online"}) as tracker:
+            with pytest.raises(EverstepError, match=rf"^wandb cannot write .*demo-a: .*{said}.*\. No training is"):
+                copying._copy(curve(row(1)), {"wandb": tracker})
     assert not list(tmp_path.glob("**/written.json"))
 
 

@@ -14,6 +14,8 @@ from workflow_lib.results.summaries import Summary
 from workflow_lib.tracking import Curve, Tracker
 
 REQUIRES = ("wandb",)
+FIRST_ANSWER_S = 20.0  # of the server, unless WANDB_INIT_TIMEOUT is set
+UPLOAD_S = 600.0  # of the rest of a run, after its last row
 
 
 def open_tracker(
@@ -59,7 +61,20 @@ class WandB(Tracker):
         written.unlink(missing_ok=True)  # first: if this write is killed, the next one replaces it
         shutil.rmtree(folder / "wandb", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        quiet = {"x_disable_stats": True, "x_disable_meta": True, "disable_git": True, "save_code": False}
+        settings = {"x_disable_stats": True, "x_disable_meta": True, "disable_git": True, "save_code": False}
+        if self._mode == "online":
+            settings |= _timeouts()
+        try:
+            self._send(curve, project, folder, settings)
+        except wandb.errors.CommError as error:  # its cause is on a second line
+            server = wandb.setup().settings.base_url
+            raise ConnectionError(f"{server}: {' '.join(str(error).split())}") from error
+        write_json(written, note)
+        return sum(row not in before["rows"] for row in rows)
+
+    def _send(self, curve: Curve, project: str, folder: Path, settings: dict[str, Any]) -> None:
+        import wandb
+
         run = wandb.init(
             project=project,
             entity=self._entity,
@@ -69,19 +84,23 @@ class WandB(Tracker):
             name=curve.id,
             dir=folder,
             config=curve.settings,
-            settings=wandb.Settings(console="off", **quiet),
+            settings=wandb.Settings(console="off", **settings),
         )
         for point in curve.points:
             run.log({**point.metrics, **(_media(point.recorded.read()) if point.recorded else {})}, step=point.step)
         run.finish()
-        write_json(written, note)
-        return sum(row not in before["rows"] for row in rows)
 
     def close(self) -> None:
         """Stop W&B's background process."""
         import wandb
 
         wandb.teardown()
+
+
+def _timeouts() -> dict[str, Any]:
+    """Return the settings that end the copy when a server does not answer, which W&B would wait for, also for ever."""
+    first = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": FIRST_ANSWER_S}
+    return first | {"finish_timeout": UPLOAD_S, "finish_timeout_raises": True}
 
 
 def _media(summary: Summary) -> dict[str, Any]:
