@@ -301,6 +301,15 @@ def test_a_run_counted_in_steps_names_the_step_of_its_best_validation(project: T
     assert (within.row()["best_epoch"], within.row()["best_step"]) == (1.5, 1030)
 
 
+def test_a_run_that_is_not_exact_says_so(project: Trained, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(project.results, tmp_path / project.results.name))
+    statement = results / "runs" / project.runs[0] / "train.json"
+    statement.write_text(json.dumps(read_json(statement) | {"exact": False}))
+    report.write(project.experiment, results, [*project.runs, "tuned"], project.work, tmp_path / "page.html")
+    page = own_part((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.count("is not exact: trained again, it may give other weights") == 1
+
+
 def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained) -> None:
     text = report.summary(project.results)
     best = table_of(project.results)[0]

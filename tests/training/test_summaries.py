@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from tests.support.recorded_graph import RecordedGraph
-from tests.support.small_training import everything, trainer
+from tests.support.small_training import drawn, everything, trainer
+from workflow_lib import config
 from workflow_lib.data import ModelSpec
+from workflow_lib.plugins import task_facts
 from workflow_lib.results import summaries
 from workflow_lib.store import layout
 from workflow_lib.training import histograms
-from workflow_lib.training.summaries import MOST, Recording, interval
+from workflow_lib.training.summaries import MOST, Recording, _caption, interval
 
 MLP = {"model": {"name": "mlp", "params": {"hidden": [8]}}}
 
@@ -112,6 +114,58 @@ def test_predictions_of_a_model_that_draws_and_counts_change_nothing(
     (_, path), *_ = layout.summary_files(tmp_path / "recorded")
     sizes = {name: Image.open(io.BytesIO(content)).size for name, content in summaries.read(path).images.items()}
     assert sizes == {"inputs": (304, 104), "predictions": (304, 128)}
+
+
+CNN = {"model": {"name": "cnn", "params": {"channels": [4]}}}
+KINDS: dict[str, tuple[dict[str, Any], ModelSpec, dict[str, tuple[int, int]]]] = {
+    "classes": (CNN, ModelSpec((3, 8, 8), 4), {"inputs": (204, 104), "predictions": (204, 128)}),
+    "labels": (CNN, ModelSpec((1, 8, 8), 4, "multilabel"), {"inputs": (204, 104), "predictions": (204, 128)}),
+    "numbers": (CNN, ModelSpec((3, 8, 8), 1, "regression"), {"inputs": (204, 104), "predictions": (204, 128)}),
+    "masks": (
+        {"model": {"name": "unet", "params": {"levels": 1, "width": 2}}},
+        ModelSpec((3, 8, 8), 4, "segmentation"),
+        {"inputs": (204, 104), "predictions": (204, 304)},
+    ),
+    "tables": ({"model": {"name": "tabular"}}, ModelSpec((3,), 4, categories=(0, 3, 0)), {}),
+    "texts": (
+        {"model": {"name": "text_encoder", "params": {"layers": 1, "width": 8, "heads": 2}}},
+        ModelSpec((8,), 4, "text_classification", vocabulary=20),
+        {},
+    ),
+    "language": (
+        {"model": {"name": "transformer", "params": {"layers": 1, "width": 8, "heads": 2}}},
+        ModelSpec((8,), 20, "language", vocabulary=20),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_data_has_its_gradients_and_only_images_have_pictures(tmp_path: Path, kind: str) -> None:
+    settings, spec, sizes = KINDS[kind]
+    channels = spec.input_shape[0]
+    manifest: Any = SimpleNamespace(
+        task=spec.task, kind=task_facts(spec.task).targets,
+        input_shape=spec.input_shape, has_tokens=spec.vocabulary > 0,
+        classes=tuple("abcd"), outputs=("y",), target_mean=(5.0,), target_std=(2.0,),
+        mean=(0.0,) * channels, std=(1.0,) * channels, scale=1.0,
+    )  # fmt: skip
+    section = config.load([{"name": "a", "tracking": {"every_steps": 12, "images": 2}}]).tracking
+    recording = Recording.of(section, manifest)
+    done = trainer(tmp_path, settings, spec=spec, split=drawn(spec), recording=recording)
+    done.fit()
+    ((_, path),) = layout.summary_files(tmp_path)
+    found = summaries.read(path)
+    assert {name: Image.open(io.BytesIO(content)).size for name, content in found.images.items()} == sizes
+    weights = {name for name, _ in done.state.module.named_parameters()}
+    assert {name.removeprefix("parameters/") for name in found.histograms if name.startswith("parameters/")} == weights
+    assert all(f"gradients/{name}" in found.histograms for name in weights)
+
+
+def test_a_number_is_no_error_and_has_six_digits() -> None:
+    manifest: Any = SimpleNamespace(kind="numbers", target_mean=(5.0,), target_std=(2.0,), outputs=("y",))
+    told = _caption({"predicted": np.array([0.5054561])}, torch.tensor([0.25]), 0, manifest)
+    assert told == (["true 5.5", "pred. 0.505456"], None)
 
 
 def test_more_summaries_than_a_run_may_have_are_spread_over_its_steps() -> None:

@@ -132,7 +132,7 @@ def _limits(manifest: Manifest, train: Training, evaluation: Evaluation, export:
     if views := dict(evaluation).get("views"):
         yield f"- Probabilities are the mean over {views} views of each image; those of the model differ."
     if not train["exact"]:
-        yield "- The training is not exact: trained again, it may give other weights."
+        yield f"- The training {provenance.inexact_words()}."
     if "accepted" in train:
         yield f"- It {as_markdown(provenance.accepted_words(train['accepted']))}."
     yield "- The test split is used up with each choice by its metrics, such as a promotion to an alias."

@@ -27,6 +27,7 @@ from workflow_lib.report.runs_table import PAGE, columns, csv_text, headings, pa
 from workflow_lib.report.study import study_chapter
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.configurations import Configuration, group
+from workflow_lib.results.provenance import inexact_words
 from workflow_lib.results.read_runs import Row, RunResults, Unfinished, load_results, unfinished
 from workflow_lib.results.workbook import workbook
 from workflow_lib.text import count, decimal, duration, flatten
@@ -170,6 +171,7 @@ def _render(
         study=study,
         compared=compared,
         files=files_of(best, results, work, output),
+        inexact=inexact_words(),
         cost=cost_chapter(experiment, results, runs, diverged, work),
         reproduce=_reproduction(experiment, work, output),
         code=provenance["code"],

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workflow_lib.results.provenance import accepted_words, started_from_words
+from workflow_lib.results.provenance import accepted_words, inexact_words, started_from_words
 from workflow_lib.results.read_runs import Row, RunResults
 from workflow_lib.text import decimal
 
@@ -73,6 +73,8 @@ def _notes(runs: Sequence[RunResults]) -> Iterable[tuple[int, list[tuple[str, st
             notes.append(("span", accepted_words(run.train["accepted"])))
         if "initialised" in run.train:
             notes.append(("span", started_from_words(run.train["initialised"])))
+        if not run.train["exact"]:
+            notes.append(("span", inexact_words()))
         if notes:
             yield place, notes
 

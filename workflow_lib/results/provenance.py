@@ -144,6 +144,11 @@ def accepted_words(record: Acceptance) -> str:
     return f"was trained with other code, and accepted by {record['by']} at {record['time']}"
 
 
+def inexact_words() -> str:
+    """Return the note on a run whose statement says `exact: false`."""
+    return "is not exact: trained again, it may give other weights"
+
+
 def caution(samples: int, split: str = "test") -> str:
     """Return the note to be shown beside every metric of a small split; an empty string for a large one."""
     name = "test" if split == "test" else "validation"

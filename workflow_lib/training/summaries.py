@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from torch import nn
 
 from workflow_lib import tasks
 from workflow_lib.checkpoint import CheckpointStore
+from workflow_lib.metrics.numbers import six_digits
 from workflow_lib.metrics.pictures import coloured, pixels
 from workflow_lib.metrics.sheets import Caption, sheet
 from workflow_lib.metrics.targets import target_text
@@ -211,11 +213,11 @@ def _caption(columns: Columns, target: torch.Tensor, place: int, manifest: Manif
     """Return the target and the prediction of a sample in two lines."""
     true = target_text(target, manifest)
     values = {name: column[place] for name, column in columns.items()}
-    if "predicted" in values:
+    if "predicted" in values and manifest.kind in ("classes", "labels"):
         said = str(values["predicted"])
         if manifest.kind == "labels":
             said = said.replace(";", ", ") or "no label"
         share = values.get(f"p({said})")
         return [f"true {true}", f"pred. {said}" + ("" if share is None else f" {share:.0%}")], said == true
-    said = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values.values())
+    said = ", ".join(six_digits(value) if isinstance(value, Real) else str(value) for value in values.values())
     return [f"true {true}", f"pred. {said}"], None
