@@ -34,7 +34,7 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from workflow_lib import config as experiments
 from workflow_lib import plan as plans
-from workflow_lib import plugins, ready, snakefile, tracking
+from workflow_lib import plugins, ready, records, snakefile, tracking
 from workflow_lib.errors import EverstepError, with_advice
 from workflow_lib.live import recorder
 from workflow_lib.plan import packing, user_code
@@ -75,6 +75,17 @@ snakemake.exceptions.LockException = lambda: WorkflowError(controllers.lock_mess
 snakemake.persistence.PersistenceBase._input = snakefile.without_packs(
     snakemake.persistence.PersistenceBase._input
 )
+
+# Results of which Snakemake has no record are made again, if their names do not contain their settings. A Snakemake inside
+# a cluster job makes only what it is told to.
+if workflow.is_main_process:
+    snakemake.persistence.PersistenceBase.has_metadata = records.has_metadata(
+        snakemake.persistence.PersistenceBase.has_metadata
+    )
+    snakemake.persistence.PersistenceBase.params_changed = records.params_changed(
+        snakemake.persistence.PersistenceBase.params_changed,
+        snakemake.persistence.ParamsChange,
+    )
 
 # With a cluster, jobs that only hand out what a pack has computed run where Snakemake runs: a job of SLURM takes seconds
 # to start, and they take half of one.

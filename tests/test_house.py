@@ -33,7 +33,7 @@ LAYERS = (
     ("training", "orchestrator", "plan.prepared", "plan.model_check", "plan.metric_check", "plan.init_check"),
     ("plan.step_check", "plan.preview", "evaluation"),
     ("launch", "export", "prediction", "tracking", "trackers", "housekeeping"),
-    ("tuning", "prove", "report", "comparison", "registry", "notify", "packs", "snakefile"),
+    ("tuning", "prove", "report", "comparison", "registry", "notify", "packs", "snakefile", "records"),
     ("live", "start", "interactive", "serve"),
     ("cli", "__main__"),
 )

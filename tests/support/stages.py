@@ -78,6 +78,7 @@ NEUTRAL = (
     "processes.py",
     "py.typed",
     "ready.py",
+    "records.py",
     "prove/*",
     "results/*",
     "runtime/*",
