@@ -20,6 +20,10 @@ from workflow_lib.cli import main
             ["status", "--jsn"],
             "everstep status: unknown argument --jsn; did you mean `--json`? Usage: everstep status [",
         ),
+        (
+            ["run", "--cores", "1"],
+            "everstep run: unknown argument --cores; arguments of Snakemake follow `--`, as in `",
+        ),
         (["study"], "everstep study: the following arguments are required: CONFIG, --to. Usage: everstep study ["),
         (
             ["prove-resume", "a.yaml", "--kills", "x"],

@@ -35,6 +35,7 @@ ADVICE = {
     # from Python's tempfile, which hides the error of the system
     "No usable temporary directory": "Raise the limit of open files (`ulimit -n 4096`) if it is low; else free space "
     "in one of them, or set TMPDIR to another",
+    os.strerror(errno.EACCES): "Ask the owner for access, or work in a project of your own (`everstep new FOLDER`)",
     os.strerror(errno.EROFS): "The disk is mounted read-only: make it writable, or work in a copy of the folder",
 }
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-OF_SETTINGS = ("settings", "digest")  # params of a rule that are compared, as no name of its outputs contains them
+OF_SETTINGS = frozenset(
+    ("settings", "digest")
+)  # params of a rule that are compared, as no name of its outputs contains them
 
 
 def _is_compared(job: Any) -> bool:
-    return any(name in job.params.keys() for name in OF_SETTINGS)
+    return not OF_SETTINGS.isdisjoint(job.params.keys())
 
 
 def has_metadata(recorded: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -22,12 +24,14 @@ def has_metadata(recorded: Callable[[Any, Any], bool]) -> Callable[[Any, Any], b
 
 
 def params_changed(changed: Callable[..., Any], change: Callable[..., Any]) -> Callable[..., Any]:
-    """Return Snakemake's function for changed params, of which an output without a record is one; `change` is its type."""
+    """Return Snakemake's function for changed params; an output without a record is a `change`."""
 
     def with_unrecorded(persistence: Any, job: Any, file: Any = None) -> Any:
         found = changed(persistence, job, file)
         outputs = job.output if file is None else [file]
         unknown = {path for path in outputs if _is_compared(job) and persistence.metadata(path) is None}
-        return found | change(only_old=set(), only_new={"no record of the settings"}, files=unknown) if unknown else found
+        return (
+            found | change(only_old=set(), only_new={"no record of the settings"}, files=unknown) if unknown else found
+        )
 
     return with_unrecorded

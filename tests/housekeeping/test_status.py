@@ -319,6 +319,27 @@ def test_lines_have_at_most_100_columns_and_contain_the_digest(killed: Project, 
     assert "attempts: killed" in " ".join(status_table.table(long).split())
 
 
+def test_runs_of_another_user_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "work/runs").mkdir(parents=True)
+    (tmp_path / "work").chmod(0)
+    tmp_path.chmod(0o755)
+    code = """
+import os
+from pathlib import Path
+from workflow_lib.errors import with_advice
+from workflow_lib.housekeeping import status
+if os.getuid() == 0:  # may read everything
+    os.setuid(54321)
+try:
+    print(status.runs(Path("work"), Path("results")))
+except PermissionError as error:
+    print(with_advice(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "work").chmod(0o755)
+    assert "Permission denied: 'work'. Ask the owner for access" in done.stdout, done.stderr
+
+
 def test_the_verb_prints_the_table_or_json(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from workflow_lib import files
 from workflow_lib.errors import EverstepError
 from workflow_lib.live import lines, recorder, screen
-from workflow_lib.live.jobs import Pipeline
+from workflow_lib.live.jobs import FINISHED, Job, Pipeline
 from workflow_lib.live.pipeline import _judge as judge
 from workflow_lib.live.training import Training
 from workflow_lib.live.watch import Watch
+from workflow_lib.results import layout
 from workflow_lib.store import attempts
 from workflow_lib.store.events import EventLog, Follower, read_events
 
@@ -34,6 +36,14 @@ def pipeline() -> Pipeline:
     for event in events:
         made.apply(event)
     return made
+
+
+@pytest.mark.parametrize(("split", "named"), [("test", "test"), ("val", "validation")])
+def test_the_line_about_an_evaluation_names_its_split(tmp_path: Path, split: str, named: str) -> None:
+    folder = layout.run_dir(tmp_path, RUNS[0])
+    files.write_json(folder / layout.EVALUATION, {"split": split, "metrics": {"val_loss": {"value": 0.5}}})
+    job = Job("evaluate", {"run": RUNS[0]}, FINISHED)
+    assert lines.of_job(job, tmp_path) == f"evaluate {RUNS[0]}: {named} val_loss 0.5000"
 
 
 def test_each_run_has_a_state() -> None:

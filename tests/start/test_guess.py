@@ -36,7 +36,7 @@ def test_a_table_of_another_country_is_read_as_it_is(tmp_path: Path) -> None:
     params = loaded(found, tmp_path).data.params
     assert (params["target"], params["task"]) == ("price", "regression")
     assert (params["delimiter"], params["decimal"], params["features"]) == (";", ",", ["town", "size"])
-    assert "column 'empty' has one value only" in found.odd
+    assert "column 'empty' has one value only; left out" in found.odd
     assert any(line.startswith("column 'id' differs in each row") for line in found.odd)
 
 
@@ -202,6 +202,12 @@ def test_a_file_of_another_kind_is_answered_with_a_way_to_convert_it(tmp_path: P
 def test_a_name_of_a_project_is_written_in_ascii(tmp_path: Path) -> None:
     for name, written in (("Projekt_Ö", "projekt_oe"), ("Café ßtraße", "cafe-sstrasse"), ("データ", "mine")):
         assert f"name: {written}\n" in first_experiment(name), name
+
+
+def test_equal_numbers_in_the_first_line_are_no_names_to_change(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("0.1,0.1,1\n0.2,0.3,0\n")
+    with pytest.raises(DataError, match="must name the columns, but has numbers"):
+        guess(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(("at", "found"), [("data/all", "data/all"), ("data", "data"), ("train", ".")])

@@ -120,7 +120,10 @@ def _parsed(argv: Sequence[str]) -> Arguments:
     arguments.after = after
     if unknown:
         parser = arguments.parser  # of the verb, so that the message shows its usage
-        parser.error(f"unknown argument {' '.join(unknown)}{_nearest(unknown[0], parser._option_string_actions)}")
+        hint = _nearest(unknown[0], parser._option_string_actions)
+        if not hint and arguments.verb == "run":
+            hint = "; arguments of Snakemake follow `--`, as in `everstep run -- --cores 2`"
+        parser.error(f"unknown argument {' '.join(unknown)}{hint}")
     return arguments
 
 

@@ -6,6 +6,8 @@ owner on another host counts as alive while its heartbeat is recent.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence, Set
@@ -51,7 +53,13 @@ RECENT_BYTES = 1 << 13  # at least the last thirty events; parsing them takes mo
 
 
 def runs(work: Path, results: Path) -> list[Row]:
-    """Return a row for each run and data, latest activity first; planned runs that have not begun come last."""
+    """Return a row for each run and data, latest activity first; planned runs that have not begun come last.
+
+    Raises PermissionError if the store or the results must not be read.
+    """
+    for folder in (work, layout.runs_dir(work), results):
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     planned = _planned_names(results)
     names = _result_names(results, {*planned.values()}) | planned
     rows = [_row(workspace, names) for workspace in layout.all_workspaces(work)]

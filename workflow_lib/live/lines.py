@@ -78,12 +78,13 @@ def _best(training: Mapping[str, Any]) -> str:
 
 
 def _metric(evaluation: Mapping[str, Any]) -> str:
-    """Return the first metric of the task, with its interval."""
+    """Return the first metric of the task, with its split and interval."""
     labels = {name: label for facts in plugins.all_facts().values() for name, label in facts.metrics.items()}
     name = next((name for name in labels if name in evaluation["metrics"]), next(iter(evaluation["metrics"])))
     metric = evaluation["metrics"][name]
     interval = f" [{decimal(metric['low'])}, {decimal(metric['high'])}]" if metric.get("low") is not None else ""
-    return f"test {labels.get(name, name)} {decimal(metric['value'])}{interval}"
+    split = "test" if evaluation["split"] == "test" else "validation"
+    return f"{split} {labels.get(name, name)} {decimal(metric['value'])}{interval}"
 
 
 def of_training(name: str, training: Training) -> str:

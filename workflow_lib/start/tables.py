@@ -101,15 +101,15 @@ def of_table(path: Path) -> Guess:
         made.data["params"]["split"] = split
         made.found.append(f"splits in column {split!r}")
     _look_at_target(frame, target, is_number, made)
-    made.odd += _of_names(frame, path)
+    made.odd += _of_names(list(frame.columns), path)
     made.fit_batches(len(frame))
     return made
 
 
-def _of_names(frame: pd.DataFrame, path: Path) -> list[str]:
+def _of_names(columns: Sequence[str], path: Path) -> list[str]:
     """Return a warning if most names of the columns are numbers: the first line is then probably a row."""
-    numbers = [name for name in frame.columns if Notation(MISSING).plain(name) is not None]
-    if len(numbers) * 2 <= len(frame.columns):
+    numbers = [name for name in columns if Notation(MISSING).plain(name) is not None]
+    if len(numbers) * 2 <= len(columns):
         return []
     first = ", ".join(numbers[:3])
     return [
@@ -134,6 +134,8 @@ def _delimiter(path: Path) -> str:
 def _read(path: Path, delimiter: str) -> tuple[list[Piece], dict[str, str]]:
     """Return the first rows of the columns that can be used, and why others cannot, by name."""
     with closing(open_table(path, delimiter)) as table:
+        if len(set(table.columns)) < len(table.columns) and (reasons := _of_names(table.columns, path)):
+            raise DataError(f"{path}: {reasons[0]}")
         check_names(table)
         unusable = {name: f"has type {kind}" for name, kind in table.unusable.items()}
         if "" in table.columns:
@@ -225,8 +227,9 @@ def _useless(frame: pd.DataFrame, columns: Sequence[str], made: Guess) -> list[s
     """Return the columns from which nothing can be learned; add what is odd about the columns and rows."""
     useless = [c for c in columns if frame[c].nunique(dropna=True) <= 1]
     names = [c for c in columns if c not in useless and _is_name(frame[c])]
-    made.odd += [f"column {c!r} has one value only" for c in useless]
-    made.odd += [f"column {c!r} differs in each row, so it may be a name or number of the row" for c in names]
+    left_out = "" if len(columns) > MOST_COLUMNS else "; left out"
+    made.odd += [f"column {c!r} has one value only" + left_out for c in useless]
+    made.odd += [f"column {c!r} differs in each row, so it may be a name or number of the row{left_out}" for c in names]
     missing = {c: int(frame[c].isna().sum()) for c in columns if c not in useless and frame[c].isna().any()}
     made.odd += [f"column {c!r} lacks {n:,} of {len(frame):,} values" for c, n in missing.items()]
     if repeated := int(frame.duplicated().sum()):
