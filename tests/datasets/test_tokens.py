@@ -11,10 +11,10 @@ import pytest
 
 from tests.datasets.in_place_contract import InPlaceContract
 from workflow_lib import data, plugins
-from workflow_lib.data import Source
+from workflow_lib.data import Manifest, Source
 from workflow_lib.datasets._bpe import token_names
 from workflow_lib.errors import DataError
-from workflow_lib.tasks.language import readable
+from workflow_lib.metrics.texts import decoded
 
 RANDOM = np.random.default_rng(0)
 
@@ -199,7 +199,7 @@ def test_a_tokenizer_names_the_tokens(tmp_path: Path) -> None:
     path.write_text(Tokenizer(WordLevel({"a": 0, "house": 1}, unk_token="a")).to_str())
     source = opened(written(tmp_path / "x.bin", np.arange(9) % 3), vocabulary=3, tokenizer=path)
     assert source.vocabulary == ("a", "house", "<2>")
-    assert readable([1, 2], source.vocabulary) == "house<2>"
-    assert readable([1, 2], ("0", "1", "2")) == "1 2"
+    shown = Manifest.model_construct(vocabulary=source.vocabulary, tokenizer=source.tokenizer, task="language")
+    assert decoded([1, 2], shown) == "house<2>"
     with pytest.raises(DataError, match=r"tokenizer.json: has 2 tokens, more than data.params.vocabulary = 1?"):
         token_names(path, 1)
