@@ -128,7 +128,6 @@ if workflow.is_main_process:
     )
 
 
-
 def is_dry_run():
     """Return whether no job will be started; `workflow.dryrun` is True only after all rules were read."""
     return bool(workflow.output_settings.stdout)

@@ -16,8 +16,8 @@ rule track:
         "logs/track/{experiment}.log",
     benchmark:
         "benchmarks/track/{experiment}.tsv"
-    threads: 1
     retries: 0  # a server that does not answer would be waited for again, and the next pipeline copies what is missing
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=60,

@@ -126,5 +126,5 @@ def test_parallel_coordinates_place_numbers_names_and_missing_values() -> None:
     lines = {}
     for trace in made["data"]:
         for start in range(0, len(trace["y"]), 4):
-            lines[trace["hovertext"][start].split("<br>")[0]] = trace["y"][start : start + 3]
+            lines[trace["hovertext"][start].split("\n")[0]] = trace["y"][start : start + 3]
     assert lines == {"x": [1.0, 1.0, 1.0], "y": [0.0, 0.0, -0.05], "z": [0.5, 1.0, 0.0]}  # lr is logarithmic

@@ -156,7 +156,10 @@ def _unknown(kind: str, name: str, near: str | None = None) -> str:
 def _file_hint(name: str) -> str:
     """Return what to write for a Python file of the project, as part of a message; empty if the name means none."""
     path = Path(f"{name}.py" if name.isidentifier() else name)
-    if path.suffix != ".py" or not path.is_file():
+    try:
+        if path.suffix != ".py" or not path.is_file():
+            return ""
+    except OSError:  # a name that is too long
         return ""
     parts = path.with_suffix("").parts
     if len(parts) == 1:  # a name without a dot is one of the package
