@@ -219,5 +219,5 @@ def _caption(columns: Columns, target: torch.Tensor, place: int, manifest: Manif
             said = said.replace(";", ", ") or "no label"
         share = values.get(f"p({said})")
         return [f"true {true}", f"pred. {said}" + ("" if share is None else f" {share:.0%}")], said == true
-    said = ", ".join(six_digits(value) if isinstance(value, Real) else str(value) for value in values.values())
+    said = ", ".join(six_digits(float(value)) if isinstance(value, Real) else str(value) for value in values.values())
     return [f"true {true}", f"pred. {said}"], None
