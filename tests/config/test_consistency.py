@@ -43,7 +43,7 @@ def test_the_metric_of_a_promotion_is_one_of_the_test_split(tmp_path: Path) -> N
     for metric in ("mae", "val_accuracy", "own_loss"):
         (line,) = plan_problems(tmp_path, registry={"name": "a", "metric": metric}, training=own)
         assert f"registry.metric: {metric} is not measured on the test split in classification" in line
-        assert "allowed: accuracy, macro_f1, roc_auc, log_loss, f1_weighted" in line
+        assert "llowed: accuracy, macro_f1, roc_auc, log_loss, f1_weighted" in line
 
 
 def test_the_lists_of_a_zip_must_have_the_same_length(tmp_path: Path) -> None:
