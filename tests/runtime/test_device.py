@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, RankError
 from workflow_lib.runtime import device
 
 
@@ -42,6 +42,13 @@ def test_a_missing_device_is_an_error_not_a_fallback(name: str, local_rank: int,
         device.resolve(name, local_rank, count=lambda: count)
     assert says in str(error.value)
     assert str(error.value).startswith("runtime.")
+
+
+def test_a_job_whose_node_has_no_gpu_may_be_tried_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(RankError, match="needs cuda:0 for local rank 0") as error:
+        device.resolve("cuda", count=lambda: 0)
+    assert error.value.exit_code != ConfigError.exit_code
 
 
 def test_auto_on_a_mac_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from workflow_lib.errors import ConfigError
+from workflow_lib.errors import ConfigError, RankError
 from workflow_lib.runtime import forking
+from workflow_lib.runtime.batch_job import job_id
 from workflow_lib.runtime.torch_internals import count_gpus_by_nvml
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -64,6 +65,7 @@ def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visibl
     """Return the device of a local rank: cpu, cuda (a GPU per rank), cuda:N; auto is cuda if there is a GPU, else cpu.
 
     mps is not supported: losses are summed in float64, which it does not have, and exact resume on it is unproven.
+    Raises ConfigError without this device; RankError in a job of a scheduler, since another node may have it.
     """
     kind = ("cuda" if count() > 0 else "cpu") if name == "auto" else name
     if kind == "cpu":
@@ -74,7 +76,8 @@ def resolve(name: str, local_rank: int = 0, *, count: Callable[[], int] = visibl
         raise ConfigError(f"runtime.device: {kind} is for one process. For several, set runtime.device: cuda")
     if index >= available:
         needed = f"cuda:{index} for local rank {local_rank}" if kind == "cuda" else kind
-        raise ConfigError(f"runtime.device: {name} needs {needed}. {_on_this_machine(available)}")
+        lacking = RankError if job_id() else ConfigError
+        raise lacking(f"runtime.device: {name} needs {needed}. {_on_this_machine(available)}")
     return torch.device("cuda", index)
 
 
