@@ -68,6 +68,14 @@ def test_ranks_are_exact(fresh: Fresh, reference: Fresh, ranks: int) -> None:
     assert run.verdict(reference(changes)) == PASS
 
 
+def test_ranks_whose_micro_batches_have_other_sizes_are_exact(fresh: Fresh, reference: Fresh) -> None:
+    """Of 131 samples, the micro-batches of the first rank have 32 and 33, those of the second both 33."""
+    changes = merged(with_ranks(2, hang_timeout_s=20), {"training": {"batch_size": 131, "accumulation_steps": 2}})
+    run = fresh(changes)
+    assert run.attempt({"point": "optimizer", "count": 5, "rank": 1, "signal": "SIGKILL"}) == FAILED
+    assert run.verdict(reference(changes)) == PASS
+
+
 def test_a_later_node_may_come_before_the_first(fresh: Fresh, reference: Fresh) -> None:
     """Two launchers, as ``srun`` starts them; that of the first node has not created the workspace yet."""
     run, port = fresh(with_ranks(1, nodes=2)), str(nodes._free_port())

@@ -100,6 +100,8 @@ class Batches:
             )
         edges = [self.size * number // micro_batches for number in range(micro_batches + 1)]
         first = ranks.rank * accumulation
+        # the most sizes that micro-batches of a rank have, equal on all ranks
+        self.most_sizes = 1 if accumulation == 1 or self.size % micro_batches == 0 else 2
         # of this rank's micro-batches in a global batch: consecutive, their sizes differ by at most one sample
         self.spans = [(edges[number], edges[number + 1]) for number in range(first, first + accumulation)]
 

@@ -167,8 +167,11 @@ class Passes(Computation):
 
     def _warm_up(self, split: Split | MappedSplit, poll: Poll) -> None:
         self._state.set_training()
-        rows = {stop - start: slice(start, stop) for start, stop in self._batches.spans}
-        for micro_batch in rows.values():  # each size is compiled separately
+        sizes = {stop - start: slice(start, stop) for start, stop in self._batches.spans}
+        rows = [*sizes.values()]  # each size is compiled separately
+        if len(rows) < self._batches.most_sizes:  # ranks exchange gradients: all of them make equally many passes
+            rows *= self._batches.most_sizes
+        for micro_batch in rows:
             inputs, targets = self._objective.parts(*split.batch(micro_batch))
             for _ in range(WARM_UP_PASSES):
                 poll()
