@@ -176,5 +176,5 @@ def test_a_run_rejected_before_its_first_attempt_is_shown_as_failed(fresh: Fresh
     experiment = run.folder / "experiment.yaml"
     experiment.write_text(experiment.read_text().replace("cuda:7", "cpu"))
     assert run.attempt() == FINISHED
-    assert row(run)["state"] == "finished"
+    assert row(run)["state"] == "trained"
     assert not layout.failure_file(run.workspace).exists()
