@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-OF_SETTINGS = frozenset(
-    ("settings", "digest")
-)  # params of a rule that are compared, as no name of its outputs contains them
+# params of a rule whose values are in no name of its outputs
+OF_SETTINGS = frozenset(("settings", "digest"))
 
 
 def _is_compared(job: Any) -> bool:

@@ -207,7 +207,7 @@ class Sweep:
 
 def test_runs_of_a_pack_end_as_in_their_own_jobs(tmp_path: Path, warm: Warm) -> None:
     packed = Sweep(tmp_path / "packed", warm, FAILING)
-    checkpoints = f"{packed.folder}/work/runs/{packed.runs[7]['digest']}/*/checkpoints/*"
+    checkpoints = f"{packed.folder / 'work' / 'runs' / packed.runs[7]['digest']}/*/checkpoints/*"
     full = {"mode": "ENOSPC", "operation": "write", "path": checkpoints, "times": 0}
     assert warm.wait(warm.start(replace(packed.order(*packed.packing()), faults=[full]))) == FINISHED, packed.log()
     assert packed.codes() == [FINISHED, *[FAILED] * 4, FINISHED, FAILED, FAILED]

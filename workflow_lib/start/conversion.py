@@ -1,4 +1,4 @@
-"""How a file of a kind that no data set reads becomes one of a kind that is read."""
+"""Advice for files that no data set reads: unpack them, or convert them to a kind that is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ARRAYS = 'numpy.savez("{stem}.npz", train_images=..., train_labels=...)'
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".z")
-# What to do with a file by the end of its name; {path} and {stem} are its path, without the end in {stem}.
+# advice by the end of a file's name; {path} is the file, {stem} its path without that end
 WAYS = {
     ".zip": "unpack it: `unzip {path} -d {stem}`",
     **dict.fromkeys((".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz"), "unpack it: `tar -xf {path}`"),
@@ -18,11 +18,16 @@ WAYS = {
     **{
         end: f'convert it: pandas.read_{kind}("{{path}}").to_parquet("{{stem}}.parquet")'
         for end, kind in {
-            ".json": "json", ".feather": "feather", ".orc": "orc", ".pkl": "pickle", ".pickle": "pickle",
+            ".json": "json", ".feather": "feather", ".orc": "orc",
             ".dta": "stata", ".sav": "spss", ".sas7bdat": "sas", ".xls": "excel", ".xlsm": "excel", ".xlsb": "excel",
             ".ods": "excel", ".xml": "xml",
         }.items()
     },
+    **dict.fromkeys(
+        (".pkl", ".pickle"),
+        'convert it if you trust its source, since reading it executes code: '
+        'pandas.read_pickle("{path}").to_parquet("{stem}.parquet")',
+    ),
     ".npy": f'convert it: numpy.load("{{path}}") gives the array for {ARRAYS}',
     ".mat": f'convert it: scipy.io.loadmat("{{path}}") gives the arrays for {ARRAYS}',
     **dict.fromkeys((".h5", ".hdf5"), f'convert it: h5py.File("{{path}}") gives the arrays for {ARRAYS}'),
