@@ -224,6 +224,17 @@ def test_processes_that_prepare_the_same_data_agree(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "work").rglob("*") if path.name.endswith(".tmp")] == []
 
 
+def test_a_folder_that_is_being_filled_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state in which another process leaves the folder between its first shard and its manifest."""
+    monkeypatch.chdir(tmp_path)
+    manifest = prepare(tmp_path)
+    shards = files(manifest, tmp_path)
+    for path in (shards[0].with_name("manifest.json"), shards[-1]):
+        path.unlink()
+    assert data.ensure(manifest, tmp_path / "work") == manifest
+    assert all(path.is_file() for path in shards)
+
+
 # The verb
 
 

@@ -69,13 +69,14 @@ def prepare(
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
-    """Return the manifest; prepare its data again if the folder in the store is missing.
+    """Return the manifest; prepare its data again if the folder in the store is missing or incomplete.
 
-    Raises DataError if the source files, or the code of the data set, now give other data.
+    While another process prepares the folder, wait for it: the manifest is the last file written there. Raises
+    DataError if the source files, or the code of the data set, now give other data.
     """
-    if layout.store_dir(work, manifest.store).is_dir():
+    if layout.store_manifest(layout.store_dir(work, manifest.store)).is_file():
         return manifest
-    log.warning("the shards of data %s are missing; they are prepared again", manifest.digest[:12])
+    log.warning("the shards of data %s are missing or incomplete; they are prepared again", manifest.digest[:12])
     prepared = prepare(manifest.data, Path.cwd(), work)
     if prepared.digest != manifest.digest:
         raise DataError(
