@@ -30,7 +30,7 @@ from workflow_lib.store.events import EventLog
 from workflow_lib.training.trainer import Trainer
 
 BATCH, STEPS = 64, 3  # steps of each start
-SPLITS = {"validation_fraction": 1e-7, "test_fraction": 1e-7}
+HELD_OUT = 100  # samples of validation, and of test
 TINY = {"name": "transformer", "params": {"width": 16, "layers": 1, "heads": 2}}
 
 
@@ -113,7 +113,8 @@ def peak_memory() -> int:
 
 def starts(folder: Path, samples: int) -> list[dict[str, Any]]:
     """Return the measurements of a first start, and of a resume near the end of the epoch."""
-    given = {"name": "tests.plugins.billion", "params": {"samples": samples}, **SPLITS}
+    splits = {"validation_fraction": HELD_OUT / samples, "test_fraction": HELD_OUT / samples}
+    given = {"name": "tests.plugins.billion", "params": {"samples": samples}, **splits}
     data.prepare(given, folder, folder / "work", output=folder / "manifest.json")
     command = [sys.executable, __file__, "--folder", str(folder)]
     return [json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(2)]
@@ -124,6 +125,8 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=10**9)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.samples < 10 * HELD_OUT:
+        parser.error(f"--samples {arguments.samples}: at least {10 * HELD_OUT}")
     logging.disable(logging.WARNING)
     sys.path.insert(0, str(Path(__file__).parents[1]))
     if arguments.folder:
