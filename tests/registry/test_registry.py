@@ -23,9 +23,11 @@ from tests.support.faults import FileFault, Mode
 from workflow_lib import registry
 from workflow_lib.cli import main
 from workflow_lib.errors import StateError, UserError
+from workflow_lib.files import write_json
 from workflow_lib.registry import aliases, gate, registering, versions
 from workflow_lib.registry.card import as_markdown
 from workflow_lib.registry.versions import Version
+from workflow_lib.results import layout
 
 CRASHES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
 TEST = "a" * 32
@@ -282,3 +284,44 @@ def test_people_see_and_decide_with_a_reason(
     ):
         assert main(["registry", *wrong]) == UserError.exit_code
         assert words in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_shown_and_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place, results = Path("registry"), tmp_path / "results"
+    made = [publish(place, content(tmp_path / str(n), 1.0 / n), str(n) * 32)[0] for n in (1, 2, 3)]
+    for version in made[:2]:
+        move(place, version)
+    assert registry.of_experiment(results) is None
+    write_json(results / layout.REGISTERED, {"name": "model", "version": 4, "folder": str(made[0].folder.parent / "4")})
+    (made[0].folder / "version.json").write_text("{")
+    (made[2].folder / "predictions.csv").unlink()
+    found = registry.of_experiment(results)
+    assert found is not None
+    assert [(state.number, state.aliases, state.problem is None) for state in found.versions] == [
+        (1, (), False),
+        (2, ("champion",), True),
+        (3, (), False),
+        (4, (), False),  # its own version is gone
+    ]
+    assert (found.own, found.problems, len(found.decisions["champion"])) == (4, (), 2)
+    assert main(["registry", "model"]) == 0
+    shown = capsys.readouterr().out
+    assert "version 2 promoted (by hand, " in shown
+    assert f"problem: {made[0].folder / 'version.json'} is missing or damaged" in shown
+    shutil.move(made[1].folder, tmp_path / "away")
+    shutil.copytree(made[2].folder, made[1].folder)
+    (decision,) = aliases.aliases_dir(place, "model").glob("*/000001.json")
+    text = decision.read_text()
+    decision.write_text(text.replace("a test", "a tale"))
+    found = registry.of_experiment(results)
+    assert found is not None
+    assert found.problems == (
+        f"{decision} is damaged. Restore it from a copy: without it an earlier version has the alias",
+    )
+    decision.write_text(text)
+    found = registry.of_experiment(results)
+    assert found is not None
+    assert "is not the version that got champion" in str(found.versions[1].problem)

@@ -33,7 +33,17 @@ def aliases(registry: Path, name: str) -> list[str]:
 def decisions(registry: Path, name: str, alias: str) -> list[Decision]:
     """Return all decisions about an alias, oldest first. Raises StateError if one is damaged."""
     folder = aliases_dir(registry, name) / alias
-    return [read_json(_path(folder, number), "version", "holder") for number in _numbers(folder)]
+    return [_read(_path(folder, number)) for number in _numbers(folder)]
+
+
+def _read(path: Path) -> Decision:
+    try:
+        decision: Decision = read_json(path, "version", "holder")
+    except StateError as error:
+        raise StateError(
+            f"{path} is damaged. Restore it from a copy: without it an earlier version has the alias"
+        ) from error
+    return decision
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workflow_lib.errors import UserError
-from workflow_lib.registry import aliases, versions
+from workflow_lib.registry import overview, versions
+from workflow_lib.registry.overview import Overview
 from workflow_lib.text import aligned, count, decimal
 
 
@@ -25,33 +26,37 @@ def listing(registry: Path, name: str | None) -> str:
         return "\n".join(aligned(rows))
     if name not in known:
         raise UserError(f"{registry} has no model {name}; allowed: {', '.join(known) or 'none yet'}")
-    return "\n".join([*_versions(registry, name), *_decisions(registry, name)])
+    found = overview.of_model(registry, name)
+    return "\n".join([*_versions(found), *_decisions(found), *(f"\nproblem: {text}" for text in _problems(found))])
 
 
 def _held(registry: Path, name: str) -> str:
-    held = {alias: aliases.decisions(registry, name, alias) for alias in aliases.aliases(registry, name)}
-    return ", ".join(
-        f"{alias}: version {history[-1]['holder']['number']}" for alias, history in held.items() if history
-    )
+    found = overview.of_model(registry, name)
+    held = [f"{alias}: version {state.number}" for state in found.versions for alias in state.aliases]
+    return ", ".join([*sorted(held), *(["damaged"] if _problems(found) else [])])
 
 
-def _versions(registry: Path, name: str) -> list[str]:
+def _versions(found: Overview) -> list[str]:
     rows = [("version", "registered", "run", "metrics", "folder")]
-    for number in versions.numbers(registry, name):
-        version = versions.load(registry, name, number)
-        statement = version.statement
-        metrics = ", ".join(f"{metric} {decimal(found['value'])}" for metric, found in statement["metrics"].items())
-        rows.append((str(number), statement["registered"][:16], statement["run"], metrics, str(version.folder)))
+    for state in found.versions:
+        known = state.statement
+        metrics = ", ".join(f"{name} {decimal(each['value'])}" for name, each in known.get("metrics", {}).items())
+        row = (str(state.number), known.get("registered", "")[:16], known.get("run", "damaged"), metrics)
+        rows.append((*row, str(state.folder)))
     return aligned(rows)
 
 
-def _decisions(registry: Path, name: str) -> Iterator[str]:
-    for alias in aliases.aliases(registry, name):
+def _decisions(found: Overview) -> Iterator[str]:
+    for alias, history in found.decisions.items():
         yield f"\n{alias}:"
-        for decision in aliases.decisions(registry, name, alias):
+        for decision in history:
             verdict = "promoted" if decision["promoted"] else "not promoted"
             how = f"by hand, {decision['by']}" if decision.get("by_hand") else f"experiment {decision['experiment']}"
             yield (
                 f"  {decision['time'][:16]} version {decision['version']['number']} {verdict} ({how}): "
                 f"{decision['reason']}"
             )
+
+
+def _problems(found: Overview) -> list[str]:
+    return [*(state.problem for state in found.versions if state.problem), *found.problems]

@@ -62,6 +62,10 @@ def versions_dir(registry: Path, name: str) -> Path:
     return registry / name / "versions"
 
 
+def folder_of(registry: Path, name: str, number: int) -> Path:
+    return versions_dir(registry, name) / f"{number:06d}"
+
+
 def names(registry: Path) -> list[str]:
     """Return the names of the models in the registry, sorted."""
     return [name for name in names_in(registry) if versions_dir(registry, name).is_dir()]
@@ -75,7 +79,7 @@ def numbers(registry: Path, name: str) -> list[int]:
 
 def load(registry: Path, name: str, number: int) -> Version:
     """Return a version. Raises UserError if there is none of this number, and StateError if it is damaged."""
-    folder = versions_dir(registry, name) / f"{number:06d}"
+    folder = folder_of(registry, name, number)
     if not folder.is_dir():
         known = numbers(registry, name)
         allowed = f"1 to {known[-1]}" if known == [*range(1, len(known) + 1)] else ", ".join(map(str, known))

@@ -37,7 +37,7 @@ EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
 REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
-RUNS_WORKBOOK = "runs.xlsx"
+RUNS_WORKBOOK, REGISTERED = "runs.xlsx", "registered.json"
 STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, STEPS: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
 
 
