@@ -30,3 +30,11 @@ def test_of_a_writer_elsewhere_nothing_is_known(changed: str, monkeypatch: pytes
         assert processes.is_writer_alive(mark) is None
     finally:
         processes._table.cache_clear()
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under the number of a user of its host."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert processes.user() == "54321"

@@ -20,6 +20,16 @@ def host() -> str:
     return os.uname().nodename
 
 
+def user() -> str:
+    """Return the name of the user; the number of one without a name, as in many containers."""
+    from getpass import getuser  # here, since jobs that only hand out results need it not
+
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def boot_id() -> str:
     """Return the id of the host's current boot; empty if the system has none."""
     try:

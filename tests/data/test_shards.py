@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.crash import SURVIVED, fork, wait
 from tests.support.damage import cut_off, flip, swap
@@ -162,6 +164,20 @@ def test_an_interrupted_preparation_with_another_shard_size_leaves_nothing(tmp_p
     again = prepare(tmp_path)
     assert (again.digest, again.store) == (manifest.digest, manifest.store)
     assert sorted(files(again, tmp_path)) == sorted((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_experiments_with_other_shard_sizes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    first, second = prepare(tmp_path), prepare(tmp_path, shard_samples=400)
+    assert first.shards == second.shards
+    first_train = data.load_split(first, "train", work).inputs
+
+    shutil.rmtree(work / "data" / first.store)
+    smaller = prepare(tmp_path, shard_samples=90)
+    assert smaller.shards != first.shards
+    again = data.load_split(data.ensure(first, work), "train", work).inputs
+    assert torch.equal(again, first_train)
 
 
 def test_a_shard_of_large_samples_holds_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

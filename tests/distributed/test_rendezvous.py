@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.warm import until
 from workflow_lib.distributed import rendezvous
+from workflow_lib.slurm import job, nodes
 
 HOLDER = """
 import os, time
@@ -61,3 +62,11 @@ def test_the_folder_of_a_killed_launcher_is_removed_when_its_last_rank_is_gone(t
 
     until(is_swept, "the folder to be removed")
     assert sorted(temporary.iterdir()) == sorted(others)
+
+
+def test_a_node_has_its_number_where_slurm_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(job, "TIMEOUT_S", 0.1)
+    assert nodes.described([1], {"SLURM_STEP_NODELIST": "n[1-2]"}) == "node 1"

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import pytest
 
+from tests.support.crash import SURVIVED, run_forked
 from workflow_lib.store import controllers
 
 ENTER = """
@@ -144,6 +145,27 @@ def test_the_message_about_a_stale_lock_says_what_to_delete(tmp_path: Path) -> N
     told = controllers.lock_message(tmp_path)
     assert "another-host (pid 1), whose process cannot be checked from this host" in told
     assert f"delete {tmp_path}/controllers" in told
+
+
+def test_a_snakemake_that_ends_meanwhile_is_not_named(tmp_path: Path) -> None:
+    other = start(tmp_path, stays=True)
+    (held,) = tmp_path.glob("controllers/*.held")
+    opened: list[object] = []
+
+    def remove(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]) == str(held):
+            opened.append(arguments)
+            if len(opened) == 2:  # first it is locked, then its text is read
+                held.unlink()
+
+    def look() -> None:
+        sys.addaudithook(remove)
+        assert "If no Snakemake runs here" in controllers.lock_message(tmp_path)
+
+    try:
+        assert run_forked(look) == SURVIVED
+    finally:
+        kill(other)
 
 
 def test_locks_are_kept_on_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from tests.support.crash import SURVIVED, fork, run_forked, wait
 from tests.support.leases import forked, hold, poll, pretend, take, until, until_given_up
 from workflow_lib.errors import Stopped, WorkspaceBusy
 from workflow_lib.store import lease as module
-from workflow_lib.store.lease import Holder, current, holder_of
+from workflow_lib.store.lease import Holder, current, holder_of, last_seen
 
 __all__ = ["forked"]
 
@@ -300,3 +301,25 @@ def test_the_message_contains_the_activity_of_the_owner(tmp_path: Path, place: s
 def test_a_waiting_contender_stops_on_request(tmp_path: Path) -> None:
     with take(tmp_path), pytest.raises(Stopped, match="nothing was changed"):
         take(tmp_path, "b", wait_s=3600, must_stop=lambda: True)
+
+
+@pytest.mark.parametrize("look", [last_seen, holder_of, take], ids=["last_seen", "holder_of", "acquire"])
+def test_a_workspace_that_is_removed_while_its_lease_is_read_is_free(
+    tmp_path: Path, look: Callable[[Path], object]
+) -> None:
+    workspace = tmp_path / "workspace"
+    take(workspace).release()
+    (workspace / "leases" / "000001.released").unlink()
+    pretend(workspace, host="another")
+    lease = workspace / "leases" / "000001.json"
+
+    def remove(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]) == str(lease) and workspace.exists():
+            shutil.rmtree(workspace)
+
+    def read() -> None:
+        sys.addaudithook(remove)
+        found = look(workspace)
+        assert found is None if look is not take else found.number == 1
+
+    assert run_forked(read) == SURVIVED

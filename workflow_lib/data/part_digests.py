@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,3 @@ def _computed(files: MappedFiles, segment: _Segment, check: Callable[[int, int, 
                 raise DataError(f"{path}: changed while it was being read; run again when it is complete")
             check(segment.number, start, memoryview(content))
             yield digest_of(content)
-
-
-def total_parts(digests: Sequence[np.ndarray]) -> int:
-    """Return the number of parts of all files."""
-    return sum(map(len, digests))

@@ -69,13 +69,13 @@ def prepare(
 
 
 def ensure(manifest: Manifest, work: Path) -> Manifest:
-    """Return the manifest; prepare its data again if the folder in the store is missing or incomplete.
+    """Return the manifest with the shards in the store; prepare them again if the folder is missing or incomplete.
 
     While another process prepares the folder, wait for it: the manifest is the last file written there. Raises
     DataError if the source files, or the code of the data set, now give other data.
     """
-    if layout.store_manifest(layout.store_dir(work, manifest.store)).is_file():
-        return manifest
+    if (stored := _complete(layout.store_dir(work, manifest.store))) is not None:
+        return manifest.model_copy(update={"shards": stored.shards})
     log.warning("the shards of data %s are missing or incomplete; they are prepared again", manifest.digest[:12])
     prepared = prepare(manifest.data, Path.cwd(), work)
     if prepared.digest != manifest.digest:
@@ -84,6 +84,14 @@ def ensure(manifest: Manifest, work: Path) -> Manifest:
             f"({prepared.digest[:12]}): run preprocess again (snakemake --forcerun preprocess)"
         )
     return prepared
+
+
+def _complete(folder: Path) -> Manifest | None:
+    """Return the manifest in a folder of the store; None if the folder is missing or incomplete."""
+    try:
+        return Manifest.load(layout.store_manifest(folder))
+    except DataError:
+        return None
 
 
 def _draw_splits(source: Source, data: config.Data) -> tuple[Source, dict[str, Part]]:
@@ -111,11 +119,11 @@ def _prepare_source(
     made_by = _made_by(data, plugin)
     folder = layout.store_dir(work, _store_name(made_by, source))
     with _lock(folder):
-        shards, tally, written = (
-            plan_shards(parts, samples, made_by, source),
-            Tally(source, first, parts["train"].targets),
-            [],
-        )
+        if (stored := _complete(folder)) is not None:
+            # manifests of other experiments, maybe with another `shard_samples`, name the shards that are there
+            samples = max(shard.stop - shard.start for shard in stored.shards)
+        tally = Tally(source, first, parts["train"].targets)
+        shards, written = plan_shards(parts, samples, made_by, source), []
         work_on = partial(prepare_shard, folder=folder, source=with_safe_read(source), parts=parts, first=first)
         with closing(prefetch(work_on, shards, threads if threads > 1 else 0)) as results:
             pairs = zip(shards, _with_progress(results, data.name, len(shards)), strict=True)

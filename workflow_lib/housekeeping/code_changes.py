@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from workflow_lib.checkpoint import Checkpoint
 from workflow_lib.errors import UserError
 from workflow_lib.files import read_json, write_json
 from workflow_lib.plan import user_code
+from workflow_lib.processes import user
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import source_weights
 from workflow_lib.results.layout import RESULTS
@@ -36,7 +36,7 @@ def accept(ref: str, work: Path) -> str:
                 "workspace": layout.parent_workspace(newest.path).name,
                 "code": code,
                 "trained_with": newest.manifest["fingerprint"].get("code"),
-                "by": getpass.getuser(),
+                "by": user(),
                 "time": utc_now(),
             }
             write_json(layout.acceptance_file(workspace), record)

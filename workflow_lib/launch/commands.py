@@ -22,7 +22,7 @@ from workflow_lib.results import write_run
 from workflow_lib.slurm import nodes
 from workflow_lib.store import code_record, failure_record, layout
 from workflow_lib.store.events import EventLog
-from workflow_lib.store.final_checkpoint import find_result
+from workflow_lib.store.final_checkpoint import find_result, is_finished
 from workflow_lib.store.lease import Lease
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def trial(
             raise DivergedError(_first_message(context, error)) from error
     history = known
     newest = final or checkpoint.read_newest(layout.checkpoints_dir(context.workspace))
-    if newest is not None and newest.about["cursor"]["phase"] == "finish":
+    if newest is not None and is_finished(newest):
         _note_delivered(context, newest, run, note)
     return history
 
@@ -182,8 +182,7 @@ def _finished(context: AttemptContext) -> Iterator[Checkpoint | None]:
 
 
 def _is_finished(workspace: Path) -> bool:
-    newest = checkpoint.read_newest(layout.checkpoints_dir(workspace))
-    return newest is not None and newest.about["cursor"]["phase"] == "finish"
+    return is_finished(checkpoint.read_newest(layout.checkpoints_dir(workspace)))
 
 
 def _note_delivered(

@@ -158,7 +158,7 @@ def _compute(job: Job, run: Subject) -> None:
     options["--model"] = results / model.name
     inputs = {run.data: run.data, results / model.name: model, **run.inputs}
     folder = computed.place("evaluate", experiment, **given)
-    if computed.is_kept(folder):
+    if computed.is_kept("evaluate", folder):
         computed.copy("evaluate", folder, own)
     else:
         evaluate(experiment, **given, output=evaluation)
@@ -166,7 +166,7 @@ def _compute(job: Job, run: Subject) -> None:
     _announce("evaluate", options, results, folder, inputs)
     measured = {name: read_json(evaluation, "model", "metrics")[name] for name in ("model", "metrics")}
     folder = computed.place("export", experiment, **given, evaluation=evaluation)
-    if not computed.is_kept(folder):
+    if not computed.is_kept("export", folder):
         settings = plan.load_run(run.id, work)[0].model.model_dump(mode="json")
         code = read_json(own / results_layout.TRAIN, "code")["code"]
         about = config.digest([settings, file_digest(run.data), code], "graph")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_lib import config, plan, report, tracking
 from workflow_lib.errors import StateError, UserError
 from workflow_lib.files import file_digest, write_json
+from workflow_lib.processes import user
 from workflow_lib.registry import aliases, gate, versions
 from workflow_lib.registry.card import card
 from workflow_lib.registry.gate import CONFIG
@@ -175,8 +175,4 @@ def _reference(version: Version | None) -> dict[str, Any] | None:
 
 
 def _me() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container without a name for this user
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{user()}@{socket.gethostname()}"

@@ -71,9 +71,13 @@ def place(
     return layout.computed_dir(workspace) / config.digest(key, stage)
 
 
-def is_kept(folder: Path) -> bool:
-    """Return True if the folder has a result."""
-    return (folder / CHECKSUMS).exists()
+def is_kept(stage: str, folder: Path) -> bool:
+    """Return True if the folder has a result of the stage that verifies."""
+    try:
+        _verified(folder, *FILES[stage])
+    except (StateError, *UNREADABLE):
+        return False
+    return True
 
 
 def keep(stage: str, results: Path, folder: Path) -> None:
@@ -109,9 +113,9 @@ def hand_out(
         workspace = layout.workspace_path(work, trained["digest"], trained["data"], trained["code"])
         if "state" in trained or not layout.computed_dir(workspace).exists():
             return False  # before the weights, which may be large, are read
-        folder = place(stage, experiment, run=run, data=data, work=work, model=model, evaluation=evaluation)
-        if not (is_kept(folder) and packs_compute(experiment)):
+        if not packs_compute(experiment):
             return False
+        folder = place(stage, experiment, run=run, data=data, work=work, model=model, evaluation=evaluation)
         statement, other = _verified(folder, *FILES[stage])
     except (EverstepError, *UNREADABLE) as error:
         logger.debug("nothing is handed out: %s", error)  # the job itself reports what is wrong

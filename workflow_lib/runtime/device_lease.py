@@ -15,7 +15,6 @@ and no user writes to a file of another. Processes in containers take part if th
 from __future__ import annotations
 
 import fcntl
-import getpass
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from workflow_lib.errors import ConfigError, Stopped, shortened
 from workflow_lib.files import decoded, naming
+from workflow_lib.processes import user
 from workflow_lib.runtime import gpus
 from workflow_lib.runtime.batch_job import job_id
 
@@ -88,7 +88,7 @@ def lease_devices(
         with naming(folder):
             place = held.enter_context(_open_folder(folder))
             own = _OwnTicket(
-                place, Ticket(0, socket.gethostname(), _user(), os.getpid(), who, count, tuple(choice.values()))
+                place, Ticket(0, socket.gethostname(), user(), os.getpid(), who, count, tuple(choice.values()))
             )
             held.callback(own.close)
         while True:
@@ -315,10 +315,3 @@ def _is_unpublished(name: str, folder: int) -> bool:
     with suppress(OSError):
         return time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > UNPUBLISHED_S
     return False
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import socket
 from pathlib import Path
 
+from workflow_lib.processes import user
 from workflow_lib.serve.server import Server
 from workflow_lib.serve.snapshot import Snapshots
 
@@ -29,7 +29,7 @@ def _beginning(server: Server, experiment: str | None) -> str:
             f"{experiment or 'all runs'}: {server.url}",
             "The address is a password: whoever has it can read the page. Only programs on this machine can connect.",
             "If your browser runs on another computer, type there first, with the name by which you log in:",
-            f"  ssh -N -L {server.port}:127.0.0.1:{server.port} {getpass.getuser()}@{socket.gethostname()}",
+            f"  ssh -N -L {server.port}:127.0.0.1:{server.port} {user()}@{socket.gethostname()}",
             "Ctrl-C ends the page, and no training.",
         ]
     )

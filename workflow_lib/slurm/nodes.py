@@ -10,12 +10,12 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from workflow_lib.errors import ConfigError
+from workflow_lib.slurm import job
 
 PORT = "EVERSTEP_RENDEZVOUS_PORT"
 TOKEN = "EVERSTEP_RENDEZVOUS_TOKEN"
@@ -56,10 +56,8 @@ def endpoint(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
 
 def described(numbers: Sequence[int], environ: Mapping[str, str] = os.environ) -> str:
     """Return the nodes as text for a message, with their names if SLURM knows them: `node 1 (n2)`."""
-    names: list[str] = []
-    if (listed := environ.get("SLURM_STEP_NODELIST")) and shutil.which("scontrol"):
-        command = ["scontrol", "show", "hostnames", listed]
-        names = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    listed = environ.get("SLURM_STEP_NODELIST")
+    names = (job.scontrol("show", "hostnames", listed) or "").split() if listed else []
     return ", ".join(f"node {at} ({names[at]})" if at < len(names) else f"node {at}" for at in numbers)
 
 

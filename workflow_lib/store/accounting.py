@@ -129,16 +129,6 @@ def redone_steps(attempts: Sequence[Attempt]) -> list[int]:
     return redone
 
 
-def seconds_by_job(workspaces: Iterable[Path]) -> dict[str, float]:
-    """Return the wall seconds of all attempts by scheduler job, for comparison with the scheduler's accounting."""
-    used: dict[str, float] = {}
-    for workspace in workspaces:
-        for attempt in list_attempts(workspace):
-            if attempt.job:
-                used[attempt.job] = used.get(attempt.job, 0.0) + (attempt.seconds or 0.0)
-    return used
-
-
 def _startup_s(attempt: Attempt) -> float:
     """Return the time until the first step; the whole time of an attempt without steps."""
     return (attempt.seconds or 0.0) if attempt.ready_s is None else attempt.ready_s

@@ -41,7 +41,7 @@ def enter(folder: Path) -> list[str]:
     if not others or not all(_is_dead(path) for path in others):
         return []
     shutil.rmtree(folder / "locks", ignore_errors=True)
-    killed = [path.read_text() for path in others if path.exists()]
+    killed = [text for path in others if (text := _read(path)) is not None]
     for path in others:
         path.unlink(missing_ok=True)
     return killed
@@ -69,7 +69,7 @@ def lock_message(folder: Path) -> str:
     """Return the message for locked files: which Snakemake holds the lock, and what to do."""
     own = {Path(file.name).with_suffix(".held").name for file in _held}
     others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
-    running = [path.read_text() for path in others if not _is_dead(path)]
+    running = [text for path in others if not _is_dead(path) and (text := _read(path))]
     here = f"{socket.gethostname()} "
     pids = [int(text.split()[1]) for text in running if text.startswith(here)]
     elsewhere = [" (pid ".join(text.split()[:2]) + ")" for text in running if not text.startswith(here)]
@@ -112,7 +112,7 @@ def _described(pid: int) -> str:
 def _hold(path: Path) -> None:
     """Create a file that this process has locked before it appears under its name."""
     new = path.with_suffix(".new")
-    file = new.open("w")
+    file = new.open("w", encoding="utf-8")
     with suppress(OSError):  # a file system without flock: no lock is removed there
         fcntl.flock(file, fcntl.LOCK_EX)
     file.write(" ".join([socket.gethostname(), str(os.getpid()), *_own_job()]))
@@ -126,10 +126,18 @@ def _own_job() -> list[str]:
     return [job for job in [os.environ.get(DETACHED)] if job]
 
 
+def _read(path: Path) -> str | None:
+    """Return the text of a file that was just listed; None if its process has just ended normally."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
 def _is_dead(path: Path) -> bool:
     """Return True if the process that held the file has certainly ended."""
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             host, _, process = file.read().partition(" ")
             if _own_job() and process.split()[1:] == _own_job():  # before it was requeued, maybe on another host
                 return True

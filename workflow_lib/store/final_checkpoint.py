@@ -33,7 +33,7 @@ def find_final_checkpoint(workspace: Path) -> Checkpoint | None:
             parts = [fingerprint["data"][:12], *([fingerprint["code"][:12]] if "code" in fingerprint else [])]
             if (fingerprint["run"], "-".join(parts)) != workspace.parts[-2:]:
                 raise CheckpointError(f"it belongs to run {fingerprint['run'][:12]}")
-            if found.about["cursor"]["phase"] != "finish":
+            if not is_finished(found):
                 return None
             checkpoint.verify(found)
             return found

@@ -220,7 +220,8 @@ class Lease:
 def current(directory: Path) -> tuple[int, Holder | None]:
     """Return the highest lease number (0: never held) and its holder."""
     number = _highest(names_in(directory))
-    return number, _holder(directory, number) if number else None
+    holder = _holder(directory, number) if number else None
+    return (number, holder) if holder is not None else (0, None)
 
 
 def _highest(names: Iterable[str]) -> int:
@@ -229,10 +230,13 @@ def _highest(names: Iterable[str]) -> int:
     return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
-def _holder(directory: Path, number: int) -> Holder:
+def _holder(directory: Path, number: int) -> Holder | None:
+    """Return the holder of a lease that was just listed; None if a clean has removed the workspace since."""
     try:
-        content = json.loads((directory / f"{number:06d}.json").read_text())
+        content = json.loads((directory / f"{number:06d}.json").read_bytes())
         return decoded(Holder, content)
+    except FileNotFoundError:
+        return None
     except (ValueError, TypeError, OverflowError, RecursionError):
         return UNKNOWN
 
@@ -257,7 +261,7 @@ def last_seen(workspace: Path) -> tuple[Holder, float] | None:
     if not number or _released_name(number) in names:  # true for nearly all runs of a large store, so no file is opened
         return None
     holder = _holder(directory, number)
-    if holder.is_of_this_host() and holder.is_gone():
+    if holder is None or (holder.is_of_this_host() and holder.is_gone()):
         return None
     return holder, max(0.0, time.time() - _beat_of(directory, number))
 
