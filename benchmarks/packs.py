@@ -200,8 +200,8 @@ def main() -> None:
     alone_s, whole_s = (statistics.median(column) for column in zip(*trained, strict=True))
     print(f"trainings in the pack: {alone_s:.1f} s, the last one ended {whole_s:.1f} s after the start of the pipeline")
     if arguments.only is None:
-        single, pack, *_ = medians.values()
-        print(f"ratio: {single[0] / pack[0]:.1f} elapsed, {single[1] / pack[1]:.1f} CPU, on {os.cpu_count()} cores")
+        single, packs, *_ = medians.values()
+        print(f"ratio: {single[0] / packs[0]:.1f} elapsed, {single[1] / packs[1]:.1f} CPU, on {os.cpu_count()} cores")
     for rule, (jobs, seconds) in sorted(where.items(), key=lambda item: -item[1][1]):
         print(f"  {rule:10} {jobs:4} jobs {seconds:7.1f} s")
 

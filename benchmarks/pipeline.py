@@ -63,10 +63,10 @@ def run(
     if is_slurm:
         cluster = tempfile.mkdtemp(prefix="bench-", dir="/tmp")  # short, as sockets need it
         command = [str(ROOT / "scripts" / "slurm-sandbox"), "--dir", cluster, "run", *command]
-    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    python_path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     began = time.monotonic()
     with (folder / "log.txt").open("w") as log:
-        environment = {**os.environ, "PYTHONPATH": path, NOTED: str(notes)}
+        environment = {**os.environ, "PYTHONPATH": python_path, NOTED: str(notes)}
         if subprocess.run(command, cwd=project, env=environment, stdout=log, stderr=log, check=False).returncode:
             sys.exit((folder / "log.txt").read_text())
     elapsed = time.monotonic() - began

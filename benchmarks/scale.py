@@ -32,6 +32,7 @@ from typing import Any
 import store
 
 from workflow_lib import config
+from workflow_lib.plan import freeze_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--quiet", "all")
@@ -135,7 +136,7 @@ def job(runs: int) -> None:
     for count in (1, runs):
         with project(count) as folder:
             experiment = config.load([folder / "config" / "wide.yaml"], root=folder)
-            frozen = plan.freeze_experiment(experiment, folder / "work")
+            frozen = freeze_experiment(experiment, folder / "work")
             verb = (sys.executable, "-m", "workflow_lib", "freeze", "--experiment", str(frozen))
             measured((*verb, "--output", "results/wide/plan.json"), folder)
             written = json.loads((folder / "results/wide/plan.json").read_text())["runs"]

@@ -47,7 +47,8 @@ saver._copy_all, proof._choose = copy_late, choose_kill
 
 def settings(device: str, *, nproc: int = 1, model: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """Return an experiment on the digits; keys of ``more`` that are not sections are settings of the training."""
-    sections = {name: more.pop(name) for name in ("data", "optimizer", "checkpoint", "evaluate") if name in more}
+    names = ("data", "optimizer", "checkpoint", "evaluate")
+    sections: dict[str, Any] = {name: more.pop(name) for name in names if name in more}
     runtime = {"device": device, "nproc": nproc, **more.pop("runtime", {})}
     return {
         "data": {"name": DIGITS},

@@ -110,9 +110,6 @@ def test_a_file_that_is_not_synced_is_found(prepared: Path, monkeypatch: pytest.
     assert list(prepared.glob("checkpoints/corrupt-*"))
 
 
-# -- disks that fail -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_a_disk_that_fails_at_any_operation_of_a_save_damages_nothing(prepared: Path, error: Any) -> None:
     def refused(place: Path) -> None:

@@ -119,8 +119,6 @@ def test_an_empty_store_has_no_checkpoint(tmp_path: Path) -> None:
     assert found_by(tmp_path) == ["None"] * RANKS
 
 
-# -- crashes and failing disks of one rank ----------------------------------------------------------------------------
-
 MODES: tuple[Mode, ...] = ("before", "torn", "unsynced", "unnamed")
 
 

@@ -82,9 +82,6 @@ def test_serials_continue_over_attempts_and_each_checkpoint_names_its_parent(tmp
     assert (second.serial, second.manifest["parent"]) == (1, first.path.name)
 
 
-# -- retention -----------------------------------------------------------------------------------------------------
-
-
 def test_the_last_two_checkpoints_remain(tmp_path: Path) -> None:
     mine = store(tmp_path)
     for step in range(1, 6):
@@ -110,9 +107,6 @@ def test_retention_leaves_other_files(tmp_path: Path) -> None:
     for step in (1, 2):
         mine.publish(snapshot(step))
     assert all(path.exists() for path in kept)
-
-
-# -- ownership -----------------------------------------------------------------------------------------------------
 
 
 def test_a_late_owner_cannot_publish(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_samples_are_named_by_file_and_token_or_in_runs_of_rows(
     output = tmp_path / "results" / "x.json"
     manifest = data.prepare(SETTINGS, tmp_path, tmp_path / "work", output=output)
     named = names.names_of_split(output, data.Manifest.load(output), "test") or {}
-    test = in_place.open_split(manifest, "test", tmp_path / "work", tmp_path)
+    test = in_place.open_split(manifest, manifest.in_place, "test", tmp_path / "work", tmp_path)
     windows = test.inputs(np.arange(len(test)))
     for place, (file, token) in enumerate(zip(named["file"], named["token"], strict=True)):
         content = np.fromfile(texts / file, np.uint16)
@@ -185,7 +185,10 @@ def test_samples_are_named_by_file_and_token_or_in_runs_of_rows(
 def test_many_rows_are_divided_in_runs(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_place, "MOST_DRAWN", 1000)
     manifest = data.prepare(SETTINGS, tmp_path, tmp_path / "work")
-    splits = {name: in_place.open_split(manifest, name, tmp_path / "work", tmp_path) for name in data.SPLITS}
+    splits = {
+        name: in_place.open_split(manifest, manifest.in_place, name, tmp_path / "work", tmp_path)
+        for name in data.SPLITS
+    }
     rows = {name: split.rows[np.arange(len(split))] for name, split in splits.items()}
     total = sum(map(len, rows.values()))
     assert np.sort(np.concatenate([*rows.values()])).tolist() == list(range(total))

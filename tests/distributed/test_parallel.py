@@ -137,9 +137,6 @@ def test_a_sharded_model_learns_and_computes_the_same_as_a_replicated_one(
     assert not torch.allclose(outputs[1]["of halves"], outputs[1]["of weights"])
 
 
-# -- shards -----------------------------------------------------------------------------------------------------------
-
-
 def read(folder: Path, peers: Peers) -> None:
     """Load the checkpoint of other ranks into a new model, and save it again."""
     shared, optimizer = built("fsdp", peers)
@@ -243,9 +240,6 @@ def count(folder: Path, peers: Peers) -> None:
 
 def test_every_step_begins_with_the_buffers_of_rank_0_which_are_saved(tmp_path: Path) -> None:
     assert fork_ranks(2, partial(count, tmp_path), tmp_path / "m") == [SURVIVED] * 2
-
-
-# -- units ------------------------------------------------------------------------------------------------------------
 
 
 def test_blocks_are_gathered_one_by_one_and_shared_weights_with_the_rest() -> None:

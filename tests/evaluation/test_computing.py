@@ -175,9 +175,6 @@ def test_fp32_is_strict_however_torch_was_told_otherwise_and_is_left_as_it_was(
     assert computing._older_switches() == can_be_read
 
 
-# -- the device --------------------------------------------------------------------------------------------------
-
-
 def asking(device: str) -> Experiment:
     return Experiment.model_validate({"name": "a", "evaluate": {"device": device}, "runtime": {"device": "cuda"}})
 

@@ -86,9 +86,6 @@ def test_the_outputs_are_those_of_a_whole_model(fresh: Fresh, reference: Fresh) 
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3)
 
 
-# -- another number of ranks ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_another_number_of_ranks_resumes_a_shared_model_and_is_not_exact(fresh: Fresh, before: int, after: int) -> None:
     run = fresh(shared(before))
@@ -101,8 +98,6 @@ def test_another_number_of_ranks_resumes_a_shared_model_and_is_not_exact(fresh: 
     assert "not exact from here: world_size changed" in run.log
     assert run.sealed().about["exact"] is False
 
-
-# -- omitted state ----------------------------------------------------------------------------------------------------
 
 # nothing improves, so the best weights are older than the resume
 RESTING: dict[str, Any] = {

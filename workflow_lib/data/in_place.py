@@ -57,8 +57,7 @@ class SplitRows:
     def inputs(self, places: np.ndarray) -> np.ndarray:
         """Return the inputs at these places, verified. Raises DataError if a file changed."""
         rows, inverse = np.unique(self.rows[places], return_inverse=True)  # `read` takes ascending rows
-        assert self.source.mapped is not None
-        with self.source.mapped.watched():
+        with _files_of(self.source).watched():
             inputs = read_rows(self.source, self.origin, rows)
         return inputs[inverse]
 
@@ -143,21 +142,19 @@ def describe(
     return manifest.model_copy(update={"digest": manifest.content_digest()}), arrays, splits
 
 
-def write_index(folder: Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> bool:
+def write_index(folder: Path, arrays: Mapping[str, np.ndarray]) -> bool:
     """Write the index if it is missing or damaged; return True if it was written."""
-    assert manifest.in_place is not None
-    path = layout.store_index(folder)
+    path, digest = layout.store_index(folder), _index_digest(arrays)
     found = map_arrays(path)
-    if found is not None and _index_digest(found[0]) == manifest.in_place.index:
+    if found is not None and _index_digest(found[0]) == digest:
         return False
-    write_arrays(path, arrays, manifest.in_place.index)
+    write_arrays(path, arrays, digest)
     return True
 
 
-def open_split(manifest: Manifest, split: str, work: Path, root: Path) -> SplitRows:
+def open_split(manifest: Manifest, place: InPlace, split: str, work: Path, root: Path) -> SplitRows:
     """Return a split whose rows are read in place. Raises DataError if files, code or decoders have changed."""
-    place, data = manifest.in_place, config.Data.model_validate(manifest.data)
-    assert place is not None
+    data = config.Data.model_validate(manifest.data)
     plugin = plugins.load("data", data.name)
     path = layout.store_index(layout.store_dir(work, manifest.store))
     with errors_of(data.name):
@@ -209,7 +206,9 @@ def draw(source: Source, data: config.Data) -> dict[str, SplitRows]:
 
 
 def _files_of(source: Source) -> MappedFiles:
-    assert source.mapped is not None
+    """Return the files of the source. Raises DataError if it has none, which may have been otherwise before."""
+    if source.mapped is None:
+        raise DataError(f"open_source gave a Source without `mapped`, other than when it was prepared; {PREPARE_AGAIN}")
     return source.mapped
 
 

@@ -180,7 +180,7 @@ def load_split(
     folder, size = layout.store_dir(work, manifest.store), _bytes_in_memory(manifest, split)
     limit = available_bytes(target, processes)
     if manifest.in_place is not None:
-        rows = open_split(manifest, split, work, root or Path.cwd())
+        rows = open_split(manifest, manifest.in_place, split, work, root or Path.cwd())
         mapped_split = MappedSplit(manifest, rows, target, workers)
         if in_memory is True or (in_memory == "auto" and size <= min(limit, SMALL_BYTES)):
             log.info("%s: %s in memory, on %s", split, byte_size(size), target)
@@ -211,7 +211,7 @@ def map_split(manifest: Manifest, split: str, work: Path, *, verify: bool = Fals
 def mapped_rows(manifest: Manifest, split: str, work: Path, *, verify: bool = False) -> ShardRows | SplitRows:
     """Return the stored samples of a split, in mapped shards or in files that are read in place."""
     if manifest.in_place is not None:
-        return open_split(manifest, split, work, Path.cwd())
+        return open_split(manifest, manifest.in_place, split, work, Path.cwd())
     folder, shards = layout.store_dir(work, manifest.store), [s for s in manifest.shards if s.split == split]
     mapped = _map_shards(folder, shards)
     if verify:

@@ -70,7 +70,7 @@ class MappedFiles:
         if self._digests is not None:
             for part in range(start // PART_BYTES, (stop - 1) // PART_BYTES + 1):
                 if not self._verified[number][part]:
-                    self._verify(number, part, mapped)
+                    self._verify(number, part, mapped, bytes(self._digests[number][part]))
         return mapped[start:stop]
 
     @contextmanager
@@ -108,11 +108,10 @@ class MappedFiles:
             self._open.move_to_end(number)
             return self._open[number]
 
-    def _verify(self, number: int, part: int, mapped: memoryview) -> None:
-        assert self._digests is not None
+    def _verify(self, number: int, part: int, mapped: memoryview, digest: bytes) -> None:
         start = part * PART_BYTES
         content = mapped[start : start + PART_BYTES]
-        if digest_of(content) != bytes(self._digests[number][part]):
+        if digest_of(content) != digest:
             raise DataError(
                 f"{self.paths[number]}: bytes {start} to {start + len(content)} are not those that preprocess read; "
                 f"{CHANGED}"

@@ -157,7 +157,7 @@ def _prepare_in_place(
     manifest, arrays, splits = in_place.describe(data, source, plugin, root, work, threads, _made_by(data, plugin))
     folder = layout.store_dir(work, manifest.store)
     with _lock(folder):
-        in_place.write_index(folder, manifest, arrays)
+        in_place.write_index(folder, arrays)
         names = "" if output is None else write_names_in_place(names_file(output), source, splits)
         _save(manifest, names, source, folder, output)
     counts = ", ".join(f"{split} {summary.samples}" for split, summary in manifest.splits.items())

@@ -39,7 +39,7 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     targets = {name: checked_targets(source, name, source.targets[name]) for name in source.targets}
     rows = {name: np.arange(len(of_split)) for name, of_split in targets.items()}
     if data.folds is not None:
-        rows.update(_fold(source, targets["train"], data, draw_test="test" in missing))
+        rows.update(_fold(source, targets["train"], data, data.folds, draw_test="test" in missing))
     elif missing:
         drawn = _draw(source, targets["train"], [fractions[name] for name in missing], data.split_seed)
         rows.update(zip(("train", *missing), drawn, strict=True))
@@ -55,8 +55,10 @@ def assign(source: Source, data: config.Data) -> dict[str, Part]:
     return parts
 
 
-def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: bool) -> dict[str, np.ndarray]:
-    """Return the rows of train and val for a fold of a cross-validation, and of test, which all folds share."""
+def _fold(
+    source: Source, targets: np.ndarray, data: config.Data, count: int, *, draw_test: bool
+) -> dict[str, np.ndarray]:
+    """Return the rows of train and val for one of `count` folds, and of test, which all folds share."""
     if "val" in source.targets:
         raise ConfigError(
             "data.folds: this data set has a validation split of its own, so there are no folds to draw; leave out "
@@ -67,8 +69,7 @@ def _fold(source: Source, targets: np.ndarray, data: config.Data, *, draw_test: 
         left, test = _draw(source, targets, [data.test_fraction], data.split_seed)
     groups = None if (whole := _groups(source, len(targets))) is None else whole[left]
     strata = strata_of(source, targets[left])
-    assert data.folds is not None  # for the type checker
-    fold_of = folds(strata, groups, data.folds, data.split_seed)
+    fold_of = folds(strata, groups, count, data.split_seed)
     return {
         "train": left[fold_of != data.fold],
         "val": left[fold_of == data.fold],

@@ -264,8 +264,9 @@ def _packs(work: Path, is_old: Callable[[Path], bool]) -> Iterator[Removable]:
                 yield Removable(path, "list of the runs of a pack")
     for path, mark in layout.ready_dirs(work):
         is_alive = is_writer_alive(mark)
-        if is_alive is False or (is_alive is None and is_old(path)):
-            yield Removable(path, "results that a pack has prepared for a pipeline that has ended")
+        with suppress(FileNotFoundError):  # its pipeline removes it at its end
+            if is_alive is False or (is_alive is None and is_old(path)):
+                yield Removable(path, "results that a pack has prepared for a pipeline that has ended")
 
 
 def _code(work: Path, waiting: Waiting) -> Iterator[Removable]:

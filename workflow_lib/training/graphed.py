@@ -171,8 +171,6 @@ class GraphedPasses:
         logger.warning("steps are not computed by a CUDA graph: %s", reason)
         self._events.append("graph", result=event, step=step, reason=reason)
 
-    # -- comparison -------------------------------------------------------------------------------------------------
-
     def _tensors(self) -> Named:
         """Return all tensors that a step changes, by name."""
         state = self._state

@@ -170,9 +170,6 @@ def _common_end(name: str, other: str) -> str | None:
     return rest if rest and rest == other.partition(".")[2] and "." in rest else None
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
 def read(path: Path, *, meta: bool = False) -> dict[str, torch.Tensor]:
     """Return the tensors at the path by name, on the CPU; with ``meta`` only their shapes, on the meta device.
 

@@ -175,9 +175,6 @@ def _saved(parts: tuple[Part[T], ...], state: State) -> dict[str, T]:
     return {part.name: part.save(state) for part in parts if part.has(state)}
 
 
-# -- the parts --------------------------------------------------------------------------------------------------------
-
-
 def _save_moments(state: State) -> Named:
     return optimizer_state.tensors(state.optimizer)
 

@@ -267,8 +267,6 @@ class State:
             weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         return weights
 
-    # -- commits ----------------------------------------------------------------------------------------------------
-
     def back_up(self) -> None:
         """Copy what the forward passes of a step change, so that a save in the step writes the last commit."""
         self._pre_step_backup = capture_rng(self.device), self._copies_of_changing()

@@ -166,8 +166,6 @@ class Trainer:
         )
         self._log = StepLog(self.state, self._agreement, self._batches, metrics_file.parent, store, events)
 
-    # -- one attempt ------------------------------------------------------------------------------------------------
-
     def fit(self) -> Outcome:
         """Train until the run is finished, pruned, or asked to stop, and save the last commit."""
         ended: End = "finished"
@@ -268,8 +266,6 @@ class Trainer:
             checkpoint=str(latest.path) if latest else None,
             history=progress.history,
         )
-
-    # -- an epoch ---------------------------------------------------------------------------------------------------
 
     def train_epoch(self) -> None:
         """Train from the cursor to the next validation or the end of the epoch, whichever comes first."""
@@ -393,8 +389,6 @@ class Trainer:
                 model=self.state.model,
             ),
         )
-
-    # -- stops and saves --------------------------------------------------------------------------------------------
 
     def _poll(self) -> bool:
         """Return True if a save is due. All ranks get one answer.
