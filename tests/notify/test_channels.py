@@ -28,8 +28,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def send(environment: dict[str, str], **settings: Any) -> None:
-    (channel,) = channels(Notify(timeout_s=settings.pop("timeout_s", 30.0), **settings), environment).values()
-    channel(MESSAGE)
+    seconds = settings.pop("seconds", 30.0)
+    (channel,) = channels(Notify(**settings), environment).values()
+    channel(MESSAGE, seconds)
 
 
 def reason(environment: dict[str, str], **settings: Any) -> str:
@@ -68,8 +69,8 @@ def test_a_webhook_that_fails_says_why_without_its_address() -> None:
 def test_a_try_ends_after_its_time() -> None:
     began = time.monotonic()
     with web_server(is_silent=True) as web:
-        assert "in time" in (found := reason({"A": web.url}, webhook_env="A", timeout_s=0.3)) or "within" in found
-    assert "within" in reason({"A": f"sleep 600; echo {SECRET}"}, command_env="A", timeout_s=0.3)
+        assert "in time" in (found := reason({"A": web.url}, webhook_env="A", seconds=0.3)) or "within" in found
+    assert "within" in reason({"A": f"sleep 600; echo {SECRET}"}, command_env="A", seconds=0.3)
     assert time.monotonic() - began < 300
 
 
@@ -99,7 +100,7 @@ def test_a_command_gets_the_message_and_its_children_are_killed_with_it(
 
     monkeypatch.setattr(subprocess.Popen, "communicate", time_is_over)
     late = {**environment, "TELL": "sleep 600 & echo $! > child; wait"}
-    assert reason(late, command_env="TELL", timeout_s=200.0) == "the command did not end within 180 s and was killed"
+    assert reason(late, command_env="TELL", seconds=200.0) == "the command did not end within 180 s and was killed"
     child = int(Path("child").read_text())
     deadline = time.monotonic() + 60
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text():
@@ -121,7 +122,7 @@ def test_a_mail_that_some_receivers_have_got_is_not_sent_again(tmp_path: Path) -
     with mail_server() as post:
         post.rejected.add("c@x.org")
         found = channels(Notify(mail=Mail(**mail(post.port, security="none"))), {})
-        box = Outbox(tmp_path / "tiny", found, 3, pause=lambda seconds: None)
+        box = Outbox(tmp_path / "tiny", found, 3, 30.0, pause=lambda seconds: None)
         told = [box.tell(MESSAGE), box.resume()]
     assert told == [["mail: the message about end was not sent: the server rejected 1 of 2 receivers"], []]
     assert [receivers for receivers, _ in post.mails] == [["b@x.org"]]

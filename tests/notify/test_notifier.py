@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from workflow_lib.config.notify import Notify
 from workflow_lib.distributed.shared_state import StepRange
 from workflow_lib.errors import UserError
 from workflow_lib.notify import Failure, Notifier, check_environment
-from workflow_lib.notify.channels import NotSent
+from workflow_lib.notify.channels import Channel, NotSent
 from workflow_lib.notify.message import Message, failed
 from workflow_lib.notify.outbox import Outbox
 from workflow_lib.notify.stalls import Stalls
@@ -30,6 +30,7 @@ from workflow_lib.runtime.clock import now_s
 from workflow_lib.store import attempts
 from workflow_lib.store import layout as store_layout
 
+LONG_S = 600.0
 MESSAGE = Message("k" * 32, "failure", "tiny", "title", "text", "2026", "host", "/folder")
 FAILED = [Failure("train a", "everstep train: step 17 of attempt 0123456789abcdef: loss is nan", "c0de")]
 
@@ -40,17 +41,17 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results" / "tiny"
 
 
-def to_file(path: Path) -> Callable[[Message], None]:
+def to_file(path: Path) -> Channel:
     """Return a channel that appends the key to a file, in one operation."""
 
-    def send(message: Message) -> None:
+    def send(message: Message, seconds: float) -> None:
         with path.open("a") as file:
             file.write(message.key + "\n")
 
     return send
 
 
-def failing(message: Message) -> None:
+def failing(message: Message, seconds: float) -> None:
     raise NotSent("it is broken")
 
 
@@ -58,8 +59,8 @@ def told(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def outbox(results: Path, channels: Mapping[str, Callable[[Message], None]], tries: int = 3) -> Outbox:
-    return Outbox(results, channels, tries, pause=lambda seconds: None)
+def outbox(results: Path, channels: Mapping[str, Channel], tries: int = 3) -> Outbox:
+    return Outbox(results, channels, tries, LONG_S, pause=lambda seconds: None)
 
 
 def state(results: Path, channel: str = "a") -> dict[str, Any]:
@@ -71,11 +72,11 @@ def state(results: Path, channel: str = "a") -> dict[str, Any]:
 def test_a_message_is_sent_once_and_a_failing_channel_is_given_up(results: Path, tmp_path: Path) -> None:
     sent = tmp_path / "sent"
     pauses: list[float] = []
-    box = Outbox(results, {"a": to_file(sent), "b": failing}, 3, pauses.append)
+    box = Outbox(results, {"a": to_file(sent), "b": failing}, 3, LONG_S, pauses.append)
     assert box.tell(MESSAGE) == [
         "b: the message about failure was not sent: it is broken. It is given up after 3 tries"
     ]
-    assert pauses == [2.0, 10.0]
+    assert pauses == [2.0, 6.0]
     for again in (box.tell(MESSAGE), box.resume(), outbox(results, {"a": to_file(sent)}).tell(MESSAGE)):
         assert again == []
     assert told(sent) == [MESSAGE.key]
@@ -83,6 +84,39 @@ def test_a_message_is_sent_once_and_a_failing_channel_is_given_up(results: Path,
         {"state": "sent", "tries": 1},
         {"state": "given up", "tries": 3},
     )
+
+
+def test_a_slow_channel_delays_no_other(results: Path, tmp_path: Path) -> None:
+    sent, is_fast_sent = tmp_path / "sent", threading.Event()
+
+    def fast(message: Message, seconds: float) -> None:
+        to_file(sent)(message, seconds)
+        is_fast_sent.set()
+
+    def slow(message: Message, seconds: float) -> None:
+        if not is_fast_sent.wait(60):
+            raise NotSent("the other one was not sent before")
+
+    assert outbox(results, {"a": slow, "b": fast}, tries=1).tell(MESSAGE) == []
+    assert told(sent) == [MESSAGE.key]
+
+
+def test_all_tries_share_the_time_and_the_next_process_makes_those_that_are_left(results: Path) -> None:
+    clock, given = [0.0], []
+
+    def dead(message: Message, seconds: float) -> None:
+        given.append(round(seconds))
+        raise NotSent("it is dead")
+
+    def pause(seconds: float) -> None:
+        clock[0] += seconds
+
+    box = Outbox(results, {"a": dead}, 4, 10.0, pause, lambda: clock[0])
+    again = "a: the message about failure was not sent: it is dead. The next start of the pipeline tries it again"
+    assert box.tell(MESSAGE) == [again]
+    assert (given, clock) == ([10, 8, 2], [8.0])
+    assert box.resume() == ["a: the message about failure was not sent: it is dead. It is given up after 4 tries"]
+    assert (given[3:], clock, box.resume()) == ([10], [8.0], [])
 
 
 def test_kills_repeat_a_message_only_between_delivery_and_record(results: Path, tmp_path: Path) -> None:
@@ -112,8 +146,8 @@ def test_kills_repeat_a_message_only_between_delivery_and_record(results: Path, 
 def test_tries_are_counted_over_kills(results: Path, tmp_path: Path) -> None:
     sent = tmp_path / "sent"
 
-    def dies(message: Message) -> None:
-        to_file(sent)(message)
+    def dies(message: Message, seconds: float) -> None:
+        to_file(sent)(message, seconds)
         os.kill(os.getpid(), signal.SIGKILL)
 
     box = outbox(results, {"a": dies}, tries=2)
@@ -137,7 +171,7 @@ def test_equal_failures_have_one_key(results: Path) -> None:
 
 def notifier(results: Path, url: str, said: list[str], **settings: Any) -> Notifier:
     return Notifier(
-        Notify(webhook_env="HOOK", **settings),
+        Notify(webhook_env="HOOK", **{"timeout_s": LONG_S, **settings}),
         results,
         results.parents[1] / "work",
         environment={"HOOK": url},

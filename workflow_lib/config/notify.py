@@ -102,8 +102,12 @@ class Notify(Section):
     stall_minutes: float = Field(
         30.0, gt=0, le=525_600, description="minutes without a new optimizer step after which a training has stalled"
     )
-    tries: int = Field(3, ge=1, le=10, description="how often a message is tried at most, over all restarts")
-    timeout_s: float = Field(10.0, gt=0, le=600, description="seconds that a try may take")
+    tries: int = Field(
+        3, ge=1, le=10, description="how often a channel is tried at most for a message, over all restarts"
+    )
+    timeout_s: float = Field(
+        10.0, gt=0, le=600, description="seconds that sending may take, for all channels and tries together"
+    )
 
     @model_validator(mode="after")
     def _check_channels(self) -> Notify:

@@ -1,7 +1,7 @@
 """The ways to tell a message. Secrets come from the environment, and no error quotes one.
 
-A channel is a function that takes the message and returns once the receiver has accepted it; it raises NotSent
-otherwise, with a reason that contains no address.
+A channel is a function that takes the message and a number of seconds, and returns once the receiver has accepted it;
+after these seconds at the latest it raises NotSent, with a reason that contains no address.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workflow_lib.notify.message import Message
 if TYPE_CHECKING:
     from workflow_lib.config.notify import Mail, Notify
 
-Channel = Callable[[Message], None]
+Channel = Callable[[Message, float], None]
 NAMES_THE_HOST = (62, 64)  # OpenSSL's errors of a certificate for another host or address, whose texts quote it
 
 
@@ -43,33 +43,32 @@ class PartlySent(NotSent):
 
 
 def channels(settings: Notify, environment: Mapping[str, str]) -> dict[str, Channel]:
-    """Return the channels that the settings ask for, by name; each ends after `timeout_s`."""
-    seconds = settings.timeout_s
+    """Return the channels that the settings ask for, by name."""
     found: dict[str, Channel] = {}
     if settings.webhook_env is not None:
         url = environment[settings.webhook_env]
-        found["webhook"] = lambda message: _post(url, message.as_json(), message.key, seconds)
+        found["webhook"] = lambda message, seconds: _post(url, message.as_json(), message.key, seconds)
     if settings.slack_env is not None:
         slack = environment[settings.slack_env]
-        found["slack"] = lambda message: _post(slack, {"text": _for_slack(message.text)}, message.key, seconds)
+        found["slack"] = lambda message, seconds: _post(slack, {"text": _for_slack(message.text)}, message.key, seconds)
     if settings.command_env is not None:
         variable = settings.command_env
-        found["command"] = lambda message: _run(variable, message, environment, seconds)
+        found["command"] = lambda message, seconds: _run(variable, message, environment, seconds)
     if settings.mail is not None:
         mail = settings.mail
-        found["mail"] = lambda message: _mail(mail, message, environment, seconds)
-    return {name: _bounded(channel, seconds) for name, channel in found.items()}
+        found["mail"] = lambda message, seconds: _mail(mail, message, environment, seconds)
+    return {name: _bounded(channel) for name, channel in found.items()}
 
 
-def _bounded(channel: Channel, seconds: float) -> Channel:
+def _bounded(channel: Channel) -> Channel:
     """Return the channel with a limit on its time: timeouts of sockets bound a single read, not all of them."""
 
-    def send(message: Message) -> None:
+    def send(message: Message, seconds: float) -> None:
         outcome: list[NotSent | None] = []
 
         def call() -> None:
             try:
-                channel(message)
+                channel(message, seconds)
             except NotSent as error:
                 outcome.append(error)
             except Exception as error:
@@ -80,7 +79,7 @@ def _bounded(channel: Channel, seconds: float) -> Channel:
         thread = threading.Thread(target=call, name="notify", daemon=True)
         thread.start()
         thread.join(seconds)
-        error = outcome[0] if outcome else NotSent(f"there was no answer within {seconds:g} s")
+        error = outcome[0] if outcome else NotSent(f"there was no answer within {seconds:.3g} s")
         if error is not None:
             raise error
 
@@ -157,7 +156,7 @@ def _run(variable: str, message: Message, environment: Mapping[str, str], second
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise NotSent(f"the command did not end within {0.9 * seconds:g} s and was killed") from None
+        raise NotSent(f"the command did not end within {0.9 * seconds:.3g} s and was killed") from None
     if process.returncode:
         raise NotSent(f"the command ended with exit code {process.returncode}")
 

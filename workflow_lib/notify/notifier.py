@@ -52,7 +52,7 @@ class Notifier:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings, self._results, self._work, self._say = settings, results, work, say
-        self._outbox = Outbox(results, channels(settings, environment), settings.tries, pause)
+        self._outbox = Outbox(results, channels(settings, environment), settings.tries, settings.timeout_s, pause)
         self._is_over = threading.Event()
 
     def resume(self, runs: Callable[[], Sequence[str] | None]) -> None:
