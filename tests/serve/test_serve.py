@@ -21,7 +21,7 @@ from tests.support.stored import _finished, _killed, finished, killed, prepared,
 from tests.support.warm import until
 from workflow_lib import cli
 from workflow_lib.errors import ConfigError
-from workflow_lib.serve import access, server
+from workflow_lib.serve import access, server, snapshot
 from workflow_lib.serve.server import Server
 from workflow_lib.serve.snapshot import Snapshots
 
@@ -80,6 +80,28 @@ def asked_json(page: Server, rest: str) -> Any:
     status, _, content = ask(page, rest)
     assert status == 200, content
     return json.loads(content)
+
+
+def test_browsers_do_not_wait_for_a_disk_that_hangs(page: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get the content as it was, and one thread waits for the disk, however often they ask."""
+    before = asked_json(page, "state")
+    monkeypatch.setattr(snapshot, "PATIENCE_S", 0.01)
+    plan = page.project / "results" / "hangs" / "plan.json"
+    plan.parent.mkdir()
+    os.mkfifo(plan)  # like a file on a server that does not answer
+    waiting = set()
+    for _ in range(3):
+        assert asked_json(page, "state") == before
+        assert asked_json(page, "curves?since=0")["version"] == before["curves"]
+        waiting.add(page.snapshots._running)
+    (running,) = waiting
+    with plan.open("wb") as file:
+        plan.unlink()
+        file.write(b'{"runs": [], "study": null}')
+    assert running is not None
+    after = running.result(timeout=60)
+    assert page.snapshots._content is after
+    assert page.snapshots._running is None
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "é", "x" * 43])

@@ -29,17 +29,21 @@ class Followed:
         self._losses: list[tuple[int, float]] = []  # of the training, between validations
         self._stamp: Stamp | None = None
         self._history: list[Row] = []
+        self._best: int | None = None
         self.version = 0
 
-    def update(self, version: int) -> None:
-        """Read what is new; if the curve has changed, it gets this version."""
-        before = self._losses[-1:]
+    def update(self, version: int, best: int | None) -> None:
+        """Read what is new; if the curve has changed, it gets this version.
+
+        `best` is the epoch whose weights are kept, if that is known.
+        """
+        before, best_before, self._best = self._losses[-1:], self._best, best
         for event in self._events.new():
             self._take(event)
         path = layout.metrics_file(self._workspace)
         if (stamp := stamp_of(path)) != self._stamp:
             self._stamp, self._history, self.version = stamp, _rows(path), version
-        elif self._losses[-1:] != before:
+        elif self._losses[-1:] != before or best != best_before:
             self.version = version
 
     def _take(self, event: Row) -> None:
@@ -51,10 +55,10 @@ class Followed:
                     self._losses.pop()  # a later attempt resumed from an older checkpoint
                 self._losses = [*self._losses[1 - MAX_POINTS :], (step, loss)]
 
-    def curve(self, name: str, best: int | None) -> Row:
-        """Return the columns that traces.js draws; `best` is the epoch whose weights are kept, if that is known."""
+    def curve(self, name: str) -> Row:
+        """Return the columns that traces.js draws."""
         metrics = dict.fromkeys(name for row in self._history[:1] for name in row if name.startswith("val_"))
-        columns = columns_of(name, self._history, metrics, -1 if best is None else best, self._workspace)
+        columns = columns_of(name, self._history, metrics, -1 if self._best is None else self._best, self._workspace)
         validated = zip(columns["step"], columns["train_loss"], strict=True)
         points = [(step, loss) for step, loss in validated if loss is not None]
         points += [(step, loss) for step, loss in self._losses if not columns["step"] or step > columns["step"][-1]]

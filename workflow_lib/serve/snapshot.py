@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -25,7 +25,6 @@ from workflow_lib.report.curves import MAX_CURVES
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.read_runs import TUNED
 from workflow_lib.results.statements import DIVERGED
-from workflow_lib.serve import access
 from workflow_lib.serve.followed import Followed, Stamp, stamp_of
 from workflow_lib.text import decimal, duration
 
@@ -33,6 +32,7 @@ Row = dict[str, Any]
 
 FRESH_S = 1.0  # within which all browsers get the same content
 SHARE = 0.1  # of a CPU that the content takes at most, however many runs there are
+PATIENCE_S = 2.0  # after which a browser gets the content as it was, if the disk or the CPUs are too busy for a new one
 STATEMENTS = {"train": results_layout.TRAIN, "evaluate": results_layout.EVALUATION, "export": results_layout.EXPORT}
 MOST_ROWS = 400  # that the page shows
 ACTIVE = ("running", "waiting", "evaluating", "exporting")
@@ -46,6 +46,14 @@ class Named:
     name: str
     folder: Path
     log: Path
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page shows at a time: its state, and by key the version and the columns of each curve."""
+
+    state: Row
+    curves: dict[str, tuple[int, Row]]
 
 
 class Files:
@@ -70,20 +78,22 @@ class Files:
 
 
 class Snapshots:
-    """The content of the page, computed at most once a second and for all browsers together.
+    """The content of the page, computed at most once a second, by one thread, and for all browsers together.
 
     `experiment` is the name or the file of an experiment; None stands for all runs.
     """
 
     def __init__(self, experiment: str | None, work: Path, results: Path) -> None:
         self._experiment, self._work, self._results = experiment, work, results
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the last three; the others belong to the thread that computes
         self._files = Files()
         self._followed: dict[str, Followed] = {}  # by the keys of the rows
         self._drawn: dict[str, Row] = {}
         self._names: dict[str, list[Named]] = {}
-        self._state: Row = {}
-        self._version, self._valid_until = 0, 0.0
+        self._version = 0
+        self._running: Future[Content] | None = None
+        self._content: Content | None = None
+        self._valid_until = 0.0
 
     def check(self) -> None:
         """Raise ConfigError if the experiment is not planned."""
@@ -92,33 +102,53 @@ class Snapshots:
 
     def state(self) -> Row:
         """Return what the page shows, without the curves."""
-        with self._lock:
-            if time.monotonic() >= self._valid_until:
-                began = time.monotonic(), time.thread_time()
-                self._state = self._compute()
-                used_s = time.thread_time() - began[1]
-                self._valid_until = began[0] + max(FRESH_S, used_s / SHARE)
-            return self._state
+        return self._newest().state
 
     def curves(self, since: int) -> Row:
         """Return the curves that have changed since a version, and the keys of all curves."""
-        self.state()
-        with self._lock:
-            changed = [
-                self._followed[key].curve(row["run"], self._best(row)) | {"key": key}
-                for key, row in self._drawn.items()
-                if self._followed[key].version > since
-            ]
-            return {"version": self._version, "keys": [*self._drawn], "changed": changed}
+        content = self._newest()
+        changed = [curve for version, curve in content.curves.values() if version > since]
+        return {"version": content.state["curves"], "keys": [*content.curves], "changed": changed}
 
-    def _compute(self) -> Row:
+    def _newest(self) -> Content:
+        """Return the content, at most a second old; an older one if a new one takes longer than PATIENCE_S."""
+        with self._lock:
+            known, running = self._content, self._running
+            if running is None and known is not None and time.monotonic() < self._valid_until:
+                return known
+            if running is None:
+                running = Future()
+                threading.Thread(target=self._refresh, args=(running,), daemon=True).start()
+                self._running = running
+        if known is not None and not wait([running], PATIENCE_S).done:
+            return known
+        return running.result()
+
+    def _refresh(self, running: Future[Content]) -> None:
+        """Compute the content for all who wait for it."""
+        used_s = time.thread_time()
+        try:
+            content = self._compute()
+        except Exception as error:  # those who wait raise it
+            with self._lock:
+                self._running = None
+            running.set_exception(error)
+            return
+        used_s = time.thread_time() - used_s
+        with self._lock:
+            self._content, self._running = content, None
+            # from its end: those who waited for it need no other one
+            self._valid_until = time.monotonic() + max(FRESH_S, used_s / SHARE)
+        running.set_result(content)
+
+    def _compute(self) -> Content:
         rows, problem = self._rows()
         named = self._names = self._named()
         self._follow(rows)
         counts = Counter(row["state"] for row in rows)
         shown = sorted(rows, key=lambda row: row["state"] not in ACTIVE)[:MOST_ROWS]  # stable: latest activity first
         experiments = {found.experiment for row in rows for found in named.get(row["digest"], ())}
-        return {
+        state = {
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
             "title": Path(self._experiment).stem if self._experiment else Path.cwd().name,
             "place": f"{socket.gethostname()}:{Path.cwd()}",
@@ -142,6 +172,15 @@ class Snapshots:
             if len(self._drawn) == MAX_CURVES
             else "",
         }
+        return Content(state, {key: self._curve(key, row) for key, row in self._drawn.items()})
+
+    def _curve(self, key: str, row: Row) -> tuple[int, Row]:
+        """Return the version and the columns of a curve, which are those of the last content if it is the same."""
+        version = self._followed[key].version
+        known = self._content.curves.get(key) if self._content else None
+        if known is not None and known[0] == version:
+            return known
+        return version, self._followed[key].curve(row["run"]) | {"key": key}
 
     def _rows(self) -> tuple[list[Row], str]:
         """Return the rows of the status, and what hinders to read them."""
@@ -194,7 +233,7 @@ class Snapshots:
         for key, row in self._drawn.items():
             if key not in self._followed:
                 self._followed[key] = Followed(Path(row["workspace"]))
-            self._followed[key].update(self._version)
+            self._followed[key].update(self._version, self._best(row))
         if [*self._drawn] == before and all(found.version < self._version for found in self._followed.values()):
             self._version -= 1  # nothing has changed
 
@@ -257,9 +296,11 @@ class Snapshots:
                     yield [f"{label}{of}", address]
 
     def _address(self, path: Path) -> str | None:
-        """Return the address of a file, relative to the page; None if the page must not or cannot show it."""
-        address = Path(os.path.relpath(path)).as_posix()
-        return f"files/{address}" if access.find_file(Path.cwd(), address) else None
+        """Return the address of a file, relative to the page; None if it does not exist.
+
+        The server decides whether it may be read, when it is asked for (access.find_file).
+        """
+        return f"files/{path.as_posix()}" if path.is_file() else None
 
     def _has_diverged(self, folder: Path) -> bool:
         training = self._files.read(folder / results_layout.TRAIN)
@@ -298,7 +339,11 @@ class Snapshots:
             },
             "report": [folder / results_layout.REPORT],
         }
-        pages = ((results_layout.REPORT, "report"), (results_layout.RUNS_TABLE, "table of runs"))
+        pages = (
+            (results_layout.REPORT, "report"),
+            (results_layout.RUNS_TABLE, "table of runs"),
+            (results_layout.REGISTRY_PAGE, "registry"),
+        )
         return {
             "name": name,
             "phases": [

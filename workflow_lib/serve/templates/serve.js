@@ -194,6 +194,7 @@ const show = async (next) => {
   showRuns(next);
   showWarnings(next);
   await updateCurves(next);
+  for (const link of document.querySelectorAll("nav a")) link.hidden = byId(link.hash.slice(1)).hidden;
 };
 const complain = (text) => { byId("problem").hidden = !text; say(byId("problem"), text); };
 const update = async () => {
