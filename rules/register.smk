@@ -1,7 +1,7 @@
 """Put the best model of the experiment into a registry, and promote it if it is better than the one there.
 
 REQUIRED INPUTS: the report's table of runs, and the results of every run
-OUTPUTS: results/{experiment}/registered.json; the version is in registry/ (docs/registry.md)
+OUTPUTS: results/{experiment}/registered.json, and the same as a page, registered.html; the version is in registry/ (docs/registry.md)
 """
 
 
@@ -14,6 +14,7 @@ rule register:
         onnx=of_each_run("model.onnx"),
     output:
         registered="results/{experiment}/registered.json",
+        page="results/{experiment}/registered.html",
     log:
         "logs/register/{experiment}.log",
     benchmark:

@@ -22,10 +22,12 @@ from tests.support.crash import operations, run_forked
 from tests.support.faults import FileFault, Mode
 from workflow_lib import registry
 from workflow_lib.cli import main
+from workflow_lib.config.registry import Registry
 from workflow_lib.errors import StateError, UserError
 from workflow_lib.files import write_json
-from workflow_lib.registry import aliases, gate, registering, versions
+from workflow_lib.registry import aliases, gate, overview, registering, versions
 from workflow_lib.registry.card import as_markdown
+from workflow_lib.registry.page import state_of, write_page
 from workflow_lib.registry.versions import Version
 from workflow_lib.results import layout
 
@@ -210,6 +212,30 @@ def move(place: Path, version: Version) -> aliases.Decision:
         return made, champion is None or champion.digest != version.digest
 
     return aliases.decide(place, "model", "champion", choose)
+
+
+def test_the_page_says_what_became_of_each_version_and_why(tmp_path: Path, place: Path) -> None:
+    """A version that had the alias, the one that has it, one that did not get it, and one that nobody judged."""
+    named = [content(tmp_path / name, noise) for name, noise in (("a", 1.0), ("b", 0.3), ("c", 2.0), ("d", 3.0))]
+    made = [
+        publish(place, files, str(number) * 32, experiment="e", run_name=f"e-lr{number}-1234567890ab")[0]
+        for number, files in enumerate(named, 1)
+    ]
+    settings = Registry(name="model", folder=place)
+    decided = [registering._promoted(settings, version, "e") for version in made[:3]]
+    assert [decision["promoted"] for decision in decided] == [True, True, False]
+    write_page(settings, "e", 3, {**decided[2], "reason": "<b>worse</b>"}, tmp_path / "registered.html")
+    text = html.unescape(re.sub(r"<[^>]*>", " ", (tmp_path / "registered.html").read_text()))
+    told = " ".join(text.split())
+    assert "not promoted to champion : <b>worse</b>" in told
+    until = decided[1]["time"][:16]
+    states = {1: f"was champion until {until}", 2: "champion", 3: "not promoted to champion", 4: "–"}
+    for number, state in states.items():
+        assert f" {number} {state} 2026-01-01T00:00 e e-lr{number}-1234567890ab mean absolute error " in told
+    assert all(decision["reason"] in told for decision in decided)
+    first = overview.of_model(place, "model").versions[0]
+    history = [{**decision, "time": f"2026-0{month}-01T00:00"} for month, decision in enumerate(decided, 1)]
+    assert state_of(first, history, "champion") == "was champion until 2026-02-01T00:00"
 
 
 @pytest.mark.parametrize("mode", CRASHES)

@@ -10,9 +10,9 @@ STAGES = {
     "evaluate": 5,
     "suggest": 1,
     "export": 2,
-    "report": 7,
+    "report": 8,
     "track": 1,
-    "register": 2,
+    "register": 3,
 }
 
 

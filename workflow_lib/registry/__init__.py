@@ -5,6 +5,7 @@ aliases       which version has an alias, and every decision about it
 gate          the decision: better than the version that has the alias, by more than noise, on the same test samples
 card          the model card
 overview      versions and decisions as they are now, for lists and pages
+page          the page on the versions and decisions, beside the report
 mlflow_copy   a copy in MLflow's registry
 registering   the rule `register`, and promotion by hand
 

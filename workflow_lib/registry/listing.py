@@ -41,7 +41,7 @@ def _versions(found: Overview) -> list[str]:
     for state in found.versions:
         known = state.statement
         metrics = ", ".join(f"{name} {decimal(each['value'])}" for name, each in known.get("metrics", {}).items())
-        row = (str(state.number), known.get("registered", "")[:16], known.get("run", "damaged"), metrics)
+        row = (str(state.number), known.get("registered", "")[:16], state.run, metrics)
         rows.append((*row, str(state.folder)))
     return aligned(rows)
 

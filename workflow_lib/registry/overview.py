@@ -28,6 +28,11 @@ class State:
     aliases: tuple[str, ...]
     problem: str | None = None
 
+    @property
+    def run(self) -> str:
+        """The name of its run in its experiment; the beginning of the run's digest if the name is unknown."""
+        return str(self.statement.get("run_name") or self.statement.get("run", "damaged"))
+
 
 @dataclass(frozen=True)
 class Overview:

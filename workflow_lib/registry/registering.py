@@ -14,6 +14,7 @@ from workflow_lib.processes import user
 from workflow_lib.registry import aliases, gate, versions
 from workflow_lib.registry.card import card
 from workflow_lib.registry.gate import CONFIG
+from workflow_lib.registry.page import write_page
 from workflow_lib.registry.versions import Version
 from workflow_lib.report.selection import selection
 from workflow_lib.results import layout, provenance
@@ -54,6 +55,7 @@ def register(experiment: Experiment, results: Path, work: Path, output: Path) ->
             settings.folder, settings.name, aliases.decisions(settings.folder, settings.name, settings.alias)
         )
         copied = {"mlflow": mlflow_copy.copy(settings, version, champion, experiment.tracking.folder)}
+    write_page(settings, experiment.name, version.number, decision, output.with_name(layout.REGISTRY_PAGE))
     write_json(
         output,
         {
@@ -89,6 +91,7 @@ def _published(experiment: Experiment, settings: Registry, results: Path, work: 
         "task": evaluation["task"],
         "test": test,
         "run": train["run"],
+        "run_name": best["name"],
         "run_digest": digest,
         "data": train["data"],
         "code": train["code"],

@@ -22,6 +22,7 @@
 <experiment>/configurations.csv                 means over seeds and folds, if runs repeat a configuration
 <experiment>/tracking.json                      copies of the learning curves
 <experiment>/registered.json                    version in the registry, and the decision on its promotion
+<experiment>/registered.html                    the same as a page, with all versions of the model
 <experiment>/notifications/<event>-<key>.json   a message, and which channels have got it
 <experiment>/notifications/open.json            mark of a pipeline whose end is not told yet
 """
@@ -37,7 +38,8 @@ EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
 REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
-RUNS_WORKBOOK, REGISTERED = "runs.xlsx", "registered.json"
+RUNS_WORKBOOK = "runs.xlsx"
+REGISTERED, REGISTRY_PAGE = "registered.json", "registered.html"
 STATEMENT_OF = {MODEL: TRAIN, HISTORY: TRAIN, STEPS: TRAIN, PREDICTIONS: EVALUATION, ONNX: EXPORT}
 
 
