@@ -65,6 +65,7 @@ def test_runs_are_compared_by_name_digest_and_experiment(
     assert [line.split() for line in text.splitlines() if line.startswith("seed")][0][:3] == ["seed", "0", "1"]
     page = Path("page.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page
+    assert f"<h1>{first} and 2 others</h1>" in page
     found = comparison.compare([comparison.find(run, Path("results"), Path("work")) for run in (first, second)])
     measured = [json.loads((project.results / "runs" / run / "evaluation.json").read_text()) for run in (first, second)]
     mae = next(metric for metric in found.metrics if metric.label == "mean absolute error")

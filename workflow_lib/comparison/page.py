@@ -27,7 +27,14 @@ def write_page(comparison: Comparison, output: Path) -> None:
     ]
     are_whole = all(row["epoch"] == int(row["epoch"]) for subject in comparison.subjects for row in subject.history)
     unit: curves.Unit = "epoch" if are_whole else "step"
-    data = {"curves": drawn, "groups": [], "metrics": list(metrics.items()), "unit": unit, "figures": []}
+    data = {
+        "curves": drawn,
+        "groups": [],
+        "metrics": list(metrics.items()),
+        "unit": unit,
+        "first": "first",
+        "figures": [],
+    }
     text = page.templates().get_template("comparison.html").render(
         comparison=comparison,
         second=next(iter(metrics.values())),

@@ -61,6 +61,7 @@ def errors_chapter(outcomes: Outcomes, manifest: Manifest, work: Path) -> Row:
         "count": int((outcomes.wrong > 0).sum()),
         "samples": len(outcomes),
         "is_counted": manifest.kind in ("classes", "labels"),
+        "has_labels": manifest.kind == "labels",
         "has_images": any("image" in content for content in contents),
     }
 

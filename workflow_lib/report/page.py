@@ -144,6 +144,7 @@ def _render(
         "groups": groups(drawn, configurations),
         "metrics": list(second.items()),
         "unit": unit_of(drawn),
+        "first": "best",
         "compared": compared,
         "figures": [*figures, *(chapters["diagrams"]["figures"] if chapters["diagrams"] else [])],
     }

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_lib.report.compared import measured_on
 from workflow_lib.results.read_runs import Row, RunResults
 from workflow_lib.text import decimal
 
@@ -30,7 +32,8 @@ def of_runs(runs: Sequence[RunResults], headings: Mapping[str, str], metrics: Ma
     if len(runs) < 3 or not columns:
         return None
     columns[runs[0].select_metric] = [run.best()[0] for run in runs]
-    columns[f"test {metrics[first]}"] = [run.evaluation["metrics"].get(first, {}).get("value") for run in runs]
+    measured = [run.evaluation["metrics"].get(first, {}).get("value") for run in runs]
+    columns[f"{measured_on(runs[0]).lower()} {metrics[first]}"] = measured
     return figure("parallel-runs", "Settings and metrics of the runs", [run.name for run in runs], columns)
 
 
@@ -121,7 +124,7 @@ def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         shown = distinct if len(distinct) <= MAX_TICKS else [low, middle, high]
         marks = _apart([(place(value), _text(value)) for value in shown])
         return [place(value) for value in values], marks + [(-0.05, "–")] * (len(numbers) < len(values))
-    texts = sorted({_key(value) for value in values})
+    texts = sorted({_key(value) for value in values}, key=_in_order)
     places = {
         text: round(number / max(1, len(texts) - 1), 4) if len(texts) > 1 else 0.5 for number, text in enumerate(texts)
     }
@@ -144,6 +147,11 @@ def _is_number(value: Any) -> bool:
 
 def _key(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _in_order(text: str) -> list[tuple[float, str]]:
+    """Return a key that sorts numbers inside of texts by their value: [8] before [16]."""
+    return [(float(part or 0), "") if place % 2 else (0.0, part) for place, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 // The chapter of learning curves: two figures, and what they show.
 ready.then(({ data, draw, colour }) => {
-  const { curves, groups, metrics, unit } = data;
+  const { curves, groups, metrics, unit, first } = data;
   // A logarithmic axis shows nothing if the values are close together.
   const losses = curves.flatMap((run) => [...run.val_loss, ...run.train_loss]).filter((loss) => loss > 0);
   const startsLog = losses.length > 0 && Math.max(...losses) > 10 * Math.min(...losses);
@@ -39,7 +39,7 @@ ready.then(({ data, draw, colour }) => {
     return press;
   };
   const several = curves.length > 1;
-  controls.append(...(several ? [button("all", () => true), button("best", (number) => number === 0), button("none", () => false)] : []),
+  controls.append(...(several ? [button("all", () => true), button(first, (number) => number === 0), button("none", () => false)] : []),
     made("label", {}, "over ", units), ...(metrics.length > 1 ? [made("label", {}, "metric ", metric)] : []), made("label", {}, "smoothing ", smoothing), logLoss.label, logSecond.label, training.label,
     ...(groups.length ? [means.label] : []));
   controls.after(list);
