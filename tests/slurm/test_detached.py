@@ -10,8 +10,8 @@ from typing import Any
 from tests.slurm.conftest import wait_until
 
 
-def submit(project: Any, minutes: int) -> str:
-    """Submit the pipeline of the project's run with this time limit, and return the number of its job."""
+def submit(project: Any, minutes: int) -> subprocess.CompletedProcess[str]:
+    """Submit the pipeline of the project's run with this time limit."""
     project.write_profile()
     words = [
         "run",
@@ -26,7 +26,7 @@ def submit(project: Any, minutes: int) -> str:
         "SBATCH_TIMELIMIT": str(minutes),
         "EVERSTEP_TEST_DELAY_S": str(project.delay_s),
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "workflow_lib", *words],
         cwd=project.folder,
         env=environment,
@@ -34,8 +34,6 @@ def submit(project: Any, minutes: int) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return re.findall(r"^job (\d+) runs the pipeline", done.stdout)[0]
 
 
 def restarts(project: Any, job: str) -> int:
@@ -52,13 +50,21 @@ EDITED = (
 )
 
 
-def test_a_controller_requeues_itself_before_its_time_limit_and_runs_what_was_submitted(
+def test_a_controller_that_slurm_interrupts_leaves_its_jobs_and_runs_what_was_submitted(
     project: Any, reference: dict[str, str]
 ) -> None:
+    """It is requeued by SLURM, and then requeues itself before its time limit."""
     project.delay_s = 1.0  # no training of this length ends within the time limit
-    job, logs = submit(project, minutes=2), project.folder / "logs" / "run"
+    submitted, logs = submit(project, minutes=2), project.folder / "logs" / "run"
+    assert submitted.returncode == 0, submitted.stderr
+    job = re.findall(r"^job (\d+) runs the pipeline", submitted.stdout)[0]
+    again = submit(project, minutes=2)
+    assert again.returncode == 2, again.stdout
+    assert f"job {job} runs the pipeline of slow already" in again.stderr
     try:
-        wait_until(lambda: restarts(project, job) >= 1)
+        wait_until(lambda: [attempt for attempt in project.attempts() if attempt["ended"] is None])
+        project.cluster.ask("scontrol", "requeue", job)
+        wait_until(lambda: restarts(project, job) >= 2)
         for name in EDITED:
             (project.folder / name).write_text("this: [is neither an experiment nor code")
         (training,) = {attempt["job"] for attempt in project.attempts()}
@@ -73,5 +79,10 @@ def test_a_controller_requeues_itself_before_its_time_limit_and_runs_what_was_su
     said = (project.folder / f"logs/run/slurm-{job}.log").read_text()
     assert project.target.exists(), said
     assert project.result() == reference
-    assert "its jobs stay in the queue; this job returns to it" in said
-    assert said.count("everstep run: ") == 1, said
+    assert re.findall(
+        r"^everstep run: (.*): Snakemake was ended, and its jobs stay in the queue; this", said, re.M
+    ) == [
+        "SLURM requeues this job",
+        "the time limit of this job is near",
+    ]
+    assert said.count("everstep run: ") == 2, said

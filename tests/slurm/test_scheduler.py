@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.slurm.conftest import wait_until
 from tests.support.repository import ROOT
 from workflow_lib.slurm.job import requeue_own_job, seconds_left
+from workflow_lib.store import controllers
 
 CODE = (
     "import os; from workflow_lib.slurm import job;"
@@ -34,6 +37,57 @@ def test_a_job_requeues_itself_if_it_may(cluster: Any, tmp_path: Path, options: 
     script.write_text(SCRIPT)
     cluster.ask("sbatch", "--wait", *options, "--open-mode=append", f"--output={output}", str(script))
     assert [line for line in output.read_text().splitlines() if not line.startswith("slurmstepd")] == said
+
+
+TOLD = """\
+import os, signal, sys
+from workflow_lib.slurm import job
+
+if "SLURM_RESTART_COUNT" in os.environ:
+    sys.exit()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print(job.interruption(), flush=True)))
+print("started", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "told"),
+    [
+        (["scontrol", "requeue"], "Interruption(reason='SLURM requeues this job', is_requeued=True)"),
+        (["scancel"], "None"),
+        (None, "Interruption(reason='this job is over its time limit', is_requeued=False)"),
+    ],
+)
+def test_a_job_knows_why_slurm_ends_it(cluster: Any, tmp_path: Path, ended_by: list[str] | None, told: str) -> None:
+    output = tmp_path / "output"
+    options = ("--parsable", "--time=1", "--requeue", "--open-mode=append", f"--output={output}")
+    number = cluster.ask("sbatch", *options, f"--wrap=exec {sys.executable} -c {shlex.quote(TOLD)}")
+
+    def lines() -> list[str]:
+        printed = output.read_text().splitlines() if output.exists() else []
+        return [line for line in printed if not line.startswith("slurmstepd")]
+
+    wait_until(lambda: lines() == ["started"])
+    if ended_by:
+        cluster.ask(*ended_by, number)
+    wait_until(lambda: len(lines()) > 1)
+    assert lines() == ["started", told]
+
+
+def test_the_lock_of_a_controller_on_another_host_is_removed_once_its_job_has_ended(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    ended = cluster.ask("sbatch", "--parsable", "--wait", "--output=/dev/null", "--wrap=true")
+    waiting = cluster.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600")
+    wait_until(lambda: cluster.ask("squeue", "--noheader", "--jobs", waiting, "--format=%T") == "RUNNING")
+    held = tmp_path / "held"
+    for host, job, is_gone in [("n1.site", ended, True), ("n1", waiting, False), ("no-node", ended, False)]:
+        held.write_text(f"{host} 1 {job}")
+        assert controllers._is_dead(held) is is_gone, host
+    cluster.ask("scancel", waiting)
 
 
 ARRAY = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import TextIO
 import pytest
 
 from tests.support.crash import SURVIVED, run_forked
+from workflow_lib import processes
 from workflow_lib.store import controllers
 
 ENTER = """
@@ -96,6 +98,21 @@ def test_a_lock_of_another_host_is_kept(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     assert enter(tmp_path) == "[]"
     assert (tmp_path / "locks").exists()
+
+
+def test_a_lock_of_another_container_of_this_machine_is_removed_once_its_snakemake_has_ended(tmp_path: Path) -> None:
+    """A container has a host name of its own, and each has another."""
+    (tmp_path / "controllers").mkdir()
+    held = tmp_path / "controllers/0.held"
+    held.write_text(f"container 1 - {processes.boot_id()}")
+    (tmp_path / "locks").mkdir()
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert enter(tmp_path) == "[]"
+        assert "pid 1 of container, a container of this machine" in controllers.lock_message(tmp_path)
+    assert (tmp_path / "locks").exists()
+    assert enter(tmp_path) == "['container 1']"
+    assert not (tmp_path / "locks").exists()
 
 
 @pytest.mark.parametrize(("job", "is_removed"), [("7", True), ("8", False), (None, False)])

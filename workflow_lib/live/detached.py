@@ -2,7 +2,7 @@
 
 It runs what was submitted: the frozen experiment, and the code, rules and profile of a snapshot. Before its time limit
 the job ends Snakemake, leaves in the queue what Snakemake has submitted, and requeues itself: the next Snakemake
-continues as after a kill.
+continues as after a kill. It does the same if SLURM ends it without being told to cancel it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from workflow_lib.live.submission import Submission
 from workflow_lib.slurm import job, queue
 from workflow_lib.slurm.profile import Profile, read_profile
 from workflow_lib.store import code_snapshot
-from workflow_lib.store.controllers import DETACHED
+from workflow_lib.store.controllers import DETACHED, stop_command
 
+NEAR = job.Interruption("the time limit of this job is near", is_requeued=False)
 MARGIN_S = 60.0  # before the time limit; a quarter of the time if that is less
 # resources of the profile's jobs that the controller's job needs as well
 OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "clusters": "clusters"}
@@ -46,10 +47,16 @@ def submit(submission: Submission, arguments: Sequence[str], typed: Sequence[str
     SBATCH_PARTITION and SBATCH_TIMELIMIT win over the profile. Raises UserError if SLURM rejects the job.
     """
     defaults = check(submission.profile)
+    for number, state in queue.pipelines_of(Path.cwd(), submission.name).items():
+        raise UserError(
+            f"--detach: job {number} runs the pipeline of {submission.name} already (it is {state}). Nothing was "
+            f"submitted. Let it finish, or stop it: {stop_command(number)}"
+        )
     logs.mkdir(parents=True, exist_ok=True)
     asked = defaults.asked("")
     options = {
         "job-name": queue.CONTROLLER,
+        "comment": f"{queue.OF_PIPELINE}{submission.name}",
         "output": f"{logs}/slurm-%j.log",
         "open-mode": "append",
         "mem": "2000M",
@@ -80,7 +87,7 @@ def submit(submission: Submission, arguments: Sequence[str], typed: Sequence[str
     return (
         f"job {number} runs the pipeline; its output is in {logs}/slurm-{number}.log, and `everstep status --watch` "
         "shows the runs.\n"
-        f"To stop it and its jobs, which save: scancel --batch --signal=INT {number}"
+        f"To stop it and its jobs, which save: {stop_command(number)}"
     )
 
 
@@ -114,9 +121,14 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in hidden}
 
 
-def requeue() -> None:
+def interruption(environ: Mapping[str, str] = os.environ) -> job.Interruption | None:
+    """Return why SLURM ends the job of `submit`; None if it was cancelled, does not end, or elsewhere."""
+    return job.interruption(environ) if is_here(environ) else None
+
+
+def requeue(why: job.Interruption = NEAR) -> None:
     """Requeue the job of this process, which must then end. Raises Stopped if it returns, else EverstepError."""
-    why = "the time limit of this job is near: Snakemake was ended, and its jobs stay in the queue"
-    if job.requeue_own_job():
-        raise Stopped(f"{why}; this job returns to it")
-    raise EverstepError(f"{why}. This job does not return to it: run the same command again")
+    told = f"{why.reason}: Snakemake was ended, and its jobs stay in the queue"
+    if why.is_requeued or job.requeue_own_job(is_ending=why is not NEAR):
+        raise Stopped(f"{told}; this job returns to it")
+    raise EverstepError(f"{told}. This job does not return to it: run the same command again")

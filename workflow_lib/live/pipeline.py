@@ -153,6 +153,10 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
             signals.stop_process()
             watch.resume()
         if len(signals.got) > asked:
+            why = detached.interruption() if signals.got[0] == signal.SIGTERM and not asked else None
+            if why is not None:
+                _leave(child)
+                detached.requeue(why)
             asked += 1
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGINT if asked == 1 else signal.SIGKILL)
@@ -161,11 +165,17 @@ def _wait(child: subprocess.Popen[bytes], watch: Watch, signals: Signals) -> boo
                 raise KeyboardInterrupt
             watch.say_stopping()
         elif ends_at is not None and time.monotonic() >= ends_at and not asked:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            _leave(child)
             detached.requeue()
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=LOOK_S)
+
+
+def _leave(child: subprocess.Popen[bytes]) -> None:
+    """End Snakemake so that the jobs which it has submitted stay in the queue."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _wait_for_saves(watch: Watch, signals: Signals, asked: int) -> None:

@@ -21,6 +21,7 @@ SNAKEFILES = (Path("Snakefile"), Path("workflow") / "Snakefile")
 class Submission:
     """Copies that no edit changes; without a snapshot (`code` is None) the project itself."""
 
+    name: str  # of the experiment
     experiment: Path  # frozen
     profile: Path
     code: Path | None
@@ -49,10 +50,10 @@ def freeze(path: Path | None, settings: Sequence[str], profile: Path) -> tuple[S
     try:
         code = snakefile.take_snapshot(configs, WORK, [profile.absolute()])
     except (EverstepError, OSError) as error:
-        return Submission(frozen, profile, None), [*lines, f"the job runs the project itself: {error}"]
+        return Submission(experiment.name, frozen, profile, None), [*lines, f"the job runs the project itself: {error}"]
     if code is None:
-        return Submission(frozen, profile, None), lines
-    return Submission(frozen, code_snapshot.copied(code, profile, Path.cwd()) or profile, code), lines
+        return Submission(experiment.name, frozen, profile, None), lines
+    return Submission(experiment.name, frozen, code_snapshot.copied(code, profile, Path.cwd()) or profile, code), lines
 
 
 def submitted_rules() -> Path | None:

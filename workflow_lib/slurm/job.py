@@ -13,21 +13,25 @@ import subprocess
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from typing import NamedTuple
 
 TIMEOUT_S = 60  # for a controller that does not answer
 
 
-def requeue_own_job(minutes: float | None = None, environ: Mapping[str, str] = os.environ) -> bool:
+def requeue_own_job(
+    minutes: float | None = None, environ: Mapping[str, str] = os.environ, *, is_ending: bool = False
+) -> bool:
     """Requeue the job of this process, and return True if SLURM will start it again; the caller must then exit.
 
     Return False if the job was cancelled, is over its time limit (SLURM ends it in both cases), or was submitted with
-    --no-requeue. ``minutes`` is the time limit that the job was submitted with: SLURM may have shortened it to fit a
-    gap (--time-min), and would keep the shorter one for the rest of the job.
+    --no-requeue. With ``is_ending``, a job is requeued that SLURM ends already. ``minutes`` is the time limit that the
+    job was submitted with: SLURM may have shortened it to fit a gap (--time-min), and would keep the shorter one for
+    the rest of the job.
     """
     if "SLURM_JOB_ID" not in environ:
         return False
     facts = _facts(environ["SLURM_JOB_ID"])
-    if facts.get("JobState") != "RUNNING" or facts.get("Requeue") != "1":
+    if (facts.get("JobState") != "RUNNING" and not is_ending) or facts.get("Requeue") != "1":
         return False
     job = _name(facts)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it now; the next scontrol inherits that it is ignored
@@ -46,6 +50,30 @@ def seconds_left(environ: Mapping[str, str] = os.environ) -> float | None:
         return datetime.fromisoformat(_facts(environ["SLURM_JOB_ID"])["EndTime"]).timestamp() - time.time()
     except (KeyError, ValueError):
         return None
+
+
+class Interruption(NamedTuple):
+    """The reason why SLURM ends a job that nobody has cancelled."""
+
+    reason: str
+    is_requeued: bool  # SLURM starts the job again, without being asked to
+
+
+def interruption(environ: Mapping[str, str] = os.environ) -> Interruption | None:
+    """Return why SLURM ends the job of this process; None if it was cancelled, does not end, or SLURM does not answer.
+
+    SLURM shows the state of each of these jobs as COMPLETING.
+    """
+    if "SLURM_JOB_ID" not in environ:
+        return None
+    facts, before = _facts(environ["SLURM_JOB_ID"]), environ.get("SLURM_RESTART_COUNT", "0")
+    if int(facts.get("Restarts", before)) > int(before):
+        return Interruption("SLURM requeues this job", is_requeued=True)
+    if facts.get("Reason") == "TimeLimit":
+        return Interruption("this job is over its time limit", is_requeued=False)
+    if facts.get("PreemptTime", "None") != "None":
+        return Interruption("this job is preempted", is_requeued=False)
+    return None
 
 
 def gpus_of_own_job(nodes: int, environ: Mapping[str, str] = os.environ) -> int:

@@ -15,16 +15,42 @@ import uuid
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import psutil
 
 from workflow_lib.errors import shortened
+from workflow_lib.processes import boot_id
 from workflow_lib.slurm import queue
 
+NO_JOB = "-"
 DETACHED = "EVERSTEP_DETACHED"  # variable: number of the SLURM job that Snakemake runs in, by `everstep run --detach`
 
 _held: list[TextIO] = []
+
+
+class _Holder(NamedTuple):
+    """A Snakemake process, as its file names it. A power loss can leave the file empty."""
+
+    host: str
+    pid: int
+    job: str  # of `everstep run --detach`; empty elsewhere
+    boot: str
+
+    @classmethod
+    def read(cls, text: str) -> _Holder:
+        host, pid, job, boot, *_ = [*text.split(), "", "", "", ""]
+        return cls(host, int(pid) if pid.isdecimal() else 0, job.removeprefix(NO_JOB), boot)
+
+    def words(self) -> list[str]:
+        return [self.host, str(self.pid), self.job or NO_JOB, self.boot]
+
+    def is_of_this_kernel(self) -> bool:
+        """Return True if a lock of its file is seen here: it is of this host, also in a container of another name."""
+        return self.host in (socket.gethostname(), "") or (self.boot != "" and self.boot == boot_id())
+
+    def __str__(self) -> str:
+        return " ".join([self.host, str(self.pid), *([self.job] if self.job else [])])
 
 
 def enter(folder: Path) -> list[str]:
@@ -41,10 +67,15 @@ def enter(folder: Path) -> list[str]:
     if not others or not all(_is_dead(path) for path in others):
         return []
     shutil.rmtree(folder / "locks", ignore_errors=True)
-    killed = [text for path in others if (text := _read(path)) is not None]
+    killed = [str(_Holder.read(text)) for path in others if (text := _read(path)) is not None]
     for path in others:
         path.unlink(missing_ok=True)
     return killed
+
+
+def stop_command(job: str) -> str:
+    """Return the command that stops a job of `everstep run --detach` with what it has submitted."""
+    return f"scancel --batch --signal=INT {job} (while it waits in the queue: scancel {job})"
 
 
 def is_any_running(folder: Path) -> bool:
@@ -69,23 +100,24 @@ def lock_message(folder: Path) -> str:
     """Return the message for locked files: which Snakemake holds the lock, and what to do."""
     own = {Path(file.name).with_suffix(".held").name for file in _held}
     others = [path for path in sorted(folder.glob("controllers/*.held")) if path.name not in own]
-    running = [text for path in others if not _is_dead(path) and (text := _read(path))]
-    here = f"{socket.gethostname()} "
-    pids = [int(text.split()[1]) for text in running if text.startswith(here)]
-    elsewhere = [" (pid ".join(text.split()[:2]) + ")" for text in running if not text.startswith(here)]
-    if pids:
-        groups = sorted({group for pid in pids if (group := _group(pid)) is not None})
+    running = [_Holder.read(text) for path in others if not _is_dead(path) and (text := _read(path))]
+    if jobs := [holder.job for holder in running if holder.job]:
+        return (
+            f"job {jobs[0]} of `everstep run --detach` uses the same files in {folder.absolute().parent}. Nothing was "
+            f"changed. Let it finish, or stop it and its jobs, which save: {stop_command(jobs[0])}. Then run the same "
+            "command again"
+        )
+    if here := [holder for holder in running if holder.is_of_this_kernel()]:
+        own_table = [holder.pid for holder in here if holder.host == socket.gethostname()]
+        groups = sorted({group for pid in own_table if (group := _group(pid)) is not None})
         stop = f" or, from here, kill -INT -- {' '.join(f'-{group}' for group in groups)}" if groups else ""
         return (
-            f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(map(_described, pids))}. "
+            f"another Snakemake uses the same files in {folder.absolute().parent}: {', '.join(map(_described, here))}. "
             f"Nothing was changed. Let it finish, or stop it and its trainings, which save (Ctrl-C there{stop}). "
             "Then run the same command again"
         )
-    hosts = (
-        f" by a Snakemake on {', '.join(elsewhere)}, whose process cannot be checked from this host"
-        if elsewhere
-        else ""
-    )
+    elsewhere = ", ".join(f"{holder.host} (pid {holder.pid})" for holder in running)
+    hosts = f" by a Snakemake on {elsewhere}, whose process cannot be checked from this host" if elsewhere else ""
     return (
         f"the files are locked in {folder.absolute()}/locks{hosts}. Nothing was changed. If no Snakemake runs here "
         f"any more, delete {folder}/controllers and {folder}/locks, and run the same command again"
@@ -100,7 +132,10 @@ def _group(pid: int) -> int | None:
         return None
 
 
-def _described(pid: int) -> str:
+def _described(holder: _Holder) -> str:
+    pid = holder.pid
+    if holder.host != socket.gethostname():
+        return f"pid {pid} of {holder.host}, a container of this machine"
     try:
         process = psutil.Process(pid)
         since = datetime.fromtimestamp(process.create_time()).strftime("%Y-%m-%d %H:%M")
@@ -115,15 +150,15 @@ def _hold(path: Path) -> None:
     file = new.open("w", encoding="utf-8")
     with suppress(OSError):  # a file system without flock: no lock is removed there
         fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(" ".join([socket.gethostname(), str(os.getpid()), *_own_job()]))
+    file.write(" ".join(_Holder(socket.gethostname(), os.getpid(), _own_job(), boot_id()).words()))
     file.flush()
     new.rename(path)
     _held.append(file)
     atexit.register(path.unlink, missing_ok=True)
 
 
-def _own_job() -> list[str]:
-    return [job for job in [os.environ.get(DETACHED)] if job]
+def _own_job() -> str:
+    return os.environ.get(DETACHED, "")
 
 
 def _read(path: Path) -> str | None:
@@ -138,12 +173,12 @@ def _is_dead(path: Path) -> bool:
     """Return True if the process that held the file has certainly ended."""
     try:
         with path.open(encoding="utf-8") as file:
-            host, _, process = file.read().partition(" ")
-            if _own_job() and process.split()[1:] == _own_job():  # before it was requeued, maybe on another host
+            holder = _Holder.read(file.read())
+            if holder.job and holder.job == _own_job():  # before it was requeued, maybe on another host
                 return True
-            # A power loss can leave the file empty.
-            if host not in (socket.gethostname(), ""):
-                return False
+            if not holder.is_of_this_kernel():
+                # a number means nothing on another cluster
+                return bool(holder.job) and queue.is_node(holder.host) and queue.has_ended(holder.job)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         pass  # it has just ended normally

@@ -23,9 +23,7 @@ import errno
 import json
 import logging
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -43,6 +41,7 @@ from workflow_lib.files import decoded, names_in, naming, temporary_name
 from workflow_lib.processes import boot_id, machine
 from workflow_lib.runtime.batch_job import is_of_slurm, job_id
 from workflow_lib.runtime.clock import start_s
+from workflow_lib.slurm import queue
 from workflow_lib.store.layout import is_store, leases_dir
 
 logger = logging.getLogger(__name__)
@@ -339,14 +338,4 @@ def _job_is_gone(job: str, moment: int) -> bool:
 
     ``moment`` is part of the cache key: a contender polls five times a second, but SLURM must be asked less often.
     """
-    if shutil.which("squeue") is None:
-        return False
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%A %T"]  # of an array, all tasks
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    if answer.returncode != 0:
-        return "Invalid job id" in answer.stderr
-    states = {line.split()[-1] for line in answer.stdout.splitlines() if line.split()[:1] == [job]}
-    return not states & {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "RESIZING"}
+    return queue.has_ended(job)
