@@ -101,6 +101,15 @@ class TestMLflow(TrackerContract):
         assert sum(write("mlflow", folder, curve(*rows))) < len(rows)
         assert in_mlflow(folder, "demo-a") == points(*rows)
 
+    def test_settings_that_a_kill_left_unwritten_are_completed(self, folder: Path) -> None:
+        write("mlflow", folder, curve(row(1)))
+        query = "SELECT key, value FROM params JOIN runs USING (run_uuid) WHERE name != 'none' ORDER BY key"
+        whole = select(folder, query)
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+            database.execute("DELETE FROM params WHERE key LIKE 'model.%'")
+        assert write("mlflow", folder, curve(row(1))) == [0]
+        assert select(folder, query) == whole
+
     def test_a_run_has_its_settings_times_and_state(self, folder: Path) -> None:
         write("mlflow", folder, curve(row(1)), curve(row(1), row(2), is_finished=True))
         runs = select(folder, "SELECT name, status, start_time, end_time FROM runs WHERE name != 'none'")

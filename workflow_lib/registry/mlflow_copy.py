@@ -72,10 +72,9 @@ def _run(database: Any, name: str, version: Version, folder: Path) -> Any:
         else database.create_experiment(f"registry-{name}", artifact_location=(folder / "mlruns").absolute().as_uri())
     )
     found = database.search_runs([number], f"tags.`{DIGEST}` = '{version.digest}'", max_results=1)
-    if found:
-        return found[0]
-    run = database.create_run(number, tags={DIGEST: version.digest}, run_name=f"{name}-{version.number}")
+    tags, own_name = {DIGEST: version.digest}, f"{name}-{version.number}"
+    run = found[0] if found else database.create_run(number, tags=tags, run_name=own_name)
     for metric, measured in version.statement["metrics"].items():
-        if measured["value"] is not None:
+        if measured["value"] is not None and f"test_{metric}" not in run.data.metrics:
             database.log_metric(run.info.run_id, f"test_{metric}", measured["value"])
     return run

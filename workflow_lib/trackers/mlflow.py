@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -62,7 +62,7 @@ class MLflow(Tracker):
         values = {(name, point.step): value for point in curve.points for name, value in point.metrics.items()}
         if any(values.get(place) != value for place, value in written.items()):
             self._client.delete_run(run.info.run_id)
-            run, written = self._create(curve), {}
+            run, written = self._run(curve), {}
         new = [
             Metric(name, value, round(1000 * point.time_s), point.step)
             for point in curve.points
@@ -102,16 +102,21 @@ class MLflow(Tracker):
                 self._client.log_artifact(run, path, HISTOGRAMS)
 
     def _run(self, curve: Curve) -> Any:
+        """Return the run of the curve, with all its settings: a killed process may have created it without them."""
+        run = self._found(curve) or self._create(curve)
+        params = {_cut(name, MAX_NAME): _cut(str(value), MAX_PARAM) for name, value in curve.settings.items()}
+        self._log_params(run.info.run_id, {name: params[name] for name in params if name not in run.data.params})
+        return run
+
+    def _found(self, curve: Curve) -> Any:
         experiment = self._client.get_experiment_by_name(curve.experiment)
         if experiment is None:
-            return self._create(curve)
+            return None
         filter_string = f"tags.`everstep.name` = '{curve.name}'"
         found = self._client.search_runs([experiment.experiment_id], filter_string, max_results=1)
-        return found[0] if found else self._create(curve)
+        return found[0] if found else None
 
     def _create(self, curve: Curve) -> Any:
-        from mlflow.entities import Param
-
         experiment = self._client.get_experiment_by_name(curve.experiment)
         number = (
             experiment.experiment_id
@@ -119,11 +124,14 @@ class MLflow(Tracker):
             else self._client.create_experiment(curve.experiment, artifact_location=self._artifacts)
         )
         tags = {"everstep.name": curve.name, "everstep.digest": curve.digest, "everstep.data": curve.data}
-        run = self._client.create_run(number, start_time=round(1000 * curve.began), tags=tags, run_name=curve.id)
-        params = [Param(_cut(name, MAX_NAME), _cut(str(value), MAX_PARAM)) for name, value in curve.settings.items()]
+        return self._client.create_run(number, start_time=round(1000 * curve.began), tags=tags, run_name=curve.id)
+
+    def _log_params(self, run: str, missing: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, value) for name, value in missing.items()]
         for first in range(0, len(params), PARAMS_AT_ONCE):
-            self._client.log_batch(run.info.run_id, params=params[first : first + PARAMS_AT_ONCE])
-        return run
+            self._client.log_batch(run, params=params[first : first + PARAMS_AT_ONCE])
 
     def _written(self, run: str) -> dict[tuple[str, int], float]:
         """Return the run's values by metric and step."""
