@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
@@ -16,7 +15,7 @@ from workflow_lib.cli import registry as registry  # adds its verb
 from workflow_lib.cli.options import Arguments
 from workflow_lib.errors import EverstepError, TryAgain, with_advice
 from workflow_lib.store import code_snapshot
-from workflow_lib.text import aligned
+from workflow_lib.text import aligned, nearest
 
 OF_A_PROJECT = ("validate", "plan", "explain", "compare", "accept", "retrain", "clean", "study", "track")
 
@@ -114,13 +113,13 @@ def _parsed(argv: Sequence[str]) -> Arguments:
 
         argcomplete.autocomplete(parser)
     if argv and not argv[0].startswith("-") and argv[0] not in names:
-        parser.error(f"there is no verb {argv[0]!r}{_nearest(argv[0], names)}")
+        parser.error(f"there is no verb {argv[0]!r}{nearest(argv[0], names)}")
     own, after = _split(argv)
     arguments, unknown = parser.parse_known_args(own)
     arguments.after = after
     if unknown:
         parser = arguments.parser  # of the verb, so that the message shows its usage
-        hint = _nearest(unknown[0], parser._option_string_actions)
+        hint = nearest(unknown[0], parser._option_string_actions)
         if not hint and arguments.verb == "run":
             hint = "; arguments of Snakemake follow `--`, as in `everstep run -- --cores 2`"
         parser.error(f"unknown argument {' '.join(unknown)}{hint}")
@@ -133,11 +132,6 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         place = list(argv).index("--")
         return argv[:place], argv[place + 1 :]
     return argv, []
-
-
-def _nearest(word: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(allowed), 1)
-    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def _parser() -> argparse.ArgumentParser:

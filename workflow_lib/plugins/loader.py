@@ -23,7 +23,7 @@ from workflow_lib.errors import ConfigError, EverstepError, shortened
 from workflow_lib.plugins.section import Section
 from workflow_lib.plugins.source_digest import INSTALLED
 from workflow_lib.runtime import forking
-from workflow_lib.text import joined
+from workflow_lib.text import joined, nearest
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def load_hooks(target: str) -> ModuleType:
     module = import_module("hooks", target, target)
     names = [name for name in vars(module) if name.startswith("on_")]
     for wrong in (name for name in names if name not in HOOKS):
-        near = difflib.get_close_matches(wrong, HOOKS, 1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise PluginError(f"{module.__file__}: `{wrong}` is never called{hint} (hooks: {', '.join(HOOKS)})")
+        raise PluginError(
+            f"{module.__file__}: `{wrong}` is never called{nearest(wrong, HOOKS)} (hooks: {', '.join(HOOKS)})"
+        )
     if not names:
         raise PluginError(f"{module.__file__}: no hook is defined; allowed: {', '.join(HOOKS)}")
     if hasattr(module, "state_dict") != hasattr(module, "load_state_dict"):

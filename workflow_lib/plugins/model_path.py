@@ -8,7 +8,6 @@ that the data decides; `FACTS` has the others.
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import pathlib
 import re
@@ -36,6 +35,7 @@ from workflow_lib.errors import ConfigError
 from workflow_lib.plugins.loader import PluginError
 from workflow_lib.plugins.objects import BY_KEYWORD, NO_DEFAULT, load_object, parameters
 from workflow_lib.plugins.section import Section
+from workflow_lib.text import nearest
 
 # Meaning of each `data.<name>` that may stand among the settings of a model.
 FACTS = {
@@ -77,9 +77,8 @@ def _fact_or(value: Any, validate: Callable[[Any], Any]) -> Any:
     if not isinstance(value, str) or (match := REFERENCE.fullmatch(value)) is None:
         return validate(value)
     if match[1] not in FACTS:
-        near = difflib.get_close_matches(match[1], FACTS, 1)
-        hint = f"; did you mean `data.{near[0]}`?" if near else ""
-        raise ValueError(f"`{value}` is no fact of the data{hint} (there are: {', '.join(f'data.{n}' for n in FACTS)})")
+        names = [f"data.{name}" for name in FACTS]
+        raise ValueError(f"`{value}` is no fact of the data{nearest(value, names)} (there are: {', '.join(names)})")
     return value
 
 
