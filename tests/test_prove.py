@@ -20,7 +20,7 @@ from tests.support.recorded_graph import RecordedGraph
 from tests.support.warm import ROOT, until
 from workflow_lib import config, prove
 from workflow_lib.config import Experiment
-from workflow_lib.prove import trace
+from workflow_lib.prove import child, trace
 from workflow_lib.runtime.clock import start_s
 from workflow_lib.store.lease import is_alive
 from workflow_lib.training import batches, graphs, snapshot
@@ -280,6 +280,11 @@ def test_an_unseeded_data_set_is_found_before_any_training(project: Path) -> Non
     found = verdict(experiment(project, data="data: {name: noisy.data}\n"))
     assert found.difference is not None
     assert "preparing it twice" in found.difference
+
+
+def test_the_log_of_a_training_may_contain_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(b"caf\xe9\nlast line\n")
+    assert child.tail(tmp_path / "log.txt") == "caf\ufffd\nlast line"
 
 
 def test_a_killed_proof_leaves_no_training_behind(project: Path) -> None:

@@ -33,7 +33,7 @@ def user() -> str:
 def boot_id() -> str:
     """Return the id of the host's current boot; empty if the system has none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -42,7 +42,7 @@ def machine() -> str:
     """Return the ids of this machine and of this process's PID namespace; both are the same after a reboot."""
     names = ["", ""]
     with suppress(OSError):  # not Linux, or an image without a machine id
-        names[0] = Path("/etc/machine-id").read_text().strip()
+        names[0] = Path("/etc/machine-id").read_text(encoding="utf-8").strip()
     with suppress(OSError):
         names[1] = str(Path("/proc/self/ns/pid").readlink())
     return " ".join(names)

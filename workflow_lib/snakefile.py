@@ -265,5 +265,5 @@ def failures(jobs: Iterable[tuple[str, Path | None]], command: str) -> str:
 
 def last_line(log: Path | None) -> str:
     """Return the last line of a log that is not blank."""
-    text = log.read_text(errors="replace") if log and log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else ""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "its log is empty")

@@ -124,12 +124,12 @@ def paths(folder: Path) -> list[Path]:
 
 def has_failed_by_itself(folder: Path) -> bool:
     """Return True if a rank failed for a reason other than a lost connection."""
-    return any(not _has_lost_connection(json.loads(path.read_text())) for path in paths(folder))
+    return any(not _has_lost_connection(json.loads(path.read_bytes())) for path in paths(folder))
 
 
 def first(folder: Path, ranks: range, world_size: int) -> Cause:
     """Return the first failure that is not a lost connection, a mere consequence. ``ranks`` are those of this node."""
-    failures = [json.loads(path.read_text()) for path in paths(folder)]
+    failures = [json.loads(path.read_bytes()) for path in paths(folder)]
     failures.sort(key=lambda failure: (_has_lost_connection(failure), failure["time"]))
     if not failures or _has_lost_connection(failures[0]):
         silent = sorted({*ranks} - {failure["rank"] for failure in failures})

@@ -181,7 +181,7 @@ def _why_data_is_removable(path: Path, used: Set[str]) -> str | None:
 def _is_locked(lock: Path) -> bool:
     """Return True while Everstep 0.1, which locked this file instead of taking a lease, prepares the data."""
     try:
-        with lock.open() as file:
+        with lock.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

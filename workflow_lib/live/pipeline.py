@@ -192,7 +192,7 @@ def _judge(code: int, watch: Watch, log: Path, *, was_stopped: bool) -> None:
     """Print what there is now; raise the error that the exit code stands for."""
     pipeline = watch.pipeline
     if code == 0 and not (pipeline.has_started or pipeline.has_nothing_to_do):
-        print(log.read_text(errors="replace"), end="")  # a dry run, or another task of Snakemake
+        print(log.read_text(encoding="utf-8", errors="replace"), end="")  # a dry run, or another task of Snakemake
         return
     if code == 0:
         watch.print_summary()

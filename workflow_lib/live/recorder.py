@@ -101,7 +101,7 @@ def code_in(logs: Iterable[Path]) -> int | None:
     """Return the exit code of a job's command from the logs of its Snakemake on a node; None without one."""
     for path in logs:
         with suppress(OSError):
-            code = exit_code(path.read_text(errors="replace"))
+            code = exit_code(path.read_text(encoding="utf-8", errors="replace"))
             if code is not None:
                 return code
     return None

@@ -62,4 +62,4 @@ def forked(log: Path) -> Iterator[Child]:
 
 def tail(log: Path) -> str:
     """Return the last five lines of the log."""
-    return "\n".join(log.read_text().splitlines()[-5:]) if log.exists() else ""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]) if log.exists() else ""

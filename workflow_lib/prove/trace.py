@@ -55,7 +55,7 @@ class Tracer:
             "state": blake2b(json.dumps(record, sort_keys=True).encode(), size=8).hexdigest(),
             **{name: _digest(tensors) for name, tensors in groups.items()},
         }
-        with (self._folder / f"trace-{rank}.jsonl").open("a") as file:
+        with (self._folder / f"trace-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -77,7 +77,7 @@ def read_trace(folder: Path) -> Trace:
     """Return the lines of each step and rank; there are several if a kill made the run repeat the step."""
     lines: Trace = {}
     for path in sorted(folder.glob("trace-*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 digests = json.loads(line)
             except ValueError:

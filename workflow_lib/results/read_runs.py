@@ -211,7 +211,7 @@ def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinishe
 
 
 def _last_line(log: Path) -> str | None:
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
 
 

@@ -25,7 +25,7 @@ def start_s(pid: int) -> float:
     if sys.platform != "linux":
         return psutil.Process(pid).create_time()
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError) as error:
         raise psutil.NoSuchProcess(pid) from error
     return ticks / os.sysconf("SC_CLK_TCK")

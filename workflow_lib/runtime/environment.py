@@ -148,7 +148,7 @@ def _cuda_switches() -> dict[str, Any]:
 def cpu_name() -> str:
     """Return the model name of the CPU."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     models = (line.partition(": ")[2] for line in lines if line.startswith("model name"))

@@ -30,7 +30,7 @@ def free_in_cgroups(root: Path = CGROUPS, process: Path = PROCESS) -> list[int]:
 def _cgroups(root: Path, process: Path) -> Iterator[Path]:
     """Yield the folders of the memory cgroups that the process is in, from the innermost to the root."""
     try:
-        lines = process.read_text().splitlines()
+        lines = process.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for _, controllers, name in (line.split(":", 2) for line in lines):

@@ -168,8 +168,8 @@ def _replace(folder: Path, contents: Contents, about: Mapping[str, object]) -> N
             (temporary / name).chmod(contents.modes[name] & 0o555 | 0o400)
         layout.code_snapshot_record(temporary).write_text(files.json_text(about), encoding="utf-8")
         if folder.exists() and not _is_whole(folder, contents):
-            trash = folder.rename(folder.with_name(f".trash-{mark}"))
-            shutil.rmtree(trash, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another Snakemake has just moved it away
+                shutil.rmtree(folder.rename(folder.with_name(f".trash-{mark}")), ignore_errors=True)
         try:
             temporary.rename(folder)
         except OSError:

@@ -98,7 +98,7 @@ class MLflow(Tracker):
                     name: {**vars(histogram), "norm": histogram.norm, "edges": histogram.edges}
                     for name, histogram in summary.histograms.items()
                 }
-                path.write_text(json_text(histograms))
+                path.write_text(json_text(histograms), encoding="utf-8")
                 self._client.log_artifact(run, path, HISTOGRAMS)
 
     def _run(self, curve: Curve) -> Any:

@@ -189,7 +189,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         if (path / INDEX).exists():
             try:
-                parts = json.loads((path / INDEX).read_text())["weight_map"].values()
+                parts = json.loads((path / INDEX).read_bytes())["weight_map"].values()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"model.init.from: {path / INDEX} is damaged: {error!r}") from error
             return [path / Path(str(part)).name for part in dict.fromkeys(parts)]
