@@ -74,7 +74,8 @@ def ensure(manifest: Manifest, work: Path) -> Manifest:
     While another process prepares the folder, wait for it: the manifest is the last file written there. Raises
     DataError if the source files, or the code of the data set, now give other data.
     """
-    if (stored := _complete(layout.store_dir(work, manifest.store))) is not None:
+    stored = _complete(layout.store_dir(work, manifest.store))
+    if stored is not None and stored.digest == manifest.digest:
         return manifest.model_copy(update={"shards": stored.shards})
     log.warning("the shards of data %s are missing or incomplete; they are prepared again", manifest.digest[:12])
     prepared = prepare(manifest.data, Path.cwd(), work)
