@@ -188,6 +188,30 @@ def test_results_may_lie_on_another_disk(page: Server, tmp_path: Path) -> None:
     assert "allow-same-origin" not in headers["Content-Security-Policy"]
 
 
+def test_of_a_huge_log_a_browser_gets_the_end_and_a_line_that_says_so(
+    page: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MOST_OF_LOG", 10)
+    (page.project / "logs" / "huge.log").write_bytes(b"<script>\xff\0 the end\n")
+    status, headers, content = ask(page, "files/logs/huge.log")
+    assert (status, content) == (200, b"[the first 9 bytes are not shown here]\n\0 the end\n")
+    assert (headers["Content-Type"], headers["X-Content-Type-Options"]) == (server.TEXT, "nosniff")
+    assert ask(page, "files/logs/huge.log", "HEAD")[1]["Content-Length"] == str(len(content))
+    (page.project / "results" / "t" / "huge.csv").write_bytes(b"1,2,3,4,5,6,7,8\n")
+    assert len(ask(page, "files/results/t/huge.csv")[2]) == 16
+
+
+def test_requests_that_no_browser_sends_are_answered_without_a_traceback(
+    page: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    for since in ("9" * 5000, "-1", "x", "%C2%B2"):
+        assert json.loads(ask(page, f"curves?since={since}")[2])["keys"] == []
+    with closing(socket.create_connection(page.server_address[:2])) as connection:
+        connection.sendall(f"GET /{page.token}/state HTTP/1.0\r\nHost: localhost\r\nHost: evil\r\n\r\n".encode())
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 421 ")
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 def test_the_page_can_only_be_read(page: Server, method: str) -> None:
     status, headers, _ = ask(page, "state", method)

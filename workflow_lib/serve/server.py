@@ -25,6 +25,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 IDLE_S = 15.0  # after which a silent connection is closed
 MOST_CONNECTIONS = 64  # at once: other users can connect too, but not use up the memory of a login node
 LARGEST_PORT = 65535
+MOST_OF_LOG = 1 << 22  # bytes of a log that a browser gets: its end; a tab with gigabytes of text would hang
+MOST_DIGITS = 18  # of a number in an address
 
 # Plotly writes style attributes; scripts come from this server only.
 PAGE_POLICY = (
@@ -109,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the content is not read, and must not pass for the next request
         address = urlsplit(self.path)
         first, slash, rest = address.path.removeprefix("/").partition("/")
-        if not access.is_local(self.headers.get("Host")):
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not access.is_local(hosts[0]):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "the page has another name: 127.0.0.1 or localhost")
         elif not access.is_token(first, self.server.token):
             self.send_error(HTTPStatus.FORBIDDEN, "use the whole address that `everstep serve` has printed")
@@ -140,7 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer_json(self.server.snapshots.state())
         elif rest == "curves":
             since = query.get("since", ["0"])[0]
-            self._answer_json(self.server.snapshots.curves(int(since) if since.isdecimal() else 0))
+            is_number = since.isdecimal() and len(since) <= MOST_DIGITS
+            self._answer_json(self.server.snapshots.curves(int(since) if is_number else 0))
         elif rest in ASSETS:
             content, kind = asset(rest)
             self._answer(content, kind, FILE_POLICY, is_compressed=True, is_constant=True)
@@ -179,7 +183,15 @@ class Handler(BaseHTTPRequestHandler):
         kind = "text/html; charset=utf-8" if is_report else TEXT if is_text else "application/octet-stream"
         with path.open("rb") as file:
             left = size = path.stat().st_size  # a log that grows meanwhile is cut there
-            self._send_headers(HTTPStatus.OK, kind, REPORT_POLICY if is_report else FILE_POLICY, size, {}, False)
+            notice = b""
+            if path.suffix == ".log" and size > MOST_OF_LOG:
+                left = MOST_OF_LOG
+                file.seek(size - left)
+                notice = f"[the first {size - left:,} bytes are not shown here]\n".encode()
+            policy = REPORT_POLICY if is_report else FILE_POLICY
+            self._send_headers(HTTPStatus.OK, kind, policy, len(notice) + left, {}, False)
+            if self.command != "HEAD":
+                self.wfile.write(notice)
             while self.command != "HEAD" and left and (block := file.read(min(left, 1 << 16))):
                 self.wfile.write(block)
                 left -= len(block)
