@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -351,3 +353,19 @@ def test_what_is_damaged_is_shown_and_hides_nothing_else(
     found = registry.of_experiment(results)
     assert found is not None
     assert "is not the version that got champion" in str(found.versions[1].problem)
+
+
+@pytest.mark.parametrize("mode", [0o2775, 0o700])
+def test_the_folder_of_the_registry_decides_who_may_use_it_not_the_umask(tmp_path: Path, mode: int) -> None:
+    place = tmp_path / "registry"
+    place.mkdir()
+    place.chmod(mode)
+    umask = os.umask(0o077 if mode & 0o070 else 0o000)
+    try:
+        move(place, publish(place, content(tmp_path / "a", 1.0), "1" * 32)[0])
+    finally:
+        os.umask(umask)
+    inside = list(place.rglob("*"))
+    assert len(inside) == 10
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in inside}
+    assert modes == {(True, mode), (False, mode & 0o666)}

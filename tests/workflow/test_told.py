@@ -21,6 +21,7 @@ registry: {name: tiny, mlflow: true}
 """
 
 
+@pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning")  # of MLflow about itself
 def test_the_best_model_is_registered_and_the_end_and_a_failure_are_told_once(
     finished: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,5 +62,8 @@ def test_the_best_model_is_registered_and_the_end_and_a_failure_are_told_once(
     assert aliases == [("champion", 1)]
     copy = source.removeprefix("file://").replace("%20", " ")
     assert file_digest(folder / copy / "model.onnx") == record["files"]["model.onnx"]
+    from mlflow import pyfunc
+
+    assert "mlflow.onnx" in str(pyfunc.load_model(str(folder / copy)))
     written = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib.errors import StateError
-from workflow_lib.files import fsync_dir, make_dirs, names_in, read_json, temporary_name, write_signed
+from workflow_lib.files import fsync_dir, names_in, read_json, temporary_name, write_signed
 from workflow_lib.registry import versions
 from workflow_lib.registry.versions import Version
 
@@ -70,21 +70,22 @@ def decide(
 ) -> Decision:
     """Return the decision that `choose` makes about the history and the holder; record it if `choose` says so."""
     folder = aliases_dir(registry, name) / alias
-    make_dirs(folder)
+    versions.make_shared_dirs(registry, folder)
     versions.remove_leftovers(folder)
     while True:
         number = 1 + max(_numbers(folder), default=0)  # before the history is read: a later decision takes it
         history = decisions(registry, name, alias)
         made, is_new = choose(history, holder(registry, name, history))
-        if not is_new or _append(_path(folder, number), made):
+        if not is_new or _append(registry, _path(folder, number), made):
             return made
 
 
-def _append(path: Path, decision: Decision) -> bool:
+def _append(registry: Path, path: Path, decision: Decision) -> bool:
     """Write the numbered file; return False if another process has taken the number."""
     temporary = temporary_name(path)
     try:
         write_signed(temporary, decision)
+        versions.share(registry, temporary)
         try:
             os.link(temporary, path)
         except FileExistsError:

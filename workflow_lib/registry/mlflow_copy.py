@@ -6,12 +6,15 @@ digest, which it gets in the transaction that creates it, after its artifacts ar
 
 from __future__ import annotations
 
+import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from workflow_lib.config.registry import Registry
 from workflow_lib.errors import EverstepError
 from workflow_lib.registry.versions import Version
+from workflow_lib.results import layout
 from workflow_lib.trackers.mlflow import client
 
 DIGEST, NUMBER = "everstep.digest", "everstep.version"
@@ -48,6 +51,8 @@ def _version(database: Any, name: str, version: Version, folder: Path) -> Any:
     run = _run(database, name, version, folder)
     for file in sorted(version.folder.iterdir()):
         database.log_artifact(run.info.run_id, str(file), ARTIFACTS)
+    with tempfile.TemporaryDirectory() as temporary:
+        database.log_artifact(run.info.run_id, _describe(run.info.run_id, Path(temporary)), ARTIFACTS)
     database.set_terminated(run.info.run_id)
     return database.create_model_version(
         name,
@@ -56,6 +61,20 @@ def _version(database: Any, name: str, version: Version, folder: Path) -> Any:
         description=f"{version.folder}, run {version.statement['run']}",
         tags={DIGEST: version.digest, NUMBER: str(version.number)},
     )
+
+
+def _describe(run: str, folder: Path) -> str:
+    """Write the file by which `mlflow.onnx` and `mlflow.pyfunc` load the ONNX graph; return its path."""
+    from mlflow.models import Model
+
+    model = Model(artifact_path=ARTIFACTS, run_id=run)
+    providers = ["CPUExecutionProvider"]
+    model.add_flavor("onnx", data=layout.ONNX, providers=providers, onnx_session_options=None)
+    python = platform.python_version()  # without it, MLflow warns
+    model.add_flavor("python_function", loader_module="mlflow.onnx", data=layout.ONNX, python_version=python)
+    path = folder / "MLmodel"
+    model.save(str(path))
+    return str(path)
 
 
 def _found(database: Any, name: str, digest: str) -> Any:

@@ -15,9 +15,10 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,29 @@ class Version:
         return path
 
 
+def make_shared_dirs(registry: Path, folder: Path) -> None:
+    """Create a folder of the registry and its parents, with the permissions of the registry itself."""
+    if folder.is_dir():
+        return
+    if folder == registry:
+        make_dirs(folder)
+        return
+    make_shared_dirs(registry, folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+        share(registry, folder)
+        fsync_dir(folder.parent)
+
+
+def share(registry: Path, path: Path) -> None:
+    """Give the path the permissions of the folder of the registry, whatever the umask of this user is.
+
+    Who may read or write the registry is decided by `chmod` of this folder, once for all its users.
+    """
+    mode = stat.S_IMODE(registry.stat().st_mode)
+    path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
 def versions_dir(registry: Path, name: str) -> Path:
     return registry / name / "versions"
 
@@ -86,7 +110,7 @@ def load(registry: Path, name: str, number: int) -> Version:
         raise UserError(f"{name} has no version {number} in {registry}; allowed: {allowed}" if known else _none(name))
     try:
         statement = read_json(folder / STATEMENT, "digest", "files")
-    except (OSError, StateError) as error:
+    except (FileNotFoundError, StateError) as error:
         raise StateError(
             f"{folder / STATEMENT} is missing or damaged. Restore it from a copy, or move {folder} away"
         ) from error
@@ -116,7 +140,7 @@ def publish(
     `files` are copied under their names; `describe` returns the statement and the card of the version of a number.
     """
     folder = versions_dir(registry, name)
-    make_dirs(folder)
+    make_shared_dirs(registry, folder)
     remove_leftovers(folder)
     if (found := find(registry, name, digest)) is not None:
         return found, False
@@ -130,6 +154,8 @@ def publish(
             statement, card = describe(number)
             _write(temporary / CARD, card)
             write_signed(temporary / STATEMENT, {**statement, "name": name, "digest": digest, "files": digests})
+            for path in (*temporary.iterdir(), temporary):
+                share(registry, path)
             fsync_dir(temporary)
             if _renamed(temporary, folder / f"{number:06d}"):
                 undo.pop_all()
@@ -176,4 +202,5 @@ def remove_leftovers(folder: Path) -> None:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # of another user
+                    path.unlink()
