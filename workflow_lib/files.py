@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from workflow_lib.processes import writer_mark
 
 T = TypeVar("T")
 CHECKSUM = "checksum"  # key of a JSON file: the digest of its other values
-SMALL_BYTES = 1 << 20  # smaller files are compared by content, larger ones by size and time
+SMALL_BYTES = 1 << 20  # smaller files are compared by content, larger ones by size and times
 # errors of reading a file that another process or version wrote: it is missing, damaged, or has other contents
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 REMAKE = "Delete the file and run the pipeline again to regenerate it"
@@ -41,22 +43,36 @@ def file_digest(path: Path, size: int = 16) -> str:
 def file_state(path: Path) -> list[Any]:
     """Return a value that differs when the file, or a file in the folder, may have changed.
 
-    Small files are compared by content, larger ones by size and time. Hidden files in a folder do not count.
+    Small files are compared by content, larger ones by size and times. Hidden files in a folder do not count.
     """
     if path.is_dir():
         inside = [Path(at, name) for at, _, names in os.walk(path) for name in names if not name.startswith(".")]
-        return [[str(file), *_size_and_time(file)] for file in sorted(inside)]
+        return [[str(file), *_size_and_times(file)] for file in sorted(inside)]
     if not path.exists() or path.stat().st_size > SMALL_BYTES:
-        return _size_and_time(path)
+        return _size_and_times(path)
     return [file_digest(path)]
 
 
-def _size_and_time(path: Path) -> list[int]:
+def in_utf8(path: Path) -> str:
+    """Return how to convert a file of text, to end a message with; its encoding is guessed from its first bytes."""
+    head = b""
+    if path.is_file():  # a pipe can be read only once
+        with path.open("rb") as file:
+            head = file.read(2)
+    is_utf_16 = head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, used = ("UTF-16", "in Windows") if is_utf_16 else ("CP1252", "in Western Europe")
+    source, target = (shlex.quote(str(name)) for name in (path, path.with_stem(f"{path.stem}-utf8")))
+    command = f"iconv -f {encoding} -t UTF-8 {source} > {target}"
+    return f"replace it by a copy in UTF-8: `{command}` if it is in {encoding}, as is common {used}"
+
+
+def _size_and_times(path: Path) -> list[int]:
     try:
         state = path.stat()
     except FileNotFoundError:  # or a dangling link
         return []
-    return [state.st_size, state.st_mtime_ns]
+    # `cp -p` and others set the first time; no program can set the second one, that of the last change of any kind
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def fsync_dir(path: Path) -> None:

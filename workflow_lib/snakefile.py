@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from workflow_lib import config, files, plan, plugins, ready
+from workflow_lib import config, files, plan, plugins, ready, shipped
 from workflow_lib.errors import ConfigError, EverstepError, StateError, shortened
 from workflow_lib.plan import preview, user_code
 from workflow_lib.results import layout as results_layout
@@ -123,8 +123,8 @@ def check_excel(experiment: config.Experiment) -> None:
     """Raise ConfigError if the report needs openpyxl, and it is not installed."""
     if experiment.report.excel and importlib.util.find_spec("openpyxl") is None:
         raise ConfigError(
-            "report.excel: openpyxl is not installed here; install it with: pip install -c constraints.txt"
-            " 'everstep[excel]' (in this folder: '.[excel]'), or remove report.excel"
+            f"report.excel: openpyxl is not installed here; install it with: {shipped.how_to_install('excel')}, or "
+            "remove report.excel"
         )
 
 

@@ -277,6 +277,8 @@ OF_OTHERS: dict[str, str | None] = {
     "param_grid": "`sweep.grid`",
     "n_splits": "`sweep.folds`",
     "n_trials": "`tune.trials`",
+    "study": "`tune`",
+    "sampler": "`tune.sampler`",
     "report_to": "`tracking.to`",
     "wandb_project": "`tracking.wandb.project`",
     "run_name": "`name`",
@@ -293,7 +295,7 @@ OF_OTHERS: dict[str, str | None] = {
     ),
     **dict.fromkeys(  # answered with a reason
         ("resume_from", "ckpt_path", "initial_epoch", "shuffle", "drop_last", "greater_is_better", "num_classes",
-         "training.early_stopping.mode", "output_dir", "verbose"),
+         "training.early_stopping.mode", "output_dir", "verbose", "port", "user", "mode"),
     ),
 }  # fmt: skip
 

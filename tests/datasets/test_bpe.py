@@ -124,5 +124,5 @@ def test_tokenizers_that_cannot_be_used_are_rejected(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="has no tokenizer.json: save a fast tokenizer"):
         load(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DataError, match=r"pip install 'everstep\[tokenizers\]'"):
+    with pytest.raises(DataError, match=r"pip install -c .*constraints.txt 'everstep\[tokenizers\]'"):
         train(TEXTS, Bpe())

@@ -321,6 +321,34 @@ def test_an_unusable_file_is_rejected_by_name(images: Path, tmp_path: Path, spoi
     assert not (tmp_path / "work").exists()
 
 
+def test_all_damaged_images_are_named_up_to_ten(images: Path, tmp_path: Path) -> None:
+    settings = {"name": "image_folder", "params": {"path": "images", "channels": "grey"}}
+    damaged = [images / f"digit {n % 2}" / f"{n:02}.png" for n in range(12)]
+    for number, path in enumerate(sorted(damaged)[:11], 1):
+        path.write_bytes(b"")
+        if number in (2, 11):
+            with pytest.raises(DataError, match=r"digit 0/00.png: not a readable") as rejected:
+                prepare(settings, tmp_path, tmp_path / "work")
+            shown = str(rejected.value)
+            assert f"; {number} of 90 files cannot be used, also " in shown
+            assert shown.count(".png") == min(number, 10)
+
+
+def test_the_first_image_of_an_mpo_file_is_read_with_a_warning(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.new("L", (8, 8), colour) for colour in (40, 200))
+    for name in ("phone.jpg", "phone2.jpg"):
+        first.save(images / "digit 1" / name, "MPO", save_all=True, append_images=[second])
+    with opened(images) as source:
+        names = source.names_of("train", np.arange(92))["file"]
+        rows = np.flatnonzero(np.char.find(np.array(names), "phone") >= 0)
+        assert (source.read("train", rows) == 40).all()
+    (line,) = (line for line in caplog.messages if "MPO" in line)
+    assert line.startswith("2 of 92 files contain several images")
+    assert "digit 1/phone.jpg: the first is used" in line
+
+
 def test_a_split_may_lack_a_class_but_not_have_another(tmp_path: Path) -> None:
     folder = folder_of_digits(tmp_path / "images", "train", "test")
     (folder / "test" / "digit 0").rename(tmp_path / "digit 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_too_many_categories_are_rejected(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_the_advised_command_converts_a_table_to_utf8(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "my file.csv"
+    path.write_text("größe,y\n" + "1,p\n2,q\n" * 9, encoding=encoding)
+    with pytest.raises(DataError, match="not UTF-8") as rejected:
+        with opened("table", path, target="y"):
+            pass
+    command = str(rejected.value).split("`")[1]
+    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    with opened("table", tmp_path / "my file-utf8.csv", target="y") as source:
+        assert [feature.name for feature in source.features] == ["größe"]
+
+
 def test_bytes_that_are_not_utf8_are_rejected_with_their_place(tmp_path: Path) -> None:
     path = written(tmp_path, "a,y", "1,p")
     path.write_bytes(path.read_bytes() + "é,q\n".encode("latin-1"))
@@ -173,6 +187,8 @@ def test_without_pyarrow_parquet_is_rejected_with_the_package_to_install(
 ) -> None:
     wines().to_parquet(tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"Parquet needs pyarrow: pip install 'everstep\[parquet\]'"):
+    with pytest.raises(
+        DataError, match=r"Parquet needs pyarrow: pip install -c .*constraints.txt 'everstep\[parquet\]'"
+    ):
         with opened("table", tmp_path / "x.parquet", target="grower"):
             pass

@@ -140,7 +140,7 @@ def test_folders_of_images_have_a_size_colours_and_damaged_files(tmp_path: Path)
         "image_folder", 48, "grey",
     )  # fmt: skip
     assert "2 classes: rose 13, tulip 12" in found.found
-    assert any("broken.png: cannot be read" in line for line in found.odd)
+    assert any("to correct: " in line and "broken.png: not a readable PNG" in line for line in found.odd)
     assert any("different sizes, from 41 x 60 to 53 x 60" in line for line in found.odd)
 
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_guessed_gives_one_message(tmp_path: Path, name: str, con
         ("a.zip", "unpack it: `unzip {}/a.zip -d {}/a`"),
         ("b.tar.gz", "unpack it: `tar -xf {}/b.tar.gz`"),
         ("c.parquet.gz", "decompress it: `gunzip {}/c.parquet.gz`"),
-        ("d.jsonl", 'pandas.read_json("{}/d.jsonl", lines=True).to_parquet("{}/d.parquet")'),
+        ("d.jsonl", 'pandas.read_json("{}/d.jsonl", lines=True).to_csv("{}/d.csv", index=False)'),
         ("e.npy", 'numpy.load("{}/e.npy") gives the array for numpy.savez("{}/e.npz", train_images=...'),
         ("F.MAT", 'scipy.io.loadmat("{}/F.MAT")'),
         ("g.hdf5", 'h5py.File("{}/g.hdf5")'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -80,6 +81,10 @@ def test_a_project_outside_a_clone(bin_folder: Path, tmp_path: Path) -> None:
     made = run("everstep new mine && everstep path", tmp_path, bin_folder)
     assert "next: cd mine && everstep run" in made
     assert str(bin_folder.parent) in made.splitlines()[-1]
+    advice = run(
+        "python -c 'from workflow_lib import shipped; print(shipped.how_to_install(chr(120)))'", tmp_path, bin_folder
+    )
+    assert Path(shlex.split(advice)[3]).read_text() == (ROOT / "constraints.txt").read_text()
     project = tmp_path / "mine"
     (project / "config" / "config.yaml").write_text(CONFIG)
     (project / "nets.py").write_text(NET)

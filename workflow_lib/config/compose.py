@@ -17,6 +17,7 @@ from workflow_lib.config.renamed import read_old_names
 from workflow_lib.config.run import VARIANTS
 from workflow_lib.config.yaml import KeyPath, Origins, parse_yaml, paths
 from workflow_lib.errors import ConfigError, shortened
+from workflow_lib.files import in_utf8
 from workflow_lib.plugins import is_object_path
 from workflow_lib.store import layout
 
@@ -100,7 +101,9 @@ def _parse(path: Path, where: str) -> tuple[Any, dict[KeyPath, str]]:
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 text (byte {error.start}); an experiment is a YAML file") from error
+        raise ConfigError(
+            f"{where}: not UTF-8 text (byte {error.start}); an experiment is a YAML file; {in_utf8(path)}"
+        ) from error
     if path.suffix != ".json":
         return parse_yaml(text, where)
     try:

@@ -175,6 +175,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("n_trials", "num_trials", "max_trials"), "tune.trials"),
     **dict.fromkeys(("search_space", "param_space", "param_distributions"), "tune.space"),
     **dict.fromkeys(("param_grid", "grid_search"), "sweep.grid"),
+    **dict.fromkeys(("study", "optuna", "hpo", "tuner", "tuning", "search"), "tune"),
     **dict.fromkeys(("report_to", "logger", "loggers", "tracker", "trackers"), "tracking.to"),
     **dict.fromkeys(("tensorboard", "log_wandb", "use_wandb"), "tracking.to"),
     **dict.fromkeys(("wandb_project", "project_name"), "tracking.wandb.project"),
@@ -269,6 +270,8 @@ def meant(path: KeyPath, value: Any, owner: Any, values: Any) -> str:
     names = _names(path)
     if reason := next((NO_SETTING[name] for name in names if name in NO_SETTING), None):
         return f": {reason}"
+    if len(path) == 1 and (name := _not_alone().get(word)):
+        return f": there is only `{name}`"
     if word in NAME_WORDS and len(path) == 2 and path[0] in VARIANTS:
         return f"; did you mean `{path[0]}.name`?"
     close = difflib.get_close_matches(word, list(owner.model_fields), 1, CLOSE)
@@ -339,6 +342,12 @@ def _places() -> dict[str, tuple[str, ...]]:
     for name in sorted(alone, key=lambda name: name.count(".")):
         found.setdefault(name.rpartition(".")[2], {})[name] = None
     return {word: tuple(names) for word, names in found.items()}
+
+
+@cache
+def _not_alone() -> dict[str, str]:
+    """Return the dotted names of the settings in NOT_ALONE by their last word."""
+    return {name.rpartition(".")[2]: name for name in _dotted(_experiment()) if name.startswith(NOT_ALONE)}
 
 
 def _dotted(section: type[Section], prefix: str = "") -> Iterator[str]:

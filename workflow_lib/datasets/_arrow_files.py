@@ -15,6 +15,7 @@ import numpy as np
 
 from workflow_lib.data import MappedFiles
 from workflow_lib.errors import DataError
+from workflow_lib.shipped import how_to_install
 
 SUFFIXES = (".arrow", ".parquet", ".pq")
 MAGIC = b"ARROW1"
@@ -32,7 +33,7 @@ def pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("Arrow and Parquet files need pyarrow: pip install 'everstep[parquet]'") from error
+        raise DataError(f"Arrow and Parquet files need pyarrow: {how_to_install('parquet')}") from error
     return pyarrow
 
 

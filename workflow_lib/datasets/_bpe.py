@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import Section
 from workflow_lib.plugins.section import reject_unused
+from workflow_lib.shipped import how_to_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,5 +205,5 @@ def _package() -> Any:
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: F401 (attributes of the package)
     except ImportError as error:
-        raise DataError("byte-pair encoding needs tokenizers: pip install 'everstep[tokenizers]'") from error
+        raise DataError(f"byte-pair encoding needs tokenizers: {how_to_install('tokenizers')}") from error
     return tokenizers

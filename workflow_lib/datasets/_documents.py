@@ -15,6 +15,7 @@ import numpy as np
 from workflow_lib.data import SourceFile
 from workflow_lib.datasets._bpe import Tokenizer
 from workflow_lib.errors import DataError
+from workflow_lib.files import in_utf8
 
 BLOCK_BYTES = 1 << 20  # decoded at once
 STRIDE = 1 << 12  # characters between two recorded byte positions of a file
@@ -93,7 +94,7 @@ def decoded(path: Path) -> Iterator[str]:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}: not UTF-8 at byte {begin + error.start}; convert the file, exclude it with "
+                    f"{path}: not UTF-8 at byte {begin + error.start}; {in_utf8(path)}, exclude it with "
                     "data.params.pattern, or set data.params.tokens: bytes"
                 ) from error
             if not block:

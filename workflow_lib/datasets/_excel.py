@@ -19,6 +19,7 @@ from workflow_lib.datasets import _tables
 from workflow_lib.datasets._notation import is_number
 from workflow_lib.datasets._tables import Piece, Values
 from workflow_lib.errors import DataError
+from workflow_lib.shipped import how_to_install
 
 SUFFIX = ".xlsx"
 MOST_BYTES = 100_000_000  # a workbook needs some 50 times its size in memory
@@ -146,12 +147,36 @@ def _text(value: Any, decimal: str) -> str:
     return str(value)
 
 
+def filled_sheets(path: Path) -> list[str]:
+    """Return the names of the sheets that have a value, in their order."""
+    return _filled_sheets(_books(path)[0])
+
+
 def _sheets(path: Path, sheet: str | None, setting: str) -> tuple[Any, Any]:
     """Return the sheet with the values that the spreadsheet has saved, and with its formulas."""
+    books = _books(path)
+    filled = _filled_sheets(books[0])
+    named = ", ".join(filled)
+    if sheet is None and len(filled) > 1:
+        raise DataError(
+            f"{path}: has {len(filled)} sheets (data.params.{setting}); set data.params.sheet to one of: {named}"
+        )
+    chosen = sheet or (filled[0] if filled else books[0].worksheets[0].title)
+    if chosen not in [found.title for found in books[0].worksheets]:
+        raise DataError(f"{path}: has no sheet `{chosen}` (data.params.sheet); there are: {named}")
+    return books[0][chosen], books[1][chosen]
+
+
+def _filled_sheets(book: Any) -> list[str]:
+    return [found.title for found in book.worksheets if found.max_row > 1 or found["A1"].value is not None]
+
+
+def _books(path: Path) -> list[Any]:
+    """Return the workbook with the values that the spreadsheet has saved, and with its formulas."""
     try:
         import openpyxl
     except ModuleNotFoundError as error:
-        raise DataError(f"{path}: Excel needs openpyxl: pip install 'everstep[excel]' (or use CSV)") from error
+        raise DataError(f"{path}: Excel needs openpyxl: {how_to_install('excel')} (or use CSV)") from error
     if path.stat().st_size > MOST_BYTES:
         raise DataError(
             f"{path}: {path.stat().st_size / 1e6:.0f} MB are too much for a workbook; save it as CSV or Parquet"
@@ -163,19 +188,9 @@ def _sheets(path: Path, sheet: str | None, setting: str) -> tuple[Any, Any]:
             raise ValueError(f"it has {unpacked / 1e6:,.0f} MB of XML, more than {MOST_UNPACKED / 1e6:,.0f}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of styles and other parts that are not read
-            books = [openpyxl.load_workbook(path, data_only=is_shown) for is_shown in (True, False)]
+            return [openpyxl.load_workbook(path, data_only=is_shown) for is_shown in (True, False)]
     except Exception as error:  # of zip, XML, or a part that is missing
         raise DataError(
             f"{path}: not a readable .xlsx file ({type(error).__name__}: {error}); a file with a password, and an older"
             " .xls, must be saved as .xlsx without one"
         ) from error
-    filled = [found.title for found in books[0].worksheets if found.max_row > 1 or found["A1"].value is not None]
-    named = ", ".join(filled)
-    if sheet is None and len(filled) > 1:
-        raise DataError(
-            f"{path}: has {len(filled)} sheets (data.params.{setting}); set data.params.sheet to one of: {named}"
-        )
-    chosen = sheet or (filled[0] if filled else books[0].worksheets[0].title)
-    if chosen not in [found.title for found in books[0].worksheets]:
-        raise DataError(f"{path}: has no sheet `{chosen}` (data.params.sheet); there are: {named}")
-    return books[0][chosen], books[1][chosen]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from workflow_lib.data import SPLITS
 from workflow_lib.errors import DataError
+from workflow_lib.text import count
 
 LIKE_SPLITS = {
     **dict.fromkeys(("train", "tr", "learn", "fit"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "validat", "dev", "development", "eval"), "val"),
     **dict.fromkeys(("test", "tst", "holdout", "heldout"), "test"),
 }
-HIDDEN = ("Thumbs.db", "desktop.ini")  # hidden on Windows; other hidden files begin with a dot
+HIDDEN = ("Thumbs.db", "desktop.ini", "__MACOSX")  # of Windows, and of zip files of macOS; others begin with a dot
+NAMED = 10  # files that cannot be used, in a message
 TASK_FILES = 64  # for one thread, so that small files do not cost more in scheduling than in reading
 
 Result = TypeVar("Result")
@@ -104,11 +106,36 @@ def _check_split_names(folder: Path, names: Iterable[str]) -> None:
 
 
 def map_files(function: Callable[[Path], Result], paths: Sequence[Path]) -> list[Result]:
-    """Return the results of the function for the paths, computed on all processors; raise the first error in order."""
+    """Return the results of the function for the paths, computed on all processors.
 
-    def results_from(start: int) -> list[Result]:
-        return [function(path) for path in paths[start : start + TASK_FILES]]
+    Raises DataError if the function does for some of them, with the first message and the names of the others.
+    """
+
+    def result_of(path: Path) -> Result | DataError:
+        try:
+            return function(path)
+        except DataError as error:
+            return error
+
+    def results_from(start: int) -> list[Result | DataError]:
+        return [result_of(path) for path in paths[start : start + TASK_FILES]]
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     with ThreadPoolExecutor(cpus) as pool:
-        return [result for results in pool.map(results_from, range(0, len(paths), TASK_FILES)) for result in results]
+        found = [result for results in pool.map(results_from, range(0, len(paths), TASK_FILES)) for result in results]
+    bad = {str(path): result for path, result in zip(paths, found, strict=True) if isinstance(result, DataError)}
+    if bad:
+        raise with_others(bad, len(paths))
+    return [result for result in found if not isinstance(result, DataError)]
+
+
+def with_others(bad: Mapping[str, DataError], files: int) -> DataError:
+    """Return the first error; if there are more, with their number of all files, and with the names of up to NAMED."""
+    first, *others = bad
+    if not others:
+        return bad[first]
+    base = os.path.commonpath(bad)
+    names = ", ".join(os.path.relpath(name, base or ".") for name in others[: NAMED - 1])
+    more = ", ..." if len(others) >= NAMED else ""
+    where = f" in {base}" if base else ""
+    return DataError(f"{bad[first]}; {len(bad)} of {count(files, 'file')} cannot be used, also {names}{more}{where}")

@@ -68,7 +68,10 @@ def pixels(content: bytes | memoryview, name: str, settings: ImageSettings, shap
 
 
 def decode(content: bytes | memoryview, name: str, settings: ImageSettings) -> Any:
-    """Return the upright image in grey or RGB, 8 bits per value. Raises DataError for damage of any kind."""
+    """Return the upright image in grey or RGB, 8 bits per value; its info has the number of `images` in the file.
+
+    The first of several images in a JPEG file is returned. Raises DataError for damage of any kind.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -82,14 +85,16 @@ def decode(content: bytes | memoryview, name: str, settings: ImageSettings) -> A
             if bits > 8 or image.mode.startswith(("I", "F")):
                 raise ValueError(f"has {max(bits, 16)} bits a value, more than 8; convert it to 8 bits")
             frames = getattr(image, "n_frames", 1)
-            if image.format != "JPEG" and frames > 1:
+            if frames > 1 and image.format != "MPO":  # a JPEG of a phone: further images are previews or depths
                 what = "has" if image.format == "TIFF" else "is an animation of"
                 raise ValueError(f"{what} {frames} images; save one of them")
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
                 ground = Image.new("RGBA", upright.size, settings.background)
                 upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-            return upright.convert("RGB" if settings.channels == "rgb" else "L")
+            decoded = upright.convert("RGB" if settings.channels == "rgb" else "L")
+            decoded.info["images"] = frames
+            return decoded
     except Exception as error:  # decoders do not document what they raise on damage
         raise DataError(f"{name}: not a readable {KINDS} image ({_cause(error)})") from error
 

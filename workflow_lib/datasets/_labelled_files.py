@@ -19,6 +19,7 @@ from workflow_lib.datasets._tables import Piece, Table, check_column, open_table
 from workflow_lib.datasets._targets import Classes
 from workflow_lib.datasets.labelled_text import LIBRARY, Params
 from workflow_lib.errors import DataError
+from workflow_lib.files import in_utf8
 
 PASSAGES = 6  # of each file of the library
 
@@ -105,7 +106,7 @@ def text_of(path: Path) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         where = f"{path}: not UTF-8 at byte {error.start}"
-        raise DataError(f"{where}; convert the file, or exclude it with data.params.pattern") from error
+        raise DataError(f"{where}; {in_utf8(path)}, or exclude it with data.params.pattern") from error
 
 
 def _library(params: Params) -> Texts:

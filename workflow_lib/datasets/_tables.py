@@ -16,6 +16,8 @@ import numpy as np
 
 from workflow_lib.data import SPLITS
 from workflow_lib.errors import DataError
+from workflow_lib.files import in_utf8
+from workflow_lib.shipped import how_to_install
 
 PIECE_ROWS = 1024  # rows held at once
 OTHER_DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}  # each as it is written in YAML
@@ -115,7 +117,11 @@ class CsvTable:
         self.file = path.open("rb")
         self.size = path.stat().st_size
         self.starts: list[int] = []  # first byte of each piece, set by a complete scan
-        header, self.begin, self.lines = next(self._records(0, self.size, 1), ([], 0, 0))
+        try:
+            header, self.begin, self.lines = next(self._records(0, self.size, 1), ([], 0, 0))
+        except DataError:
+            self.file.close()
+            raise
         self.columns = tuple(name.strip() for name in header)
         self.unusable: dict[str, str] = {}
 
@@ -189,7 +195,8 @@ class _Lines:
             text = raw.decode("utf-8-sig" if self.end == 0 else "utf-8")  # spreadsheets write a byte order mark
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.path}, line {self.line}: not UTF-8 (byte {self.end + error.start} of the file); convert it"
+                f"{self.path}, line {self.line}: not UTF-8 (byte {self.end + error.start} of the file); "
+                f"{in_utf8(self.path)}"
             ) from error
         self.end += len(raw)
         self.line += 1
@@ -219,7 +226,7 @@ class ParquetTable:
         try:
             from pyarrow import ArrowException, parquet
         except ModuleNotFoundError as error:
-            raise DataError(f"{path}: Parquet needs pyarrow: pip install 'everstep[parquet]' (or use CSV)") from error
+            raise DataError(f"{path}: Parquet needs pyarrow: {how_to_install('parquet')} (or use CSV)") from error
         self.path, self.decimal, self.damage = path, decimal, (ArrowException, OSError, ValueError)
         try:
             with parquet.ParquetFile(path) as file:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from workflow_lib.datasets._images import KINDS, ImageSettings, Size, decode, pi
 from workflow_lib.errors import DataError
 from workflow_lib.plugins import DatasetFacts
 from workflow_lib.plugins.checksums import Checksums
+from workflow_lib.text import count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +75,7 @@ def open_source(params: Params, root: Path) -> Source:
     import numpy as np
 
     from workflow_lib.data import SPLITS, Source, content_digest
-    from workflow_lib.datasets._folder import map_files, split_folders
+    from workflow_lib.datasets._folder import split_folders
 
     params.verify(root / params.path)
     found = {split: _classes(folder, split) for split, folder in split_folders(root / params.path).items()}
@@ -84,7 +85,7 @@ def open_source(params: Params, root: Path) -> Source:
         _check_classes(root / params.path / split, tuple(folders), classes)
     images = {split: [path for paths in folders.values() for path in paths] for split, folders in found.items()}
     paths = [path for of_split in images.values() for path in of_split]
-    decoded = map_files(lambda path: checked(path, params), paths)
+    decoded = checked(paths, params)
     shape = params.shape or common_size(decoded)
     files = tuple(file for file, _ in decoded)
     digests = {file.path: file.digest for file in files}
@@ -221,12 +222,27 @@ def _check_classes(folder: Path, here: tuple[str, ...], classes: tuple[str, ...]
         raise DataError(f"{folder / name}: is not a class of train; train must have every class")
 
 
-def checked(path: Path, params: ImageSettings) -> tuple[SourceFile, Size]:
-    """Decode the image; return the file with its digest, and height and width of the image."""
+def checked(paths: Sequence[Path], params: ImageSettings) -> list[tuple[SourceFile, Size]]:
+    """Decode the images; return the files with their digests, and height and width of each image."""
     from workflow_lib.data import SourceFile
+    from workflow_lib.datasets._folder import map_files
 
-    file = SourceFile.of(path)
-    return file, size_of(_decode(path, params))
+    def check(path: Path) -> tuple[SourceFile, Size, int]:
+        file, image = SourceFile.of(path), _decode(path, params)
+        return file, size_of(image), image.info["images"]
+
+    found = map_files(check, paths)
+    warn_of_several([(file.path, images) for file, _, images in found])
+    return [(file, size) for file, size, _ in found]
+
+
+def warn_of_several(images: Sequence[tuple[Path, int]]) -> None:
+    """Warn of files that contain several images; `images` has the number of those in each file."""
+    if several := [path for path, number in images if number > 1]:
+        log.warning(
+            "%d of %s contain several images, as phones and 3D cameras write them (MPO), such as %s: the first is used",
+            len(several), count(len(images), "file"), several[0],
+        )  # fmt: skip
 
 
 def common_size(checked: list[tuple[SourceFile, Size]]) -> Size:

@@ -93,7 +93,7 @@ def look(params: Params, root: Path) -> DatasetFacts:
     for folder in split_folders(root / params.path).values():
         masks = root / params.masks / folder.relative_to(root / params.path)
         if (image := next(files_below(folder), None)) is not None:
-            *_, found = _check(image, mask_beside(image, folder, masks), params)
+            *_, found, _ = _check(image, mask_beside(image, folder, masks), params)
             size = size or found
     return replace(known(params), size=size)
 
@@ -115,8 +115,9 @@ def open_source(params: Params, root: Path) -> Source:
     images = {split: [image for image, _ in of_split] for split, of_split in pairs.items()}
     masks = dict(pair for of_split in pairs.values() for pair in of_split)
     checked = map_files(lambda image: _check(image, masks[image], params), list(masks))
-    shape = params.shape or image_folder.common_size([(image, size) for image, _, size in checked])
-    digests = {image.path: f"{image.digest} {mask.digest}" for image, mask, _ in checked}
+    image_folder.warn_of_several([(image.path, number) for image, _, _, number in checked])
+    shape = params.shape or image_folder.common_size([(image, size) for image, _, size, _ in checked])
+    digests = {image.path: f"{image.digest} {mask.digest}" for image, mask, *_ in checked}
     channels = 3 if params.channels == "rgb" else 1
 
     def read(split: str, rows: np.ndarray) -> np.ndarray:
@@ -140,7 +141,7 @@ def open_source(params: Params, root: Path) -> Source:
         is_thread_safe=True,
         classes=params.names,
         scale=255.0,
-        files=tuple(file for image, mask, _ in checked for file in (image, mask)),
+        files=tuple(file for image, mask, *_ in checked for file in (image, mask)),
         content=content_digest(np.array(list(digests.values()))),  # the order of the files counts
         row_digests={split: [digests[path] for path in paths] for split, paths in images.items()},
         row_name=lambda split, row: str(images[split][row]),
@@ -155,16 +156,17 @@ def open_inputs(params: Params, path: Path, manifest: Manifest) -> Inputs:
     return image_folder.open_inputs(params, path, manifest)
 
 
-def _check(image: Path, mask: Path, params: Params) -> tuple[SourceFile, SourceFile, Size]:
-    """Decode an image and its mask; return both files, and height and width of the image."""
+def _check(image: Path, mask: Path, params: Params) -> tuple[SourceFile, SourceFile, Size, int]:
+    """Decode an image and its mask; return both files, height and width of the image, and the images in its file."""
     from workflow_lib.data import SourceFile
     from workflow_lib.datasets._masks import read_mask
 
     files = SourceFile.of(image), SourceFile.of(mask)
-    size = size_of(decode(image_folder.content_of(image), str(image), params))
+    decoded = decode(image_folder.content_of(image), str(image), params)
+    size = size_of(decoded)
     if (other := read_mask(mask, params).shape) != size:
         raise DataError(
             f"{mask}: is {other[0]} x {other[1]} (height x width), but its image {image} is {size[0]} x {size[1]}; "
             "give the mask the size of the image"
         )
-    return *files, size
+    return *files, size, decoded.info["images"]

@@ -69,7 +69,6 @@ def open_source(params: Params, root: Path) -> Source:
     import numpy as np
 
     from workflow_lib.data import SPLITS, Source, SourceFile, content_digest
-    from workflow_lib.datasets._folder import map_files
 
     folder = root / params.path
     params.verify(folder)
@@ -94,7 +93,7 @@ def open_source(params: Params, root: Path) -> Source:
     targets = encoded[0] if is_alone else np.stack(encoded, axis=1)
     images = {split: paths for split, paths in images.items() if paths}
     in_order = [path for paths in images.values() for path in paths]
-    checked = map_files(lambda path: image_folder.checked(path, params), in_order)
+    checked = image_folder.checked(in_order, params)
     shape = params.shape or image_folder.common_size(checked)
     digest_of = {file.path: file.digest for file, _ in checked}
     channels = 3 if params.channels == "rgb" else 1

@@ -37,6 +37,11 @@ def load_object(kind: str, target: str) -> Any:
         hint = f"; did you mean `{meant}`?" if is_object_path(meant) else ""
         raise PluginError(f"`{shortened(target)}` is not an import path of a {kind}: mypackage.module:Name{hint}")
     name, _, attribute = target.partition(":")
+    if name == "__main__":  # of a notebook or of this program: a job of the pipeline could not import it
+        raise PluginError(
+            f"{kind} `{target}`: jobs cannot import `__main__`; put it into a file of the project, such as nets.py, "
+            f"and name it nets:{attribute}"
+        )
     module = import_module(kind, name, name)
     found: Any = module
     for part in attribute.split("."):

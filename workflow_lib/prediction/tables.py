@@ -17,6 +17,7 @@ import numpy as np
 from workflow_lib.errors import UserError
 from workflow_lib.files import open_atomic
 from workflow_lib.results.workbook import Workbook
+from workflow_lib.shipped import how_to_install
 
 Rows: TypeAlias = "Mapping[str, Sequence[Any] | np.ndarray]"  # columns by name, of equal length
 SUFFIXES = (".csv", ".parquet", ".xlsx")
@@ -50,7 +51,7 @@ def check_output(output: Path, data: Path) -> None:
     if output.suffix.lower() == ".parquet":
         _pyarrow()
     if output.suffix.lower() == ".xlsx" and importlib.util.find_spec("openpyxl") is None:
-        raise UserError("--output: Excel needs openpyxl: pip install 'everstep[excel]' (or write .csv)")
+        raise UserError(f"--output: Excel needs openpyxl: {how_to_install('excel')} (or write .csv)")
 
 
 @contextmanager
@@ -144,5 +145,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise UserError("--output: Parquet needs pyarrow: pip install 'everstep[parquet]' (or write .csv)") from error
+        raise UserError(f"--output: Parquet needs pyarrow: {how_to_install('parquet')} (or write .csv)") from error
     return pyarrow, parquet

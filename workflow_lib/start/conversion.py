@@ -13,10 +13,10 @@ WAYS = {
     **dict.fromkeys(COMPRESSED, "decompress it"),
     ".gz": "decompress it: `gunzip {path}`",
     **dict.fromkeys(
-        (".jsonl", ".ndjson"), 'convert it: pandas.read_json("{path}", lines=True).to_parquet("{stem}.parquet")'
+        (".jsonl", ".ndjson"), 'convert it: pandas.read_json("{path}", lines=True).to_csv("{stem}.csv", index=False)'
     ),
     **{
-        end: f'convert it: pandas.read_{kind}("{{path}}").to_parquet("{{stem}}.parquet")'
+        end: f'convert it: pandas.read_{kind}("{{path}}").to_csv("{{stem}}.csv", index=False)'
         for end, kind in {
             ".json": "json", ".feather": "feather", ".orc": "orc",
             ".dta": "stata", ".sav": "spss", ".sas7bdat": "sas", ".xls": "excel", ".xlsm": "excel", ".xlsb": "excel",
@@ -26,15 +26,17 @@ WAYS = {
     **dict.fromkeys(
         (".pkl", ".pickle"),
         'convert it if you trust its source, since reading it executes code: '
-        'pandas.read_pickle("{path}").to_parquet("{stem}.parquet")',
+        'pandas.read_pickle("{path}").to_csv("{stem}.csv", index=False)',
     ),
     ".npy": f'convert it: numpy.load("{{path}}") gives the array for {ARRAYS}',
     ".mat": f'convert it: scipy.io.loadmat("{{path}}") gives the arrays for {ARRAYS}',
     **dict.fromkeys((".h5", ".hdf5"), f'convert it: h5py.File("{{path}}") gives the arrays for {ARRAYS}'),
     **dict.fromkeys((".pt", ".pth"), f"convert its tensors to arrays for {ARRAYS}"),
     **dict.fromkeys(
-        (".db", ".sqlite", ".sqlite3"), 'convert it: pandas.read_sql(query, connection).to_parquet("{stem}.parquet")'
+        (".db", ".sqlite", ".sqlite3"),
+        'convert it: pandas.read_sql(query, connection).to_csv("{stem}.csv", index=False)',
     ),
+    **dict.fromkeys((".csv", ".tsv", ".xlsx"), "give one table; pandas.concat joins several of the same columns"),
     ".bin": "a file of tokens is read by the data set `tokens`",
     **dict.fromkeys((".gif", ".heic", ".svg"), "convert it to PNG, and give the folder of the images"),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), "give the folder of the images"),

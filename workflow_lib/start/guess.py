@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from workflow_lib import plugins
 from workflow_lib.data import SPLITS
-from workflow_lib.datasets._folder import class_folders, entries, files_below, split_folders
+from workflow_lib.datasets._folder import class_folders, entries, files_below, split_folders, with_others
+from workflow_lib.datasets._images import ImageSettings, decode
 from workflow_lib.datasets.image_folder import SUFFIXES as IMAGES
 from workflow_lib.errors import DataError
 from workflow_lib.start.conversion import way
@@ -26,6 +29,8 @@ UNEVEN = 10  # times as many samples as another class
 LOOKED_AT = 200  # images whose size is read
 LARGEST_SIDE = 224  # pixels of a guessed size
 CLASSES_SHOWN = 8
+MOST_DECODED = 200_000_000  # pixels
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has no second slash
 
 
 @dataclass
@@ -46,7 +51,20 @@ class Guess:
 
 def guess(path: Path) -> Guess:
     """Return settings for the data at the path. Raises DataError if there is nothing that a data set reads."""
+    made = _guess(path)
+    try:
+        plugins.facts_in_headers(made.data["name"], made.data["params"], Path.cwd())
+    except DataError as error:  # such as names of folders that are annotations, not classes
+        if not any(line.startswith("to correct") for line in made.odd):
+            made.odd.append(f"to correct: {error}")
+    return made
+
+
+def _guess(path: Path) -> Guess:
     if not path.exists():
+        if ADDRESS.match(str(path)):
+            address = str(path).replace(":/", "://", 1)
+            raise DataError(f"--data {address}: is an address; download the data, as with `curl`, and give the file")
         raise DataError(f"--data {path}: no such file or folder (looked for in {Path.cwd()})")
     if path.is_dir():
         return _folder(path)
@@ -71,7 +89,9 @@ def guess(path: Path) -> Guess:
 
         return of_table(path)
     if suffix == ".npz":
-        return _npz(path)
+        from workflow_lib.start.arrays import of_npz
+
+        return of_npz(path)
     if suffix == ".txt":
         return _language(path, [path])
     raise DataError(
@@ -96,6 +116,13 @@ def _folder(path: Path) -> Guess:
         from workflow_lib.start.archives import of_tars
 
         return of_tars(path)
+    for split in (inner for inner in entries(path) if inner.name in SPLITS and inner.is_dir()):
+        if (pair := _images_and_masks(split)) is not None:
+            images_here, masks_here = (path / folder.name / split.name for folder in pair)
+            raise DataError(
+                f"--data {path}: has images and masks in {split.name}; put the splits into the folders of images and "
+                f"of masks, as in {images_here} and {masks_here}"
+            )
     if (pair := _images_and_masks(path)) is not None:
         from workflow_lib.start.masks import of_masks
 
@@ -109,30 +136,55 @@ def _folder(path: Path) -> Guess:
                 f"allowed: images ({', '.join(IMAGES)}) and texts ({', '.join(TEXTS)}). For others: "
                 "`everstep init --all` and docs/data.md"
             )
+    if images and (made := _images_in_a_table(path)) is not None:
+        return made
     if not any(inner.is_dir() for inner in entries(path)):
         if images:
-            raise DataError(f"--data {path}: has images, but no folder for each class, as in {path}/rose/1.jpg")
+            raise DataError(
+                f"--data {path}: has images, but neither a folder for each class, as in {path}/rose/1.jpg, nor a table "
+                "that names them"
+            )
         return _language(path, [file for file in files_below(path) if file.suffix == common])
-    found = {split: class_folders(folder) for split, folder in split_folders(path).items()}
+    list_classes = _image_folders if images else class_folders
+    found = {split: list_classes(folder) for split, folder in split_folders(path).items()}
     classes = {
         name: sum(len(folders.get(name, ())) for folders in found.values())
         for name in sorted({name for folders in found.values() for name in folders})
     }
     files = [file for folders in found.values() for paths in folders.values() for file in paths]
-    made = of_images(path, {str(file): file for file in files}) if images else _labelled_texts(path)
+    others = [file for file in files if images and file.suffix.lower() not in IMAGES]
+    made = of_images(path, {str(f): f for f in files if f not in others}) if images else _labelled_texts(path)
     made.found = [f"{count(sum(classes.values()), 'file')} in folders of classes", counts_of(classes)]
     made.found += [*([f"folders of splits: {', '.join(found)}"] if len(found) > 1 else [])]
     made.odd += of_classes(classes)
+    if images and (empty := [name for name, paths in found["train"].items() if not paths]):
+        made.odd.append(f"to correct: no images of {', '.join(empty)}: fill the folder, or remove it")
     made.odd += [
         doubt for split, folder in split_folders(path).items() for doubt in _equal_folders(folder, found[split])
     ]
     made.fit_batches(sum(classes.values()))
-    others = suffixes.total() - images
-    if images and others:
-        made.odd.append(
-            f"{'1 file that is no image' if others == 1 else f'{others:,} files that are no images'}; to be removed"
-        )
+    if others:
+        first, number = others[0], len(others)
+        what = f"{first} is no image" if number == 1 else f"{number:,} files are no images, such as {first}"
+        made.odd.append(f"{what}; to be removed")
     return made
+
+
+def _image_folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each class; other files beside the folders, such as a README, are not read."""
+    return {path.name: list(files_below(path, (folder.resolve(),))) for path in entries(folder) if path.is_dir()}
+
+
+def _images_in_a_table(path: Path) -> Guess | None:
+    """Return settings for a folder of images and the table that names them, if there is one."""
+    files = list(files_below(path))
+    images = [file for file in files if file.suffix.lower() in IMAGES]
+    tables = [file for file in files if file.suffix.lower() in TABLES]
+    if not tables or len({file.parent for file in images}) > 1:  # folders of classes
+        return None
+    from workflow_lib.start.image_tables import of_image_tables
+
+    return of_image_tables(images, tables)
 
 
 def _inner(path: Path) -> Path:
@@ -168,6 +220,8 @@ def _images_and_masks(path: Path) -> tuple[Path, Path] | None:
     if len(folders) != 2 or len(masks) != 1:
         return None
     (images,) = (folder for folder in folders if folder != masks[0])
+    if not any(file.suffix.lower() == ".png" for file in files_below(masks[0])):
+        return None  # such as boxes in text files
     return images, masks[0]
 
 
@@ -175,15 +229,24 @@ def of_images(path: Path, files: Mapping[str, Path | BytesIO]) -> Guess:
     """Return settings for images, which are given by their names, as files or their content."""
     from PIL import Image
 
-    names = list(files)
-    sizes, modes, damaged = Counter[tuple[int, int]](), Counter[str](), []
-    for name in names[:: max(1, len(names) // LOOKED_AT)]:
+    names = list(files)[:: max(1, len(files) // LOOKED_AT)]
+    sizes, modes = Counter[tuple[int, int]](), Counter[str]()
+    bad: dict[str, DataError] = {}
+    several = 0
+    for name in names:
+        file = files[name]
         try:
-            with Image.open(files[name]) as image:
+            with Image.open(file) as image:
                 sizes[image.height, image.width] += 1
                 modes[image.mode] += 1
-        except Exception:  # decoders do not document what they raise on damage
-            damaged.append(name)
+        except Exception:  # decoders do not document what they raise on damage; that of the data set says what it is
+            pass
+        if sum(height * width * number for (height, width), number in sizes.items()) < MOST_DECODED:
+            try:
+                content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+                several += decode(content, name, ImageSettings()).info["images"] > 1
+            except DataError as error:
+                bad[name] = error
     if not sizes:
         raise DataError(f"--data {path}: none of its images can be read")
     sides = sorted(min(size) for size in sizes.elements())
@@ -199,7 +262,11 @@ def of_images(path: Path, files: Mapping[str, Path | BytesIO]) -> Guess:
             f"images of different sizes, from {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width): they are "
             f"scaled to {side} x {side} and cut; see data.params.resize"
         )
-    made.odd += [f"{file}: cannot be read as an image" for file in damaged[:3]]
+    if bad:
+        of_some = f" (of {len(names)} that were looked at)"
+        made.odd.append(f"to correct: {with_others(bad, len(names))}{of_some if len(names) < len(files) else ''}")
+    if several:
+        made.odd.append(f"{count(several, 'file')} with several images each (MPO): the first one is used")
     return made
 
 
@@ -226,43 +293,18 @@ def _language(path: Path, files: Sequence[Path]) -> Guess:
     made = of_language({"name": "text", "params": {"path": str(path), **pattern}})
     made.found.append(f"{count(len(files), 'text')} of {size / 1e6:,.2f} MB: a language model, which continues them")
     made.odd += ["less than 0.1 MB of text: too little to learn a language"] if size < 1e5 else []
+    if not path.is_dir() and (delimiter := _delimiter(path)) is not None:
+        made.odd.append(f"each line has as many {delimiter!r} as the others: if it is a table, name it .csv")
     return made
 
 
-def _npz(path: Path) -> Guess:
-    import numpy as np
+def _delimiter(path: Path) -> str | None:
+    """Return what divides the lines of a text into equally many values, if there is such a character."""
+    from workflow_lib.start.tables import delimiter_of
 
-    from workflow_lib.datasets._archive import Archive
-
-    with closing(Archive(path)) as archive:
-        masks = "train_masks" in archive.keys
-        if "train_images" not in archive.keys or not (masks or "train_labels" in archive.keys):
-            raise DataError(
-                f"--data {path}: has {', '.join(sorted(archive.keys)) or 'no arrays'}; needed: train_images, and "
-                f"train_labels or train_masks"
-            )
-        images = {split: archive.member(f"{split}_images") for split in SPLITS if f"{split}_images" in archive.keys}
-        numbers, shape = {split: len(member) for split, member in images.items()}, images["train"].shape[1:]
-        targets = None if masks else archive.member("train_labels")
-        if not min(numbers["train"], len(shape)) or (targets is not None and not len(targets)):
-            raise DataError(f"--data {path}: train_images has shape {images['train'].shape}; needed: images")
-        labels = None if targets is None else targets.take(np.arange(len(targets)))
-    is_many = labels is not None and labels.ndim == 2 and labels.shape[1] > 1
-    task = "segmentation" if masks else "multilabel" if is_many else "classification"
-    model = "unet" if masks else "cnn" if min(shape[:2]) <= 32 else "resnet"
-    params = {"path": str(path)} | ({} if task == "classification" else {"task": task})
-    made = Guess(
-        {"name": "npz", "params": params}, {"model": {"name": model}, "training": {"epochs": 30, "batch_size": 128}}
-    )
-    made.fit_batches(numbers["train"])
-    made.found = [f"images of {' x '.join(map(str, shape))}: {task}"]
-    made.found.append(", ".join(f"{number:,} {split}" for split, number in numbers.items()))
-    if task == "classification" and labels is not None:
-        values, counts = np.unique(labels, return_counts=True)
-        classes = {str(value): int(n) for value, n in zip(values, counts, strict=True)}
-        made.found.append(counts_of(classes))
-        made.odd += of_classes(classes)
-    return made
+    with suppress(DataError):  # not UTF-8: no table
+        return delimiter_of(path)
+    return None
 
 
 def counts_of(classes: Mapping[str, int]) -> str:

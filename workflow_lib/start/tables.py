@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workflow_lib.datasets._columns import Column
+from workflow_lib.datasets._excel import filled_sheets
 from workflow_lib.datasets._notation import ADVISED, Notation, advice, other_notation
 from workflow_lib.datasets._tables import Piece, check_names, open_table, splits_of
 from workflow_lib.datasets._targets import KINDS
 from workflow_lib.datasets._values import names_of, parse_numbers
 from workflow_lib.datasets.table import DESCRIBED_PIECES, Params
 from workflow_lib.errors import DataError
+from workflow_lib.files import in_utf8
+from workflow_lib.start import doubts
 from workflow_lib.start.guess import Guess, counts_of, of_classes
+from workflow_lib.start.missing import missing_texts
 from workflow_lib.text import count
 
 if TYPE_CHECKING:
@@ -34,37 +39,33 @@ MOST_CLASSES = 20  # different whole numbers that are classes rather than a quan
 MOST_COLUMNS = 30  # that are listed in `features` only because some of the others seem useless
 SPLITS = ({"train", "test"}, {"train", "val"}, {"train", "val", "test"})
 WORDS = 5  # a column with more words in the mean holds texts
-MISSING = frozenset(Params.model_fields["missing"].default)
+MISSING: tuple[str, ...] = Params.model_fields["missing"].default
 
 
 def of_table(path: Path) -> Guess:
     """Return settings for a CSV or Parquet file. Raises DataError if it is not a readable table."""
-    delimiter = "," if path.suffix.lower() in (".parquet", ".pq", ".xlsx") else _delimiter(path)
-    try:
-        pieces, unusable = _read(path, delimiter)
-    except DataError as error:
-        raise DataError(f"--data {error}") from error
-    names = list(pieces[0].values) if pieces else []
-    if len(names) < 2:
-        raise DataError(f"--data {path}: {count(len(names), 'usable column')} with rows; needed: a row and two columns")
-    notation, ambiguous = _notation(pieces, delimiter)
-    frame = _frame(pieces, notation)
-    target = next((c for name in TARGETS for c in frame.columns if c.lower() == name), frame.columns[-1])
+    rows = read(path)
+    frame, pieces, notation, unusable = rows.frame, rows.pieces, rows.notation, rows.unusable
+    target = target_of(frame)
     others = [column for column in frame.columns if column != target]
     split = next((c for c in others if {*frame[c].unique()} in SPLITS), None)
     texts = [c for c in others if c != split and _is_text(frame[c])]
-    is_number = _is_quantity(frame[target])
+    is_number = is_quantity(frame[target])
     params: dict[str, Any] = {"path": str(path), "target": target}
     is_part = len(pieces) == DESCRIBED_PIECES
-    rows = f"{'at least ' if is_part else ''}{len(frame):,} rows, {len(names) + len(unusable)} columns"
+    size = f"{'at least ' if is_part else ''}{len(frame):,} rows, {len(frame.columns) + len(unusable)} columns"
     if texts and not is_number:
+        if rows.sheets:
+            raise DataError(
+                f"--data {path}: has texts, and {len(rows.sheets)} sheets ({', '.join(rows.sheets)}); save one as .csv"
+            )
         made = Guess(
             {"name": "labelled_text", "params": {"path": str(path), "text": texts[0], "target": target}},
             {
                 "model": {"name": "text_encoder"},
                 "training": {"epochs": 10, "batch_size": 32, "clip_norm": 1.0, "select_metric": "val_accuracy"},
             },
-            [rows, f"texts in {texts[0]!r}, their classes in {target!r}"],
+            [size, f"texts in {texts[0]!r}, their classes in {target!r}"],
         )
     else:
         task = "regression" if is_number else "classification"
@@ -74,8 +75,8 @@ def of_table(path: Path) -> Guess:
                 "model": {"name": "tabular"},
                 "training": {"epochs": 50, "batch_size": 64, "early_stopping": {"metric": "val_loss", "patience": 10}},
             },
-            [rows, f"target {target!r}: {task}"],
-            ambiguous,
+            [size, f"target {target!r}: {task}"],
+            rows.ambiguous,
         )
         made.odd += [f"left out: column {name!r} {why}" for name, why in unusable.items()]
         columns = [c for c in others if c != split]
@@ -88,19 +89,13 @@ def of_table(path: Path) -> Guess:
         if len(kept) < len(columns) or unusable:
             made.data["params"]["features"] = kept
         _can_be_read(KINDS[task](path, target, notation, is_first=not is_part), pieces, split, made)
-        if notation.decimal != ".":
-            made.data["params"]["decimal"] = notation.decimal
-            made.found.append(f"decimal mark {notation.decimal!r}")
-        if notation.thousands is not None:
-            made.data["params"]["thousands"] = notation.thousands
-            made.found.append(f"thousands are marked with {notation.thousands!r}")
-    if delimiter != ",":
-        made.data["params"]["delimiter"] = delimiter
-        made.found.append(f"delimiter {delimiter!r}")
+        rows.write_notation(made)
+        made.odd += doubts.of_columns(frame, columns)
+    rows.write_file(made)
     if split is not None:
         made.data["params"]["split"] = split
         made.found.append(f"splits in column {split!r}")
-    _look_at_target(frame, target, is_number, made)
+    look_at_target(frame, target, is_number, made)
     made.odd += _of_names(list(frame.columns), path)
     made.fit_batches(len(frame))
     return made
@@ -108,7 +103,7 @@ def of_table(path: Path) -> Guess:
 
 def _of_names(columns: Sequence[str], path: Path) -> list[str]:
     """Return a warning if most names of the columns are numbers: the first line is then probably a row."""
-    numbers = [name for name in columns if Notation(MISSING).plain(name) is not None]
+    numbers = [name for name in columns if Notation().plain(name) is not None]
     if len(numbers) * 2 <= len(columns):
         return []
     first = ", ".join(numbers[:3])
@@ -117,23 +112,88 @@ def _of_names(columns: Sequence[str], path: Path) -> list[str]:
     ]
 
 
-def _delimiter(path: Path) -> str:
-    """Return the delimiter that gives the first lines most columns, and each as many."""
+def delimiter_of(path: Path) -> str | None:
+    """Return the delimiter that gives the first lines most columns, and each as many; None if there is none."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             head = [line for line in (file.readline(LONGEST_LINE) for _ in range(50)) if line]
         columns = {d: [len(row) for row in csv.reader(head, delimiter=d) if row] for d in DELIMITERS}
     except UnicodeDecodeError as error:
-        raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; convert it, such as by `iconv`") from error
+        raise DataError(f"--data {path}: is not UTF-8 at byte {error.start}; {in_utf8(path)}") from error
     except csv.Error as error:
         raise DataError(f"--data {path}: is not a table of text, with a row in each line ({error})") from error
     even = {d: rows[0] for d, rows in columns.items() if rows and len(set(rows)) == 1 and rows[0] > 1}
-    return max(even, key=lambda d: even[d]) if even else ","
+    return max(even, key=lambda d: even[d]) if even else None
 
 
-def _read(path: Path, delimiter: str) -> tuple[list[Piece], dict[str, str]]:
+@dataclass(frozen=True)
+class Rows:
+    """The first rows of a table, and how they are written.
+
+    Attributes:
+        unusable: the reason why a column cannot be used, by name
+        notation: the marks of numbers, and the texts that mean a missing value
+        ambiguous: a line if another notation reads the numbers differently
+        sheets: those of an Excel workbook if there are several; the first one is read
+    """
+
+    frame: pd.DataFrame
+    pieces: Sequence[Piece]
+    unusable: Mapping[str, str]
+    delimiter: str
+    notation: Notation
+    ambiguous: list[str]
+    sheets: Sequence[str]
+
+    def write_notation(self, made: Guess) -> None:
+        """Add the settings of numbers and missing values to a guess."""
+        if self.notation.decimal != ".":
+            made.data["params"]["decimal"] = self.notation.decimal
+            made.found.append(f"decimal mark {self.notation.decimal!r}")
+        if self.notation.thousands is not None:
+            made.data["params"]["thousands"] = self.notation.thousands
+            made.found.append(f"thousands are marked with {self.notation.thousands!r}")
+        if more := sorted(self.notation.missing - set(MISSING)):
+            made.data["params"]["missing"] = [*MISSING, *more]
+            made.found.append(f"read as missing values: {', '.join(map(repr, more))}")
+
+    def write_file(self, made: Guess) -> None:
+        """Add the settings of the file to a guess."""
+        if self.delimiter != ",":
+            made.data["params"]["delimiter"] = self.delimiter
+            made.found.append(f"delimiter {self.delimiter!r}")
+        if self.sheets:
+            made.data["params"]["sheet"] = self.sheets[0]
+            made.odd.append(f"{len(self.sheets)} sheets: {', '.join(self.sheets)}; the first one is used")
+
+
+def read(path: Path) -> Rows:
+    """Return the first rows of a table. Raises DataError if it is not a readable table of two columns."""
+    suffix = path.suffix.lower()
+    delimiter = "," if suffix in (".parquet", ".pq", ".xlsx") else delimiter_of(path) or ","
+    try:
+        sheets = filled_sheets(path) if suffix == ".xlsx" else []
+        pieces, unusable = _read(path, delimiter, sheets[0] if sheets[1:] else None)
+    except DataError as error:
+        raise DataError(f"--data {error}") from error
+    names = list(pieces[0].values) if pieces else []
+    if len(names) < 2:
+        raise DataError(f"--data {path}: {count(len(names), 'usable column')} with rows; needed: a row and two columns")
+    texts = {name: _texts(name, pieces) for name in names}
+    notation, ambiguous = _notation(texts.values(), delimiter)
+    notation = replace(notation, missing=frozenset((*MISSING, *missing_texts(texts.values(), notation))))
+    sheets = sheets if sheets[1:] else []
+    return Rows(_frame(pieces, notation), pieces, unusable, delimiter, notation, ambiguous, sheets)
+
+
+def target_of(frame: pd.DataFrame) -> str:
+    """Return the column with a usual name of a target, or else the last one."""
+    return next((c for name in TARGETS for c in frame.columns if c.lower() == name), frame.columns[-1])
+
+
+def _read(path: Path, delimiter: str, sheet: str | None) -> tuple[list[Piece], dict[str, str]]:
     """Return the first rows of the columns that can be used, and why others cannot, by name."""
-    with closing(open_table(path, delimiter)) as table:
+    with closing(open_table(path, delimiter, sheet=sheet)) as table:
         if len(set(table.columns)) < len(table.columns) and (reasons := _of_names(table.columns, path)):
             raise DataError(f"{path}: {reasons[0]}")
         check_names(table)
@@ -144,22 +204,23 @@ def _read(path: Path, delimiter: str) -> tuple[list[Piece], dict[str, str]]:
         return list(itertools.islice(table.scan(usable), DESCRIBED_PIECES)), unusable
 
 
-def _notation(pieces: Sequence[Piece], delimiter: str) -> tuple[Notation, list[str]]:
+def _texts(name: str, pieces: Sequence[Piece]) -> list[str]:
+    """Return the different texts of a column that are no missing values."""
+    columns = [values for piece in pieces if not isinstance(values := piece.values[name], np.ndarray)]
+    return list(dict.fromkeys(text for column in columns for text in column if text and text not in MISSING))
+
+
+def _notation(columns: Iterable[Sequence[str]], delimiter: str) -> tuple[Notation, list[str]]:
     """Return the notation that reads most texts as numbers, and a line if another one reads them differently."""
-    texts: list[str] = []
-    for name in pieces[0].values:
-        columns = [piece.values[name] for piece in pieces]
-        texts += dict.fromkeys(
-            text for c in columns if not isinstance(c, np.ndarray) for text in c if text and text not in MISSING
-        )
+    texts = list(itertools.chain.from_iterable(columns))
     if not any(other_notation(text) == "a number in another notation" for text in texts):
-        return Notation(MISSING), []
+        return Notation(), []
     candidates = [Notation(), *sorted(ADVISED, key=lambda notation: notation.decimal == delimiter)]
     best = max(candidates, key=lambda notation: sum(notation.plain(text) is not None for text in texts))
     differ = [text for text in texts if best.plain(text) is not None and Notation().plain(text) is None]
     found = advice(differ) if differ else ""
     ambiguous = [f"numbers can be read in two ways: {found}"] if "; " in found else []
-    return Notation(MISSING, best.decimal, best.thousands), ambiguous
+    return best, ambiguous
 
 
 def _frame(pieces: Sequence[Piece], notation: Notation) -> pd.DataFrame:
@@ -201,7 +262,7 @@ def _is_text(column: pd.Series[Any]) -> bool:
     return len(values) > 0 and bool(values.map(lambda v: len(v.split()) if isinstance(v, str) else 0).mean() > WORDS)
 
 
-def _is_quantity(column: pd.Series[Any]) -> bool:
+def is_quantity(column: pd.Series[Any]) -> bool:
     """Return True for numbers with fractions, or with many different values."""
     import pandas as pd
 
@@ -211,16 +272,18 @@ def _is_quantity(column: pd.Series[Any]) -> bool:
     return bool((values % 1 != 0).any() or values.nunique() > MOST_CLASSES)
 
 
-def _look_at_target(frame: pd.DataFrame, target: str, is_number: bool, made: Guess) -> None:
+def look_at_target(frame: pd.DataFrame, target: str, is_number: bool, made: Guess) -> None:
+    """Add the range or the classes of the target to a guess, and what is odd about them."""
     column = frame[target]
     if missing := int(column.isna().sum()):
         made.odd.append(f"{target!r} lacks {missing:,} of {len(frame):,} values; remove these rows")
     if is_number:
         made.found.append(f"{target!r}: from {column.min():g} to {column.max():g}, mean {column.mean():.4g}")
+        made.odd += doubts.of_numbers(column)
         return
     classes = {str(name): int(n) for name, n in column.value_counts().items()}
     made.found.append(counts_of(classes))
-    made.odd += of_classes(classes)
+    made.odd += [*of_classes(classes), *doubts.of_names(target, list(classes))]
 
 
 def _useless(frame: pd.DataFrame, columns: Sequence[str], made: Guess) -> list[str]:

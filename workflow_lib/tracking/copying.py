@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_lib import plan, plugins
+from workflow_lib import plan, plugins, shipped
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.files import make_dirs, read_json, write_json
 from workflow_lib.results import layout as results_layout
@@ -39,8 +39,8 @@ def check_installed(to: Sequence[str], setting: str = "tracking.to") -> None:
             raise UserError(f"there is no tracker {name}; allowed: {', '.join(names)}")
         if not all(map(importlib.util.find_spec, load(name).REQUIRES)):
             raise UserError(
-                f"{setting}: {name} is not installed here; install it with: pip install -c constraints.txt"
-                f" 'everstep[{name}]' (in this folder: '.[{name}]'), or remove it from {setting}"
+                f"{setting}: {name} is not installed here; install it with: {shipped.how_to_install(name)}, or remove "
+                f"it from {setting}"
             )
 
 
