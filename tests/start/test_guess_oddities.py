@@ -97,7 +97,10 @@ def test_a_table_beside_images_names_them(tmp_path: Path) -> None:
     for number in range(ROWS):
         image(tmp_path / "train" / f"{number:04}.png")
     table(
-        tmp_path / "train.csv", image_id=[f"{n:04}" for n in range(1, ROWS + 1)], kind=["a", "b"] * 20, seen=range(ROWS)
+        tmp_path / "train.csv",
+        image_id=[f"{n:04}" for n in range(1, ROWS + 1)],
+        kind=["a", "b"] * 20,
+        seen=[f"{n:04}" for n in range(ROWS)],
     )
     table(tmp_path / "prices.csv", x=[0.5, 1.5], y=[1, 2])
     table(tmp_path / "few.csv", image_id=["0001", "0002"], kind=["a", "b"])
