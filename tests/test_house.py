@@ -24,7 +24,7 @@ PACKAGE = ROOT / "workflow_lib"
 # From the ground up. A package, or a module named here, may use the layers above its own, and in its own layer those
 # that stand before it. The public names in workflow_lib/__init__.py may stand for any.
 LAYERS = (
-    ("", "errors", "processes", "shipped", "text", "files", "ready"),
+    ("", "errors", "arguments", "processes", "shipped", "text", "files", "ready"),
     ("tasks.facts", "runtime", "store.layout", "results.layout"),
     ("plugins", "config", "plan"),
     ("slurm", "distributed", "checkpoint"),

@@ -108,10 +108,11 @@ def test_a_grid_does_not_mix_with_a_sweep_of_the_base() -> None:
 
 def test_a_grid_is_shown_as_a_table() -> None:
     grid = ParameterGrid(GRID)
-    assert repr(grid).splitlines()[:3] == [
+    assert repr(grid).splitlines()[:4] == [
         "ParameterGrid of 4 points",
-        "model.params.hidden  optimizer.lr",
-        "[8]                  0.1",
+        "",
+        "   model.params.hidden  optimizer.lr",
+        "0  [8]                  0.1",
     ]
-    assert "<td>0.01</td>" in grid._repr_html_()
+    assert ">0.01</td>" in grid._repr_html_()
     assert repr(workflow_lib.load(MLP)).startswith("Experiment(base, 1 run, data digits, model mlp")

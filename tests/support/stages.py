@@ -62,6 +62,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 NEUTRAL = (
     "__init__.py",
     "__main__.py",
+    "arguments.py",
     "cli/*",
     "comparison/*",
     "checksums.py",

@@ -67,6 +67,10 @@ class TestWandB(TrackerContract):
         write("wandb", folder, curve(row(1), row(2)))
         assert in_wandb(folder, "demo-a") == self.expected(row(1), row(2))
 
+    def test_a_row_has_the_time_at_which_it_was_measured(self, folder: Path) -> None:
+        write("wandb", folder, curve(row(1), row(2)))
+        assert [items["_timestamp"] for items in rows_in(folder, "demo-a")] == [1e9 + 60, 1e9 + 120]
+
 
 def records(folder: Path) -> list[Any]:
     """Return the records of the only run in the folder, which must be smaller than a block."""

@@ -22,20 +22,26 @@ HOW = (
 )
 
 
+SAME = "The settings are the same."
 VIEWS = "The evaluations differ (evaluate.tta), so a difference of metrics may be theirs. Evaluated with:"
 
 
 def shown(comparison: Comparison, width: int | None = None) -> str:
     """Return the comparison as text: a letter stands for each run; `width` is the most columns, if any."""
-    subjects = comparison.subjects
-    named = list(zip(_letters(subjects), subjects, strict=True))
-    lines = [f"{letter}  {subject.title}" for letter, subject in named]
-    lines += [f"{letter} {subject.over}" for letter, subject in named if subject.over]
+    lines = legend(comparison)
     if comparison.views:
         lines += ["", VIEWS]
-        lines += [f"{letter}: {text}" for (letter, _), text in zip(named, comparison.views, strict=True)]
+        letters = _letters(comparison.subjects)
+        lines += [f"{letter}: {text}" for letter, text in zip(letters, comparison.views, strict=True)]
     lines += ["", *_settings(comparison), "", *_metrics(comparison, width), "", *_curves(comparison)]
     return "\n".join(lines)
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """Return a line for each run with its letter, and how its experiment chose it if it repeats settings."""
+    named = list(zip(_letters(comparison.subjects), comparison.subjects, strict=True))
+    lines = [f"{letter}  {subject.title}" for letter, subject in named]
+    return lines + [f"{letter} {subject.over}" for letter, subject in named if subject.over]
 
 
 def _letters(subjects: Sequence[Subject]) -> list[str]:
@@ -43,29 +49,41 @@ def _letters(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _settings(comparison: Comparison) -> list[str]:
-    if not comparison.settings:
-        return ["The settings are the same."]
+    return aligned(settings_rows(comparison)) if comparison.settings else [SAME]
+
+
+def settings_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the headings and the rows of the settings that differ, with a column for each run."""
     rows = [["setting", *_letters(comparison.subjects)]]
     for name, values in comparison.settings.items():
         texts = ["-" if value is None else canonical(value) for value in values]
         rows.append([name, *(text if len(text) <= CELL else f"{text[: CELL - 1]}…" for text in texts)])
-    return aligned(rows)
+    return rows
 
 
-def _metrics(comparison: Comparison, width: int | None) -> list[str]:
+def metric_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the headings and the rows of the metrics: a column for each run, then one for each difference."""
     letters = _letters(comparison.subjects)
     rows = [["test metric", *letters, *(f"{letter} - A" for letter in letters[1:])]]
-    rows += [
+    return rows + [
         [metric.label, *map(value_of, metric.values), *map(difference_of, metric.differences[1:])]
         for metric in comparison.metrics
     ]
-    lines = aligned(rows)
+
+
+def reasons(comparison: Comparison) -> list[str]:
+    """Return a line for each run that has no interval of its differences."""
+    letters = _letters(comparison.subjects)[1:]
+    return [f"{letter}: {reason}" for letter, reason in zip(letters, comparison.reasons, strict=True) if reason]
+
+
+def _metrics(comparison: Comparison, width: int | None) -> list[str]:
+    lines = aligned(metric_rows(comparison))
     if width is not None and max(map(len, lines)) > width:
         lines = ["test metrics, and differences from A", *_metric_by_metric(comparison)]
     if any(not reason for reason in comparison.reasons):
         lines += ["", *textwrap.wrap(HOW, min(WIDTH, width or WIDTH))]
-    lines += [f"{letter}: {reason}" for letter, reason in zip(letters[1:], comparison.reasons, strict=True) if reason]
-    return lines
+    return lines + reasons(comparison)
 
 
 def _metric_by_metric(comparison: Comparison) -> Iterator[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"  # inputs and targets
-Rows: TypeAlias = "Tensor | slice"
+Rows: TypeAlias = "Tensor | slice | Sequence[int] | np.ndarray"  # numbers of samples
 T = TypeVar("T")
 
 # Largest fraction of the free memory that a split may take. The rest is for the model, which needs most of a GPU.
@@ -67,10 +67,12 @@ class Split:
 
     def batch(self, rows: Rows) -> Batch:
         """Return inputs and targets of these rows, on the device; tokens as int64."""
+        import torch
+
         if isinstance(rows, slice):
             inputs, targets = self.inputs[rows], self.targets[rows]
         else:
-            rows = rows.to(self.index_device)
+            rows = torch.as_tensor(rows, device=self.index_device)
             inputs, targets = self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
         return (inputs if inputs.is_floating_point() else inputs.long()), targets
 
@@ -131,7 +133,9 @@ class MappedSplit:
         """Return the rows in host memory: pinned and as stored for a GPU, normalised for the CPU."""
         import torch
 
-        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu().numpy()
+        numbers = (
+            np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else torch.as_tensor(rows).cpu().numpy()
+        )
         is_cuda = self._device.type == "cuda"
         shape, kind = (len(numbers), *self._manifest.input_shape), getattr(torch, self._manifest.dtype)
         inputs = torch.empty(shape, dtype=kind, pin_memory=is_cuda)

@@ -7,7 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workflow_lib.arguments import PATH, check_type, path_of
 from workflow_lib.errors import ConfigError
+from workflow_lib.interactive.experiment import Experiment
+from workflow_lib.interactive.shown import as_html
 from workflow_lib.interactive.trained import TrainedRun
 from workflow_lib.results.layout import RESULTS
 from workflow_lib.store.layout import WORK
@@ -18,22 +21,26 @@ if TYPE_CHECKING:
     from workflow_lib.comparison import Comparison
 
 
-def compare(*subjects: str | Path | TrainedRun) -> ComparedRuns:
+def compare(*subjects: str | Path | TrainedRun | Experiment) -> ComparedRuns:
     """Return the comparison of two or more runs or experiments, each with the first.
 
-    A run is itself, its id, or its folder; an experiment, which stands for its best run, is its name or its file.
-    Raises UserError if one of them is not found or not evaluated, or if their tasks differ.
+    A run is itself, its id, or its folder; an experiment, which stands for its best run, is itself, its name or its
+    file. Raises UserError if one of them is not found or not evaluated, or if their tasks differ.
     """
     from workflow_lib import comparison
 
     if len(subjects) < 2:
         raise ConfigError("compare: name at least two runs or experiments")
+    for subject in subjects:
+        allowed = "runs and experiments, and their names and paths"
+        check_type("compare", subject, (*PATH, TrainedRun, Experiment), allowed)
     found = []
     for subject in subjects:
         if isinstance(subject, TrainedRun):
             found.append(replace(comparison.find(str(subject.folder), RESULTS, WORK), name=subject.name))
         else:
-            found.append(comparison.find(str(subject), RESULTS, WORK))
+            named = subject.name if isinstance(subject, Experiment) else str(subject)
+            found.append(comparison.find(named, RESULTS, WORK))
     return ComparedRuns(comparison.compare(found))
 
 
@@ -87,8 +94,11 @@ class ComparedRuns:
         """Write the comparison as an HTML page that loads nothing, and return its path."""
         from workflow_lib import comparison
 
-        comparison.write_page(self._found, Path(path))
-        return Path(path)
+        output = path_of("path", path, "the path of a file to write")
+        if output.is_dir():
+            raise ConfigError(f"{output}: is a folder; allowed: the path of a file to write")
+        comparison.write_page(self._found, output)
+        return output
 
     def _names(self) -> list[str]:
         return [subject.folder.name for subject in self._found.subjects]
@@ -99,8 +109,14 @@ class ComparedRuns:
         return comparison.shown(self._found)
 
     def _repr_html_(self) -> str:
-        from workflow_lib.comparison.text import HOW
-        from workflow_lib.interactive.shown import titled
+        from workflow_lib.comparison import text
 
-        how = [HOW] if any(not reason for reason in self._found.reasons) else []
-        return titled("Settings that differ", self.settings) + titled("Metrics on the test split", self.metrics, *how)
+        found = self._found
+        how = [text.HOW] if any(not reason for reason in found.reasons) else []
+        settings = [text.settings_rows(found)] if found.settings else [text.SAME]
+        views = [text.VIEWS, *filter(None, found.views)] if found.views else []
+        return (
+            as_html("Runs", *text.legend(found), *views)
+            + as_html("Settings that differ", *settings)
+            + as_html("Metrics on the test split", text.metric_rows(found), *how, *text.reasons(found))
+        )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import config, plan
+from workflow_lib.arguments import PATH, check_type, path_of
 from workflow_lib.config import compose, mapping
 from workflow_lib.errors import ConfigError, Stopped
 from workflow_lib.files import write_atomic
 from workflow_lib.interactive import project
 from workflow_lib.interactive.planned import Plan
 from workflow_lib.interactive.results import Results
+from workflow_lib.interactive.tables import frame
 from workflow_lib.plan import imported
 from workflow_lib.results import claims
 from workflow_lib.results.layout import RESULTS
@@ -40,10 +42,10 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(f'overrides: {overrides!r}; allowed: a mapping such as {{"optimizer.lr": 0.01}}')
-    values = mapping.plain(source) if isinstance(source, Mapping) else None
-    return Experiment(
-        Path() if isinstance(source, Mapping) else Path(source), values, mapping.assignments(overrides or {})
-    )
+    assigned = mapping.assignments(overrides or {})
+    if isinstance(source, Mapping):
+        return Experiment(Path(), mapping.plain(source), assigned)
+    return Experiment(path_of("load", source, "the path of an experiment file, or a mapping"), None, assigned)
 
 
 class Experiment:
@@ -101,7 +103,7 @@ class Experiment:
         write_atomic(self._path, text)
         return self._path
 
-    def run(self, profile: str = "local", arguments: Sequence[str] = ()) -> Results:
+    def run(self, profile: str | Path = "local", arguments: Sequence[str | int | Path] = ()) -> Results:
         """Run the pipeline to its end, as `everstep run` does, and return the results.
 
         What is there already is not computed again. A line is printed for each event; a terminal and a notebook also
@@ -110,7 +112,7 @@ class Experiment:
 
         Args:
             profile: `local`, `slurm`, or the folder of a profile
-            arguments: more arguments of Snakemake, such as `["--cores", "2"]`
+            arguments: more arguments of Snakemake, such as `["--cores", 2]`
 
         Raises:
             UserError: A mistake in a file or a setting.
@@ -119,15 +121,17 @@ class Experiment:
         """
         from workflow_lib import live
 
+        allowed = "`local`, `slurm`, or the folder of a profile"
+        profile, more = str(path_of("profile", profile, allowed)), _texts(arguments)
         self._check()
         path = self.save()
         if config.load([path], self._overrides) != self._config:
             raise ConfigError(f"{path} has changed since it was loaded: load it again")
-        command = live.snakemake(path, profile, self._overrides, arguments)
+        command = live.snakemake(path, profile, self._overrides, more)
         typed = ["everstep", "run", str(path), "--profile", profile]
         typed += [word for given in self._overrides for word in ("--set", given)]
         try:
-            live.run(command, [*typed, *(["--", *arguments] if arguments else [])])
+            live.run(command, [*typed, *(["--", *more] if more else [])])
         except Stopped as error:
             raise KeyboardInterrupt(str(error)) from None
         return self.results()
@@ -137,8 +141,6 @@ class Experiment:
 
         The columns are those of `everstep status --json`, with a column for each metric of the last validation.
         """
-        import pandas
-
         self._check()
         rows = Plan(self._config).status()
         metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
@@ -152,7 +154,8 @@ class Experiment:
             }
             for row in rows
         ]
-        return pandas.DataFrame(table).set_index("run")
+        counts = ("step", "steps", "epochs", "attempts")
+        return frame(table, whole=counts, numbers=("epoch", "samples_per_s", *metrics, "used_s"), index="run")
 
     def results(self) -> Results:
         """Return the results that there are now; runs without one are listed with the reason."""
@@ -176,3 +179,12 @@ class Experiment:
         study = [f"a study of {count(self._config.tune.trials, 'trial')}"] if self._config.tune else []
         used = [f"data {self._config.data.name}", f"model {self._config.model.name}"]
         return [self.name, count(len(runs), "run"), *study, *used, str(self._path), *self._overrides]
+
+
+def _texts(arguments: Sequence[str | int | Path]) -> list[str]:
+    """Return the arguments of Snakemake as texts."""
+    allowed = 'a list of arguments of Snakemake, such as ["--cores", 2]'
+    check_type("arguments", arguments, (list, tuple), allowed)
+    for word in arguments:
+        check_type("arguments", word, (*PATH, int, float), allowed)
+    return [str(word) for word in arguments]

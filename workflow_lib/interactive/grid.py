@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib.arguments import check_type, path_of
 from workflow_lib.config import compose, sweep
 from workflow_lib.config.experiment import Sweep
 from workflow_lib.config.identity import canonical
 from workflow_lib.config.mapping import plain
 from workflow_lib.errors import ConfigError
 from workflow_lib.interactive.experiment import Experiment, load
-from workflow_lib.text import aligned, count
+from workflow_lib.interactive.shown import as_html, as_text
+from workflow_lib.text import count
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +75,10 @@ class ParameterGrid:
         Raises:
             ConfigError: A mistake in the settings, a sweep in `base`, or a file of that name that is not from Python.
         """
-        given: dict[str, Any] = plain(base if isinstance(base, Mapping) else {"extends": str(base)})
+        check_type("name", name, str, "the name of the new experiment")
+        if not isinstance(base, Mapping):
+            base = {"extends": path_of("base", base, "the path of an experiment file, or a mapping")}
+        given: dict[str, Any] = plain(base)
         settings = compose.read_mapping(given).values.get("sweep") or {}
         if not isinstance(settings, dict):
             raise ConfigError(f"sweep: is {settings!r}; allowed: a mapping such as {{seeds: 3}}")
@@ -87,19 +92,25 @@ class ParameterGrid:
         return experiment
 
     def __repr__(self) -> str:
-        return "\n".join([self._title(), *aligned([[*self.points], *([*map(canonical, row)] for row in self._rows())])])
+        return as_text(self._title(), self._rows())
 
-    def _rows(self) -> list[list[Any]]:
-        rows: list[list[Any]] = self.points.to_numpy().tolist()
-        return rows
+    def _rows(self) -> list[list[str]]:
+        """Return the headings and the points; the first column is the number of the point, as in `points`."""
+        points = [*self]
+        names = dict.fromkeys(name for point in points for name in point)
+        return [
+            ["", *names],
+            *(
+                [str(number), *(canonical(point[name]) if name in point else "" for name in names)]
+                for number, point in enumerate(points)
+            ),
+        ]
 
     def _title(self) -> str:
         return f"ParameterGrid of {count(len(self), 'point')}"
 
     def _repr_html_(self) -> str:
-        from workflow_lib.interactive.shown import titled
-
-        return titled(self._title(), self.points)
+        return as_html(self._title(), self._rows())
 
 
 def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -118,4 +129,5 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def run_grid(grid: ParameterGrid, base: str | Path | Mapping[str, Any], name: str, profile: str = "local") -> Results:
     """Create the experiment of a grid, run it, and return its results: `grid.create(base, name).run(profile)`."""
+    check_type("grid", grid, ParameterGrid, "a ParameterGrid")
     return grid.create(base, name).run(profile)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import config, plan
+from workflow_lib.arguments import check_type
 from workflow_lib.config.mapping import plain
 from workflow_lib.errors import ConfigError
 from workflow_lib.housekeeping import status
 from workflow_lib.interactive import project
+from workflow_lib.interactive.shown import as_html, as_text
 from workflow_lib.plan import preview
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.layout import RESULTS
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     import pandas
 
     from workflow_lib.plan.model_check import Sizes
-
-MOST_LINES = 60  # of a plan that is printed
 
 
 class Plan:
@@ -88,12 +88,14 @@ class Plan:
         """Return all settings of a run by dotted name; `name` may be the first digits of its digest."""
         return flatten(self._runs[self._named(name)].config.model_dump(mode="json"))
 
-    def name_of(self, values: Mapping[str, Any]) -> str:
+    def name_of(self, values: Mapping[str, Any] | pandas.Series[Any]) -> str:
         """Return the name of the run to which the sweep gives these values, by dotted name, or else that has them.
 
         Raises ConfigError if no run has them, or several have.
         """
-        wanted = plain(values)
+        given = values.to_dict() if hasattr(values, "to_dict") else values  # a row of a table
+        check_type("values", given, Mapping, "a mapping of dotted names to values")
+        wanted = plain(given)
         found = [name for name, run in self._runs.items() if wanted.items() <= run.swept.items()]
         if not found:  # other settings than the swept ones
             found = [name for name in self._runs if wanted.items() <= self.settings_of(name).items()]
@@ -119,6 +121,7 @@ class Plan:
         return results_layout.study_dir(RESULTS / self._config.name, plan.study_id(self._config))
 
     def _named(self, ref: str) -> str:
+        check_type("name", ref, str, "the name of a run, or the first digits of its digest")
         if ref in self._runs:
             return ref
         digits = ref.rpartition("-")[2]
@@ -133,15 +136,12 @@ class Plan:
         return ", ".join([*names[:5], *([f"and {len(names) - 5:,} more"] if len(names) > 5 else [])])
 
     def __repr__(self) -> str:
-        lines = plan.table(self._config).splitlines()
-        more = [f"... and {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else []
-        return "\n".join([*lines[:MOST_LINES], *more])
+        title, rows, notes = plan.parts(self._config)
+        return "\n".join([as_text(title, rows), *notes])
 
     def _repr_html_(self) -> str:
-        from workflow_lib.interactive.shown import titled
-
-        first = plan.table(self._config).partition("\n")[0]
-        return titled(first, self.runs)
+        title, rows, notes = plan.parts(self._config)
+        return as_html(title, rows, *filter(None, notes))
 
 
 def _memory_mb(sizes: Sizes | None) -> float | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import config, plan
+from workflow_lib.arguments import check_type
+from workflow_lib.config.identity import canonical
 from workflow_lib.errors import ConfigError, UserError
 from workflow_lib.files import read_json
 from workflow_lib.interactive import project
+from workflow_lib.interactive.shown import as_html, as_text
+from workflow_lib.interactive.tables import CURVE, curve, frame
 from workflow_lib.interactive.trained import TrainedRun
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results.configurations import group
 from workflow_lib.results.read_runs import TUNED, Unfinished, load_results, unfinished
-from workflow_lib.text import count
+from workflow_lib.text import count, decimal, duration
 
 if TYPE_CHECKING:
     import pandas
@@ -25,7 +30,8 @@ class Results:
     """The runs of an experiment with their results, best run first, as they were when this was made.
 
     `Experiment.run` and `Experiment.results` return it. Its length is the number of runs with a result; iterating
-    yields them, and `results[name]` is one of them, also by the first digits of its digest.
+    yields them, and `results[name]` is one of them, also by the first digits of its digest, as is `results[0]`, by its
+    place.
     """
 
     def __init__(self, experiment: config.Experiment, folder: Path, work: Path) -> None:
@@ -44,7 +50,10 @@ class Results:
     def __iter__(self) -> Iterator[TrainedRun]:
         return (self._run(found.name) for found in self._found)
 
-    def __getitem__(self, name: str) -> TrainedRun:
+    def __getitem__(self, name: str | int) -> TrainedRun:
+        check_type("results", name, (str, Integral), "the name of a run, the first digits of its digest, or its place")
+        if not isinstance(name, str):
+            return self._run(self._found[name].name)
         digits = name.rpartition("-")[2]
         named = [run.name for run in self._found if run.name == name] or [
             run.name for run in self._found if len(digits) >= 4 and str(run.train["digest"]).startswith(digits)
@@ -82,24 +91,24 @@ class Results:
         `accuracy_low`, `accuracy_high`), and the cost. A run without a result has a `state` and a `reason`, and comes
         last.
         """
-        import pandas
-
         rows = [*(run.row() for run in self._found), *(run.row() for run in self._without)]
-        return pandas.DataFrame(rows).set_index("name")
+        measured = {name for run in self._found for name in run.metrics}
+        numbers = [f"{name}{bound}" for name in measured for bound in ("", "_low", "_high")]
+        return frame(rows, ["name"], numbers=["select_value", *numbers], index="name")
 
     @cached_property
     def configurations(self) -> pandas.DataFrame:
         """A row for each configuration, best first: mean, deviation and interval over its seeds or folds."""
-        import pandas
-
-        return pandas.DataFrame([configuration.row() for configuration in group(self._found)])
+        rows = [configuration.row() for configuration in group(self._found)]
+        spread = {name for row in rows for name in row if f"{name}_deviation" in row}
+        numbers = [f"{name}{of}" for name in spread for of in ("", "_deviation", "_low", "_high")]
+        return frame(rows, ["runs", "typical_run"] if not rows else [], numbers=numbers)
 
     @cached_property
     def history(self) -> pandas.DataFrame:
         """The learning curves of all runs with a result: a row for each validation, with the name of its run first."""
-        import pandas
-
-        return pandas.DataFrame([{"run": run.name, **row} for run in self._found for row in run.history])
+        rows = [{"run": run.name, **row} for run in self._found for row in run.history]
+        return curve(rows, ["run", *CURVE])
 
     @cached_property
     def changes(self) -> dict[str, list[str]]:
@@ -107,13 +116,13 @@ class Results:
         return {run.name: run.changes for run in self if run.changes}
 
     def __repr__(self) -> str:
-        return "\n".join([self._title(), self._short().to_string(max_rows=60), *self._changed()])
+        return as_text(self._title(), self._rows(), [*self._cautions(), *self._changed()])
 
     def _repr_html_(self) -> str:
-        from workflow_lib.interactive.shown import titled
+        return as_html(self._title(), self._rows(), *self._cautions(), *self._changed())
 
-        cautions = dict.fromkeys(run.caution for run in self._found if run.caution)
-        return titled(self._title(), self._short(), *cautions, *self._changed())
+    def _cautions(self) -> list[str]:
+        return [*dict.fromkeys(run.caution for run in self._found if run.caution)]
 
     def _changed(self) -> list[str]:
         """Return each line on changes once, with the runs that it is about."""
@@ -127,14 +136,19 @@ class Results:
         total = len(self._found) + len(self._without)
         return f"{self._folder.name}: {count(len(self._found), 'run')} of {total} with a result, best first"
 
-    def _short(self) -> pandas.DataFrame:
-        """Return the columns of the table that are looked at first."""
-        names = ["state", "reason"] if self._without else []
-        if self._found:
-            first = self._found[0]
-            measured = [column for name in first.metrics for column in (name, f"{name}_low", f"{name}_high")]
-            names = [*first.settings, "select_value", "best_epoch", *measured, "seconds", *names]
-        return self.runs[[name for name in names if name in self.runs]].dropna(axis="columns", how="all")
+    def _rows(self) -> list[list[str]]:
+        """Return the headings and a row for each run, of the values that are looked at first."""
+        from workflow_lib.comparison.text import value_of
+
+        rows: list[dict[str, str]] = []
+        for run in self._found:
+            measured = {name: value_of(run.evaluation["metrics"].get(name, {})) for name in run.metrics}
+            settings = {name: "-" if value is None else canonical(value) for name, value in run.settings.items()}
+            chosen = {run.select_metric: decimal(run.best()[0]), "at": run.best_place}
+            rows.append({"run": run.name, **settings, **chosen, **measured, "time": duration(run.train["seconds"])})
+        rows += [{"run": run.name, "state": run.state, "reason": run.reason} for run in self._without]
+        names = [*dict.fromkeys(name for row in rows for name in row)]
+        return [names, *([row.get(name, "") for name in names] for row in rows)]
 
 
 def _unfinished_study(experiment: config.Experiment, folder: Path, work: Path) -> list[Unfinished]:

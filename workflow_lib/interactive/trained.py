@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import html
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_lib import plan
+from workflow_lib.arguments import check_device, path_of
 from workflow_lib.errors import ConfigError, UserError
 from workflow_lib.interactive import project
+from workflow_lib.interactive.shown import as_html
+from workflow_lib.interactive.tables import CURVE, curve
 from workflow_lib.plan import imported
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
@@ -22,6 +24,7 @@ from workflow_lib.text import decimal, flatten, training_place
 if TYPE_CHECKING:
     import numpy as np
     import pandas
+    import torch
     from torch import nn
 
     from workflow_lib.config.run import RunConfig
@@ -39,7 +42,8 @@ def open_run(run: str | Path) -> TrainedRun:
     """
     from workflow_lib.results.references import find_run
 
-    return TrainedRun(find_run(str(run), RESULTS))
+    allowed = "the id of a run, the first digits of its digest, its folder, or an experiment"
+    return TrainedRun(find_run(str(path_of("run", run, allowed)), RESULTS))
 
 
 class TrainedRun:
@@ -116,11 +120,9 @@ class TrainedRun:
     @cached_property
     def history(self) -> pandas.DataFrame:
         """The learning curve: a row for each validation."""
-        import pandas
-
         from workflow_lib.results.read_runs import read_history
 
-        return pandas.DataFrame(read_history(self.folder / results_layout.HISTORY))
+        return curve(read_history(self.folder / results_layout.HISTORY), CURVE)
 
     @cached_property
     def predictions(self) -> pandas.DataFrame:
@@ -139,35 +141,37 @@ class TrainedRun:
         names = set(columns[: columns.index("sample")] if "sample" in columns else columns) - {*NUMBERED}
         return table.assign(**{name: _numbers(table[name]) for name in columns if name not in names})
 
-    def model(self, device: str = "cpu") -> nn.Module:
+    def model(self, device: str | torch.device = "cpu") -> nn.Module:
         """Return the model with its trained weights, whose digest is verified, in evaluation mode.
 
         Its inputs are those that `data` gives, and not those of `predict`: normalised. Raises UserError if the code of
-        the model has changed since the training.
+        the model has changed since the training, and ConfigError if this machine does not have the device.
         """
         import torch
 
+        place = _device(device)
         from workflow_lib.evaluation import load_trained
 
         imported.check(self._config)
         with torch.random.fork_rng(devices=[]):  # building a model draws weights
             ref = self._statement["digest"]
             trained = load_trained(ref, self._data, WORK, self.folder / results_layout.MODEL)
-        return trained.network.to(device)
+        return trained.network.to(place)
 
-    def data(self, split: str = "test", device: str = "cpu") -> Split | MappedSplit:
+    def data(self, split: str = "test", device: str | torch.device = "cpu") -> Split | MappedSplit:
         """Return a split of the data, as the training read it: `train`, `val` or `test`.
 
-        `len(split)` is its number of samples, and `split.batch(slice(0, 64))` returns inputs and targets as tensors.
-        Targets of a regression are standardised. If the prepared data is missing, it is prepared again. Raises
-        DataError if it is damaged, or if its source has changed.
+        `len(split)` is its number of samples; `split.batch(slice(0, 64))` and `split.batch([3, 17])` return inputs and
+        targets as tensors. Targets of a regression are standardised. If the prepared data is missing, it is prepared
+        again. Raises DataError if it is damaged, or if its source has changed.
         """
         from workflow_lib.data import SPLITS, ensure, load_split
 
         if split not in SPLITS:
             raise ConfigError(f"split {split!r}: allowed: {', '.join(SPLITS)}")
+        place = _device(device)
         imported.check(self._config)
-        return load_split(ensure(self._manifest, WORK), split, WORK, device, in_memory=self._config.data.in_memory)
+        return load_split(ensure(self._manifest, WORK), split, WORK, str(place), in_memory=self._config.data.in_memory)
 
     def predict(
         self, data: str | Path | pandas.DataFrame | np.ndarray, *, device: str = "auto", batch_size: int = 256
@@ -185,12 +189,23 @@ class TrainedRun:
         return f"{best['metric']} {decimal(best['value'])} at {training_place(best['epoch'], best['step'])}"
 
     def _repr_html_(self) -> str:
-        from workflow_lib.interactive.shown import titled
+        from workflow_lib.comparison.text import value_of
 
         title = f"{self.name}: {self._best()}"
         if not (self.folder / results_layout.EVALUATION).exists():
-            return "".join([f"<b>{html.escape(title)}</b>", *(f"<p>{html.escape(line)}</p>" for line in self.changes)])
-        return titled(title, self.metrics, *self.changes)
+            return as_html(title, *self.changes)
+        found = read_evaluation(self.folder / results_layout.EVALUATION)["metrics"]
+        rows = [["metric", "value"], *([name, value_of(metric)] for name, metric in found.items())]
+        return as_html(title, rows, *self.changes)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Return the device of this name. Raises ConfigError if this machine does not have it."""
+    from workflow_lib.runtime.device import resolve
+
+    name = str(device)
+    check_device("device", name)
+    return resolve(name)
 
 
 def _numbers(texts: pandas.Series[str]) -> pandas.Series[Any]:

@@ -4,7 +4,7 @@ from workflow_lib.config.run import RunConfig
 from workflow_lib.config.stages import STAGES, stages
 from workflow_lib.plan.expansion import Run, apply, base, expand, is_point
 from workflow_lib.plan.frozen import freeze, freeze_experiment, load_run
-from workflow_lib.plan.listing import columns, table
+from workflow_lib.plan.listing import columns, parts, table
 from workflow_lib.plan.naming import data_id, data_settings, run_digest, run_id, section_digest
 from workflow_lib.plan.packing import Pack, freeze_pack, load_pack, packs
 from workflow_lib.plan.plan_file import plan, plan_digest, reported_runs, write_plan
@@ -46,6 +46,7 @@ __all__ = [
     "study_digest",
     "study_id",
     "study_metric",
+    "parts",
     "table",
     "trained_first",
     "tuned_base",

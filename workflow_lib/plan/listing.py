@@ -21,19 +21,25 @@ from workflow_lib.text import aligned, count
 
 def table(experiment: Experiment) -> str:
     """Return a line for each run, with its id and the values that the sweep gives it, then the study."""
+    first, rows, notes = parts(experiment)
+    return "\n".join([first, "", *aligned(rows), *notes])
+
+
+def parts(experiment: Experiment) -> tuple[str, list[list[str]], list[str]]:
+    """Return the first line of the table, its headings and rows, and the lines below."""
     runs = expand(experiment)
     data = {run.data_id for run in runs}
     names = list(dict.fromkeys(name for run in runs for name in run.swept))
     columns = names if len(data) == 1 else [*names, "data"]
     rows = [[run.id, *(_cell(run.swept, name) for name in names), run.data_id][: len(columns) + 1] for run in runs]
     total = sum(1 for _ in sweep.points(experiment.sweep, experiment.seed))
-    lines = [f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"]
+    head = f"{experiment.name}: {count(len(runs), 'run')}, {count(len(data), 'data set')}"
     repeated = [f"{number} {name}" for name in ("folds", "seeds") if (number := getattr(experiment.sweep, name))]
     if repeated:
-        lines[0] += f" ({' x '.join([count(_configurations(runs), 'configuration'), *repeated])})"
+        head += f" ({' x '.join([count(_configurations(runs), 'configuration'), *repeated])})"
     if total > len(runs):
-        lines[0] += f" ({count(total, 'point')} of the sweep; those with equal settings are one run)"
-    lines += ["", *aligned([["run", *columns], *rows])]
+        head += f" ({count(total, 'point')} of the sweep; those with equal settings are one run)"
+    lines: list[str] = []
     first = trained_first(all_configs(experiment, runs), {run.id: run for run in runs}, WORK)
     if first:
         lines += ["", "trained first, since runs use their weights:", *(f"  {name}" for name in first)]
@@ -41,7 +47,7 @@ def table(experiment: Experiment) -> str:
         lines += ["", *_study_lines(experiment, experiment.tune)]
     if packing.is_wanted(experiment):
         lines += ["", packing.words(experiment, runs, packing.obstacle(experiment, is_cluster=False))]
-    return "\n".join(lines)
+    return head, [["run", *columns], *rows], lines
 
 
 def _configurations(runs: Sequence[Run]) -> int:

@@ -15,10 +15,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow_lib import plugins, tasks
+from workflow_lib.arguments import PATH, check_device, check_type, path_of
 from workflow_lib.data.inputs import Inputs, Named, checked, name_of, open_array
 from workflow_lib.errors import EverstepError, UserError
 from workflow_lib.evaluation.computing import judged
@@ -65,6 +67,8 @@ def predict(
     import numpy as np
     import pandas
 
+    check_type("run", run, PATH, "the id of a run, its folder, an experiment, or a model.onnx")
+    check_type("batch_size", batch_size, Integral, "a whole number, at least 1")
     if isinstance(data, pandas.DataFrame | np.ndarray):
         with _as_file(data) as path:
             predictions = predict(run, path, device=device, batch_size=batch_size)
@@ -75,7 +79,8 @@ def predict(
     def collect(rows: Iterable[Rows]) -> None:
         parts[:] = [pandas.DataFrame(dict(columns)) for columns in rows]
 
-    _predict(str(run), Path(data), device, batch_size, collect)
+    allowed = "a file, a folder, a pandas.DataFrame or a NumPy array"
+    _predict(str(run), path_of("data", data, allowed), device, batch_size, collect)
     return pandas.concat(parts, ignore_index=True)
 
 
@@ -130,6 +135,7 @@ def _predict(
     """Give the predictions to a function, batch by batch; return the number of samples."""
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: allowed: 1 and more")
+    check_device("--device", device)
     if not data.is_file() and not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder (a pipe is not read: it can be read only once)")
     samples = 0

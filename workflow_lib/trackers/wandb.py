@@ -87,7 +87,8 @@ class WandB(Tracker):
             settings=wandb.Settings(console="off", **settings),
         )
         for point in curve.points:
-            run.log({**point.metrics, **(_media(point.recorded.read()) if point.recorded else {})}, step=point.step)
+            media = _media(point.recorded.read()) if point.recorded else {}
+            run.log({**point.metrics, **media, "_timestamp": point.time_s}, step=point.step)
         run.finish()
 
     def close(self) -> None:
