@@ -14,6 +14,7 @@ import workflow_lib
 from workflow_lib import ConfigError, ParameterGrid, start
 from workflow_lib.interactive import trained
 from workflow_lib.interactive.tables import curve, frame
+from workflow_lib.store.job_process import BEGINS
 
 MINE = {"name": "mine", "model": {"name": "mlp"}}
 GRID = ParameterGrid({"optimizer.lr": [0.1, 0.01], "model.params.hidden": [[8], [16]]})
@@ -79,6 +80,19 @@ def test_an_experiment_without_results_has_tables_with_their_columns() -> None:
     types = experiment.status().dtypes.astype(str)
     assert {*types[["step", "steps", "epochs", "attempts"]]} == {"Int64"}
     assert {*types[["epoch", "samples_per_s", "used_s"]]} == {"float64"}
+
+
+def test_a_run_that_has_begun_has_no_record_of_its_process_as_the_reason() -> None:
+    (name,) = workflow_lib.load(MINE).plan()
+    log = Path("logs/train/mine", f"{name}.log")
+    log.parent.mkdir(parents=True)
+    for line, reason in (
+        (f"12:00 info  {BEGINS}{{}}\n", "begun"),
+        ("12:00 info  a message\n", "12:00 info  a message"),
+    ):
+        with log.open("a") as file:
+            file.write(line)
+        assert workflow_lib.load(MINE).results().runs.loc[name, "reason"] == reason
 
 
 def test_the_types_of_columns_do_not_depend_on_what_is_missing() -> None:

@@ -25,8 +25,8 @@ def as_html(title: str, *parts: Rows | str) -> str:
 
 
 def _table(rows: Rows) -> str:
-    headings, *lines = ([html.escape(cell) for cell in row] for row in rows[: MOST + 1])
-    head = "".join(f"<th>{cell}</th>" for cell in headings)
+    (name, *headings), *lines = ([html.escape(cell) for cell in row] for row in rows[: MOST + 1])
+    head = _row_head(name) + "".join(f"<th>{cell}</th>" for cell in headings)
     body = "".join(f"<tr>{_row_head(first)}{''.join(map(_cell, cells))}</tr>" for first, *cells in lines)
     more = "".join(f"<p>{line}</p>" for line in _more(rows))
     return (

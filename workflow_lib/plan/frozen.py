@@ -91,7 +91,7 @@ def run_path(ref: str, work: Path) -> Path:
         raise ConfigError(f"{ref}: {len(found)} runs in {layout.runs_dir(work)} start with this; give more digits")
     if not found:
         raise ConfigError(
-            f"{ref}: no such run in {layout.runs_dir(work)}; the pipeline's plan freezes the runs of an experiment"
+            f"{ref}: no such run in {layout.runs_dir(work)}, where the pipeline keeps the settings: run it again"
         )
     return found[0]
 

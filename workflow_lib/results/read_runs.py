@@ -27,6 +27,7 @@ from workflow_lib.results.statements import (
 )
 from workflow_lib.store import accounting
 from workflow_lib.store.accounting import Account
+from workflow_lib.store.job_process import BEGINS
 from workflow_lib.text import training_place
 
 if TYPE_CHECKING:
@@ -211,8 +212,9 @@ def unfinished(results: Path, runs: Sequence[str], work: Path) -> list[Unfinishe
 
 
 def _last_line(log: Path) -> str | None:
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    said = [line.strip() for line in lines if line.strip() and f" {BEGINS}" not in line]
+    return said[-1] if said else ("begun" if lines else None)
 
 
 def account_of(train: Training | DivergedTraining, work: Path) -> Account:
