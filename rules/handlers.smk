@@ -82,10 +82,10 @@ def take_snapshot():
 
 
 def record_start():
-    """Tell `everstep run` that jobs begin, which runs need one, and which runs are in packs."""
+    """Tell `everstep run` that jobs begin, which runs need one, which runs are in packs, and where packs prepare results."""
     needed = {job.wildcards_dict.get("run") for job in workflow.dag.needrun_jobs()} - {None}
     packed = {id: [run for run, _ in pack.runs] for id, pack in packs().items()}
-    recorder.record("started", runs=sorted(needed), packs=packed)
+    recorder.record("started", runs=sorted(needed), packs=packed, prepared=os.environ[ready.FOLDER])
 
 
 def remove_prepared():

@@ -34,6 +34,7 @@ from workflow_lib.files import (
 
 FOLDER = "EVERSTEP_READY"  # variable of the environment: the folder of the tickets, in work/packs/
 EXPERIMENT = "EVERSTEP_EXPERIMENT"  # the frozen experiment
+STUDY = "study"  # folder in that of a pack: the files of the study that it does
 THREADS = "OMP_NUM_THREADS"  # set by Snakemake to the threads of the rule
 VERBS = frozenset({"freeze", "train", "evaluate", "export", "suggest", "trial", "best"})
 NO_RESULT = ("--deadline-minutes", "--on-stop")  # options that do not change a result

@@ -6,20 +6,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workflow_lib import files
+from workflow_lib import files, ready
 from workflow_lib.errors import EverstepError
 from workflow_lib.live import lines, recorder, screen
-from workflow_lib.live.jobs import FINISHED, Job, Pipeline
+from workflow_lib.live.jobs import FAILED, FINISHED, Job, Pipeline
 from workflow_lib.live.pipeline import _judge as judge
 from workflow_lib.live.training import Training
 from workflow_lib.live.watch import Watch
 from workflow_lib.results import layout
+from workflow_lib.results.read_runs import TUNED
 from workflow_lib.store import attempts
 from workflow_lib.store.events import EventLog, Follower, read_events
 
 DIGESTS = [f"{number:032x}" for number in range(1, 5)]
 RUNS = [f"digits-hidden64-lr0.001-dropout0.25-{digest[-12:]}" for digest in DIGESTS]
-EPOCH = {"epoch": 3, "step": 150, "steps": 500, "samples_per_s": 640.0, "train_loss": 0.5, "val_accuracy": 0.875}
+SPEED = {"samples_per_s": 640.0, "left_s": 35.0}
+EPOCH = {"epoch": 3, "step": 150, "steps": 500, "train_loss": 0.5, "val_accuracy": 0.875} | SPEED
 
 
 def pipeline() -> Pipeline:
@@ -28,7 +30,7 @@ def pipeline() -> Pipeline:
     events: list[dict[str, Any]] = [
         {"kind": "plan", "results": "results/digits", "runs": RUNS, "is_local": True, "experiment": "e.json"},
         {"kind": "jobs", "counts": {"train": 3, "evaluate": 3, "total": 6}},
-        {"kind": "started", "runs": [RUNS[0], RUNS[2], RUNS[3]], "packs": {}},
+        {"kind": "started", "runs": [RUNS[0], RUNS[2], RUNS[3]], "packs": {}, "prepared": "ready"},
         {"kind": "job", "id": 1, "rule": "train", "wildcards": {"run": RUNS[0]}},
         {"kind": "failed", "id": 1, "code": 1, "reason": "everstep train: a bug"},
         {"kind": "job", "id": 2, "rule": "train", "wildcards": {"run": RUNS[2]}},
@@ -161,7 +163,7 @@ def training(work: Path) -> Training:
 def test_the_progress_of_a_training_is_read_from_its_events(tmp_path: Path) -> None:
     found = training(tmp_path)
     assert (found.place, found.loss, found.value) == ("epoch 3/10", 0.5, 0.875)
-    assert found.left_s == 350 * 64 / 640
+    assert 30 < (found.left_s or 0.0) <= 35
 
 
 def shown(width: int, height: int, work: Path) -> list[str]:
@@ -232,6 +234,63 @@ def test_the_runs_of_a_pack_are_shown_as_trainings(tmp_path: Path) -> None:
         states.append(row_of(RUNS[2], made, trainings)[1:3])
     assert states == [["waiting", "3/10"], ["training", "3/10"], ["trained", "3/10"]]
     assert row_of(RUNS[3], made, trainings)[1:] == ["waiting"]
+
+
+def test_the_study_of_a_pack_is_shown_and_counted(tmp_path: Path) -> None:
+    made = pipeline()
+    made.runs = (*RUNS, TUNED)
+    made.needed, made.packs, made.prepared = frozenset({TUNED}), {"abc": []}, tmp_path
+    made.counts = {"trial": 3, "train": 1}
+    made.jobs = {}
+    made.apply({"kind": "job", "id": 3, "rule": "pack", "wildcards": {"pack": "abc"}})
+    study = tmp_path / "abc" / ready.STUDY
+    for number in (0, 1):
+        files.write_json(layout.suggestion_file(study, number), {})
+    files.write_json(layout.trial_file(study, 0), {})
+    (job,) = made.trainings()
+    assert (job.name, job.reference(Path("results"))) == ("trial 1", str(layout.suggestion_file(study, 1)))
+    assert made.phases() == {"trials": (1, 3), "trainings": (0, 1)}
+    assert row_of("trial 1", made, {}) == ["trial", "1", "training"]
+    files.write_json(layout.trial_file(study, 1), {})
+    files.write_json(layout.best_file(study), {})
+    (job,) = made.trainings()
+    assert job.reference(Path("results")) == str(layout.best_file(study))
+    made.apply({"kind": "finished", "id": 3})
+    made.trained.add(("train", TUNED))
+    for id, wildcards in enumerate(({"number": "0000", "study": "s"}, {"number": "0002", "study": "s"}), 4):
+        made.apply({"kind": "job", "id": id, "rule": "trial", "wildcards": wildcards})
+        made.apply({"kind": "finished", "id": id})
+    assert made.phases() == {"trials": (3, 3), "trainings": (1, 1)}  # one of them counts once
+    assert row_of(TUNED, made, {}) == [TUNED, "trained"]
+
+
+def test_below_a_view_a_run_has_one_line(tmp_path: Path) -> None:
+    folder = layout.run_dir(tmp_path, RUNS[0])
+    best = {"metric": "val_loss", "value": 0.25, "epoch": 3, "step": 30}
+    files.write_json(folder / layout.TRAIN, {"best": best})
+    files.write_json(folder / layout.EVALUATION, {"split": "test", "metrics": {"val_loss": {"value": 0.5}}})
+    assert lines.of_job(Job("train", {"run": RUNS[0]}, FINISHED), tmp_path, is_brief=True) is None
+    told = lines.of_job(Job("evaluate", {"run": RUNS[0]}, FINISHED), tmp_path, is_brief=True)
+    assert told == f"{RUNS[0]}: val_loss 0.2500 at epoch 3; test val_loss 0.5000"
+    files.write_json(folder / layout.TRAIN, {"state": "diverged"})
+    assert "diverged" in str(lines.of_job(Job("train", {"run": RUNS[0]}, FINISHED), tmp_path, is_brief=True))
+
+
+def test_the_same_reason_is_said_once() -> None:
+    first = Job("report", {}, FAILED, reason="no " * 200)
+    said = str(lines.of_job(first, Path("results")))
+    assert said.startswith("report failed: no no")
+    assert len(said) < 220
+    again = Job("report", {}, FAILED, reason=first.reason, before=first)
+    assert lines.of_job(again, Path("results")) == "report failed again, for the same reason"
+
+
+def test_a_narrow_terminal_clips_no_value(tmp_path: Path) -> None:
+    lines = shown(40, 24, tmp_path)
+    assert max(map(len, lines)) <= 40
+    assert [line.split() for line in lines if line.startswith("run")] == [["run", "state", "ETA"]]
+    (row,) = (line.split() for line in lines if "training" in line.split())
+    assert row[2:] == ["35", "s"]
 
 
 def test_a_training_in_the_queue_of_a_cluster_is_queued_until_it_begins(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ EXPERIMENT = "name: tiny\nnotify: {command_env: TELL}\n"
 BEGINS = """
 from workflow_lib.live import recorder
 recorder.record("plan", results="results/tiny", runs=["tiny-1"], is_local=True, experiment="{frozen}")
-recorder.record("started", runs=["tiny-1"], packs={{}})
+recorder.record("started", runs=["tiny-1"], packs={{}}, prepared="ready")
 """
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 TOLD = 'recorder.record("told")\n'

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ def save(*_):
     Path("saved").touch()
     sys.exit(0)
 
-signal.signal(signal.SIGINT, save)
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # like Snakemake
+    signal.signal(signal.SIGINT, save)
 recorder.record("message", text="begun")
 while not Path("finish").exists():
     time.sleep(0.02)
@@ -75,8 +77,9 @@ def test_a_death_without_a_word_names_the_code(tmp_path: Path, monkeypatch: pyte
 
 
 def read_until(descriptor: int, text: bytes, found: bytes = b"") -> bytes:
+    end = time.monotonic() + 60
     while text not in found:
-        assert select.select([descriptor], [], [], 60)[0], found
+        assert select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0], found[-1000:]
         part = os.read(descriptor, 1 << 16)
         assert part, found
         found += part
@@ -117,6 +120,19 @@ def test_nohup_lets_it_go_on(tmp_path: Path) -> None:
         (tmp_path / "finish").touch()
         assert process.wait(timeout=60) == 0
         assert (tmp_path / "finished").exists()
+
+
+def test_in_the_background_of_a_script_ctrl_c_is_ignored_and_sigterm_saves(tmp_path: Path) -> None:
+    with running(tmp_path, ["sh", "-c", 'trap "" INT; exec "$@"', "script"]) as process:
+        assert process.stdout is not None
+        read_until(process.stdout.fileno(), b"begun")
+        process.send_signal(signal.SIGINT)
+        read_until(process.stdout.fileno(), b"goes on")
+        process.terminate()
+        assert b"Ctrl-C kills" in read_until(process.stdout.fileno(), b"saving")
+        (tmp_path / "release").touch()
+        process.wait(timeout=60)
+        assert (tmp_path / "saved").exists()
 
 
 def test_ctrl_z_gives_the_terminal_to_the_shell_until_fg(tmp_path: Path) -> None:

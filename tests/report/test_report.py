@@ -26,7 +26,7 @@ from tests.support.trained import Trained, train
 from workflow_lib import config, data, evaluation, export, plan, report
 from workflow_lib.config.run import Augment
 from workflow_lib.errors import UserError
-from workflow_lib.files import read_json
+from workflow_lib.files import file_digest, read_json, write_json
 from workflow_lib.report.cost import cost, cost_chapter
 from workflow_lib.report.curves import unit_of
 from workflow_lib.report.page import asset
@@ -318,6 +318,20 @@ def test_the_summary_says_what_is_best_and_where_everything_is(project: Trained)
     for path in ("report.html", f"runs/{best['name']}/model.onnx"):
         assert (project.results / path).exists()
         assert str(project.results / path) in text
+
+
+def test_the_summary_names_the_version_of_this_model_and_the_decision(project: Trained, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(project.results, tmp_path / project.results.name))
+    decision = {"promoted": False, "reason": "accuracy: worse"}
+    made = {"name": "digits", "version": 2, "folder": "registry/digits/2", "alias": "champion", "decision": decision}
+    inputs = {"results/digits/runs.csv": file_digest(results / "runs.csv")}
+    write_json(results / "registered.json", made | {"provenance": {"inputs": inputs}})
+    text = " ".join(report.summary(results).split())
+    assert "registered version 2 of digits in registry/digits/2" in text
+    assert "gate version 2 is not promoted to champion: accuracy: worse" in text
+    with (results / "runs.csv").open("a") as table:
+        table.write("\n")  # trained again since then
+    assert "registered" not in report.summary(results)
 
 
 def test_the_summary_is_indented_where_it_is_wrapped_and_keeps_commands_whole(project: Trained) -> None:

@@ -10,8 +10,9 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +190,17 @@ def _workspace_values(workspace: Path) -> Row:
     rejected = None if last or held else failure_record.read(workspace)  # before its first attempt
     state = "waiting" if waiting else "failed" if rejected else _state(newest, last, held is not None)
     training = read_json(layout.config_of(workspace))["training"]
-    step, epoch, speed = saved, newest.about["cursor"]["epoch"] if newest else 0, None
+    step, epoch = saved, newest.about["cursor"]["epoch"] if newest else 0
+    speed: float | None = None
+    left_s: float | None = None
     if held and state == "running":
         current = [e for e in recent if e.get("kind") in PROGRESS and e.get("attempt") == held[0].attempt]
         reached = [record.reached or 0 for record in attempts if record.attempt == held[0].attempt]
         step = max([saved, *reached, *(event["step"] for event in current)])
         # completed epochs
         epoch = max([epoch, *(int(event["epoch"]) - (event["kind"] == "progress") for event in current)])
-        speed = current[-1]["samples_per_s"] if current else None
+        if current:
+            speed, left_s = current[-1]["samples_per_s"], _left_s(current[-1])
     return {
         "state": state,
         "why": waiting
@@ -207,7 +211,7 @@ def _workspace_values(workspace: Path) -> Row:
         "epoch": epoch,
         "epochs": training["epochs"],
         "samples_per_s": speed,
-        "left_s": (progress["steps"] - step) * training["batch_size"] / speed if progress and speed else None,
+        "left_s": left_s,
         "loss": progress.get("loss", progress.get("train_loss")) if progress else None,
         "select_metric": training["select_metric"],
         "metrics": {name: value for name, value in (validated or {}).items() if name.startswith("val_")},
@@ -241,6 +245,15 @@ def _state(newest: Checkpoint | None, last: ws.Attempt | None, is_held: bool) ->
     if word in ("raised", "rejected"):
         return "failed"
     return "damaged" if word == "finished" else word  # finished, but the final checkpoint is missing
+
+
+def _left_s(event: Mapping[str, Any]) -> float | None:
+    """Return the seconds that a training still takes, from its estimate in an event; None without one."""
+    left_s: float | None = event.get("left_s")
+    if left_s is None:
+        return None
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(event["time"])).total_seconds()
+    return max(0.0, left_s - max(0.0, age_s))  # the clock of its host may differ
 
 
 def _waiting(recent: Sequence[Row], attempt: str) -> str | None:

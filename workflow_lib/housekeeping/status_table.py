@@ -17,14 +17,8 @@ SHORTEST_NAME = 24
 WIDTH = 100
 HEADINGS = ("run", "state", "step", "epoch", "samples/s", "ETA", "val_loss", "metric", "saved", "attempts")
 LEFT = ("run", "state", "metric")  # columns that are aligned to the left
-LESS = (
-    "attempts",
-    "saved",
-    "samples/s",
-    "epoch",
-    "val_loss",
-    "ETA",
-)  # columns that a narrow terminal lacks, in this order
+# columns that a narrow terminal lacks, in this order
+LESS = ("attempts", "saved", "samples/s", "epoch", "val_loss", "ETA", "step", "metric")
 DONE = ("finished", "pruned", "trained", "evaluating", "exporting")  # trainings that have nothing left to do
 FAILED = ("failed", "diverged", "stalled", "damaged")
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"

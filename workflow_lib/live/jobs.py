@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workflow_lib import ready
 from workflow_lib.errors import TryAgain, UserError
+from workflow_lib.results import layout
+from workflow_lib.results.read_runs import TUNED
 
 PHASES = {
     "preprocess": "data",
@@ -18,6 +21,7 @@ PHASES = {
     "export": "exports",
     "report": "report",
     "track": "tracking",
+    "register": "registration",
 }
 TRAININGS = ("trial", "train")
 RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
@@ -29,7 +33,8 @@ class Job:
     """A job of the pipeline; `subject` is its run, trial, data set or pack.
 
     If it did not finish, `reason` is the last line of its log, and `code` is its exit code (negative for a signal), or
-    None if that is not known. `before` is the attempt before a retry.
+    None if that is not known. `before` is the attempt before a retry. `file` names the run of a job in a pack if the
+    results do not yet.
     """
 
     rule: str
@@ -38,6 +43,7 @@ class Job:
     code: int | None = None
     reason: str = ""
     before: Job | None = None
+    file: Path | None = None
 
     def fail(self, code: int | None, reason: str, *, is_stopping: bool) -> None:
         """Record that the job did not finish; one that saved, or that the pipeline interrupted, has not failed."""
@@ -67,6 +73,8 @@ class Job:
 
     def reference(self, results: Path) -> str | None:
         """Return what names the run that the job trains: its id, or the file that points to it; None without a run."""
+        if self.file is not None:
+            return str(self.file)
         if "number" in self.wildcards:
             return str(results / "tune" / self.wildcards["study"] / f"suggest-{self.wildcards['number']}.json")
         return self.wildcards.get("run")
@@ -81,6 +89,8 @@ class Pipeline:
     runs: tuple[str, ...] = ()
     needed: frozenset[str] = frozenset()  # runs that have jobs to do
     packs: dict[str, list[str]] = field(default_factory=dict)  # the runs of each pack
+    prepared: Path | None = None  # folder of the packs' results
+    trained: set[tuple[str, str]] = field(default_factory=set)  # rule and subject of trainings that ended, also packed
     is_local: bool = True
     counts: dict[str, int] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
@@ -100,7 +110,7 @@ class Pipeline:
                 self.counts = event["counts"]
             case "started":
                 self.has_started, self.needed = True, frozenset(event["runs"])
-                self.packs = event["packs"]
+                self.packs, self.prepared = event["packs"], Path(event["prepared"])
             case "nothing":
                 self.has_nothing_to_do = True
             case "told":
@@ -128,10 +138,27 @@ class Pipeline:
                 yield job
             elif job.rule == "pack":
                 yield from (Job("train", {"run": run}) for run in self.packs.get(job.subject, ()))
+                yield from self._of_study(job.subject)
+
+    def _of_study(self, pack: str) -> Iterator[Job]:
+        """Yield the trials of a pack that run, and the training with the best settings; note the trials that ended."""
+        if self.prepared is None:
+            return
+        study = self.prepared / pack / ready.STUDY
+        for path in layout.suggestion_files(study):
+            number = path.stem.rpartition("-")[2]
+            job = Job("trial", {"number": number}, file=path)
+            if layout.trial_file(study, int(number)).exists():
+                self.trained.add((job.rule, job.subject))
+            else:
+                yield job
+        if layout.best_file(study).exists():
+            yield Job("train", {"run": TUNED}, file=layout.best_file(study))
 
     def done(self, rule: str) -> int:
-        """Return the number of finished jobs of a rule."""
-        return sum(job.state == FINISHED for job in self.jobs.values() if job.rule == rule)
+        """Return the number of jobs of a rule that are finished, or whose training in a pack is."""
+        jobs = {(rule, job.subject) for job in self.jobs.values() if job.rule == rule and job.state == FINISHED}
+        return len(jobs | {trained for trained in self.trained if trained[0] == rule})
 
     @property
     def done_jobs(self) -> int:
@@ -152,6 +179,8 @@ class Pipeline:
         """Return the state of a run: what its newest job does, or how it ended, or `waiting`; empty at first."""
         own = [job for job in self.jobs.values() if job.wildcards.get("run") == run]
         if not own:
+            if ("train", run) in self.trained:
+                return "trained"
             return "waiting" if run in self.needed else "finished" if self.has_started else ""
         for state in (FAILED, STOPPED):
             if any(job.state == state for job in own):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_lib import plugins
+from workflow_lib.errors import shortened
 from workflow_lib.files import UNREADABLE, read_json
 from workflow_lib.live.jobs import FAILED, FINISHED, STOPPED, Job
 from workflow_lib.live.training import Training
@@ -14,19 +15,26 @@ from workflow_lib.results import layout
 from workflow_lib.results.statements import DIVERGED
 from workflow_lib.text import decimal, duration, training_place
 
+LONGEST_REASON = 200  # characters; the message at the end has all of them
 
-def of_job(job: Job, results: Path) -> str | None:
-    """Return the line about a job that has just changed its state, or None if the user need not know."""
+
+def of_job(job: Job, results: Path, *, is_brief: bool = False) -> str | None:
+    """Return the line about a job that has just changed its state, or None if the user need not know.
+
+    If it is to be brief, a run has one line, when it is evaluated.
+    """
     if job.state == STOPPED:
         return f"{job.name}: {job.reason.partition('. ')[0] if job.reason.startswith('stopped') else 'stopped'}"
     if job.state == FINISHED:
-        return _finished(job, results)
+        return _finished(job, results, is_brief=is_brief)
     if job.state == FAILED:
-        return f"{job.name} failed: {job.reason}"
+        if job.before is not None and job.before.reason == job.reason:
+            return f"{job.name} failed again, for the same reason"
+        return f"{job.name} failed: {shortened(job.reason, LONGEST_REASON)}"
     return f"{job.name} starts again" if job.before is not None else None
 
 
-def _finished(job: Job, results: Path) -> str | None:
+def _finished(job: Job, results: Path, *, is_brief: bool) -> str | None:
     """Return the result of a finished job, read from its statement."""
     try:
         match job.rule:
@@ -37,10 +45,15 @@ def _finished(job: Job, results: Path) -> str | None:
                 return f"{job.name}: {_trial(study, int(job.wildcards['number']))}"
             case "train":
                 training = read_json(layout.run_dir(results, job.subject) / layout.TRAIN)
-                return f"{job.name}: {_best(training)}"
+                return None if is_brief and training.get("state") != DIVERGED else f"{job.name}: {_best(training)}"
             case "evaluate":
                 evaluation = read_json(layout.run_dir(results, job.subject) / layout.EVALUATION)
-                return None if evaluation.get("state") == DIVERGED else f"{job.name}: {_metric(evaluation)}"
+                if evaluation.get("state") == DIVERGED:
+                    return None
+                if not is_brief:
+                    return f"{job.name}: {_metric(evaluation)}"
+                training = read_json(layout.run_dir(results, job.subject) / layout.TRAIN)
+                return f"{job.subject}: {_best(training)}; {_metric(evaluation)}"
             case "best":
                 best = read_json(layout.best_file(layout.study_dir(results, job.wildcards["study"])))
                 return f"the study is done: trial {best['number']} is the best; `tuned` trains it in full"

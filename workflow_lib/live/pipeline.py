@@ -63,13 +63,16 @@ class Signals:
     def caught(self) -> Iterator[None]:
         """Count the signals that ask to stop, instead of ending. Only the main thread of a program can.
 
-        A signal that is ignored stays so: SIGHUP under `nohup`, Ctrl-C for a process in the background of a script.
+        A signal that is ignored stays so: SIGHUP under `nohup`, Ctrl-C for a process in the background of a script. But
+        Snakemake and its jobs, which inherit what is ignored, must hear the SIGINT that asks them to save.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         heard = [n for n in (*STOP_SIGNALS, signal.SIGTSTP) if signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self.add) for number in heard}
+        if signal.SIGINT not in before:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)  # a child inherits the default then
         try:
             yield
         finally:

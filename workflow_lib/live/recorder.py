@@ -4,7 +4,8 @@ A job that was rejected for a mistake of the user is not retried, also without `
 
 plan       an experiment is read: its frozen file, results folder and runs, and if the jobs run on this machine
 jobs       number of jobs by rule
-started    the jobs begin, this is no dry run: the runs that need one, and the runs of each pack
+started    the jobs begin, this is no dry run: the runs that need one, the runs of each pack, and
+           the folder in which packs prepare results
 job        a job starts, or starts again: id, rule, wildcards
 finished   the job with this id is finished
 failed     the job with this id did not finish: its exit code, if that is known, and the last line of its log

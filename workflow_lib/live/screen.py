@@ -101,6 +101,7 @@ def _row(job: Job | None, name: str, state: str, trainings: Mapping[str, Trainin
     training = trainings.get(job.name) if job else None
     if training is None or training.steps is None:
         return {"run": name, "state": state}
+    is_going_on = state == "training"
     return {
         "run": name,
         "state": state,
@@ -108,8 +109,8 @@ def _row(job: Job | None, name: str, state: str, trainings: Mapping[str, Trainin
         "step": f"{training.step:,}/{training.steps:,}",
         "loss": decimal(training.loss) if training.loss is not None else "",
         "metric": f"{training.metric} {decimal(training.value)}" if training.value is not None else "",
-        "samples/s": f"{training.samples_per_s:,.0f}" if training.samples_per_s else "",
-        "ETA": duration(training.left_s) if training.left_s is not None else "",
+        "samples/s": f"{training.samples_per_s:,.0f}" if is_going_on and training.samples_per_s else "",
+        "ETA": duration(training.left_s) if is_going_on and training.left_s is not None else "",
     }
 
 
@@ -140,7 +141,7 @@ def _table(rows: Sequence[dict[str, str]], width: int) -> Table:
     too_long = max(len(row["run"]) for row in rows) + sum(widths.values()) - width if rows else 0
     if 0 < too_long <= widths.get("samples/s", 0):  # without the speed, no name is shortened
         widths.pop("samples/s")
-    for name in ("samples/s", "loss", "step"):
+    for name in ("samples/s", "loss", "step", *metrics, "epoch"):
         if width - sum(widths.values()) < NAME_WIDTH:
             widths.pop(name, None)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))

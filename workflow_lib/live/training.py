@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ class Training:
         settings = files.read_json(layout.run_config(work, self._run.name))["training"]
         self.metric: str = settings["select_metric"]
         self.epochs: int | None = settings["epochs"]
-        self._batch_size: int = settings["batch_size"]
         self._work = work
         self._followers: dict[Path, Follower] = {path: Follower(path, last_bytes=0) for path in self._files()}
         self.epoch = self.step = 0
@@ -35,10 +35,11 @@ class Training:
         self.loss: float | None = None
         self.value: float | None = None
         self.samples_per_s: float | None = None
+        self._ends_at: float | None = None  # estimated, by time.monotonic
         for path in self._followers:
             if (event := last_event(path, PROGRESS, RECENT_BYTES)) is not None:
                 self._take(event)
-        self.samples_per_s = None
+        self.samples_per_s = self._ends_at = None
         self._is_finished = False
 
     def _files(self) -> list[Path]:
@@ -80,13 +81,13 @@ class Training:
         self.samples_per_s = event["samples_per_s"]
         self.loss = event.get("loss", event.get("train_loss"))
         self.value = event.get(self.metric, self.value)
+        left_s = event.get("left_s")
+        self._ends_at = None if left_s is None else time.monotonic() + left_s
 
     @property
     def left_s(self) -> float | None:
-        """The estimated seconds that are left."""
-        if not self.samples_per_s or self.steps is None:
-            return None
-        return (self.steps - self.step) * self._batch_size / self.samples_per_s
+        """The estimated seconds that are left, which pass also between two events."""
+        return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
 
     @property
     def place(self) -> str:

@@ -107,7 +107,8 @@ class Watch:
         elif event["kind"] == "started":
             self._say(self._beginning())
         elif job is not None and self.pipeline.results is not None and self.pipeline.has_started:
-            line = lines.of_job(job, self.pipeline.results)
+            is_brief = self._live is not None and "evaluate" in self.pipeline.counts  # the view has the rest
+            line = lines.of_job(job, self.pipeline.results, is_brief=is_brief)
             if line is not None:
                 self._say(line)
 
@@ -117,7 +118,10 @@ class Watch:
         )
         name = self.pipeline.results.name if self.pipeline.results else ""
         total = count(self.pipeline.counts.get("total", 0), "job")
-        return f"{name}: {total} to run{f': {phases}' if phases else ''}. Snakemake's output: {self._log}"
+        runs = self.pipeline.runs
+        done = len(set(runs) - self.pipeline.needed)
+        already = f"; {done:,} of {count(len(runs), 'run')} {'is' if done == 1 else 'are'} finished" if done else ""
+        return f"{name}: {total} to run{f': {phases}' if phases else ''}{already}. Snakemake's output: {self._log}"
 
     def _follow(self) -> None:
         """Read the progress of the trainings that run, and say their warnings."""
@@ -132,6 +136,8 @@ class Watch:
                     self._trainings[name] = Training(str(reference), WORK)
             if name in self._trainings:
                 self._say_warnings(name)
+                if self._trainings[name].state == "trained":
+                    self.pipeline.trained.add((job.rule, job.subject))
 
     def _say_warnings(self, name: str) -> None:
         for warning in self._trainings[name].update():

@@ -32,7 +32,7 @@ class Trials:
     def __init__(self, job: Job, tune: Tune, data: Path, results: Path, then: Callable[[Path], Task]) -> None:
         """Go on with a study whose files so far are in ``results``; ``then`` returns what follows its best trial."""
         self._job, self._data, self._results, self._then = job, data, results, then
-        self._folder = folder = job.prepared / "study"
+        self._folder = folder = job.prepared / ready.STUDY
         self._trials, self._window = tune.trials, tune.window
         self._has_best = False
         self.codes: dict[str, int] = {}  # exit code of each trial, by its number

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from workflow_lib import plugins
 from workflow_lib.errors import UserError
+from workflow_lib.files import file_digest, read_json
 from workflow_lib.results import layout as results_layout
 from workflow_lib.results import provenance
 from workflow_lib.text import decimal, training_place, wrapped
 
+NO_BREAK = "\xa0"  # a space at which no line is broken
 BELOW = "    "  # indentation of a value below its name
 SAMPLES = {"test_samples": "test", "validation_samples": "val"}  # columns of the table, and the split that they count
 
@@ -22,9 +24,7 @@ def summary(results: Path, width: int | None = None) -> str:
     """
     best, lines = result(results)
     is_of_test = not best.get("validation_samples")
-    lines |= {
-        "report": results / results_layout.REPORT,
-    }
+    lines |= _registered(results) | {"report": results / results_layout.REPORT}
     commands = {
         **({"predict": f"everstep predict {results.name} DATA --output predictions.csv"} if is_of_test else {}),
         "next": f"python -m webbrowser {results / results_layout.REPORT}",
@@ -33,7 +33,23 @@ def summary(results: Path, width: int | None = None) -> str:
     column = max(map(len, (*lines, *commands))) + 4
     rows = [_row(name, str(value), column, width, str(value).split()) for name, value in lines.items()]
     rows += [_row(name, command, column, width, [command]) for name, command in commands.items()]
-    return "\n".join(line for row in rows for line in row)
+    return "\n".join(line for row in rows for line in row).replace(NO_BREAK, " ")
+
+
+def _registered(results: Path) -> dict[str, object]:
+    """Return lines about the version in the registry and the decision of the gate; none without a version."""
+    path, table = results / results_layout.REGISTERED, results / results_layout.RUNS_TABLE
+    if not path.exists():
+        return {}
+    made = read_json(path, "name", "version", "folder", "alias", "decision", "provenance")
+    if file_digest(table) not in made["provenance"]["inputs"].values():  # the experiment has no registry any more
+        return {}
+    decision = made["decision"]
+    verdict = "is now" if decision["promoted"] else "is not promoted to"
+    return {
+        "registered": f"version {made['version']} of {made['name']} in {made['folder']}",
+        "gate": f"version {made['version']} {verdict} {made['alias']}: {decision['reason']}",
+    }
 
 
 def _row(name: str, value: str, column: int, width: int | None, unbroken: list[str]) -> list[str]:
@@ -60,15 +76,19 @@ def result(results: Path) -> tuple[dict[str, str], dict[str, object]]:
     repeated = _repeated(read_configurations(results))
     return best, {
         **repeated,
-        ("typical run" if repeated else "best run"): f"{best['run']} (of {len(rows)})"
-        if len(rows) > 1
-        else best["run"],
+        ("typical run" if repeated else "best run"): _named(best, len(rows)),
         "chosen by": f"{best['select_metric']} {_short(best['select_value'])} at "
         + training_place(float(best["best_epoch"]), int(best["best_step"])),
         "test" if is_of_test else "validation": _measured(best),
         "model": f"{folder / results_layout.MODEL}, {folder / results_layout.ONNX}",
         **({"diverged": f"{', '.join(diverged)} (the reasons are in the report)"} if diverged else {}),
     }
+
+
+def _named(best: dict[str, str], runs: int) -> str:
+    """Return the name of the run, which the study calls `tuned`, and how many runs there are."""
+    of = f" (of{NO_BREAK}{runs})" if runs > 1 else ""
+    return f"{best['run']}{of}" if best["name"] == best["run"] else f"{best['name']}{of}: {best['run']}"
 
 
 def read_runs(results: Path) -> list[dict[str, str]]:

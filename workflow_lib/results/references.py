@@ -11,6 +11,7 @@ from workflow_lib import config
 from workflow_lib.errors import ConfigError, UserError
 from workflow_lib.results import layout
 from workflow_lib.results.statements import read_training
+from workflow_lib.text import joined, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,11 @@ def _run(ref: str, results: Path) -> Path:
         listing = ", ".join(map(str, chosen[:5]))
         raise ConfigError(f"{ref}: {len(chosen)} runs in {results} have this name ({listing}); give the folder of one")
     if not chosen:
-        names = ", ".join(path.parent.name for path in layout.all_plans(results))
-        raise ConfigError(
-            f"{ref}: no trained run in {results} has this id; allowed: the id of a run or its first digits, its folder "
-            f"in {results}, its {layout.TRAIN}, or an experiment: {names or 'none has been planned'}"
+        names = [path.parent.name for path in layout.all_plans(results)]
+        said = f"{ref}: no trained run in {results} has this id{nearest(ref, [*names, *(run.name for run in trained)])}"
+        more = (
+            f"allowed: the id of a run or the first digits of its digest, its folder in {results}, its {layout.TRAIN}, "
+            f"or an experiment: {', '.join(names) or 'none has been planned'}"
         )
+        raise ConfigError(joined(said, more))
     return chosen[0]

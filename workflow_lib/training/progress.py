@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from workflow_lib.config.length import Length
 from workflow_lib.store.events import EventLog
 from workflow_lib.text import duration
+from workflow_lib.training.pace import Pace
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class ProgressDisplay:
         self._events = events
         self._first = self._last = (step, time.monotonic())
         self._began = self._logged_at = self._printed_at = time.monotonic()
+        self._pace = Pace(step, self._began)
         self._bar = self._new_bar(step) if sys.stderr.isatty() else None
         self._next = time.monotonic()
 
@@ -46,7 +48,7 @@ class ProgressDisplay:
         self._next = now + EVERY_S["bar" if self._bar else "line"]
         loss = loss_sum.item() / max(samples, 1)
         speed = self._speed(step, now)
-        left_s = (self._total - step) * self._batch_size / speed if speed else None
+        left_s = self._left_s(step, now)
         eta = "?" if left_s is None else duration(left_s)
         epoch = min(step // self._length.steps_per_epoch + 1, self._length.epochs)
         if self._bar:
@@ -57,7 +59,13 @@ class ProgressDisplay:
         if now - self._logged_at >= EVERY_S["line"]:
             self._logged_at = now
             self._events.append(
-                "progress", step=step, steps=self._total, epoch=epoch, loss=loss, samples_per_s=round(speed, 1)
+                "progress",
+                step=step,
+                steps=self._total,
+                epoch=epoch,
+                loss=loss,
+                samples_per_s=round(speed, 1),
+                left_s=left_s,
             )
             self._events.shorten()
             is_due = now - self._began <= YOUNG_S or now - self._printed_at >= OLD_EVERY_S
@@ -74,7 +82,8 @@ class ProgressDisplay:
         metrics = "  ".join(
             f"{name} {value:.4f}" for name, value in row.items() if name not in PLACE and value is not None
         )
-        speed = self._speed(int(row["step"] or 0), time.monotonic())
+        step, now = int(row["step"] or 0), time.monotonic()
+        speed = self._speed(step, now)
         place = f"epoch {row['epoch']}/{self._length.epochs}"
         if self._is_counted_in_steps:
             place = f"step {row['step']}/{self._total}  epoch {row['epoch']}"
@@ -83,12 +92,19 @@ class ProgressDisplay:
             self._bar.console.print(line)
         else:
             logger.info("%s", line)
-        self._events.append("epoch", **row, steps=self._total, samples_per_s=round(speed, 1))
+        left_s = self._left_s(step, now)
+        self._events.append("epoch", **row, steps=self._total, samples_per_s=round(speed, 1), left_s=left_s)
 
     def close(self) -> None:
         """Remove the bar from the terminal."""
         if self._bar:
             self._bar.stop()
+
+    def _left_s(self, step: int, now: float) -> float | None:
+        """Return the estimated seconds to the end, in tenths; None before the first step."""
+        self._pace.add(step, now)
+        left_s = self._pace.left_s(self._total, now)
+        return None if left_s is None else round(left_s, 1)
 
     def _speed(self, step: int, now: float) -> float:
         """Return the samples per second, measured over at least a second once the training is that old."""
