@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from workflow_lib import __version__
-from workflow_lib.cli import jobs, user
+from workflow_lib.cli import completion, jobs, user
+from workflow_lib.cli import existing_runs as existing_runs  # adds its verbs
 from workflow_lib.cli import registry as registry  # adds its verb
 from workflow_lib.cli.options import Arguments
 from workflow_lib.errors import EverstepError, TryAgain, with_advice
@@ -28,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 success; 1 failure; 2 mistake of the user; 75 state saved, run the command again; 130 interrupted by Ctrl-C.
     """
     code_snapshot.let_children_find_scripts()
+    print_all_characters()
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if arguments.has_log:
         _log_to_stderr()
@@ -57,6 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(f"everstep {arguments.verb}: {with_advice(error)}")
         return 1
     return 0
+
+
+PLAIN = {"…": "...", "–": "-", "±": "+-", "✓": "*", "→": "->"}  # for an encoding without these characters
+
+
+def print_all_characters() -> None:
+    """Let standard output print a character that it cannot encode as a similar one or `?`, instead of failing."""
+    codecs.register_error("everstep", _similar)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="everstep")
+
+
+def _similar(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def _print_error(text: str) -> None:
@@ -109,9 +129,7 @@ def _parsed(argv: Sequence[str]) -> Arguments:
     names = [verb.name for verb in (*user.VERBS, *jobs.VERBS)]
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
-        import argcomplete
-
-        argcomplete.autocomplete(parser)
+        completion.answer(parser)
     if argv and not argv[0].startswith("-") and argv[0] not in names:
         parser.error(f"there is no verb {argv[0]!r}{nearest(argv[0], names)}")
     own, after = _split(argv)
@@ -120,7 +138,9 @@ def _parsed(argv: Sequence[str]) -> Arguments:
     if unknown:
         parser = arguments.parser  # of the verb, so that the message shows its usage
         hint = nearest(unknown[0], parser._option_string_actions)
-        if not hint and arguments.verb == "run":
+        if not hint and getattr(arguments, "set", None) and all("=" in word for word in unknown):
+            hint = "; several settings are one argument: --set 'A=1 B=2'"
+        elif not hint and arguments.verb == "run":
             hint = "; arguments of Snakemake follow `--`, as in `everstep run -- --cores 2`"
         parser.error(f"unknown argument {' '.join(unknown)}{hint}")
     return arguments
@@ -149,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         verb_parser = verbs.add_parser(verb.name, description=description, allow_abbrev=False)
         verb_parser.set_defaults(call=verb.call, has_log=verb.has_log, parser=verb_parser)
         for option in verb.options:
-            verb_parser.add_argument(*option.names, **option.settings)
+            action = verb_parser.add_argument(*option.names, **option.settings)
+            completion.prepare(action, option.completes)
     return parser
 
 

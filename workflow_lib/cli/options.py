@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_lib.cli import completion
+from workflow_lib.cli.completion import Completer
 from workflow_lib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,11 +27,12 @@ class Option:
 
     names: tuple[str, ...]
     settings: dict[str, Any]
+    completes: Completer | None = None  # returns what a shell offers; None: files if the type is a path
 
 
-def option(*names: str, **settings: Any) -> Option:
+def option(*names: str, completes: Completer | None = None, **settings: Any) -> Option:
     """Return an option, or a positional argument if the name has no dashes."""
-    return Option(names, settings)
+    return Option(names, settings, completes)
 
 
 def path(*names: str, text: str) -> Option:
@@ -68,9 +71,17 @@ class Verbs(list[Verb]):
 
 FIRST = Path("config/config.yaml")
 FIRST_CONFIG = option(
-    "config", nargs="?", type=Path, default=FIRST, metavar="CONFIG", help=f"experiment file (default: {FIRST})"
+    "config",
+    nargs="?",
+    type=Path,
+    default=FIRST,
+    metavar="CONFIG",
+    help=f"experiment file (default: {FIRST})",
+    completes=completion.experiment_files,
 )
-CONFIG = option("config", type=Path, metavar="CONFIG", help="experiment file (YAML)")
+CONFIG = option(
+    "config", type=Path, metavar="CONFIG", help="experiment file (YAML)", completes=completion.experiment_files
+)
 CONFIGS = option(
     "config",
     type=Path,
@@ -78,12 +89,13 @@ CONFIGS = option(
     nargs="*",
     default=[FIRST],
     help=f"experiment files (YAML), checked one by one (default: {FIRST})",
+    completes=completion.experiment_files,
 )
 SET = option(
     "--set", action="append", default=[], metavar="'A.B=1 C=2'", help="settings that override the file; may be repeated"
 )
 EXPERIMENT = option("--experiment", type=Path, metavar="FILE", help="experiment file (default: $EVERSTEP_EXPERIMENT)")
-RUNS = option("runs", nargs="+", metavar="RUN", help="run id or its digest")
+RUNS = option("runs", nargs="+", metavar="RUN", help="run id or its digest", completes=completion.runs)
 RUN = option("--run", required=True, metavar="RUN", help="run id, or a JSON file that refers to a run")
 DATA = path("--data", text="manifest of the prepared data")
 MODEL = path("--model", text="trained weights (safetensors)")
