@@ -262,7 +262,7 @@ def test_csv_parquet_and_excel_hold_the_same_predictions(numbers: Trained) -> No
         (["houses.csv", "--output", "houses.csv/x.csv"], "--output houses.csv/x.csv: no file can be written in "),
         (["none.csv", "--output", "x.csv"], "none.csv: there is no such file or folder"),
         (["houses.csv", "--output", "x.csv", "--batch-size", "0"], "--batch-size 0: allowed: 1 and more"),
-        (["houses.csv", "--output", "x.csv", "--device", "tpu"], "--device: tpu"),
+        (["houses.csv", "--output", "x.csv", "--device", "tpu"], "--device: 'tpu' is not allowed; allowed: "),
     ],
 )
 def test_wrong_arguments_are_mistakes_of_the_user(

@@ -29,6 +29,13 @@ class Net(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(64, 10))
 """
+OWN_ALL = """
+rule all:
+    input:
+        "best.txt",
+
+
+"""
 OWN_RULE = """
 
 rule mine:
@@ -92,7 +99,8 @@ def test_a_project_outside_a_clone(bin_folder: Path, tmp_path: Path) -> None:
     assert "mine: 7 jobs to run: data, training, evaluation, export, report" in shown
     assert "best run" in shown
 
-    with (project / "Snakefile").open("a") as file:
-        file.write(OWN_RULE)
-    run("python -m snakemake --profile $(everstep path)/profiles/local --cores 2 best.txt", project, bin_folder)
+    snakefile = project / "Snakefile"
+    text = snakefile.read_text().replace("from everstep", "from everstep exclude all")
+    snakefile.write_text(text.replace("module everstep:", f"{OWN_ALL}module everstep:") + OWN_RULE)
+    run("python -m snakemake --profile $(everstep path)/profiles/local --cores 2", project, bin_folder)
     assert "mine-" in (project / "best.txt").read_text()

@@ -37,7 +37,6 @@ TRAIN, MODEL, HISTORY, STEPS = "train.json", "model.safetensors", "history.csv",
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
 EXPORT, ONNX = "export.json", "model.onnx"
 BEST = "best.json"
-REGISTERED = "registered.json"
 REPORT, RUNS_TABLE, CONFIGURATIONS = "report.html", "runs.csv", "configurations.csv"
 RUNS_WORKBOOK = "runs.xlsx"
 REGISTERED, REGISTRY_PAGE = "registered.json", "registered.html"
