@@ -148,6 +148,7 @@ try:
         snakefile.check_models(experiment, everything)
         tracking.check_installed(experiment.tracking.to)
         snakefile.check_excel(experiment)
+        snakefile.check_registry(experiment)
         if experiment.registry and experiment.registry.mlflow:
             tracking.check_installed(["mlflow"], "registry.mlflow")
         if experiment.notify and not is_dry_run():

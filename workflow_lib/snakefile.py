@@ -128,6 +128,16 @@ def check_excel(experiment: config.Experiment) -> None:
         )
 
 
+def check_registry(experiment: config.Experiment) -> None:
+    """Raise ConfigError if a file stands where the folder of the registry is, or would be made."""
+    if experiment.registry is None:
+        return
+    wanted = experiment.registry.folder
+    found = next((path for path in (wanted, *wanted.parents) if path.exists()), None)
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"registry.folder: {found} is a file; allowed: a folder, which may be a new one")
+
+
 def move_damaged(folder: Path) -> list[str]:
     """Rename damaged files of the study and of the data in an experiment's results; return a line for each.
 

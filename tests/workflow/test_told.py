@@ -40,7 +40,11 @@ def test_the_best_model_is_registered_and_the_end_and_a_failure_are_told_once(
         assert finished.make().is_nothing
         assert [json.loads(body)["event"] for body in web.bodies] == ["end"]
         statement = json.loads((folder / "results/tiny/registered.json").read_text())
-        assert finished.run("--config", "set=registry.folder=config/tiny.yaml").code == 1
+        mistaken = finished.run("--dry-run", "--config", "set=registry.folder=config/tiny.yaml")
+        assert "registry.folder: config/tiny.yaml is a file; allowed: " in mistaken.output
+        (folder / "taken/tiny").mkdir(parents=True)
+        (folder / "taken/tiny/versions").touch()
+        assert finished.run("--config", "set=registry.folder=taken").code == 1
     ended, failed = (json.loads(body) for body in web.bodies)
     assert ended["text"].startswith("tiny ended: 3 runs.\nbest run: ")
     assert (failed["event"], "register" in failed["text"]) == ("failure", True)
