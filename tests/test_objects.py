@@ -54,7 +54,7 @@ def test_an_object_is_found() -> None:
         ("ours.losses:NUMBER", "loss `ours.losses:NUMBER` is a int; allowed: a class or a function"),
         ("ours.loses:dice", "no module `ours.loses` to import for a loss; did you mean `ours.losses`? Give"),
         ("our.losses:dice", "no module `our.losses` to import for a loss; did you mean `ours.losses`? Give"),
-        ("__main__:dice", "loss `__main__:dice`: jobs cannot import `__main__`; put it into a file of the project"),
+        ("__main__:dice", "loss `__main__:dice` is defined in a notebook or a script, which "),
         ("ours.losses.dice:x", "no module `ours.losses.dice` to import for a loss; did you mean `ours.losses:dice`?"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_model_of_a_notebooks_cells_is_rejected(project: Path, monkeypatch: py
             super().__init__(64, 10)
 
     monkeypatch.setattr(sys.modules["__main__"], "Net", Net, raising=False)
-    with pytest.raises(ConfigError, match="^`__main__:Net` is defined in a notebook or a script"):
+    with pytest.raises(ConfigError, match="model `__main__:Net` is defined in a notebook or a script"):
         workflow_lib.load({"name": "x", "model": {"name": "__main__:Net"}})
 
 

@@ -17,15 +17,8 @@ _seen: dict[str, str] = {}  # digest of the code of each module when it was look
 def check(run: RunConfig) -> None:
     """Raise ConfigError if a module of the user's that the run needs was edited since this process looked at it first.
 
-    The jobs of the pipeline would run the edited code, and this process the one before. Code that is in no file of its
-    own, but in a notebook's cells, is rejected, too.
+    The jobs of the pipeline would run the edited code, and this process the one before.
     """
-    for target in (run.model.name, *user_code.objects_of(run).values()):
-        if target.startswith("__main__:"):
-            raise ConfigError(
-                f"`{target}` is defined in a notebook or a script, which the jobs of the pipeline cannot import: write "
-                "it to a file of the project, such as nets.py, and name it `nets:Net`"
-            )
     data = plugins.code(plugins.load("data", run.data.name))
     for code in (data, *user_code.of(run).values()):
         for name, text in code.texts.items():

@@ -39,8 +39,8 @@ def load_object(kind: str, target: str) -> Any:
     name, _, attribute = target.partition(":")
     if name == "__main__":  # of a notebook or of this program: a job of the pipeline could not import it
         raise PluginError(
-            f"{kind} `{target}`: jobs cannot import `__main__`; put it into a file of the project, such as nets.py, "
-            f"and name it nets:{attribute}"
+            f"{kind} `{target}` is defined in a notebook or a script, which the jobs of the pipeline cannot import: "
+            f"write it to a file of the project, such as nets.py, and name it `nets:{attribute}`"
         )
     module = import_module(kind, name, name)
     found: Any = module
