@@ -25,7 +25,7 @@ from workflow_lib.store.events import EventLog, Follower
 events = EventLog(Path("events.jsonl"))
 events.append("plan", results="results/a<b", runs=["a-1"], is_local=True, experiment="e.json")
 events.append("jobs", counts={"train": 1, "total": 1})
-events.append("started", runs=["a-1"], packs={})
+events.append("started", runs=["a-1"], packs={}, prepared="ready")
 with Watch(Follower(events.path), Path("log")) as watch:
     watch.update()
     events.append("job", id=1, rule="train", wildcards={"run": "a-1"})
