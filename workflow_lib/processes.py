@@ -10,6 +10,7 @@ import hashlib
 import os
 from contextlib import suppress
 from functools import lru_cache
+from getpass import getuser
 from pathlib import Path
 
 MARK = 12  # hexadecimal digits of the process table in a mark
@@ -22,8 +23,6 @@ def host() -> str:
 
 def user() -> str:
     """Return the name of the user; the number of one without a name, as in many containers."""
-    from getpass import getuser  # here, since jobs that only hand out results need it not
-
     try:
         return getuser()
     except (KeyError, OSError):

@@ -113,7 +113,7 @@ def test_the_pipeline_is_told_in_few_lines_without_a_terminal(finished: Project)
         r"trial 1: val_accuracy 0\.\d+ at epoch \d",
         r"train tuned: val_loss \d\.\d+ at epoch \d",
         r"evaluate tiny-\S+: test accuracy 0\.\d+ \[0\.\d+, 0\.\d+\]",
-        r"  best run +tiny-",
+        r"  best run +tuned \(of 3\): tiny-",
         r"  report +results/tiny/report.html",
     ):
         assert re.search(expected, text), f"{expected}\n{text}"
