@@ -251,6 +251,14 @@ def test_a_folder_that_is_being_filled_is_not_taken_for_whole(tmp_path: Path, mo
     assert all(path.is_file() for path in shards)
 
 
+def test_shards_of_other_data_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest, other = prepare(tmp_path), prepare(tmp_path, split_seed=1)
+    stored, foreign = (files(each, tmp_path)[0].with_name("manifest.json") for each in (manifest, other))
+    stored.write_bytes(foreign.read_bytes())
+    assert data.ensure(manifest, tmp_path / "work") == manifest
+
+
 # The verb
 
 

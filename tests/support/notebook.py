@@ -22,7 +22,7 @@ PRIVATE = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNT
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows: text, with values as a notebook shows them, and the views of an output that changes."""
+    """The output of a cell: text, with values as a notebook shows them, and the views that replaced each other."""
 
     text: str
     views: list[str]

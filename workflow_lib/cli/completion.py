@@ -1,4 +1,4 @@
-"""What the shell offers for an argument: runs, experiments and files of the current folder."""
+"""Completion of arguments in the shell: the runs, experiments and files of the current folder, and fixed names."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Content:
-    """What the page shows at a time: its state, and by key the version and the columns of each curve."""
+    """The content of the page at a time: its state, and by key the version and the columns of each curve."""
 
     state: Row
     curves: dict[str, tuple[int, Row]]
